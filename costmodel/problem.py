@@ -1,0 +1,319 @@
+"""THE description of a convolution: sizes, the GEMM each pass is, and the stride phases of the input gradient.
+
+Everything else (launch, fake tensors, plans, formulas) asks this module; no other module computes convolution geometry.
+The size properties use only `+ - * //` and tuples, so the same lines run on `int`, `torch.SymInt` and sympy symbols.
+
+A transposed convolution is the input gradient of a forward convolution and is described by that forward problem;
+`output_padding` is then no field of its own: it lowers the high padding, which may become negative (a crop).
+Shape relations: Dumoulin and Visin, "A guide to convolution arithmetic for deep learning" (arXiv 1603.07285).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any, NamedTuple
+
+Size = Any  # int, torch.SymInt or a sympy expression
+
+
+class Pass(str, Enum):
+    """The three primitives: y = fprop(x, w), dx = dgrad(dy, w), dw = wgrad(dy, x)."""
+
+    FPROP = "fprop"
+    DGRAD = "dgrad"
+    WGRAD = "wgrad"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class Gemm(NamedTuple):
+    """The matrix product a pass is, per group: [m, k] x [k, n], `batch` of them."""
+
+    m: Size
+    n: Size
+    k: Size
+    batch: Size
+
+
+class AxisPhase(NamedTuple):
+    """Along one axis: the input coordinates `residue + i * stride` and the taps that reach them.
+
+    Tap number `t` (0 <= t < taps) is filter tap `first + t * step` and reads the output coordinate `i + base - t * delta`.
+    """
+
+    residue: int
+    size: Size
+    first: int
+    taps: int
+    step: int
+    base: Size
+    delta: int
+
+
+class Phase(NamedTuple):
+    """One stride-1 convolution of dgrad: an `AxisPhase` per spatial axis."""
+
+    axes: tuple[AxisPhase, ...]
+
+    @property
+    def taps(self) -> int:
+        return math.prod(a.taps for a in self.axes)
+
+    @property
+    def pixels(self) -> Size:
+        return product(a.size for a in self.axes)
+
+
+def product(values: Any) -> Size:
+    """Product that keeps symbols (`math.prod` would try to index a SymInt)."""
+    total: Size = 1
+    for value in values:
+        total = total * value
+    return total
+
+
+def ceil_div(a: Size, b: Size) -> Size:
+    """ceil(a / b) for integers and symbols, b > 0."""
+    return (a + b - 1) // b
+
+
+@dataclass(frozen=True)
+class ConvProblem:
+    """A forward convolution of x [batch, in_channels, *input_size] with w [out_channels, in_channels // groups, *kernel_size].
+
+    `padding` holds (low, high) per axis; both may be negative (a crop). All tuples have one entry per spatial axis.
+    """
+
+    batch: Size
+    in_channels: Size
+    out_channels: Size
+    groups: Size
+    input_size: tuple[Size, ...]
+    kernel_size: tuple[Size, ...]
+    stride: tuple[Size, ...]
+    padding: tuple[tuple[Size, Size], ...]
+    dilation: tuple[Size, ...]
+
+    # ---- construction -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def conv(
+        cls,
+        input_shape: Sequence[Size],
+        weight_shape: Sequence[Size],
+        stride: Sequence[Size],
+        padding: Sequence[Size] | Sequence[tuple[Size, Size]] | str,
+        dilation: Sequence[Size],
+        groups: Size = 1,
+    ) -> ConvProblem:
+        """The problem of torch's conv: input [N, C, *size], weight [K, C / groups, *kernel]; padding int or (low, high) per axis."""
+        kernel = tuple(weight_shape[2:])
+        return cls(
+            batch=input_shape[0],
+            in_channels=input_shape[1],
+            out_channels=weight_shape[0],
+            groups=groups,
+            input_size=tuple(input_shape[2:]),
+            kernel_size=kernel,
+            stride=tuple(stride),
+            padding=padding_pairs(padding, kernel, dilation),
+            dilation=tuple(dilation),
+        )
+
+    @classmethod
+    def conv_transpose(
+        cls,
+        input_shape: Sequence[Size],
+        weight_shape: Sequence[Size],
+        stride: Sequence[Size],
+        padding: Sequence[Size],
+        output_padding: Sequence[Size],
+        groups: Size = 1,
+        dilation: Sequence[Size] | None = None,
+    ) -> ConvProblem:
+        """The forward problem whose dgrad is torch's conv_transpose: input [N, K, *out], weight [K, C / groups, *kernel].
+
+        The result of the transposed convolution has this problem's `input_shape`.
+        """
+        kernel = tuple(weight_shape[2:])
+        dilation = tuple(dilation) if dilation is not None else (1,) * len(kernel)
+        low_high = tuple((p, p - extra) for p, extra in zip(padding, output_padding, strict=True))
+        sizes = tuple(
+            (o - 1) * s + d * (k - 1) + 1 - lo - hi
+            for o, s, d, k, (lo, hi) in zip(input_shape[2:], stride, dilation, kernel, low_high, strict=True)
+        )
+        return cls(
+            batch=input_shape[0],
+            in_channels=weight_shape[1] * groups,
+            out_channels=input_shape[1],
+            groups=groups,
+            input_size=sizes,
+            kernel_size=kernel,
+            stride=tuple(stride),
+            padding=low_high,
+            dilation=dilation,
+        )
+
+    # ---- sizes (int, SymInt or sympy) -----------------------------------------------------------------------------
+
+    @property
+    def rank(self) -> int:
+        return len(self.kernel_size)
+
+    @property
+    def channels_per_group(self) -> Size:
+        """Input channels that one output channel sees: C / groups."""
+        return self.in_channels // self.groups
+
+    @property
+    def filters_per_group(self) -> Size:
+        """Output channels of one group: K / groups."""
+        return self.out_channels // self.groups
+
+    @property
+    def effective_kernel(self) -> tuple[Size, ...]:
+        """Extent of the dilated kernel: dilation * (kernel - 1) + 1."""
+        return tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True))
+
+    @property
+    def padded_size(self) -> tuple[Size, ...]:
+        return tuple(size + lo + hi for size, (lo, hi) in zip(self.input_size, self.padding, strict=True))
+
+    @property
+    def output_size(self) -> tuple[Size, ...]:
+        """floor((input + low + high - effective_kernel) / stride) + 1 per axis."""
+        return tuple(
+            (size - extent) // s + 1
+            for size, extent, s in zip(self.padded_size, self.effective_kernel, self.stride, strict=True)
+        )
+
+    @property
+    def input_shape(self) -> tuple[Size, ...]:
+        return (self.batch, self.in_channels, *self.input_size)
+
+    @property
+    def weight_shape(self) -> tuple[Size, ...]:
+        return (self.out_channels, self.channels_per_group, *self.kernel_size)
+
+    @property
+    def output_shape(self) -> tuple[Size, ...]:
+        return (self.batch, self.out_channels, *self.output_size)
+
+    @property
+    def taps(self) -> Size:
+        return product(self.kernel_size)
+
+    @property
+    def macs(self) -> Size:
+        """Dense multiply-adds, padding zeros included, the same for every pass: N * K * (C / g) * prod(kernel) * prod(out)."""
+        return product((self.batch, self.out_channels, self.channels_per_group, self.taps, *self.output_size))
+
+    @property
+    def flops(self) -> Size:
+        """Dense floating-point operations: 2 * MAC. Bias is not counted."""
+        return 2 * self.macs
+
+    def bytes(self, itemsize: Size) -> Size:
+        """Compulsory traffic of any pass in bytes: x, w and y moved once each."""
+        return itemsize * (product(self.input_shape) + product(self.weight_shape) + product(self.output_shape))
+
+    def gemm(self, which: Pass) -> Gemm:
+        """The matrix product of a pass, per group. dgrad's k counts every tap; its phases share them out."""
+        c, k = self.channels_per_group, self.filters_per_group
+        pixels_in, pixels_out = self.batch * product(self.input_size), self.batch * product(self.output_size)
+        if which == Pass.FPROP:
+            return Gemm(pixels_out, k, c * self.taps, self.groups)
+        if which == Pass.DGRAD:
+            return Gemm(pixels_in, c, k * self.taps, self.groups)
+        return Gemm(k, c * self.taps, pixels_out, self.groups)
+
+    # ---- structure (plain int kernel, stride, dilation, padding) --------------------------------------------------
+
+    @property
+    def is_patch(self) -> bool:
+        """Windows tile the input without overlap or padding, so every pass is one plain GEMM (1x1 stride 1 included)."""
+        return all(
+            k == s and (d == 1 or k == 1) and lo == 0 and hi <= 0
+            for k, s, d, (lo, hi) in zip(self.kernel_size, self.stride, self.dilation, self.padding, strict=True)
+        )
+
+    @property
+    def needs_bounds(self) -> bool:
+        """Whether some tap of fprop can fall outside the input."""
+        return any(
+            lo > 0 or hi > 0 and (out - 1) * s + extent - lo > size
+            for (lo, hi), out, s, extent, size in zip(
+                self.padding, self.output_size, self.stride, self.effective_kernel, self.input_size, strict=True
+            )
+        )
+
+    def with_unit_axes(self, rank: int = 3) -> ConvProblem:
+        """The same problem with leading axes of size 1, up to `rank` spatial axes."""
+        lead = rank - self.rank
+        return replace(
+            self,
+            input_size=(1,) * lead + self.input_size,
+            kernel_size=(1,) * lead + self.kernel_size,
+            stride=(1,) * lead + self.stride,
+            padding=((0, 0),) * lead + self.padding,
+            dilation=(1,) * lead + self.dilation,
+        )
+
+    def axis_phases(self, axis: int) -> tuple[AxisPhase, ...]:
+        """The `stride` residues of one input axis, most taps first.
+
+        Input coordinate h meets tap r where (h + low - r * dilation) divides by the stride. With g = gcd(stride, dilation)
+        the residues reached by tap r repeat every stride / g taps, so number j = first + u * (stride / g) names each
+        residue once: (first * dilation + u - low) mod stride, and only u = 0 has taps.
+        """
+        s, d, k = self.stride[axis], self.dilation[axis], self.kernel_size[axis]
+        low, size = self.padding[axis][0], self.input_size[axis]
+        g = math.gcd(s, d)
+        step = s // g
+        phases = []
+        for j in range(s):
+            first, u = j % step, j // step
+            residue = (first * d + u - low) % s
+            taps = max(0, -(-(k - first) // step)) if u == 0 else 0
+            base = (residue + low - first * d - u) // s
+            phases.append(AxisPhase(residue, ceil_div(size - residue, s), first, taps, step, base, d // g))
+        return tuple(phases)
+
+    def phases(self) -> tuple[Phase, ...]:
+        """dgrad as stride-1 convolutions over dy that together write every input pixel once, phases without a tap included."""
+        return tuple(Phase(axes) for axes in itertools.product(*(self.axis_phases(i) for i in range(self.rank))))
+
+    # ---- words --------------------------------------------------------------------------------------------------
+
+    def __str__(self) -> str:
+        def by(values: Sequence[Size]) -> str:
+            return "x".join(str(v) for v in values)
+
+        text = f"conv{self.rank}d n{self.batch} c{self.in_channels} {by(self.input_size)} -> {self.out_channels}"
+        text += f" k{by(self.kernel_size)}"
+        if any(s != 1 for s in self.stride):
+            text += f" s{by(self.stride)}"
+        if any(p != (0, 0) for p in self.padding):
+            text += " p" + ",".join(str(lo) if lo == hi else f"{lo}:{hi}" for lo, hi in self.padding)
+        if any(d != 1 for d in self.dilation):
+            text += f" d{by(self.dilation)}"
+        return text + (f" g{self.groups}" if self.groups != 1 else "")
+
+
+def padding_pairs(
+    padding: Sequence[Any] | str, kernel_size: Sequence[Size], dilation: Sequence[Size]
+) -> tuple[tuple[Size, Size], ...]:
+    """(low, high) per axis from ints, pairs, 'valid' or 'same'. 'same' puts the odd element at the high end, as torch does."""
+    if isinstance(padding, str):
+        if padding == "valid":
+            return ((0, 0),) * len(kernel_size)
+        if padding != "same":
+            raise ValueError(f"padding must be 'same' or 'valid' when it is a string, got {padding!r}")
+        totals = [d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True)]
+        return tuple((total // 2, total - total // 2) for total in totals)
+    return tuple((p[0], p[1]) if isinstance(p, (tuple, list)) else (p, p) for p in padding)
