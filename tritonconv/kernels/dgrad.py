@@ -1,0 +1,207 @@
+"""Input gradient of a convolution, which is also the forward pass of a transposed one."""
+
+import triton
+import triton.language as tl
+
+from tritonconv.kernels.epilogue import add_bias, rounded
+from tritonconv.kernels.gather import gather_gemm
+from tritonconv.kernels.index import fold_taps, pixels_of, strides, tile_of, unpack, wide, window_bits
+
+
+@triton.jit
+def axis_phase(number, low, KERNEL: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, STEP: tl.constexpr):
+    """(residue, first tap, taps, base) of phase `number` of one axis: `ConvProblem.axis_phases`, on the device."""
+    first = number % STEP
+    u = number // STEP
+    residue = ((first * DILATION + u - low) % STRIDE + STRIDE) % STRIDE
+    taps = tl.where(u == 0, (KERNEL - first + STEP - 1) // STEP, 0)
+    base = (residue + low - first * DILATION - u) // STRIDE  # exact where the phase has taps
+    return residue, first, taps, base
+
+
+@triton.jit
+def dgrad_kernel(
+    dy_ptr,
+    w_ptr,
+    b_ptr,
+    dx_ptr,
+    dy_strides,  # Strides of dy [N, K, O, P, Q]
+    w_strides,  # Strides of w [K, C / G, T, R, S]
+    dx_strides,  # Strides of dx [N, C, D, H, W]
+    sizes,  # Sizes
+    groups,  # packed
+    KERNEL: tl.constexpr,  # (T, R, S)
+    STRIDE: tl.constexpr,
+    DILATION: tl.constexpr,
+    STEP: tl.constexpr,  # taps from one tap of a phase to its next: stride / gcd(stride, dilation)
+    DELTA: tl.constexpr,  # and the output pixels between them: dilation / gcd(stride, dilation)
+    COUNTS: tl.constexpr,  # most taps of a phase: ceil(kernel / step)
+    EMPTY: tl.constexpr,  # some phase has no tap
+    RANK: tl.constexpr,
+    PATCH: tl.constexpr,  # windows tile the input: a plain GEMM
+    BOUNDS: tl.constexpr,  # how a tap outside dy is found: "bits", "range"
+    DY_ALIGN: tl.constexpr,
+    DY_UNIT: tl.constexpr,
+    W_ALIGN: tl.constexpr,
+    W_UNIT: tl.constexpr,
+    DX_ALIGN: tl.constexpr,
+    DX_UNIT: tl.constexpr,
+    C_ALIGN: tl.constexpr,
+    K_ALIGN: tl.constexpr,
+    W_FOLD: tl.constexpr,  # the patch axis runs (t, r, s, c) instead of (c, t, r, s)
+    EVEN_K: tl.constexpr,
+    EVEN_N: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INDEX: tl.constexpr,
+    UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    """dx[n, c, d, h, w] = b[c] + sum over k and the (t, o), (r, p), (s, q) with d = o*s_d - low_d + t*d_d, ... of
+    w[k, c, t, r, s] * dy[n, k, o, p, q]
+
+    The pixels of one stride phase (d, h, w all congruent modulo the stride) meet the same taps, so a phase is a stride-1
+    gather and no multiply-add meets a structural zero. All phases run in one launch, most taps first; a phase without taps
+    still writes its pixels (the bias). GEMM axes: m = pixels of the phase, n = c, k = (taps of the phase, k).
+    PATCH has one phase: m = patches and n = (c, t, r, s), the whole patch.
+    """
+    y_n, y_k, y_o, y_p, y_q = strides(dy_strides, DY_ALIGN, DY_UNIT, INDEX)
+    w_k, w_c, w_t, w_r, w_s = strides(w_strides, W_ALIGN, W_UNIT, INDEX)
+    channels = unpack(sizes.c) * C_ALIGN
+    filters = unpack(sizes.k) * K_ALIGN
+    size_d = unpack(sizes.d)
+    size_h = unpack(sizes.h)
+    size_w = unpack(sizes.w)
+    n_total = unpack(sizes.n)
+    columns_total = channels
+    if PATCH:
+        columns_total = channels * (KERNEL[0] * KERNEL[1] * KERNEL[2])
+    pid_m, pid_n, rest = tile_of(tl.program_id(0), unpack(sizes.tiles), tl.cdiv(columns_total, BLOCK_N), GROUP_M)
+    n_groups = unpack(groups)
+    group = rest % n_groups
+    phase = rest // n_groups
+    image, n, i_d, i_h, i_w = pixels_of(
+        pid_m, tl.cdiv(size_d, STRIDE[0]), tl.cdiv(size_h, STRIDE[1]), tl.cdiv(size_w, STRIDE[2]), BLOCK_M, RANK, INDEX
+    )
+    exists = n < n_total - image  # [BLOCK_M]
+    offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    columns = offs_n < columns_total  # [BLOCK_N]
+
+    dy_base = dy_ptr + image * wide(dy_strides.outer, DY_ALIGN, DY_UNIT == 0)
+    dy_base += group * filters * wide(dy_strides.channel, DY_ALIGN, DY_UNIT == 1)
+    w_base = w_ptr + group * filters * wide(w_strides.outer, W_ALIGN, W_UNIT == 0)
+    size = (unpack(sizes.o), unpack(sizes.p), unpack(sizes.q))
+
+    acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
+    offs_k = tl.arange(0, BLOCK_K)
+    c, t, r, s = fold_taps(offs_n, channels, KERNEL, W_FOLD)  # [BLOCK_N] where PATCH
+    if PATCH:
+        rows = exists & (i_w < size[2])
+        offset = n * y_n + i_w * y_q
+        if RANK >= 2:
+            rows = rows & (i_h < size[1])
+            offset += i_h * y_p
+        if RANK >= 3:
+            rows = rows & (i_d < size[0])
+            offset += i_d * y_o
+        acc = gather_gemm(
+            acc,
+            dy_base + (offset[:, None] + offs_k[None, :] * y_k),
+            w_base + ((c * w_c + t * w_t + r * w_r + s * w_s)[None, :] + offs_k[:, None] * w_k),
+            rows,
+            columns,
+            tl.zeros((BLOCK_M,), tl.int32),
+            (i_d, i_h, i_w),
+            size,
+            (0, 0, 0),
+            (1, 1, 1),
+            (y_o, y_p, y_q, y_k),
+            (w_t, w_r, w_s, w_k),
+            filters,
+            (1, 1, 1),
+            "none",
+            1,
+            EVEN_K,
+            EVEN_N,
+            BLOCK_K,
+            INDEX,
+            PRECISION,
+            UPCAST,
+        )
+        x_d = i_d[:, None] * STRIDE[0] + t[None, :]
+        x_h = i_h[:, None] * STRIDE[1] + r[None, :]
+        x_w = i_w[:, None] * STRIDE[2] + s[None, :]
+    else:
+        number_w = phase % STRIDE[2]
+        number_h = (phase // STRIDE[2]) % STRIDE[1]
+        number_d = phase // (STRIDE[2] * STRIDE[1])
+        w_0, first_s, taps_s, base_q = axis_phase(number_w, unpack(sizes.low_w), KERNEL[2], STRIDE[2], DILATION[2], STEP[2])
+        h_0, first_r, taps_r, base_p = axis_phase(number_h, unpack(sizes.low_h), KERNEL[1], STRIDE[1], DILATION[1], STEP[1])
+        d_0, first_t, taps_t, base_o = axis_phase(number_d, unpack(sizes.low_d), KERNEL[0], STRIDE[0], DILATION[0], STEP[0])
+        q = i_w + base_q  # [BLOCK_M] coordinate of the phase's first tap
+        p = i_h + base_p
+        o = i_d + base_o
+        offset = n * y_n + q * y_q
+        w_first = first_s * w_s
+        if RANK >= 2:
+            offset += p * y_p
+            w_first += first_r * w_r
+        if RANK >= 3:
+            offset += o * y_o
+            w_first += first_t * w_t
+        rows = exists
+        taken = columns
+        if EMPTY:
+            has_taps = taps_t * taps_r * taps_s > 0
+            rows = rows & has_taps
+            taken = taken & has_taps
+        step = (-DELTA[0], -DELTA[1], -DELTA[2])
+        bits = tl.zeros((BLOCK_M,), tl.int32)
+        if BOUNDS == "bits":
+            bits = window_bits(rows, (o, p, q), step, size, COUNTS, RANK)
+        acc = gather_gemm(
+            acc,
+            dy_base + (offset[:, None] + offs_k[None, :] * y_k),
+            w_base + w_first + (offs_n[None, :] * w_c + offs_k[:, None] * w_k),
+            rows,
+            taken,
+            bits,
+            (o, p, q),
+            size,
+            step,
+            (taps_t, taps_r, taps_s),
+            (y_o * step[0], y_p * step[1], y_q * step[2], y_k),
+            (w_t * STEP[0], w_r * STEP[1], w_s * STEP[2], w_k),
+            filters,
+            COUNTS,
+            BOUNDS,
+            RANK,
+            EVEN_K,
+            EVEN_N,
+            BLOCK_K,
+            INDEX,
+            PRECISION,
+            UPCAST,
+        )
+        c = offs_n
+        x_d = (i_d * STRIDE[0] + d_0)[:, None]
+        x_h = (i_h * STRIDE[1] + h_0)[:, None]
+        x_w = (i_w * STRIDE[2] + w_0)[:, None]
+
+    acc = add_bias(acc, b_ptr, group * channels + c, columns, HAS_BIAS)
+    s_n, s_c, s_d, s_h, s_w = strides(dx_strides, DX_ALIGN, DX_UNIT, INDEX)
+    dx_base = dx_ptr + image * wide(dx_strides.outer, DX_ALIGN, DX_UNIT == 0)
+    dx_base += group * channels * wide(dx_strides.channel, DX_ALIGN, DX_UNIT == 1)
+    mask = exists[:, None] & columns[None, :] & (x_w < size_w)
+    dx_offset = (n * s_n)[:, None] + (c * s_c)[None, :] + x_w * s_w
+    if RANK >= 2:
+        mask = mask & (x_h < size_h)
+        dx_offset += x_h * s_h
+    if RANK >= 3:
+        mask = mask & (x_d < size_d)
+        dx_offset += x_d * s_d
+    tl.store(dx_base + dx_offset, rounded(acc, dx_ptr.dtype.element_ty, UPCAST), mask=mask)

@@ -1,0 +1,136 @@
+"""Forward convolution as an implicit GEMM."""
+
+import triton
+import triton.language as tl
+
+from tritonconv.kernels.epilogue import add_bias, rounded
+from tritonconv.kernels.gather import gather_gemm, patch_gemm
+from tritonconv.kernels.index import pixels_of, strides, tile_of, unpack, wide, window_bits
+
+
+@triton.jit
+def fprop_kernel(
+    x_ptr,
+    w_ptr,
+    b_ptr,
+    y_ptr,
+    x_strides,  # Strides of x [N, C, D, H, W]
+    w_strides,  # Strides of w [K, C / G, T, R, S]
+    y_strides,  # Strides of y [N, K, O, P, Q]
+    sizes,  # Sizes
+    KERNEL: tl.constexpr,  # (T, R, S)
+    STRIDE: tl.constexpr,
+    DILATION: tl.constexpr,
+    RANK: tl.constexpr,
+    PATCH: tl.constexpr,  # windows tile the input: a plain GEMM
+    BOUNDS: tl.constexpr,  # how a tap outside the input is found: "none", "bits", "range"
+    X_ALIGN: tl.constexpr,
+    X_UNIT: tl.constexpr,
+    W_ALIGN: tl.constexpr,
+    W_UNIT: tl.constexpr,
+    Y_ALIGN: tl.constexpr,
+    Y_UNIT: tl.constexpr,
+    C_ALIGN: tl.constexpr,
+    K_ALIGN: tl.constexpr,
+    Q_ALIGN: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    EVEN_N: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INDEX: tl.constexpr,
+    UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    """y[n, k, o, p, q] = b[k] + sum over c, t, r, s of w[k, c, t, r, s] * x[n, c, o*s_d - low_d + t*d_d, p*.., q*..]
+
+    GEMM axes: m = (n, o, p, q), n = k, k = (t, r, s, c). One program writes one [BLOCK_M, BLOCK_N] tile of y.
+    """
+    x_n, x_c, x_d, x_h, x_w = strides(x_strides, X_ALIGN, X_UNIT, INDEX)
+    w_k, w_c, w_t, w_r, w_s = strides(w_strides, W_ALIGN, W_UNIT, INDEX)
+    channels = unpack(sizes.c) * C_ALIGN
+    filters = unpack(sizes.k) * K_ALIGN
+    size_q = unpack(sizes.q) * Q_ALIGN
+    pid_m, pid_n, group = tile_of(tl.program_id(0), unpack(sizes.tiles), tl.cdiv(filters, BLOCK_N), GROUP_M)
+    image, n, o, p, q = pixels_of(pid_m, unpack(sizes.o), unpack(sizes.p), size_q, BLOCK_M, RANK, INDEX)
+    rows = n < unpack(sizes.n) - image  # [BLOCK_M]
+    offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    columns = offs_n < filters  # [BLOCK_N]
+
+    x_base = x_ptr + image * wide(x_strides.outer, X_ALIGN, X_UNIT == 0)
+    x_base += group * channels * wide(x_strides.channel, X_ALIGN, X_UNIT == 1)
+    w_base = w_ptr + group * filters * wide(w_strides.outer, W_ALIGN, W_UNIT == 0)
+    w0 = q * STRIDE[2] - unpack(sizes.low_w)  # [BLOCK_M] coordinate of tap 0
+    offset = n * x_n + w0 * x_w
+    h0 = w0
+    d0 = w0
+    if RANK >= 2:
+        h0 = p * STRIDE[1] - unpack(sizes.low_h)
+        offset += h0 * x_h
+    if RANK >= 3:
+        d0 = o * STRIDE[0] - unpack(sizes.low_d)
+        offset += d0 * x_d
+
+    acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
+    if PATCH:
+        acc = patch_gemm(
+            acc,
+            x_base + offset,
+            w_base + offs_n * w_k,
+            rows,
+            columns,
+            (x_d, x_h, x_w, x_c),
+            (w_t, w_r, w_s, w_c),
+            channels,
+            KERNEL,
+            X_UNIT == 1,
+            EVEN_K,
+            BLOCK_K,
+            PRECISION,
+            UPCAST,
+        )
+    else:
+        size = (unpack(sizes.d), unpack(sizes.h), unpack(sizes.w))
+        bits = tl.zeros((BLOCK_M,), tl.int32)
+        if BOUNDS == "bits":
+            bits = window_bits(rows, (d0, h0, w0), DILATION, size, KERNEL, RANK)
+        offs_k = tl.arange(0, BLOCK_K)
+        acc = gather_gemm(
+            acc,
+            x_base + (offset[:, None] + offs_k[None, :] * x_c),
+            w_base + (offs_n[None, :] * w_k + offs_k[:, None] * w_c),
+            rows,
+            columns,
+            bits,
+            (d0, h0, w0),
+            size,
+            DILATION,
+            KERNEL,
+            (x_d * DILATION[0], x_h * DILATION[1], x_w * DILATION[2], x_c),
+            (w_t, w_r, w_s, w_c),
+            channels,
+            KERNEL,
+            BOUNDS,
+            RANK,
+            EVEN_K,
+            EVEN_N,
+            BLOCK_K,
+            INDEX,
+            PRECISION,
+            UPCAST,
+        )
+
+    acc = add_bias(acc, b_ptr, group * filters + offs_n, columns, HAS_BIAS)
+    y_n, y_k, y_o, y_p, y_q = strides(y_strides, Y_ALIGN, Y_UNIT, INDEX)
+    y_base = y_ptr + image * wide(y_strides.outer, Y_ALIGN, Y_UNIT == 0)
+    y_base += group * filters * wide(y_strides.channel, Y_ALIGN, Y_UNIT == 1)
+    y_offset = n * y_n + q * y_q
+    if RANK >= 2:
+        y_offset += p * y_p
+    if RANK >= 3:
+        y_offset += o * y_o
+    y = rounded(acc, y_ptr.dtype.element_ty, UPCAST)
+    tl.store(y_base + (y_offset[:, None] + offs_n[None, :] * y_k), y, mask=rows[:, None] & columns[None, :])

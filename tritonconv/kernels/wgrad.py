@@ -1,0 +1,238 @@
+"""Weight gradient of a convolution: a GEMM whose reduction runs over the output pixels, split between programs."""
+
+import triton
+import triton.language as tl
+
+from tritonconv.kernels.epilogue import rounded
+from tritonconv.kernels.index import fold_taps, inside, strides, unpack, wide
+
+
+@triton.jit
+def wgrad_kernel(
+    dy_ptr,
+    x_ptr,
+    dw_ptr,  # dw, or where SPLIT > 1 the workspace [SPLIT, K, columns] in the accumulator's type
+    dy_strides,  # Strides of dy [N, K, O, P, Q]
+    x_strides,  # Strides of x [N, C, D, H, W]
+    dw_strides,  # Strides of dw [K, C / G, T, R, S]
+    sizes,  # Sizes; tiles = reduction steps of one split
+    groups,  # packed
+    KERNEL: tl.constexpr,  # (T, R, S)
+    STRIDE: tl.constexpr,
+    DILATION: tl.constexpr,
+    RANK: tl.constexpr,
+    PATCH: tl.constexpr,  # windows tile the input: taps join the channels on the n axis
+    BOUNDS: tl.constexpr,  # "none" or "range"
+    DY_ALIGN: tl.constexpr,
+    DY_UNIT: tl.constexpr,
+    X_ALIGN: tl.constexpr,
+    X_UNIT: tl.constexpr,
+    DW_ALIGN: tl.constexpr,
+    DW_UNIT: tl.constexpr,
+    C_ALIGN: tl.constexpr,
+    K_ALIGN: tl.constexpr,
+    X_FOLD: tl.constexpr,  # the patch axis runs (t, r, s, c) instead of (c, t, r, s)
+    EVEN_M: tl.constexpr,
+    EVEN_N: tl.constexpr,
+    SPLIT: tl.constexpr,  # whether partial sums go to a workspace
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INDEX: tl.constexpr,
+    UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STEP: tl.constexpr,  # output pixels of one reduction step: (n, o, p, q), powers of two
+):
+    """dw[k, c, t, r, s] = sum over n, o, p, q of dy[n, k, o, p, q] * x[n, c, o*s_d - low_d + t*d_d, p*.., q*..]
+
+    GEMM axes: m = k, n = c (one tap per program; (c, t, r, s) where PATCH), k = output pixels. The pixels are walked in boxes
+    of STEP with carried scalars, so the loop holds no division; every offset inside a box is hoisted.
+    """
+    BOX_O: tl.constexpr = STEP[1]
+    BOX_P: tl.constexpr = STEP[2]
+    BOX_Q: tl.constexpr = STEP[3]
+    BLOCK_K: tl.constexpr = STEP[0] * BOX_O * BOX_P * BOX_Q
+    TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
+    y_n, y_k, y_o, y_p, y_q = strides(dy_strides, DY_ALIGN, DY_UNIT, INDEX)
+    x_n, x_c, x_d, x_h, x_w = strides(x_strides, X_ALIGN, X_UNIT, INDEX)
+    channels = unpack(sizes.c) * C_ALIGN
+    filters = unpack(sizes.k) * K_ALIGN
+    size_n = unpack(sizes.n)
+    size_o = unpack(sizes.o)
+    size_p = unpack(sizes.p)
+    size_q = unpack(sizes.q)
+    columns_total = channels
+    if PATCH:
+        columns_total = channels * TAPS
+
+    # program -> (m tile, n tile, tap, group, split), m fastest: neighbours share the x tile
+    tiles_m = tl.cdiv(filters, BLOCK_M)
+    tiles_n = tl.cdiv(columns_total, BLOCK_N)
+    pid = tl.program_id(0)
+    pid_m = pid % tiles_m
+    pid = pid // tiles_m
+    pid_n = pid % tiles_n
+    pid = pid // tiles_n
+    tap = pid * 0
+    if not PATCH:
+        tap = pid % TAPS
+        pid = pid // TAPS
+    n_groups = unpack(groups)
+    group = pid % n_groups
+    split = pid // n_groups
+    tap_s = tap % KERNEL[2]
+    tap_r = (tap // KERNEL[2]) % KERNEL[1]
+    tap_t = tap // (KERNEL[2] * KERNEL[1])
+
+    offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    filters_mask = offs_m < filters  # [BLOCK_M]
+    columns = offs_n < columns_total  # [BLOCK_N]
+    c, t, r, s = fold_taps(offs_n, channels, KERNEL if PATCH else (1, 1, 1), X_FOLD)  # [BLOCK_N]
+
+    # the box: pixel i of a step is (n0 + i_n, o0 + i_o, p0 + i_p, q0 + i_q)
+    i = tl.arange(0, BLOCK_K)
+    i_q = i % BOX_Q
+    i_p = (i // BOX_Q) % BOX_P
+    i_o = (i // (BOX_Q * BOX_P)) % BOX_O
+    i_n = i // (BOX_Q * BOX_P * BOX_O)
+    dy_offset = i_n * y_n + i_q * y_q
+    x_offset = i_n * x_n + i_q * (STRIDE[2] * x_w)
+    w_shift = tap_s * DILATION[2] - unpack(sizes.low_w)
+    x_tap = w_shift * x_w
+    h_shift = w_shift
+    d_shift = w_shift
+    if RANK >= 2:
+        dy_offset += i_p * y_p
+        x_offset += i_p * (STRIDE[1] * x_h)
+        h_shift = tap_r * DILATION[1] - unpack(sizes.low_h)
+        x_tap += h_shift * x_h
+    if RANK >= 3:
+        dy_offset += i_o * y_o
+        x_offset += i_o * (STRIDE[0] * x_d)
+        d_shift = tap_t * DILATION[0] - unpack(sizes.low_d)
+        x_tap += d_shift * x_d
+    dy_base = dy_ptr + group * filters * wide(dy_strides.channel, DY_ALIGN, DY_UNIT == 1)
+    x_base = x_ptr + group * channels * wide(x_strides.channel, X_ALIGN, X_UNIT == 1)
+    dy_ptrs = dy_base + (dy_offset[:, None] + (offs_m * y_k)[None, :])  # [BLOCK_K, BLOCK_M]
+    column_offset = c * x_c
+    if PATCH:
+        column_offset += t * x_d + r * x_h + s * x_w
+    x_ptrs = x_base + (x_offset[:, None] + column_offset[None, :])  # [BLOCK_K, BLOCK_N]
+
+    steps = unpack(sizes.tiles)
+    boxes_q = tl.cdiv(size_q, BOX_Q)
+    boxes_p = tl.cdiv(size_p, BOX_P)
+    boxes_o = tl.cdiv(size_o, BOX_O)
+    first = split * steps
+    q0 = (first % boxes_q) * BOX_Q
+    first = first // boxes_q
+    p0 = tl.zeros_like(q0)
+    o0 = tl.zeros_like(q0)
+    if RANK >= 2:
+        p0 = (first % boxes_p) * BOX_P
+        first = first // boxes_p
+    if RANK >= 3:
+        o0 = (first % boxes_o) * BOX_O
+        first = first // boxes_o
+    n0 = first * STEP[0]
+
+    acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
+    for _ in range(0, tl.maximum(steps, 1)):
+        dy_start = n0.to(INDEX) * y_n + q0 * y_q
+        x_start = n0.to(INDEX) * x_n + x_tap + q0 * (STRIDE[2] * x_w)
+        pixels = (i_n < size_n - n0) & (i_q < size_q - q0)  # [BLOCK_K]
+        if RANK >= 2:
+            dy_start += p0 * y_p
+            x_start += p0 * (STRIDE[1] * x_h)
+            pixels = pixels & (i_p < size_p - p0)
+        if RANK >= 3:
+            dy_start += o0 * y_o
+            x_start += o0 * (STRIDE[0] * x_d)
+            pixels = pixels & (i_o < size_o - o0)
+        x_pixels = pixels
+        if BOUNDS == "range":
+            x_pixels = x_pixels & inside((q0 + i_q) * STRIDE[2] + w_shift, unpack(sizes.w))
+            if RANK >= 2:
+                x_pixels = x_pixels & inside((p0 + i_p) * STRIDE[1] + h_shift, unpack(sizes.h))
+            if RANK >= 3:
+                x_pixels = x_pixels & inside((o0 + i_o) * STRIDE[0] + d_shift, unpack(sizes.d))
+        dy_mask = pixels[:, None]
+        if not EVEN_M:
+            dy_mask = dy_mask & filters_mask[None, :]
+        x_mask = x_pixels[:, None]
+        if not EVEN_N:
+            x_mask = x_mask & columns[None, :]
+        dy = tl.load(dy_ptrs + dy_start, mask=dy_mask, other=0.0)
+        x = tl.load(x_ptrs + x_start, mask=x_mask, other=0.0)
+        if UPCAST:  # the interpreter multiplies raw bfloat16 bits
+            dy = dy.to(tl.float32)
+            x = x.to(tl.float32)
+        acc = tl.dot(tl.trans(dy), x, acc, input_precision=PRECISION, out_dtype=ACC)
+        # next box; past the last along q, the next along p, then o, then n
+        q0 += BOX_Q
+        wrap = q0 >= size_q
+        q0 = tl.where(wrap, 0, q0)
+        if RANK >= 2:
+            p0 += tl.where(wrap, BOX_P, 0)
+            wrap = p0 >= size_p
+            p0 = tl.where(wrap, 0, p0)
+        if RANK >= 3:
+            o0 += tl.where(wrap, BOX_O, 0)
+            wrap = o0 >= size_o
+            o0 = tl.where(wrap, 0, o0)
+        n0 += tl.where(wrap, STEP[0], 0)
+
+    mask = filters_mask[:, None] & columns[None, :]
+    if not PATCH:
+        t += tap_t
+        r += tap_r
+        s += tap_s
+    if SPLIT:
+        # workspace[split, k, t, r, s, c]
+        row = split.to(tl.int64) * n_groups * filters + group * filters
+        base = dw_ptr + row * (channels * TAPS)
+        column = ((t * KERNEL[1] + r) * KERNEL[2] + s) * channels + c
+        tl.store(base + (offs_m.to(INDEX)[:, None] * (channels * TAPS) + column[None, :]), acc, mask=mask)
+    else:
+        w_k, w_c, w_t, w_r, w_s = strides(dw_strides, DW_ALIGN, DW_UNIT, INDEX)
+        base = dw_ptr + group * filters * wide(dw_strides.outer, DW_ALIGN, DW_UNIT == 0)
+        column = c * w_c + t * w_t + r * w_r + s * w_s
+        dw = rounded(acc, dw_ptr.dtype.element_ty, UPCAST)
+        tl.store(base + ((offs_m * w_k)[:, None] + column[None, :]), dw, mask=mask)
+
+
+@triton.jit
+def wgrad_reduce_kernel(
+    partial_ptr,  # workspace [splits, K, T, R, S, C / G]
+    dw_ptr,
+    dw_strides,  # Strides of dw
+    sizes,  # (elements of dw, splits, c), packed
+    KERNEL: tl.constexpr,
+    DW_ALIGN: tl.constexpr,
+    DW_UNIT: tl.constexpr,
+    INDEX: tl.constexpr,
+    UPCAST: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """dw[k, c, t, r, s] = sum over i of partial[i, k, t, r, s, c], in the order of i: the same bits on every run."""
+    elements = unpack(sizes[0]).to(INDEX)
+    channels = unpack(sizes[2])
+    offs = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
+    mask = offs < elements
+    partial = partial_ptr + offs
+    acc = tl.load(partial, mask=mask, other=0.0)
+    for _ in range(1, unpack(sizes[1])):
+        partial += elements
+        acc += tl.load(partial, mask=mask, other=0.0)
+    c = offs % channels
+    rest = offs // channels
+    s = rest % KERNEL[2]
+    rest = rest // KERNEL[2]
+    r = rest % KERNEL[1]
+    rest = rest // KERNEL[1]
+    t = rest % KERNEL[0]
+    k = rest // KERNEL[0]
+    w_k, w_c, w_t, w_r, w_s = strides(dw_strides, DW_ALIGN, DW_UNIT, INDEX)
+    offset = k * w_k + c * w_c + t * w_t + r * w_r + s * w_s
+    tl.store(dw_ptr + offset, rounded(acc, dw_ptr.dtype.element_ty, UPCAST), mask=mask)
