@@ -1,0 +1,6 @@
+"""The convolutions of torch.nn.functional as Triton kernels, forward and backward, called exactly as torch's."""
+
+from tritonconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
+
+__all__ = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
+__version__ = "0.1.0"

@@ -1,0 +1,178 @@
+"""Arguments as torch takes them: forms, defaults, and what is rejected, with torch's exception types.
+
+Every message names the argument, what came and what was expected. Nothing is launched before these checks have passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from costmodel.problem import ConvProblem, padding_pairs
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+
+
+def ints(function: str, name: str, value: Any, rank: int, least: int) -> tuple[int, ...]:
+    """`value` as `rank` integers, from an int, a sequence of `rank` ints, or of one."""
+    if _is_int(value):
+        values: tuple[Any, ...] = (value,) * rank
+    elif isinstance(value, (tuple, list)) and all(map(_is_int, value)):
+        values = tuple(value) * rank if len(value) == 1 else tuple(value)
+    elif hasattr(value, "__index__") and not isinstance(value, (bool, torch.Tensor)):
+        values = (value.__index__(),) * rank
+    else:
+        raise TypeError(
+            f"{function}(): argument {name!r} must be an int or a tuple of {rank} ints, got {value!r} of type "
+            f"{type(value).__name__}"
+        )
+    if len(values) != rank:
+        raise RuntimeError(f"{function}(): expected {name} to be an int or {rank} ints, got {len(values)}: {name}={value}")
+    if any(v < least for v in values):
+        kind = "negative" if least == 0 else "non-positive"
+        raise RuntimeError(f"{function}(): {kind} {name} is not supported, got {name}={value}")
+    return values
+
+
+def tensors(function: str, rank: int, input: Any, weight: Any, bias: Any) -> None:
+    """Kinds, ranks, dtypes and devices."""
+    for name, value in (("input", input), ("weight", weight), ("bias", bias)):
+        if not isinstance(value, torch.Tensor) and not (name == "bias" and value is None):
+            raise TypeError(f"{function}(): argument {name!r} must be a Tensor, got {type(value).__name__}")
+    if weight.dim() != rank + 2:
+        raise RuntimeError(
+            f"{function}(): expected a {rank + 2}-dimensional weight, got {weight.dim()} dimensions: weight {list(weight.shape)}"
+        )
+    if input.dim() not in (rank + 1, rank + 2):
+        raise RuntimeError(
+            f"{function}(): expected {rank + 1}D (unbatched) or {rank + 2}D (batched) input, got input {list(input.shape)}"
+        )
+    autocast = torch.is_autocast_enabled(input.device.type)
+    for name, value in (("input", input), ("weight", weight), ("bias", bias)):
+        if value is None:
+            continue
+        if value.dtype not in _DTYPES:
+            raise RuntimeError(
+                f"{function}(): {name} has dtype {value.dtype}; tritonconv takes float16, bfloat16, float32 and float64"
+            )
+        if value.dtype != input.dtype and not autocast:
+            raise RuntimeError(
+                f"{function}(): input and {name} must have the same dtype, got input {input.dtype} and {name} {value.dtype}"
+            )
+        if value.device != input.device:
+            raise RuntimeError(
+                f"{function}(): input and {name} must be on the same device, got input {input.device} and {name} {value.device}"
+            )
+
+
+def _bias(function: str, bias: torch.Tensor | None, channels: int, weight: torch.Tensor) -> None:
+    if bias is not None and (bias.dim() != 1 or bias.shape[0] != channels):
+        raise RuntimeError(
+            f"{function}(): expected bias of shape [{channels}] for weight {list(weight.shape)}, got bias {list(bias.shape)}"
+        )
+
+
+def _groups(function: str, groups: Any) -> int:
+    if not _is_int(groups):
+        raise TypeError(f"{function}(): argument 'groups' must be int, got {groups!r} of type {type(groups).__name__}")
+    if groups <= 0:
+        raise RuntimeError(f"{function}(): non-positive groups is not supported, got groups={groups}")
+    return groups
+
+
+def _not_empty(function: str, input: Sequence[int], weight: Sequence[int]) -> None:
+    """torch takes an empty batch, and nothing else that is empty."""
+    for name, shape, skip in (("input", input, 1), ("weight", weight, 0)):
+        if any(n == 0 for n in shape[skip:]):
+            raise RuntimeError(f"{function}(): only the batch may be empty, got {name} of shape {list(shape)}")
+
+
+def conv(
+    function: str,
+    rank: int,
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+) -> ConvProblem:
+    """The problem of a batched conv call. TypeError, RuntimeError as torch raises them."""
+    stride = ints(function, "stride", stride, rank, 1)
+    dilation = ints(function, "dilation", dilation, rank, 1)
+    groups = _groups(function, groups)
+    if isinstance(padding, str):
+        if padding not in ("same", "valid"):
+            raise RuntimeError(f"{function}(): padding must be 'same', 'valid' or integers, got padding={padding!r}")
+        if padding == "same" and any(s != 1 for s in stride):
+            raise RuntimeError(f"{function}(): padding='same' is not supported for strided convolutions, got stride={stride}")
+        pads = padding_pairs(padding, weight.shape[2:], dilation)
+    else:
+        pads = padding_pairs(ints(function, "padding", padding, rank, 0), weight.shape[2:], dilation)
+    _not_empty(function, input.shape, weight.shape)
+    if weight.shape[0] < groups or weight.shape[0] % groups != 0:
+        raise RuntimeError(
+            f"{function}(): expected weight to be divisible by groups at dimension 0, got weight {list(weight.shape)} and "
+            f"groups={groups}"
+        )
+    if input.shape[1] != weight.shape[1] * groups:
+        raise RuntimeError(
+            f"{function}(): given groups={groups} and weight {list(weight.shape)}, expected input to have "
+            f"{weight.shape[1] * groups} channels, got input {list(input.shape)} with {input.shape[1]}"
+        )
+    _bias(function, bias, weight.shape[0], weight)
+    problem = ConvProblem.conv(input.shape, weight.shape, stride, pads, dilation, groups)
+    if any(size < extent for size, extent in zip(problem.padded_size, problem.effective_kernel, strict=True)):
+        raise RuntimeError(
+            f"{function}(): kernel size can't be greater than the padded input: padded input {list(problem.padded_size)}, "
+            f"dilated kernel {list(problem.effective_kernel)} (input {list(input.shape)}, padding={padding}, dilation={dilation})"
+        )
+    return problem
+
+
+def conv_transpose(
+    function: str,
+    rank: int,
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    groups: Any,
+    dilation: Any,
+) -> ConvProblem:
+    """The forward problem whose dgrad a batched conv_transpose call is. TypeError, RuntimeError as torch raises them."""
+    stride = ints(function, "stride", stride, rank, 1)
+    padding = ints(function, "padding", padding, rank, 0)
+    output_padding = ints(function, "output_padding", output_padding, rank, 0)
+    dilation = ints(function, "dilation", dilation, rank, 1)
+    groups = _groups(function, groups)
+    _not_empty(function, input.shape, weight.shape)
+    if input.shape[1] != weight.shape[0] or weight.shape[0] % groups != 0:
+        raise RuntimeError(
+            f"{function}(): given transposed=1 and weight {list(weight.shape)}, expected input to have {weight.shape[0]} "
+            f"channels, divisible by groups={groups}, got input {list(input.shape)}"
+        )
+    _bias(function, bias, weight.shape[1] * groups, weight)
+    for extra, s, d in zip(output_padding, stride, dilation, strict=True):
+        if extra >= s and extra >= d:
+            raise RuntimeError(
+                f"{function}(): output_padding must be smaller than either stride or dilation, got "
+                f"output_padding={output_padding}, stride={stride}, dilation={dilation}"
+            )
+    problem = ConvProblem.conv_transpose(input.shape, weight.shape, stride, padding, output_padding, groups, dilation)
+    if any(size <= 0 for size in problem.input_size):
+        raise RuntimeError(
+            f"{function}(): the output would have size {list(problem.input_size)}: input {list(input.shape)}, "
+            f"weight {list(weight.shape)}, stride={stride}, padding={padding}, output_padding={output_padding}, "
+            f"dilation={dilation}"
+        )
+    return problem

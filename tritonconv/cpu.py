@@ -1,0 +1,52 @@
+"""The three primitives by torch's own CPU convolution, for CPU tensors outside Triton's interpreter.
+
+So a model that was converted on a GPU machine still runs on a laptop. CUDA tensors never come here.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from costmodel.problem import ConvProblem
+from tritonconv.layout import output_strides
+
+
+def _pads(problem: ConvProblem, sign: int = 1) -> list[int]:
+    return [sign * p for pair in reversed(problem.padding) for p in pair]
+
+
+def _laid_out(result: torch.Tensor, *operands: torch.Tensor) -> torch.Tensor:
+    """`result` with the strides that the kernels would have given it."""
+    strides = output_strides(result.shape, *operands)
+    return result if result.stride() == strides else torch.empty_strided(
+        result.shape, strides, dtype=result.dtype
+    ).copy_(result)
+
+
+def _backward(problem: ConvProblem, dy: torch.Tensor, x: torch.Tensor, w: torch.Tensor, mask: list[bool]) -> tuple[torch.Tensor, ...]:
+    return torch.ops.aten.convolution_backward(
+        dy, x, w, None, problem.stride, [0] * problem.rank, problem.dilation, False, [0] * problem.rank, problem.groups, mask
+    )
+
+
+def fprop(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, problem: ConvProblem) -> torch.Tensor:
+    padded = F.pad(x, _pads(problem))
+    y = torch.convolution(
+        padded, w, b, problem.stride, [0] * problem.rank, problem.dilation, False, [0] * problem.rank, problem.groups
+    )
+    return _laid_out(y, x, w)
+
+
+def dgrad(dy: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, problem: ConvProblem) -> torch.Tensor:
+    padded = dy.new_empty((problem.batch, problem.in_channels, *problem.padded_size))
+    dx = F.pad(_backward(problem, dy, padded, w, [True, False, False])[0], _pads(problem, -1))
+    if b is not None:
+        dx = dx + b.view(-1, *(1,) * problem.rank)
+    return _laid_out(dx, dy, w)
+
+
+def wgrad(dy: torch.Tensor, x: torch.Tensor, problem: ConvProblem) -> torch.Tensor:
+    w = dy.new_empty(problem.weight_shape)
+    dw = _backward(problem, dy, F.pad(x, _pads(problem)), w, [False, True, False])[1]
+    return _laid_out(dw, x, dy)

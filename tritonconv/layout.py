@@ -1,0 +1,78 @@
+"""Strides: how an operand lies in memory, and the memory format of every output.
+
+One function decides the output's strides for fake, interpreted, CPU and CUDA results alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from costmodel.plan import MAX_ALIGN, Operand
+
+
+def looks_channels_last(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """torch's rule (`Tensor.suggest_memory_format`): strides grow in the order C, W, H, (D,) N; ambiguous ones count as no."""
+    if len(shape) not in (4, 5) or strides[1] == 0:
+        return False
+    least = 0
+    for axis in (1, *range(len(shape) - 1, 1, -1), 0):
+        if shape[axis] == 0 or strides[axis] < least:
+            return False
+        if axis == 0 and least == strides[1]:
+            return False
+        least = strides[axis] * (shape[axis] if shape[axis] > 1 else 1)
+    return True
+
+
+def output_strides(shape: Sequence[int], *operands: torch.Tensor) -> tuple[int, ...]:
+    """Strides of a dense output of `shape`: channels-last where any operand is, otherwise contiguous (torch's rule)."""
+    rank = len(shape)
+    channels_last = any(looks_channels_last(t.shape, t.stride()) for t in operands)
+    order = (1, *range(rank - 1, 1, -1), 0) if channels_last else tuple(range(rank - 1, -1, -1))
+    strides: list[int] = [1] * rank
+    running: int = 1
+    for axis in order:
+        strides[axis] = running
+        running = running * torch.sym_max(shape[axis], 1)
+    return tuple(strides)
+
+
+def allocate(shape: Sequence[int], like: torch.Tensor, *operands: torch.Tensor) -> torch.Tensor:
+    """An uninitialised output of `shape`, in the dtype and on the device of `like`."""
+    return torch.empty_strided(
+        tuple(shape), output_strides(shape, like, *operands), dtype=like.dtype, device=like.device
+    )
+
+
+def operand(shape: Sequence[int], strides: Sequence[int], groups: int, grouped_axis: int) -> Operand:
+    """What the kernels may assume of a tensor [outer, channel, *spatial]; `groups` share out its `grouped_axis`."""
+    axes = (0, 1, 4) if len(shape) > 2 else (0, 1)
+    position = {0: 0, 1: 1, 4: len(shape) - 1}
+    unit = -1
+    for axis in (1, 4, 0):
+        if axis in axes and (strides[position[axis]] == 1 or (axis == 1 and shape[1] == 1)):
+            unit = axis
+            break
+    align = MAX_ALIGN
+    for axis, (size, stride) in enumerate(zip(shape, strides, strict=True)):
+        if size > 1 and not (unit >= 0 and position[unit] == axis):
+            align = math.gcd(align, stride)
+    if groups > 1:
+        per_group = shape[grouped_axis] // groups
+        align = math.gcd(align, per_group * strides[grouped_axis])
+    return Operand(unit=unit, align=align)
+
+
+def channels_last_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """The same tensor with its channels contiguous, in any rank."""
+    return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def five(values: Sequence[int], lead: int) -> tuple[int, int, int, int, int]:
+    """Strides of [outer, channel, *spatial] with leading unit spatial axes (of stride `lead`) up to three."""
+    missing = 5 - len(values)
+    outer, channel, *spatial = values
+    return (outer, channel, *(lead,) * missing, *spatial)  # type: ignore[return-value]

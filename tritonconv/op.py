@@ -1,0 +1,144 @@
+"""The library ops tritonconv::fprop, dgrad and wgrad: schemas, kernels per device, fake tensors, autocast, FLOP formulas.
+
+`padding` is flat, (low, high) per axis. `plan` is "" or forced plans, `str(plan)` joined by ";". Gradients: `autograd`.
+CUDA tensors run Triton kernels. CPU tensors run the same kernels where Triton's interpreter is on, else torch's convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from costmodel.problem import ConvProblem
+from tritonconv import cpu, launch
+from tritonconv.layout import allocate
+
+LIBRARY = torch.library.Library("tritonconv", "DEF")
+_WINDOW = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str plan=''"
+_SCHEMAS = (
+    f"fprop(Tensor x, Tensor w, Tensor? b, {_WINDOW}) -> Tensor",
+    f"dgrad(Tensor dy, Tensor w, Tensor? b, SymInt[] input_size, {_WINDOW}) -> Tensor",
+    f"wgrad(Tensor dy, Tensor x, SymInt[] kernel_size, {_WINDOW}) -> Tensor",
+)
+
+Ints = Sequence[int]
+
+
+def pairs(padding: Ints) -> tuple[tuple[int, int], ...]:
+    """Flat (low, high) paddings as pairs."""
+    return tuple(zip(padding[::2], padding[1::2], strict=True))
+
+
+def flat(padding: Sequence[tuple[int, int]]) -> list[int]:
+    """Paddings as the ops take them."""
+    return [p for pair in padding for p in pair]
+
+
+# ---- the problem of an op's arguments; a and b are shapes ---------------------------------------------------------------
+
+
+def _checked(problem: ConvProblem, x: Ints, w: Ints, dy: Ints | None) -> ConvProblem:
+    groups = problem.groups
+    if x[0] != problem.batch or x[1] != w[1] * groups or w[0] % groups:
+        raise RuntimeError(f"tritonconv: channels do not match: x {list(x)}, w {list(w)}, groups {groups}")
+    if dy is not None and tuple(dy) != problem.output_shape:
+        raise RuntimeError(f"tritonconv: dy has shape {list(dy)}, the convolution's output {list(problem.output_shape)}")
+    return problem
+
+
+def _fprop_problem(x: Ints, w: Ints, b: Any, stride: Ints, padding: Ints, dilation: Ints, groups: int) -> ConvProblem:
+    return _checked(ConvProblem.conv(x, w, stride, pairs(padding), dilation, groups), x, w, None)
+
+
+def _dgrad_problem(
+    dy: Ints, w: Ints, b: Any, input_size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int
+) -> ConvProblem:
+    x = (dy[0], w[1] * groups, *input_size)
+    return _checked(ConvProblem.conv(x, w, stride, pairs(padding), dilation, groups), x, w, dy)
+
+
+def _wgrad_problem(
+    dy: Ints, x: Ints, kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int
+) -> ConvProblem:
+    w = (dy[1], x[1] // groups, *kernel_size)
+    return _checked(ConvProblem.conv(x, w, stride, pairs(padding), dilation, groups), x, w, dy)
+
+
+class _Primitive(NamedTuple):
+    problem: Callable[..., ConvProblem]  # of the op's arguments up to groups, the two tensors as shapes
+    arguments: int  # how many those are
+    has_bias: bool
+    result: str  # the problem's shape that the op returns
+    kernel: Callable[..., torch.Tensor]
+    torch: Callable[..., torch.Tensor]
+
+
+_PRIMITIVES = {
+    "fprop": _Primitive(_fprop_problem, 7, True, "output_shape", launch.fprop, cpu.fprop),
+    "dgrad": _Primitive(_dgrad_problem, 8, True, "input_shape", launch.dgrad, cpu.dgrad),
+    "wgrad": _Primitive(_wgrad_problem, 7, False, "weight_shape", launch.wgrad, cpu.wgrad),
+}
+
+
+def _by_kernel(of: _Primitive) -> Callable[..., torch.Tensor]:
+    def call(a: torch.Tensor, b: torch.Tensor, *rest: Any) -> torch.Tensor:
+        problem = of.problem(a.shape, b.shape, *rest[: of.arguments - 2])
+        return of.kernel(a, b, *rest[: of.has_bias], problem, *rest[of.arguments - 2 :])
+
+    return call
+
+
+def _by_torch(of: _Primitive) -> Callable[..., torch.Tensor]:
+    def call(a: torch.Tensor, b: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return of.torch(a, b, *rest[: of.has_bias], of.problem(a.shape, b.shape, *rest[: of.arguments - 2]))
+
+    return call
+
+
+def _fake(of: _Primitive) -> Callable[..., torch.Tensor]:
+    def call(a: torch.Tensor, b: torch.Tensor, *rest: Any) -> torch.Tensor:
+        problem = of.problem(a.shape, b.shape, *rest[: of.arguments - 2])
+        return allocate(getattr(problem, of.result), a, b)
+
+    return call
+
+
+def _autocast(op: Any, device: str) -> Callable[..., torch.Tensor]:
+    """torch casts a convolution's floating inputs, float64 excepted, to the region's dtype."""
+    off = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device.upper()}"))
+
+    def cast(value: Any, dtype: torch.dtype) -> Any:
+        eligible = isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != torch.float64
+        return value.to(dtype) if eligible and value.device.type == device else value
+
+    def call(*args: Any) -> torch.Tensor:
+        dtype = torch.get_autocast_dtype(device)
+        args = tuple(cast(value, dtype) for value in args)
+        with torch._C._ExcludeDispatchKeyGuard(off):
+            return op(*args)
+
+    return call
+
+
+def _flops(of: _Primitive) -> Callable[..., int]:
+    """Dense FLOP, 2 * MAC, bias not counted: the same for every pass."""
+
+    def count(a: Ints, b: Ints, *rest: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        return of.problem(a, b, *rest[: of.arguments - 2]).flops
+
+    return count
+
+
+for _schema in _SCHEMAS:
+    LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
+for _name, _of in _PRIMITIVES.items():
+    _op = getattr(torch.ops.tritonconv, _name)
+    LIBRARY.impl(_name, _by_kernel(_of), "CUDA")
+    LIBRARY.impl(_name, _by_kernel(_of) if launch.INTERPRETED else _by_torch(_of), "CPU")
+    torch.library.register_fake(f"tritonconv::{_name}", _fake(_of), lib=LIBRARY)
+    for _device in ("cuda", "cpu"):
+        LIBRARY.impl(_name, _autocast(_op.default, _device), f"Autocast{_device.upper()}")
+    register_flop_formula(_op)(_flops(_of))
