@@ -75,7 +75,7 @@ def fprop_kernel(
         offset += d0 * x_d
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
-    if PATCH:
+    if PATCH and KERNEL[0] * KERNEL[1] * KERNEL[2] > 1:
         acc = patch_gemm(
             acc,
             x_base + offset,

@@ -36,22 +36,19 @@ def gather_gemm(
     One flat loop, channels fastest; everything but two scalar offsets is hoisted out of it. The trip count is at least 1,
     which keeps Triton 3.6 from waiting after every tensor-core instruction; a tile without taps has all its loads masked.
     """
+    SINGLE: tl.constexpr = COUNTS[0] * COUNTS[1] * COUNTS[2] == 1
     k = tl.arange(0, BLOCK_K)
     trips = counts[0] * counts[1] * counts[2] * tl.cdiv(channels, BLOCK_K)
     t = 0
     r = 0
     s = 0
     c = 0
+    bit = 1  # 1 << ((t * COUNTS[1] + r) * COUNTS[2] + s)
     a_tap = tl.full((), 0, INDEX)
     b_tap = tl.full((), 0, INDEX)
     for _ in range(0, tl.maximum(trips, 1)):
         if BOUNDS == "bits":
-            tap = s
-            if RANK >= 2:
-                tap += r * COUNTS[2]
-            if RANK >= 3:
-                tap += t * (COUNTS[1] * COUNTS[2])
-            a_mask = ((bits & (1 << tap)) != 0)[:, None]
+            a_mask = ((bits & bit) != 0)[:, None]
         elif BOUNDS == "range":
             ok = rows & inside(start[2] + s * step[2], size[2])
             if RANK >= 2:
@@ -75,25 +72,29 @@ def gather_gemm(
             a = a.to(tl.float32)
             b = b.to(tl.float32)
         acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
-        # next channels; past the last, next tap along s, then r, then t
         c += BLOCK_K
-        wrap = c >= channels
-        c = tl.where(wrap, 0, c)
-        s += tl.where(wrap, 1, 0)
-        a_tap += tl.where(wrap, a_step[2], 0)
-        b_tap += tl.where(wrap, b_step[2], 0)
-        if RANK >= 2:
-            wrap = s >= counts[2]
-            s = tl.where(wrap, 0, s)
-            r += tl.where(wrap, 1, 0)
-            a_tap += tl.where(wrap, a_step[1] - counts[2] * a_step[2], 0)
-            b_tap += tl.where(wrap, b_step[1] - counts[2] * b_step[2], 0)
-        if RANK >= 3:
-            wrap = r >= counts[1]
-            r = tl.where(wrap, 0, r)
-            t += tl.where(wrap, 1, 0)
-            a_tap += tl.where(wrap, a_step[0] - counts[1] * a_step[1], 0)
-            b_tap += tl.where(wrap, b_step[0] - counts[1] * b_step[1], 0)
+        if not SINGLE:
+            # past the last channel, the next tap along s, then r, then t
+            wrap = c >= channels
+            c = tl.where(wrap, 0, c)
+            s += tl.where(wrap, 1, 0)
+            bit = tl.where(wrap, bit << 1, bit)
+            a_tap += tl.where(wrap, a_step[2], 0)
+            b_tap += tl.where(wrap, b_step[2], 0)
+            if RANK >= 2:
+                wrap = s >= counts[2]
+                s = tl.where(wrap, 0, s)
+                r += tl.where(wrap, 1, 0)
+                bit = tl.where(wrap, bit << (COUNTS[2] - counts[2]), bit)
+                a_tap += tl.where(wrap, a_step[1] - counts[2] * a_step[2], 0)
+                b_tap += tl.where(wrap, b_step[1] - counts[2] * b_step[2], 0)
+            if RANK >= 3:
+                wrap = r >= counts[1]
+                r = tl.where(wrap, 0, r)
+                t += tl.where(wrap, 1, 0)
+                bit = tl.where(wrap, bit << ((COUNTS[1] - counts[1]) * COUNTS[2]), bit)
+                a_tap += tl.where(wrap, a_step[0] - counts[1] * a_step[1], 0)
+                b_tap += tl.where(wrap, b_step[0] - counts[1] * b_step[1], 0)
     return acc
 
 
