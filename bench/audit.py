@@ -1,0 +1,165 @@
+"""Every row of the plan's menu, compiled ahead of time and read back from its machine code. Needs no GPU.
+
+`python -m bench audit` prints the table; `--write` commits it as the resource table that `costmodel.plan` chooses by.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from bench.aot import Pointer, compile_ahead
+from bench.sass import KernelAudit, audit
+from costmodel.plan import MENU, Plan, Tile, reduction_step, resource_key
+from costmodel.problem import ConvProblem, Pass
+from tritonconv import launch
+from tritonconv.kernels.dgrad import dgrad_kernel
+from tritonconv.kernels.fprop import fprop_kernel
+from tritonconv.kernels.wgrad import wgrad_kernel
+from tritonconv.layout import output_strides
+
+ARCHITECTURES = (80, 90, 100)
+FAMILIES = ("gather", "patch")
+ACCESS = ("wide", "narrow")
+TABLE = Path(__file__).parent.parent / "costmodel" / "data" / "resources.json"
+
+#: The element type that stands for each arithmetic of the menu, and its float32 precision.
+DTYPES = {
+    "half": (torch.bfloat16, "ieee"),
+    "tf32": (torch.float32, "tf32"),
+    "fp32": (torch.float32, "ieee"),
+    "fp64": (torch.float64, "ieee"),
+}
+#: "wide": channels-last, channels that divide by every tile. "narrow": contiguous, odd channels, all masks and bounds on.
+PROBLEMS = {
+    ("gather", "wide"): ConvProblem.conv((32, 256, 56, 56), (256, 256, 3, 3), (1, 1), (1, 1), (1, 1)),
+    ("gather", "narrow"): ConvProblem.conv((32, 35, 57, 57), (37, 35, 7, 7), (2, 2), (3, 3), (1, 1)),
+    ("patch", "wide"): ConvProblem.conv((32, 256, 56, 56), (256, 256, 1, 1), (1, 1), (0, 0), (1, 1)),
+    ("patch", "narrow"): ConvProblem.conv((32, 3, 227, 227), (37, 3, 5, 5), (5, 5), (0, 0), (1, 1)),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel to compile."""
+
+    which: Pass
+    family: str
+    kind: str
+    access: str
+    tile: Tile
+    arch: int
+
+    @property
+    def problem(self) -> ConvProblem:
+        return PROBLEMS[self.family, self.access]
+
+    @property
+    def plan(self) -> Plan:
+        tile = self.tile
+        plan = Plan(self.which, self.family, tile.m, tile.n, tile.k, tile.warps, tile.stages)
+        if self.which != Pass.WGRAD:
+            return plan
+        return replace(plan, split=4, step=reduction_step(self.problem, tile.k))
+
+    @property
+    def key(self) -> str:
+        return resource_key(self.plan, self.kind, self.access, self.arch)
+
+
+def menu(archs: Iterable[int] = ARCHITECTURES) -> Iterator[Row]:
+    """Every row that `costmodel.plan` may choose."""
+    for arch in archs:
+        for which in Pass:
+            for family in FAMILIES:
+                for kind, tiles in MENU.items():
+                    for access in ACCESS:
+                        for tile in tiles:
+                            yield Row(which, family, kind, access, tile, arch)
+
+
+def kernel_arguments(
+    problem: ConvProblem, plan: Plan, dtype: torch.dtype, precision: str, channels_last: bool, has_bias: bool = True
+) -> tuple[Any, dict[str, Any]]:
+    """The kernel and the arguments that `tritonconv.launch` would give it, pointers standing in for tensors."""
+    layout = torch.empty((2, 2, 2, 2)[: problem.rank + 2] if problem.rank < 3 else (2, 2, 2, 2, 2), device="meta")
+    if channels_last and problem.rank > 1:
+        layout = layout.contiguous(memory_format=torch.channels_last if problem.rank == 2 else torch.channels_last_3d)
+    shapes = (problem.input_shape, problem.weight_shape, problem.output_shape)
+    x, w, y = ((shape, output_strides(shape, layout)) for shape in shapes)
+    a, b, out = {Pass.FPROP: (x, w, y), Pass.DGRAD: (y, w, x), Pass.WGRAD: (y, x, w)}[plan.which]
+    bias = plan.which != Pass.WGRAD and has_bias
+    prepared = launch.prepare(plan.which, problem, plan, dtype, precision, a, b, out, bias)
+    element = Pointer(dtype)
+    if plan.which == Pass.WGRAD:
+        kernel = wgrad_kernel
+        accumulator = torch.float64 if dtype == torch.float64 else torch.float32
+        pointers: list[Any] = [element, element, Pointer(accumulator if plan.split > 1 else dtype)]
+    else:
+        kernel = fprop_kernel if plan.which == Pass.FPROP else dgrad_kernel
+        pointers = [element, element, element if bias else None, element]
+    named = dict(zip(kernel.arg_names, [*pointers, *prepared.arguments], strict=False))
+    return kernel, named | prepared.constants
+
+
+def compile_plan(
+    problem: ConvProblem,
+    plan: Plan,
+    dtype: torch.dtype,
+    precision: str,
+    arch: int,
+    channels_last: bool = True,
+    has_bias: bool = True,
+) -> KernelAudit:
+    """What the kernel of a plan compiles to for an architecture (80, 90, 100)."""
+    kernel, arguments = kernel_arguments(problem, plan, dtype, precision, channels_last, has_bias)
+    warps, stages = arguments.pop("num_warps"), arguments.pop("num_stages")
+    return audit(compile_ahead(kernel, arguments, arch=arch, num_warps=warps, num_stages=stages))
+
+
+def compile_row(row: Row) -> KernelAudit:
+    """What a row of the menu compiles to."""
+    dtype, precision = DTYPES[row.kind]
+    return compile_plan(row.problem, row.plan, dtype, precision, row.arch, channels_last=row.access == "wide")
+
+
+def _entry(row: Row) -> tuple[str, dict[str, Any]]:
+    try:
+        found = compile_row(row)
+    except Exception as error:  # a tile that the compiler refuses is a fact of the table
+        return row.key, {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+    return row.key, asdict(found)
+
+
+def compile_menu(rows: list[Row], jobs: int | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(key, audit as a dict, or {"error": why}) of every row, as they finish, from `jobs` processes."""
+    with ProcessPoolExecutor(jobs or os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(_entry, row) for row in rows]):
+            yield done.result()
+
+
+def write_table(found: dict[str, dict[str, Any]], path: Path = TABLE) -> None:
+    """The worst of each row over the Triton versions audited so far: [registers, shared, spills, trip instructions].
+
+    A row that does not compile under some version is written with one spill, so that it is no candidate.
+    """
+    known = json.loads(path.read_text()) if path.is_file() else {"triton": [], "kernels": {}}
+    kernels = {} if known["triton"] == [triton.__version__] else known["kernels"]
+    versions = sorted({*known["triton"], triton.__version__})
+    for key, entry in found.items():
+        if "error" in entry:
+            row = [255, 0, 1, 0]
+        else:
+            row = [entry["registers"], entry["shared_bytes"], entry["spills"], entry["trip"]["instructions"]]
+        kernels[key] = [max(pair) for pair in zip(row, kernels[key], strict=True)] if key in kernels else row
+    lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(kernels[key])}" for key in sorted(kernels))
+    path.write_text(f'{{"triton": {json.dumps(versions)}, "kernels": {{\n{lines}\n}}}}\n')

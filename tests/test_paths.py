@@ -1,0 +1,117 @@
+"""Each way through the kernels is chosen where it should be, launched, right, and right when forced."""
+
+import pytest
+import torch
+from cases import Case
+from oracle import check
+
+import tritonconv
+from costmodel.plan import Plan
+from tritonconv.launch import COUNTS
+
+
+def explain(case: Case, **extra):
+    x, w, b = case.tensors("cpu")
+    return tritonconv.explain(getattr(tritonconv, case.function), x, w, b, **case.arguments, **extra)
+
+
+POINTWISE = Case("conv2d", (2, 8, 5, 6), (4, 8, 1, 1))
+PATCHES = Case("conv2d", (2, 3, 9, 10), (4, 3, 4, 4), stride=4)
+PATCHES_3D = Case("conv3d", (1, 3, 4, 5, 9), (4, 3, 2, 2, 4), stride=(2, 2, 4))
+STRIDED = Case("conv2d", (1, 4, 7, 8), (5, 4, 3, 3), stride=2, padding=1)
+EMPTY_PHASES = Case("conv_transpose2d", (1, 4, 3, 4), (4, 3, 1, 1), stride=2, output_padding=1)
+PLAIN = Case("conv2d", (2, 16, 6, 7), (24, 16, 3, 3), padding=1)
+
+
+@pytest.mark.parametrize(
+    "case, family, words",
+    [
+        (POINTWISE, "patch", "plain GEMM"),
+        (PATCHES, "patch", "plain GEMM"),
+        (PATCHES_3D, "patch", "plain GEMM"),
+        (STRIDED, "gather", "4 stride phases in one launch"),
+        (EMPTY_PHASES, "gather", "4 stride phases in one launch (3 without a tap)"),
+        (PLAIN, "gather", "implicit GEMM"),
+    ],
+    ids=lambda value: None if isinstance(value, Case) else str(value).replace(" ", "-"),
+)
+def test_the_path_is_chosen_said_and_right(case, family, words, device, launched):
+    explanation = explain(case)
+    assert {plan.family for plan in explanation.plans.values()} == {family}
+    assert words in str(explanation)
+    check(case, device)
+    assert set(launched()) >= {"fprop", "dgrad", "wgrad"}
+
+
+FORCED = [
+    (PLAIN, "fprop:gather:32x32x64:w4:s4"),
+    (PLAIN, "fprop:gather:128x256x64:w8:s3"),
+    (PLAIN, "fprop:gather:64x64x32:w4:s4:group1:pack-a:pack-b"),
+    (PLAIN, "dgrad:gather:64x32x64:w4:s4:pack-b"),
+    (PLAIN, "wgrad:gather:32x32x64:w4:s4:split2"),
+    (PLAIN, "wgrad:gather:16x16x64:w4:s4:split3:step2x1x4x8:pack-a"),
+    (STRIDED, "dgrad:gather:16x16x16:w4:s3"),
+    (POINTWISE, "fprop:gather:64x32x64:w4:s4"),
+    (POINTWISE, "wgrad:patch:16x16x64:w4:s4:split2"),
+    (PATCHES, "fprop:gather:32x32x64:w4:s4"),
+    (PATCHES, "dgrad:gather:32x32x64:w4:s4"),
+    (PATCHES, "wgrad:gather:16x16x64:w4:s4"),
+    (PATCHES_3D, "dgrad:patch:16x16x16:w4:s3:pack-a"),
+    (EMPTY_PHASES, "dgrad:gather:16x16x16:w4:s3"),
+]
+
+
+@pytest.mark.parametrize("case, text", FORCED, ids=lambda value: None if isinstance(value, Case) else value)
+def test_a_forced_plan_is_taken_and_right(case, text, device, launched):
+    plan = Plan.parse(text)
+    taken = explain(case, plan=plan).plans[str(plan.which)]
+    assert str(taken).startswith(text) and "forced by plan=" in str(explain(case, plan=plan))
+    check(case, device, plan=plan)
+    assert ("reduce" in launched()) == (plan.split > 1 or any(p.split > 1 for p in explain(case).plans.values()))
+
+
+def test_several_plans_are_forced_at_once(device):
+    both = [Plan.parse("fprop:gather:64x64x32:w4:s4"), Plan.parse("wgrad:gather:32x32x64:w4:s4:split2")]
+    plans = explain(PLAIN, plan=both).plans
+    assert str(plans["fprop"]) == str(both[0]) and plans["wgrad"].split == 2
+    check(PLAIN, device, plan=both)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("fprop:patch:64x64x32:w4:s4", "patch"),
+        ("fprop:gather:64x48x32:w4:s4", "block_n"),
+        ("fprop:gather:256x256x128:w8:s4", "shared memory"),
+        ("fprop:gather:64x64x32:w4:s4:split2", "split"),
+        ("fprop:winograd:64x64x32:w4:s4", "winograd"),
+    ],
+)
+def test_a_plan_that_does_not_serve_the_call_is_refused(text, message, device):
+    x, w, _ = PLAIN.tensors(device)
+    before = COUNTS.total()
+    with pytest.raises(ValueError, match=message):
+        tritonconv.conv2d(x, w, padding=1, plan=Plan.parse(text))
+    assert COUNTS.total() == before
+
+
+def test_explain_takes_only_the_six_functions():
+    with pytest.raises(TypeError, match="six functions"):
+        tritonconv.explain(torch.nn.functional.conv2d, torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1))
+
+
+def test_explain_raises_what_the_call_raises():
+    with pytest.raises(RuntimeError, match="channels"):
+        tritonconv.explain(tritonconv.conv2d, torch.ones(1, 3, 4, 4), torch.ones(2, 4, 1, 1))
+
+
+def test_split_partial_sums_give_the_same_bits_every_time(device):
+    x, w, _ = PLAIN.tensors(device)
+    plan = Plan.parse("wgrad:gather:32x32x64:w4:s4:split2")
+    runs = []
+    for _ in range(3):
+        leaf = w.clone().requires_grad_()
+        y = tritonconv.conv2d(x, leaf, padding=1, plan=plan)
+        y.backward(torch.ones_like(y))
+        runs.append(leaf.grad)
+    assert all(torch.equal(runs[0], other) for other in runs[1:])

@@ -1,0 +1,150 @@
+"""Plans: their words, what makes one legal, and that the arithmetic prefers what it should."""
+
+from dataclasses import replace
+
+import pytest
+
+from costmodel import plan as plans
+from costmodel.cost import extra_bytes, predict
+from costmodel.device import DEVICES, INTERPRETER, find
+from costmodel.plan import (
+    MENU,
+    Call,
+    Operand,
+    Plan,
+    Resources,
+    Tile,
+    arithmetic,
+    candidates,
+    grid,
+    reduction_step,
+    reduction_steps,
+    resource_key,
+    resource_table,
+    select,
+    trips,
+    vector_widths,
+)
+from costmodel.problem import ConvProblem, Pass
+
+H200 = DEVICES["NVIDIA H200"]
+
+
+def conv(n=64, c=128, size=28, k=128, kernel=3, stride=1, padding=1, groups=1):
+    return ConvProblem.conv((n, c, size, size), (k, c // groups, kernel, kernel), (stride,) * 2, (padding,) * 2, (1, 1), groups)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "fprop:gather:128x256x64:w8:s3",
+        "dgrad:patch:64x64x32:w4:s4:group4:pack-a:pack-b",
+        "wgrad:gather:128x128x64:w8:s3:split7:step1x1x8x8",
+    ],
+)
+def test_a_plan_reads_back_from_its_words(text):
+    assert str(Plan.parse(text)) == text
+
+
+@pytest.mark.parametrize("text", ["", "fprop", "fprop:gather:128x64", "sprop:gather:1x1x1", "fprop:gather:16x16x16:z3"])
+def test_words_that_are_no_plan_are_refused(text):
+    with pytest.raises(ValueError, match="plan"):
+        Plan.parse(text)
+
+
+@pytest.mark.parametrize("device", [H200, INTERPRETER, DEVICES["NVIDIA A100-SXM4-80GB"], DEVICES["NVIDIA B200"]])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("which", list(Pass))
+@pytest.mark.parametrize("operand", [Operand(), Operand(4, 1), Operand(-1, 1)])
+def test_every_call_has_a_plan_that_neither_spills_nor_overflows_shared_memory(device, dtype, which, operand):
+    for problem in (conv(), conv(kernel=1, padding=0), conv(c=3, k=5, stride=2), conv(groups=128), conv(n=1, size=7)):
+        for precision in ("ieee", "tf32"):
+            call = Call(problem, which, dtype, precision, operand, operand, operand)
+            plan = select(call, device)
+            needs = plans.resources_of(call, plan, device)
+            assert needs is not None and needs.spills == 0 and needs.shared <= device.shared_per_block
+
+
+def test_a_tile_that_spills_or_is_unknown_is_no_candidate(monkeypatch):
+    call = Call(conv(), Pass.FPROP, "float16")
+    free = candidates(call, H200)
+    best = select(call, H200)
+    key = resource_key(best, "half", "wide", 90)
+    table = dict(resource_table())
+    for broken in (table[key]._replace(spills=1), table[key]._replace(shared=H200.shared_per_block + 1), None):
+        changed = {k: v for k, v in (table | {key: broken}).items() if v is not None}
+        monkeypatch.setattr(plans, "resource_table", lambda changed=changed: changed)
+        assert best in free and best not in candidates(call, H200)
+
+
+def test_every_tile_of_the_menu_is_in_the_table():
+    for kind, tiles in MENU.items():
+        for tile in tiles:
+            for which in Pass:
+                plan = Plan(which, "gather", *tile)
+                for arch in (80, 90, 100):
+                    assert resource_key(plan, kind, "wide", arch) in resource_table()
+
+
+def test_few_tiles_split_the_reduction_and_many_do_not():
+    deep = select(Call(conv(n=64, c=128, k=128), Pass.WGRAD, "float16"), H200)
+    assert deep.split > 1
+    wide = select(Call(conv(n=1, c=2048, k=2048, size=7), Pass.WGRAD, "float16"), H200)
+    assert wide.split == 1
+
+
+def test_narrow_outputs_get_narrow_tiles():
+    assert select(Call(conv(k=16), Pass.FPROP, "float16"), H200).block_n <= 32
+    assert select(Call(conv(k=1024), Pass.FPROP, "float16"), H200).block_n >= 64
+
+
+def test_a_large_contiguous_input_is_copied_to_channels_last_and_the_bytes_are_counted():
+    contiguous = Call(conv(c=256, k=256), Pass.FPROP, "float16", a=Operand(4, 4), b=Operand(4, 1))
+    chosen = select(contiguous, H200)
+    assert set(chosen.pack) == {"a", "b"}
+    problem = contiguous.problem
+    weights = 256 * 256 * 9
+    assert extra_bytes(contiguous, chosen) == 2 * 2 * (64 * 256 * 28 * 28 + weights)
+    assert predict(contiguous, chosen, H200).bytes == problem.bytes(2) + extra_bytes(contiguous, chosen)
+    assert "a" not in select(replace(contiguous, a=Operand()), H200).pack
+
+
+def test_grid_and_trips():
+    problem = conv(n=2, c=64, k=96, size=9, stride=2)
+    fprop = Plan(Pass.FPROP, "gather", 64, 64, 32, 4, 3)
+    assert grid(problem, fprop) == (1, 2, 1) and trips(problem, fprop) == 2 * 9
+    dgrad = Plan(Pass.DGRAD, "gather", 64, 64, 32, 4, 3)
+    assert grid(problem, dgrad) == (1, 1, 4) and trips(problem, dgrad) == 3 * 9 / 4
+    wgrad = Plan(Pass.WGRAD, "gather", 64, 64, 16, 4, 3, split=2, step=(1, 1, 2, 8))
+    assert grid(problem, wgrad) == (2, 1, 18) and trips(problem, wgrad) == 3
+
+
+def test_wgrads_box_wastes_least():
+    assert reduction_step(conv(n=256, size=7), 64) == (64, 1, 1, 1)
+    assert reduction_step(conv(n=1, size=56), 64) == (1, 1, 8, 8)
+    problem = ConvProblem.conv((2, 4, 100), (4, 4, 3), (1,), (1,), (1,))
+    step = reduction_step(problem, 32)
+    assert step[0] * step[1] * step[2] * step[3] == 32
+    assert reduction_steps(problem, step) == min(
+        -(-2 // n) * -(-100 // q) for n, q in ((1, 32), (2, 16))
+    )
+
+
+def test_vector_widths_follow_the_axis_of_stride_one():
+    plan = Plan(Pass.FPROP, "gather", 128, 128, 64, 8, 3)
+    assert vector_widths(Call(conv(), Pass.FPROP, "float16"), plan) == (8, 8)
+    assert vector_widths(Call(conv(c=20), Pass.FPROP, "float16"), plan) == (4, 4)
+    assert vector_widths(Call(conv(), Pass.FPROP, "float16", a=Operand(4, 8)), plan) == (1, 8)
+    assert vector_widths(Call(conv(), Pass.FPROP, "float16", a=Operand(4, 8)), replace(plan, pack=("a",))) == (8, 8)
+    patch = replace(plan, family="patch")
+    embedding = conv(c=3, size=32, kernel=16, stride=16, padding=0)
+    assert vector_widths(Call(embedding, Pass.FPROP, "float16", a=Operand(4, 16), b=Operand(4, 16)), patch) == (8, 8)
+
+
+def test_arithmetic_and_devices():
+    assert [arithmetic(d, "tf32") for d in ("float16", "float32", "float64")] == ["half", "tf32", "fp64"]
+    assert find("NVIDIA H200", 90, 132) is H200
+    unknown = find("NVIDIA H999", 90, 66)
+    assert unknown.sm_count == 66 and unknown.tensor == pytest.approx(H200.tensor / 2)
+    assert isinstance(resource_table(), dict) and all(isinstance(r, Resources) for r in resource_table().values())
+    assert all(isinstance(t, Tile) for tiles in MENU.values() for t in tiles)

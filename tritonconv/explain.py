@@ -1,0 +1,109 @@
+"""Which kernel and tile a call takes, in words."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from costmodel.cost import Prediction, extra_bytes, predict
+from costmodel.plan import Call, Plan, candidates, grid, trips, vector_widths
+from costmodel.problem import ConvProblem, Pass
+from tritonconv import check, functional, launch
+from tritonconv.layout import output_strides
+
+_FAMILY = {"gather": "implicit GEMM, a gather over the taps", "patch": "plain GEMM, the windows tile the input"}
+_OPERANDS = {Pass.FPROP: ("x", "w"), Pass.DGRAD: ("dy", "w"), Pass.WGRAD: ("dy", "x")}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` found: the problem, and per pass the plan, its predicted cost and the words for both."""
+
+    problem: ConvProblem
+    plans: dict[str, Plan]
+    predictions: dict[str, Prediction]
+    words: str
+
+    def __str__(self) -> str:
+        return self.words
+
+
+def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> Explanation:
+    """The plans of a call `function(*args, **kwargs)`, one of tritonconv's six functions, forward and backward; runs nothing.
+
+    Raises what the call itself would raise.
+    """
+    name = getattr(function, "__name__", repr(function))
+    if getattr(functional, name, None) is not function:
+        raise TypeError(f"explain() takes one of tritonconv's six functions, got {function!r}")
+    bound = inspect.signature(function).bind(*args, **kwargs)
+    bound.apply_defaults()
+    given = dict(bound.arguments)
+    plan = functional._plan_text(given.pop("plan"))
+    x, weight, bias = given.pop("input"), given.pop("weight"), given.pop("bias")
+    rank = int(name[-2])
+    check.tensors(name, rank, x, weight, bias)
+    x = x if x.dim() == rank + 2 else x.unsqueeze(0)
+    if "transpose" in name:
+        problem = check.conv_transpose(name, rank, x, weight, bias, **given)
+        forward, shape = Pass.DGRAD, problem.input_shape
+    else:
+        problem = check.conv(name, rank, x, weight, bias, **given)
+        forward, shape = Pass.FPROP, problem.output_shape
+    outside = launch.key(x)
+    inside = (tuple(shape), output_strides(shape, x, weight))
+    x_key, y_key = (outside, inside) if forward == Pass.FPROP else (inside, outside)
+    w_key = launch.key(weight)
+    operands = {Pass.FPROP: (x_key, w_key, y_key), Pass.DGRAD: (y_key, w_key, x_key), Pass.WGRAD: (y_key, x_key, w_key)}
+    device = x.device.index if x.is_cuda else -1
+    precision = launch.fp32_precision()
+    passes = [forward, Pass.DGRAD if forward == Pass.FPROP else Pass.FPROP, Pass.WGRAD]
+    plans, predictions, lines = {}, {}, [f"{name}: {problem}, {launch.DTYPES[x.dtype]}"]
+    if not x.is_cuda and not launch.INTERPRETED:
+        lines.append("CPU tensors: torch's own convolution computes them; what Triton's interpreter would run:")
+    for which in passes if problem.macs else []:
+        described = launch.describe(problem, which, *operands[which])
+        chosen = launch.choose(which, problem, x.dtype, precision, device, *described, plan)
+        call = Call(problem, which, launch.DTYPES[x.dtype], precision, *described)
+        model = launch.device_model(device)
+        found = predict(call, chosen, model)
+        plans[str(which)], predictions[str(which)] = chosen, found
+        lines += _words(call, chosen, found, len(candidates(call, model)), launch.plan_for(which, plan) is not None)
+        lines[-1] += f" ({model.name})"
+    if not problem.macs:
+        lines.append("nothing to multiply: no kernel is launched")
+    return Explanation(problem, plans, predictions, "\n".join(lines))
+
+
+def _words(call: Call, plan: Plan, found: Prediction, choices: int, forced: bool) -> list[str]:
+    problem, which = call.problem, call.which
+    lines = [f"{which}: {_FAMILY[plan.family]}"]
+    if which == Pass.DGRAD and plan.family == "gather":
+        phases = problem.phases()
+        empty = sum(phase.taps == 0 for phase in phases)
+        lines[0] += f", {len(phases)} stride phase{'s' if len(phases) > 1 else ''} in one launch"
+        lines[0] += f" ({empty} without a tap)" if empty else ""
+    m, n, repeats = grid(problem, plan)
+    lines.append(
+        f"  tile {plan.block_m}x{plan.block_n}x{plan.block_k}, {plan.num_warps} warps, {plan.num_stages} stages; "
+        f"{m} x {n} x {repeats} programs of {trips(problem, plan):g} trips"
+    )
+    if plan.split > 1:
+        lines.append(f"  reduction split {plan.split} ways, partial sums added in a fixed order")
+    widths = dict(zip(_OPERANDS[which], vector_widths(call, plan), strict=True))
+    lines.append("  elements a load: " + ", ".join(f"{name} {width}" for name, width in widths.items()))
+    if plan.pack:
+        names = [_OPERANDS[which]["ab".index(p)] for p in plan.pack]
+        lines.append(f"  {' and '.join(names)} copied to channels-last first")
+    if extra := extra_bytes(call, plan):
+        lines.append(f"  {extra / 1e6:.3g} MB moved beyond the compulsory {(found.bytes - extra) / 1e6:.3g} MB")
+    why = "forced by plan=" if forced else f"least predicted time of {choices} candidates"
+    lines.append(
+        f"  {why}: {found.seconds * 1e6:.3g} us, bound by {found.bound}; {found.waves:.2g} waves, "
+        f"{found.tile_use:.0%} of the issued multiply-adds needed"
+    )
+    return lines
