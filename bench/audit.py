@@ -19,8 +19,10 @@ import triton
 
 from bench.aot import Pointer, compile_ahead
 from bench.sass import KernelAudit, audit
-from costmodel.plan import MENU, Plan, Tile, reduction_step, resource_key
+from costmodel.plan import MENU
 from costmodel.problem import ConvProblem, Pass
+from costmodel.resources import resource_key
+from costmodel.tiling import Plan, Tile, reduction_step
 from tritonconv import launch
 from tritonconv.kernels.dgrad import dgrad_kernel
 from tritonconv.kernels.fprop import fprop_kernel

@@ -8,20 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from costmodel.device import Device
-from costmodel.plan import (
-    Call,
-    Plan,
-    arithmetic,
-    ceil_div,
-    columns,
-    grid,
-    itemsize,
-    phase_pixels,
-    resources_of,
-    trips,
-    vector_widths,
-)
-from costmodel.problem import Pass, product
+from costmodel.problem import Pass, ceil_div, product
+from costmodel.resources import resources_of
+from costmodel.tiling import Call, Plan, arithmetic, grid, itemsize, trips, vector_widths
 
 #: Share of DRAM bandwidth a copy reaches (NVIDIA H100: 3.0 of 3.35 TB/s).
 COPY_SHARE = 0.9

@@ -14,21 +14,18 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
+from enum import StrEnum
 from typing import Any, NamedTuple
 
 Size = Any  # int, torch.SymInt or a sympy expression
 
 
-class Pass(str, Enum):
+class Pass(StrEnum):
     """The three primitives: y = fprop(x, w), dx = dgrad(dy, w), dw = wgrad(dy, x)."""
 
     FPROP = "fprop"
     DGRAD = "dgrad"
     WGRAD = "wgrad"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 class Gemm(NamedTuple):
@@ -111,7 +108,7 @@ class ConvProblem:
         dilation: Sequence[Size],
         groups: Size = 1,
     ) -> ConvProblem:
-        """The problem of torch's conv: input [N, C, *size], weight [K, C / groups, *kernel]; padding int or (low, high) per axis."""
+        """The problem of torch's conv: input [N, C, *size], weight [K, C / groups, *kernel]; padding as in `padding_pairs`."""
         kernel = tuple(weight_shape[2:])
         return cls(
             batch=input_shape[0],
@@ -246,7 +243,7 @@ class ConvProblem:
     def needs_bounds(self) -> bool:
         """Whether some tap of fprop can fall outside the input."""
         return any(
-            lo > 0 or hi > 0 and (out - 1) * s + extent - lo > size
+            lo > 0 or (hi > 0 and (out - 1) * s + extent - lo > size)
             for (lo, hi), out, s, extent, size in zip(
                 self.padding, self.output_size, self.stride, self.effective_kernel, self.input_size, strict=True
             )

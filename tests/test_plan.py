@@ -4,28 +4,24 @@ from dataclasses import replace
 
 import pytest
 
-from costmodel import plan as plans
+import costmodel.resources
 from costmodel.cost import extra_bytes, predict
 from costmodel.device import DEVICES, INTERPRETER, find
-from costmodel.plan import (
-    MENU,
+from costmodel.plan import MENU, candidates, select
+from costmodel.problem import ConvProblem, Pass
+from costmodel.resources import Resources, resource_key, resource_table, resources_of
+from costmodel.tiling import (
     Call,
     Operand,
     Plan,
-    Resources,
     Tile,
     arithmetic,
-    candidates,
     grid,
     reduction_step,
     reduction_steps,
-    resource_key,
-    resource_table,
-    select,
     trips,
     vector_widths,
 )
-from costmodel.problem import ConvProblem, Pass
 
 H200 = DEVICES["NVIDIA H200"]
 
@@ -61,7 +57,7 @@ def test_every_call_has_a_plan_that_neither_spills_nor_overflows_shared_memory(d
         for precision in ("ieee", "tf32"):
             call = Call(problem, which, dtype, precision, operand, operand, operand)
             plan = select(call, device)
-            needs = plans.resources_of(call, plan, device)
+            needs = resources_of(call, plan, device)
             assert needs is not None and needs.spills == 0 and needs.shared <= device.shared_per_block
 
 
@@ -73,7 +69,7 @@ def test_a_tile_that_spills_or_is_unknown_is_no_candidate(monkeypatch):
     table = dict(resource_table())
     for broken in (table[key]._replace(spills=1), table[key]._replace(shared=H200.shared_per_block + 1), None):
         changed = {k: v for k, v in (table | {key: broken}).items() if v is not None}
-        monkeypatch.setattr(plans, "resource_table", lambda changed=changed: changed)
+        monkeypatch.setattr(costmodel.resources, "resource_table", lambda changed=changed: changed)
         assert best in free and best not in candidates(call, H200)
 
 
@@ -125,9 +121,7 @@ def test_wgrads_box_wastes_least():
     problem = ConvProblem.conv((2, 4, 100), (4, 4, 3), (1,), (1,), (1,))
     step = reduction_step(problem, 32)
     assert step[0] * step[1] * step[2] * step[3] == 32
-    assert reduction_steps(problem, step) == min(
-        -(-2 // n) * -(-100 // q) for n, q in ((1, 32), (2, 16))
-    )
+    assert reduction_steps(problem, step) == min(-(-2 // n) * -(-100 // q) for n, q in ((1, 32), (2, 16)))
 
 
 def test_vector_widths_follow_the_axis_of_stride_one():

@@ -63,7 +63,9 @@ def test_heaviest_phase_runs_first_and_empty_ones_are_listed():
 @given(axis, st.integers(1, 3))
 def test_sizes_are_torchs(numbers, rank):
     kernel, stride, dilation, low, _, size = numbers
-    problem = ConvProblem.conv((2, 3, *(size,) * rank), (4, 3, *(kernel,) * rank), (stride,) * rank, (low,) * rank, (dilation,) * rank)
+    problem = ConvProblem.conv(
+        (2, 3, *(size,) * rank), (4, 3, *(kernel,) * rank), (stride,) * rank, (low,) * rank, (dilation,) * rank
+    )
     if problem.padded_size[0] < problem.effective_kernel[0]:
         return
     x, w = torch.empty(problem.input_shape, device="meta"), torch.empty(problem.weight_shape, device="meta")
@@ -142,11 +144,12 @@ def test_the_same_lines_run_on_sympy_symbols():
 
 
 def test_the_same_lines_run_on_symints():
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-    env = ShapeEnv()
-    with torch._subclasses.FakeTensorMode(shape_env=env) as mode:
-        x = mode.from_tensor(torch.empty(3, 4, 17, 19), static_shapes=False)
+    dynamic = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC] * 4)
+    real = torch.zeros(3, 4, 17, 19)
+    with torch._subclasses.FakeTensorMode(shape_env=ShapeEnv()) as mode:
+        x = mode.from_tensor(real, symbolic_context=dynamic)
         problem = ConvProblem.conv(x.shape, (8, 4, 3, 3), (2, 2), (1, 1), (1, 1))
         assert isinstance(problem.output_size[0], torch.SymInt)
         plain = ConvProblem.conv((3, 4, 17, 19), (8, 4, 3, 3), (2, 2), (1, 1), (1, 1))

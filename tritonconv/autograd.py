@@ -38,7 +38,7 @@ class _Fprop(torch.autograd.Function):
         ctx.save_for_backward(x if needs_w else None, w if needs_x else None)
 
     @staticmethod
-    def backward(ctx: Any, g: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, g: torch.Tensor) -> Any:
         x, w = ctx.saved_tensors
         input_size, kernel_size = ctx.sizes
         needs = ctx.needs_input_grad
@@ -64,7 +64,7 @@ class _Dgrad(torch.autograd.Function):
         ctx.save_for_backward(dy if needs_w else None, w if needs_dy else None)
 
     @staticmethod
-    def backward(ctx: Any, g: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, g: torch.Tensor) -> Any:
         dy, w = ctx.saved_tensors
         needs = ctx.needs_input_grad
         ddy = _OPS.fprop(g, w, None, *ctx.window) if needs[0] else None
@@ -89,7 +89,7 @@ class _Wgrad(torch.autograd.Function):
         ctx.save_for_backward(dy if needs_x else None, x if needs_dy else None)
 
     @staticmethod
-    def backward(ctx: Any, g: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, g: torch.Tensor) -> Any:
         dy, x = ctx.saved_tensors
         needs = ctx.needs_input_grad
         ddy = _OPS.fprop(x, g, None, *ctx.window) if needs[0] else None

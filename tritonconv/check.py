@@ -47,7 +47,7 @@ def tensors(function: str, rank: int, input: Any, weight: Any, bias: Any) -> Non
             raise TypeError(f"{function}(): argument {name!r} must be a Tensor, got {type(value).__name__}")
     if weight.dim() != rank + 2:
         raise RuntimeError(
-            f"{function}(): expected a {rank + 2}-dimensional weight, got {weight.dim()} dimensions: weight {list(weight.shape)}"
+            f"{function}(): expected a {rank + 2}-dimensional weight, got {weight.dim()}: weight {list(weight.shape)}"
         )
     if input.dim() not in (rank + 1, rank + 2):
         raise RuntimeError(
@@ -131,8 +131,8 @@ def conv(
     problem = ConvProblem.conv(input.shape, weight.shape, stride, pads, dilation, groups)
     if any(size < extent for size, extent in zip(problem.padded_size, problem.effective_kernel, strict=True)):
         raise RuntimeError(
-            f"{function}(): kernel size can't be greater than the padded input: padded input {list(problem.padded_size)}, "
-            f"dilated kernel {list(problem.effective_kernel)} (input {list(input.shape)}, padding={padding}, dilation={dilation})"
+            f"{function}(): kernel size can't be greater than the padded input: padded {list(problem.padded_size)}, "
+            f"dilated kernel {list(problem.effective_kernel)} (input {list(input.shape)}, {padding=}, {dilation=})"
         )
     return problem
 

@@ -19,14 +19,26 @@ def _pads(problem: ConvProblem, sign: int = 1) -> list[int]:
 def _laid_out(result: torch.Tensor, *operands: torch.Tensor) -> torch.Tensor:
     """`result` with the strides that the kernels would have given it."""
     strides = output_strides(result.shape, *operands)
-    return result if result.stride() == strides else torch.empty_strided(
-        result.shape, strides, dtype=result.dtype
-    ).copy_(result)
+    return (
+        result if result.stride() == strides else torch.empty_strided(result.shape, strides, dtype=result.dtype).copy_(result)
+    )
 
 
-def _backward(problem: ConvProblem, dy: torch.Tensor, x: torch.Tensor, w: torch.Tensor, mask: list[bool]) -> tuple[torch.Tensor, ...]:
+def _backward(
+    problem: ConvProblem, dy: torch.Tensor, x: torch.Tensor, w: torch.Tensor, mask: list[bool]
+) -> tuple[torch.Tensor, ...]:
     return torch.ops.aten.convolution_backward(
-        dy, x, w, None, problem.stride, [0] * problem.rank, problem.dilation, False, [0] * problem.rank, problem.groups, mask
+        dy,
+        x,
+        w,
+        None,
+        problem.stride,
+        [0] * problem.rank,
+        problem.dilation,
+        False,
+        [0] * problem.rank,
+        problem.groups,
+        mask,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from costmodel.plan import Plan
+from costmodel.tiling import Plan
 from tritonconv import check
 from tritonconv.autograd import _OPS
 from tritonconv.op import flat
@@ -41,9 +41,7 @@ def _conv(
     batched = input.dim() == rank + 2
     x = input if batched else input.unsqueeze(0)
     problem = check.conv(function, rank, x, weight, bias, stride, padding, dilation, groups)
-    y = _OPS.fprop(
-        x, weight, bias, problem.stride, flat(problem.padding), problem.dilation, problem.groups, _plan_text(plan)
-    )
+    y = _OPS.fprop(x, weight, bias, problem.stride, flat(problem.padding), problem.dilation, problem.groups, _plan_text(plan))
     return y if batched else y.squeeze(0)
 
 
@@ -167,5 +165,5 @@ def conv_transpose3d(
     *,
     plan: Plans = None,
 ) -> torch.Tensor:
-    """input [N, K, D, H, W] or [K, D, H, W], weight [K, C / groups, T, R, S], bias [C]; see `torch.nn.functional.conv_transpose3d`."""
+    """input [N, K, D, H, W] or unbatched, weight [K, C / groups, T, R, S], bias [C]; see torch.nn.functional.conv_transpose3d."""
     return _conv_transpose(3, input, weight, bias, stride, padding, output_padding, groups, dilation, plan)

@@ -7,8 +7,8 @@ steady-state path looks it up, allocates and launches. No autotuning, no device 
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,8 +17,20 @@ import triton
 import triton.language as tl
 
 from costmodel.device import INTERPRETER, Device, find
-from costmodel.plan import MAX_BIT_TAPS, Call, Operand, Plan, columns, grid, itemsize, reduction_step, select, trips
+from costmodel.plan import select
 from costmodel.problem import ConvProblem, Pass, ceil_div, product
+from costmodel.tiling import (
+    MAX_ALIGN,
+    MAX_BIT_TAPS,
+    Call,
+    Operand,
+    Plan,
+    columns,
+    grid,
+    itemsize,
+    reduction_step,
+    trips,
+)
 from tritonconv.kernels.dgrad import dgrad_kernel
 from tritonconv.kernels.fprop import fprop_kernel
 from tritonconv.kernels.index import Sizes, Strides, pack
@@ -45,7 +57,8 @@ TensorKey = tuple[tuple[int, ...], tuple[int, ...]]  # shape, strides
 
 def fp32_precision() -> str:
     """ "tf32" or "ieee": what torch's convolutions do with float32 (`torch.backends.cudnn.conv.fp32_precision`)."""
-    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
+    cudnn: Any = torch.backends.cudnn  # its `conv` is made at run time
+    return "tf32" if cudnn.conv.fp32_precision == "tf32" else "ieee"
 
 
 @functools.cache
@@ -119,17 +132,18 @@ def choose(
 def describe(problem: ConvProblem, which: Pass, a: TensorKey, b: TensorKey, out: TensorKey) -> tuple[Operand, Operand, Operand]:
     """How the three tensors of a pass lie in memory. Weights [K, C / G, ...] share out axis 0, activations axis 1."""
     weight = {Pass.FPROP: 1, Pass.DGRAD: 1, Pass.WGRAD: 2}[which]
-    found = [
-        operand(shape, strides, problem.groups, 0 if i == weight else 1)
-        for i, (shape, strides) in enumerate((a, b, out))
-    ]
+    found = [operand(shape, strides, problem.groups, 0 if i == weight else 1) for i, (shape, strides) in enumerate((a, b, out))]
     return found[0], found[1], found[2]
 
 
 def fits_int32(problem: ConvProblem, which: Pass, plan: Plan, *tensors: TensorKey) -> bool:
     """Whether 32-bit offsets reach everything a program touches from its 64-bit base pointer."""
     full = problem.with_unit_axes()
-    pixels = product(full.output_size) if which == Pass.FPROP else product(ceil_div(n, s) for n, s in zip(full.input_size, full.stride, strict=True))
+    pixels = (
+        product(full.output_size)
+        if which == Pass.FPROP
+        else product(ceil_div(n, s) for n, s in zip(full.input_size, full.stride, strict=True))
+    )
     images = problem.batch if which == Pass.WGRAD else min(problem.batch, plan.block_m // max(1, pixels) + 2)
     if max(pixels, product(full.output_size)) + plan.block_m > _INT32_MAX:
         return False
@@ -170,7 +184,7 @@ def prepare(
     in_a, in_b, in_out = describe(problem, which, a, b, out)
     full = problem.with_unit_axes()
     c, k = problem.channels_per_group, problem.filters_per_group
-    c_align, k_align = (gcd_align(c), gcd_align(k))
+    c_align, k_align = math.gcd(c, MAX_ALIGN), math.gcd(k, MAX_ALIGN)
     small = fits_int32(problem, which, plan, a, b, out)
     m_tiles, n_tiles, repeats = grid(problem, plan)
     programs = m_tiles * n_tiles * repeats
@@ -282,11 +296,6 @@ def prepare(
     return Prepared(plan, programs, (*strides, sizes, pack(problem.groups)), constants, reduce)
 
 
-def gcd_align(channels: int) -> int:
-    """The largest power of two up to 16 that divides a channel count."""
-    return min(channels & -channels, 16) if channels else 1
-
-
 def execute(
     which: Pass,
     problem: ConvProblem,
@@ -317,7 +326,9 @@ def execute(
     return out
 
 
-def run(which: Pass, prepared: Prepared, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
+def run(
+    which: Pass, prepared: Prepared, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
+) -> None:
     """The launch itself: nothing here depends on anything but its arguments."""
     grid_of = (prepared.programs,)
     COUNTS[str(which)] += 1
@@ -349,5 +360,3 @@ def dgrad(dy: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, problem: Co
 def wgrad(dy: torch.Tensor, x: torch.Tensor, problem: ConvProblem, plan: str = "") -> torch.Tensor:
     """dw [K, C / G, *kernel], the weight gradient of `problem` for dy [N, K, *out] and x [N, C, *in]"""
     return execute(Pass.WGRAD, problem, dy, x, allocate(problem.weight_shape, x, dy), None, plan)
-
-

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from costmodel.plan import MAX_ALIGN, Operand
+from costmodel.tiling import MAX_ALIGN, Operand
 
 
 def looks_channels_last(shape: Sequence[int], strides: Sequence[int]) -> bool:
@@ -42,9 +42,7 @@ def output_strides(shape: Sequence[int], *operands: torch.Tensor) -> tuple[int, 
 
 def allocate(shape: Sequence[int], like: torch.Tensor, *operands: torch.Tensor) -> torch.Tensor:
     """An uninitialised output of `shape`, in the dtype and on the device of `like`."""
-    return torch.empty_strided(
-        tuple(shape), output_strides(shape, like, *operands), dtype=like.dtype, device=like.device
-    )
+    return torch.empty_strided(tuple(shape), output_strides(shape, like, *operands), dtype=like.dtype, device=like.device)
 
 
 def operand(shape: Sequence[int], strides: Sequence[int], groups: int, grouped_axis: int) -> Operand:

@@ -133,9 +133,7 @@ def _per_dim(value: Ints, rank: int) -> tuple[int, ...]:
     return values
 
 
-def output_size(
-    n: Sequence[int], k: Sequence[int], stride: Ints = 1, padding: Ints = 0, dilation: Ints = 1
-) -> list[int]:
+def output_size(n: Sequence[int], k: Sequence[int], stride: Ints = 1, padding: Ints = 0, dilation: Ints = 1) -> list[int]:
     """How many kernels fit, per dimension: m = floor((n + 2 * padding - dilation * (k - 1) - 1) / stride) + 1.
 
     Raises ValueError where none does.
@@ -150,9 +148,7 @@ def output_size(
     return m
 
 
-def flatten_regions(
-    x: Tensor, kernel_size: Sequence[int], stride: Ints = 1, padding: Ints = 0, dilation: Ints = 1
-) -> Tensor:
+def flatten_regions(x: Tensor, kernel_size: Sequence[int], stride: Ints = 1, padding: Ints = 0, dilation: Ints = 1) -> Tensor:
     """im2col: the region of the input under the kernel, flattened, one row for each output position.
 
     Shapes [batch, c, *n] -> [batch, prod(m), c * prod(k)] in 1 to 3 spatial dimensions, m by :func:`output_size`. The
@@ -245,9 +241,7 @@ def corr2d_matrix(x: Tensor, k: Tensor, stride: Ints = 1, padding: Ints = 0) -> 
     return y.reshape(output_size(x.shape, k.shape, stride, padding))
 
 
-def corr2d_transposed_matrix(
-    y: Tensor, k: Tensor, stride: Ints = 1, padding: Ints = 0, output_padding: Ints = 0
-) -> Tensor:
+def corr2d_transposed_matrix(y: Tensor, k: Tensor, stride: Ints = 1, padding: Ints = 0, output_padding: Ints = 0) -> Tensor:
     """Transposed convolution, x.flatten() = M^T @ y.flatten(): the way back through the shapes of the convolution.
 
     M is the :func:`kernel_matrix` for an input of n = (m - 1) * stride - 2 * padding + k + output_padding, the sizes

@@ -51,7 +51,7 @@ def unpack(value):
 
 @triton.jit
 def strides(packed, ALIGN: tl.constexpr, UNIT: tl.constexpr, INDEX: tl.constexpr):
-    """(outer, channel, depth, height, width) strides; the axis numbered UNIT has stride 1, the others are multiples of ALIGN."""
+    """(outer, channel, depth, height, width); the axis numbered UNIT has stride 1, the others are multiples of ALIGN."""
     outer = unpack(packed.outer).to(INDEX) * ALIGN
     channel = unpack(packed.channel).to(INDEX) * ALIGN
     depth = unpack(packed.depth).to(INDEX) * ALIGN

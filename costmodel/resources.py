@@ -1,0 +1,45 @@
+"""Registers, shared memory, spills and loop length of every kernel of the menu, read off compiled code.
+
+`python -m bench audit --write` makes the table.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from importlib import resources
+from typing import NamedTuple
+
+from costmodel.device import Device
+from costmodel.tiling import Call, Plan, access, arithmetic
+
+
+class Resources(NamedTuple):
+    """What a compiled kernel needs: registers a thread, shared bytes, spill instructions, instructions of one loop trip."""
+
+    registers: int
+    shared: int
+    spills: int
+    trip: int
+
+
+@lru_cache(maxsize=1)
+def resource_table() -> dict[str, Resources]:
+    """`resource_key` -> Resources, read off compiled kernels."""
+    path = resources.files("costmodel") / "data" / "resources.json"
+    if not path.is_file():
+        return {}
+    return {key: Resources(*row) for key, row in json.loads(path.read_text())["kernels"].items()}
+
+
+def resource_key(plan: Plan, kind: str, access: str, capability: int) -> str:
+    """Row of the table: pass, family, arithmetic, access ("wide" 16-byte loads, "narrow" any other), tile, architecture."""
+    arch = max((a for a in (80, 90, 100) if a <= capability), default=80)
+    tile = f"{plan.block_m}x{plan.block_n}x{plan.block_k}:w{plan.num_warps}:s{plan.num_stages}"
+    return f"{plan.which}:{plan.family}:{kind}:{access}:{tile}:sm{arch}"
+
+
+def resources_of(call: Call, plan: Plan, device: Device) -> Resources | None:
+    """The table's row for a plan, None where the plan is not in it."""
+    kind = arithmetic(call.dtype, call.precision)
+    return resource_table().get(resource_key(plan, kind, access(call, plan), device.capability))

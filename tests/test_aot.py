@@ -1,0 +1,128 @@
+"""Kernels compiled ahead of time for sm_80, sm_90 and sm_100, and what their machine code must show. Needs no GPU.
+
+Run apart from the interpreter: `pytest -m aot`.
+"""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import triton
+
+from bench.audit import DTYPES, FAMILIES, PROBLEMS, TABLE, Row, compile_plan, compile_row
+from costmodel.plan import MENU
+from costmodel.problem import ConvProblem, Pass
+from costmodel.resources import resource_table
+from costmodel.tiling import Plan, Tile, reduction_step
+
+pytestmark = pytest.mark.aot
+
+WIDE = PROBLEMS["gather", "wide"]
+#: The tensor-core instruction of each arithmetic; ieee float32 must not use one. On sm_80 16-bit products are HMMA.
+MMA = {
+    ("half", 80): "HMMA.16816.F32.BF16",
+    ("half", 90): "HGMMA.64x",
+    ("half", 100): "UTCHMMA",
+    ("tf32", 80): "HMMA.1688.F32.TF32",
+    ("tf32", 90): "HGMMA.64x",
+    ("tf32", 100): "UTC",
+    ("fp64", 80): "DMMA",
+    ("fp64", 90): "DMMA",
+    ("fp64", 100): "DMMA",
+}
+LARGEST = {
+    "half": Tile(128, 128, 64, 8, 3),
+    "tf32": Tile(128, 128, 32, 8, 3),
+    "fp32": MENU["fp32"][0],
+    "fp64": MENU["fp64"][0],
+}
+SMALLEST = {kind: tiles[-1] for kind, tiles in MENU.items()}
+
+
+def rows():
+    for arch in (80, 90, 100):
+        for which in Pass:
+            for family in FAMILIES:
+                for kind in MENU:
+                    yield Row(which, family, kind, "wide", LARGEST[kind], arch)
+                    if arch == 90:
+                        yield Row(which, family, kind, "narrow", SMALLEST[kind], arch)
+
+
+@pytest.mark.parametrize("row", list(rows()), ids=lambda row: row.key)
+def test_a_family_compiles_without_spill_as_the_table_says(row):
+    found = compile_row(row)
+    assert found.spills == 0 and found.stack_bytes == 0
+    assert not found.trip.serialized
+    assert all(form.operands != "RS" for form in found.trip.mma), "an HGMMA reads A from registers"
+    opcodes = {form.opcode for form in found.trip.mma}
+    if row.kind == "fp32":
+        assert not opcodes, "ieee float32 must not use tensor cores"
+        assert found.trip.classes["fma"] >= 100
+    elif row.access == "wide":
+        assert opcodes and all(opcode.startswith(MMA[row.kind, row.arch]) for opcode in opcodes)
+    if row.access == "wide" and row.kind == "half":
+        assert set(found.trip.copies) == {"LDGSTS"} and found.trip.narrowest_load == 16
+    registers, shared, spills, _ = resource_table()[row.key]
+    assert spills == 0 and found.shared_bytes <= shared
+    if triton.__version__ in json.loads(TABLE.read_text())["triton"]:
+        assert found.registers <= registers
+
+
+@pytest.mark.parametrize(
+    "plan, limit",
+    [
+        ("fprop:gather:128x128x64:w8:s3", 101),
+        ("fprop:gather:128x256x64:w8:s3", 116),
+        ("wgrad:gather:128x128x64:w8:s3:split4", 168),
+    ],
+)
+def test_a_trip_is_as_short_as_it_was(plan, limit):
+    """Measured: 94, 107 and 142 instructions on Triton 3.6; 99, 113 and 163 on 3.7.1, which adds fences."""
+    parsed = Plan.parse(plan)
+    if parsed.which == Pass.WGRAD:
+        parsed = replace(parsed, step=reduction_step(WIDE, parsed.block_k))
+    found = compile_plan(WIDE, parsed, torch.bfloat16, "ieee", 90, has_bias=False)
+    assert found.trip.instructions <= limit
+    assert not found.trip.serialized
+
+
+CASES = {
+    "conv1d": ConvProblem.conv((8, 64, 4096), (64, 64, 5), (1,), (2,), (1,)),
+    "conv3d": ConvProblem.conv((2, 64, 16, 32, 32), (64, 64, 3, 3, 3), (1,) * 3, (1,) * 3, (1,) * 3),
+    "large kernel": ConvProblem.conv((2, 64, 64, 64), (64, 64, 7, 7), (1, 1), (3, 3), (1, 1)),
+    "stride and dilation": ConvProblem.conv((2, 64, 65, 65), (64, 64, 3, 3), (2, 3), (1, 1), (3, 2)),
+    "groups": ConvProblem.conv((2, 128, 33, 33), (128, 16, 3, 3), (1, 1), (1, 1), (1, 1), 8),
+    "24 channels": ConvProblem.conv((2, 24, 33, 33), (40, 24, 3, 3), (1, 1), (1, 1), (1, 1)),
+    "image above 2^31 elements": ConvProblem.conv((2, 64, 8192, 8192), (64, 64, 3, 3), (1, 1), (1, 1), (1, 1)),
+    "patches": ConvProblem.conv((2, 3, 2, 224, 224), (64, 3, 2, 16, 16), (2, 16, 16), (0, 0, 0), (1, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("which", list(Pass), ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_every_kind_of_problem_compiles_without_spill(name, which):
+    problem = CASES[name]
+    family = "patch" if problem.is_patch else "gather"
+    plan = Plan(which, family, 64, 64, 32, 4, 4)
+    if which == Pass.WGRAD:
+        plan = replace(plan, split=2, step=reduction_step(problem, 32))
+    found = compile_plan(problem, plan, torch.float16, "ieee", 90)
+    assert found.spills == 0 and not found.trip.serialized
+    if name == "24 channels":  # a multiple of 8, not of 16: still 16-byte loads
+        assert found.trip.narrowest_load == 16
+
+
+def test_float32_follows_the_precision_flag():
+    for precision, used in (("tf32", True), ("ieee", False)):
+        for which in Pass:
+            plan = Plan(which, "gather", 64, 64, 32, 4, 3)
+            plan = replace(plan, step=reduction_step(WIDE, 32)) if which == Pass.WGRAD else plan
+            found = compile_plan(WIDE, plan, torch.float32, precision, 90)
+            assert bool(found.trip.mma) == used, (which, precision)
+            assert all("TF32" in form.opcode for form in found.trip.mma)
+
+
+def test_dtypes_of_the_table_cover_the_menu():
+    assert set(DTYPES) == set(MENU)
