@@ -24,7 +24,16 @@ def _bias_gradient(g: torch.Tensor) -> torch.Tensor:
     return g.sum([axis for axis in range(g.dim()) if axis != 1])
 
 
-class _Fprop(torch.autograd.Function):
+class _Primitive(torch.autograd.Function):
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        """`Function.apply` without its call of `inspect.signature`, which costs more than the rest of it together."""
+        if torch._C._are_functorch_transforms_active():
+            return super().apply(*args)
+        return super(torch.autograd.Function, cls).apply(*args)
+
+
+class _Fprop(_Primitive):
     @staticmethod
     def forward(x: Any, w: Any, b: Any, stride: Any, padding: Any, dilation: Any, groups: Any, plan: str = "") -> torch.Tensor:
         with torch._C._AutoDispatchBelowAutograd():
@@ -48,7 +57,7 @@ class _Fprop(torch.autograd.Function):
         return dx, dw, db, *(None,) * len(ctx.window)
 
 
-class _Dgrad(torch.autograd.Function):
+class _Dgrad(_Primitive):
     @staticmethod
     def forward(
         dy: Any, w: Any, b: Any, input_size: Any, stride: Any, padding: Any, dilation: Any, groups: Any, plan: str = ""
@@ -73,7 +82,7 @@ class _Dgrad(torch.autograd.Function):
         return ddy, dw, db, None, *(None,) * len(ctx.window)
 
 
-class _Wgrad(torch.autograd.Function):
+class _Wgrad(_Primitive):
     @staticmethod
     def forward(
         dy: Any, x: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, groups: Any, plan: str = ""

@@ -35,7 +35,7 @@ from tritonconv.kernels.dgrad import dgrad_kernel
 from tritonconv.kernels.fprop import fprop_kernel
 from tritonconv.kernels.index import Sizes, Strides, pack
 from tritonconv.kernels.wgrad import wgrad_kernel, wgrad_reduce_kernel
-from tritonconv.layout import allocate, channels_last_copy, five, operand
+from tritonconv.layout import allocate, channels_last_copy, channels_last_strides, five, operand
 
 #: Kernel launches so far, by name. Tests read it to see that a kernel really ran.
 COUNTS: Counter[str] = Counter()
@@ -94,7 +94,6 @@ def plan_for(which: Pass, text: str) -> Plan | None:
     return None
 
 
-@functools.lru_cache(maxsize=4096)
 def choose(
     which: Pass,
     problem: ConvProblem,
@@ -168,7 +167,6 @@ def packed_strides(tensor: TensorKey, described: Operand) -> Strides:
     )
 
 
-@functools.lru_cache(maxsize=4096)
 def prepare(
     which: Pass,
     problem: ConvProblem,
@@ -296,6 +294,26 @@ def prepare(
     return Prepared(plan, programs, (*strides, sizes, pack(problem.groups)), constants, reduce)
 
 
+@functools.lru_cache(maxsize=4096)
+def prepare_call(
+    which: Pass,
+    problem: ConvProblem,
+    dtype: torch.dtype,
+    precision: str,
+    device: int,
+    a: TensorKey,
+    b: TensorKey,
+    out: TensorKey,
+    has_bias: bool,
+    forced: str,
+) -> Prepared:
+    """The launch of a call: its plan, for operands as that plan wants them."""
+    plan = choose(which, problem, dtype, precision, device, *describe(problem, which, a, b, out), forced)
+    a = (a[0], channels_last_strides(a[0])) if "a" in plan.pack else a
+    b = (b[0], channels_last_strides(b[0])) if "b" in plan.pack else b
+    return prepare(which, problem, plan, dtype, precision, a, b, out, has_bias)
+
+
 def execute(
     which: Pass,
     problem: ConvProblem,
@@ -311,13 +329,13 @@ def execute(
     if problem.macs == 0:  # nothing to add up: an empty batch's weight gradient, or no channels
         out.zero_()
         return out if bias is None else out.add_(bias.view(-1, *(1,) * problem.rank))
-    dtype, precision = a.dtype, fp32_precision()
     device = a.device.index if a.is_cuda else -1
-    plan = choose(which, problem, dtype, precision, device, *describe(problem, which, key(a), key(b), key(out)), forced)
-    if plan.pack:
-        a = channels_last_copy(a) if "a" in plan.pack else a
-        b = channels_last_copy(b) if "b" in plan.pack else b
-    prepared = prepare(which, problem, plan, dtype, precision, key(a), key(b), key(out), bias is not None)
+    prepared = prepare_call(
+        which, problem, a.dtype, fp32_precision(), device, key(a), key(b), key(out), bias is not None, forced
+    )
+    if prepared.plan.pack:
+        a = channels_last_copy(a) if "a" in prepared.plan.pack else a
+        b = channels_last_copy(b) if "b" in prepared.plan.pack else b
     if device >= 0 and device != torch.cuda.current_device():
         with torch.cuda.device(device):
             run(which, prepared, a, b, bias, out)

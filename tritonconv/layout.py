@@ -27,17 +27,27 @@ def looks_channels_last(shape: Sequence[int], strides: Sequence[int]) -> bool:
     return True
 
 
-def output_strides(shape: Sequence[int], *operands: torch.Tensor) -> tuple[int, ...]:
-    """Strides of a dense output of `shape`: channels-last where any operand is, otherwise contiguous (torch's rule)."""
-    rank = len(shape)
-    channels_last = any(looks_channels_last(t.shape, t.stride()) for t in operands)
-    order = (1, *range(rank - 1, 1, -1), 0) if channels_last else tuple(range(rank - 1, -1, -1))
-    strides: list[int] = [1] * rank
+def dense_strides(shape: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
+    """Strides of a dense tensor whose axes vary in `order`, the fastest first."""
+    strides: list[int] = [1] * len(shape)
     running: int = 1
     for axis in order:
         strides[axis] = running
-        running = running * torch.sym_max(shape[axis], 1)
+        size = shape[axis]
+        running = running * (max(size, 1) if isinstance(size, int) else torch.sym_max(size, 1))
     return tuple(strides)
+
+
+def channels_last_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides of a dense tensor [outer, channel, *spatial] with its channels contiguous."""
+    return dense_strides(shape, (1, *range(len(shape) - 1, 1, -1), 0))
+
+
+def output_strides(shape: Sequence[int], *operands: torch.Tensor) -> tuple[int, ...]:
+    """Strides of a dense output of `shape`: channels-last where any operand is, otherwise contiguous (torch's rule)."""
+    if any(looks_channels_last(t.shape, t.stride()) for t in operands):
+        return channels_last_strides(shape)
+    return dense_strides(shape, range(len(shape) - 1, -1, -1))
 
 
 def allocate(shape: Sequence[int], like: torch.Tensor, *operands: torch.Tensor) -> torch.Tensor:
