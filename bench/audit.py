@@ -16,12 +16,16 @@ from typing import Any
 
 import torch
 import triton
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
 
 from bench.aot import Pointer, compile_ahead
 from bench.sass import KernelAudit, audit
 from costmodel.plan import MENU
 from costmodel.problem import ConvProblem, Pass
-from costmodel.resources import resource_key
+from costmodel.resources import resource_key, resource_table
 from costmodel.tiling import Plan, Tile, reduction_step
 from tritonconv import launch
 from tritonconv.kernels.dgrad import dgrad_kernel
@@ -152,16 +156,85 @@ def compile_menu(rows: list[Row], jobs: int | None = None) -> Iterator[tuple[str
 def write_table(found: dict[str, dict[str, Any]], path: Path = TABLE) -> None:
     """The worst of each row over the Triton versions audited so far: [registers, shared, spills, trip instructions].
 
-    A row that does not compile under some version is written with one spill, so that it is no candidate.
+    A row that does not compile or is serialised under some version is written with one spill: it is no candidate.
     """
     known = json.loads(path.read_text()) if path.is_file() else {"triton": [], "kernels": {}}
     kernels = {} if known["triton"] == [triton.__version__] else known["kernels"]
     versions = sorted({*known["triton"], triton.__version__})
     for key, entry in found.items():
-        if "error" in entry:
+        if "error" in entry or entry["trip"]["serialized"]:
             row = [255, 0, 1, 0]
         else:
             row = [entry["registers"], entry["shared_bytes"], entry["spills"], entry["trip"]["instructions"]]
         kernels[key] = [max(pair) for pair in zip(row, kernels[key], strict=True)] if key in kernels else row
     lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(kernels[key])}" for key in sorted(kernels))
     path.write_text(f'{{"triton": {json.dumps(versions)}, "kernels": {{\n{lines}\n}}}}\n')
+
+
+def headline() -> list[Row]:
+    """The largest channels-last tiles, for the README."""
+    tiles = {"half": (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3)), "tf32": (Tile(128, 128, 32, 8, 3),)}
+    return [
+        Row(which, family, kind, "wide", tile, 90)
+        for kind, of_kind in tiles.items()
+        for which in Pass
+        for family in FAMILIES
+        for tile in of_kind
+    ]
+
+
+def summary() -> str:
+    """The README's table, from the committed resource table."""
+    lines = ["| sm_90 kernel | tile | arithmetic | registers | shared KiB | instructions a trip |", "|---|---|---|---|---|---|"]
+    table = resource_table()
+    for row in headline():
+        registers, shared, _, trip = table[row.key]
+        tile = f"{row.tile.m}x{row.tile.n}x{row.tile.k}"
+        kind = {"half": "float16, bfloat16", "tf32": "tf32"}[row.kind]
+        lines.append(f"| {row.which} {row.family} | {tile} | {kind} | {registers} | {shared // 1024} | {trip} |")
+    return "\n".join(lines)
+
+
+_CLASSES = ("mma", "ldgsts", "ldg", "lds", "sts", "alu", "imad", "mov", "pred", "uniform", "barrier", "fma")
+
+
+def run(only: str = "", archs: Iterable[int] | None = None, jobs: int = 2, write: bool = False) -> None:
+    """Compile the rows whose key holds `only`, print them, and with `write` put them into the table.
+
+    SystemExit where no row does.
+    """
+    console = Console()
+    rows = [row for row in menu(archs or ARCHITECTURES) if only in row.key]
+    if not rows:
+        raise SystemExit(f"no row of the menu holds {only!r}; keys look like {next(menu()).key}")
+    found: dict[str, dict[str, Any]] = {}
+    for key, entry in track(compile_menu(rows, jobs), "compiling", total=len(rows), console=console):
+        found[key] = entry
+    shown = Table(title=f"Triton {triton.__version__}", box=SIMPLE, padding=(0, 1, 0, 0))
+    for heading in ("kernel", "regs", "spills", "shared", "trip", "MMA", "copies", *_CLASSES):
+        shown.add_column(heading, justify="left" if heading in ("kernel", "MMA", "copies") else "right", no_wrap=True)
+    for row in rows:
+        entry = found[row.key]
+        if "error" in entry:
+            shown.add_row(row.key, "", "", "", "", entry["error"])
+            continue
+        trip = entry["trip"]
+        forms = ", ".join(f"{m['count']}x{m['opcode']}" + f".t{m['transposed']}" * bool(m["transposed"]) for m in trip["mma"])
+        copies = ", ".join(f"{n}x{name}.{8 * width}" for name, widths in trip["copies"].items() for width, n in widths.items())
+        shown.add_row(
+            row.key,
+            str(entry["registers"]),
+            str(entry["spills"]),
+            str(entry["shared_bytes"]),
+            f"{trip['instructions']}{' SERIALIZED' if trip['serialized'] else ''}",
+            forms,
+            copies,
+            *(str(trip["classes"][name] or "") for name in _CLASSES),
+        )
+    width = None if console.is_terminal else 400
+    Console(width=width).print(shown)
+    broken = [key for key, entry in found.items() if "error" in entry or entry["spills"] or entry["trip"]["serialized"]]
+    console.print(f"{len(rows)} kernels, {len(broken)} that spill, wait after every MMA or do not compile: no candidates")
+    if write:
+        write_table(found)
+        console.print(f"written: {TABLE}", soft_wrap=True)

@@ -18,6 +18,9 @@ COPY_SHARE = 0.9
 LOAD_LATENCY = 600
 #: Instructions of one trip that do not depend on the tile: counters, barriers, branches (read off compiled kernels).
 TRIP_INSTRUCTIONS = 60
+#: Seconds of Triton's interpreter for a program or a loop trip, and for each element loaded (two slow cores, Triton 3.7).
+INTERPRETED_TRIP = 12e-3
+INTERPRETED_ELEMENT = 3e-8
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,14 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
     problem, size = call.problem, itemsize(call.dtype)
     m_tiles, n_tiles, repeats = grid(problem, plan)
     tiles = m_tiles * n_tiles * repeats
+    n_trips = trips(problem, plan)
+    moved = problem.bytes(size) + extra_bytes(call, plan)
+    issued = tiles * n_trips * plan.block_m * plan.block_n * plan.block_k
+    tile_use = problem.macs / issued if issued else 1.0
+    if device.interpreted:
+        loaded = (plan.block_m + plan.block_n) * plan.block_k
+        seconds = tiles * (1 + n_trips) * (INTERPRETED_TRIP + loaded * INTERPRETED_ELEMENT)
+        return Prediction(seconds, tiles, float(tiles), tile_use, moved, "the interpreter")
     clock = device.clock * 1e6
     needs = resources_of(call, plan, device)
     shared = needs.shared if needs else plan.num_stages * (plan.block_m + plan.block_n) * plan.block_k * size
@@ -82,17 +93,14 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
     per_sm = ceil_div(tiles, device.sm_count)
     together = min(resident, per_sm)
     trip = max(clocks, (clocks + exposed) / together)
-    n_trips = trips(problem, plan)
     epilogue = plan.block_m * plan.block_n * size / (device.l2_bandwidth * 1e9 / device.sm_count / clock)
     busy = per_sm * (n_trips * trip + epilogue) + 2 * LOAD_LATENCY
     on_chip = busy / clock
 
-    moved = problem.bytes(size) + extra_bytes(call, plan)
     dram = moved / (device.bandwidth * 1e9 * COPY_SHARE)
     launches = 1 + len(plan.pack) + (1 if plan.split > 1 else 0)
     seconds = launches * device.launch_overhead + max(on_chip, dram)
 
-    issued = tiles * n_trips * plan.block_m * plan.block_n * plan.block_k
     if launches * device.launch_overhead > max(on_chip, dram):
         bound = "launch"
     elif dram > on_chip:
@@ -103,7 +111,7 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
         seconds=seconds,
         tiles=tiles,
         waves=tiles / (device.sm_count * resident),
-        tile_use=problem.macs / issued if issued else 1.0,
+        tile_use=tile_use,
         bytes=moved,
         bound=bound,
     )

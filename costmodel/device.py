@@ -29,6 +29,7 @@ class Device:
     registers_per_sm: int = 65536
     warps_per_sm: int = 64
     launch_overhead: float = 4e-6  # seconds a kernel costs beyond its work
+    interpreted: bool = False
 
     def rate(self, dtype: str, precision: str = "ieee") -> float:
         """Peak FLOP/s of the unit that multiplies `dtype` ("float16", "bfloat16", "float32", "float64")."""
@@ -53,22 +54,8 @@ DEVICES: dict[str, Device] = {
     )
 }
 
-#: Triton's interpreter: programs one after another, about 12 ms a loop trip whatever the tile, so that the plan with the
-#: fewest trips in all wins, and among equals the smallest tile.
-INTERPRETER = replace(
-    DEVICES["NVIDIA H200"],
-    name="interpreter",
-    sm_count=1,
-    clock=0.05,
-    tensor=0.05,
-    tf32=0.05,
-    fp32=0.05,
-    fp64=0.05,
-    bandwidth=1e3,
-    l2_bandwidth=1e3,
-    warps_per_sm=1,
-    launch_overhead=1e-3,
-)
+#: Triton's interpreter on a CPU. Only the time of a trip counts there (`costmodel.cost`), no limit of a GPU applies.
+INTERPRETER = replace(DEVICES["NVIDIA H200"], name="interpreter", sm_count=1, interpreted=True)
 
 
 def find(name: str, capability: int, sm_count: int) -> Device:

@@ -66,19 +66,24 @@ MENU: dict[str, tuple[Tile, ...]] = {
 }
 
 
+#: The interpreter's menu: its time goes by programs and trips, so tiles may be larger than any GPU takes.
+INTERPRETED_MENU = tuple(Tile(m, n, k, 4, 3) for m in (16, 128, 512, 2048) for n in (16, 64) for k in (16, 64, 256, 1024))
+
+
 def candidates(call: Call, device: Device) -> list[Plan]:
     """Every legal plan: rows of the menu that compile without a spill and fit, with and without packed operands."""
     problem, which = call.problem, call.which
     family = "patch" if problem.is_patch else "gather"
     plans = []
-    for tile in MENU[arithmetic(call.dtype, call.precision)]:
+    for tile in INTERPRETED_MENU if device.interpreted else MENU[arithmetic(call.dtype, call.precision)]:
         base = Plan(which, family, tile.m, tile.n, tile.k, tile.warps, tile.stages)
         if which == Pass.WGRAD:
             base = replace(base, step=reduction_step(problem, tile.k))
         for pack in packings(call, base):
             plan = replace(base, pack=pack)
             needs = resources_of(call, plan, device)
-            if needs is None or needs.spills or needs.shared > device.shared_per_block:
+            compiles = needs is not None and not needs.spills and needs.shared <= device.shared_per_block
+            if not compiles and not device.interpreted:
                 continue
             plans += [replace(plan, split=split) for split in splits(problem, plan, device)]
     return plans

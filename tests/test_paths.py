@@ -20,6 +20,7 @@ PATCHES = Case("conv2d", (2, 3, 9, 10), (4, 3, 4, 4), stride=4)
 PATCHES_3D = Case("conv3d", (1, 3, 4, 5, 9), (4, 3, 2, 2, 4), stride=(2, 2, 4))
 STRIDED = Case("conv2d", (1, 4, 7, 8), (5, 4, 3, 3), stride=2, padding=1)
 EMPTY_PHASES = Case("conv_transpose2d", (1, 4, 3, 4), (4, 3, 1, 1), stride=2, output_padding=1)
+GROUPED = Case("conv2d", (2, 6, 6, 7), (4, 3, 3, 2), padding=1, groups=2, dtype="bfloat16")
 PLAIN = Case("conv2d", (2, 16, 6, 7), (24, 16, 3, 3), padding=1)
 
 
@@ -31,6 +32,7 @@ PLAIN = Case("conv2d", (2, 16, 6, 7), (24, 16, 3, 3), padding=1)
         (PATCHES_3D, "patch", "plain GEMM"),
         (STRIDED, "gather", "4 stride phases in one launch"),
         (EMPTY_PHASES, "gather", "4 stride phases in one launch (3 without a tap)"),
+        (GROUPED, "gather", "implicit GEMM"),
         (PLAIN, "gather", "implicit GEMM"),
     ],
     ids=lambda value: None if isinstance(value, Case) else str(value).replace(" ", "-"),

@@ -57,6 +57,8 @@ def test_every_call_has_a_plan_that_neither_spills_nor_overflows_shared_memory(d
         for precision in ("ieee", "tf32"):
             call = Call(problem, which, dtype, precision, operand, operand, operand)
             plan = select(call, device)
+            if device.interpreted:
+                continue
             needs = resources_of(call, plan, device)
             assert needs is not None and needs.spills == 0 and needs.shared <= device.shared_per_block
 

@@ -165,5 +165,5 @@ def conv_transpose3d(
     *,
     plan: Plans = None,
 ) -> torch.Tensor:
-    """input [N, K, D, H, W] or unbatched, weight [K, C / groups, T, R, S], bias [C]; see torch.nn.functional.conv_transpose3d."""
+    """input [N, K, D, H, W] or unbatched, weight [K, C / groups, T, R, S], bias [C]: torch.nn.functional.conv_transpose3d."""
     return _conv_transpose(3, input, weight, bias, stride, padding, output_padding, groups, dilation, plan)

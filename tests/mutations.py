@@ -1,0 +1,101 @@
+"""Breaks the kernels on purpose, one line at a time, and checks that a test turns red each time.
+
+`python tests/mutations.py` (or `make mutate`): copies the checkout, applies each mutation to the copy and runs the tests of
+`TESTS` on it in the interpreter. Exits with 1 if the unbroken copy fails or a mutation survives.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TESTS = ["tests/test_paths.py"]
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """Replace the only `old` in tritonconv/kernels/`file` by `new`."""
+
+    kernel: str
+    what: str
+    file: str
+    old: str
+    new: str
+
+
+MUTATIONS = [
+    Mutation("fprop", "an off-by-one tap", "fprop.py", "w0 = q * STRIDE[2] - ", "w0 = q * STRIDE[2] + 1 - "),
+    Mutation(
+        "fprop",
+        "a dropped mask",
+        "fprop.py",
+        "bits = window_bits(rows, (d0, h0, w0)",
+        "bits = -1 + 0 * window_bits(rows, (d0, h0, w0)",
+    ),
+    Mutation("fprop", "a wrong group offset", "fprop.py", "x_base += group * channels", "x_base += 0 * channels"),
+    Mutation("fprop", "a skipped share of the reduction", "gather.py", "trips = counts[0]", "trips = -1 + counts[0]"),
+    Mutation("fprop", "a missing bias", "fprop.py", "columns, HAS_BIAS)", "columns, False)"),
+    Mutation("dgrad", "an off-by-one tap", "dgrad.py", "base = (residue + low", "base = 1 + (residue + low"),
+    Mutation(
+        "dgrad",
+        "a dropped mask",
+        "dgrad.py",
+        "bits = window_bits(rows, (o, p, q)",
+        "bits = -1 + 0 * window_bits(rows, (o, p, q)",
+    ),
+    Mutation("dgrad", "a wrong group offset", "dgrad.py", "dy_base += group * filters", "dy_base += 0 * filters"),
+    Mutation("dgrad", "a skipped phase", "dgrad.py", "taps = tl.where(u == 0, (KERNEL", "taps = tl.where(u == 0, 0 * (KERNEL"),
+    Mutation("dgrad", "a missing bias", "dgrad.py", "columns, HAS_BIAS)", "columns, False)"),
+    Mutation("wgrad", "an off-by-one tap", "wgrad.py", "w_shift = tap_s * DILATION[2]", "w_shift = 1 + tap_s * DILATION[2]"),
+    Mutation("wgrad", "a dropped mask", "wgrad.py", "x_mask = x_pixels[:, None]", "x_mask = (i_q >= 0)[:, None]"),
+    Mutation("wgrad", "a wrong group offset", "wgrad.py", "x_base = x_ptr + group * channels", "x_base = x_ptr + 0 * channels"),
+    Mutation(
+        "wgrad", "a skipped split", "wgrad.py", "for _ in range(1, unpack(sizes[1]))", "for _ in range(2, unpack(sizes[1]))"
+    ),
+    Mutation("wgrad", "a split that starts late", "wgrad.py", "first = split * steps", "first = split * steps + 1"),
+    Mutation("epilogue", "no rounding where the interpreter truncates", "epilogue.py", "bits += 0x7FFF", "bits += 0 * 0x7FFF"),
+]
+
+
+def survives(mutation: Mutation | None, copy: Path) -> bool:
+    """Whether the tests pass on the copy, with a mutation or without."""
+    path, text = None, ""
+    if mutation is not None:
+        path = copy / "tritonconv" / "kernels" / mutation.file
+        text = path.read_text()
+        if text.count(mutation.old) != 1:
+            raise SystemExit(f"{mutation.file} holds {mutation.old!r} {text.count(mutation.old)} times, not once")
+        path.write_text(text.replace(mutation.old, mutation.new))
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not gpu and not aot", *TESTS]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    if path is not None:
+        path.write_text(text)
+    if done.returncode not in (0, 1):  # 1: a test failed; anything else says nothing about the kernels
+        raise SystemExit(done.stdout[-2000:] + done.stderr[-2000:])
+    return done.returncode == 0
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        copy = Path(directory)
+        for name in ("tritonconv", "costmodel", "bench", "tests", "pyproject.toml"):
+            source = ROOT / name
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / name)
+        if not survives(None, copy):
+            raise SystemExit("the tests fail without any mutation")
+        alive = []
+        for mutation in MUTATIONS:
+            red = not survives(mutation, copy)
+            print(f"{'red     ' if red else 'SURVIVED'} {mutation.kernel:8} {mutation.what}", flush=True)
+            alive += [] if red else [mutation]
+        print(f"{len(MUTATIONS) - len(alive)} of {len(MUTATIONS)} mutations turned a test red")
+        sys.exit(bool(alive))
+
+
+if __name__ == "__main__":
+    main()
