@@ -154,21 +154,19 @@ def compile_menu(rows: list[Row], jobs: int | None = None) -> Iterator[tuple[str
 
 
 def write_table(found: dict[str, dict[str, Any]], path: Path = TABLE) -> None:
-    """The worst of each row over the Triton versions audited so far: [registers, shared, spills, trip instructions].
+    """Put rows [registers, shared, spills, trip instructions] into the table, under the Triton version that compiled them.
 
-    A row that does not compile or is serialised under some version is written with one spill: it is no candidate.
+    A row that does not compile or is serialised is written with one spill: it is no candidate.
     """
-    known = json.loads(path.read_text()) if path.is_file() else {"triton": [], "kernels": {}}
-    kernels = {} if known["triton"] == [triton.__version__] else known["kernels"]
-    versions = sorted({*known["triton"], triton.__version__})
+    kernels = json.loads(path.read_text()) if path.is_file() else {}
     for key, entry in found.items():
         if "error" in entry or entry["trip"]["serialized"]:
             row = [255, 0, 1, 0]
         else:
             row = [entry["registers"], entry["shared_bytes"], entry["spills"], entry["trip"]["instructions"]]
-        kernels[key] = [max(pair) for pair in zip(row, kernels[key], strict=True)] if key in kernels else row
-    lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(kernels[key])}" for key in sorted(kernels))
-    path.write_text(f'{{"triton": {json.dumps(versions)}, "kernels": {{\n{lines}\n}}}}\n')
+        kernels.setdefault(key, {})[triton.__version__] = row
+    lines = (f" {json.dumps(key)}: {json.dumps(dict(sorted(kernels[key].items())))}" for key in sorted(kernels))
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def headline() -> list[Row]:

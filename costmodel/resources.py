@@ -25,11 +25,12 @@ class Resources(NamedTuple):
 
 @lru_cache(maxsize=1)
 def resource_table() -> dict[str, Resources]:
-    """`resource_key` -> Resources, read off compiled kernels."""
+    """`resource_key` -> the worst of each figure over the Triton versions that compiled the row."""
     path = resources.files("costmodel") / "data" / "resources.json"
     if not path.is_file():
         return {}
-    return {key: Resources(*row) for key, row in json.loads(path.read_text())["kernels"].items()}
+    versions = json.loads(path.read_text())
+    return {key: Resources(*map(max, zip(*rows.values(), strict=True))) for key, rows in versions.items()}
 
 
 def resource_key(plan: Plan, kind: str, access: str, capability: int) -> str:

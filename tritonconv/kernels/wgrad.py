@@ -114,7 +114,7 @@ def wgrad_kernel(
         x_tap += d_shift * x_d
     dy_base = dy_ptr + group * filters * wide(dy_strides.channel, DY_ALIGN, DY_UNIT == 1)
     x_base = x_ptr + group * channels * wide(x_strides.channel, X_ALIGN, X_UNIT == 1)
-    dy_ptrs = dy_base + (dy_offset[:, None] + (offs_m * y_k)[None, :])  # [BLOCK_K, BLOCK_M]
+    dy_ptrs = dy_base + ((offs_m * y_k)[:, None] + dy_offset[None, :])  # [BLOCK_M, BLOCK_K]
     column_offset = c * x_c
     if PATCH:
         column_offset += t * x_d + r * x_h + s * x_w
@@ -157,9 +157,9 @@ def wgrad_kernel(
                 x_pixels = x_pixels & inside((p0 + i_p) * STRIDE[1] + h_shift, unpack(sizes.h))
             if RANK >= 3:
                 x_pixels = x_pixels & inside((o0 + i_o) * STRIDE[0] + d_shift, unpack(sizes.d))
-        dy_mask = pixels[:, None]
+        dy_mask = pixels[None, :]
         if not EVEN_M:
-            dy_mask = dy_mask & filters_mask[None, :]
+            dy_mask = dy_mask & filters_mask[:, None]
         x_mask = x_pixels[:, None]
         if not EVEN_N:
             x_mask = x_mask & columns[None, :]
@@ -168,7 +168,7 @@ def wgrad_kernel(
         if UPCAST:  # the interpreter multiplies raw bfloat16 bits
             dy = dy.to(tl.float32)
             x = x.to(tl.float32)
-        acc = tl.dot(tl.trans(dy), x, acc, input_precision=PRECISION, out_dtype=ACC)
+        acc = tl.dot(dy, x, acc, input_precision=PRECISION, out_dtype=ACC)
         # next box; past the last along q, the next along p, then o, then n
         q0 += BOX_Q
         wrap = q0 >= size_q
