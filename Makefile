@@ -1,0 +1,96 @@
+# `make demo` and `make test` are all a new user needs; `make` alone lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+
+# VENV=0 runs everything with PYTHON as it is and installs nothing.
+PYTHON ?= python3
+VENV ?= 1
+JOBS ?= 2
+GPU_JOBS ?= 4
+
+ifeq ($(VENV),0)
+PY := $(PYTHON)
+ENV :=
+else
+PY := .venv/bin/python
+ENV := .venv/.stamp
+endif
+
+OLDEST := 3.6.0
+PYTEST := -m pytest --no-header
+
+.PHONY: help env demo test aot-oldest mutate gpu gpu-run lint
+
+help:
+	@cat <<'TEXT'
+	make demo        the main job on real input: ResNet-50's layers on a GPU, a photograph without one
+	make test        the CPU test suite: kernels in Triton's interpreter, then compiled ahead of time
+	make gpu         everything that needs a GPU, with its log and results kept
+	make lint        ruff and mypy
+	make mutate      breaks the kernels on purpose and checks that tests notice
+	make aot-oldest  the ahead-of-time tests on the oldest Triton, $(OLDEST)
+	make env         only the environment, .venv, as constraints.txt pins it
+	VENV=0 PYTHON=... uses that Python as it is instead of .venv
+	TEXT
+
+env: $(ENV)
+
+# torch comes first and by its pinned version, so that a CPU build at hand satisfies it.
+.venv/.stamp: pyproject.toml constraints.txt
+	@echo "installing the environment into .venv (a few minutes, torch is large)"
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv --clear .venv
+	.venv/bin/python -m pip install -q -c constraints.txt "$$(grep '^torch==' constraints.txt)" setuptools
+	.venv/bin/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[report,test,dev]'
+	touch $@
+
+demo: $(ENV)
+	@$(PY) -m bench demo
+
+lint: $(ENV)
+	@$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+# One thread a process: torch's own convolutions would otherwise fight the other workers for the cores.
+test: $(ENV)
+	@export OMP_NUM_THREADS=1
+	TRITON_INTERPRET=1 $(PY) $(PYTEST) -q -n $(JOBS) -m "not gpu and not aot" tests
+	env -u TRITON_INTERPRET $(PY) $(PYTEST) -q -n $(JOBS) -m aot tests
+	listed=$$($(PY) $(PYTEST) -q --collect-only -m gpu tests) || [ $$? -eq 5 ]
+	echo "not run here: $$(grep -c '::' <<<"$$listed" || true) tests that need a GPU (make gpu)"
+
+aot-oldest: $(ENV) build/triton-$(OLDEST)/.stamp
+	@export OMP_NUM_THREADS=1 PYTHONPATH=build/triton-$(OLDEST)
+	$(PY) -c 'import triton; print("Triton", triton.__version__); assert triton.__version__ == "$(OLDEST)"'
+	env -u TRITON_INTERPRET $(PY) $(PYTEST) -q -n $(JOBS) -m aot tests
+
+mutate: $(ENV)
+	@export OMP_NUM_THREADS=1
+	$(PY) tests/mutations.py
+
+build/triton-$(OLDEST)/.stamp: | $(ENV)
+	@rm -rf $(@D)
+	$(PY) -m pip install -q --no-deps --target $(@D) triton==$(OLDEST)
+	touch $@
+
+# A Python that already has torch, Triton and a GPU is used as it is: a GPU machine may have no way to install anything.
+gpu:
+	@if $(PYTHON) -c 'import torch, triton, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+	  exec $(MAKE) --no-print-directory gpu-run VENV=0
+	fi
+	exec $(MAKE) --no-print-directory gpu-run
+
+gpu-run: $(ENV)
+	@unset TRITON_INTERPRET
+	export PYTHONUNBUFFERED=1
+	dir=$$($(PY) -m bench.provenance)
+	mkdir -p "$$dir"
+	{
+	  status=0
+	  timeout 340 $(PY) $(PYTEST) -n $(GPU_JOBS) -m gpu -rs --durations=10 tests || status=$$?
+	  timeout 120 $(PY) -m bench demo --out "$$dir" || status=$$?
+	  exit $$status
+	} 2>&1 | tee "$$dir/gpu.log"

@@ -1,0 +1,45 @@
+"""`python -m bench`, run from the checkout: each command is a module of this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def main() -> None:
+    """Convolutions in Triton: what they compute, how they compile and how long they take."""
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="Where pictures and rows are written.")] = Path("build/demo")) -> None:
+    """The main job on real input: ResNet-50's layers on a GPU, a photograph in Triton's interpreter without one."""
+    from bench.demo import run
+
+    run(out)
+
+
+@app.command()
+def audit(
+    only: Annotated[str, typer.Option(help="Rows whose key holds this, such as fprop:gather:half:wide.")] = "",
+    arch: Annotated[list[int] | None, typer.Option(help="80, 90 or 100; all of them unless named.")] = None,
+    jobs: Annotated[int, typer.Option(help="Processes that compile.")] = 2,
+    write: Annotated[bool, typer.Option("--write", help="Commit the rows to the table that plans are chosen by.")] = False,
+    summary: Annotated[bool, typer.Option("--summary", help="Only print the README's table, from the committed rows.")] = False,
+) -> None:
+    """Compile the plan's menu ahead of time, without a GPU: registers, spills, shared memory, the main loop's instructions."""
+    from bench.audit import run
+    from bench.audit import summary as markdown
+
+    if summary:
+        typer.echo(markdown())
+    else:
+        run(only, arch or None, jobs, write)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,62 @@
+"""What a measured row says of where it comes from, and where results are kept."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import torch
+import triton
+
+ROOT = Path(__file__).parent.parent
+
+
+def git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"git {' '.join(arguments)}: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+def commit() -> str:
+    """The commit that runs, with `+dirty` after it when a file other than a result differs.
+
+    A copy without its history is told by the variable COMMIT.
+    """
+    if "COMMIT" in os.environ:
+        return os.environ["COMMIT"]
+    try:
+        changed = git("status", "--porcelain", "--", ".", ":!bench/results")
+        return git("rev-parse", "HEAD") + ("+dirty" if changed else "")
+    except (OSError, RuntimeError):
+        return "unknown"
+
+
+@cache
+def provenance() -> dict[str, str]:
+    """Device, versions and commit."""
+    cuda = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if cuda else f"cpu ({platform.machine()})",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "cudnn": str(torch.backends.cudnn.version()) if cuda else "none",
+        "commit": commit(),
+    }
+
+
+def results_dir() -> Path:
+    """Where `make gpu` keeps its log and rows: $OUT, else `bench/results/<the GPU's name>`."""
+    if os.environ.get("OUT"):
+        return Path(os.environ["OUT"])
+    if not torch.cuda.is_available():
+        raise SystemExit("there is no CUDA device here, and these results need one")
+    return Path("bench/results") / torch.cuda.get_device_name().lower().replace(" ", "-")
+
+
+if __name__ == "__main__":
+    print(results_dir())

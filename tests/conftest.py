@@ -1,0 +1,122 @@
+"""What every test shares: where the kernels run, poisoned memory, and the proof that a kernel ran.
+
+Without a GPU the kernels run in Triton's interpreter, which must be chosen before triton is imported. Tests that
+compile ahead of time (marker `aot`) cannot live in such a process: run them apart, with `pytest -m aot` or with the
+environment variable TRITONCONV_TEST_AOT set.
+"""
+
+import os
+import sys
+from collections import Counter
+
+import pytest
+import torch
+
+POISONED = ("empty", "empty_like", "empty_strided")
+POISONED_METHODS = ("new_empty", "new_empty_strided")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # The option, not sys.argv: a worker of pytest-xdist is given the options of its controller and an argv of its own.
+    apart = bool(os.environ.get("TRITONCONV_TEST_AOT")) or config.option.markexpr.strip() == "aot"
+    if not apart and not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
+        if "triton" in sys.modules:
+            raise pytest.UsageError("triton was imported before conftest.py could set TRITON_INTERPRET=1")
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
+def interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    cuda = torch.cuda.is_available()
+    for item in items:
+        if "gpu" in item.keywords and (not cuda or interpreted()):
+            item.add_marker(pytest.mark.skip(reason="TRITON_INTERPRET=1" if cuda else "no CUDA device"))
+        elif "aot" in item.keywords and interpreted():
+            item.add_marker(pytest.mark.skip(reason="TRITON_INTERPRET=1 forbids compiling: run pytest -m aot"))
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    """Where the kernels run: the GPU where there is one, else the CPU in the interpreter."""
+    return "cuda" if torch.cuda.is_available() and not interpreted() else "cpu"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interpreter_made_fast() -> None:
+    """Four times as fast, by leaving out what Triton's interpreter does over and over. No result depends on it.
+
+    It patches triton.language at every call of one kernel function by another; once a function is enough, since what a
+    launch puts back at its end the next launch patches again itself. And it computes every integer operation a second
+    time in 64 bits, but looks for the overflow only where debugging is on: `overflow_checked` turns on both.
+    """
+    if not interpreted():
+        return
+    from triton.runtime import interpreter
+
+    patched = set()
+
+    def call(function, *args, **kwargs):
+        if function not in patched:
+            interpreter._patch_lang(function.fn)
+            patched.add(function)
+        return function.rewrite()(*args, **kwargs)
+
+    interpreter.InterpretedFunction.__call__ = call
+    _check_overflow(False)
+
+
+def _check_overflow(on: bool) -> None:
+    from triton.runtime import interpreter
+
+    for option in ("sanitize_overflow", "debug"):
+        object.__setattr__(interpreter.interpreter_builder.options, option, on)  # the options are frozen
+
+
+@pytest.fixture
+def overflow_checked(interpreter_made_fast):
+    """The test fails where integer arithmetic of a kernel overflows (in the interpreter only)."""
+    if not interpreted():
+        yield
+        return
+    _check_overflow(True)
+    yield
+    _check_overflow(False)
+
+
+def _poisoned(allocate):
+    def allocate_nan(*args, **kwargs):
+        out = allocate(*args, **kwargs)
+        if isinstance(out, torch.Tensor) and out.dtype.is_floating_point and not torch.compiler.is_compiling():
+            with torch.no_grad():
+                out.fill_(float("nan"))
+        return out
+
+    return allocate_nan
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh memory holds NaN, so that an element no kernel wrote cannot pass for a right one."""
+    for name in POISONED:
+        monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
+    for name in POISONED_METHODS:
+        monkeypatch.setattr(torch.Tensor, name, _poisoned(getattr(torch.Tensor, name)))
+
+
+@pytest.fixture
+def launches():
+    """A function that answers the launches since the test began, by pass; see `launched` to require some."""
+    from tritonconv.launch import COUNTS
+
+    before = Counter(COUNTS)
+    return lambda: COUNTS - before
+
+
+@pytest.fixture
+def launched(launches):
+    """As `launches`, and the test fails unless a kernel was launched in it."""
+    yield launches
+    assert launches(), "no kernel was launched"
