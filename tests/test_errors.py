@@ -162,6 +162,10 @@ TRANSPOSED: dict[str, Broken] = {
     "padding string": keywords("padding", "str|'valid'", padding="valid"),
     "padding same": keywords("padding", "str|'same'", padding="same"),
     "padding crops more than there is": keywords("padding", numbers(4), padding=4),
+    # In float64: in float32 oneDNN, below torch's CPU convolution, answers an empty tensor.
+    "padding crops all there is": tensors(
+        lambda c: (c.input(2, 4, size=1).double(), c.weight(4, 6, 2).double()), "padding|output", numbers(0), padding=1
+    ),
     "positional order of a forward convolution": tensors(
         lambda c: (c.x, c.w, c.b, 1, 0, 1, 3), "groups|output_padding"
     ),  # output_padding 1, groups 3
@@ -258,16 +262,6 @@ def test_accepted_as_torch_accepts(function: str, named: dict[str, object], devi
     call = good_call(function)
     got = getattr(tritonconv, function)(call.x.to(device), call.w.to(device), **named)
     assert got.shape == getattr(F, function)(call.x, call.w, **named).shape
-
-
-@pytest.mark.parametrize("function", cases.FUNCTIONS[3:])
-def test_transposed_output_without_pixels(function: str, device: str, launches) -> None:
-    """Padding may crop a transposed output to nothing; torch returns an empty tensor, and gradients of zero."""
-    call = good_call(function)
-    x, w = call.input(2, 4, size=1).to(device).requires_grad_(), call.weight(4, 6, 2).to(device).requires_grad_()
-    y = getattr(tritonconv, function)(x, w, padding=1)
-    assert y.shape == getattr(F, function)(x.cpu(), w.cpu(), padding=1).shape
-    assert not launches()
 
 
 @pytest.mark.parametrize("function", cases.FUNCTIONS)

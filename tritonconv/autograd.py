@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch._functorch.autograd_function import enable_single_level_autograd_function
 
 from tritonconv.op import LIBRARY
 
@@ -24,20 +25,33 @@ def _bias_gradient(g: torch.Tensor) -> torch.Tensor:
     return g.sum([axis for axis in range(g.dim()) if axis != 1])
 
 
+def _below_autograd(op: Any, *args: Any) -> torch.Tensor:
+    with torch._C._AutoDispatchBelowAutograd():
+        if not torch._C._are_functorch_transforms_active():
+            return op(*args)
+        with torch.enable_grad():  # `Function.apply` turned it off, but an outer level of torch.func may record
+            return op(*args)
+
+
 class _Primitive(torch.autograd.Function):
     @classmethod
     def apply(cls, *args: Any) -> Any:
-        """`Function.apply` without its call of `inspect.signature`, which costs more than the rest of it together."""
-        if torch._C._are_functorch_transforms_active():
-            return super().apply(*args)
-        return super(torch.autograd.Function, cls).apply(*args)
+        """`Function.apply` for a kernel of the Autograd key.
+
+        There the levels of torch.func are the dispatcher's affair, as for torch's own operators: one level is recorded here,
+        and the call below Autograd goes on to the next. It also spares a call of `inspect.signature`, which costs more than
+        the rest of `Function.apply` together.
+        """
+        if not torch._C._are_functorch_transforms_active():
+            return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
+        with enable_single_level_autograd_function():
+            return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
 
 
 class _Fprop(_Primitive):
     @staticmethod
     def forward(x: Any, w: Any, b: Any, stride: Any, padding: Any, dilation: Any, groups: Any, plan: str = "") -> torch.Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
-            return _OPS.fprop(x, w, b, stride, padding, dilation, groups, plan)
+        return _below_autograd(_OPS.fprop, x, w, b, stride, padding, dilation, groups, plan)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -62,8 +76,7 @@ class _Dgrad(_Primitive):
     def forward(
         dy: Any, w: Any, b: Any, input_size: Any, stride: Any, padding: Any, dilation: Any, groups: Any, plan: str = ""
     ) -> torch.Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
-            return _OPS.dgrad(dy, w, b, input_size, stride, padding, dilation, groups, plan)
+        return _below_autograd(_OPS.dgrad, dy, w, b, input_size, stride, padding, dilation, groups, plan)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -87,8 +100,7 @@ class _Wgrad(_Primitive):
     def forward(
         dy: Any, x: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, groups: Any, plan: str = ""
     ) -> torch.Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
-            return _OPS.wgrad(dy, x, kernel_size, stride, padding, dilation, groups, plan)
+        return _below_autograd(_OPS.wgrad, dy, x, kernel_size, stride, padding, dilation, groups, plan)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -19,13 +19,20 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
 
 
+def _is_index(value: Any) -> bool:
+    """What else torch takes for an int: NumPy's integers and tensors of one integer."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() == 1 and not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+    return hasattr(value, "__index__") and not isinstance(value, bool)
+
+
 def ints(function: str, name: str, value: Any, rank: int, least: int) -> tuple[int, ...]:
     """`value` as `rank` integers, from an int, a sequence of `rank` ints, or of one."""
     if _is_int(value):
         values: tuple[Any, ...] = (value,) * rank
     elif isinstance(value, (tuple, list)) and all(map(_is_int, value)):
         values = tuple(value) * rank if len(value) == 1 else tuple(value)
-    elif hasattr(value, "__index__") and not isinstance(value, (bool, torch.Tensor)):
+    elif _is_index(value):
         values = (value.__index__(),) * rank
     else:
         raise TypeError(
@@ -53,10 +60,13 @@ def tensors(function: str, rank: int, input: Any, weight: Any, bias: Any) -> Non
         raise RuntimeError(
             f"{function}(): expected {rank + 1}D (unbatched) or {rank + 2}D (batched) input, got input {list(input.shape)}"
         )
-    autocast = torch.is_autocast_enabled(input.device.type)
+    device = input.device.type
+    autocast = device in ("cuda", "cpu") and torch.is_autocast_enabled(device)
     for name, value in (("input", input), ("weight", weight), ("bias", bias)):
         if value is None:
             continue
+        if value.layout != torch.strided:
+            raise RuntimeError(f"{function}(): {name} has layout {value.layout}; tritonconv takes strided tensors")
         if value.dtype not in _DTYPES:
             raise RuntimeError(
                 f"{function}(): {name} has dtype {value.dtype}; tritonconv takes float16, bfloat16, float32 and float64"
