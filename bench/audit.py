@@ -104,7 +104,7 @@ def kernel_arguments(
     x, w, y = ((shape, output_strides(shape, layout)) for shape in shapes)
     a, b, out = {Pass.FPROP: (x, w, y), Pass.DGRAD: (y, w, x), Pass.WGRAD: (y, x, w)}[plan.which]
     bias = plan.which != Pass.WGRAD and has_bias
-    prepared = launch.prepare(plan.which, problem, plan, dtype, precision, a, b, out, bias)
+    prepared = launch.prepare(plan.which, problem, plan, dtype, precision, a, b, out, 1 if bias else None)
     element = Pointer(dtype)
     if plan.which == Pass.WGRAD:
         kernel = wgrad_kernel

@@ -117,3 +117,14 @@ def test_split_partial_sums_give_the_same_bits_every_time(device):
         y.backward(torch.ones_like(y))
         runs.append(leaf.grad)
     assert all(torch.equal(runs[0], other) for other in runs[1:])
+
+
+@pytest.mark.parametrize("layout", ["every second element", "one element for all"])
+@pytest.mark.parametrize("case", [PLAIN, EMPTY_PHASES, POINTWISE], ids=["gather", "phases", "patch"])
+def test_a_bias_may_have_any_stride(case, layout, device):
+    x, w, b = case.tensors(device)
+    bias = b.repeat_interleave(2)[::2] if layout == "every second element" else b[:1].expand(b.shape)
+    function = getattr(tritonconv, case.function)
+    assert bias.stride() != (1,)
+    got, want = (function(x, w, t, **case.arguments) for t in (bias, bias.contiguous()))
+    assert torch.equal(got, want)

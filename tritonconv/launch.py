@@ -176,7 +176,7 @@ def prepare(
     a: TensorKey,
     b: TensorKey,
     out: TensorKey,
-    has_bias: bool,
+    bias_stride: int | None,
 ) -> Prepared:
     """Scalars, constexprs and grid of a launch whose operands already lie as the plan wants them."""
     in_a, in_b, in_out = describe(problem, which, a, b, out)
@@ -202,6 +202,7 @@ def prepare(
                 c // c_align,
                 k // k_align,
                 *(low for low, _ in full.padding),
+                bias_stride or 0,
                 int(trips(problem, plan)) if which == Pass.WGRAD else m_tiles,
             ),
         )
@@ -241,7 +242,7 @@ def prepare(
             "BOUNDS": bounds,
             "Q_ALIGN": q_align,
             "EVEN_K": depth % plan.block_k == 0,
-            "HAS_BIAS": has_bias,
+            "HAS_BIAS": bias_stride is not None,
             "BLOCK_K": plan.block_k,
             "GROUP_M": plan.group_m,
         }
@@ -261,7 +262,7 @@ def prepare(
             "W_FOLD": in_b.unit == 1,
             "EVEN_K": k % plan.block_k == 0,
             "EVEN_N": constants["EVEN_N"] and not empty,
-            "HAS_BIAS": has_bias,
+            "HAS_BIAS": bias_stride is not None,
             "BLOCK_K": plan.block_k,
             "GROUP_M": plan.group_m,
         }
@@ -304,14 +305,14 @@ def prepare_call(
     a: TensorKey,
     b: TensorKey,
     out: TensorKey,
-    has_bias: bool,
+    bias_stride: int | None,
     forced: str,
 ) -> Prepared:
     """The launch of a call: its plan, for operands as that plan wants them."""
     plan = choose(which, problem, dtype, precision, device, *describe(problem, which, a, b, out), forced)
     a = (a[0], channels_last_strides(a[0])) if "a" in plan.pack else a
     b = (b[0], channels_last_strides(b[0])) if "b" in plan.pack else b
-    return prepare(which, problem, plan, dtype, precision, a, b, out, has_bias)
+    return prepare(which, problem, plan, dtype, precision, a, b, out, bias_stride)
 
 
 def execute(
@@ -330,9 +331,8 @@ def execute(
         out.zero_()
         return out if bias is None else out.add_(bias.view(-1, *(1,) * problem.rank))
     device = a.device.index if a.is_cuda else -1
-    prepared = prepare_call(
-        which, problem, a.dtype, fp32_precision(), device, key(a), key(b), key(out), bias is not None, forced
-    )
+    bias_stride = None if bias is None else bias.stride(0)
+    prepared = prepare_call(which, problem, a.dtype, fp32_precision(), device, key(a), key(b), key(out), bias_stride, forced)
     if prepared.plan.pack:
         a = channels_last_copy(a) if "a" in prepared.plan.pack else a
         b = channels_last_copy(b) if "b" in prepared.plan.pack else b

@@ -192,7 +192,7 @@ def dgrad_kernel(
         x_h = (i_h * STRIDE[1] + h_0)[:, None]
         x_w = (i_w * STRIDE[2] + w_0)[:, None]
 
-    acc = add_bias(acc, b_ptr, group * channels + c, columns, HAS_BIAS)
+    acc = add_bias(acc, b_ptr, (group * channels + c) * unpack(sizes.b), columns, HAS_BIAS)
     s_n, s_c, s_d, s_h, s_w = strides(dx_strides, DX_ALIGN, DX_UNIT, INDEX)
     dx_base = dx_ptr + image * wide(dx_strides.outer, DX_ALIGN, DX_UNIT == 0)
     dx_base += group * channels * wide(dx_strides.channel, DX_ALIGN, DX_UNIT == 1)

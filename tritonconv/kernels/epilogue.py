@@ -5,10 +5,10 @@ import triton.language as tl
 
 
 @triton.jit
-def add_bias(acc, b_ptr, channel, mask, HAS_BIAS: tl.constexpr):
-    """acc[m, n] + b[channel[n]]"""
+def add_bias(acc, b_ptr, offset, mask, HAS_BIAS: tl.constexpr):
+    """acc[m, n] + b[n], at `offset` [n]"""
     if HAS_BIAS:
-        acc += tl.load(b_ptr + channel, mask=mask, other=0.0).to(acc.dtype)[None, :]
+        acc += tl.load(b_ptr + offset, mask=mask, other=0.0).to(acc.dtype)[None, :]
     return acc
 
 

@@ -123,7 +123,7 @@ def fprop_kernel(
             UPCAST,
         )
 
-    acc = add_bias(acc, b_ptr, group * filters + offs_n, columns, HAS_BIAS)
+    acc = add_bias(acc, b_ptr, (group * filters + offs_n) * unpack(sizes.b), columns, HAS_BIAS)
     y_n, y_k, y_o, y_p, y_q = strides(y_strides, Y_ALIGN, Y_UNIT, INDEX)
     y_base = y_ptr + image * wide(y_strides.outer, Y_ALIGN, Y_UNIT == 0)
     y_base += group * filters * wide(y_strides.channel, Y_ALIGN, Y_UNIT == 1)

@@ -36,6 +36,7 @@ class Sizes(NamedTuple):
     low_d: int
     low_h: int
     low_w: int
+    b: int  # stride of the bias
     tiles: int  # tiles along m (fprop, dgrad) or reduction steps of one split (wgrad)
 
 
