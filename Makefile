@@ -8,7 +8,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= 1
 JOBS ?= 2
-GPU_JOBS ?= 4
+GPU_JOBS ?= 8
 
 ifeq ($(VENV),0)
 PY := $(PYTHON)
