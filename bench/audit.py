@@ -31,7 +31,7 @@ from tritonconv import launch
 from tritonconv.kernels.dgrad import dgrad_kernel
 from tritonconv.kernels.fprop import fprop_kernel
 from tritonconv.kernels.wgrad import wgrad_kernel
-from tritonconv.layout import output_strides
+from tritonconv.layout import channels_last_strides, dense_strides
 
 ARCHITECTURES = (80, 90, 100)
 FAMILIES = ("gather", "patch")
@@ -93,28 +93,31 @@ def menu(archs: Iterable[int] = ARCHITECTURES) -> Iterator[Row]:
                             yield Row(which, family, kind, access, tile, arch)
 
 
-def kernel_arguments(
+def prepared_launch(
     problem: ConvProblem, plan: Plan, dtype: torch.dtype, precision: str, channels_last: bool, has_bias: bool = True
-) -> tuple[Any, dict[str, Any]]:
-    """The kernel and the arguments that `tritonconv.launch` would give it, pointers standing in for tensors."""
-    layout = torch.empty((2, 2, 2, 2)[: problem.rank + 2] if problem.rank < 3 else (2, 2, 2, 2, 2), device="meta")
-    if channels_last and problem.rank > 1:
-        layout = layout.contiguous(memory_format=torch.channels_last if problem.rank == 2 else torch.channels_last_3d)
-    shapes = (problem.input_shape, problem.weight_shape, problem.output_shape)
-    x, w, y = ((shape, output_strides(shape, layout)) for shape in shapes)
+) -> launch.Prepared:
+    """What `tritonconv.launch` would run for dense tensors."""
+
+    def key(shape: tuple[int, ...]) -> launch.TensorKey:
+        return shape, channels_last_strides(shape) if channels_last else dense_strides(shape, range(len(shape) - 1, -1, -1))
+
+    x, w, y = map(key, (problem.input_shape, problem.weight_shape, problem.output_shape))
     a, b, out = {Pass.FPROP: (x, w, y), Pass.DGRAD: (y, w, x), Pass.WGRAD: (y, x, w)}[plan.which]
-    bias = plan.which != Pass.WGRAD and has_bias
-    prepared = launch.prepare(plan.which, problem, plan, dtype, precision, a, b, out, 1 if bias else None)
-    element = Pointer(dtype)
+    bias_stride = 1 if has_bias and plan.which != Pass.WGRAD else None
+    return launch.prepare(plan.which, problem, plan, dtype, precision, a, b, out, bias_stride)
+
+
+def kernel_arguments(prepared: launch.Prepared, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    """The kernel of a launch and its arguments, pointers standing in for tensors."""
+    plan, element = prepared.plan, Pointer(dtype)
     if plan.which == Pass.WGRAD:
         kernel = wgrad_kernel
         accumulator = torch.float64 if dtype == torch.float64 else torch.float32
         pointers: list[Any] = [element, element, Pointer(accumulator if plan.split > 1 else dtype)]
     else:
         kernel = fprop_kernel if plan.which == Pass.FPROP else dgrad_kernel
-        pointers = [element, element, element if bias else None, element]
-    named = dict(zip(kernel.arg_names, [*pointers, *prepared.arguments], strict=False))
-    return kernel, named | prepared.constants
+        pointers = [element, element, element if prepared.constants["HAS_BIAS"] else None, element]
+    return kernel, dict(zip(kernel.arg_names, [*pointers, *prepared.arguments], strict=False)) | prepared.constants
 
 
 def compile_plan(
@@ -127,7 +130,8 @@ def compile_plan(
     has_bias: bool = True,
 ) -> KernelAudit:
     """What the kernel of a plan compiles to for an architecture (80, 90, 100)."""
-    kernel, arguments = kernel_arguments(problem, plan, dtype, precision, channels_last, has_bias)
+    prepared = prepared_launch(problem, plan, dtype, precision, channels_last, has_bias)
+    kernel, arguments = kernel_arguments(prepared, dtype)
     warps, stages = arguments.pop("num_warps"), arguments.pop("num_stages")
     return audit(compile_ahead(kernel, arguments, arch=arch, num_warps=warps, num_stages=stages))
 

@@ -10,11 +10,14 @@ import pytest
 import torch
 import triton
 
-from bench.audit import DTYPES, FAMILIES, PROBLEMS, TABLE, Row, compile_plan, compile_row
+from bench.aot import Pointer, compile_ahead
+from bench.audit import DTYPES, FAMILIES, PROBLEMS, TABLE, Row, compile_plan, compile_row, prepared_launch
+from bench.sass import audit
 from costmodel.plan import MENU
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import resource_table
 from costmodel.tiling import Plan, reduction_step
+from tritonconv.kernels.wgrad import wgrad_reduce_kernel
 
 pytestmark = pytest.mark.aot
 
@@ -124,3 +127,15 @@ def test_float32_follows_the_precision_flag():
 
 def test_dtypes_of_the_table_cover_the_menu():
     assert set(DTYPES) == set(MENU)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_the_reduction_of_split_sums_compiles(dtype, arch):
+    plan = Plan.parse("wgrad:gather:64x64x32:w4:s4:split4:step1x1x4x8")
+    prepared = prepared_launch(WIDE, plan, dtype, "ieee", channels_last=True)
+    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
+    pointers = [Pointer(accumulator), Pointer(dtype)]
+    arguments = dict(zip(wgrad_reduce_kernel.arg_names, [*pointers, *prepared.reduce.arguments], strict=False))
+    found = audit(compile_ahead(wgrad_reduce_kernel, arguments | prepared.reduce.constants, arch=arch))
+    assert found.spills == 0 and found.trip.classes["ldg"] > 0 and not found.trip.mma
