@@ -157,8 +157,8 @@ def dgrad_kernel(
         taken = columns
         if EMPTY:
             has_taps = taps_t * taps_r * taps_s > 0
-            rows = rows & has_taps
-            taken = taken & has_taps
+            rows = tl.where(has_taps, rows, False)  # Triton 3.9's interpreter takes no block & scalar
+            taken = tl.where(has_taps, taken, False)
         step = (-DELTA[0], -DELTA[1], -DELTA[2])
         bits = tl.zeros((BLOCK_M,), tl.int32)
         if BOUNDS == "bits":
