@@ -35,7 +35,7 @@ from tritonconv.layout import channels_last_strides, dense_strides
 
 ARCHITECTURES = (80, 90, 100)
 FAMILIES = ("gather", "patch")
-ACCESS = ("wide", "narrow")
+ACCESS = {"gather": ("wide", "narrow"), "patch": ("wide", "folded", "narrow")}
 TABLE = Path(__file__).parent.parent / "costmodel" / "data" / "resources.json"
 
 #: The element type that stands for each arithmetic of the menu, and its float32 precision.
@@ -45,11 +45,13 @@ DTYPES = {
     "fp32": (torch.float32, "ieee"),
     "fp64": (torch.float64, "ieee"),
 }
-#: "wide": channels-last, channels that divide by every tile. "narrow": contiguous, odd channels, all masks and bounds on.
+#: "wide": channels-last, channels that divide by every tile. "folded": contiguous
+#: patches. "narrow": contiguous, odd channels, all masks and bounds on.
 PROBLEMS = {
     ("gather", "wide"): ConvProblem.conv((32, 256, 56, 56), (256, 256, 3, 3), (1, 1), (1, 1), (1, 1)),
     ("gather", "narrow"): ConvProblem.conv((32, 35, 57, 57), (37, 35, 7, 7), (2, 2), (3, 3), (1, 1)),
     ("patch", "wide"): ConvProblem.conv((32, 256, 56, 56), (256, 256, 1, 1), (1, 1), (0, 0), (1, 1)),
+    ("patch", "folded"): ConvProblem.conv((32, 16, 224, 224), (256, 16, 16, 16), (16, 16), (0, 0), (1, 1)),
     ("patch", "narrow"): ConvProblem.conv((32, 3, 227, 227), (37, 3, 5, 5), (5, 5), (0, 0), (1, 1)),
 }
 
@@ -88,21 +90,26 @@ def menu(archs: Iterable[int] = ARCHITECTURES) -> Iterator[Row]:
         for which in Pass:
             for family in FAMILIES:
                 for kind, tiles in MENU.items():
-                    for access in ACCESS:
+                    for access in ACCESS[family]:
                         for tile in tiles:
                             yield Row(which, family, kind, access, tile, arch)
+
+
+def operands(problem: ConvProblem, which: Pass, channels_last: bool) -> tuple[launch.TensorKey, ...]:
+    """Shape and strides of a pass's two inputs and its result, all dense."""
+
+    def key(shape: tuple[int, ...]) -> launch.TensorKey:
+        return shape, channels_last_strides(shape) if channels_last else dense_strides(shape, range(len(shape) - 1, -1, -1))
+
+    x, w, y = map(key, (problem.input_shape, problem.weight_shape, problem.output_shape))
+    return {Pass.FPROP: (x, w, y), Pass.DGRAD: (y, w, x), Pass.WGRAD: (y, x, w)}[which]
 
 
 def prepared_launch(
     problem: ConvProblem, plan: Plan, dtype: torch.dtype, precision: str, channels_last: bool, has_bias: bool = True
 ) -> launch.Prepared:
     """What `tritonconv.launch` would run for dense tensors."""
-
-    def key(shape: tuple[int, ...]) -> launch.TensorKey:
-        return shape, channels_last_strides(shape) if channels_last else dense_strides(shape, range(len(shape) - 1, -1, -1))
-
-    x, w, y = map(key, (problem.input_shape, problem.weight_shape, problem.output_shape))
-    a, b, out = {Pass.FPROP: (x, w, y), Pass.DGRAD: (y, w, x), Pass.WGRAD: (y, x, w)}[plan.which]
+    a, b, out = operands(problem, plan.which, channels_last)
     bias_stride = 1 if has_bias and plan.which != Pass.WGRAD else None
     return launch.prepare(plan.which, problem, plan, dtype, precision, a, b, out, bias_stride)
 
@@ -130,7 +137,11 @@ def compile_plan(
     has_bias: bool = True,
 ) -> KernelAudit:
     """What the kernel of a plan compiles to for an architecture (80, 90, 100)."""
-    prepared = prepared_launch(problem, plan, dtype, precision, channels_last, has_bias)
+    return compile_prepared(prepared_launch(problem, plan, dtype, precision, channels_last, has_bias), dtype, arch)
+
+
+def compile_prepared(prepared: launch.Prepared, dtype: torch.dtype, arch: int) -> KernelAudit:
+    """What the kernel of a launch compiles to."""
     kernel, arguments = kernel_arguments(prepared, dtype)
     warps, stages = arguments.pop("num_warps"), arguments.pop("num_stages")
     return audit(compile_ahead(kernel, arguments, arch=arch, num_warps=warps, num_stages=stages))

@@ -83,10 +83,17 @@ def candidates(call: Call, device: Device) -> list[Plan]:
             plan = replace(base, pack=pack)
             needs = resources_of(call, plan, device)
             compiles = needs is not None and not needs.spills and needs.shared <= device.shared_per_block
-            if not compiles and not device.interpreted:
+            if not (compiles and addresses_fit(call, plan)) and not device.interpreted:
                 continue
             plans += [replace(plan, split=split) for split in splits(problem, plan, device)]
     return plans
+
+
+def addresses_fit(call: Call, plan: Plan) -> bool:
+    """Whether a tile is small enough to keep its addresses: patches of tensors whose channels are not contiguous need many
+    (above 64 x 64, Triton 3.7.1 spilled on every such kernel tried)."""
+    planes = any(operand.unit != 1 for operand in (call.a, call.b, call.out))
+    return not (plan.family == "patch" and call.problem.taps > 1 and planes) or plan.block_m * plan.block_n <= 64 * 64
 
 
 def packings(call: Call, plan: Plan) -> list[tuple[str, ...]]:

@@ -34,7 +34,7 @@ def resource_table() -> dict[str, Resources]:
 
 
 def resource_key(plan: Plan, kind: str, access: str, capability: int) -> str:
-    """Row of the table: pass, family, arithmetic, access ("wide" 16-byte loads, "narrow" any other), tile, architecture."""
+    """Row of the table: pass, family, arithmetic, `access`, tile, architecture."""
     arch = max((a for a in (80, 90, 100) if a <= capability), default=80)
     tile = f"{plan.block_m}x{plan.block_n}x{plan.block_k}:w{plan.num_warps}:s{plan.num_stages}"
     return f"{plan.which}:{plan.family}:{kind}:{access}:{tile}:sm{arch}"

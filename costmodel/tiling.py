@@ -160,9 +160,12 @@ def vector_widths(call: Call, plan: Plan) -> tuple[int, int]:
 
 
 def access(call: Call, plan: Plan) -> str:
-    """ "wide" where both operands come in 16-byte loads."""
+    """How a plan's kernel reaches memory, which decides its registers: "wide" where both operands come in 16-byte loads,
+    "folded" where they do and taps share an axis with the channels (patches), else "narrow"."""
     widest = max(1, 16 // itemsize(call.dtype))
-    return "wide" if vector_widths(call, plan) == (widest, widest) else "narrow"
+    if vector_widths(call, plan) != (widest, widest):
+        return "narrow"
+    return "folded" if plan.family == "patch" and call.problem.taps > 1 else "wide"
 
 
 def reduction_step(problem: ConvProblem, block_k: int) -> tuple[int, int, int, int]:

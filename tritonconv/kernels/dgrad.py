@@ -132,9 +132,6 @@ def dgrad_kernel(
             PRECISION,
             UPCAST,
         )
-        x_d = i_d[:, None] * STRIDE[0] + t[None, :]
-        x_h = i_h[:, None] * STRIDE[1] + r[None, :]
-        x_w = i_w[:, None] * STRIDE[2] + s[None, :]
     else:
         number_w = phase % STRIDE[2]
         number_h = (phase // STRIDE[2]) % STRIDE[1]
@@ -188,20 +185,36 @@ def dgrad_kernel(
             UPCAST,
         )
         c = offs_n
-        x_d = (i_d * STRIDE[0] + d_0)[:, None]
-        x_h = (i_h * STRIDE[1] + h_0)[:, None]
-        x_w = (i_w * STRIDE[2] + w_0)[:, None]
-
     acc = add_bias(acc, b_ptr, (group * channels + c) * unpack(sizes.b), columns, HAS_BIAS)
     s_n, s_c, s_d, s_h, s_w = strides(dx_strides, DX_ALIGN, DX_UNIT, INDEX)
     dx_base = dx_ptr + image * wide(dx_strides.outer, DX_ALIGN, DX_UNIT == 0)
     dx_base += group * channels * wide(dx_strides.channel, DX_ALIGN, DX_UNIT == 1)
-    mask = exists[:, None] & columns[None, :] & (x_w < size_w)
-    dx_offset = (n * s_n)[:, None] + (c * s_c)[None, :] + x_w * s_w
+    # the offset is the sum of one per row and one per column, which keeps few registers alive
+    row = n * s_n + i_w * (STRIDE[2] * s_w)
+    column = c * s_c
+    if PATCH:
+        column += s * s_w
+        mask = exists[:, None] & columns[None, :] & ((i_w * STRIDE[2])[:, None] + s[None, :] < size_w)
+    else:
+        dx_base += w_0 * s_w
+        exists = exists & (i_w * STRIDE[2] + w_0 < size_w)
     if RANK >= 2:
-        mask = mask & (x_h < size_h)
-        dx_offset += x_h * s_h
+        row += i_h * (STRIDE[1] * s_h)
+        if PATCH:
+            column += r * s_h
+            mask = mask & ((i_h * STRIDE[1])[:, None] + r[None, :] < size_h)
+        else:
+            dx_base += h_0 * s_h
+            exists = exists & (i_h * STRIDE[1] + h_0 < size_h)
     if RANK >= 3:
-        mask = mask & (x_d < size_d)
-        dx_offset += x_d * s_d
-    tl.store(dx_base + dx_offset, rounded(acc, dx_ptr.dtype.element_ty, UPCAST), mask=mask)
+        row += i_d * (STRIDE[0] * s_d)
+        if PATCH:
+            column += t * s_d
+            mask = mask & ((i_d * STRIDE[0])[:, None] + t[None, :] < size_d)
+        else:
+            dx_base += d_0 * s_d
+            exists = exists & (i_d * STRIDE[0] + d_0 < size_d)
+    if not PATCH:
+        mask = exists[:, None] & columns[None, :]
+    dx = rounded(acc, dx_ptr.dtype.element_ty, UPCAST)
+    tl.store(dx_base + (row[:, None] + column[None, :]), dx, mask=mask)

@@ -63,15 +63,16 @@ def fprop_kernel(
     x_base = x_ptr + image * wide(x_strides.outer, X_ALIGN, X_UNIT == 0)
     x_base += group * channels * wide(x_strides.channel, X_ALIGN, X_UNIT == 1)
     w_base = w_ptr + group * filters * wide(w_strides.outer, W_ALIGN, W_UNIT == 0)
-    w0 = q * STRIDE[2] - unpack(sizes.low_w)  # [BLOCK_M] coordinate of tap 0
+    # coordinate of tap 0; patches have no padding, and a constant 0 keeps the alignment of their rows
+    w0 = q * STRIDE[2] - (0 if PATCH else unpack(sizes.low_w))  # [BLOCK_M]
     offset = n * x_n + w0 * x_w
     h0 = w0
     d0 = w0
     if RANK >= 2:
-        h0 = p * STRIDE[1] - unpack(sizes.low_h)
+        h0 = p * STRIDE[1] - (0 if PATCH else unpack(sizes.low_h))
         offset += h0 * x_h
     if RANK >= 3:
-        d0 = o * STRIDE[0] - unpack(sizes.low_d)
+        d0 = o * STRIDE[0] - (0 if PATCH else unpack(sizes.low_d))
         offset += d0 * x_d
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)

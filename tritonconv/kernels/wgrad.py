@@ -98,19 +98,20 @@ def wgrad_kernel(
     i_n = i // (BOX_Q * BOX_P * BOX_O)
     dy_offset = i_n * y_n + i_q * y_q
     x_offset = i_n * x_n + i_q * (STRIDE[2] * x_w)
-    w_shift = tap_s * DILATION[2] - unpack(sizes.low_w)
+    # patches have neither a tap of their own nor padding, and a constant 0 keeps the alignment of their rows
+    w_shift = 0 if PATCH else tap_s * DILATION[2] - unpack(sizes.low_w)
     x_tap = w_shift * x_w
     h_shift = w_shift
     d_shift = w_shift
     if RANK >= 2:
         dy_offset += i_p * y_p
         x_offset += i_p * (STRIDE[1] * x_h)
-        h_shift = tap_r * DILATION[1] - unpack(sizes.low_h)
+        h_shift = 0 if PATCH else tap_r * DILATION[1] - unpack(sizes.low_h)
         x_tap += h_shift * x_h
     if RANK >= 3:
         dy_offset += i_o * y_o
         x_offset += i_o * (STRIDE[0] * x_d)
-        d_shift = tap_t * DILATION[0] - unpack(sizes.low_d)
+        d_shift = 0 if PATCH else tap_t * DILATION[0] - unpack(sizes.low_d)
         x_tap += d_shift * x_d
     dy_base = dy_ptr + group * filters * wide(dy_strides.channel, DY_ALIGN, DY_UNIT == 1)
     x_base = x_ptr + group * channels * wide(x_strides.channel, X_ALIGN, X_UNIT == 1)
