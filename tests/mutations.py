@@ -50,7 +50,9 @@ MUTATIONS = [
     Mutation("dgrad", "a wrong group offset", "dgrad.py", "dy_base += group * filters", "dy_base += 0 * filters"),
     Mutation("dgrad", "a skipped phase", "dgrad.py", "taps = tl.where(u == 0, (KERNEL", "taps = tl.where(u == 0, 0 * (KERNEL"),
     Mutation("dgrad", "a missing bias", "dgrad.py", "columns, HAS_BIAS)", "columns, False)"),
-    Mutation("wgrad", "an off-by-one tap", "wgrad.py", "w_shift = tap_s * DILATION[2]", "w_shift = 1 + tap_s * DILATION[2]"),
+    Mutation(
+        "wgrad", "an off-by-one tap", "wgrad.py", "w_shift = 0 if PATCH else tap_s", "w_shift = 0 if PATCH else 1 + tap_s"
+    ),
     Mutation("wgrad", "a dropped mask", "wgrad.py", "x_mask = x_pixels[:, None]", "x_mask = (i_q >= 0)[:, None]"),
     Mutation("wgrad", "a wrong group offset", "wgrad.py", "x_base = x_ptr + group * channels", "x_base = x_ptr + 0 * channels"),
     Mutation(
