@@ -54,7 +54,7 @@ DEVICES: dict[str, Device] = {
     )
 }
 
-#: Triton's interpreter on a CPU. Only the time of a trip counts there (`costmodel.cost`), no limit of a GPU applies.
+#: Triton's interpreter on a CPU. Only the time of a trip counts there (`costmodel.timing`), no limit of a GPU applies.
 INTERPRETER = replace(DEVICES["NVIDIA H200"], name="interpreter", sm_count=1, interpreted=True)
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from costmodel.cost import predict
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import resources_of
 from costmodel.tiling import Call, Operand, Plan, Tile, arithmetic, grid, reduction_step, trips
+from costmodel.timing import predict
 
 __all__ = ["MENU", "Call", "Operand", "Plan", "candidates", "select"]
 

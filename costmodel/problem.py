@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-Size = Any  # int, torch.SymInt or a sympy expression
+from costmodel.algebra import Size, ceil_div, gcd, maximum, minimum, product, summation, where_less
 
 
 class Pass(StrEnum):
@@ -64,19 +64,6 @@ class Phase(NamedTuple):
     @property
     def pixels(self) -> Size:
         return product(a.size for a in self.axes)
-
-
-def product(values: Any) -> Size:
-    """Product that keeps symbols (`math.prod` would try to index a SymInt)."""
-    total: Size = 1
-    for value in values:
-        total = total * value
-    return total
-
-
-def ceil_div(a: Size, b: Size) -> Size:
-    """ceil(a / b) for integers and symbols, b > 0."""
-    return (a + b - 1) // b
 
 
 @dataclass(frozen=True)
@@ -215,9 +202,46 @@ class ConvProblem:
         """Dense floating-point operations: 2 * MAC. Bias is not counted."""
         return 2 * self.macs
 
-    def bytes(self, itemsize: Size) -> Size:
-        """Compulsory traffic of any pass in bytes: x, w and y moved once each."""
-        return itemsize * (product(self.input_shape) + product(self.weight_shape) + product(self.output_shape))
+    @property
+    def valid_pairs(self) -> tuple[Size, ...]:
+        """Per axis, the (output coordinate, tap) pairs that meet the input and not its padding. No pass needs any other."""
+        return tuple(
+            summation(k, lambda tap, axis=axis, out=out: self._reached(axis, tap, out))
+            for axis, (k, out) in enumerate(zip(self.kernel_size, self.output_size, strict=True))
+        )
+
+    @property
+    def touched_size(self) -> tuple[Size, ...]:
+        """Per axis, the distinct input coordinates that any window covers: the input size where windows overlap and cover.
+
+        Tap j reads input i * stride + j * dilation - low. Tap j + stride / gcd(stride, dilation) reads the same coordinates
+        from `dilation / gcd` outputs earlier on, so each tap but the last of its kind is counted over that many outputs only.
+        """
+
+        def count(axis: int, tap: Size) -> Size:
+            s, d, out = self.stride[axis], self.dilation[axis], self.output_size[axis]
+            shared = gcd(s, d)
+            fresh = where_less(tap + s // shared, self.kernel_size[axis], minimum(out, d // shared), out)
+            return self._reached(axis, tap, fresh)
+
+        return tuple(summation(k, lambda tap, axis=axis: count(axis, tap)) for axis, k in enumerate(self.kernel_size))
+
+    def _reached(self, axis: int, tap: Size, count: Size) -> Size:
+        """Of the output coordinates 0 ... count - 1, how many find input, not padding, under tap number `tap`."""
+        s, offset = self.stride[axis], self.padding[axis][0] - tap * self.dilation[axis]
+        last = minimum(count - 1, (self.input_size[axis] - 1 + offset) // s)
+        return maximum(0, last - maximum(0, ceil_div(offset, s)) + 1)
+
+    @property
+    def useful_macs(self) -> Size:
+        """Multiply-adds that meet input, not padding: N * K * (C / g) * prod(valid pairs), the same for every pass."""
+        return product((self.batch, self.out_channels, self.channels_per_group, *self.valid_pairs))
+
+    def bytes(self, itemsize: Size, which: Pass = Pass.FPROP) -> Size:
+        """Compulsory traffic of a pass in bytes: each tensor moved once, of x only what windows touch where it is read."""
+        moved = self.touched_size if which != Pass.DGRAD else self.input_size
+        x = product((self.batch, self.in_channels, *moved))
+        return itemsize * (x + product(self.weight_shape) + product(self.output_shape))
 
     def gemm(self, which: Pass) -> Gemm:
         """The matrix product of a pass, per group. dgrad's k counts every tap; its phases share them out."""

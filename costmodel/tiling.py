@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from costmodel.problem import ConvProblem, Pass, ceil_div, product
+from costmodel.algebra import ceil_div, product
+from costmodel.problem import ConvProblem, Pass
 
 #: Elements in the widest load (16 bytes of a 16-bit type); alignments beyond it tell the compiler nothing more.
 MAX_ALIGN = 16
@@ -234,3 +235,9 @@ def trips(problem: ConvProblem, plan: Plan) -> float:
     blocks = ceil_div(channels, plan.block_k)
     phases = product(problem.stride) if plan.which == Pass.DGRAD else 1
     return blocks * problem.taps / phases
+
+
+def issued_macs(problem: ConvProblem, plan: Plan) -> int:
+    """Multiply-adds that the plan's tiles compute, those on padding, tile edges and empty trips included."""
+    m_tiles, n_tiles, repeats = grid(problem, plan)
+    return round(m_tiles * n_tiles * repeats * trips(problem, plan) * plan.block_m * plan.block_n * plan.block_k)

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 import costmodel.resources
-from costmodel.cost import extra_bytes, predict
 from costmodel.device import DEVICES, INTERPRETER, find
 from costmodel.plan import MENU, candidates, select
 from costmodel.problem import ConvProblem, Pass
@@ -22,6 +21,7 @@ from costmodel.tiling import (
     trips,
     vector_widths,
 )
+from costmodel.timing import extra_bytes, predict
 
 H200 = DEVICES["NVIDIA H200"]
 

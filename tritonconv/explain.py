@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from costmodel.cost import Prediction, extra_bytes, predict
 from costmodel.plan import candidates
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, Plan, grid, trips, vector_widths
+from costmodel.timing import Prediction, extra_bytes, predict
 from tritonconv import check, functional, launch
 from tritonconv.layout import output_strides
 

@@ -16,9 +16,10 @@ import torch
 import triton
 import triton.language as tl
 
+from costmodel.algebra import ceil_div, product
 from costmodel.device import INTERPRETER, Device, find
 from costmodel.plan import select
-from costmodel.problem import ConvProblem, Pass, ceil_div, product
+from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import (
     MAX_ALIGN,
     MAX_BIT_TAPS,

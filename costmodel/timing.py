@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from costmodel.algebra import ceil_div, product
 from costmodel.device import Device
-from costmodel.problem import Pass, ceil_div, product
+from costmodel.problem import Pass
 from costmodel.resources import resources_of
-from costmodel.tiling import Call, Plan, arithmetic, grid, itemsize, trips, vector_widths
+from costmodel.tiling import Call, Plan, arithmetic, grid, issued_macs, itemsize, trips, vector_widths
 
 #: Share of DRAM bandwidth a copy reaches (NVIDIA H100: 3.0 of 3.35 TB/s).
 COPY_SHARE = 0.9
@@ -56,7 +57,7 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
     tiles = m_tiles * n_tiles * repeats
     n_trips = trips(problem, plan)
     moved = problem.bytes(size) + extra_bytes(call, plan)
-    issued = tiles * n_trips * plan.block_m * plan.block_n * plan.block_k
+    issued = issued_macs(problem, plan)
     tile_use = problem.macs / issued if issued else 1.0
     if device.interpreted:
         loaded = (plan.block_m + plan.block_n) * plan.block_k

@@ -1,0 +1,104 @@
+"""What a pass costs: multiply-adds counted three ways, and bytes. Costs add up; every field may be a sympy expression.
+
+A MAC is one multiply-add; FLOP = 2 * MAC. `useful` leaves padding zeros out, `dense` counts every tap of every output (what
+other tools print), `issued` is what a plan's tiles compute.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from costmodel.algebra import Size, product
+from costmodel.problem import ConvProblem, Pass
+from costmodel.tiling import Plan, issued_macs, itemsize
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Work of one pass, or of many added up. `issued_macs` is None where a part has no plan."""
+
+    useful_macs: Size = 0
+    dense_macs: Size = 0
+    issued_macs: Size | None = None
+    bias_flops: Size = 0  # additions of a bias, or the sums of its gradient
+    other_flops: Size = 0  # what is not a multiply-add of a convolution or matrix product
+    bytes: Size = 0  # compulsory: every tensor moved once
+    im2col_bytes: Size = 0  # the same with the column matrix written and read
+
+    @property
+    def useful_flops(self) -> Size:
+        return 2 * self.useful_macs
+
+    @property
+    def dense_flops(self) -> Size:
+        return 2 * self.dense_macs
+
+    @property
+    def issued_flops(self) -> Size | None:
+        return None if self.issued_macs is None else 2 * self.issued_macs
+
+    @property
+    def intensity(self) -> Size:
+        """Useful FLOP for each compulsory byte."""
+        return self.useful_flops / self.bytes
+
+    @property
+    def padding_waste(self) -> Size:
+        """Share of the dense multiply-adds that meet padding."""
+        return 1 - self.useful_macs / self.dense_macs if self.dense_macs != 0 else 0
+
+    @property
+    def tile_waste(self) -> Size | None:
+        """Share of the issued multiply-adds that the dense count does not ask for."""
+        return 1 - self.dense_macs / self.issued_macs if self.issued_macs else None
+
+    def __add__(self, other: Cost) -> Cost:
+        values = {field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)[3:]}
+        issued = None if None in (self.issued_macs, other.issued_macs) else self.issued_macs + other.issued_macs
+        return Cost(self.useful_macs + other.useful_macs, self.dense_macs + other.dense_macs, issued, **values)
+
+    def __mul__(self, times: Size) -> Cost:
+        values = [getattr(self, field.name) for field in fields(self)]
+        return Cost(*(None if value is None else times * value for value in values))
+
+    __rmul__ = __mul__
+
+
+def cost(
+    problem: ConvProblem,
+    which: Pass | str = Pass.FPROP,
+    plan: Plan | str | None = None,
+    *,
+    dtype: str = "float16",
+    bias: bool = False,
+) -> Cost:
+    """The cost of one pass of `problem` in `dtype` ("float16", "bfloat16", "float32" or "float64").
+
+    `plan` (one of `costmodel.plan.candidates`, or its words) adds the multiply-adds it issues. Raises ValueError for a plan
+    of another pass. A bias adds one FLOP an output in fprop, and in wgrad the sums that are its gradient.
+    """
+    which, plan = Pass(which), Plan.parse(plan) if isinstance(plan, str) else plan
+    if plan is not None and plan.which != which:
+        raise ValueError(f"plan {plan} is for {plan.which}, the cost asked for is of {which}")
+    size = itemsize(dtype)
+    moved = problem.bytes(size, which)
+    bias_flops: Size = 0
+    if bias and which != Pass.DGRAD:
+        bias_flops = product(problem.output_shape)
+        moved = moved + size * problem.out_channels
+    column = product((problem.batch, problem.in_channels, problem.taps, *problem.output_size))
+    return Cost(
+        useful_macs=problem.useful_macs,
+        dense_macs=problem.macs,
+        issued_macs=None if plan is None else issued_macs(problem, plan),
+        bias_flops=bias_flops,
+        bytes=moved,
+        im2col_bytes=moved + 2 * size * column,
+    )
+
+
+def training_cost(problem: ConvProblem, *, dtype: str = "float16", bias: bool = False, input_gradient: bool = True) -> Cost:
+    """fprop + dgrad + wgrad: three times the forward multiply-adds, twice for a first layer (`input_gradient=False`)."""
+    passes = [Pass.FPROP, Pass.WGRAD] + ([Pass.DGRAD] if input_gradient else [])
+    first, *rest = (cost(problem, which, dtype=dtype, bias=bias) for which in passes)
+    return sum(rest, first)
