@@ -54,7 +54,9 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         values = {field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)[3:]}
-        issued = None if None in (self.issued_macs, other.issued_macs) else self.issued_macs + other.issued_macs
+        issued = None
+        if self.issued_macs is not None and other.issued_macs is not None:
+            issued = self.issued_macs + other.issued_macs
         return Cost(self.useful_macs + other.useful_macs, self.dense_macs + other.dense_macs, issued, **values)
 
     def __mul__(self, times: Size) -> Cost:

@@ -205,10 +205,11 @@ class ConvProblem:
     @property
     def valid_pairs(self) -> tuple[Size, ...]:
         """Per axis, the (output coordinate, tap) pairs that meet the input and not its padding. No pass needs any other."""
-        return tuple(
-            summation(k, lambda tap, axis=axis, out=out: self._reached(axis, tap, out))
-            for axis, (k, out) in enumerate(zip(self.kernel_size, self.output_size, strict=True))
-        )
+
+        def count(axis: int) -> Size:
+            return summation(self.kernel_size[axis], lambda tap: self._reached(axis, tap, self.output_size[axis]))
+
+        return tuple(count(axis) for axis in range(self.rank))
 
     @property
     def touched_size(self) -> tuple[Size, ...]:
@@ -218,13 +219,16 @@ class ConvProblem:
         from `dilation / gcd` outputs earlier on, so each tap but the last of its kind is counted over that many outputs only.
         """
 
-        def count(axis: int, tap: Size) -> Size:
+        def count(axis: int) -> Size:
             s, d, out = self.stride[axis], self.dilation[axis], self.output_size[axis]
             shared = gcd(s, d)
-            fresh = where_less(tap + s // shared, self.kernel_size[axis], minimum(out, d // shared), out)
-            return self._reached(axis, tap, fresh)
 
-        return tuple(summation(k, lambda tap, axis=axis: count(axis, tap)) for axis, k in enumerate(self.kernel_size))
+            def fresh(tap: Size) -> Size:
+                return where_less(tap + s // shared, self.kernel_size[axis], minimum(out, d // shared), out)
+
+            return summation(self.kernel_size[axis], lambda tap: self._reached(axis, tap, fresh(tap)))
+
+        return tuple(count(axis) for axis in range(self.rank))
 
     def _reached(self, axis: int, tap: Size, count: Size) -> Size:
         """Of the output coordinates 0 ... count - 1, how many find input, not padding, under tap number `tap`."""
