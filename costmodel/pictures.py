@@ -1,0 +1,331 @@
+"""The roofline, the growth of the receptive field, and where the time goes, as matplotlib figures.
+
+Figures are made without pyplot, so nothing global is touched and no display is needed. A row is anything with the fields of
+`Row`; colours come from a `Theme`, and a page that follows the reader's light or dark mode passes CSS variables (`html`).
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
+from matplotlib.transforms import Bbox
+
+from costmodel.units import share, si
+
+
+class Row(Protocol):
+    """What a picture needs to know of a layer."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def useful_flops(self) -> float: ...
+    @property
+    def intensity(self) -> float: ...
+    @property
+    def bound(self) -> str: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def share(self) -> float: ...
+    @property
+    def measured_seconds(self) -> float | None: ...
+    @property
+    def receptive_field(self) -> tuple[int, ...] | None: ...
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours as #rrggbb. `compute`, `memory` and `launch` tell what limits a layer."""
+
+    paper: str
+    ink: str
+    faint: str
+    line: str
+    compute: str
+    memory: str
+    launch: str
+
+
+LIGHT = Theme("#ffffff", "#1b1f24", "#5a636e", "#d5dae0", "#b3420b", "#0b62a8", "#6f7780")
+DARK = Theme("#14181d", "#e8ebef", "#a3adb8", "#343b44", "#ff9a5c", "#6cb6ff", "#98a2ad")
+
+#: The roof that a bound belongs to, by the words `costmodel.timing` and `costmodel.bounds` use.
+ROOFS = {"compute": "compute", "arithmetic": "compute", "instruction issue": "compute"}
+ROOFS |= {"memory": "memory", "DRAM": "memory", "L2": "memory", "launch": "launch"}
+MEANINGS = {"compute": "arithmetic", "memory": "memory", "launch": "launch overhead"}
+LABELS = 9
+BARS = 14
+
+
+def roofline_picture(rows: Sequence[Row], peak: float, bandwidth: float, title: str, theme: Theme = LIGHT) -> Figure:
+    """Attained useful FLOP/s over FLOP per compulsory byte, under the roof of `peak` FLOP/s and `bandwidth` bytes/s.
+
+    A dot is a layer, or layers alike, its area their share of the predicted time; a diamond is a measured one.
+    """
+    figure = _figure(9.2, 5.6, theme)
+    draw_roofline(figure.subplots(), rows, peak, bandwidth, title, theme)
+    return figure
+
+
+def receptive_picture(rows: Sequence[Row], title: str, theme: Theme = LIGHT) -> Figure:
+    """The receptive field after each layer that has one."""
+    figure = _figure(9.2, 3.8, theme)
+    draw_receptive(figure.subplots(), rows, title, theme)
+    return figure
+
+
+def time_picture(rows: Sequence[Row], title: str, theme: Theme = LIGHT) -> Figure:
+    """The layers that take most of the predicted time."""
+    figure = _figure(9.2, 0.9 + 0.3 * min(len(rows), BARS + 1), theme)
+    draw_time(figure.subplots(), rows, title, theme)
+    return figure
+
+
+def sheet(rows: Sequence[Row], peak: float, bandwidth: float, title: str, theme: Theme = LIGHT) -> Figure:
+    """The three of them on one page."""
+    figure = _figure(13, 11, theme)
+    grid = figure.add_gridspec(2, 2, height_ratios=(1.25, 1), hspace=0.08, wspace=0.06)
+    draw_receptive(figure.add_subplot(grid[1, 0]), rows, "Receptive field", theme)
+    draw_time(figure.add_subplot(grid[1, 1]), rows, "Where the time goes", theme)
+    draw_roofline(figure.add_subplot(grid[0, :]), rows, peak, bandwidth, title, theme)
+    return figure
+
+
+def render(figure: Figure, form: str, salt: str = "costmodel") -> bytes:
+    """The figure as "png", "svg" (letters as outlines, for papers) or "svg-text" (letters as text, for web pages).
+
+    `salt` keeps the ids of several pictures on one page apart, and the same picture the same bytes.
+    """
+    out = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none" if form == "svg-text" else "path", "svg.hashsalt": salt}):
+        if form == "png":
+            figure.savefig(out, format="png", dpi=160)
+        else:
+            figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()
+
+
+def draw_roofline(axes: Axes, rows: Sequence[Row], peak: float, bandwidth: float, title: str, theme: Theme) -> None:
+    """See `roofline_picture`. Rows without a multiply-add have no intensity: the axis says how many are left out."""
+    shown = [row for row in rows if row.intensity > 0 and row.seconds > 0]
+    groups: dict[tuple[float, float, str], list[Row]] = defaultdict(list)
+    for row in shown:
+        groups[(row.intensity, row.useful_flops / row.seconds, _roof(row.bound))].append(row)
+    ridge = peak / bandwidth
+    rates = [rate for _, rate, _ in groups] + [r.useful_flops / r.measured_seconds for r in shown if r.measured_seconds]
+    left = min([ridge / 30, *(x / 2 for x, _, _ in groups)])
+    right = max([ridge * 8, *(x * 2.5 for x, _, _ in groups)])
+    low = min([left * bandwidth, *(rate / 3 for rate in rates)])
+    axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(max(low, peak / 1e6), peak * 2.6))
+    _dress(axes, title, theme)
+    axes.grid(True, which="major", color=theme.line, linewidth=0.7)
+    axes.plot([left, ridge, right], [left * bandwidth, peak, peak], color=theme.ink, linewidth=1.8, zorder=2)
+    axes.plot([ridge, ridge], [axes.get_ylim()[0], peak], color=theme.faint, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    for (x, rate, roof), members in groups.items():
+        part = sum(member.share for member in members)
+        size, colour = _area(part), getattr(theme, roof)
+        axes.scatter([x], [rate], s=size, color=colour, alpha=0.75, edgecolors=theme.paper, linewidths=0.8, zorder=4)
+        for member in members:
+            if member.measured_seconds:
+                measured = member.useful_flops / member.measured_seconds
+                axes.plot([x, x], [rate, measured], color=colour, linewidth=0.8, zorder=3)
+                axes.scatter([x], [measured], s=34, marker="D", facecolors=theme.paper, edgecolors=colour, zorder=5)
+    axes.set_ylabel("useful FLOP/s")
+    axes.yaxis.set_major_formatter(EngFormatter(sep=" "))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    label, absent = "useful FLOP per compulsory byte", len(rows) - len(shown)
+    if absent:
+        lost = sum(row.share for row in rows) - sum(row.share for row in shown)
+        label += f"\n{absent} rows without a multiply-add are not drawn; they take {share(lost)} of the time"
+    axes.set_xlabel(label, fontsize=9)
+    _legend(axes, {roof for _, _, roof in groups}, theme, any(row.measured_seconds for row in shown))
+    slope = math.sqrt(left * ridge)
+    for at, text, offset, side in (
+        ((ridge, peak), f"{si(peak, 'FLOP/s')} peak, ridge at {ridge:.0f} FLOP/byte", (4, 6), "left"),
+        ((slope, slope * bandwidth), si(bandwidth, "B/s"), (-6, 6), "right"),
+    ):
+        axes.annotate(text, at, offset, textcoords="offset points", ha=side, fontsize=9, color=theme.ink)
+    edge = [(left * (right / left) ** (step / 200)) for step in range(201)]
+    avoid = [((x, min(peak, x * bandwidth)), 20.0) for x in edge]
+    avoid += [((x, rate), _area(sum(m.share for m in members))) for (x, rate, _), members in groups.items()]
+    avoid += [((row.intensity, row.useful_flops / row.measured_seconds), 40.0) for row in shown if row.measured_seconds]
+    heaviest = sorted(groups.items(), key=lambda item: -sum(member.share for member in item[1]))[:LABELS]
+    named = [((x, rate), _name(members), _area(sum(m.share for m in members))) for (x, rate, _), members in heaviest]
+    _label(axes, named, avoid, theme)
+
+
+def draw_receptive(axes: Axes, rows: Sequence[Row], title: str, theme: Theme) -> None:
+    """See `receptive_picture`. One line an axis, one line where all axes agree."""
+    known = [(row.name, row.receptive_field) for row in rows if row.receptive_field]
+    fields = [field for _, field in known]
+    _dress(axes, title, theme)
+    if not fields:
+        axes.text(0.5, 0.5, "no layer has a receptive field", transform=axes.transAxes, ha="center", color=theme.faint)
+        return
+    axes.grid(True, axis="y", color=theme.line, linewidth=0.7)
+    rank = len(fields[0])
+    alike = all(len(set(field)) == 1 for field in fields)
+    names = {1: ("width",), 2: ("height", "width"), 3: ("depth", "height", "width")}[rank]
+    for axis, (name, colour) in enumerate(zip(names, (theme.memory, theme.compute, theme.launch), strict=False)):
+        sizes = [field[axis] for field in fields]
+        axes.step(range(len(sizes)), sizes, where="mid", color=colour, linewidth=1.8, label="all axes" if alike else name)
+        if alike:
+            break
+    if not alike:
+        axes.legend(frameon=False, labelcolor=theme.ink, fontsize=9)
+    last = max(fields[-1])
+    axes.annotate(
+        f"{last}", (len(fields) - 1, last), (0, 5), textcoords="offset points", ha="right", fontsize=9, color=theme.ink
+    )
+    axes.set_ylabel("input pixels that one value sees")
+    axes.margins(x=0.01, y=0.1)
+    axes.set_ylim(bottom=0)
+    ticks = _sections([name for name, _ in known])
+    axes.set_xticks(list(ticks), list(ticks.values()), rotation=30, ha="right", rotation_mode="anchor", fontsize=8)
+
+
+def draw_time(axes: Axes, rows: Sequence[Row], title: str, theme: Theme) -> None:
+    """See `time_picture`. The rows beyond the first `BARS` are one bar."""
+    ordered = sorted(rows, key=lambda row: -row.seconds)
+    bars = [(_short(row.name), row.seconds, row.share, getattr(theme, _roof(row.bound))) for row in ordered[:BARS]]
+    rest = ordered[BARS:]
+    if rest:
+        bars.append((f"{len(rest)} others", sum(r.seconds for r in rest), sum(r.share for r in rest), theme.line))
+    _dress(axes, title, theme)
+    places = range(len(bars))
+    axes.barh(places, [bar[1] for bar in bars], color=[bar[3] for bar in bars], height=0.72)
+    axes.set_yticks(list(places), [bar[0] for bar in bars], fontsize=9)
+    axes.invert_yaxis()
+    for place, (_, seconds, part, _) in zip(places, bars, strict=True):
+        text = f"{si(seconds, 's')}, {share(part)}"
+        axes.annotate(text, (seconds, place), (4, 0), textcoords="offset points", va="center", fontsize=8.5, color=theme.ink)
+    axes.set_xlim(0, max((bar[1] for bar in bars), default=1) * 1.28)
+    axes.xaxis.set_major_formatter(EngFormatter(unit="s", sep=" "))
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    _legend(axes, {_roof(row.bound) for row in ordered[:BARS]}, theme, above=True)
+
+
+def _figure(width: float, height: float, theme: Theme) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor=theme.paper)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _dress(axes: Axes, title: str, theme: Theme) -> None:
+    axes.set_facecolor(theme.paper)
+    axes.set_title(title, loc="left", color=theme.ink, fontsize=11, fontweight="bold")
+    axes.tick_params(which="both", colors=theme.faint, labelcolor=theme.ink, labelsize=9)
+    axes.xaxis.label.set_color(theme.ink)
+    axes.yaxis.label.set_color(theme.ink)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_color(theme.faint)
+        spine.set_visible(side in ("left", "bottom"))
+
+
+def _legend(axes: Axes, roofs: Collection[str], theme: Theme, measured: bool = False, above: bool = False) -> None:
+    entries: list[Any] = []
+    for roof in MEANINGS:
+        if roof in roofs:
+            entries.append(axes.scatter([], [], s=50, color=getattr(theme, roof), label=f"limited by {MEANINGS[roof]}"))
+    if measured:
+        entries.append(axes.scatter([], [], s=34, marker="D", facecolors=theme.paper, edgecolors=theme.ink, label="measured"))
+    if entries:
+        place: dict[str, Any] = {"loc": "lower right"}
+        if above:
+            place |= {
+                "bbox_to_anchor": (1.0, 1.0),
+                "ncols": 3,
+                "borderaxespad": 0.1,
+                "columnspacing": 1.0,
+                "handletextpad": 0.2,
+            }
+        axes.legend(handles=entries, frameon=False, labelcolor=theme.ink, fontsize=9, **place)
+
+
+Point = tuple[float, float]
+
+
+def _label(axes: Axes, named: Sequence[tuple[Point, str, float]], avoid: Sequence[tuple[Point, float]], theme: Theme) -> None:
+    """Name the points (where, text, dot's area), each at the first of several places where it covers no other text, none of
+    the dots to avoid and not the picture's edge; a point without such a place stays without a name."""
+    figure = axes.figure.figure
+    assert isinstance(figure, Figure)
+    figure.draw_without_rendering()  # the layout decides where the axes are
+    figure.set_layout_engine("none")
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    frame = axes.get_window_extent(renderer)
+    pixel = figure.dpi / 72
+    taken = [text.get_window_extent(renderer) for text in axes.texts]
+    legend = axes.get_legend()
+    taken += [legend.get_window_extent(renderer)] if legend else []
+    for at, area in avoid:
+        x, y = axes.transData.transform(at)
+        radius = math.sqrt(area / math.pi) * pixel
+        taken.append(Bbox.from_extents(x - radius, y - radius, x + radius, y + radius))
+    for at, text, area in named:
+        probe = axes.text(0, 0, text, fontsize=8.5)
+        extent = probe.get_window_extent(renderer)
+        probe.remove()
+        x, y = axes.transData.transform(at)
+        for reach, angle in itertools.product((4, 14, 26, 40, 56, 74), (0, 180, 40, 140, -40, -140, 90, -90)):
+            radius = (math.sqrt(area / math.pi) + reach) * pixel
+            dx, dy = radius * math.cos(math.radians(angle)), radius * math.sin(math.radians(angle))
+            left = x + dx - (0 if dx > 1 else extent.width if dx < -1 else extent.width / 2)
+            box = Bbox.from_bounds(left, y + dy - extent.height / 2, extent.width, extent.height)
+            if frame.contains(box.x0, box.y0) and frame.contains(box.x1, box.y1) and not box.count_overlaps(taken):
+                taken.append(box)
+                side = "left" if dx > 1 else "right" if dx < -1 else "center"
+                lead = {"arrowstyle": "-", "color": theme.faint, "linewidth": 0.7} if reach > 4 else None
+                place: dict[str, Any] = {
+                    "xytext": (dx / pixel, dy / pixel),
+                    "textcoords": "offset points",
+                    "ha": side,
+                    "va": "center",
+                }
+                axes.annotate(text, at, arrowprops=lead, fontsize=8.5, color=theme.ink, zorder=6, **place)
+                break
+
+
+def _area(part: float) -> float:
+    """A dot's area in points^2 for a share of the time; the smallest can still be seen."""
+    return 16 + 1400 * part
+
+
+def _roof(bound: str) -> str:
+    return ROOFS.get(bound, "launch")
+
+
+def _short(name: str, limit: int = 28) -> str:
+    """The end of a name tells layers apart better than its beginning."""
+    return name if len(name) <= limit else "…" + name[1 - limit :]
+
+
+def _name(members: Sequence[Row]) -> str:
+    return _short(members[0].name) + (f" ×{len(members)}" if len(members) > 1 else "")
+
+
+def _sections(names: Sequence[str], limit: int = 16) -> dict[int, str]:
+    """Position and name of the rows where a new top-level module begins, not so close that their names touch."""
+    ticks: dict[int, str] = {}
+    last, section = -math.inf, None
+    for place, name in enumerate(names):
+        head = name.partition(".")[0]
+        if head != section and place - last >= len(names) / limit:
+            ticks[place], last, section = head, place, head
+    return ticks

@@ -1,0 +1,40 @@
+"""Numbers for people: SI prefixes with units, and durations. Standard library only."""
+
+from __future__ import annotations
+
+import math
+
+PREFIXES = {5: "P", 4: "T", 3: "G", 2: "M", 1: "k", 0: "", -1: "m", -2: "µ", -3: "n"}
+
+
+def si(value: float, unit: str = "", digits: int = 3) -> str:
+    """The value with `digits` significant digits and an SI prefix: si(4089184256, "MAC") is "4.09 GMAC"."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g} {unit}".rstrip()
+    step = math.floor(math.log10(abs(value)) / 3)
+    for power in (step, step + 1):  # 999.9 rounds up to the next prefix
+        power = min(max(power, min(PREFIXES)), max(PREFIXES))
+        scaled = value / 1000.0**power
+        decimals = max(0, digits - 1 - math.floor(math.log10(abs(scaled))))
+        if abs(round(scaled, decimals)) < 1000:
+            break
+    if power == 0 and isinstance(value, int):
+        decimals = 0
+    return f"{scaled:.{decimals}f} {PREFIXES[power]}{unit}".rstrip()
+
+
+def share(value: float) -> str:
+    """A part of one as a percentage: "3.1 %"."""
+    return f"{100 * value:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: "14 min 13 s", "18 h 58 min", "3 d 2 h"; below a minute with an SI prefix."""
+    if seconds < 60:
+        return si(seconds, "s")
+    for limit, unit, smaller, name in ((3600, 60, 1, "min s"), (86400, 3600, 60, "h min"), (math.inf, 86400, 3600, "d h")):
+        if seconds < limit:
+            whole, rest = divmod(seconds, unit)
+            large, small = name.split()
+            return f"{whole:.0f} {large} {math.floor(rest / smaller)} {small}"
+    raise AssertionError("the last limit is infinite")
