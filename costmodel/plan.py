@@ -6,13 +6,30 @@ of compiled kernels (`costmodel.resources`) is no candidate.
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
 
+from costmodel.algebra import ceil_div
 from costmodel.device import Device
-from costmodel.problem import ConvProblem, Pass
-from costmodel.resources import resources_of
-from costmodel.tiling import Call, Operand, Plan, Tile, arithmetic, grid, reduction_step, trips
-from costmodel.timing import predict
+from costmodel.problem import Pass
+from costmodel.resources import resource_key, resource_table
+from costmodel.tiling import (
+    Call,
+    Extent,
+    Operand,
+    Plan,
+    Tile,
+    access,
+    arithmetic,
+    extent,
+    itemsize,
+    reduction_step,
+    reduction_steps,
+    vector_widths,
+)
+from costmodel.timing import Kernel, at_least, kernel, launches, packed_bytes, read_again, seconds, split_bytes, traffic
 
 __all__ = ["MENU", "Call", "Operand", "Plan", "candidates", "select"]
 
@@ -70,33 +87,72 @@ MENU: dict[str, tuple[Tile, ...]] = {
 INTERPRETED_MENU = tuple(Tile(m, n, k, 4, 3) for m in (16, 128, 512, 2048) for n in (16, 64) for k in (16, 64, 256, 1024))
 
 
+class Option(NamedTuple):
+    """A compiled tile with its operands packed or not: one line of the ranking, to be split `splits` ways."""
+
+    kernel: Kernel
+    which: Pass
+    family: str
+    pack: tuple[str, ...]
+    step: tuple[int, int, int, int] | None
+    covers: Extent
+    tiles: int
+    steps: float  # main-loop trips of all programs that share a reduction
+    splits: list[int]
+
+    def plan(self, split: int) -> Plan:
+        return Plan(self.which, self.family, *self.kernel.tile, split=split, step=self.step, pack=self.pack)
+
+
+@lru_cache(maxsize=1024)
+def compiled(
+    which: Pass, family: str, kind: str, reach: str, widths: tuple[int, int], size: int, device: Device
+) -> list[Kernel]:
+    """The menu's kernels that compile without a spill and fit the device, for operands reached as `costmodel.tiling.access`."""
+    found = []
+    for tile in INTERPRETED_MENU if device.interpreted else MENU[kind]:
+        needs = resource_table().get(resource_key(Plan(which, family, *tile), kind, reach, device.capability))
+        fits = needs is not None and not needs.spills and needs.shared <= device.shared_per_block
+        if fits or device.interpreted:
+            found.append(kernel(tile, needs, kind, size, widths, device))
+    return found
+
+
+def options(call: Call, device: Device) -> Iterator[Option]:
+    """Every legal tile, with and without packed operands."""
+    problem, which, size = call.problem, call.which, itemsize(call.dtype)
+    family = "patch" if problem.is_patch else "gather"
+    kind = arithmetic(call.dtype, call.precision)
+    covers = extent(problem, which, family)
+    for pack in packings(call):
+        plain = Plan(which, family, 0, 0, 0, 0, 0, pack=pack)
+        for of in compiled(which, family, kind, access(call, plain), vector_widths(call, plain), size, device):
+            tile = of.tile
+            if not (addresses_fit(call, family, tile) or device.interpreted):
+                continue
+            tiles = ceil_div(covers.m, tile.m) * ceil_div(covers.n, tile.n) * covers.repeats
+            if which == Pass.WGRAD:
+                step = reduction_step(problem, tile.k)
+                steps = reduction_steps(problem, step)
+                yield Option(of, which, family, pack, step, covers, tiles, steps, splits(tiles, steps, device))
+            else:
+                steps = ceil_div(covers.depth, tile.k) * covers.loops
+                yield Option(of, which, family, pack, None, covers, tiles, steps, [1])
+
+
 def candidates(call: Call, device: Device) -> list[Plan]:
     """Every legal plan: rows of the menu that compile without a spill and fit, with and without packed operands."""
-    problem, which = call.problem, call.which
-    family = "patch" if problem.is_patch else "gather"
-    plans = []
-    for tile in INTERPRETED_MENU if device.interpreted else MENU[arithmetic(call.dtype, call.precision)]:
-        base = Plan(which, family, tile.m, tile.n, tile.k, tile.warps, tile.stages)
-        if which == Pass.WGRAD:
-            base = replace(base, step=reduction_step(problem, tile.k))
-        for pack in packings(call, base):
-            plan = replace(base, pack=pack)
-            needs = resources_of(call, plan, device)
-            compiles = needs is not None and not needs.spills and needs.shared <= device.shared_per_block
-            if not (compiles and addresses_fit(call, plan)) and not device.interpreted:
-                continue
-            plans += [replace(plan, split=split) for split in splits(problem, plan, device)]
-    return plans
+    return [option.plan(split) for option in options(call, device) for split in option.splits]
 
 
-def addresses_fit(call: Call, plan: Plan) -> bool:
+def addresses_fit(call: Call, family: str, tile: Tile) -> bool:
     """Whether a tile is small enough to keep its addresses: patches of tensors whose channels are not contiguous need many
     (above 64 x 64, Triton 3.7.1 spilled on every such kernel tried)."""
     planes = any(operand.unit != 1 for operand in (call.a, call.b, call.out))
-    return not (plan.family == "patch" and call.problem.taps > 1 and planes) or plan.block_m * plan.block_n <= 64 * 64
+    return not (family == "patch" and call.problem.taps > 1 and planes) or tile.m * tile.n <= 64 * 64
 
 
-def packings(call: Call, plan: Plan) -> list[tuple[str, ...]]:
+def packings(call: Call) -> list[tuple[str, ...]]:
     """Which operands may be copied to channels-last first: those whose channels are not contiguous already."""
     names = [name for name, operand in (("a", call.a), ("b", call.b)) if operand.unit != 1]
     choices: list[tuple[str, ...]] = [()]
@@ -104,19 +160,33 @@ def packings(call: Call, plan: Plan) -> list[tuple[str, ...]]:
     return choices + ([tuple(names)] if len(names) == 2 else [])
 
 
-def splits(problem: ConvProblem, plan: Plan, device: Device) -> list[int]:
-    """How many programs may share wgrad's reduction: powers of two up to about four waves of the device."""
-    if plan.which != Pass.WGRAD:
-        return [1]
-    m_tiles, n_tiles, repeats = grid(problem, plan)
-    steps = trips(problem, plan)
-    room = max(1, 4 * device.sm_count // max(1, m_tiles * n_tiles * repeats))
+def splits(tiles: int, steps: float, device: Device) -> list[int]:
+    """How many programs may share wgrad's reduction of `steps` trips: powers of two up to about four waves of the device."""
+    room = max(1, 4 * device.sm_count // max(1, tiles))
     return [1 << i for i in range(room.bit_length()) if (1 << i) <= max(1, steps)]
 
 
 def select(call: Call, device: Device) -> Plan:
-    """The candidate with the least predicted time. Cached by callers; plain arithmetic."""
-    found = candidates(call, device)
-    if not found:
+    """The candidate with the least predicted time (`costmodel.timing.predict`). Cached by callers; plain arithmetic.
+
+    Raises RuntimeError where no kernel serves the call.
+    """
+    found, size, group_m = traffic(call), itemsize(call.dtype), Plan.group_m
+    least, best, best_split = math.inf, None, 1
+    copied: dict[tuple[str, ...], int] = {}
+    for option in options(call, device):
+        of, _, _, pack, _, covers, tiles, steps, ways = option
+        if pack not in copied:
+            copied[pack] = found.compulsory + packed_bytes(call.problem, call.which, pack, size)
+        if at_least(of, tiles, steps, copied[pack], launches(pack, 1), device) >= least:
+            continue
+        for split in ways:
+            moved = copied[pack] + split_bytes(found, split)
+            moved += read_again(of, covers, split, group_m, call, found.swept, device)
+            n_trips = steps if split == 1 else ceil_div(steps, split)
+            time = seconds(of, tiles * split, n_trips, moved, launches(pack, split), device)
+            if time < least:
+                least, best, best_split = time, option, split
+    if best is None:
         raise RuntimeError(f"no plan for {call.which} of {call.problem} in {call.dtype} on {device.name}")
-    return min(found, key=lambda plan: predict(call, plan, device).seconds)
+    return best.plan(best_split)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 from costmodel.algebra import ceil_div, product
@@ -77,6 +77,10 @@ class Plan:
     group_m: int = 8
     step: tuple[int, int, int, int] | None = None
     pack: tuple[str, ...] = ()
+
+    @property
+    def tile(self) -> Tile:
+        return Tile(self.block_m, self.block_n, self.block_k, self.num_warps, self.num_stages)
 
     def __str__(self) -> str:
         """One word, which `Plan.parse` reads back: fprop:patch:128x64x64:w4:s4[:split7][:group8][:step1x1x8x8][:pack-a]."""
@@ -171,70 +175,75 @@ def access(call: Call, plan: Plan) -> str:
 
 def reduction_step(problem: ConvProblem, block_k: int) -> tuple[int, int, int, int]:
     """wgrad's box (n, o, p, q) of `block_k` output pixels, powers of two, that wastes least, and of those the widest."""
-    full = problem.with_unit_axes()
-    sizes = (problem.batch, *full.output_size)
-
-    def boxes(left: int, axes: int) -> Iterator[tuple[int, ...]]:
-        if axes == 1:
-            yield (left,)
-            return
-        size = 1
-        while size <= left:
-            if size < 2 * sizes[4 - axes]:
-                for rest in boxes(left // size, axes - 1):
-                    yield (size, *rest)
-            size *= 2
-
-    best = min(
-        boxes(block_k, 4),
-        key=lambda box: (product(ceil_div(s, b) for s, b in zip(sizes, box, strict=True)), -box[3], -box[2], -box[1]),
-    )
-    return best  # type: ignore[return-value]
+    return _least_box(_reduced_sizes(problem), block_k.bit_length() - 1)
 
 
 def reduction_steps(problem: ConvProblem, step: tuple[int, int, int, int]) -> int:
     """Boxes that cover the output pixels."""
-    sizes = (problem.batch, *problem.with_unit_axes().output_size)
-    return int(product(ceil_div(s, b) for s, b in zip(sizes, step, strict=True)))
+    return math.prod(ceil_div(s, b) for s, b in zip(_reduced_sizes(problem), step, strict=True))
 
 
-def columns(problem: ConvProblem, plan: Plan) -> int:
-    """Length of the GEMM's n axis of one program grid."""
-    if plan.which == Pass.FPROP:
-        return problem.filters_per_group
-    return problem.channels_per_group * (problem.taps if plan.family == "patch" else 1)
+def _reduced_sizes(problem: ConvProblem) -> tuple[int, ...]:
+    """(n, o, p, q): what wgrad sums over, with axes of size 1 in front up to three."""
+    return (problem.batch, *(1,) * (3 - problem.rank), *problem.output_size)
 
 
-def phase_pixels(problem: ConvProblem) -> int:
-    """Pixels of dgrad's largest stride phase, over the batch."""
-    return int(problem.batch * product(ceil_div(n, s) for n, s in zip(problem.input_size, problem.stride, strict=True)))
+@lru_cache(maxsize=4096)
+def _least_box(sizes: tuple[int, ...], bits: int) -> tuple[int, int, int, int]:
+    covered = [[-(-size >> e) for e in range(bits + 1)] for size in sizes]  # boxes along an axis, 2^e wide
+    widest = [min(bits, max(0, (2 * size - 1).bit_length() - 1)) for size in sizes[:3]]
+    best, found = math.inf, (0, 0, 0, bits)
+    for q in range(bits, -1, -1):
+        for p in range(min(bits - q, widest[2]), -1, -1):
+            for o in range(min(bits - q - p, widest[1]), -1, -1):
+                n = bits - q - p - o
+                if n <= widest[0]:
+                    boxes = covered[0][n] * covered[1][o] * covered[2][p] * covered[3][q]
+                    if boxes < best:
+                        best, found = boxes, (n, o, p, q)
+    return 1 << found[0], 1 << found[1], 1 << found[2], 1 << found[3]
+
+
+class Extent(NamedTuple):
+    """What a kernel family tiles: m x n results, `repeats` times over (groups, phases, taps), each the sum of `loops` passes
+    over `depth` terms. wgrad's depth is its output pixels, which it walks in boxes. `loops` is dgrad's average over phases."""
+
+    m: int
+    n: int
+    repeats: int
+    depth: int
+    loops: float
+
+
+@lru_cache(maxsize=4096)
+def extent(problem: ConvProblem, which: Pass, family: str) -> Extent:
+    """The extent of a pass for the "gather" or the "patch" family."""
+    c, k, taps, patch = problem.channels_per_group, problem.filters_per_group, problem.taps, family == "patch"
+    if which == Pass.FPROP:
+        pixels = problem.batch * product(problem.output_size)
+        return Extent(pixels, k, problem.groups, c * taps if patch else c, 1 if patch else taps)
+    if which == Pass.DGRAD:
+        # the largest stride phase, over the batch
+        pixels = problem.batch * product(ceil_div(n, s) for n, s in zip(problem.input_size, problem.stride, strict=True))
+        phases = 1 if patch else product(problem.stride)
+        return Extent(pixels, c * taps if patch else c, problem.groups * phases, k, 1 if patch else taps / phases)
+    pixels = problem.batch * product(problem.output_size)
+    return Extent(k, c * taps if patch else c, problem.groups * (1 if patch else taps), pixels, 1)
 
 
 def grid(problem: ConvProblem, plan: Plan) -> tuple[int, int, int]:
     """(m tiles, n tiles, repeats) of a launch; repeats are groups, phases, taps and splits."""
-    n_tiles = ceil_div(columns(problem, plan), plan.block_n)
-    if plan.which == Pass.FPROP:
-        pixels = problem.batch * product(problem.output_size)
-        return ceil_div(pixels, plan.block_m), n_tiles, problem.groups
-    if plan.which == Pass.DGRAD:
-        phases = 1 if plan.family == "patch" else product(problem.stride)
-        return ceil_div(phase_pixels(problem), plan.block_m), n_tiles, problem.groups * phases
-    taps = 1 if plan.family == "patch" else problem.taps
-    return ceil_div(problem.filters_per_group, plan.block_m), n_tiles, problem.groups * taps * plan.split
+    of = extent(problem, plan.which, plan.family)
+    return ceil_div(of.m, plan.block_m), ceil_div(of.n, plan.block_n), of.repeats * plan.split
 
 
 def trips(problem: ConvProblem, plan: Plan) -> float:
     """Main-loop trips of one program, on average over the phases of dgrad."""
+    of = extent(problem, plan.which, plan.family)
     if plan.which == Pass.WGRAD:
         step = plan.step or reduction_step(problem, plan.block_k)
         return ceil_div(reduction_steps(problem, step), plan.split)
-    channels = problem.channels_per_group if plan.which == Pass.FPROP else problem.filters_per_group
-    if plan.family == "patch":
-        depth = channels * (problem.taps if plan.which == Pass.FPROP else 1)
-        return ceil_div(depth, plan.block_k)
-    blocks = ceil_div(channels, plan.block_k)
-    phases = product(problem.stride) if plan.which == Pass.DGRAD else 1
-    return blocks * problem.taps / phases
+    return ceil_div(of.depth, plan.block_k) * of.loops
 
 
 def issued_macs(problem: ConvProblem, plan: Plan) -> int:

@@ -1,20 +1,38 @@
 """Predicted time of a plan: tile and wave quantisation over tensor, issue, L2 and DRAM limits. Plain arithmetic.
 
-A first version: no term has been fitted to a measurement yet.
+No term has been fitted to a measurement yet: rates are the device's datasheet, instruction counts the compiled kernels'.
+What no problem size changes is worked out once a tile (`Kernel`), so that ranking every candidate takes little.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
-from costmodel.algebra import ceil_div, product
+from costmodel.algebra import ceil_div
 from costmodel.device import Device
-from costmodel.problem import Pass
-from costmodel.resources import resources_of
-from costmodel.tiling import Call, Plan, arithmetic, grid, issued_macs, itemsize, trips, vector_widths
+from costmodel.problem import ConvProblem, Pass
+from costmodel.resources import Resources, resources_of
+from costmodel.tiling import (
+    Call,
+    Extent,
+    Plan,
+    Tile,
+    arithmetic,
+    extent,
+    grid,
+    issued_macs,
+    itemsize,
+    trips,
+    vector_widths,
+)
 
 #: Share of DRAM bandwidth a copy reaches (NVIDIA H100: 3.0 of 3.35 TB/s).
 COPY_SHARE = 0.9
+#: Share of the L2 cache that operands may fill before a second sweep over them goes to DRAM again.
+L2_SHARE = 0.5
 #: Clocks until a load that is not pipelined (narrower than 4 bytes) arrives, and a pipelined loop's fill.
 LOAD_LATENCY = 600
 #: Instructions of one trip that do not depend on the tile: counters, barriers, branches (read off compiled kernels).
@@ -22,97 +40,187 @@ TRIP_INSTRUCTIONS = 60
 #: Seconds of Triton's interpreter for a program or a loop trip, and for each element loaded (two slow cores, Triton 3.7).
 INTERPRETED_TRIP = 12e-3
 INTERPRETED_ELEMENT = 3e-8
+#: A prediction's interval before anything is measured: the spread that published models of unfitted kernels show.
+PRIOR = (0.7, 1.4)
+PRIOR_SOURCE = "a prior, x0.7 to x1.4: nothing has been measured for this device and kernel family"
+
+
+#: The dtype and precision whose peak an arithmetic of the menu has.
+_RATE = {"half": ("float16", "ieee"), "tf32": ("float32", "tf32"), "fp32": ("float32", "ieee"), "fp64": ("float64", "ieee")}
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Seconds of one pass under a plan, and where they go. `bound` names the largest term."""
+    """Seconds of one pass under a plan, and where they go. `bound` names the largest term, `low` and `high` the interval."""
 
     seconds: float
     tiles: int
     waves: float
     tile_use: float  # share of issued multiply-adds that the dense count asks for
-    bytes: int  # compulsory traffic plus the copies and workspace the plan adds
+    bytes: int  # compulsory traffic, the copies and workspace the plan adds, and operands read again from DRAM
     bound: str
+    low: float = 0.0
+    high: float = math.inf
+    source: str = PRIOR_SOURCE  # where the interval comes from
+
+
+class Kernel(NamedTuple):
+    """A compiled tile on a device: what its time takes whatever the size of the problem. Clocks of one multiprocessor."""
+
+    tile: Tile
+    resident: int  # programs that fit a multiprocessor together
+    clocks: float  # of a trip, when others hide its latency
+    exposed: float  # latency of a trip that its own stages do not hide
+    epilogue: float
+    bound: str  # what sets `clocks`
+
+
+@lru_cache(maxsize=4096)
+def kernel(tile: Tile, needs: Resources | None, kind: str, size: int, widths: tuple[int, int], device: Device) -> Kernel:
+    """A tile in arithmetic `kind` of elements of `size` bytes, its operands loaded `widths` elements at a time.
+
+    `needs` is its row of the table of compiled kernels; without one registers and shared memory are estimated.
+    """
+    if device.interpreted:
+        return Kernel(tile, 1, 0, 0, 0, "the interpreter")
+    m, n, k, warps, stages = tile
+    clock = device.clock * 1e6
+    shared = needs.shared if needs else stages * (m + n) * k * size
+    registers = needs.registers if needs else 32 + m * n // (warps * 32)
+    resident = min(
+        device.shared_per_sm // max(1, shared + 1024),
+        device.registers_per_sm // max(1, registers * warps * 32),
+        device.warps_per_sm // warps,
+    )
+    multiply = 2 * m * n * k / (device.rate(*_RATE[kind]) / device.sm_count / clock)
+    loads = m * k / widths[0] / 32 + n * k / widths[1] / 32  # warp instructions
+    issue = ((needs.trip if needs else TRIP_INSTRUCTIONS) * warps + 2 * loads) / 4
+    if kind == "fp32":
+        issue = 0.0  # counted by the FMA rate
+    l2_rate = device.l2_bandwidth * 1e9 / device.sm_count / clock  # bytes per clock and multiprocessor
+    from_l2 = (m + n) * k * size / l2_rate
+    clocks = max(multiply, issue, from_l2)
+    # loads narrower than 4 bytes are not pipelined: stages do not hide them, other resident programs do
+    exposed = LOAD_LATENCY / (stages if min(widths) * size >= 4 else 1)
+    bound = {multiply: "arithmetic", issue: "instruction issue", from_l2: "L2"}[clocks]
+    return Kernel(tile, max(1, resident), clocks, exposed, m * n * size / l2_rate, bound)
+
+
+def on_chip(of: Kernel, tiles: int, n_trips: float, device: Device) -> float:
+    """Seconds of the busiest multiprocessor: it runs ceil(tiles / multiprocessors) programs, together as far as they fit."""
+    each = -(-tiles // device.sm_count)
+    trip = max(of.clocks, (of.clocks + of.exposed) / min(of.resident, each))
+    return (each * (n_trips * trip + of.epilogue) + 2 * LOAD_LATENCY) / (device.clock * 1e6)
+
+
+def interpreted(tile: Tile, tiles: int, n_trips: float) -> float:
+    """Seconds of Triton's interpreter."""
+    loaded = (tile.m + tile.n) * tile.k
+    return tiles * (1 + n_trips) * (INTERPRETED_TRIP + loaded * INTERPRETED_ELEMENT)
+
+
+class Traffic(NamedTuple):
+    """Bytes of a pass that no tile changes."""
+
+    compulsory: int
+    swept: int  # what tiles sweep over more than once: a group's weights, or wgrad's activations
+    workspace: int  # of one split's partial sums, written and read: float32, or float64 for float64
+
+
+def traffic(call: Call) -> Traffic:
+    """What a call moves before any plan."""
+    problem, size = call.problem, itemsize(call.dtype)
+    weights = math.prod(problem.weight_shape)
+    if call.which == Pass.WGRAD:
+        swept = size * (math.prod(problem.output_shape) + math.prod(problem.input_shape))
+    else:
+        swept = size * weights // problem.groups
+    return Traffic(problem.bytes(size, call.which), swept, 2 * weights * (8 if size == 8 else 4))
+
+
+def read_again(of: Kernel, covers: Extent, split: int, group_m: int, call: Call, swept: int, device: Device) -> int:
+    """Bytes of operands that the L2 cache cannot keep from one sweep over them to the next.
+
+    fprop and dgrad walk `group_m` m tiles across every n tile, so weights come again for each such sweep (or wave, where that
+    is wider). wgrad runs all tiles and taps of one slice of the pixels before the next slice, which comes again each wave.
+    """
+    wgrad = call.which == Pass.WGRAD
+    if (swept / split if wgrad else swept) <= device.l2_bytes * L2_SHARE:
+        return 0
+    wave = device.sm_count * of.resident
+    m_tiles, n_tiles = ceil_div(covers.m, of.tile.m), ceil_div(covers.n, of.tile.n)
+    if wgrad:
+        return (ceil_div(m_tiles * n_tiles * covers.repeats, wave) - 1) * swept
+    return (ceil_div(m_tiles * n_tiles, max(wave, min(group_m, m_tiles) * n_tiles)) - 1) * swept * call.problem.groups
+
+
+def packed_bytes(problem: ConvProblem, which: Pass, pack: tuple[str, ...], size: int) -> int:
+    """Bytes of copying operands to channels-last: each is read and written."""
+    if not pack:
+        return 0
+    x, w, y = problem.input_shape, problem.weight_shape, problem.output_shape
+    a, b = {Pass.FPROP: (x, w), Pass.DGRAD: (y, w), Pass.WGRAD: (y, x)}[which]
+    return sum(2 * size * math.prod(a if name == "a" else b) for name in pack)
+
+
+def split_bytes(found: Traffic, split: int) -> int:
+    """Bytes of a split reduction's partial sums."""
+    return found.workspace * split if split > 1 else 0
 
 
 def extra_bytes(call: Call, plan: Plan) -> int:
-    """Bytes a plan moves beyond the compulsory ones: packed copies (read and written), and wgrad's workspace."""
-    problem, size = call.problem, itemsize(call.dtype)
-    shapes = {
-        Pass.FPROP: {"a": problem.input_shape, "b": problem.weight_shape},
-        Pass.DGRAD: {"a": problem.output_shape, "b": problem.weight_shape},
-        Pass.WGRAD: {"a": problem.output_shape, "b": problem.input_shape},
-    }[plan.which]
-    total = sum(2 * size * product(shapes[name]) for name in plan.pack)
-    if plan.split > 1:
-        total += 2 * (8 if size == 8 else 4) * plan.split * product(problem.weight_shape)
-    return int(total)
+    """Bytes a plan moves beyond the compulsory ones: packed copies, and wgrad's workspace."""
+    copied = packed_bytes(call.problem, plan.which, plan.pack, itemsize(call.dtype))
+    return copied + split_bytes(traffic(call), plan.split)
+
+
+def launches(pack: tuple[str, ...], split: int) -> int:
+    """Kernels a pass takes: its own, one a copy, one to add up partial sums."""
+    return 1 + len(pack) + (split > 1)
+
+
+def seconds(of: Kernel, tiles: int, n_trips: float, moved: float, kernels: int, device: Device) -> float:
+    """A pass of `kernels` launches: their overhead, then the larger of the chip's time and DRAM's for `moved` bytes."""
+    if device.interpreted:
+        return interpreted(of.tile, tiles, n_trips)
+    dram = moved / (device.bandwidth * 1e9 * COPY_SHARE)
+    return kernels * device.launch_overhead + max(on_chip(of, tiles, n_trips, device), dram)
+
+
+def at_least(of: Kernel, tiles: int, steps: float, moved: float, kernels: int, device: Device) -> float:
+    """A floor under `seconds` for any split, to skip what cannot win: no wave is cut short and no latency seen."""
+    if device.interpreted:
+        return 0.0
+    busy = tiles * steps * of.clocks / (device.sm_count * device.clock * 1e6)
+    return kernels * device.launch_overhead + max(busy, moved / (device.bandwidth * 1e9 * COPY_SHARE))
 
 
 def predict(call: Call, plan: Plan, device: Device) -> Prediction:
-    """Time of one pass: launches, then the larger of DRAM time and of the multiprocessors' time over whole waves."""
-    problem, size = call.problem, itemsize(call.dtype)
+    """Time of one pass under a plan."""
+    problem, tile = call.problem, plan.tile
+    covers = extent(problem, plan.which, plan.family)
     m_tiles, n_tiles, repeats = grid(problem, plan)
-    tiles = m_tiles * n_tiles * repeats
-    n_trips = trips(problem, plan)
-    moved = problem.bytes(size) + extra_bytes(call, plan)
+    tiles, n_trips = m_tiles * n_tiles * repeats, trips(problem, plan)
+    found = traffic(call)
+    moved = found.compulsory + extra_bytes(call, plan)
     issued = issued_macs(problem, plan)
-    tile_use = problem.macs / issued if issued else 1.0
-    if device.interpreted:
-        loaded = (plan.block_m + plan.block_n) * plan.block_k
-        seconds = tiles * (1 + n_trips) * (INTERPRETED_TRIP + loaded * INTERPRETED_ELEMENT)
-        return Prediction(seconds, tiles, float(tiles), tile_use, moved, "the interpreter")
-    clock = device.clock * 1e6
-    needs = resources_of(call, plan, device)
-    shared = needs.shared if needs else plan.num_stages * (plan.block_m + plan.block_n) * plan.block_k * size
-    registers = needs.registers if needs else 32 + plan.block_m * plan.block_n // (plan.num_warps * 32)
-    resident = min(
-        device.shared_per_sm // max(1, shared + 1024),
-        device.registers_per_sm // max(1, registers * plan.num_warps * 32),
-        device.warps_per_sm // plan.num_warps,
-    )
-    resident = max(1, resident)
-
-    # clocks of one trip of one program that has the multiprocessor to itself
-    peak = device.rate(call.dtype, call.precision) / device.sm_count / clock  # FLOP per clock and multiprocessor
-    multiply = 2 * plan.block_m * plan.block_n * plan.block_k / peak
-    width_a, width_b = vector_widths(call, plan)
-    loads_a = plan.block_m * plan.block_k / width_a / 32  # warp instructions
-    loads_b = plan.block_n * plan.block_k / width_b / 32
-    base = needs.trip if needs else TRIP_INSTRUCTIONS
-    issue = (base * plan.num_warps + 2 * (loads_a + loads_b)) / 4
-    if arithmetic(call.dtype, call.precision) == "fp32":
-        issue = 0  # counted by the FMA rate
-    operand_bytes = (plan.block_m + plan.block_n) * plan.block_k * size
-    from_l2 = operand_bytes / (device.l2_bandwidth * 1e9 / device.sm_count / clock)
-    clocks = max(multiply, issue, from_l2)
-
-    # latency is hidden by stages and by co-resident programs where loads are pipelined
-    pipelined = width_a * size >= 4 and width_b * size >= 4
-    exposed = LOAD_LATENCY / (plan.num_stages if pipelined else 1)
-    per_sm = ceil_div(tiles, device.sm_count)
-    together = min(resident, per_sm)
-    trip = max(clocks, (clocks + exposed) / together)
-    epilogue = plan.block_m * plan.block_n * size / (device.l2_bandwidth * 1e9 / device.sm_count / clock)
-    busy = per_sm * (n_trips * trip + epilogue) + 2 * LOAD_LATENCY
-    on_chip = busy / clock
-
-    dram = moved / (device.bandwidth * 1e9 * COPY_SHARE)
-    launches = 1 + len(plan.pack) + (1 if plan.split > 1 else 0)
-    seconds = launches * device.launch_overhead + max(on_chip, dram)
-
-    if launches * device.launch_overhead > max(on_chip, dram):
+    needs, kind = resources_of(call, plan, device), arithmetic(call.dtype, call.precision)
+    of = kernel(tile, needs, kind, itemsize(call.dtype), vector_widths(call, plan), device)
+    moved += read_again(of, covers, plan.split, plan.group_m, call, found.swept, device)
+    kernels = launches(plan.pack, plan.split)
+    total = seconds(of, tiles, n_trips, moved, kernels, device)
+    waiting = kernels * device.launch_overhead
+    if waiting > total - waiting:
         bound = "launch"
-    elif dram > on_chip:
-        bound = "DRAM"
     else:
-        bound = {multiply: "arithmetic", issue: "instruction issue", from_l2: "L2"}[clocks]
+        bound = of.bound if device.interpreted or on_chip(of, tiles, n_trips, device) >= total - waiting else "DRAM"
     return Prediction(
-        seconds=seconds,
+        seconds=total,
         tiles=tiles,
-        waves=tiles / (device.sm_count * resident),
-        tile_use=tile_use,
+        waves=tiles / (device.sm_count * of.resident),
+        tile_use=problem.macs / issued if issued else 1.0,
         bytes=moved,
         bound=bound,
+        low=total * PRIOR[0],
+        high=total * PRIOR[1],
     )

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-import costmodel.resources
+import costmodel.plan
 from costmodel.device import DEVICES, INTERPRETER, find
-from costmodel.plan import MENU, candidates, select
+from costmodel.plan import MENU, candidates, compiled, select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import Resources, resource_key, resource_table, resources_of
 from costmodel.tiling import (
@@ -71,8 +71,10 @@ def test_a_tile_that_spills_or_is_unknown_is_no_candidate(monkeypatch):
     table = dict(resource_table())
     for broken in (table[key]._replace(spills=1), table[key]._replace(shared=H200.shared_per_block + 1), None):
         changed = {k: v for k, v in (table | {key: broken}).items() if v is not None}
-        monkeypatch.setattr(costmodel.resources, "resource_table", lambda changed=changed: changed)
+        monkeypatch.setattr(costmodel.plan, "resource_table", lambda changed=changed: changed)
+        compiled.cache_clear()
         assert best in free and best not in candidates(call, H200)
+    compiled.cache_clear()
 
 
 def test_every_tile_of_the_menu_is_in_the_table():
@@ -82,6 +84,45 @@ def test_every_tile_of_the_menu_is_in_the_table():
                 plan = Plan(which, "gather", *tile)
                 for arch in (80, 90, 100):
                     assert resource_key(plan, kind, "wide", arch) in resource_table()
+
+
+@pytest.mark.parametrize("device", [H200, INTERPRETER, DEVICES["NVIDIA A100-SXM4-80GB"]])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("which", list(Pass))
+def test_the_choice_is_the_candidate_of_least_predicted_time(device, dtype, which):
+    """`select` skips and shares work; ranking every candidate by `predict` must name the same time."""
+    problems = conv(), conv(kernel=1, padding=0), conv(c=3, k=5, stride=2), conv(n=1, size=7), conv(n=256, c=64, size=56)
+    for problem in (*problems, conv(c=4096, k=4096, size=8), conv(n=8, c=512, k=512, size=128)):
+        for operand in (Operand(), Operand(4, 16)):
+            call = Call(problem, which, dtype, "ieee", operand, operand, operand)
+            chosen = predict(call, select(call, device), device).seconds
+            assert chosen == min(predict(call, plan, device).seconds for plan in candidates(call, device))
+
+
+def test_a_prediction_is_never_under_the_roofline():
+    for problem in (conv(), conv(kernel=1, padding=0), conv(n=1, size=7), conv(n=256, c=64, size=56), conv(c=512, k=512)):
+        for which in Pass:
+            call = Call(problem, which, "float16")
+            for plan in candidates(call, H200):
+                found = predict(call, plan, H200)
+                assert found.seconds >= max(2 * problem.useful_macs / H200.rate("float16"), problem.bytes(2, which) / 4.8e12)
+                assert found.low < found.seconds < found.high and "prior" in found.source
+
+
+def test_operands_too_large_for_the_cache_are_read_again():
+    weights = Call(conv(n=256, c=4096, k=4096, size=14), Pass.FPROP, "float16")  # 302 MB of weights
+    chosen = select(weights, H200)
+    assert predict(weights, chosen, H200).bytes > 2 * weights.problem.bytes(2)
+    small = Call(conv(n=256, c=256, k=256, size=14), Pass.FPROP, "float16")
+    assert predict(small, select(small, H200), H200).bytes == small.problem.bytes(2)
+    pixels = Call(conv(n=64, c=2048, k=2048, size=28), Pass.WGRAD, "float16")  # 411 MB of activations, 2304 tiles
+    whole = Plan.parse("wgrad:gather:128x128x64:w8:s3:step1x1x8x8")
+
+    def again(plan):
+        return predict(pixels, plan, H200).bytes - pixels.problem.bytes(2) - extra_bytes(pixels, plan)
+
+    assert again(whole) > 5 * pixels.problem.bytes(2)
+    assert again(replace(whole, split=32)) == 0  # a slice of the pixels stays in the cache
 
 
 def test_few_tiles_split_the_reduction_and_many_do_not():
@@ -141,6 +182,6 @@ def test_arithmetic_and_devices():
     assert [arithmetic(d, "tf32") for d in ("float16", "float32", "float64")] == ["half", "tf32", "fp64"]
     assert find("NVIDIA H200", 90, 132) is H200
     unknown = find("NVIDIA H999", 90, 66)
-    assert unknown.sm_count == 66 and unknown.tensor == pytest.approx(H200.tensor / 2)
+    assert unknown.sm_count == 66 and unknown.fp16 == pytest.approx(H200.fp16 / 2)
     assert isinstance(resource_table(), dict) and all(isinstance(r, Resources) for r in resource_table().values())
     assert all(isinstance(t, Tile) for tiles in MENU.values() for t in tiles)

@@ -26,7 +26,7 @@ from costmodel.tiling import (
     Call,
     Operand,
     Plan,
-    columns,
+    extent,
     grid,
     itemsize,
     reduction_step,
@@ -209,7 +209,7 @@ def prepare(
         )
     )
     strides = tuple(packed_strides(t, d) for t, d in ((a, in_a), (b, in_b), (out, in_out)))
-    n_columns = columns(problem, plan)
+    n_columns = extent(problem, plan.which, plan.family).n
     patch = plan.family == "patch"
     constants: dict[str, Any] = {
         "KERNEL": full.kernel_size,
