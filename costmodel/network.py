@@ -1,0 +1,277 @@
+"""A whole network as rows of costs: any `nn.Module`, traced without weights, data or a GPU.
+
+`trace` gives a `Network`; its rows are operators in the order they ran, each with the cost of its forward pass and of the
+gradients it really needs (a first convolution has no input gradient, a frozen one no weight gradient).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from costmodel.count import Cost
+from costmodel.device import Device
+from costmodel.plan import select
+from costmodel.problem import ConvProblem, Pass
+from costmodel.tiling import MAX_ALIGN, Call, Operand, itemsize
+from costmodel.timing import predict
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from costmodel.recorder import Record
+
+Shape = tuple[int, ...]
+#: Element types whose peak a `Device` knows.
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operator of the backward pass. `which` is a convolution's pass, "" for other operators."""
+
+    op: str
+    which: str
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One forward operator with its gradients. Shapes are of the first input, the convolution's weight, the first output."""
+
+    name: str  # the module's path; with the operator where the module runs several
+    module: str
+    op: str
+    input_shape: Shape
+    weight_shape: Shape | None
+    output_shape: Shape
+    dtype: str
+    parameters: int  # that this operator is the first to use
+    problem: ConvProblem | None  # a convolution, or the problem whose dgrad a transposed one is
+    which: Pass | None  # the pass that the forward operator is
+    forward: Cost
+    backward: tuple[Step, ...]
+    known: bool  # False: the operator is in no table, its FLOP are missing and its bytes are not
+
+    @property
+    def backward_cost(self) -> Cost:
+        return sum((step.cost for step in self.backward), Cost())
+
+    @property
+    def training_cost(self) -> Cost:
+        return self.forward + self.backward_cost
+
+    def in_dtype(self, dtype: str) -> Layer:
+        """The same layer with its floating tensors in `dtype`: bytes scale with the size of an element."""
+        if not self.dtype.startswith(("float", "bfloat")) or dtype == self.dtype:
+            return self
+        ratio = itemsize(dtype), itemsize(self.dtype)
+
+        def scaled(cost: Cost) -> Cost:
+            moved, column = (value * ratio[0] // ratio[1] for value in (cost.bytes, cost.im2col_bytes))
+            return replace(cost, bytes=moved, im2col_bytes=column)
+
+        steps = tuple(replace(step, cost=scaled(step.cost)) for step in self.backward)
+        return replace(self, dtype=dtype, forward=scaled(self.forward), backward=steps)
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A layer on a device. `share` is its part of the whole network's time."""
+
+    layer: Layer
+    cost: Cost  # forward, or forward and backward
+    seconds: float
+    bound: str  # of the longest operator in the row
+    share: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """The layers under one module path, added up."""
+
+    name: str
+    layers: int
+    parameters: int
+    forward: Cost
+    backward: Cost
+
+
+@dataclass(frozen=True)
+class Network:
+    """A traced model. `unknown` counts calls of operators whose FLOP are not known; `notes` are remarks in words."""
+
+    name: str
+    batch: int
+    dtype: str
+    layers: tuple[Layer, ...]
+    parameters: int  # of the model, whether used or not
+    trainable: int
+    unknown: Mapping[str, int]
+    notes: tuple[str, ...]
+
+    @property
+    def convolutions(self) -> tuple[Layer, ...]:
+        return tuple(layer for layer in self.layers if layer.problem is not None)
+
+    @property
+    def inference(self) -> Cost:
+        """One forward pass of the whole batch."""
+        return sum((layer.forward for layer in self.layers), Cost())
+
+    @property
+    def training_step(self) -> Cost:
+        """Forward and backward of one batch. The optimiser's own work is not in it."""
+        return sum((layer.training_cost for layer in self.layers), Cost())
+
+    def training_run(self, samples: int, epochs: int = 1) -> Cost:
+        """All steps over `samples` examples, `epochs` times; a last, smaller batch counts as a whole one."""
+        for name, value in (("samples", samples), ("epochs", epochs)):
+            if value < 0:
+                raise ValueError(f"{name} must not be negative, got {value}")
+        return self.training_step * (math.ceil(samples / self.batch) * epochs)
+
+    def groups(self, depth: int) -> list[Group]:
+        """Rows added up by the first `depth` parts of the module's path, in order of first use."""
+        if depth < 1:
+            raise ValueError(f"depth must be at least 1, got {depth}")
+        found: dict[str, list[Layer]] = {}
+        for layer in self.layers:
+            found.setdefault(".".join(layer.module.split(".")[:depth]), []).append(layer)
+        return [
+            Group(
+                name,
+                len(layers),
+                sum(layer.parameters for layer in layers),
+                sum((layer.forward for layer in layers), Cost()),
+                sum((layer.backward_cost for layer in layers), Cost()),
+            )
+            for name, layers in found.items()
+        ]
+
+    def on(self, device: Device, dtype: str | None = None, *, precision: str = "ieee", training: bool = False) -> list[Timed]:
+        """Every layer with its predicted time on `device`, in the dtype of the trace or another ("float16", ...).
+
+        Convolutions take the plan that `costmodel.plan.select` chooses for channels-last tensors, other operators one launch
+        and the longer of their arithmetic and their DRAM traffic. `precision` "tf32" lets float32 use tensor cores.
+        `training` adds the backward pass.
+        """
+        clock = _Clock(device, precision)
+        rows = []
+        for traced in self.layers:
+            layer = traced if dtype is None else traced.in_dtype(dtype)
+            times = [clock.time(layer, str(layer.which or ""), layer.forward)]
+            if training:
+                times += [clock.time(layer, step.which, step.cost) for step in layer.backward]
+            spent = layer.training_cost if training else layer.forward
+            if spent == Cost():  # a view: only its gradient costs anything
+                continue
+            rows.append((layer, spent, sum(seconds for seconds, _ in times), max(times)[1]))
+        total = sum(seconds for _, _, seconds, _ in rows) or 1.0
+        return [Timed(layer, spent, seconds, bound, seconds / total) for layer, spent, seconds, bound in rows]
+
+
+class _Clock:
+    """Predicted time of operators on one device; a convolution met again is not planned again."""
+
+    def __init__(self, device: Device, precision: str) -> None:
+        self.device = device
+        self.precision = precision
+        self.planned: dict[tuple[ConvProblem, str, str], tuple[float, str]] = {}
+
+    def time(self, layer: Layer, which: str, cost: Cost) -> tuple[float, str]:
+        """Seconds of one operator, and what bounds it."""
+        if layer.problem is None or not which:
+            return self._operator(layer, cost)
+        key = (layer.problem, which, layer.dtype)
+        if key not in self.planned:
+            call = channels_last(layer.problem, Pass(which), layer.dtype, self.precision)
+            try:
+                found = predict(call, select(call, self.device), self.device)
+                self.planned[key] = (found.seconds, found.bound)
+            except RuntimeError:  # no kernel compiled for this device
+                self.planned[key] = self._operator(layer, cost)
+        return self.planned[key]
+
+    def _operator(self, layer: Layer, cost: Cost) -> tuple[float, str]:
+        if cost == Cost():
+            return 0.0, "nothing"
+        multiplies = layer.dtype if layer.dtype in DTYPES else "float32"
+        arithmetic = 2 * cost.useful_macs / self.device.rate(multiplies, self.precision)
+        arithmetic += (cost.bias_flops + cost.other_flops) / self.device.rate("float32")
+        memory = cost.bytes / (self.device.bandwidth * 1e9)
+        seconds, bound = max((arithmetic, "arithmetic"), (memory, "DRAM"))
+        return seconds + self.device.launch_overhead, "launch" if self.device.launch_overhead > seconds else bound
+
+
+def channels_last(problem: ConvProblem, which: Pass, dtype: str, precision: str) -> Call:
+    """The call with all three tensors dense and channels-last: every other stride is a multiple of the channel count."""
+    inner = Operand(align=math.gcd(MAX_ALIGN, problem.channels_per_group))  # x and w
+    outer = Operand(align=math.gcd(MAX_ALIGN, problem.filters_per_group))  # y
+    a, b, out = {Pass.FPROP: (inner, inner, outer), Pass.DGRAD: (outer, inner, inner), Pass.WGRAD: (outer, inner, inner)}[which]
+    return Call(problem, which, dtype, precision, a, b, out)
+
+
+def trace(model: nn.Module, *inputs: Any, train: bool = False, dtype: torch.dtype | None = None, **keywords: Any) -> Network:
+    """The costs of `model(*inputs, **keywords)`, operator by operator.
+
+    An input is a shape such as (32, 3, 224, 224), in the dtype of the model's parameters, or a tensor, of which only shape and
+    dtype are used; anything else is passed on. Parameters may be on any device, meta included. `train` puts the modules in
+    training mode (batch normalisation by the batch's statistics); gradients are traced in either mode. `dtype` traces the
+    model as if converted to it.
+
+    Raises TypeError where `model` is no module, ValueError in one line where a module does not take its input.
+    """
+    from torch import nn
+
+    from costmodel.recorder import record
+
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    stage, recorder, reason = record(model, inputs, train, dtype, keywords)
+    notes = [reason] if reason else []
+    parameters = list(model.parameters())
+    first = next((value for value in stage.inputs if hasattr(value, "shape")), None)
+    return Network(
+        name=type(model).__name__,
+        batch=first.shape[0] if first is not None and first.dim() else 1,
+        dtype=str(stage.default).removeprefix("torch."),
+        layers=_layers(recorder.records),
+        parameters=sum(p.numel() for p in parameters),
+        trainable=sum(p.numel() for p in parameters if p.requires_grad),
+        unknown=dict(recorder.unknown),
+        notes=tuple(notes),
+    )
+
+
+def _layers(records: Sequence[Record]) -> tuple[Layer, ...]:
+    """Rows with names of their own: the module's path, the operator where it runs several, a number where one repeats."""
+    alone = Counter(r.module for r in records)
+    full = [r.module if alone[r.module] == 1 and r.module else f"{r.module}.{r.op}".lstrip(".") for r in records]
+    repeated, met = Counter(full), Counter[str]()
+    layers = []
+    for r, name in zip(records, full, strict=True):
+        met[name] += 1
+        conv = r.convolution
+        layers.append(
+            Layer(
+                name=f"{name}#{met[name]}" if repeated[name] > 1 else name,
+                module=r.module,
+                op=r.op,
+                input_shape=r.input_shape,
+                weight_shape=r.weight_shape,
+                output_shape=r.output_shape,
+                dtype=r.dtype,
+                parameters=r.parameters,
+                problem=conv.problem if conv else None,
+                which=conv.which if conv else None,
+                forward=r.forward,
+                backward=tuple(Step(*step) for step in r.backward),
+                known=r.known,
+            )
+        )
+    return tuple(layers)

@@ -1,0 +1,323 @@
+"""Runs a module on fake tensors and records every operator it calls, forward and backward, with the module it came from.
+
+No weight is read and nothing is computed: parameters, buffers and inputs are stand-ins with shape, dtype and device only.
+A backward operator is filed under the forward operator whose gradient it is, found by autograd's sequence number.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from costmodel import operators
+from costmodel.count import Cost
+from costmodel.problem import Pass
+
+Shape = tuple[int, ...]
+
+
+@dataclass
+class Record:
+    """One forward operator, or the gradient of one that is free itself."""
+
+    module: str
+    op: str
+    input_shape: Shape
+    weight_shape: Shape | None
+    output_shape: Shape
+    dtype: str
+    parameters: int = 0
+    convolution: operators.Convolution | None = None
+    forward: Cost = field(default_factory=Cost)
+    free: bool = False
+    known: bool = True
+    backward: list[tuple[str, str, Cost]] = field(default_factory=list)  # operator, pass or "", cost
+
+
+class ModuleStack:
+    """Names the module that is running. As a context manager it hooks every module of `model`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.running: list[tuple[str, nn.Module, tuple[Any, ...]]] = []
+
+    @property
+    def path(self) -> str:
+        return self.running[-1][0] if self.running else ""
+
+    def __enter__(self) -> ModuleStack:
+        self.handles: list[Any] = []
+        for path, module in self.model.named_modules():
+
+            def enter(module: nn.Module, args: Any, path: str = path) -> None:
+                self.running.append((path, module, args))
+
+            def leave(module: nn.Module, args: Any, out: Any) -> None:
+                # a module whose exception somebody caught is still on the stack
+                while self.running.pop()[1] is not module:
+                    pass
+
+            self.handles.append(module.register_forward_pre_hook(enter, prepend=True))
+            self.handles.append(module.register_forward_hook(leave))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def refusal(self, error: Exception) -> str:
+        """One line: which module did not take which shapes, and why."""
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        path, module, args = self.running[-1] if self.running else ("", self.model, ())
+        shapes = ", ".join(str(list(t.shape)) for t in operators.tensors(args)) or "its arguments"
+        return f"{path or 'the model'} ({type(module).__name__}) does not take {shapes}: {reason}"
+
+
+class MetaToFake(TorchDispatchMode):
+    """Meta tensors that a module keeps outside parameters and buffers join the fake tensors' device."""
+
+    def __init__(self, fake: FakeTensorMode) -> None:
+        super().__init__()
+        self.fake = fake
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def stand_in(value: Any) -> Any:
+            if isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor) and value.is_meta:
+                with self.fake:
+                    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
+            return value
+
+        return func(*tree_map(stand_in, args), **tree_map(stand_in, kwargs or {}))
+
+
+class Recorder(TorchDispatchMode):
+    """Records operators. `gradients` is set while the backward pass runs."""
+
+    def __init__(self, stack: ModuleStack) -> None:
+        super().__init__()
+        self.stack = stack
+        self.gradients = False
+        self.records: list[Record] = []
+        self.unknown: Counter[str] = Counter()
+        self.parameters: dict[int, int] = {}  # storage of a parameter not met yet -> its elements
+        self._by_sequence: dict[int, Record] = {}
+        self._sums: Record | None = None
+        self._padded: dict[
+            int, tuple[torch.Tensor, list[int]]
+        ] = {}  # result of a zero padding -> what was padded, and by how much
+        self._alive: list[Any] = []  # so that an id stays one tensor's
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not isinstance(func, OpOverload):  # a higher-order operator: its body runs unseen
+            self.unknown[str(func)] += 1
+            return func(*args, **kwargs)
+        if func.namespace == "prim":
+            return func(*args, **kwargs)
+        with self:
+            out = func.decompose(*args, **kwargs)
+        if out is not NotImplemented:
+            return out
+        out = func(*args, **kwargs)
+        self._alive.append(out)
+        (self._record_gradient if self.gradients else self._record)(func, args, kwargs, out)
+        return out
+
+    def _record(self, func: OpOverload, args: Any, kwargs: Any, out: Any) -> None:
+        read, written = operators.tensors(args, kwargs), operators.tensors(out)
+        if not written:
+            return
+        name, free = operators.name_of(func), operators.moves_nothing(func)
+        record = Record(
+            module=self.stack.path,
+            op=name,
+            input_shape=tuple(read[0].shape) if read else (),
+            weight_shape=None,
+            output_shape=tuple(written[0].shape),
+            dtype=str(written[0].dtype).removeprefix("torch."),
+            parameters=0 if free else sum(self.parameters.pop(t.untyped_storage()._cdata, 0) for t in read),
+            free=free,
+        )
+        found = self._convolution(func, args)
+        if found is not None and written[0].dtype in operators.CONVOLUTION_DTYPES:
+            record.convolution, record.op = found, found.name
+            record.weight_shape = tuple(args[1].shape)
+            record.forward = found.cost(found.which, written[0].dtype, found.bias)
+        elif not record.free:
+            record.forward, record.known = operators.cost_of(func, args, kwargs, out)
+            if not record.known:
+                self.unknown[name] += 1
+        self._note_padding(name, args, written)
+        # the node of this operator's gradient was the last one made
+        sequence = torch.autograd._get_sequence_nr() - 1
+        owner = self._by_sequence.get(sequence)
+        if owner is not None and owner.op == "clone" and owner is self.records[-1] and func._schema.is_mutable:
+            # autograd keeps a copy of what an in-place operator overwrites: no part of inference
+            record.backward.append((owner.op, "", owner.forward))
+            self.records.pop()
+            owner = None
+        if owner is None:
+            self._by_sequence[sequence] = record
+        self.records.append(record)
+
+    def _convolution(self, func: OpOverload, args: Sequence[Any]) -> operators.Convolution | None:
+        """The convolution with an explicit zero padding of its input folded in, as torch writes padding="same"."""
+        found = operators.convolution(func, args)
+        if found is None or found.which != Pass.FPROP or id(args[0]) not in self._padded:
+            return found
+        source, amounts = self._padded[id(args[0])]
+        rank = found.problem.rank
+        pairs = [*zip(amounts[::2], amounts[1::2], strict=True)][::-1]  # torch lists the last axis first
+        pairs = [(0, 0)] * (rank - len(pairs)) + pairs
+        padding = tuple((lo + a, hi + b) for (lo, hi), (a, b) in zip(found.problem.padding, pairs, strict=True))
+        return replace(found, problem=replace(found.problem, input_size=tuple(source.shape[2:]), padding=padding))
+
+    def _note_padding(self, name: str, args: Sequence[Any], written: list[torch.Tensor]) -> None:
+        self._padded.pop(id(written[0]), None)
+        if name == "constant_pad_nd" and (len(args) < 3 or args[2] == 0) and len(args[1]) <= 2 * (args[0].dim() - 2):
+            self._padded[id(written[0])] = (args[0], list(args[1]))
+
+    def _record_gradient(self, func: OpOverload, args: Any, kwargs: Any, out: Any) -> None:
+        if operators.moves_nothing(func):
+            return
+        name = operators.name_of(func)
+        record = self._owner(args, out)
+        found = operators.convolution(func, args)
+        if found is None or operators.tensors(out)[0].dtype not in operators.CONVOLUTION_DTYPES:
+            spent, known = operators.cost_of(func, args, kwargs, out)
+            if not known:
+                self.unknown[name] += 1
+            record.backward.append((name, "", spent))
+            return
+        dtype = operators.tensors(out)[0].dtype
+        if func.namespace == "tritonconv":
+            record.backward.append((name, str(found.which), found.cost(found.which, dtype)))
+            return
+        if record.convolution is not None:
+            found = record.convolution  # with the padding folded in
+        to_input, to_weight, to_bias = args[10]
+        if to_input:
+            which = Pass.FPROP if found.which == Pass.DGRAD else Pass.DGRAD
+            record.backward.append((name, str(which), found.cost(which, dtype)))
+        if to_weight:
+            record.backward.append((name, str(Pass.WGRAD), found.cost(Pass.WGRAD, dtype, to_bias)))
+
+    def _owner(self, args: Any, out: Any) -> Record:
+        """The record whose gradient is being computed; sums of gradients that meet belong to a record of their own."""
+        node = torch._C._current_autograd_node()
+        found = self._by_sequence.get(node._sequence_nr()) if node is not None else None
+        if found is not None:
+            return found
+        if self._sums is None:
+            shape = tuple(operators.tensors(args, out)[0].shape)
+            dtype = str(operators.tensors(args, out)[0].dtype).removeprefix("torch.")
+            self._sums = Record("", "sums of gradients", shape, None, shape, dtype, free=True)
+            self.records.append(self._sums)
+        return self._sums
+
+
+class Stage:
+    """A model on fake tensors: `forward` runs it, `backward` differentiates what it returned."""
+
+    def __init__(self, model: nn.Module, inputs: Sequence[Any], dtype: torch.dtype | None) -> None:
+        self.model = model
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.stack = ModuleStack(model)
+        self.device = torch.device("cpu")
+        self.dtype = dtype
+        floating = [p.dtype for p in model.parameters() if p.is_floating_point()]
+        self.default = dtype or (floating[0] if floating else torch.get_default_dtype())
+        lazy = [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]
+        if lazy:
+            raise ValueError(f"model has parameters without a shape ({lazy[0]}): run it once before tracing it")
+        with self.fake:
+            self.parameters = {name: self._stand_in(p).requires_grad_(p.requires_grad) for name, p in model.named_parameters()}
+            self.buffers = {name: self._stand_in(b) for name, b in model.named_buffers()}
+            self.inputs = tuple(self._input(i, value) for i, value in enumerate(inputs))
+        self.outputs: Any = None
+
+    def _stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
+        dtype = self.dtype if self.dtype is not None and tensor.is_floating_point() else tensor.dtype
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device=self.device)
+
+    def _input(self, position: int, value: Any) -> Any:
+        if isinstance(value, (tuple, list)) and value and all(isinstance(size, int) for size in value):
+            if min(value) < 1:
+                raise ValueError(f"input {position} must be a shape of positive sizes, got {list(value)}")
+            return torch.empty(tuple(value), dtype=self.default, device=self.device)
+        return tree_map(lambda leaf: self._stand_in(leaf) if isinstance(leaf, torch.Tensor) else leaf, value)
+
+    def forward(self, keywords: Mapping[str, Any] | None = None) -> None:
+        """Raises ValueError, in one line, where a module does not take what it is given."""
+        tied = {**self.parameters, **self.buffers}
+        try:
+            with self.stack:
+                self.outputs = torch.func.functional_call(self.model, tied, self.inputs, dict(keywords or {}))
+        except Exception as error:  # whatever a user's forward raises
+            raise ValueError(self.stack.refusal(error)) from error
+
+    def backward(self) -> str:
+        """Differentiates every output by every parameter that wants it. Returns why there is no backward pass, or ""."""
+        results = [t for t in operators.tensors(self.outputs) if t.requires_grad]
+        wanted = [p for p in self.parameters.values() if p.requires_grad]
+        if not wanted:
+            return "no parameter requires a gradient"
+        if not results:
+            return "no output requires a gradient"
+        try:
+            with torch.utils._python_dispatch._disable_current_modes(), self.fake:
+                seeds = [torch.empty_like(t, requires_grad=False) for t in results]
+            torch.autograd.grad(results, wanted, seeds, allow_unused=True)
+        except Exception as error:  # an operator without a gradient, or a user's own
+            return f"the backward pass could not be traced: {str(error).splitlines()[0]}"
+        return ""
+
+
+@contextmanager
+def settings(model: nn.Module, train: bool) -> Iterator[None]:
+    """The model in its training or inference mode, and torch without fused kernels that hide matrix products (recurrent and
+    attention layers on a CPU). All as before afterwards."""
+    before = [(module, module.training) for module in model.modules()]
+    fused = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
+    try:
+        model.train(train)
+        torch.backends.mha.set_fastpath_enabled(False)
+        torch.backends.mkldnn.enabled = False
+        with torch.enable_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused[0])
+        torch.backends.mkldnn.enabled = fused[1]  # type: ignore[assignment]  # a descriptor, typed as such
+        for module, training in before:
+            module.training = training
+
+
+def run(stage: Stage, mode: AbstractContextManager[Any], train: bool, keywords: Mapping[str, Any] | None = None) -> str:
+    """Forward and backward under `mode`; why there is no backward pass, or ""."""
+    with settings(stage.model, train), stage.fake, MetaToFake(stage.fake), mode:
+        stage.forward(keywords)
+        if isinstance(mode, Recorder):
+            mode.gradients = True
+        return stage.backward()
+
+
+def record(
+    model: nn.Module, inputs: Sequence[Any], train: bool, dtype: torch.dtype | None, keywords: Mapping[str, Any]
+) -> tuple[Stage, Recorder, str]:
+    """Every operator of a forward and a backward pass, and why there is no backward pass, or ""."""
+    stage = Stage(model, inputs, dtype)
+    recorder = Recorder(stage.stack)
+    recorder.parameters = {p.untyped_storage()._cdata: p.numel() for p in stage.parameters.values()}
+    reason = run(stage, recorder, train, keywords)
+    recorder.records = [r for r in recorder.records if not r.free or r.backward]
+    return stage, recorder, reason
