@@ -1,6 +1,66 @@
-"""Convolutions as algebra: shapes, FLOPs, bytes, plans and predicted time. Importing it needs the standard library only."""
+"""Convolutions as algebra: shapes, FLOPs, bytes, plans, rooflines and predicted time, for one layer or a whole network.
+
+Importing it needs the standard library only; sympy and torch are imported by the names that need them, when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from costmodel.count import Cost, cost, training_cost
 from costmodel.problem import ConvProblem, Gemm, Pass, Phase
 
-__all__ = ["ConvProblem", "Cost", "Gemm", "Pass", "Phase", "cost", "training_cost"]
+if TYPE_CHECKING:
+    from costmodel.bounds import Roofline, crossing_batch, roofline
+    from costmodel.detect import detect
+    from costmodel.device import Device, find_device
+    from costmodel.forecast import predict
+    from costmodel.formula import symbolic
+    from costmodel.inverse import solve
+    from costmodel.network import Network, trace
+
+__all__ = [
+    "ConvProblem",
+    "Cost",
+    "Device",
+    "Gemm",
+    "Network",
+    "Pass",
+    "Phase",
+    "Roofline",
+    "cost",
+    "crossing_batch",
+    "detect",
+    "find_device",
+    "predict",
+    "roofline",
+    "solve",
+    "symbolic",
+    "trace",
+    "training_cost",
+]
+
+_HOME = {
+    "Device": "device",
+    "Network": "network",
+    "Roofline": "bounds",
+    "crossing_batch": "bounds",
+    "detect": "detect",
+    "find_device": "device",
+    "predict": "forecast",
+    "roofline": "bounds",
+    "solve": "inverse",
+    "symbolic": "formula",
+    "trace": "network",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"costmodel.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

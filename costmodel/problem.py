@@ -27,6 +27,10 @@ class Pass(StrEnum):
     DGRAD = "dgrad"
     WGRAD = "wgrad"
 
+    @classmethod
+    def _missing_(cls, value: object) -> Pass:
+        raise ValueError(f"a pass is fprop, dgrad or wgrad, got {value!r}")
+
 
 class Gemm(NamedTuple):
     """The matrix product a pass is, per group: [m, k] x [k, n], `batch` of them."""
