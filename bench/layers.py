@@ -2,8 +2,8 @@
 
 Both sides get channels-last float16, and torch cuDNN's own search (`benchmark`). Errors are the largest difference from
 torch's float32 convolution of the same float16 numbers (no tf32), relative to that result's largest element. Times are
-medians by CUDA events over repeated calls, the L2 cache cleared before each. The roofline is the larger of two times:
-FLOPs at the datasheet's dense peak, compulsory bytes at its bandwidth.
+medians by CUDA events over repeated calls, the L2 cache cleared before each. The roofline (`costmodel.bounds`) is the
+larger of two times: useful FLOP at the datasheet's dense peak, compulsory bytes at its bandwidth.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from triton.testing import do_bench
 import tritonconv
 from bench.provenance import provenance
 from bench.workloads import Workload, load
-from costmodel.device import Device, find
-from costmodel.problem import ConvProblem
+from costmodel.bounds import roofline
+from costmodel.detect import detect
+from costmodel.device import Device
 from tritonconv.launch import COUNTS
 
 SUITE = "resnet50"
@@ -48,18 +49,6 @@ def torch_at_its_best() -> Iterator[None]:
         yield
     finally:
         cudnn.benchmark, cudnn.conv.fp32_precision = saved
-
-
-def device_here() -> Device:
-    """The cost model's figures for the current GPU."""
-    properties = torch.cuda.get_device_properties()
-    return find(properties.name, 10 * properties.major + properties.minor, properties.multi_processor_count)
-
-
-def roofline_seconds(problem: ConvProblem, dtype: torch.dtype, device: Device) -> float:
-    """The time no kernel can beat: at the peak rate, or moving x, w and y once at the full bandwidth."""
-    compute = problem.flops / device.rate(str(dtype).removeprefix("torch."))
-    return max(compute, problem.bytes(dtype.itemsize) / (device.bandwidth * 1e9))
 
 
 def tensors(layer: Workload, on: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -93,7 +82,7 @@ def measure(layer: Workload, device: Device, on: str = "cuda") -> dict[str, Any]
     torch_error = error(theirs(x, w, b, **arguments))
     torch_seconds = median_seconds(lambda: theirs(x, w, b, **arguments))
     seconds = median_seconds(lambda: ours(x, w, b, **arguments))
-    least = roofline_seconds(problem, DTYPE, device)
+    least = roofline(problem, device, str(DTYPE).removeprefix("torch.")).seconds
     return {
         "suite": layer.suite,
         "layer": layer.layer,
@@ -155,7 +144,9 @@ def table(rows: list[dict[str, Any]]) -> Table:
 def run(out: Path, pattern: str = "*") -> None:
     """Measure the suite's layers, save the rows in `out`, print them; SystemExit when one is not accurate."""
     console, layers, rows = Console(), load(SUITE, pattern), []
-    path, device = out / f"{SUITE}.jsonl", device_here()
+    path, (device, warnings) = out / f"{SUITE}.jsonl", detect()
+    for warning in warnings:
+        console.print(warning, soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with torch_at_its_best(), path.open("w") as file, Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=len(layers))

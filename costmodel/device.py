@@ -1,80 +1,365 @@
-"""What a GPU can do: peaks, memory, limits of a multiprocessor. Standard library only.
+"""What a GPU can do: peaks, memory, limits of a multiprocessor, each figure with its source. Standard library only.
 
-Peaks are dense (no sparsity) with float32 accumulation, from the vendor's datasheets and architecture whitepapers; the
-identity multiprocessors * clock * operations per clock reproduces the tensor peaks to 1.2 %.
+The figures are in `data/devices.toml`, read when first asked for. Peaks are dense (no sparsity), with float32 accumulation
+unless named otherwise; multiprocessors * clock * FLOP per clock reproduces the tensor peaks to 1.2 %.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import difflib
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+#: The table by driver name; `devices()` under the name of a constant, read on first use.
+DEVICES: Mapping[str, Device]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Device:
-    """One GPU model. Rates are TFLOP/s and GB/s, sizes bytes, clock MHz."""
+    """One GPU model. Rates are TFLOP/s and GB/s, sizes bytes, clocks MHz; None where the part has no such unit."""
 
     name: str
     capability: int  # compute capability, 90 for 9.0
     sm_count: int
-    clock: float  # the clock at which the tensor peak holds
-    tensor: float  # float16 and bfloat16, float32 accumulation
-    tf32: float
-    fp32: float
-    fp64: float
-    bandwidth: float
+    clock: float  # the clock at which the tensor peaks hold
+    max_clock: float = 0  # the clock that the driver reports; `clock` where not given
+    fp16: float | None = None  # tensor cores, float32 accumulation
+    bf16: float | None = None
+    fp16_acc16: float | None = None  # tensor cores, float16 accumulation, where that is faster (GeForce)
+    tf32: float | None = None
+    fp32: float | None = None  # FMA units
+    fp64: float | None = None
+    fp64_tensor: float | None = None
+    bandwidth: float  # of the memory
     l2_bandwidth: float
     l2_bytes: int
-    shared_per_block: int = 232448
-    shared_per_sm: int = 233472
-    registers_per_sm: int = 65536
-    warps_per_sm: int = 64
-    launch_overhead: float = 4e-6  # seconds a kernel costs beyond its work
+    shared_per_block: int
+    shared_per_sm: int
+    registers_per_sm: int
+    warps_per_sm: int
+    blocks_per_sm: int
+    launch_overhead: float  # seconds a kernel costs beyond its work
+    matrix_share: float | None = None  # of the tensor peak that good matrix products reach, where measured
+    memory_share: float | None = None  # of the bandwidth that good copies reach, where measured
+    names: tuple[str, ...] = field(default=(), compare=False, repr=False)  # how the driver's name may begin
+    aliases: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    sources: tuple[tuple[str, str], ...] = field(default=(), compare=False, repr=False)  # (figure, where it is from)
     interpreted: bool = False
 
-    def rate(self, dtype: str, precision: str = "ieee") -> float:
-        """Peak FLOP/s of the unit that multiplies `dtype` ("float16", "bfloat16", "float32", "float64")."""
-        if dtype in ("float16", "bfloat16"):
-            return self.tensor * 1e12
-        if dtype == "float64":
-            return self.fp64 * 1e12
-        return (self.tf32 if precision == "tf32" else self.fp32) * 1e12
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "max_clock", self.max_clock or self.clock)
+
+    @property
+    def geforce(self) -> bool:
+        """Whether tensor cores run at half rate where they accumulate in float32."""
+        return "GeForce" in self.name
+
+    def source(self, figure: str) -> str:
+        """Where a figure is from, by its field's name; "" where the device lacks it. KeyError for a name that is none."""
+        if figure not in FIGURES:
+            raise KeyError(figure)
+        return dict(self.sources).get(figure, "")
+
+    def rate(self, dtype: str, precision: str = "ieee", unit: str | None = None) -> float:
+        """Peak FLOP/s (2 * MAC/s) for `dtype` ("float16", "bfloat16", "float32", "float64"), accumulated in at least float32.
+
+        `precision` is "ieee" or "tf32" and matters for float32 only. `unit` is "tensor", "fma", or None for tensor cores
+        where they multiply that dtype. Raises ValueError for a rate that the part lacks.
+        """
+        if dtype not in _UNITS:
+            raise ValueError(f"dtype must be one of {', '.join(_UNITS)}, got {dtype!r}")
+        if precision not in ("ieee", "tf32"):
+            raise ValueError(f"precision must be 'ieee' or 'tf32', got {precision!r}")
+        if unit not in (None, "tensor", "fma"):
+            raise ValueError(f"unit must be 'tensor' or 'fma', got {unit!r}")
+        tensor, fma = _UNITS[dtype]
+        if tensor == "tf32" and precision != "tf32":
+            if unit == "tensor":
+                raise ValueError("tensor cores multiply float32 in precision 'tf32' only, got 'ieee'")
+            tensor = fma
+        if unit == "fma" or (unit is None and tensor == "fp64_tensor" and self.fp64_tensor is None):
+            tensor = fma
+        value: float | None = getattr(self, tensor)
+        if value is None:
+            has = ", ".join(name for name in RATES if getattr(self, name) is not None)
+            raise ValueError(f"{self.name} has no {tensor} rate, which {dtype} asks for; it has {has or 'none'}")
+        return float(round(value * 1e12))  # 66.9 * 1e12 is not whole, and ridges are compared exactly
 
 
-_MIB = 1 << 20
-
-DEVICES: dict[str, Device] = {
-    d.name: d
-    for d in (
-        Device("NVIDIA H200", 90, 132, 1830, 989.4, 494.7, 66.9, 66.9, 4800, 5500, 50 * _MIB),
-        Device("NVIDIA H100 80GB HBM3", 90, 132, 1830, 989.4, 494.7, 66.9, 66.9, 3350, 5500, 50 * _MIB),
-        Device("NVIDIA H100 PCIe", 90, 114, 1620, 756, 378, 51, 51, 2000, 4500, 50 * _MIB),
-        Device("NVIDIA A100-SXM4-80GB", 80, 108, 1410, 312, 156, 19.5, 19.5, 2039, 4500, 40 * _MIB, 166912, 167936),
-        Device("NVIDIA A100-SXM4-40GB", 80, 108, 1410, 312, 156, 19.5, 19.5, 1555, 4500, 40 * _MIB, 166912, 167936),
-        Device("NVIDIA B200", 100, 148, 1860, 2250, 1125, 75, 37.5, 7672, 9000, 126 * _MIB),
-    )
+#: dtype -> the rates of the tensor cores and of the FMA units. 16-bit operands are widened for the FMA units.
+_UNITS = {
+    "float16": ("fp16", "fp32"),
+    "bfloat16": ("bf16", "fp32"),
+    "float32": ("tf32", "fp32"),
+    "float64": ("fp64_tensor", "fp64"),
 }
+#: The peaks, which follow the multiprocessors and the clock.
+RATES = ("fp16", "bf16", "fp16_acc16", "tf32", "fp32", "fp64", "fp64_tensor")
+#: Every field that is a number with a source.
+FIGURES = tuple(f.name for f in fields(Device) if f.name not in ("name", "names", "aliases", "sources", "interpreted"))
+_WHOLE = tuple(f.name for f in fields(Device) if f.type == "int")
 
 #: Triton's interpreter on a CPU. Only the time of a trip counts there (`costmodel.timing`), no limit of a GPU applies.
-INTERPRETER = replace(DEVICES["NVIDIA H200"], name="interpreter", sm_count=1, interpreted=True)
+INTERPRETER = Device(
+    name="interpreter",
+    capability=90,
+    sm_count=1,
+    clock=1,
+    bandwidth=1,
+    l2_bandwidth=1,
+    l2_bytes=1,
+    shared_per_block=1,
+    shared_per_sm=1,
+    registers_per_sm=1,
+    warps_per_sm=1,
+    blocks_per_sm=1,
+    launch_overhead=0,
+    interpreted=True,
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "DEVICES":
+        return devices()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+# ---- the table ------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _table() -> dict[str, Any]:
+    with (resources.files("costmodel") / "data" / "devices.toml").open("rb") as file:
+        return tomllib.load(file)
+
+
+@cache
+def devices() -> Mapping[str, Device]:
+    """Every part of the table, by the first of its driver names."""
+    found = [_new({"name": row["names"][0], **row}, f"device {key}") for key, row in _table()["device"].items()]
+    return MappingProxyType({device.name: device for device in found})
+
+
+def _architecture(capability: int) -> dict[str, Any]:
+    """The newest architecture of the table that is not newer than `capability`, else the oldest."""
+    rows = {int(key): row for key, row in _table()["architecture"].items()}
+    return rows[max((key for key in rows if key <= capability), default=min(rows))]
+
+
+def operations(capability: int, geforce: bool) -> dict[str, float]:
+    """FLOP per clock and multiprocessor by rate ("fp16", "fp32", ...) of a compute capability (90 for 9.0)."""
+    row = _architecture(capability)
+    return row.get("geforce_flop_per_clock", row["flop_per_clock"]) if geforce else row["flop_per_clock"]
+
+
+def derived_rates(capability: int, geforce: bool, sm_count: int, clock: float) -> dict[str, float]:
+    """Peaks in TFLOP/s: multiprocessors * clock (MHz) * FLOP per clock and multiprocessor."""
+    return {name: sm_count * clock * flop / 1e6 for name, flop in operations(capability, geforce).items()}
+
+
+def listed(name: str) -> Device | None:
+    """The table's entry whose driver name begins `name` (the longest such beginning, ended by a word's end), or None."""
+
+    def begins(known: str) -> bool:
+        return name.startswith(known) and not name[len(known) : len(known) + 1].isalnum()
+
+    found = [(known, device) for device in devices().values() for known in device.names if begins(known)]
+    return max(found, key=lambda pair: len(pair[0]))[1] if found else None
 
 
 def find(name: str, capability: int, sm_count: int) -> Device:
-    """The table's entry for a device name, or the nearest one of its capability scaled to its multiprocessors."""
-    for known in DEVICES.values():
-        if name.startswith(known.name):
-            return known
-    nearest = max((d for d in DEVICES.values() if d.capability <= capability), key=lambda d: d.capability, default=None)
-    nearest = nearest or DEVICES["NVIDIA A100-SXM4-40GB"]
-    scale = sm_count / nearest.sm_count
+    """The table's entry for a driver's device name; a part with other multiprocessors, or an unknown one, is scaled.
+
+    It is scaled from the entry it is named after, else from the first of the newest capability up to its own, a GeForce part
+    where it is one. Never fails, so that any GPU has a model to plan with.
+    """
+    base = listed(name)
+    if base is not None and base.sm_count == sm_count:
+        return base
+    geforce = "GeForce" in name
+    if base is None:
+        older = [d for d in devices().values() if d.capability <= capability]
+        base = max(older, key=lambda d: (d.capability, d.geforce == geforce), default=None)
+        base = base or min(devices().values(), key=lambda d: d.capability)
+    size = sm_count / base.sm_count
+    ours, theirs = operations(capability, geforce), operations(base.capability, base.geforce)
+    changes: dict[str, Any] = {"bandwidth": base.bandwidth * size, "l2_bandwidth": base.l2_bandwidth * size}
+    for rate in RATES:
+        peak = getattr(base, rate)
+        changes[rate] = peak * size * ours[rate] / theirs[rate] if peak and rate in ours and rate in theirs else None
+    origins = dict.fromkeys(changes, f"estimate: scaled from {base.name} by multiprocessors")
+    limits, limit_origins = _limits(capability)
     return replace(
-        nearest,
+        base,
+        **changes | limits,
         name=name,
         capability=capability,
         sm_count=sm_count,
-        tensor=nearest.tensor * scale,
-        tf32=nearest.tf32 * scale,
-        fp32=nearest.fp32 * scale,
-        fp64=nearest.fp64 * scale,
-        bandwidth=nearest.bandwidth * scale,
-        l2_bandwidth=nearest.l2_bandwidth * scale,
+        matrix_share=None,
+        memory_share=None,
+        names=(),
+        aliases=(),
+        sources=_merged(base, origins | limit_origins | dict.fromkeys(("capability", "sm_count"), "driver")),
     )
+
+
+def _limits(capability: int) -> tuple[dict[str, int | float], dict[str, str]]:
+    """Limits of a multiprocessor and what is the same everywhere, and their sources."""
+    every, row = _table()["every"], _architecture(capability)
+    values = {name: value for name, value in every.items() if name != "sources"}
+    origins = dict(every["sources"])
+    for name, value in row.items():
+        if name in FIGURES:
+            values[name], origins[name] = value, row["source"]
+    return values, origins
+
+
+def _merged(base: Device | None, origins: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Sources of `base` with those of changed figures over them."""
+    return tuple(((dict(base.sources) if base else {}) | dict(origins)).items())
+
+
+# ---- devices of the user --------------------------------------------------------------------------------------------
+
+
+def find_device(text: str) -> Device:
+    """The device that a user means: an alias ("h100"), a driver's name, or the path of a TOML file (`load`).
+
+    Figures to change may follow: "h100,bandwidth=3000,sm_count=100" (as in `changed`). Raises ValueError for anything else.
+    """
+    first, *changes = (part.strip() for part in text.split(","))
+    device = load(first) if first.lower().endswith(".toml") else _named(first)
+    if not changes:
+        return device
+    values: dict[str, Any] = {}
+    for change in changes:
+        name, equals, value = (part.strip() for part in change.partition("="))
+        if not equals:
+            raise ValueError(f"device {text!r}: after the name come figure=number, got {change!r}")
+        values[name] = value if name == "name" else _number(name, value, f"device {text!r}")
+    return changed(device, {"name": f"{device.name} ({', '.join(changes)})", **values}, f"device {text!r}")
+
+
+def _plain(text: str) -> str:
+    return "".join(letter for letter in text.lower() if letter.isalnum())
+
+
+def _named(text: str) -> Device:
+    table = devices().values()
+    known = {_plain(word): device for device in table for word in (*device.names, *device.aliases)}
+    found = known.get(_plain(text)) or listed(text)
+    if found is None:
+        aliases = [alias for device in table for alias in device.aliases]
+        close = _meant(text, aliases)
+        shown = ", ".join(device.aliases[0] for device in table)
+        raise ValueError(f"device {text!r} is unknown{close}; known are {shown}, or a TOML file")
+    return found
+
+
+def _meant(text: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(text.lower(), known, n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def load(path: str | Path) -> Device:
+    """The device that a TOML file describes, in the form of a table of `data/devices.toml`, or `base = "h100"` and changes.
+
+    Without a base it needs name, capability, sm_count, clock, bandwidth, l2_bytes and l2_bandwidth; peaks that it leaves out
+    are derived from the compute capability. Raises ValueError for a file that is no such description.
+    """
+    try:
+        row = tomllib.loads(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"device file {str(path)!r} cannot be read: {reason}") from error
+    origin = f"device file {str(path)!r}"
+    if "base" not in row:
+        return _new(row, origin)
+    base = row.pop("base")
+    if not isinstance(base, str):
+        raise ValueError(f"{origin}: base must be the name of a device, got {base!r}")
+    return changed(_named(base), {"name": Path(path).stem, **row}, origin)
+
+
+def changed(device: Device, changes: Mapping[str, Any], origin: str) -> Device:
+    """`device` with some figures changed, whose source becomes `origin` unless `changes` has "sources".
+
+    Peaks that are not given follow `sm_count` and `clock`; a new `max_clock` scales `clock` with it. Limits follow
+    `capability`. Raises ValueError for an unknown figure or a value that makes no sense.
+    """
+    values, origins = _checked(changes, origin)
+    derived: dict[str, Any] = {}
+    if "clock" in values or "max_clock" in values:
+        faster = values["clock"] / device.clock if "clock" in values else values["max_clock"] / device.max_clock
+        derived = {"clock": device.clock * faster, "max_clock": device.max_clock * faster}
+    sm_count, clock = values.get("sm_count", device.sm_count), (derived | values).get("clock", device.clock)
+    if (speed := sm_count * clock / (device.sm_count * device.clock)) != 1:
+        derived |= {rate: peak * speed for rate in RATES if (peak := getattr(device, rate)) is not None}
+    derived_origins = dict.fromkeys(derived, f"derived: {device.name}, by multiprocessors and clock")
+    if "capability" in values:
+        limits, limit_origins = _limits(values["capability"])
+        derived, derived_origins = derived | limits, derived_origins | limit_origins
+    own = {"names": (), "aliases": ()} if values.get("name", device.name) != device.name else {}
+    return replace(device, **own | derived | values, sources=_merged(device, derived_origins | origins))
+
+
+def _new(row: Mapping[str, Any], origin: str) -> Device:
+    """A device from its own description alone."""
+    values, origins = _checked(row, origin)
+    needed = ("name", "capability", "sm_count", "clock", "bandwidth", "l2_bytes", "l2_bandwidth")
+    missing = [name for name in needed if name not in values]
+    if missing:
+        raise ValueError(f"{origin} lacks {', '.join(missing)}: give them, or a base")
+    limits, limit_origins = _limits(values["capability"])
+    geforce = "GeForce" in values["name"]
+    rates = derived_rates(values["capability"], geforce, values["sm_count"], values.get("max_clock", values["clock"]))
+    derived = {name: "derived: multiprocessors * clock * FLOP per clock and multiprocessor" for name in rates}
+    derived["max_clock"] = origins["clock"]
+    return Device(**limits | rates | values, sources=_merged(None, derived | limit_origins | origins))
+
+
+def _checked(row: Mapping[str, Any], origin: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The fields of a description and the source of each figure; ValueError names what is wrong."""
+    values: dict[str, Any] = {}
+    for name, value in row.items():
+        if name in ("names", "aliases"):
+            if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+                raise ValueError(f"{origin}: {name} must be a list of strings, got {value!r}")
+            values[name] = tuple(value)
+        elif name == "name":
+            if not isinstance(value, str):
+                raise ValueError(f"{origin}: name must be a string, got {value!r}")
+            values[name] = value
+        elif name != "sources":
+            values[name] = _number(name, value, origin)
+    origins = dict.fromkeys((name for name in values if name in FIGURES), origin)
+    sources = row.get("sources", {})
+    if not isinstance(sources, Mapping):
+        raise ValueError(f"{origin}: sources must be a table from figures to where they are from, got {sources!r}")
+    for names, source in sources.items():
+        for name in names.split():
+            if name not in origins:
+                raise ValueError(f"{origin}: a source is given for {name!r}, which is no figure of it")
+            origins[name] = str(source)
+    return values, origins
+
+
+def _number(name: str, value: Any, origin: str) -> int | float:
+    """A figure's value as its field's type; ValueError where it is none or not positive."""
+    if name not in FIGURES:
+        raise ValueError(f"{origin}: unknown figure {name!r}{_meant(name, FIGURES)}; known are {', '.join(FIGURES)}")
+    whole = name in _WHOLE
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or not 0 < number < math.inf or (whole and number != int(number)):
+        raise ValueError(f"{origin}: {name} must be a positive {'whole number' if whole else 'number'}, got {value!r}")
+    return int(number) if whole else number

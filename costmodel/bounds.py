@@ -1,0 +1,130 @@
+"""The roofline: the time that no direct convolution beats, which roof binds, and the batch at which that changes.
+
+Williams, Waterman and Patterson, "Roofline: an insightful visual performance model" (2009). Work is the useful FLOP
+(2 * MAC, padding left out) and traffic the compulsory bytes, so the time is a lower bound for every kernel that multiplies
+each pair once; Winograd and FFT algorithms multiply less and may pass below it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from costmodel.count import Cost, cost
+from costmodel.device import Device, find_device
+from costmodel.problem import ConvProblem, Pass
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """The least time of some work on a device, in seconds, and the two roofs it comes from."""
+
+    seconds: float  # the larger of the next two
+    compute_seconds: float  # useful FLOP at the peak
+    memory_seconds: float  # compulsory bytes at the bandwidth
+    bound: str  # "compute" where the intensity reaches the ridge, else "memory"
+    intensity: float  # useful FLOP for each compulsory byte
+    ridge: float  # FLOP for each byte where the roofs meet
+    peak: float  # FLOP/s
+    bandwidth: float  # B/s
+
+
+@dataclass(frozen=True)
+class IntensityLimits:
+    """Useful FLOP for each compulsory byte as one size of a layer grows without bound and the others stay."""
+
+    batch: float
+    in_channels: float
+    out_channels: float
+
+
+def _roofs(device: Device | str, dtype: str, precision: str, unit: str | None) -> tuple[float, float]:
+    """Peak in FLOP/s and bandwidth in B/s."""
+    device = find_device(device) if isinstance(device, str) else device
+    return device.rate(dtype, precision, unit), float(round(device.bandwidth * 1e9))
+
+
+def _computes(flops: int, moved: int, peak: float, bandwidth: float) -> bool:
+    """Whether the peak binds: flops / peak >= moved / bandwidth, without rounding."""
+    return flops * Fraction(bandwidth) >= moved * Fraction(peak)
+
+
+def roofline(
+    work: Cost | ConvProblem,
+    device: Device | str,
+    dtype: str = "float16",
+    *,
+    precision: str = "ieee",
+    which: Pass | str = Pass.FPROP,
+    unit: str | None = None,
+) -> Roofline:
+    """The least time of `work`: max(useful FLOP / peak, compulsory bytes / bandwidth).
+
+    `work` is a cost in `dtype`, or a problem, whose pass `which` is taken. `device` is a `Device` or what `find_device` reads.
+    `precision` ("ieee" or "tf32") matters for float32. `unit` is "tensor" or "fma"; the default is tensor cores where they
+    multiply `dtype`. Depthwise layers are fairer held against "fma". Bias and other FLOP that are no multiply-adds are left
+    out. Raises ValueError for an unknown device or a rate that it lacks.
+    """
+    peak, bandwidth = _roofs(device, dtype, precision, unit)
+    spent = cost(work, which, dtype=dtype) if isinstance(work, ConvProblem) else work
+    compute, memory = spent.useful_flops / peak, spent.bytes / bandwidth
+    return Roofline(
+        seconds=max(compute, memory),
+        compute_seconds=compute,
+        memory_seconds=memory,
+        bound="compute" if _computes(spent.useful_flops, spent.bytes, peak, bandwidth) else "memory",
+        intensity=spent.intensity if spent.bytes else math.inf,
+        ridge=peak / bandwidth,
+        peak=peak,
+        bandwidth=bandwidth,
+    )
+
+
+def attainable(
+    intensity: float,
+    device: Device | str,
+    dtype: str = "float16",
+    *,
+    precision: str = "ieee",
+    unit: str | None = None,
+) -> float:
+    """The roof in FLOP/s at an intensity in FLOP/B: the bandwidth's slope up to the ridge, the peak after it."""
+    peak, bandwidth = _roofs(device, dtype, precision, unit)
+    return min(peak, intensity * bandwidth)
+
+
+def crossing_batch(
+    problem: ConvProblem,
+    device: Device | str,
+    dtype: str = "float16",
+    which: Pass | str = Pass.FPROP,
+    *,
+    precision: str = "ieee",
+    unit: str | None = None,
+) -> int | None:
+    """The least batch at which the peak binds and no longer the bandwidth; None where no batch is large enough.
+
+    FLOP are f * n and bytes b * n + w (w the weights) at batch n, so the ridge p / q is reached from n = w p / (f q - b p) on.
+    """
+    peak, bandwidth = (Fraction(roof) for roof in _roofs(device, dtype, precision, unit))
+    one, two = (cost(replace(problem, batch=batch), which, dtype=dtype) for batch in (1, 2))
+    image = two.bytes - one.bytes
+    gain = one.useful_flops * bandwidth - image * peak
+    return max(1, math.ceil((one.bytes - image) * peak / gain)) if gain > 0 else None
+
+
+def limits(problem: ConvProblem, which: Pass | str = Pass.FPROP, dtype: str = "float16") -> IntensityLimits:
+    """What the intensity tends to as the batch, the input channels or the output channels grow, each alone.
+
+    Where a limit is below a device's ridge, no such size makes the layer compute-bound there. FLOP and bytes are linear in
+    each of the three, so a limit is the ratio of the two slopes.
+    """
+    here = cost(problem, which, dtype=dtype)
+
+    def limit(size: str, step: int) -> float:
+        more = cost(replace(problem, **{size: getattr(problem, size) + step}), which, dtype=dtype)
+        flops, moved = more.useful_flops - here.useful_flops, more.bytes - here.bytes
+        return flops / moved if moved else 0.0
+
+    return IntensityLimits(limit("batch", 1), limit("in_channels", problem.groups), limit("out_channels", problem.groups))

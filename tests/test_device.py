@@ -1,0 +1,395 @@
+"""The device table against the identity of its figures, what a user may write, and the driver's figures held against it."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from costmodel.detect import detect, from_properties
+from costmodel.device import (
+    DEVICES,
+    FIGURES,
+    INTERPRETER,
+    changed,
+    derived_rates,
+    find,
+    find_device,
+    listed,
+    load,
+    operations,
+)
+
+KNOWN = list(DEVICES.values())
+H100, H200, V100 = (find_device(name) for name in ("h100", "h200", "v100"))
+
+
+def named(device):
+    return device.name
+
+
+def test_the_parts_of_the_table():
+    aliases = "v100 v100-pcie a100 a100-pcie a100-40gb h100 h100-pcie h200 b200 l4 l40s rtx3090 rtx4090 rtx5090"
+    assert {find_device(alias).name for alias in aliases.split()} == set(DEVICES)
+    words = [word for device in KNOWN for word in (*device.names, *device.aliases)]
+    assert len(set(words)) == len(words)
+    assert all(device.name == device.names[0] and device.aliases for device in KNOWN)
+
+
+@pytest.mark.parametrize("device", KNOWN, ids=named)
+def test_every_figure_has_a_source(device):
+    without = [name for name in FIGURES if getattr(device, name) is not None and not device.source(name)]
+    assert not without
+    assert {name for name, _ in device.sources} <= set(FIGURES)
+
+
+@pytest.mark.parametrize("device", KNOWN, ids=named)
+def test_peaks_are_multiprocessors_times_clock(device):
+    """Tensor peaks at `clock`, the FMA units' at the driver's; B200's float32 is listed at a clock that no driver reports."""
+    sustained = derived_rates(device.capability, device.geforce, device.sm_count, device.clock)
+    fastest = derived_rates(device.capability, device.geforce, device.sm_count, device.max_clock)
+    for name in ("fp16", "bf16", "fp16_acc16", "tf32"):
+        assert (getattr(device, name) is None) == (name not in sustained)
+        if name in sustained:
+            assert getattr(device, name) == pytest.approx(sustained[name], rel=0.012), name
+    for name in ("fp32", "fp64", "fp64_tensor"):
+        assert (getattr(device, name) is None) == (name not in fastest)
+        if name in fastest:
+            assert getattr(device, name) == pytest.approx(fastest[name], rel=0.02), name
+
+
+def test_published_peaks_and_ridges():
+    """Figures written here by hand, in TFLOP/s and FLOP/B."""
+    peaks = {
+        "h100": 989.4,
+        "a100": 312,
+        "v100": 125,
+        "b200": 2250,
+        "l4": 121,
+        "l40s": 362.05,
+        "rtx4090": 165.2,
+        "rtx5090": 209.5,
+    }
+    ridges = {"h100": 295, "a100": 153, "v100": 139, "b200": 293, "l4": 403, "l40s": 419, "rtx4090": 164, "rtx5090": 117}
+    ridges |= {"a100-40gb": 201, "a100-pcie": 161, "h100-pcie": 378, "h200": 206, "rtx3090": 76, "v100-pcie": 124}
+    assert {alias: find_device(alias).rate("float16") / 1e12 for alias in peaks} == peaks
+    for alias, ridge in ridges.items():
+        device = find_device(alias)
+        assert device.rate("float16") / device.bandwidth / 1e9 == pytest.approx(ridge, abs=0.51), alias
+
+
+@pytest.mark.parametrize("alias", ["rtx3090", "rtx4090", "rtx5090"])
+def test_geforce_halves_what_accumulates_in_float32(alias):
+    device = find_device(alias)
+    assert device.geforce
+    assert device.fp16_acc16 == pytest.approx(2 * device.fp16, rel=1e-3)
+    full = operations(device.capability, geforce=False)
+    assert operations(device.capability, geforce=True)["fp16"] == full["fp16"] / 2
+    assert device.rate("bfloat16") == device.fp16 * 1e12  # not the rate that accumulates in float16
+
+
+def test_only_geforce_has_a_faster_accumulation():
+    assert [device.name for device in KNOWN if device.fp16_acc16] == [device.name for device in KNOWN if device.geforce]
+
+
+@pytest.mark.parametrize("device", KNOWN, ids=named)
+def test_limits_of_a_multiprocessor(device):
+    assert device.warps_per_sm == (48 if device.capability in (86, 89, 120) else 64)
+    assert device.shared_per_sm == {70: 96, 80: 164, 86: 100, 89: 100, 90: 228, 100: 228, 120: 100}[device.capability] * 1024
+    assert device.shared_per_sm - device.shared_per_block == (0 if device.capability == 70 else 1024)
+    assert device.registers_per_sm == 65536
+
+
+# ---- rates ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_rate_is_that_of_the_unit_that_multiplies():
+    assert H100.rate("float16") == H100.rate("bfloat16", unit="tensor") == 989.4e12
+    assert H100.rate("float32") == H100.rate("bfloat16", unit="fma") == 66.9e12
+    assert H100.rate("float32", "tf32") == 494.7e12
+    assert H100.rate("float64") == 66.9e12 and H100.rate("float64", unit="fma") == 33.5e12
+    assert find_device("rtx4090").rate("float64") == pytest.approx(82.6e12 / 64, rel=1e-3)  # it has no float64 tensor cores
+
+
+@pytest.mark.parametrize("dtype, precision, missing", [("bfloat16", "ieee", "bf16"), ("float32", "tf32", "tf32")])
+def test_a_rate_that_the_part_lacks_is_refused(dtype, precision, missing):
+    with pytest.raises(ValueError, match=f"Tesla V100-SXM2 has no {missing} rate.* it has fp16, fp32, fp64$"):
+        V100.rate(dtype, precision)
+
+
+@pytest.mark.parametrize(
+    "arguments, complaint",
+    [
+        (("float8",), "dtype must be one of float16"),
+        (("float32", "tf16"), "precision must be 'ieee' or 'tf32', got 'tf16'"),
+        (("float32", "ieee", "cuda"), "unit must be 'tensor' or 'fma', got 'cuda'"),
+        (("float32", "ieee", "tensor"), "tensor cores multiply float32 in precision 'tf32' only"),
+    ],
+)
+def test_a_rate_that_nothing_has_is_refused(arguments, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        H100.rate(*arguments)
+
+
+def test_the_interpreter_has_no_rate():
+    with pytest.raises(ValueError, match="interpreter has no fp16 rate"):
+        INTERPRETER.rate("float16")
+
+
+# ---- finding --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, table",
+    [
+        ("NVIDIA L4", "NVIDIA L4"),
+        ("NVIDIA L40S", "NVIDIA L40S"),
+        ("NVIDIA L40", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA H100 80GB HBM3"),
+        ("NVIDIA A100-PCIE-40GB", "NVIDIA A100-SXM4-40GB"),
+        ("Tesla V100-SXM2-32GB", "Tesla V100-SXM2"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090"),
+        ("NVIDIA H1000", None),
+    ],
+)
+def test_a_driver_name_begins_with_a_listed_one(name, table):
+    assert (listed(name).name if listed(name) else None) == table
+
+
+def test_a_listed_part_is_found_as_it_is_and_a_smaller_one_scaled():
+    assert find("NVIDIA H200", 90, 132) is H200
+    slice_ = find("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 90, 16)
+    assert slice_.rate("float16") == pytest.approx(H100.rate("float16") * 16 / 132)
+    assert slice_.bandwidth == pytest.approx(H100.bandwidth * 16 / 132)
+    assert slice_.shared_per_sm == H100.shared_per_sm
+    assert "scaled from NVIDIA H100 80GB HBM3" in slice_.source("fp16")
+
+
+def test_an_unknown_part_has_the_arithmetic_of_its_own_capability():
+    a40 = find("NVIDIA A40", 86, 84)  # GA102 as the RTX 3090 is, without its half rate: 149.7 TFLOP/s at 1740 MHz
+    assert a40.fp16 == pytest.approx(149.7 * 1695 / 1740, rel=0.01) and a40.fp16_acc16 is None
+    assert a40.warps_per_sm == 48
+    laptop = find("NVIDIA GeForce RTX 3070", 86, 46)
+    assert laptop.fp16 == pytest.approx(find_device("rtx3090").fp16 * 46 / 82)
+    t4 = find("Tesla T4", 75, 40)
+    assert t4.bf16 is None and t4.warps_per_sm == 32 and t4.fp16 == pytest.approx(125 / 2)
+    assert find("NVIDIA B300", 103, 160).capability == 103
+    assert find("Tesla P100", 60, 56).fp16 is not None  # whatever it is, it can be planned for
+
+
+@pytest.mark.parametrize("text", ["h100", "H100", "h100-SXM", "NVIDIA H100 80GB HBM3", "nvidia h100 80gb hbm3"])
+def test_what_a_user_may_call_it(text):
+    assert find_device(text) is H100
+
+
+def test_a_line_of_changes():
+    device = find_device("h100, bandwidth=3000, sm_count=100")
+    assert (device.bandwidth, device.sm_count) == (3000, 100)
+    assert device.name == "NVIDIA H100 80GB HBM3 (bandwidth=3000, sm_count=100)"
+    assert device.fp16 == pytest.approx(H100.fp16 * 100 / 132)  # peaks follow the multiprocessors
+    assert device.l2_bandwidth == H100.l2_bandwidth and device.source("tf32").startswith("derived")
+    assert device.source("bandwidth") == "device 'h100, bandwidth=3000, sm_count=100'"
+    assert device.source("l2_bytes") == H100.source("l2_bytes")
+    slower = find_device("h100,max_clock=990,fp16=500,name=half")
+    assert (slower.name, slower.clock, slower.fp16) == ("half", 915, 500) and slower.tf32 == H100.tf32 / 2
+    assert not slower.aliases and find_device("h100,capability=89").warps_per_sm == 48
+
+
+@pytest.mark.parametrize(
+    "text, complaint",
+    [
+        ("h10", r"device 'h10' is unknown, did you mean 'h100'\?; known are h200, h100, .*or a TOML file$"),
+        ("", "device '' is unknown; known are"),
+        ("h100,bandwith=3", r"unknown figure 'bandwith', did you mean 'bandwidth'\?; known are capability, sm_count"),
+        ("h100,sm_count=1.5", "sm_count must be a positive whole number, got '1.5'"),
+        ("h100,bandwidth=fast", "bandwidth must be a positive number, got 'fast'"),
+        ("h100,bandwidth=-1", "bandwidth must be a positive number, got '-1'"),
+        ("h100,bandwidth=inf", "bandwidth must be a positive number, got 'inf'"),
+        ("h100,3000", "after the name come figure=number, got '3000'"),
+        ("none.toml", "device file 'none.toml' cannot be read: No such file"),
+    ],
+)
+def test_what_no_device_is_called(text, complaint):
+    with pytest.raises(ValueError, match=complaint) as raised:
+        find_device(text)
+    assert "\n" not in str(raised.value)
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+OWN = """
+name = "NVIDIA A40"
+capability = 86
+sm_count = 84
+clock = 1740
+bandwidth = 696
+l2_bytes = 6291456
+l2_bandwidth = 2300
+"""
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(text):
+        path = tmp_path / "mine.toml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def test_a_file_of_a_new_device(written):
+    path = written(OWN + '[sources]\n"bandwidth l2_bytes" = "NVIDIA A40 datasheet"\n')
+    device = find_device(path)
+    assert device == load(path)
+    assert device.rate("bfloat16") == pytest.approx(149.7e12, rel=1e-3)  # the datasheet's, derived
+    assert device.fp16_acc16 is None and device.max_clock == 1740 and device.shared_per_sm == 102400
+    assert device.source("bandwidth") == "NVIDIA A40 datasheet" and device.source("fp16").startswith("derived")
+    assert device.source("clock") == f"device file {path!r}"
+    assert all(device.source(name) for name in FIGURES if getattr(device, name) is not None)
+    assert find_device(f"{path},bandwidth=700").bandwidth == 700
+
+
+def test_a_file_of_changes(written):
+    device = find_device(written('base = "a100"\nbandwidth = 1800\n'))
+    assert device == changed(find_device("a100"), {"bandwidth": 1800, "name": "mine"}, "")
+
+
+@pytest.mark.parametrize(
+    "text, complaint",
+    [
+        (OWN + "bandwith = 3\n", "unknown figure 'bandwith', did you mean 'bandwidth'"),
+        ('base = "h999"\n', "device 'h999' is unknown"),
+        ("base = 5\n", "base must be the name of a device, got 5"),
+        ("bandwidth = 5\n", "lacks name, capability, sm_count, clock, l2_bytes, l2_bandwidth: give them, or a base"),
+        ('base = "h100"\nsm_count = "many"\n', "sm_count must be a positive whole number, got 'many'"),
+        ('base = "h100"\nsm_count = true\n', "sm_count must be a positive whole number, got True"),
+        ('base = "h100"\nname = 3\n', "name must be a string, got 3"),
+        ('base = "h100"\naliases = "x"\n', "aliases must be a list of strings, got 'x'"),
+        ('base = "h100"\nsources = "me"\n', "sources must be a table"),
+        ('base = "h100"\n[sources]\nfp16 = "me"\n', "a source is given for 'fp16', which is no figure of it"),
+        ("= 3", "cannot be read: Invalid"),
+    ],
+)
+def test_a_file_that_is_no_device(written, text, complaint):
+    path = written(text)
+    with pytest.raises(ValueError, match=complaint) as raised:
+        load(path)
+    assert "\n" not in str(raised.value)
+
+
+# ---- the GPU at hand --------------------------------------------------------------------------------------------------
+
+
+def driver(**changes):
+    """What torch reports of an H200."""
+    properties = {
+        "name": "NVIDIA H200",
+        "major": 9,
+        "minor": 0,
+        "multi_processor_count": 132,
+        "clock_rate": 1_980_000,
+        "memory_clock_rate": 3_201_000,
+        "memory_bus_width": 6144,
+        "L2_cache_size": 62914560,
+    } | changes
+    return SimpleNamespace(**{name: value for name, value in properties.items() if value is not None})
+
+
+def test_a_gpu_as_the_table_has_it():
+    assert from_properties(driver()) == (H200, [])
+
+
+def test_a_torch_that_reports_less():
+    assert from_properties(driver(clock_rate=None, memory_clock_rate=None, L2_cache_size=None)) == (H200, [])
+
+
+def test_a_slower_memory_is_warned_of_and_taken():
+    device, warnings = from_properties(driver(memory_clock_rate=2_619_000, memory_bus_width=5120))
+    assert device.bandwidth == pytest.approx(3352.32) and device.fp16 == H200.fp16
+    assert warnings == ["NVIDIA H200: the driver reports bandwidth 3,352.32, the table has 4,800"]
+    assert device.source("bandwidth") == "driver"
+
+
+@pytest.mark.parametrize("ratio, warned", [(1.029, False), (0.971, False), (1.031, True), (0.969, True)])
+def test_three_percent(ratio, warned):
+    _, warnings = from_properties(driver(L2_cache_size=round(62914560 * ratio)))
+    assert bool(warnings) == warned
+
+
+def test_fewer_multiprocessors_and_a_lower_clock():
+    device, warnings = from_properties(driver(multi_processor_count=66, clock_rate=990_000))
+    assert device.fp16 == pytest.approx(H200.fp16 / 4) and device.clock == H200.clock / 2
+    assert device.bandwidth == pytest.approx(4917, rel=1e-3)  # the memory is whole
+    assert [w.split(": ")[1].split(",")[0] for w in warnings] == [
+        "the driver reports sm_count 66",
+        "the driver reports max_clock 990",
+        "multiprocessors and clock give 247.4 TFLOP/s in fp16",
+    ]
+
+
+def test_a_gpu_that_the_table_does_not_have():
+    a40 = driver(name="NVIDIA A40", major=8, minor=6, multi_processor_count=84, clock_rate=1_740_000, L2_cache_size=6291456)
+    a40.memory_clock_rate, a40.memory_bus_width = 7_251_000, 384
+    device, (warning,) = from_properties(a40)
+    assert device.fp16 == pytest.approx(149.7, rel=1e-3) and device.bandwidth == pytest.approx(696, rel=1e-3)
+    assert device.l2_bytes == 6291456 and device.name == "NVIDIA A40" and device.clock == 1740
+    assert warning == "NVIDIA A40 is not in the table: its peaks are derived from compute capability 8.6"
+    a40.clock_rate = None
+    assert from_properties(a40).warnings[0].endswith("8.6, and max_clock guessed")
+
+
+def test_no_gpu(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="no CUDA device is at hand: name a device, such as 'h100'"):
+        detect()
+
+
+def test_the_index_of_a_gpu(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: driver())
+    assert detect(0) == detect() == (H200, [])
+    with pytest.raises(ValueError, match="index must be below 1, the devices at hand, got 1"):
+        detect(1)
+
+
+@pytest.mark.gpu
+def test_the_gpu_at_hand():
+    device, warnings = detect()
+    assert device.rate("float16") > 0 and math.isfinite(device.bandwidth)
+    assert listed(device.name) is None or not warnings, warnings
+
+
+# ---- the file itself --------------------------------------------------------------------------------------------------
+
+
+def test_importing_reads_nothing():
+    """The launch path imports the module; the table is read when a device is first asked for."""
+    code = (
+        "import sys, costmodel.device as d; "
+        "assert d._table.cache_info().misses == 0 and d.INTERPRETER.interpreted; "
+        "assert not {'torch', 'triton', 'sympy'} & set(sys.modules); d.find('NVIDIA H200', 90, 132); "
+        "assert d._table.cache_info().misses == 1"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_devices_can_be_kept():
+    assert pickle.loads(pickle.dumps(H100)) == H100 and hash(H100) == hash(find_device("h100"))
+    with pytest.raises(TypeError):
+        DEVICES["mine"] = H100
+    with pytest.raises(KeyError):
+        H100.source("speed")
+    import costmodel.device
+
+    with pytest.raises(AttributeError, match="has no attribute 'GPUS'"):
+        _ = costmodel.device.GPUS
