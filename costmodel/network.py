@@ -16,6 +16,7 @@ from costmodel.count import Cost
 from costmodel.device import Device
 from costmodel.plan import select
 from costmodel.problem import ConvProblem, Pass
+from costmodel.receptive import Field
 from costmodel.tiling import MAX_ALIGN, Call, Operand, itemsize
 from costmodel.timing import predict
 
@@ -55,6 +56,8 @@ class Layer:
     which: Pass | None  # the pass that the forward operator is
     forward: Cost
     backward: tuple[Step, ...]
+    fields: tuple[Field, ...] | None  # receptive field by spatial axis; None where the result does not depend on the input
+    misaligned: bool  # branches meet here whose receptive fields have different centres or jumps
     known: bool  # False: the operator is in no table, its FLOP are missing and its bytes are not
 
     @property
@@ -233,14 +236,16 @@ def trace(model: nn.Module, *inputs: Any, train: bool = False, dtype: torch.dtyp
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     stage, recorder, reason = record(model, inputs, train, dtype, keywords)
+    layers = _layers(recorder.records)
     notes = [reason] if reason else []
+    notes += [f"branches with different receptive centres meet at {layer.name}" for layer in layers if layer.misaligned]
     parameters = list(model.parameters())
     first = next((value for value in stage.inputs if hasattr(value, "shape")), None)
     return Network(
         name=type(model).__name__,
         batch=first.shape[0] if first is not None and first.dim() else 1,
         dtype=str(stage.default).removeprefix("torch."),
-        layers=_layers(recorder.records),
+        layers=layers,
         parameters=sum(p.numel() for p in parameters),
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
         unknown=dict(recorder.unknown),
@@ -271,6 +276,8 @@ def _layers(records: Sequence[Record]) -> tuple[Layer, ...]:
                 which=conv.which if conv else None,
                 forward=r.forward,
                 backward=tuple(Step(*step) for step in r.backward),
+                fields=r.fields,
+                misaligned=r.misaligned,
                 known=r.known,
             )
         )

@@ -21,7 +21,9 @@ from torch.utils._pytree import tree_map
 
 from costmodel import operators
 from costmodel.count import Cost
+from costmodel.lineage import Tracker
 from costmodel.problem import Pass
+from costmodel.receptive import Field
 
 Shape = tuple[int, ...]
 
@@ -42,6 +44,8 @@ class Record:
     free: bool = False
     known: bool = True
     backward: list[tuple[str, str, Cost]] = field(default_factory=list)  # operator, pass or "", cost
+    fields: tuple[Field, ...] | None = None
+    misaligned: bool = False
 
 
 class ModuleStack:
@@ -109,6 +113,7 @@ class Recorder(TorchDispatchMode):
         self.gradients = False
         self.records: list[Record] = []
         self.unknown: Counter[str] = Counter()
+        self.tracker = Tracker()
         self.parameters: dict[int, int] = {}  # storage of a parameter not met yet -> its elements
         self._by_sequence: dict[int, Record] = {}
         self._sums: Record | None = None
@@ -148,7 +153,10 @@ class Recorder(TorchDispatchMode):
             parameters=0 if free else sum(self.parameters.pop(t.untyped_storage()._cdata, 0) for t in read),
             free=free,
         )
-        found = self._convolution(func, args)
+        found = operators.convolution(func, args)
+        record.misaligned = self.tracker.follow(func, args, out, found)
+        record.fields = self.tracker.fields(written[0])
+        found = self._with_padding(found, args)
         if found is not None and written[0].dtype in operators.CONVOLUTION_DTYPES:
             record.convolution, record.op = found, found.name
             record.weight_shape = tuple(args[1].shape)
@@ -170,9 +178,8 @@ class Recorder(TorchDispatchMode):
             self._by_sequence[sequence] = record
         self.records.append(record)
 
-    def _convolution(self, func: OpOverload, args: Sequence[Any]) -> operators.Convolution | None:
+    def _with_padding(self, found: operators.Convolution | None, args: Sequence[Any]) -> operators.Convolution | None:
         """The convolution with an explicit zero padding of its input folded in, as torch writes padding="same"."""
-        found = operators.convolution(func, args)
         if found is None or found.which != Pass.FPROP or id(args[0]) not in self._padded:
             return found
         source, amounts = self._padded[id(args[0])]
@@ -292,12 +299,12 @@ def settings(model: nn.Module, train: bool) -> Iterator[None]:
     try:
         model.train(train)
         torch.backends.mha.set_fastpath_enabled(False)
-        torch.backends.mkldnn.enabled = False
+        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]  # a descriptor, typed as such
         with torch.enable_grad():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused[0])
-        torch.backends.mkldnn.enabled = fused[1]  # type: ignore[assignment]  # a descriptor, typed as such
+        torch.backends.mkldnn.enabled = fused[1]
         for module, training in before:
             module.training = training
 
@@ -317,6 +324,9 @@ def record(
     """Every operator of a forward and a backward pass, and why there is no backward pass, or ""."""
     stage = Stage(model, inputs, dtype)
     recorder = Recorder(stage.stack)
+    image = next(iter(operators.tensors(stage.inputs)), None)
+    if image is not None:
+        recorder.tracker.start(image)
     recorder.parameters = {p.untyped_storage()._cdata: p.numel() for p in stage.parameters.values()}
     reason = run(stage, recorder, train, keywords)
     recorder.records = [r for r in recorder.records if not r.free or r.backward]
