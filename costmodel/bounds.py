@@ -111,7 +111,7 @@ def crossing_batch(
     one, two = (cost(replace(problem, batch=batch), which, dtype=dtype) for batch in (1, 2))
     image = two.bytes - one.bytes
     gain = one.useful_flops * bandwidth - image * peak
-    return max(1, math.ceil((one.bytes - image) * peak / gain)) if gain > 0 else None
+    return math.ceil((one.bytes - image) * peak / gain) if gain > 0 else None
 
 
 def limits(problem: ConvProblem, which: Pass | str = Pass.FPROP, dtype: str = "float16") -> IntensityLimits:

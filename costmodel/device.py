@@ -319,7 +319,7 @@ def _new(row: Mapping[str, Any], origin: str) -> Device:
         raise ValueError(f"{origin} lacks {', '.join(missing)}: give them, or a base")
     limits, limit_origins = _limits(values["capability"])
     geforce = "GeForce" in values["name"]
-    rates = derived_rates(values["capability"], geforce, values["sm_count"], values.get("max_clock", values["clock"]))
+    rates = derived_rates(values["capability"], geforce, values["sm_count"], values["clock"])
     derived = {name: "derived: multiprocessors * clock * FLOP per clock and multiprocessor" for name in rates}
     derived["max_clock"] = origins["clock"]
     return Device(**limits | rates | values, sources=_merged(None, derived | limit_origins | origins))

@@ -160,6 +160,13 @@ def test_a_driver_name_begins_with_a_listed_one(name, table):
     assert (listed(name).name if listed(name) else None) == table
 
 
+def test_the_longest_name_wins(monkeypatch):
+    longer = changed(H200, {"name": "NVL", "names": ["NVIDIA H200 NVL"]}, "")
+    for table in ([H200, longer], [longer, H200]):
+        monkeypatch.setattr("costmodel.device.devices", lambda table=table: {device.name: device for device in table})
+        assert listed("NVIDIA H200 NVL") is longer and listed("NVIDIA H200") is H200
+
+
 def test_a_listed_part_is_found_as_it_is_and_a_smaller_one_scaled():
     assert find("NVIDIA H200", 90, 132) is H200
     slice_ = find("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 90, 16)
@@ -175,6 +182,8 @@ def test_an_unknown_part_has_the_arithmetic_of_its_own_capability():
     assert a40.warps_per_sm == 48
     laptop = find("NVIDIA GeForce RTX 3070", 86, 46)
     assert laptop.fp16 == pytest.approx(find_device("rtx3090").fp16 * 46 / 82)
+    super_ = find("NVIDIA GeForce RTX 4080 SUPER", 89, 80)  # named after a GeForce part, not after the L4 before it
+    assert super_.bandwidth == pytest.approx(find_device("rtx4090").bandwidth * 80 / 128)
     t4 = find("Tesla T4", 75, 40)
     assert t4.bf16 is None and t4.warps_per_sm == 32 and t4.fp16 == pytest.approx(125 / 2)
     assert find("NVIDIA B300", 103, 160).capability == 103
