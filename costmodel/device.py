@@ -275,7 +275,7 @@ def load(path: str | Path) -> Device:
     are derived from the compute capability. Raises ValueError for a file that is no such description.
     """
     try:
-        row = tomllib.loads(Path(path).read_text())
+        row = tomllib.loads(Path(path).read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(f"device file {str(path)!r} cannot be read: {reason}") from error
