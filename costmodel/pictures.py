@@ -45,9 +45,28 @@ class Row(Protocol):
     def receptive_field(self) -> tuple[int, ...] | None: ...
 
 
+class Work(Protocol):
+    """What a picture needs to know of a network: a `costmodel.report.Report`, or anything alike."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def arithmetic(self) -> str: ...
+    @property
+    def timed(self) -> str: ...
+    @property
+    def peak(self) -> float: ...
+    @property
+    def bandwidth(self) -> float: ...
+    @property
+    def rows(self) -> Sequence[Row]: ...
+
+
 @dataclass(frozen=True)
 class Theme:
-    """Colours as #rrggbb. `compute`, `memory` and `launch` tell what limits a layer."""
+    """Colours as #rrggbb. The last four tell what limits a layer."""
 
     paper: str
     ink: str
@@ -55,51 +74,45 @@ class Theme:
     line: str
     compute: str
     memory: str
+    cache: str
     launch: str
 
 
-LIGHT = Theme("#ffffff", "#1b1f24", "#5a636e", "#d5dae0", "#b3420b", "#0b62a8", "#6f7780")
-DARK = Theme("#14181d", "#e8ebef", "#a3adb8", "#343b44", "#ff9a5c", "#6cb6ff", "#98a2ad")
+LIGHT = Theme("#ffffff", "#1b1f24", "#5a636e", "#d5dae0", "#b3420b", "#0b62a8", "#7a3e9d", "#6f7780")
+DARK = Theme("#14181d", "#e8ebef", "#a3adb8", "#343b44", "#ff9a5c", "#6cb6ff", "#c99bf0", "#98a2ad")
 
 #: The roof that a bound belongs to, by the words `costmodel.timing` and `costmodel.bounds` use.
 ROOFS = {"compute": "compute", "arithmetic": "compute", "instruction issue": "compute"}
-ROOFS |= {"memory": "memory", "DRAM": "memory", "L2": "memory", "launch": "launch"}
-MEANINGS = {"compute": "arithmetic", "memory": "memory", "launch": "launch overhead"}
+ROOFS |= {"memory": "memory", "DRAM": "memory", "L2": "cache", "launch": "launch"}
+MEANINGS = {"compute": "arithmetic", "memory": "memory", "cache": "L2 cache", "launch": "launch"}
 LABELS = 9
 BARS = 14
 
 
-def roofline_picture(rows: Sequence[Row], peak: float, bandwidth: float, title: str, theme: Theme = LIGHT) -> Figure:
-    """Attained useful FLOP/s over FLOP per compulsory byte, under the roof of `peak` FLOP/s and `bandwidth` bytes/s.
+def picture_named(name: str, work: Work, theme: Theme = LIGHT, titled: bool = True) -> Figure:
+    """One figure: "roofline", "receptive" (field), "time", or "all" of them on a sheet. ValueError for another name.
 
-    A dot is a layer, or layers alike, its area their share of the predicted time; a diamond is a measured one.
+    `titled` is off where a page gives the single pictures its own headings.
     """
-    figure = _figure(9.2, 5.6, theme)
-    draw_roofline(figure.subplots(), rows, peak, bandwidth, title, theme)
-    return figure
-
-
-def receptive_picture(rows: Sequence[Row], title: str, theme: Theme = LIGHT) -> Figure:
-    """The receptive field after each layer that has one."""
-    figure = _figure(9.2, 3.8, theme)
-    draw_receptive(figure.subplots(), rows, title, theme)
-    return figure
-
-
-def time_picture(rows: Sequence[Row], title: str, theme: Theme = LIGHT) -> Figure:
-    """The layers that take most of the predicted time."""
-    figure = _figure(9.2, 0.9 + 0.3 * min(len(rows), BARS + 1), theme)
-    draw_time(figure.subplots(), rows, title, theme)
-    return figure
-
-
-def sheet(rows: Sequence[Row], peak: float, bandwidth: float, title: str, theme: Theme = LIGHT) -> Figure:
-    """The three of them on one page."""
-    figure = _figure(13, 11, theme)
-    grid = figure.add_gridspec(2, 2, height_ratios=(1.25, 1), hspace=0.08, wspace=0.06)
-    draw_receptive(figure.add_subplot(grid[1, 0]), rows, "Receptive field", theme)
-    draw_time(figure.add_subplot(grid[1, 1]), rows, "Where the time goes", theme)
-    draw_roofline(figure.add_subplot(grid[0, :]), rows, peak, bandwidth, title, theme)
+    title = f"{work.model} on {work.device}, {work.arithmetic}"
+    times, sight = f"Where the time of a {work.timed} goes", "Receptive field"
+    if name == "all":
+        figure = _figure(13, 11, theme)
+        grid = figure.add_gridspec(2, 2, height_ratios=(1.25, 1), hspace=0.08, wspace=0.06)
+        draw_receptive(figure.add_subplot(grid[1, 0]), work.rows, sight, theme)
+        draw_time(figure.add_subplot(grid[1, 1]), work.rows, times, theme)
+        draw_roofline(figure.add_subplot(grid[0, :]), work.rows, work.peak, work.bandwidth, title, theme)
+    elif name == "roofline":
+        figure = _figure(9.2, 5.6, theme)
+        draw_roofline(figure.subplots(), work.rows, work.peak, work.bandwidth, title if titled else "", theme)
+    elif name == "receptive":
+        figure = _figure(9.2, 3.8, theme)
+        draw_receptive(figure.subplots(), work.rows, f"{sight}: {work.model}" if titled else "", theme)
+    elif name == "time":
+        figure = _figure(9.2, 0.9 + 0.3 * min(len(_by_module(work.rows)), BARS + 1), theme)
+        draw_time(figure.subplots(), work.rows, times if titled else "", theme)
+    else:
+        raise ValueError(f"picture must be all, roofline, receptive or time, got {name!r}")
     return figure
 
 
@@ -118,7 +131,11 @@ def render(figure: Figure, form: str, salt: str = "costmodel") -> bytes:
 
 
 def draw_roofline(axes: Axes, rows: Sequence[Row], peak: float, bandwidth: float, title: str, theme: Theme) -> None:
-    """See `roofline_picture`. Rows without a multiply-add have no intensity: the axis says how many are left out."""
+    """Attained useful FLOP/s over FLOP per compulsory byte, under the roof of `peak` FLOP/s and `bandwidth` bytes/s.
+
+    A dot is a layer, or layers alike, its area their share of the predicted time; a diamond is a measured one. Rows without
+    a multiply-add have no intensity: the axis says how many are left out.
+    """
     shown = [row for row in rows if row.intensity > 0 and row.seconds > 0]
     groups: dict[tuple[float, float, str], list[Row]] = defaultdict(list)
     for row in shown:
@@ -155,7 +172,7 @@ def draw_roofline(axes: Axes, rows: Sequence[Row], peak: float, bandwidth: float
     _legend(axes, {roof for _, _, roof in groups}, theme, any(row.measured_seconds for row in shown))
     slope = math.sqrt(left * ridge)
     for at, text, offset, side in (
-        ((ridge, peak), f"{si(peak, 'FLOP/s')} peak, ridge at {ridge:.0f} FLOP/byte", (4, 6), "left"),
+        ((right, peak), f"{si(peak, 'FLOP/s')} peak, ridge at {ridge:.0f} FLOP/byte", (-2, 6), "right"),
         ((slope, slope * bandwidth), si(bandwidth, "B/s"), (-6, 6), "right"),
     ):
         axes.annotate(text, at, offset, textcoords="offset points", ha=side, fontsize=9, color=theme.ink)
@@ -169,7 +186,7 @@ def draw_roofline(axes: Axes, rows: Sequence[Row], peak: float, bandwidth: float
 
 
 def draw_receptive(axes: Axes, rows: Sequence[Row], title: str, theme: Theme) -> None:
-    """See `receptive_picture`. One line an axis, one line where all axes agree."""
+    """Dots: what an element of each row sees, padding included. Lines: the largest so far, of each axis where they differ."""
     known = [(row.name, row.receptive_field) for row in rows if row.receptive_field]
     fields = [field for _, field in known]
     _dress(axes, title, theme)
@@ -179,19 +196,17 @@ def draw_receptive(axes: Axes, rows: Sequence[Row], title: str, theme: Theme) ->
     axes.grid(True, axis="y", color=theme.line, linewidth=0.7)
     rank = len(fields[0])
     alike = all(len(set(field)) == 1 for field in fields)
-    names = {1: ("width",), 2: ("height", "width"), 3: ("depth", "height", "width")}[rank]
-    for axis, (name, colour) in enumerate(zip(names, (theme.memory, theme.compute, theme.launch), strict=False)):
+    names = ("all axes",) if alike else {1: ("width",), 2: ("height", "width"), 3: ("depth", "height", "width")}[rank]
+    for axis, (name, colour) in enumerate(zip(names, (theme.memory, theme.compute, theme.cache), strict=False)):
         sizes = [field[axis] for field in fields]
-        axes.step(range(len(sizes)), sizes, where="mid", color=colour, linewidth=1.8, label="all axes" if alike else name)
-        if alike:
-            break
+        largest = list(itertools.accumulate(sizes, max))  # a branch that sees less leaves the line where it was
+        axes.step(range(len(sizes)), largest, where="post", color=colour, linewidth=1.8, label=name)
+        axes.scatter(range(len(sizes)), sizes, s=7, color=colour, alpha=0.7, linewidths=0)
+        at = (largest.index(largest[-1]), largest[-1])
+        axes.annotate(f"{at[1]}", at, (0, 5), textcoords="offset points", ha="right", fontsize=9, color=theme.ink)
     if not alike:
         axes.legend(frameon=False, labelcolor=theme.ink, fontsize=9)
-    last = max(fields[-1])
-    axes.annotate(
-        f"{last}", (len(fields) - 1, last), (0, 5), textcoords="offset points", ha="right", fontsize=9, color=theme.ink
-    )
-    axes.set_ylabel("input pixels that one value sees")
+    axes.set_ylabel("input elements that one sees")
     axes.margins(x=0.01, y=0.1)
     axes.set_ylim(bottom=0)
     ticks = _sections([name for name, _ in known])
@@ -199,25 +214,41 @@ def draw_receptive(axes: Axes, rows: Sequence[Row], title: str, theme: Theme) ->
 
 
 def draw_time(axes: Axes, rows: Sequence[Row], title: str, theme: Theme) -> None:
-    """See `time_picture`. The rows beyond the first `BARS` are one bar."""
-    ordered = sorted(rows, key=lambda row: -row.seconds)
-    bars = [(_short(row.name), row.seconds, row.share, getattr(theme, _roof(row.bound))) for row in ordered[:BARS]]
-    rest = ordered[BARS:]
+    """Time by module, each bar parted by what limits its rows; modules beyond the first `BARS` are one bar."""
+    ordered = sorted(_by_module(rows).items(), key=lambda item: -sum(item[1].values()))
+    bars, rest = ordered[:BARS], ordered[BARS:]
     if rest:
-        bars.append((f"{len(rest)} others", sum(r.seconds for r in rest), sum(r.share for r in rest), theme.line))
+        bars.append((f"{len(rest)} others", {r: sum(parts.get(r, 0.0) for _, parts in rest) for r in MEANINGS}))
+    total = sum(row.seconds for row in rows) or 1.0
+    longest = max((sum(parts.values()) for _, parts in bars), default=1.0)
     _dress(axes, title, theme)
-    places = range(len(bars))
-    axes.barh(places, [bar[1] for bar in bars], color=[bar[3] for bar in bars], height=0.72)
-    axes.set_yticks(list(places), [bar[0] for bar in bars], fontsize=9)
+    for place, (_, parts) in enumerate(bars):
+        start = 0.0
+        for roof in MEANINGS:
+            axes.barh(place, parts.get(roof, 0.0), left=start, color=getattr(theme, roof), height=0.72)
+            start += parts.get(roof, 0.0)
+        text = f"{si(start, 's')}, {share(start / total)}"
+        axes.annotate(text, (start, place), (4, 0), textcoords="offset points", va="center", fontsize=8.5, color=theme.ink)
+    axes.set_yticks(range(len(bars)), [_short(name) for name, _ in bars], fontsize=9)
     axes.invert_yaxis()
-    for place, (_, seconds, part, _) in zip(places, bars, strict=True):
-        text = f"{si(seconds, 's')}, {share(part)}"
-        axes.annotate(text, (seconds, place), (4, 0), textcoords="offset points", va="center", fontsize=8.5, color=theme.ink)
-    axes.set_xlim(0, max((bar[1] for bar in bars), default=1) * 1.28)
+    axes.set_xlim(0, longest * 1.28)
     axes.xaxis.set_major_formatter(EngFormatter(unit="s", sep=" "))
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    _legend(axes, {_roof(row.bound) for row in ordered[:BARS]}, theme, above=True)
+    _legend(axes, {roof for _, parts in bars for roof, seconds in parts.items() if seconds}, theme, above=True)
+
+
+def _by_module(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """Seconds by what limits them, by module path: as many parts of the path as keep the modules to about `BARS`."""
+    gathered: dict[str, dict[str, float]] = {}
+    for depth in (4, 3, 2, 1):
+        gathered = {}
+        for row in rows:
+            parts = gathered.setdefault(".".join(row.name.split(".")[:depth]), {})
+            parts[_roof(row.bound)] = parts.get(_roof(row.bound), 0.0) + row.seconds
+        if len(gathered) <= BARS + 10:
+            break
+    return gathered
 
 
 def _figure(width: float, height: float, theme: Theme) -> Figure:
@@ -242,7 +273,8 @@ def _legend(axes: Axes, roofs: Collection[str], theme: Theme, measured: bool = F
     entries: list[Any] = []
     for roof in MEANINGS:
         if roof in roofs:
-            entries.append(axes.scatter([], [], s=50, color=getattr(theme, roof), label=f"limited by {MEANINGS[roof]}"))
+            label = MEANINGS[roof] if above else f"limited by {MEANINGS[roof]}"
+            entries.append(axes.scatter([], [], s=50, color=getattr(theme, roof), label=label))
     if measured:
         entries.append(axes.scatter([], [], s=34, marker="D", facecolors=theme.paper, edgecolors=theme.ink, label="measured"))
     if entries:
@@ -250,7 +282,7 @@ def _legend(axes: Axes, roofs: Collection[str], theme: Theme, measured: bool = F
         if above:
             place |= {
                 "bbox_to_anchor": (1.0, 1.0),
-                "ncols": 3,
+                "ncols": 4,
                 "borderaxespad": 0.1,
                 "columnspacing": 1.0,
                 "handletextpad": 0.2,
@@ -320,12 +352,15 @@ def _name(members: Sequence[Row]) -> str:
     return _short(members[0].name) + (f" ×{len(members)}" if len(members) > 1 else "")
 
 
-def _sections(names: Sequence[str], limit: int = 16) -> dict[int, str]:
-    """Position and name of the rows where a new top-level module begins, not so close that their names touch."""
+def _sections(names: Sequence[str], limit: int = 24) -> dict[int, str]:
+    """Position and name of the rows where a new module begins, by as much of the path as gives few enough names."""
+    for depth in (3, 2, 1):
+        heads = [".".join(name.split(".")[:depth]) for name in names]
+        if len(set(heads)) <= limit:
+            break
     ticks: dict[int, str] = {}
     last, section = -math.inf, None
-    for place, name in enumerate(names):
-        head = name.partition(".")[0]
+    for place, head in enumerate(heads):
         if head != section and place - last >= len(names) / limit:
             ticks[place], last, section = head, place, head
     return ticks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-PREFIXES = {5: "P", 4: "T", 3: "G", 2: "M", 1: "k", 0: "", -1: "m", -2: "µ", -3: "n"}
+PREFIXES = {6: "E", 5: "P", 4: "T", 3: "G", 2: "M", 1: "k", 0: "", -1: "m", -2: "µ", -3: "n"}
 
 
 def si(value: float, unit: str = "", digits: int = 3) -> str:
@@ -23,18 +23,29 @@ def si(value: float, unit: str = "", digits: int = 3) -> str:
     return f"{scaled:.{decimals}f} {PREFIXES[power]}{unit}".rstrip()
 
 
+def exact(value: float, unit: str = "") -> str:
+    """The value without a prefix, thousands apart: exact(52428800, "B") is "52,428,800 B"."""
+    return (f"{value:,}" if isinstance(value, int) else f"{value:g}") + (f" {unit}" if unit else "")
+
+
 def share(value: float) -> str:
     """A part of one as a percentage: "3.1 %"."""
     return f"{100 * value:.1f} %"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: "14 min 13 s", "18 h 58 min", "3 d 2 h"; below a minute with an SI prefix."""
+    """Seconds as people say them: "14 min 13 s", "18 h 57 min", "3 d 2 h"; below a minute with an SI prefix."""
     if seconds < 60:
         return si(seconds, "s")
-    for limit, unit, smaller, name in ((3600, 60, 1, "min s"), (86400, 3600, 60, "h min"), (math.inf, 86400, 3600, "d h")):
-        if seconds < limit:
-            whole, rest = divmod(seconds, unit)
-            large, small = name.split()
-            return f"{whole:.0f} {large} {math.floor(rest / smaller)} {small}"
-    raise AssertionError("the last limit is infinite")
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min {seconds % 60 // 1:.0f} s"
+    if seconds < 72 * 3600:
+        return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+    return f"{seconds // 86400:,.0f} d {seconds % 86400 // 3600:.0f} h"
+
+
+def interval(low: float, high: float) -> str:
+    """Two durations, with one unit where both take the same: "27.2 to 54.4 µs"."""
+    first, last = duration(low), duration(high)
+    number, _, unit = first.partition(" ")
+    return f"{number if unit == last.partition(' ')[2] else first} to {last}"

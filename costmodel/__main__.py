@@ -1,0 +1,50 @@
+"""The command `costmodel`, also `python -m costmodel`: errors of the user are one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+REPORT = ("typer", "rich", "matplotlib")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; the exit code is 0, or 2 for bad input."""
+    try:
+        import typer
+
+        from costmodel.commands import app
+    except ModuleNotFoundError as error:
+        return _missing(error)
+    try:
+        code = app(arguments, prog_name="costmodel", standalone_mode=False)
+    except ModuleNotFoundError as error:
+        return _missing(error)
+    except ValueError as error:
+        return _refuse(str(error))
+    except typer.Abort:
+        return 1
+    except BrokenPipeError:  # the reader, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains as it flushes
+        return 1
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # of typer's own exceptions for wrong options and arguments
+            raise
+        return _refuse(error.format_message())
+    return code if isinstance(code, int) else 0
+
+
+def _missing(error: ModuleNotFoundError) -> int:
+    package = (error.name or "").partition(".")[0]
+    if package not in REPORT:
+        raise error
+    return _refuse(f"{package} is not installed: pip install 'tritonconv[report]'")
+
+
+def _refuse(reason: str) -> int:
+    print("costmodel: " + " ".join(reason.split()), file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,265 @@
+"""What reports say of a layer: frozen rows of plain numbers, which tables, files and pictures are made from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from costmodel.bounds import crossing_batch, roofline
+from costmodel.count import Cost, cost
+from costmodel.device import FIGURES, RATES, Device
+from costmodel.notation import Convolution
+from costmodel.plan import select
+from costmodel.tiling import Call
+from costmodel.timing import predict
+
+if TYPE_CHECKING:
+    from costmodel.network import Timed
+
+#: What a user may call the arithmetic: name -> (dtype, precision).
+DTYPES = {
+    "fp16": ("float16", "ieee"),
+    "float16": ("float16", "ieee"),
+    "bf16": ("bfloat16", "ieee"),
+    "bfloat16": ("bfloat16", "ieee"),
+    "fp32": ("float32", "ieee"),
+    "float32": ("float32", "ieee"),
+    "tf32": ("float32", "tf32"),
+    "fp64": ("float64", "ieee"),
+    "float64": ("float64", "ieee"),
+}
+RATE = re.compile(r"([0-9.]+(?:e[+-]?[0-9]+)?) *([kMGTPE]?)(FLOP|MAC)(?:s|S|/s)?")
+PREFIX = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
+
+
+@dataclass(frozen=True)
+class PassRow:
+    """One pass of a layer. Bytes are compulsory traffic, times seconds; what needs a device is None without one.
+
+    `low` and `high` are the interval of the predicted `seconds`, `source` where it comes from. `crossing_batch` is the least
+    batch at which arithmetic binds, None where it never does.
+    """
+
+    what: str
+    output_shape: tuple[int, ...]
+    useful_macs: int
+    dense_macs: int
+    issued_macs: int | None
+    useful_flops: int
+    dense_flops: int
+    issued_flops: int | None
+    padding_waste: float
+    tile_waste: float | None
+    bytes: int
+    im2col_bytes: int
+    intensity: float  # useful FLOP a byte
+    ridge: float | None = None
+    roof: str | None = None
+    crossing_batch: int | None = None
+    plan: str | None = None
+    seconds: float | None = None
+    low: float | None = None
+    high: float | None = None
+    source: str | None = None
+    limit: str | None = None  # the largest term of the plan's time
+    roofline_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class EstimateRow:
+    """How long layers over samples take at a sustained rate, forward and in training, in seconds.
+
+    `unit` is "MAC/s" or "FLOP/s", `rate` in it; `share` the part of the device's peak, where there is a device.
+    """
+
+    rate: float
+    unit: str
+    origin: str  # "given", or what predicts it
+    share: float | None
+    forward_seconds: float
+    training_seconds: float
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One operator of a network on a device, or the operators of a module added up. Bytes are compulsory, times seconds."""
+
+    name: str
+    op: str
+    input_shape: tuple[int, ...] | None
+    output_shape: tuple[int, ...]
+    parameters: int
+    useful_macs: int
+    dense_macs: int
+    useful_flops: int
+    dense_flops: int
+    other_flops: int  # of bias, normalisation, activation, pooling
+    bytes: int
+    intensity: float  # useful FLOP a byte
+    bound: str  # the largest term of the time
+    seconds: float
+    share: float  # of the network's time
+    known: bool  # False: the operator's FLOP are not known and not counted
+    receptive_field: tuple[int, ...] | None = None  # input elements that one output element sees, by spatial axis
+    measured_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a device and where it is from."""
+
+    device: str
+    figure: str
+    value: float
+    unit: str
+    source: str
+
+
+def figures(device: Device) -> list[Figure]:
+    """Every figure that the device has."""
+    units = dict.fromkeys(RATES, "TFLOP/s") | {"bandwidth": "GB/s", "l2_bandwidth": "GB/s", "clock": "MHz", "max_clock": "MHz"}
+    units |= {"l2_bytes": "B", "shared_per_block": "B", "shared_per_sm": "B", "launch_overhead": "s"}
+    present = [(name, getattr(device, name)) for name in FIGURES]
+    return [
+        Figure(device.name, name, value, units.get(name, ""), device.source(name))
+        for name, value in present
+        if value is not None
+    ]
+
+
+def arithmetic_named(text: str) -> tuple[str, str]:
+    """(dtype, precision) of a name such as "bf16" or "tf32"; ValueError for any other."""
+    if text.lower() not in DTYPES:
+        raise ValueError(f"dtype {text!r} is unknown: one of {', '.join(name for name in DTYPES if len(name) == 4)}")
+    return DTYPES[text.lower()]
+
+
+def pass_rows(layer: Convolution, device: Device | None, dtype: str, precision: str) -> list[PassRow]:
+    """A row a pass, the layer's own result first. A device without a kernel for a pass leaves its plan and time None."""
+    rows = []
+    for which, what in layer.passes.items():
+        call, plan = Call(layer.problem, which, dtype, precision), None
+        if device is not None:
+            try:
+                plan = select(call, device)
+            except RuntimeError:  # no compiled kernel for this device
+                plan = None
+        found = cost(layer.problem, which, plan, dtype=dtype)
+        shape = {"dgrad": layer.problem.input_shape, "wgrad": layer.problem.weight_shape}.get(which, layer.problem.output_shape)
+        row = {
+            "what": what,
+            "output_shape": shape,
+            "useful_macs": found.useful_macs,
+            "dense_macs": found.dense_macs,
+            "issued_macs": found.issued_macs,
+            "useful_flops": found.useful_flops,
+            "dense_flops": found.dense_flops,
+            "issued_flops": found.issued_flops,
+            "padding_waste": found.padding_waste,
+            "tile_waste": found.tile_waste,
+            "bytes": found.bytes,
+            "im2col_bytes": found.im2col_bytes,
+            "intensity": found.intensity,
+        }
+        if device is not None:
+            least = roofline(found, device, dtype, precision=precision)
+            row |= {"ridge": least.ridge, "roof": least.bound, "roofline_seconds": least.seconds}
+            row["crossing_batch"] = crossing_batch(layer.problem, device, dtype, which, precision=precision)
+        if device is not None and plan is not None:
+            guess = predict(call, plan, device)
+            row |= {"plan": str(plan), "seconds": guess.seconds, "low": guess.low, "high": guess.high}
+            row |= {"source": guess.source, "limit": guess.bound}
+        rows.append(PassRow(**row))
+    return rows
+
+
+def rate_named(text: str) -> tuple[float, str]:
+    """Operations a second and their kind, "FLOP" or "MAC", from words such as 0.15TFLOPS, 12TFLOP/s or 6TMAC/s."""
+    found = RATE.fullmatch(text.strip())
+    try:
+        rate = float(found[1]) * PREFIX[found[2]] if found else 0.0
+    except ValueError:
+        rate = 0.0
+    if found is None or not 0 < rate < float("inf"):
+        raise ValueError(f"rate {text!r} reads like 0.15TFLOPS or 6TMAC/s: a positive number, a prefix, FLOPS or MAC/s")
+    return rate, found[3]
+
+
+def estimate(
+    work: Cost,
+    training: Cost,
+    rates: Sequence[tuple[float, str]],
+    passes: Sequence[PassRow],
+    device: Device | None,
+    repeats: float,
+    peak: float | None,
+) -> list[EstimateRow]:
+    """Times of `work` and of `training` (dense counts): a rate in FLOP/s is read both ways, as FLOP/s and, for those who count
+    a multiply-add as one operation, as MAC/s. The plans' predicted times, `repeats` times over, are the last row."""
+    rows = []
+    for rate, kind in rates:
+        for unit, done in (("MAC/s", work.dense_macs), ("FLOP/s", work.dense_flops)):
+            if kind == "MAC" and unit == "FLOP/s":
+                continue
+            times = training.dense_macs / work.dense_macs
+            part = None if peak is None else rate * (2 if unit == "MAC/s" else 1) / peak
+            rows.append(EstimateRow(rate, unit, "given", part, done / rate, times * done / rate))
+    if device is not None and all(row.seconds is not None for row in passes):
+        seconds = [repeats * (row.seconds or 0.0) for row in passes]
+        rate = work.dense_flops / seconds[0]
+        part = None if peak is None else rate / peak
+        rows.append(EstimateRow(rate, "FLOP/s", f"plans on {device.name}", part, seconds[0], sum(seconds)))
+    return rows
+
+
+def layer_rows(timed: Sequence[Timed]) -> list[LayerRow]:
+    """A row an operator, in the order they run."""
+    return [_layer_row(of.layer.name, of.layer.op, of.layer.input_shape, [of]) for of in timed]
+
+
+def module_rows(timed: Sequence[Timed], depth: int) -> list[LayerRow]:
+    """A row for everything under the first `depth` parts of a module's path, in the order of first use."""
+    if depth < 1:
+        raise ValueError(f"depth must be at least 1, got {depth}")
+    found: dict[str, list[Timed]] = {}
+    for of in timed:
+        name = ".".join(of.layer.module.split(".")[:depth]) or of.layer.name
+        found.setdefault(name, []).append(of)
+    return [
+        _layer_row(name, f"{len(m)} operators" if len(m) > 1 else m[0].layer.op, m[0].layer.input_shape, m)
+        for name, m in found.items()
+    ]
+
+
+def _layer_row(name: str, op: str, input_shape: tuple[int, ...], members: Sequence[Timed]) -> LayerRow:
+    total = sum((of.cost for of in members), Cost())
+    fields = [of.layer.fields for of in members if of.layer.fields]
+    return LayerRow(
+        name=name,
+        op=op,
+        input_shape=input_shape,
+        output_shape=members[-1].layer.output_shape,
+        parameters=sum(of.layer.parameters for of in members),
+        useful_macs=total.useful_macs,
+        dense_macs=total.dense_macs,
+        useful_flops=total.useful_flops,
+        dense_flops=total.dense_flops,
+        other_flops=total.other_flops + total.bias_flops,
+        bytes=total.bytes,
+        intensity=total.intensity if total.bytes else 0.0,
+        bound=max(members, key=lambda of: of.seconds).bound,
+        seconds=sum(of.seconds for of in members),
+        share=sum(of.share for of in members),
+        known=all(of.layer.known for of in members),
+        receptive_field=tuple(field.size for field in fields[-1]) if fields else None,
+    )
+
+
+def with_measured(rows: Sequence[LayerRow], measured: Mapping[str, float]) -> list[LayerRow]:
+    """The rows with measured seconds by name; ValueError for a name that is no row's."""
+    strangers = sorted(set(measured) - {row.name for row in rows})
+    if strangers:
+        raise ValueError(f"measured time of {strangers[0]!r}: no such row, the first is {rows[0].name!r}")
+    return [replace(row, measured_seconds=measured.get(row.name)) for row in rows]
