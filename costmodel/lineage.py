@@ -70,7 +70,8 @@ _BESIDES = frozenset(
     "clone _to_copy copy detach alias lift_fresh masked_fill where native_dropout _softmax _log_softmax native_layer_norm "
     "native_group_norm _fused_rms_norm tril triu".split()
 )
-_LIKE_INPUT = _BESIDES | operators.BATCH_NORM | frozenset(operators.ELEMENTWISE)
+_RESAMPLES = ("upsample_", "_upsample_", "grid_sampler")
+_LIKE_INPUT = _BESIDES | operators.BATCH_NORM | {n for n in operators.ELEMENTWISE if not n.startswith(_RESAMPLES)}
 _REDUCTIONS = frozenset("sum mean amax amin max min prod var std any all argmax argmin var_mean std_mean logsumexp".split())
 _REDUCTIONS |= {"norm", "linalg_vector_norm"}
 _VIEWS = frozenset("view _unsafe_view reshape _reshape_alias squeeze unsqueeze flatten unflatten".split())
@@ -156,8 +157,8 @@ class Tracker:
             return _viewed(x, result)
         if "pool" in name:
             return _pooled(x, name, args, result) if position == 0 else None
-        if name.startswith(("upsample_", "_upsample_")):
-            return _upsampled(x, name, args, result)
+        if name.startswith(_RESAMPLES):
+            return None if name.startswith("grid") else _upsampled(x, name, args, result)
         return _rearranged(x, name, args, results, position)
 
     def _convolution(self, x: Lineage, result: torch.Tensor, found: operators.Convolution) -> Lineage:

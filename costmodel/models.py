@@ -1,4 +1,4 @@
-"""Models by name: "package.module:callable" or "path/to/file.py:callable", imported and called without arguments."""
+"""Models by name: "package.module:callable" or "path/to/file.py:callable", imported and called."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import importlib.util
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,9 +15,10 @@ import torch
 from torch import nn
 
 
-def load(name: str) -> nn.Module:
+def load(name: str, **arguments: Any) -> nn.Module:
     """The model that `name` builds, on the meta device (shapes and no weights) where it lets itself be built there.
 
+    It is called with `arguments` alone: some builders fetch weights unless told not to (`weights_backbone=None`).
     Raises ValueError in one line: no such module or attribute, a failed call, a result that is no `nn.Module`.
     """
     where, separator, attribute = name.rpartition(":")
@@ -31,21 +33,25 @@ def load(name: str) -> nn.Module:
         return target
     if not callable(target):
         raise ValueError(f"model {name!r}: {attribute} is {type(target).__name__}, neither a model nor callable")
-    model = _build(name, target)
+    model = _build(name, target, arguments)
     if not isinstance(model, nn.Module):
         raise ValueError(f"model {name!r}: the call returned {type(model).__name__}, not an nn.Module")
     return model
 
 
-def _build(name: str, target: Any) -> Any:
+def _build(name: str, target: Any, arguments: Mapping[str, Any]) -> Any:
+    """Called on the meta device first; once more with weights where it reads or places tensors while it is built."""
     try:
-        with torch.device("meta"):
-            return target()
-    except Exception:  # it reads a tensor while it is built, or places tensors itself: build it with weights
         try:
-            return target()
-        except Exception as error:  # whatever a user's code raises
-            raise ValueError(f"model {name!r}: calling it without arguments failed: {_one_line(error)}") from error
+            with torch.device("meta"):
+                return target(**arguments)
+        except OSError:  # a file or a download that is missing will be missing again
+            raise
+        except Exception:  # whatever a user's code raises
+            return target(**arguments)
+    except Exception as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise ValueError(f"model {name!r}: calling it with ({given}) failed: {_one_line(error)}") from error
 
 
 def _module(where: str) -> ModuleType:

@@ -44,9 +44,10 @@ class Step:
 class Layer:
     """One forward operator with its gradients. Shapes are of the first input, the convolution's weight, the first output."""
 
-    name: str  # the module's path; with the operator where the module runs several
+    name: str  # the module's path, with the operator where that says more
     module: str
-    op: str
+    op: str  # for people: "conv_transpose2d", "addmm"
+    operator: str  # torch's name: "convolution", "addmm", "tritonconv::fprop"
     input_shape: Shape
     weight_shape: Shape | None
     output_shape: Shape
@@ -72,6 +73,8 @@ class Layer:
         """The same layer with its floating tensors in `dtype`: bytes scale with the size of an element."""
         if not self.dtype.startswith(("float", "bfloat")) or dtype == self.dtype:
             return self
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         ratio = itemsize(dtype), itemsize(self.dtype)
 
         def scaled(cost: Cost) -> Cost:
@@ -254,9 +257,15 @@ def trace(model: nn.Module, *inputs: Any, train: bool = False, dtype: torch.dtyp
 
 
 def _layers(records: Sequence[Record]) -> tuple[Layer, ...]:
-    """Rows with names of their own: the module's path, the operator where it runs several, a number where one repeats."""
-    alone = Counter(r.module for r in records)
-    full = [r.module if alone[r.module] == 1 and r.module else f"{r.module}.{r.op}".lstrip(".") for r in records]
+    """Rows with names of their own: the path of a module without submodules names its largest row, other rows have the
+    operator behind the path, and a number where that repeats."""
+    inside = {r.module.rpartition(".")[0] for r in records} | {""}
+    largest: dict[str, Record] = {}
+    for r in records:
+        if r.module not in largest or r.forward.bytes > largest[r.module].forward.bytes:
+            largest[r.module] = r
+    short = {id(r) for r in largest.values() if r.module not in inside}
+    full = [r.module if id(r) in short else f"{r.module}.{r.op}".lstrip(".") for r in records]
     repeated, met = Counter(full), Counter[str]()
     layers = []
     for r, name in zip(records, full, strict=True):
@@ -267,6 +276,7 @@ def _layers(records: Sequence[Record]) -> tuple[Layer, ...]:
                 name=f"{name}#{met[name]}" if repeated[name] > 1 else name,
                 module=r.module,
                 op=r.op,
+                operator=r.operator,
                 input_shape=r.input_shape,
                 weight_shape=r.weight_shape,
                 output_shape=r.output_shape,

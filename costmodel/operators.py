@@ -34,6 +34,7 @@ COPIES = frozenset(
     "clone copy _to_copy contiguous cat stack constant_pad_nd pad reflection_pad1d reflection_pad2d reflection_pad3d "
     "replication_pad1d replication_pad2d replication_pad3d index index_select gather take embedding slice_scatter "
     "select_scatter index_put _index_put_impl scatter roll flip repeat repeat_interleave tril triu masked_fill masked_select "
+    "_unsafe_index _unsafe_index_put "
     "fill zero zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full arange linspace eye "
     "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d "
     "_upsample_nearest_exact3d pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle im2col one_hot "
@@ -41,7 +42,7 @@ COPIES = frozenset(
     "randperm random max_unpool2d max_unpool3d sort topk nonzero".split()
 )
 #: Of those, the ones that read only the elements they return.
-PICKS = frozenset("index index_select gather take embedding".split())
+PICKS = frozenset("index _unsafe_index index_select gather take embedding".split())
 #: In place, these overwrite their first argument without reading it.
 OVERWRITES = frozenset("copy fill zero uniform normal bernoulli random".split())
 
@@ -100,11 +101,13 @@ BATCH_NORM = frozenset(
 #: Pooling: one FLOP for each element of each window; the gradient of an average the same.
 POOLS = frozenset("max_pool1d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d".split())
 POOL_GRADIENTS = frozenset("avg_pool2d_backward avg_pool3d_backward".split())
+CPU_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 #: Matrix products that torch's registry lacks: the argument whose elements each take part in one multiply-add.
 MATRIX_VECTOR = {"mv": 0, "dot": 0, "vdot": 0, "addmv": 1}
 #: Those that `costmodel.count.cost` knows; a convolution of integers or complex numbers is an unknown operator.
 CONVOLUTION_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 CONVOLUTIONS = frozenset({aten.convolution, aten._convolution, aten.convolution_overrideable})
+_LISTED = COPIES | set(ELEMENTWISE) | set(REDUCTIONS) | BATCH_NORM | POOLS | POOL_GRADIENTS | set(MATRIX_VECTOR)
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,12 @@ def elements(tensor: torch.Tensor) -> int:
 
 def moves_nothing(func: Any) -> bool:
     return func.is_view or name_of(func) in FREE
+
+
+def listed(func: Any) -> bool:
+    """Whether an operator is counted as it stands. Others are taken apart where torch defines them by simpler ones."""
+    name, packet = name_of(func), func._overloadpacket
+    return name in _LISTED or packet in flop_registry or packet in CONVOLUTIONS or moves_nothing(func)
 
 
 def convolution(func: Any, args: Sequence[Any]) -> Convolution | None:
@@ -224,7 +233,7 @@ def _bytes(func: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any], ou
 def _macs(func: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int | None:
     packet = func._overloadpacket
     # attention on a CPU computes what its GPU twin does, whose formula torch has
-    if name.startswith("_scaled_dot_product_flash_attention_for_cpu"):
+    if name.startswith(CPU_ATTENTION):
         gradient = name.endswith("_backward")
         packet = aten._scaled_dot_product_flash_attention_backward if gradient else aten._scaled_dot_product_flash_attention
         args, kwargs = args[:4] if gradient else args[:3], {}

@@ -34,6 +34,7 @@ class Record:
 
     module: str
     op: str
+    operator: str
     input_shape: Shape
     weight_shape: Shape | None
     output_shape: Shape
@@ -116,7 +117,7 @@ class Recorder(TorchDispatchMode):
         self.tracker = Tracker()
         self.parameters: dict[int, int] = {}  # storage of a parameter not met yet -> its elements
         self._by_sequence: dict[int, Record] = {}
-        self._sums: Record | None = None
+        self._others: Record | None = None
         self._padded: dict[
             int, tuple[torch.Tensor, list[int]]
         ] = {}  # result of a zero padding -> what was padded, and by how much
@@ -129,10 +130,11 @@ class Recorder(TorchDispatchMode):
             return func(*args, **kwargs)
         if func.namespace == "prim":
             return func(*args, **kwargs)
-        with self:
-            out = func.decompose(*args, **kwargs)
-        if out is not NotImplemented:
-            return out
+        if not operators.listed(func):
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
         out = func(*args, **kwargs)
         self._alive.append(out)
         (self._record_gradient if self.gradients else self._record)(func, args, kwargs, out)
@@ -146,6 +148,7 @@ class Recorder(TorchDispatchMode):
         record = Record(
             module=self.stack.path,
             op=name,
+            operator=name,
             input_shape=tuple(read[0].shape) if read else (),
             weight_shape=None,
             output_shape=tuple(written[0].shape),
@@ -173,6 +176,7 @@ class Recorder(TorchDispatchMode):
             # autograd keeps a copy of what an in-place operator overwrites: no part of inference
             record.backward.append((owner.op, "", owner.forward))
             self.records.pop()
+            self._by_sequence.setdefault(sequence - 1, record)  # its own node came before the copy's
             owner = None
         if owner is None:
             self._by_sequence[sequence] = record
@@ -220,17 +224,17 @@ class Recorder(TorchDispatchMode):
             record.backward.append((name, str(Pass.WGRAD), found.cost(Pass.WGRAD, dtype, to_bias)))
 
     def _owner(self, args: Any, out: Any) -> Record:
-        """The record whose gradient is being computed; sums of gradients that meet belong to a record of their own."""
+        """The record whose gradient is being computed, or one for gradients of unseen operators."""
         node = torch._C._current_autograd_node()
         found = self._by_sequence.get(node._sequence_nr()) if node is not None else None
         if found is not None:
             return found
-        if self._sums is None:
+        if self._others is None:
             shape = tuple(operators.tensors(args, out)[0].shape)
             dtype = str(operators.tensors(args, out)[0].dtype).removeprefix("torch.")
-            self._sums = Record("", "sums of gradients", shape, None, shape, dtype, free=True)
-            self.records.append(self._sums)
-        return self._sums
+            self._others = Record("", "other gradients", "", shape, None, shape, dtype, free=True)
+            self.records.append(self._others)
+        return self._others
 
 
 class Stage:

@@ -1,0 +1,107 @@
+"""This package's counts against torch's own counter, operator by operator, with every difference explained or called so.
+
+`torch.utils.flop_counter.FlopCounterMode` runs on the same fake tensors, forward and backward. It counts FLOP = 2 * MAC of
+matrix products and convolutions (dense, padding included), no bias and nothing else. Up to torch 2.13 at least it multiplies
+the weight gradient of a grouped convolution by the number of groups; a small convolution with two groups tells which it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from costmodel.count import Cost
+from costmodel.network import Layer, Network, trace
+from costmodel.operators import CPU_ATTENTION
+from costmodel.problem import Pass
+from costmodel.recorder import Stage, run
+
+UNEXPLAINED = "unexplained"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Dense FLOP of one operator over the whole network, forward and backward. `explanation` is "" where the counts agree."""
+
+    op: str
+    ours: int
+    torch: int
+    explanation: str
+
+    @property
+    def explained(self) -> bool:
+        return self.explanation != UNEXPLAINED
+
+
+def crosscheck(
+    model: nn.Module,
+    *inputs: Any,
+    train: bool = False,
+    dtype: torch.dtype | None = None,
+    network: Network | None = None,
+    **keywords: Any,
+) -> list[Comparison]:
+    """A row for each operator that either side counts. Arguments as for `trace`, whose result may be given as `network`.
+
+    Raises ValueError as `trace` does.
+    """
+    network = network or trace(model, *inputs, train=train, dtype=dtype, **keywords)
+    counter = FlopCounterMode(display=False)
+    run(Stage(model, inputs, dtype), counter, train, keywords)
+    counted = counter.get_flop_counts().get("Global", {})
+    theirs = {str(packet).removeprefix("aten.").replace(".", "::"): int(flops) for packet, flops in counted.items()}
+    ours: dict[str, int] = {}
+    for op, cost in _operators(network.layers):
+        ours[op] = ours.get(op, 0) + 2 * cost.dense_macs
+    names = [name for name, flops in ours.items() if flops] + [name for name in theirs if not ours.get(name)]
+    return [_compare(name, ours.get(name, 0), theirs.get(name, 0), network) for name in names]
+
+
+def _operators(layers: Sequence[Layer]) -> list[tuple[str, Cost]]:
+    """Every operator of the trace under torch's name."""
+    found = []
+    for layer in layers:
+        found.append((layer.operator, layer.forward))
+        found += [(step.op, step.cost) for step in layer.backward]
+    return found
+
+
+def _compare(op: str, ours: int, theirs: int, network: Network) -> Comparison:
+    return Comparison(op, ours, theirs, "" if ours == theirs else _explanation(op, ours, theirs, network))
+
+
+def _explanation(op: str, ours: int, theirs: int, network: Network) -> str:
+    if op == "convolution_backward":
+        surplus = sum(
+            2 * step.cost.dense_macs * (layer.problem.groups - 1)
+            for layer in network.convolutions
+            for step in layer.backward
+            if layer.problem is not None and step.which == Pass.WGRAD and step.op == op
+        )
+        if counts_groups_of_weight_gradients() and theirs - ours == surplus:
+            return "torch multiplies the weight gradient of a grouped convolution by its number of groups"
+    if theirs == 0 and op.startswith(CPU_ATTENTION):
+        return "torch has a formula for fused attention on a GPU, none for it on a CPU"
+    if theirs == 0:
+        return "torch has no formula for this operator"
+    if ours == 0 and op in network.unknown:
+        return "an operator that is not known here, see the list"
+    return UNEXPLAINED
+
+
+@cache
+def counts_groups_of_weight_gradients() -> bool:
+    """Whether this torch counts the weight gradient of a convolution with two groups double."""
+    with FlopCounterMode(display=False) as counter:
+        x = torch.empty(1, 4, 8, device="meta")
+        w = torch.empty(4, 2, 3, device="meta", requires_grad=True)
+        y = torch.nn.functional.conv1d(x, w, groups=2)
+        forward = counter.get_total_flops()
+        torch.autograd.grad(y, w, torch.empty_like(y))
+    return counter.get_total_flops() - forward == 2 * forward
