@@ -289,8 +289,8 @@ def model(
     """A whole network, operator by operator: no weights are loaded and no GPU is needed.
 
     \b
-    costmodel model torchvision.models:resnet50 --input 32x3x224x224 --device h200 \\
-        --html report.html
+    costmodel model torchvision.models:resnet50 --input 32x3x224x224 \\
+        --device h200 --html report.html
     costmodel model net.py:Net --input 8x3x64x64 --train --depth 1
     costmodel model torchvision.models:vgg16 --input 1x3x224x224 --csv -
     """

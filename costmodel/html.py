@@ -76,6 +76,8 @@ the line.</p>
 <h2>Where the time goes</h2>
 {_figure(report, "time", "Predicted time by module")}
 <h2>Receptive field</h2>
+<p class="faint">How much of the input one element depends on, padding included. Dots are operators, the line is the largest
+so far; a dot below it is a branch that sees less, or a whole input smaller than the field.</p>
 {_figure(report, "receptive", "Receptive field after each operator, in the order they run")}
 <h2>Operators</h2>
 <p class="faint">In the order they run; click a heading to sort.</p>

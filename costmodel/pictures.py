@@ -200,12 +200,9 @@ def draw_receptive(axes: Axes, rows: Sequence[Row], title: str, theme: Theme) ->
     for axis, (name, colour) in enumerate(zip(names, (theme.memory, theme.compute, theme.cache), strict=False)):
         sizes = [field[axis] for field in fields]
         largest = list(itertools.accumulate(sizes, max))  # a branch that sees less leaves the line where it was
-        axes.step(range(len(sizes)), largest, where="post", color=colour, linewidth=1.8, label=name)
+        axes.step(range(len(sizes)), largest, where="post", color=colour, linewidth=1.8, label=f"{name}: {largest[-1]}")
         axes.scatter(range(len(sizes)), sizes, s=7, color=colour, alpha=0.7, linewidths=0)
-        at = (largest.index(largest[-1]), largest[-1])
-        axes.annotate(f"{at[1]}", at, (0, 5), textcoords="offset points", ha="right", fontsize=9, color=theme.ink)
-    if not alike:
-        axes.legend(frameon=False, labelcolor=theme.ink, fontsize=9)
+    axes.legend(loc="upper left", frameon=False, labelcolor=theme.ink, fontsize=9)
     axes.set_ylabel("input elements that one sees")
     axes.margins(x=0.01, y=0.1)
     axes.set_ylim(bottom=0)

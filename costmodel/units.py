@@ -11,16 +11,11 @@ def si(value: float, unit: str = "", digits: int = 3) -> str:
     """The value with `digits` significant digits and an SI prefix: si(4089184256, "MAC") is "4.09 GMAC"."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g} {unit}".rstrip()
-    step = math.floor(math.log10(abs(value)) / 3)
-    for power in (step, step + 1):  # 999.9 rounds up to the next prefix
-        power = min(max(power, min(PREFIXES)), max(PREFIXES))
-        scaled = value / 1000.0**power
-        decimals = max(0, digits - 1 - math.floor(math.log10(abs(scaled))))
-        if abs(round(scaled, decimals)) < 1000:
-            break
-    if power == 0 and isinstance(value, int):
-        decimals = 0
-    return f"{scaled:.{decimals}f} {PREFIXES[power]}{unit}".rstrip()
+    rounded = float(f"{value:.{digits - 1}e}")  # first, since 999.9 rounds up to the next prefix
+    magnitude = math.floor(math.log10(abs(rounded)))
+    power = min(max(magnitude // 3, min(PREFIXES)), max(PREFIXES))
+    decimals = 0 if power == 0 and isinstance(value, int) else max(0, digits - 1 - magnitude + 3 * power)
+    return f"{rounded / 1000.0**power:.{decimals}f} {PREFIXES[power]}{unit}".rstrip()
 
 
 def exact(value: float, unit: str = "") -> str:
