@@ -132,8 +132,8 @@ def output_size(axis: Axis) -> Solution:
         output = span // s + 1
         lines = [_with_numbers(axis, {}), f"o = ⌊{_number(span)}/{s}⌋ + 1", f"o = {_number(output)}"]
         reason = "" if span >= 0 else _too_large(axis)
-    steps = [Step("Size relation", _words(axis), (Line.of(_TRANSPOSED if axis.transposed else _FORWARD),))]
-    steps.append(Step("Numbers", "Everything known is put in.", tuple(map(Line.of, lines))))
+    steps = [Step("Size relation", Line.prose(_words(axis)), (Line.of(_TRANSPOSED if axis.transposed else _FORWARD),))]
+    steps.append(Step("Numbers", Line.prose("Everything known is put in."), tuple(map(Line.of, lines))))
     if reason:
         steps.append(_no_solution(reason))
     low = None if reason else output
@@ -153,7 +153,7 @@ def _words(axis: Axis) -> str:
 
 
 def _no_solution(reason: str) -> Step:
-    return Step("No solution", f"{reason[0].upper()}{reason[1:]}.")
+    return Step("No solution", Line.prose(f"{reason[0].upper()}{reason[1:]}."))
 
 
 def _with_numbers(axis: Axis, unknown: dict[str, str]) -> str:
@@ -196,7 +196,7 @@ class Isolation:
         return replace(self.axis, **fields)  # type: ignore[arg-type]
 
     def add(self, title: str, text: str, *lines: str) -> None:
-        self.steps.append(Step(title, text, tuple(map(Line.of, lines))))
+        self.steps.append(Step(title, Line.prose(text), tuple(map(Line.of, lines))))
 
     def numbers(self, text: str, collected: str) -> None:
         """The relation with the numbers given, and the same with the unknown collected."""

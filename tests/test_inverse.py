@@ -189,8 +189,8 @@ def test_words_and_printing():
     assert str(solve("padding", output=2, input=9, kernel=3)) == ("no p: 2*p would have to be -5, and no multiple of 2 does")
     assert str(solve("kernel", output=9, input=8)) == "no k: only k = 0 would do, and the kernel is at least 1"
     solution = solve("padding", output=112, input=224, kernel=7, stride=2)
-    assert r"111 &\le (2 \cdot p + 217)/2 < 112" in solution.latex()
-    assert "$$\n222 \\le 2 \\cdot p + 217 \\le 223\n$$" in solution.markdown()
+    assert r"111 &\leq (2 \cdot p + 217)/2 < 112" in solution.latex()
+    assert "$$\n222 \\leq 2 \\cdot p + 217 \\leq 223\n$$" in solution.markdown()
     assert "    222 ≤ 2·p + 217 ≤ 223\n" in solution.plain()
     assert Line.of("o = ⌊−3/1⌋ + 1").latex == r"o = \lfloor -3/1 \rfloor + 1"
 
