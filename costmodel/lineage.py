@@ -74,6 +74,11 @@ _RESAMPLES = ("upsample_", "_upsample_", "grid_sampler")
 _LIKE_INPUT = _BESIDES | operators.BATCH_NORM | {n for n in operators.ELEMENTWISE if not n.startswith(_RESAMPLES)}
 _REDUCTIONS = frozenset("sum mean amax amin max min prod var std any all argmax argmin var_mean std_mean logsumexp".split())
 _REDUCTIONS |= {"norm", "linalg_vector_norm"}
+#: Results that do not depend on the values of the arguments.
+_FRESH = operators.OVERWRITES - {"copy"} | frozenset(
+    "empty_like zeros_like ones_like full_like rand_like randn_like new_empty new_empty_strided new_zeros new_ones "
+    "new_full".split()
+)
 _VIEWS = frozenset("view _unsafe_view reshape _reshape_alias squeeze unsqueeze flatten unflatten".split())
 _ATTENTION = "_scaled_dot_product_"
 
@@ -103,12 +108,12 @@ class Tracker:
             self.rank = convolution.problem.rank
         if not results:
             return False
-        if not any(id(t) in self.known for t in operators.tensors(args)):
+        name = operators.name_of(func)
+        if name in _FRESH or not any(id(t) in self.known for t in operators.tensors(args)):
             for result in results:
                 self.known.pop(id(result), None)
             return False
         before = all(self._aligned(t) for t in operators.tensors(args))
-        name = operators.name_of(func)
         for position, result in enumerate(results):
             found = self._after(name, args, results, position, convolution)
             if found is None or tuple(_size(d) for d in found.layout) != tuple(result.shape):

@@ -15,7 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -83,6 +88,8 @@ class ModuleStack:
     def refusal(self, error: Exception) -> str:
         """One line: which module did not take which shapes, and why."""
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, (DataDependentOutputException, DynamicOutputShapeException)):
+            reason = f"its result depends on values, and a trace has none ({reason})"
         path, module, args = self.running[-1] if self.running else ("", self.model, ())
         shapes = ", ".join(str(list(t.shape)) for t in operators.tensors(args)) or "its arguments"
         return f"{path or 'the model'} ({type(module).__name__}) does not take {shapes}: {reason}"

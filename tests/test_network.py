@@ -383,6 +383,22 @@ def test_bad_input_says_which_module_refused_which_shape() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_a_model_whose_shapes_depend_on_values_is_refused() -> None:
+    class Picks(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x[x > 0]
+
+    class Reads(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum().item() > 0 else -x
+
+    for model in (Picks(), Reads()):
+        with pytest.raises(
+            ValueError, match=r"does not take \[2, 3\]: its result depends on values, and a trace has none \(aten"
+        ):
+            trace(model, (2, 3))
+
+
 def test_a_model_without_a_backward_pass_says_so() -> None:
     class NoGradient(torch.autograd.Function):
         @staticmethod

@@ -132,6 +132,12 @@ def test_axes_survive_channels_last_layers() -> None:
         assert (field.size, field.jump, field.centre) == (9, 1, 0)
 
 
+def test_random_numbers_are_no_input() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout2d(), nn.Dropout(), nn.Conv2d(4, 4, 3))
+    for field in last_fields(trace(model, (2, 3, 20, 30), train=True)):
+        assert (field.size, field.exact) == (5, True)
+
+
 def test_shuffled_pixels() -> None:
     up, down = nn.PixelShuffle(2), nn.PixelUnshuffle(2)
     rows, _ = last_fields(trace(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), up, nn.Conv2d(1, 1, 3)), (1, 4, 16, 16)))
