@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 REPORT = ("typer", "rich", "matplotlib")
@@ -23,9 +22,6 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         return _refuse(str(error))
     except typer.Abort:
-        return 1
-    except BrokenPipeError:  # the reader, such as `head`, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains as it flushes
         return 1
     except Exception as error:
         if not hasattr(error, "format_message"):  # of typer's own exceptions for wrong options and arguments

@@ -69,6 +69,7 @@ def page(report: Report) -> str:
 <p class="faint">Input {inputs}, {escape(report.arithmetic)}. Times are of the {report.timed}, predicted by arithmetic.</p>
 {_tiles(report)}
 {_unknown(report)}
+{_paragraphs(report.notes)}
 <h2>Roofline</h2>
 <p class="faint">A dot is an operator, or several alike; its area is their share of the time. No direct convolution gets above
 the line.</p>
@@ -87,7 +88,7 @@ so far; a dot below it is a branch that sees less, or a whole input smaller than
 <h2>Beside torch's own counter</h2>
 {_checks(report)}
 <h2>Assumptions</h2>
-{"".join(f"<p>{escape(line)}</p>" for line in (*report.notes, *report.assumptions))}
+{_paragraphs(report.assumptions)}
 <h2>The device</h2>
 <details><summary>Every figure of {escape(report.device)}, with its source</summary>
 {_sources(report)}
@@ -120,10 +121,14 @@ def _tiles(report: Report) -> str:
     return f'<div class="tiles">{"".join(made)}</div>'
 
 
+def _paragraphs(lines: Iterable[str]) -> str:
+    return "".join(f"<p>{escape(line)}</p>" for line in lines)
+
+
 def _unknown(report: Report) -> str:
     if not report.unknown:
         return ""
-    calls = ", ".join(f"{escape(name)} ({count} times)" for name, count in report.unknown.items())
+    calls = ", ".join(f"{escape(name)} ({si(count)} x)" for name, count in report.unknown.items())
     return f'<p class="warn">FLOP not known, and not counted: {calls}.</p>'
 
 
@@ -162,7 +167,7 @@ def _layers(rows: Sequence[LayerRow]) -> str:
         cells = [
             f'<td class="left">{escape(row.name)}',
             f'<td class="left op" title="{escape(row.op)}">{escape(row.op)}',
-            f"<td>{by(row.output_shape)}",
+            f"<td>{by(row.output_shape) or 'scalar'}",
             f'<td data-v="{row.seconds}">{si(row.seconds, "s")}',
             f'<td data-v="{row.share}">{bar}{share(row.share)}',
             f'<td class="left" style="color:var(--{roof})">{escape(row.bound)}',

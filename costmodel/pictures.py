@@ -232,7 +232,7 @@ def draw_time(axes: Axes, rows: Sequence[Row], title: str, theme: Theme) -> None
     axes.xaxis.set_major_formatter(EngFormatter(unit="s", sep=" "))
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    _legend(axes, {roof for _, parts in bars for roof, seconds in parts.items() if seconds}, theme, above=True)
+    _legend(axes, {roof for _, parts in bars for roof, seconds in parts.items() if seconds}, theme, below=True)
 
 
 def _by_module(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
@@ -266,22 +266,22 @@ def _dress(axes: Axes, title: str, theme: Theme) -> None:
         spine.set_visible(side in ("left", "bottom"))
 
 
-def _legend(axes: Axes, roofs: Collection[str], theme: Theme, measured: bool = False, above: bool = False) -> None:
+def _legend(axes: Axes, roofs: Collection[str], theme: Theme, measured: bool = False, below: bool = False) -> None:
     entries: list[Any] = []
     for roof in MEANINGS:
         if roof in roofs:
-            label = MEANINGS[roof] if above else f"limited by {MEANINGS[roof]}"
+            label = MEANINGS[roof] if below else f"limited by {MEANINGS[roof]}"
             entries.append(axes.scatter([], [], s=50, color=getattr(theme, roof), label=label))
     if measured:
         entries.append(axes.scatter([], [], s=34, marker="D", facecolors=theme.paper, edgecolors=theme.ink, label="measured"))
     if entries:
         place: dict[str, Any] = {"loc": "lower right"}
-        if above:
-            place |= {
-                "bbox_to_anchor": (1.0, 1.0),
+        if below:
+            place = {
+                "loc": "upper center",
+                "bbox_to_anchor": (0.5, -0.07),
                 "ncols": 4,
-                "borderaxespad": 0.1,
-                "columnspacing": 1.0,
+                "columnspacing": 1.2,
                 "handletextpad": 0.2,
             }
         axes.legend(handles=entries, frameon=False, labelcolor=theme.ink, fontsize=9, **place)
@@ -320,14 +320,13 @@ def _label(axes: Axes, named: Sequence[tuple[Point, str, float]], avoid: Sequenc
             if frame.contains(box.x0, box.y0) and frame.contains(box.x1, box.y1) and not box.count_overlaps(taken):
                 taken.append(box)
                 side = "left" if dx > 1 else "right" if dx < -1 else "center"
-                lead = {"arrowstyle": "-", "color": theme.faint, "linewidth": 0.7} if reach > 4 else None
-                place: dict[str, Any] = {
-                    "xytext": (dx / pixel, dy / pixel),
-                    "textcoords": "offset points",
-                    "ha": side,
-                    "va": "center",
-                }
-                axes.annotate(text, at, arrowprops=lead, fontsize=8.5, color=theme.ink, zorder=6, **place)
+                place: dict[str, Any] = {"xytext": (dx / pixel, dy / pixel), "textcoords": "offset points"}
+                if reach > 4:  # below all texts, so that no line runs through one
+                    arrow = {"arrowstyle": "-", "color": theme.faint, "linewidth": 0.7}
+                    axes.annotate("", at, arrowprops=arrow, zorder=5, **place)
+                paper = {"facecolor": theme.paper, "edgecolor": "none", "alpha": 0.8, "pad": 0.6}
+                look: dict[str, Any] = {"fontsize": 8.5, "color": theme.ink, "bbox": paper, "zorder": 6}
+                axes.annotate(text, at, ha=side, va="center", **look, **place)
                 break
 
 
@@ -349,15 +348,15 @@ def _name(members: Sequence[Row]) -> str:
     return _short(members[0].name) + (f" ×{len(members)}" if len(members) > 1 else "")
 
 
-def _sections(names: Sequence[str], limit: int = 24) -> dict[int, str]:
+def _sections(names: Sequence[str], limit: int = 16) -> dict[int, str]:
     """Position and name of the rows where a new module begins, by as much of the path as gives few enough names."""
     for depth in (3, 2, 1):
         heads = [".".join(name.split(".")[:depth]) for name in names]
-        if len(set(heads)) <= limit:
+        if len(set(heads)) <= limit + 8:
             break
     ticks: dict[int, str] = {}
     last, section = -math.inf, None
     for place, head in enumerate(heads):
         if head != section and place - last >= len(names) / limit:
-            ticks[place], last, section = head, place, head
+            ticks[place], last, section = _short(head, 16), place, head
     return ticks

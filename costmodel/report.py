@@ -85,7 +85,10 @@ def study(
     if measured:
         rows = with_measured(rows, measured)
     peak, bandwidth = device.rate(dtype, precision), device.bandwidth * 1e9
-    run = [f"The training run takes {samples:,.0f} samples {epochs} times, {network.batch} a step."] if samples else []
+    run = []
+    if samples is not None:
+        times = "once" if epochs == 1 else f"{epochs} times"
+        run = [f"The training run sees {samples:,.0f} samples {times}, {network.batch} a step."]
     return Report(
         model=name,
         inputs=tuple(shapes),

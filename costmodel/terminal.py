@@ -241,7 +241,7 @@ def _layers_table(rows: Sequence[LayerRow], title: str) -> Table:
         flops = row.useful_flops + row.other_flops
         shown.add_row(
             Text(row.name if len(row.name) <= 18 else "…" + row.name[-17:]),
-            by(row.output_shape[1:]),
+            by(row.output_shape[1:]) or "–",
             si(row.useful_macs) if row.useful_macs else "–",
             (si(flops) if flops else "–") if row.known else "?",
             si(row.bytes),

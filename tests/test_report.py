@@ -77,10 +77,10 @@ def report():
         ),
         rows=tuple(rows),
         unknown={"aten.<mystery>": 3},
-        notes=(),
+        notes=("branches & centres",),
         assumptions=("1 MAC is 2 FLOP.",),
         figures=tuple(figures(device)),
-        checks=(Comparison("convolution", 10, 10, ""), Comparison("convolution_backward", 10, 40, "groups & more")),
+        checks=(Comparison("convolution", 10, 10, ""), Comparison("convolution_backward", 10, 40, "groups <i>& more")),
     )
 
 
@@ -201,7 +201,8 @@ def test_measured_names_must_be_rows(report):
 def texts(axes):
     renderer = axes.figure.figure.canvas.get_renderer()
     legend = axes.get_legend()
-    found = [*axes.texts, *(legend.get_texts() if legend else [])]
+    found = [child for child in axes.get_children() if isinstance(child, Text)]  # titles too
+    found += legend.get_texts() if legend else []
     return [(text.get_text(), Text.get_window_extent(text, renderer)) for text in found if text.get_text()]
 
 
@@ -235,6 +236,10 @@ def test_dots_grow_with_their_share(report):
 def test_bars_add_up_to_the_whole_time(report):
     axes = pictures.picture_named("time", report).axes[0]
     assert sum(bar.get_width() for bar in axes.patches) == pytest.approx(sum(row.seconds for row in report.rows))
+    ends = {}
+    for bar in axes.patches:  # one above another's end, never over it
+        assert bar.get_x() == pytest.approx(ends.get(bar.get_y(), 0.0))
+        ends[bar.get_y()] = bar.get_x() + bar.get_width()
 
 
 def test_png_and_svg_are_reproducible(report):
@@ -289,7 +294,15 @@ def test_the_page_is_whole_and_loads_nothing(report):
     assert reader.open == [] and reader.loads == [] and len(reader.ids) == len(set(reader.ids))
     assert set(re.findall(r"https?://[^\s\"'<)]+", text)) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
     words = " ".join(reader.words)
-    for needed in (NASTY, "aten.<mystery> (3 times)", "groups & more", "useful MAC", "dense MAC", "datasheet"):
+    for needed in (
+        NASTY,
+        "aten.<mystery> (3 x)",
+        "groups <i>& more",
+        "branches & centres",
+        "useful MAC",
+        "dense MAC",
+        "datasheet",
+    ):
         assert needed in words, needed
     assert "prefers-color-scheme:dark" in text and text.count("<svg") == 3
     assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(reader.ids)
