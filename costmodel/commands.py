@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
-from json import loads
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,15 +14,10 @@ import typer
 
 from costmodel import export, terminal
 from costmodel.count import cost, training_cost
-from costmodel.device import Device, devices, find_device
+from costmodel.device import devices
 from costmodel.notation import parse
-from costmodel.rows import (
-    arithmetic_named,
-    estimate,
-    figures,
-    pass_rows,
-    rate_named,
-)
+from costmodel.options import arithmetic_named, device_named, form_named, measured_times, padding_named, rate_named, shape_named
+from costmodel.rows import estimate, figures, pass_rows
 
 app = typer.Typer(
     add_completion=False,
@@ -36,10 +30,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Csv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown.")]
 Latex = Annotated[bool, typer.Option("--latex", help="Print LaTeX.")]
-DeviceName = Annotated[
-    str | None,
-    typer.Option("--device", help="h100, a driver's name, a TOML file, h100,bandwidth=3000, or here for the GPU at hand."),
-]
+DEVICE = typer.Option("--device", help="h100, a driver's name, a TOML file, h100,bandwidth=3000, or here for the GPU at hand.")
 DtypeName = Annotated[str, typer.Option("--dtype", help="fp16, bf16, tf32, fp32 or fp64.")]
 
 
@@ -99,7 +90,7 @@ def formula(
 
     if operator not in OPERATORS:
         raise ValueError(f"operator {operator!r} is unknown: one of {', '.join(OPERATORS)}")
-    form = _form(markdown=markdown, latex=latex)
+    form = form_named(markdown=markdown, latex=latex)
     found = symbolic(OPERATORS[operator], operator.startswith("conv_transpose"), symmetric=symmetric)
     if form:
         typer.echo({"latex": found.latex, "markdown": found.markdown}[form](), nl=False)
@@ -110,7 +101,7 @@ def formula(
 @app.command()
 def layer(
     words: Annotated[list[str], typer.Argument(metavar="LAYER", help="Such as conv2d 64x56x56 k3 s1 p1 c64 n32.")],
-    device: DeviceName = None,
+    device: Annotated[str | None, DEVICE] = None,
     dtype: DtypeName = "bf16",
     layers: Annotated[int, typer.Option(min=1, help="How many such layers an estimate is for.")] = 1,
     samples: Annotated[float | None, typer.Option(help="Estimate this many samples, such as 1e6.")] = None,
@@ -136,9 +127,9 @@ def layer(
     costmodel layer conv_transpose2d 64x28x28 k4 s2 p1 c32 n8 --device a100 --json
     costmodel layer conv2d 100x68x68 k5 --layers 10 --samples 1e6 --rate 12TFLOPS
     """
-    named, form = parse(" ".join(words)), _form(json=json, csv=csv, markdown=markdown, latex=latex)
+    named, form = parse(" ".join(words)), form_named(json=json, csv=csv, markdown=markdown, latex=latex)
     kind, precision = arithmetic_named(dtype)
-    chosen = _device(device)
+    chosen = device_named(device) if device else None
     rates = [rate_named(text) for text in rate or []]
     rows = pass_rows(named, chosen, kind, precision)
     if samples is None and (rates or layers != 1):
@@ -206,14 +197,14 @@ def solve(
         "output": output,
         "input": input,
         "kernel": kernel,
-        "padding": None if padding is None else _ends(padding),
+        "padding": None if padding is None else padding_named(padding),
         "stride": stride,
         "dilation": dilation,
     }
     unknown = for_ or next((name for name, value in given.items() if value is None), None)
     if unknown is None:
         raise ValueError("nothing is left to solve for: leave out the option whose values you want")
-    form = _form(json=json, markdown=markdown, latex=latex)
+    form = form_named(json=json, markdown=markdown, latex=latex)
     found = solved(unknown, **given, transposed=transposed, output_padding=output_padding, symmetric=not total)
     if form == "json":
         low_high = {name: getattr(found, name) for name in ("solved_for", "symbol", "low", "high", "reason")}
@@ -241,7 +232,7 @@ def devices_(
     costmodel devices
     costmodel devices --source
     """
-    known, form = list(devices().values()), _form(json=json, csv=csv, markdown=markdown, latex=latex)
+    known, form = list(devices().values()), form_named(json=json, csv=csv, markdown=markdown, latex=latex)
     if form:
         rows = [figure for device in known for figure in figures(device)] if source else known
         typer.echo(export.FORMATS[form](rows), nl=False)
@@ -267,7 +258,7 @@ def devices_(
 def model(
     name: Annotated[str, typer.Argument(metavar="MODEL", help="package.module:callable or file.py:callable.")],
     input: Annotated[list[str], typer.Option(help="An input's shape, such as 32x3x224x224; one for each input.")],
-    device: DeviceName = "h100",
+    device: Annotated[str, DEVICE] = "h100",
     dtype: DtypeName = "bf16",
     train: Annotated[bool, typer.Option("--train", help="Time the whole training step, not the forward pass.")] = False,
     samples: Annotated[float | None, typer.Option(help="Samples of a training run, such as 1281167.")] = None,
@@ -297,15 +288,14 @@ def model(
     from costmodel.report import study
 
     kind, precision = arithmetic_named(dtype)
-    chosen = _device(device)
-    assert chosen is not None  # the option has a default
+    chosen = device_named(device)
     outputs = [path for path in (html, png, svg, json_file, csv_file, markdown_file, latex_file) if path is not None]
     if len(set(outputs)) < len(outputs):
         raise ValueError(f"two outputs have one name: {', '.join(map(str, outputs))}")
     if Path("-") in (html, png, svg):
         raise ValueError("- prints rows only: name a file for --html, --png and --svg")
-    shapes = [_shape(text) for text in input]
-    times = _measured(measured) if measured else None
+    shapes = [shape_named(text) for text in input]
+    times = measured_times(measured) if measured else None
     report = study(
         name,
         shapes,
@@ -343,53 +333,3 @@ def model(
     terminal.show_report(out, report, top)
     for path in files:
         out.print(f"wrote {path}", markup=False, soft_wrap=True)
-
-
-def _form(**flags: bool) -> str:
-    chosen = [name for name, wanted in flags.items() if wanted]
-    if len(chosen) > 1:
-        raise ValueError(f"choose one of {' and '.join('--' + name for name in chosen)}")
-    return chosen[0] if chosen else ""
-
-
-def _device(text: str | None) -> Device | None:
-    if text != "here":
-        return None if text is None else find_device(text)
-    from costmodel.detect import detect
-
-    device, warnings = detect()
-    for warning in warnings:
-        typer.echo(f"costmodel: {warning}", err=True)
-    return device
-
-
-def _ends(text: str) -> int | tuple[int, int] | str:
-    if text in ("same", "valid"):
-        return text
-    try:
-        numbers = [int(end) for end in text.split(":")]
-    except ValueError:
-        numbers = []
-    if len(numbers) not in (1, 2):
-        raise ValueError(f"--padding reads 1, 1:2 (low:high), same or valid, got {text!r}")
-    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    try:
-        shape = tuple(int(size) for size in text.split("x"))
-    except ValueError:
-        shape = ()
-    if not shape or min(shape) < 1:
-        raise ValueError(f"--input reads like 32x3x224x224, batch first, all at least 1; got {text!r}")
-    return shape
-
-
-def _measured(path: Path) -> dict[str, float]:
-    try:
-        found = loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--measured {path}: {error}") from error
-    if not isinstance(found, dict) or not all(isinstance(value, (int, float)) and value > 0 for value in found.values()):
-        raise ValueError(f'--measured {path} must hold an object of seconds by row, such as {{"conv1": 1.2e-4}}')
-    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -17,21 +16,6 @@ from costmodel.timing import predict
 
 if TYPE_CHECKING:
     from costmodel.network import Timed
-
-#: What a user may call the arithmetic: name -> (dtype, precision).
-DTYPES = {
-    "fp16": ("float16", "ieee"),
-    "float16": ("float16", "ieee"),
-    "bf16": ("bfloat16", "ieee"),
-    "bfloat16": ("bfloat16", "ieee"),
-    "fp32": ("float32", "ieee"),
-    "float32": ("float32", "ieee"),
-    "tf32": ("float32", "tf32"),
-    "fp64": ("float64", "ieee"),
-    "float64": ("float64", "ieee"),
-}
-RATE = re.compile(r"([0-9.]+(?:e[+-]?[0-9]+)?) *([kMGTPE]?)(FLOP|MAC)(?:s|S|/s)?")
-PREFIX = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
 
 
 @dataclass(frozen=True)
@@ -129,13 +113,6 @@ def figures(device: Device) -> list[Figure]:
     ]
 
 
-def arithmetic_named(text: str) -> tuple[str, str]:
-    """(dtype, precision) of a name such as "bf16" or "tf32"; ValueError for any other."""
-    if text.lower() not in DTYPES:
-        raise ValueError(f"dtype {text!r} is unknown: one of {', '.join(name for name in DTYPES if len(name) == 4)}")
-    return DTYPES[text.lower()]
-
-
 def pass_rows(layer: Convolution, device: Device | None, dtype: str, precision: str) -> list[PassRow]:
     """A row a pass, the layer's own result first. A device without a kernel for a pass leaves its plan and time None."""
     rows = []
@@ -173,18 +150,6 @@ def pass_rows(layer: Convolution, device: Device | None, dtype: str, precision: 
             row |= {"source": guess.source, "limit": guess.bound}
         rows.append(PassRow(**row))
     return rows
-
-
-def rate_named(text: str) -> tuple[float, str]:
-    """Operations a second and their kind, "FLOP" or "MAC", from words such as 0.15TFLOPS, 12TFLOP/s or 6TMAC/s."""
-    found = RATE.fullmatch(text.strip())
-    try:
-        rate = float(found[1]) * PREFIX[found[2]] if found else 0.0
-    except ValueError:
-        rate = 0.0
-    if found is None or not 0 < rate < float("inf"):
-        raise ValueError(f"rate {text!r} reads like 0.15TFLOPS or 6TMAC/s: a positive number, a prefix, FLOPS or MAC/s")
-    return rate, found[3]
 
 
 def estimate(

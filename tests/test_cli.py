@@ -7,6 +7,9 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
@@ -257,6 +260,11 @@ def test_importing_the_package_needs_the_standard_library_only():
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert found.stdout.strip() == "[]"
+
+
+def test_the_console_script_is_this_command():
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    assert EntryPoint("costmodel", project["scripts"]["costmodel"], "console_scripts").load() is main
 
 
 @pytest.mark.parametrize("words", [["devices", "--json"], ["devices"]])

@@ -19,9 +19,10 @@ from matplotlib.text import Text
 from costmodel import export, html, pictures
 from costmodel.crosscheck import Comparison
 from costmodel.device import find_device
+from costmodel.options import rate_named
 from costmodel.problem import ConvProblem, Pass
 from costmodel.report import Report, Total
-from costmodel.rows import LayerRow, figures, rate_named, with_measured
+from costmodel.rows import LayerRow, figures, with_measured
 from costmodel.units import duration, exact, interval, share, si
 
 NASTY = 'block.<b>"x" & y|z_1'
