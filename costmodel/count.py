@@ -39,8 +39,8 @@ class Cost:
 
     @property
     def intensity(self) -> Size:
-        """Useful FLOP for each compulsory byte."""
-        return self.useful_flops / self.bytes
+        """Useful FLOP for each compulsory byte, 0 where none moves."""
+        return self.useful_flops / self.bytes if self.bytes != 0 else 0
 
     @property
     def padding_waste(self) -> Size:
@@ -73,11 +73,13 @@ def cost(
     *,
     dtype: str = "float16",
     bias: bool = False,
+    transposed: bool = False,
 ) -> Cost:
     """The cost of one pass of `problem` in `dtype` ("float16", "bfloat16", "float32" or "float64").
 
     `plan` (one of `costmodel.plan.candidates`, or its words) adds the multiply-adds it issues. Raises ValueError for a plan
-    of another pass. A bias adds one FLOP an output in fprop, and in wgrad the sums that are its gradient.
+    of another pass. A layer's bias adds one FLOP an output to its forward pass, fprop, or dgrad of a transposed layer, and
+    as many to wgrad, for the sums that are its gradient.
     """
     which, plan = Pass(which), Plan.parse(plan) if isinstance(plan, str) else plan
     if plan is not None and plan.which != which:
@@ -85,9 +87,10 @@ def cost(
     size = itemsize(dtype)
     moved = problem.bytes(size, which)
     bias_flops: Size = 0
-    if bias and which != Pass.DGRAD:
-        bias_flops = product(problem.output_shape)
-        moved = moved + size * problem.out_channels
+    if bias and which in (Pass.DGRAD if transposed else Pass.FPROP, Pass.WGRAD):
+        result = problem.input_shape if transposed else problem.output_shape
+        bias_flops = product(result)
+        moved = moved + size * result[1]
     column = product((problem.batch, problem.in_channels, problem.taps, *problem.output_size))
     return Cost(
         useful_macs=problem.useful_macs,
@@ -99,8 +102,16 @@ def cost(
     )
 
 
-def training_cost(problem: ConvProblem, *, dtype: str = "float16", bias: bool = False, input_gradient: bool = True) -> Cost:
-    """fprop + dgrad + wgrad: three times the forward multiply-adds, twice for a first layer (`input_gradient=False`)."""
-    passes = [Pass.FPROP, Pass.WGRAD] + ([Pass.DGRAD] if input_gradient else [])
-    first, *rest = (cost(problem, which, dtype=dtype, bias=bias) for which in passes)
+def training_cost(
+    problem: ConvProblem,
+    *,
+    dtype: str = "float16",
+    bias: bool = False,
+    transposed: bool = False,
+    input_gradient: bool = True,
+) -> Cost:
+    """A layer's three passes: three times the forward multiply-adds, twice for a first layer (`input_gradient=False`)."""
+    forward, backward = (Pass.DGRAD, Pass.FPROP) if transposed else (Pass.FPROP, Pass.DGRAD)
+    passes = [forward, Pass.WGRAD] + ([backward] if input_gradient else [])
+    first, *rest = (cost(problem, which, dtype=dtype, bias=bias, transposed=transposed) for which in passes)
     return sum(rest, first)

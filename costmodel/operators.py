@@ -125,12 +125,8 @@ class Convolution:
 
     def cost(self, which: Pass, dtype: torch.dtype, bias: bool = False) -> Cost:
         """Cost of a pass. A bias is added to the forward result (one FLOP an output); its gradient's sums go with wgrad."""
-        total = cost(self.problem, which, dtype=str(dtype).removeprefix("torch."))
-        if bias and which in (self.which, Pass.WGRAD):
-            result = self.problem.input_shape if self.which == Pass.DGRAD else self.problem.output_shape
-            moved = dtype.itemsize * result[1]
-            total += Cost(bias_flops=product(result), bytes=moved, im2col_bytes=moved)
-        return total
+        name = str(dtype).removeprefix("torch.")
+        return cost(self.problem, which, dtype=name, bias=bias, transposed=self.which == Pass.DGRAD)
 
 
 def name_of(func: Any) -> str:

@@ -187,6 +187,10 @@ def test_a_cost_is_the_problems_own_numbers(problems):
         extra = (0, 0) if which == Pass.DGRAD else (outputs, 4 * p.out_channels)
         assert (with_bias.bias_flops, with_bias.bytes - found.bytes) == extra
         assert with_bias.dense_macs == found.dense_macs
+        with_bias = cost(p, which, dtype="float32", bias=True, transposed=True)  # the layer's result is dgrad's
+        outputs = math.prod(p.input_shape)
+        extra = (0, 0) if which == Pass.FPROP else (outputs, 4 * p.in_channels)
+        assert (with_bias.bias_flops, with_bias.bytes - found.bytes) == extra
 
 
 def test_training_is_three_passes_and_two_without_the_input_gradient(problems):

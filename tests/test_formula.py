@@ -74,7 +74,7 @@ def test_the_formulas_with_numbers_put_in_are_the_numbers(rank, transposed):
         expected = numbers(formulas, problem, dtype)
         assert {name: found[name] for name in expected} == expected, problem
         x, y = (problem.output_shape, problem.input_shape) if transposed else (problem.input_shape, problem.output_shape)
-        bias = cost(problem, bias=True).bias_flops if not transposed else y[0] * y[1] * sympy.prod(y[2:])
+        bias = cost(problem, Pass.DGRAD if transposed else Pass.FPROP, bias=True, transposed=transposed).bias_flops
         assert found["FLOP_bias"] == bias
         assert found["parameters"] == x[1] * y[1] // problem.groups * sympy.prod(problem.kernel_size)
 
