@@ -33,11 +33,21 @@ def resource_table() -> dict[str, Resources]:
     return {key: Resources(*map(max, zip(*rows.values(), strict=True))) for key, rows in versions.items()}
 
 
+#: The architectures whose machine code is in the table.
+COMPILED = (80, 90, 100)
+
+
+def compiled_for(capability: int) -> int:
+    """The compiled architecture that stands for a compute capability: 9.x and 10.x have matrix instructions of their own,
+    every other tensor core (8.x, and 12.x of GeForce Blackwell) takes the instructions of 8.0."""
+    family = capability // 10 * 10
+    return family if family in COMPILED else 80
+
+
 def resource_key(plan: Plan, kind: str, access: str, capability: int) -> str:
     """Row of the table: pass, family, arithmetic, `access`, tile, architecture."""
-    arch = max((a for a in (80, 90, 100) if a <= capability), default=80)
     tile = f"{plan.block_m}x{plan.block_n}x{plan.block_k}:w{plan.num_warps}:s{plan.num_stages}"
-    return f"{plan.which}:{plan.family}:{kind}:{access}:{tile}:sm{arch}"
+    return f"{plan.which}:{plan.family}:{kind}:{access}:{tile}:sm{compiled_for(capability)}"
 
 
 def resources_of(call: Call, plan: Plan, device: Device) -> Resources | None:

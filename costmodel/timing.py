@@ -14,7 +14,7 @@ from typing import NamedTuple
 from costmodel.algebra import ceil_div
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
-from costmodel.resources import Resources, resources_of
+from costmodel.resources import COMPILED, Resources, compiled_for, resources_of
 from costmodel.tiling import (
     Call,
     Extent,
@@ -33,6 +33,8 @@ from costmodel.tiling import (
 COPY_SHARE = 0.9
 #: Share of the L2 cache that operands may fill before a second sweep over them goes to DRAM again.
 L2_SHARE = 0.5
+#: Bytes a clock that one multiprocessor can draw from L2, which the chip as a whole cannot give to all of them.
+L2_PORT = 64
 #: Clocks until a load that is not pipelined (narrower than 4 bytes) arrives, and a pipelined loop's fill.
 LOAD_LATENCY = 600
 #: Instructions of one trip that do not depend on the tile: counters, barriers, branches (read off compiled kernels).
@@ -69,10 +71,12 @@ class Kernel(NamedTuple):
 
     tile: Tile
     resident: int  # programs that fit a multiprocessor together
-    clocks: float  # of a trip, when others hide its latency
+    clocks: float  # of a trip by arithmetic and instruction issue, when others hide its latency
+    from_l2: float  # of a trip by operands from L2, when every multiprocessor draws on it
+    from_l2_alone: float  # and when this one draws alone
     exposed: float  # latency of a trip that its own stages do not hide
     epilogue: float
-    bound: str  # what sets `clocks`
+    bound: str  # what sets `clocks`: "arithmetic" or "instruction issue"
 
 
 @lru_cache(maxsize=4096)
@@ -82,7 +86,7 @@ def kernel(tile: Tile, needs: Resources | None, kind: str, size: int, widths: tu
     `needs` is its row of the table of compiled kernels; without one registers and shared memory are estimated.
     """
     if device.interpreted:
-        return Kernel(tile, 1, 0, 0, 0, "the interpreter")
+        return Kernel(tile, 1, 0, 0, 0, 0, 0, "the interpreter")
     m, n, k, warps, stages = tile
     clock = device.clock * 1e6
     shared = needs.shared if needs else stages * (m + n) * k * size
@@ -98,18 +102,25 @@ def kernel(tile: Tile, needs: Resources | None, kind: str, size: int, widths: tu
     if kind == "fp32":
         issue = 0.0  # counted by the FMA rate
     l2_rate = device.l2_bandwidth * 1e9 / device.sm_count / clock  # bytes per clock and multiprocessor
-    from_l2 = (m + n) * k * size / l2_rate
-    clocks = max(multiply, issue, from_l2)
+    operands = (m + n) * k * size
     # loads narrower than 4 bytes are not pipelined: stages do not hide them, other resident programs do
     exposed = LOAD_LATENCY / (stages if min(widths) * size >= 4 else 1)
-    bound = {multiply: "arithmetic", issue: "instruction issue", from_l2: "L2"}[clocks]
-    return Kernel(tile, max(1, resident), clocks, exposed, m * n * size / l2_rate, bound)
+    clocks, bound = max((multiply, "arithmetic"), (issue, "instruction issue"))
+    from_l2, epilogue = operands / l2_rate, m * n * size / l2_rate
+    return Kernel(tile, max(1, resident), clocks, from_l2, operands / L2_PORT, exposed, epilogue, bound)
+
+
+def trip_clocks(of: Kernel, tiles: int, device: Device) -> float:
+    """Clocks of one trip of one program: arithmetic, issue, or its share of L2, which is larger where some have no program."""
+    share = tiles / device.sm_count
+    return max(of.clocks, of.from_l2 if share >= 1 else max(of.from_l2 * share, of.from_l2_alone))
 
 
 def on_chip(of: Kernel, tiles: int, n_trips: float, device: Device) -> float:
     """Seconds of the busiest multiprocessor: it runs ceil(tiles / multiprocessors) programs, together as far as they fit."""
     each = -(-tiles // device.sm_count)
-    trip = max(of.clocks, (of.clocks + of.exposed) / min(of.resident, each))
+    clocks = trip_clocks(of, tiles, device)
+    trip = max(clocks, (clocks + of.exposed) / min(of.resident, each))
     return (each * (n_trips * trip + of.epilogue) + 2 * LOAD_LATENCY) / (device.clock * 1e6)
 
 
@@ -179,20 +190,31 @@ def launches(pack: tuple[str, ...], split: int) -> int:
     return 1 + len(pack) + (split > 1)
 
 
+def from_dram(moved: float, device: Device) -> float:
+    """Seconds of DRAM for `moved` bytes."""
+    return moved / (device.bandwidth * 1e9 * COPY_SHARE)
+
+
 def seconds(of: Kernel, tiles: int, n_trips: float, moved: float, kernels: int, device: Device) -> float:
     """A pass of `kernels` launches: their overhead, then the larger of the chip's time and DRAM's for `moved` bytes."""
     if device.interpreted:
         return interpreted(of.tile, tiles, n_trips)
-    dram = moved / (device.bandwidth * 1e9 * COPY_SHARE)
-    return kernels * device.launch_overhead + max(on_chip(of, tiles, n_trips, device), dram)
+    return kernels * device.launch_overhead + max(on_chip(of, tiles, n_trips, device), from_dram(moved, device))
+
+
+def borrowed(device: Device) -> str:
+    """Words on whose compiled kernels a prediction rests, where they are not the device's own."""
+    if device.capability in COMPILED:
+        return ""
+    return f"; registers and shared memory are those of kernels compiled for sm_{compiled_for(device.capability)}"
 
 
 def at_least(of: Kernel, tiles: int, steps: float, moved: float, kernels: int, device: Device) -> float:
     """A floor under `seconds` for any split, to skip what cannot win: no wave is cut short and no latency seen."""
     if device.interpreted:
         return 0.0
-    busy = tiles * steps * of.clocks / (device.sm_count * device.clock * 1e6)
-    return kernels * device.launch_overhead + max(busy, moved / (device.bandwidth * 1e9 * COPY_SHARE))
+    busy = tiles * steps * max(of.clocks, of.from_l2) / (device.sm_count * device.clock * 1e6)
+    return kernels * device.launch_overhead + max(busy, from_dram(moved, device))
 
 
 def predict(call: Call, plan: Plan, device: Device) -> Prediction:
@@ -209,11 +231,11 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
     moved += read_again(of, covers, plan.split, plan.group_m, call, found.swept, device)
     kernels = launches(plan.pack, plan.split)
     total = seconds(of, tiles, n_trips, moved, kernels, device)
-    waiting = kernels * device.launch_overhead
-    if waiting > total - waiting:
-        bound = "launch"
-    else:
-        bound = of.bound if device.interpreted or on_chip(of, tiles, n_trips, device) >= total - waiting else "DRAM"
+    bound = of.bound if of.clocks >= trip_clocks(of, tiles, device) else "L2"
+    if not device.interpreted:
+        busy, dram = on_chip(of, tiles, n_trips, device), from_dram(moved, device)
+        bound = "DRAM" if dram > busy else bound
+        bound = "launch" if kernels * device.launch_overhead > max(busy, dram) else bound
     return Prediction(
         seconds=total,
         tiles=tiles,
@@ -223,4 +245,5 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
         bound=bound,
         low=total * PRIOR[0],
         high=total * PRIOR[1],
+        source=PRIOR_SOURCE + borrowed(device),
     )

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 import costmodel.plan
-from costmodel.device import DEVICES, INTERPRETER, find
+from costmodel.device import DEVICES, INTERPRETER, find, find_device
 from costmodel.plan import MENU, candidates, compiled, select
 from costmodel.problem import ConvProblem, Pass
-from costmodel.resources import Resources, resource_key, resource_table, resources_of
+from costmodel.resources import Resources, compiled_for, resource_key, resource_table, resources_of
 from costmodel.tiling import (
     Call,
     Operand,
@@ -97,6 +97,23 @@ def test_the_choice_is_the_candidate_of_least_predicted_time(device, dtype, whic
             call = Call(problem, which, dtype, "ieee", operand, operand, operand)
             chosen = predict(call, select(call, device), device).seconds
             assert chosen == min(predict(call, plan, device).seconds for plan in candidates(call, device))
+
+
+def test_few_programs_have_more_of_the_cache_each():
+    """With half the multiprocessors at work, each draws twice its share of L2."""
+    call = Call(conv(), Pass.FPROP, "float16")
+    plan = Plan.parse("fprop:gather:128x128x64:w8:s3")
+    busy, half = (predict(replace(call, problem=conv(n=n, c=512, k=512, size=16)), plan, H200) for n in (16, 8))
+    assert (busy.tiles, half.tiles, busy.bound, half.bound) == (128, 64, "L2", "L2")
+    assert half.seconds < 0.75 * busy.seconds
+
+
+def test_architectures_that_are_not_compiled_borrow_and_say_so():
+    assert [compiled_for(c) for c in (70, 80, 86, 89, 90, 100, 103, 120)] == [80, 80, 80, 80, 90, 100, 100, 80]
+    call = Call(conv(), Pass.FPROP, "float16")
+    ada = find_device("rtx4090")
+    assert "compiled for sm_80" in predict(call, select(call, ada), ada).source
+    assert "compiled for" not in predict(call, select(call, H200), H200).source
 
 
 def test_a_prediction_is_never_under_the_roofline():
