@@ -26,7 +26,7 @@ import tritonconv
 from bench.provenance import provenance
 from bench.workloads import Workload, load
 from costmodel.bounds import roofline
-from costmodel.detect import detect
+from costmodel.detector import detect
 from costmodel.device import Device
 from tritonconv.launch import COUNTS
 

@@ -13,12 +13,12 @@ from costmodel.problem import ConvProblem, Gemm, Pass, Phase
 
 if TYPE_CHECKING:
     from costmodel.bounds import Roofline, crossing_batch, roofline
-    from costmodel.detect import detect
+    from costmodel.detector import detect
     from costmodel.device import Device, find_device
     from costmodel.forecast import predict
-    from costmodel.formula import symbolic
-    from costmodel.inverse import solve
-    from costmodel.network import Network, trace
+    from costmodel.formulas.formula import symbolic
+    from costmodel.formulas.inverse import solve
+    from costmodel.networks.network import Network, trace
 
 __all__ = [
     "ConvProblem",
@@ -43,16 +43,16 @@ __all__ = [
 
 _HOME = {
     "Device": "device",
-    "Network": "network",
+    "Network": "networks.network",
     "Roofline": "bounds",
     "crossing_batch": "bounds",
-    "detect": "detect",
+    "detect": "detector",
     "find_device": "device",
     "predict": "forecast",
     "roofline": "bounds",
-    "solve": "inverse",
-    "symbolic": "formula",
-    "trace": "network",
+    "solve": "formulas.inverse",
+    "symbolic": "formulas.formula",
+    "trace": "networks.network",
 }
 
 

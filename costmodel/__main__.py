@@ -12,7 +12,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         import typer
 
-        from costmodel.commands import app
+        from costmodel.reports.commands import app
     except ModuleNotFoundError as error:
         return _missing(error)
     try:

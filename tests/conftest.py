@@ -11,6 +11,7 @@ from collections import Counter
 
 import pytest
 import torch
+import torch.utils._device
 
 POISONED = ("empty", "empty_like", "empty_strided")
 POISONED_METHODS = ("new_empty", "new_empty_strided")
@@ -86,6 +87,10 @@ def overflow_checked(interpreter_made_fast):
     _check_overflow(True)
     yield
     _check_overflow(False)
+
+
+# `with torch.device(...)` looks up torch's constructors once a process: here, before any of them is wrapped.
+torch.utils._device._device_constructors()
 
 
 def _poisoned(allocate):

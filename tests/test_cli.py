@@ -256,7 +256,10 @@ def test_a_missing_package_names_the_extra(missing, run, net, monkeypatch):
 
 def test_importing_the_package_needs_the_standard_library_only():
     heavy = "torch triton sympy typer rich matplotlib numpy".split()
-    code = f"import sys, costmodel, costmodel.notation, costmodel.export; print([m for m in {heavy} if m in sys.modules])"
+    code = (
+        "import sys, costmodel, costmodel.reports.notation, costmodel.reports.export; "
+        f"print([m for m in {heavy} if m in sys.modules])"
+    )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert found.stdout.strip() == "[]"

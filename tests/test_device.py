@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from costmodel.detect import detect, from_properties
+from costmodel.detector import detect, from_properties
 from costmodel.device import (
     DEVICES,
     FIGURES,

@@ -9,9 +9,9 @@ import sympy
 from matplotlib.mathtext import MathTextParser
 
 from costmodel import ConvProblem, Pass, cost
-from costmodel.formula import symbolic
+from costmodel.formulas.formula import symbolic
+from costmodel.formulas.typeset import compiled
 from costmodel.tiling import itemsize
-from costmodel.typeset import compiled
 from tests.test_counts import random_problem
 
 KINDS = [(rank, transposed) for rank in (1, 2, 3) for transposed in (False, True)]

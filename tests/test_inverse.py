@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from costmodel.derivation import Line
-from costmodel.inverse import same_padding, solve
+from costmodel.formulas.derivation import Line
+from costmodel.formulas.inverse import same_padding, solve
 from costmodel.problem import ConvProblem
 
 UNKNOWNS = ("padding", "input", "kernel", "stride", "dilation")

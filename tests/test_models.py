@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from costmodel.models import load
+from costmodel.networks.models import load
 
 SOURCE = """
 import torch
@@ -40,11 +40,6 @@ def downloads():
 def plain():
     return [1]
 """
-
-
-@pytest.fixture
-def poisoned_memory() -> None:
-    """Nothing here reads memory, and a wrapped torch.empty would hide from torch.device("meta")."""
 
 
 @pytest.fixture

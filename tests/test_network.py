@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from costmodel.count import Cost
-from costmodel.crosscheck import UNEXPLAINED, counts_groups_of_weight_gradients, crosscheck
 from costmodel.device import DEVICES
-from costmodel.models import load
-from costmodel.network import Layer, Network, channels_last, trace
-from costmodel.operators import ELEMENTWISE, REDUCTIONS
+from costmodel.networks.crosscheck import UNEXPLAINED, counts_groups_of_weight_gradients, crosscheck
+from costmodel.networks.models import load
+from costmodel.networks.network import Layer, Network, channels_last, trace
+from costmodel.networks.operators import ELEMENTWISE, REDUCTIONS
 from costmodel.problem import ConvProblem, Pass
 from tritonconv import conv2d
 from tritonconv.layout import channels_last_strides, operand
@@ -23,11 +23,6 @@ from tritonconv.layout import channels_last_strides, operand
 N, C, H, W = X = 2, 32, 20, 24
 needs_torchvision = pytest.mark.skipif(find_spec("torchvision") is None, reason="torchvision is not installed")
 H200 = DEVICES["NVIDIA H200"]
-
-
-@pytest.fixture
-def poisoned_memory() -> None:
-    """Nothing here reads memory, and a wrapped torch.empty would hide from torch.device("meta")."""
 
 
 class Functional(nn.Module):

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from costmodel.notation import Convolution, parse
 from costmodel.problem import ConvProblem
+from costmodel.reports.notation import Convolution, parse
 
 
 @st.composite

@@ -9,16 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from costmodel.models import load
-from costmodel.network import Network, trace
-from costmodel.receptive import Field, merged, transposed, windowed
+from costmodel.networks.models import load
+from costmodel.networks.network import Network, trace
+from costmodel.networks.receptive import Field, merged, transposed, windowed
 
 LENGTH = 240
-
-
-@pytest.fixture
-def poisoned_memory() -> None:
-    """Nothing here reads memory, and a wrapped torch.empty would hide from torch.device("meta")."""
 
 
 def conv(rng: random.Random, stride: int | None = None) -> nn.Module:

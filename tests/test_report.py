@@ -16,14 +16,14 @@ import sympy
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-from costmodel import export, html, pictures
-from costmodel.crosscheck import Comparison
 from costmodel.device import find_device
-from costmodel.options import rate_named
+from costmodel.networks.crosscheck import Comparison
 from costmodel.problem import ConvProblem, Pass
-from costmodel.report import Report, Total
-from costmodel.rows import LayerRow, figures, with_measured
-from costmodel.units import duration, exact, interval, share, si
+from costmodel.reports import export, html, pictures
+from costmodel.reports.options import rate_named
+from costmodel.reports.report import Report, Total
+from costmodel.reports.rows import LayerRow, figures, with_measured
+from costmodel.reports.units import duration, exact, interval, share, si
 
 NASTY = 'block.<b>"x" & y|z_1'
 

@@ -12,12 +12,20 @@ from typing import Annotated, Any
 
 import typer
 
-from costmodel import export, terminal
 from costmodel.count import cost, training_cost
 from costmodel.device import devices
-from costmodel.notation import parse
-from costmodel.options import arithmetic_named, device_named, form_named, measured_times, padding_named, rate_named, shape_named
-from costmodel.rows import estimate, figures, pass_rows
+from costmodel.reports import export, terminal
+from costmodel.reports.notation import parse
+from costmodel.reports.options import (
+    arithmetic_named,
+    device_named,
+    form_named,
+    measured_times,
+    padding_named,
+    rate_named,
+    shape_named,
+)
+from costmodel.reports.rows import estimate, figures, pass_rows
 
 app = typer.Typer(
     add_completion=False,
@@ -85,8 +93,8 @@ def formula(
     costmodel formula conv2d
     costmodel formula conv_transpose1d --symmetric --latex > conv.tex
     """
-    from costmodel.formula import symbolic
-    from costmodel.notation import OPERATORS
+    from costmodel.formulas.formula import symbolic
+    from costmodel.reports.notation import OPERATORS
 
     if operator not in OPERATORS:
         raise ValueError(f"operator {operator!r} is unknown: one of {', '.join(OPERATORS)}")
@@ -191,7 +199,7 @@ def solve(
     costmodel solve --output 7 --kernel 3 --padding 1 --stride 2
     costmodel solve --for stride --output 7 --input 56 --kernel 3 --padding 1
     """
-    from costmodel.inverse import solve as solved
+    from costmodel.formulas.inverse import solve as solved
 
     given: dict[str, Any] = {
         "output": output,
@@ -242,7 +250,7 @@ def devices_(
         terminal.show_sources(out, known)
         return
     terminal.show_devices(out, known)
-    from costmodel.detect import detect
+    from costmodel.detector import detect
 
     try:
         here, warnings = detect()
@@ -285,7 +293,7 @@ def model(
     costmodel model net.py:Net --input 8x3x64x64 --train --depth 1
     costmodel model torchvision.models:vgg16 --input 1x3x224x224 --csv -
     """
-    from costmodel.report import study
+    from costmodel.reports.report import study
 
     kind, precision = arithmetic_named(dtype)
     chosen = device_named(device)
@@ -314,13 +322,13 @@ def model(
         if path is not None:
             files[path] = export.to_json(report) if form == "json" else export.FORMATS[form](report.rows)
     if png or svg:
-        from costmodel.pictures import DARK, LIGHT, picture_named, render
+        from costmodel.reports.pictures import DARK, LIGHT, picture_named, render
 
         for path, form in ((png, "png"), (svg, "svg")):
             if path is not None:
                 files[path] = render(picture_named(picture, report, DARK if dark else LIGHT), form)
     if html:
-        from costmodel.html import page
+        from costmodel.reports.html import page
 
         files[html] = page(report)
     printed = files.pop(Path("-"), None)

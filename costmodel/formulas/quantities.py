@@ -16,8 +16,8 @@ import sympy
 
 from costmodel.algebra import product
 from costmodel.count import Cost, cost
+from costmodel.formulas.typeset import compiled
 from costmodel.problem import ConvProblem, Pass
-from costmodel.typeset import compiled
 
 Expr = Any  # a sympy expression
 

@@ -9,11 +9,11 @@ import torch
 
 from costmodel.bounds import roofline
 from costmodel.count import Cost
-from costmodel.crosscheck import Comparison, crosscheck
 from costmodel.device import Device
-from costmodel.models import load
-from costmodel.network import Network, trace
-from costmodel.rows import Figure, LayerRow, figures, layer_rows, module_rows, with_measured
+from costmodel.networks.crosscheck import Comparison, crosscheck
+from costmodel.networks.models import load
+from costmodel.networks.network import Network, trace
+from costmodel.reports.rows import Figure, LayerRow, figures, layer_rows, module_rows, with_measured
 from costmodel.timing import PRIOR, PRIOR_SOURCE
 
 

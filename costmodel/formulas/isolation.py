@@ -1,7 +1,7 @@
 """One axis of a convolution as a relation between integers, and the steps that isolate one of them.
 
-`costmodel.inverse` is the entrance. The numbers come from ConvProblem: its sizes are linear in every given but the stride,
-so their values at 0 and 1 are the coefficients.
+`costmodel.formulas.inverse` is the entrance. The numbers come from ConvProblem: its sizes are linear in every given but the
+stride, so their values at 0 and 1 are the coefficients.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import math
 import re
 from dataclasses import dataclass, replace
 
-from costmodel import derivation
 from costmodel.algebra import ceil_div
-from costmodel.derivation import Line, Step
+from costmodel.formulas import derivation
+from costmodel.formulas.derivation import Line, Step
 from costmodel.problem import ConvProblem
 
 LETTER = {

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from costmodel.count import Cost
 from costmodel.device import Device
+from costmodel.networks.receptive import Field
 from costmodel.plan import select
 from costmodel.problem import ConvProblem, Pass
-from costmodel.receptive import Field
 from costmodel.tiling import MAX_ALIGN, Call, Operand, itemsize
 from costmodel.timing import predict
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from costmodel.recorder import Record
+    from costmodel.networks.recorder import Record
 
 Shape = tuple[int, ...]
 #: Element types whose peak a `Device` knows.
@@ -234,7 +234,7 @@ def trace(model: nn.Module, *inputs: Any, train: bool = False, dtype: torch.dtyp
     """
     from torch import nn
 
-    from costmodel.recorder import record
+    from costmodel.networks.recorder import record
 
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from costmodel import operators, receptive
-from costmodel.receptive import Field
+from costmodel.networks import operators, receptive
+from costmodel.networks.receptive import Field
 
 Factor = tuple[int, int | None]  # size, axis of the network's input
 Dimension = tuple[Factor, ...]

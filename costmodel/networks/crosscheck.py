@@ -17,10 +17,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from costmodel.count import Cost
-from costmodel.network import Layer, Network, trace
-from costmodel.operators import CPU_ATTENTION
+from costmodel.networks.network import Layer, Network, trace
+from costmodel.networks.operators import CPU_ATTENTION
+from costmodel.networks.recorder import Stage, run
 from costmodel.problem import Pass
-from costmodel.recorder import Stage, run
 
 UNEXPLAINED = "unexplained"
 

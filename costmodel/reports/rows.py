@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from costmodel.bounds import crossing_batch, roofline
 from costmodel.count import Cost, cost
 from costmodel.device import FIGURES, RATES, Device
-from costmodel.notation import Convolution
 from costmodel.plan import select
+from costmodel.reports.notation import Convolution
 from costmodel.tiling import Call
 from costmodel.timing import predict
 
 if TYPE_CHECKING:
-    from costmodel.network import Timed
+    from costmodel.networks.network import Timed
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from typing import Any
 
 import sympy
 
-from costmodel.derivation import Line, Step
+from costmodel.formulas.derivation import Line, Step
+from costmodel.formulas.quantities import Quantities
+from costmodel.formulas.special import Special, specials
+from costmodel.formulas.typeset import latex, line, plain
 from costmodel.problem import ConvProblem, Pass
-from costmodel.quantities import Quantities
-from costmodel.special import Special, specials
-from costmodel.typeset import latex, line, plain
 
 Expr = Any  # a sympy expression
 

@@ -12,13 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from costmodel.device import Device
-from costmodel.notation import Convolution, by
-from costmodel.rows import EstimateRow, LayerRow, PassRow, figures
-from costmodel.units import duration, exact, interval, share, si
+from costmodel.reports.notation import Convolution, by
+from costmodel.reports.rows import EstimateRow, LayerRow, PassRow, figures
+from costmodel.reports.units import duration, exact, interval, share, si
 
 if TYPE_CHECKING:
-    from costmodel.crosscheck import Comparison
-    from costmodel.report import Report
+    from costmodel.networks.crosscheck import Comparison
+    from costmodel.reports.report import Report
 
 #: Words short enough for a column, and their colours, by what limits a row.
 LIMITS = {

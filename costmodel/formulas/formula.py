@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, cached_property
 
-from costmodel import derivation
-from costmodel.derivation import Step
-from costmodel.exposition import steps
+from costmodel.formulas import derivation
+from costmodel.formulas.derivation import Step
+from costmodel.formulas.exposition import steps
+from costmodel.formulas.quantities import Expr, Quantities
+from costmodel.formulas.special import Special, specials
 from costmodel.problem import ConvProblem
-from costmodel.quantities import Expr, Quantities
-from costmodel.special import Special, specials
 from costmodel.tiling import itemsize
 
 

@@ -24,11 +24,11 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from costmodel import operators
 from costmodel.count import Cost
-from costmodel.lineage import Tracker
+from costmodel.networks import operators
+from costmodel.networks.lineage import Tracker
+from costmodel.networks.receptive import Field
 from costmodel.problem import Pass
-from costmodel.receptive import Field
 
 Shape = tuple[int, ...]
 

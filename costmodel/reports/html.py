@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from costmodel.notation import by
-from costmodel.pictures import ROOFS, Theme, picture_named, render
-from costmodel.report import Report
-from costmodel.rows import LayerRow
-from costmodel.units import duration, exact, interval, share, si
+from costmodel.reports.notation import by
+from costmodel.reports.pictures import ROOFS, Theme, picture_named, render
+from costmodel.reports.report import Report
+from costmodel.reports.rows import LayerRow
+from costmodel.reports.units import duration, exact, interval, share, si
 
 #: Stand-ins that matplotlib draws with and that become CSS variables, so that one picture serves light and dark.
 INK = Theme("#010101", "#010102", "#010103", "#010104", "#010105", "#010106", "#010107", "#010108")

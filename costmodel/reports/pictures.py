@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 from matplotlib.transforms import Bbox
 
-from costmodel.units import share, si
+from costmodel.reports.units import share, si
 
 
 class Row(Protocol):
@@ -46,7 +46,7 @@ class Row(Protocol):
 
 
 class Work(Protocol):
-    """What a picture needs to know of a network: a `costmodel.report.Report`, or anything alike."""
+    """What a picture needs to know of a network: a `costmodel.reports.report.Report`, or anything alike."""
 
     @property
     def model(self) -> str: ...

@@ -56,7 +56,7 @@ def device_named(text: str) -> Device:
     """The device that `find_device` reads, or the GPU at hand for "here", whose warnings go to stderr."""
     if text != "here":
         return find_device(text)
-    from costmodel.detect import detect
+    from costmodel.detector import detect
 
     device, warnings = detect()
     for warning in warnings:

@@ -11,7 +11,7 @@ from typing import Any
 
 import sympy
 
-from costmodel.quantities import Quantities
+from costmodel.formulas.quantities import Quantities
 
 Expr = Any  # a sympy expression
 

@@ -15,7 +15,7 @@ from sympy.printing.precedence import PRECEDENCE, precedence
 from sympy.printing.pycode import PythonCodePrinter
 from sympy.printing.str import StrPrinter
 
-from costmodel.derivation import Line
+from costmodel.formulas.derivation import Line
 
 Expr = Any  # a sympy expression
 

@@ -7,7 +7,7 @@ Letters: input n, output o, kernel k, stride s, dilation d, padding p at each en
 
 from __future__ import annotations
 
-from costmodel.isolation import Axis, Isolation, Solution, output_size
+from costmodel.formulas.isolation import Axis, Isolation, Solution, output_size
 from costmodel.problem import padding_pairs
 
 __all__ = ["Solution", "same_padding", "solve"]
