@@ -41,5 +41,13 @@ def audit(
         run(only, arch or None, jobs, write)
 
 
+@app.command()
+def networks() -> None:
+    """Print the README's table of networks, from the cost model."""
+    from bench.networks import table
+
+    typer.echo(table())
+
+
 if __name__ == "__main__":
     app()

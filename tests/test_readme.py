@@ -1,6 +1,10 @@
 """What the README shows is what the committed results say."""
 
+import os
 import re
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -8,11 +12,32 @@ import pytest
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
+def shown(name):
+    """What stands between two markers of the README."""
+    (found,) = re.findall(rf"<!-- {name} -->\n(.*)\n<!-- /{name} -->", README, re.S)
+    return found
+
+
 def test_the_table_is_the_committed_one():
     from bench.audit import summary
 
-    (shown,) = re.findall(r"<!-- audit -->\n(.*)\n<!-- /audit -->", README, re.S)
-    assert shown == summary(), "python -m bench audit --summary"
+    assert shown("audit") == summary(), "python -m bench audit --summary"
+
+
+@pytest.mark.skipif(find_spec("torchvision") is None, reason="the networks are torchvision's")
+def test_the_networks_are_what_the_model_says():
+    from bench.networks import table
+
+    assert shown("networks") == table(), "python -m bench networks"
+
+
+def test_the_layer_is_what_the_command_prints():
+    (words,) = re.findall(r"^costmodel (layer .* --device h100 .*)$", README, re.M)
+    environment = os.environ | {"COLUMNS": "80", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", "costmodel", *words.split()]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    lines = "\n".join(line.rstrip() for line in found.rstrip().splitlines())
+    assert shown("layer") == f"```\n{lines}\n```"
 
 
 @pytest.mark.parametrize("name", re.findall(r"\]\(((?!http)[^)]+)\)", README))
