@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from costmodel.formulas.formula import symbolic
     from costmodel.formulas.inverse import solve
     from costmodel.networks.network import Network, trace
+    from costmodel.reports.export import to_csv, to_json, to_latex, to_markdown
 
 __all__ = [
     "ConvProblem",
@@ -37,6 +38,10 @@ __all__ = [
     "roofline",
     "solve",
     "symbolic",
+    "to_csv",
+    "to_json",
+    "to_latex",
+    "to_markdown",
     "trace",
     "training_cost",
 ]
@@ -52,6 +57,10 @@ _HOME = {
     "roofline": "bounds",
     "solve": "formulas.inverse",
     "symbolic": "formulas.formula",
+    "to_csv": "reports.export",
+    "to_json": "reports.export",
+    "to_latex": "reports.export",
+    "to_markdown": "reports.export",
     "trace": "networks.network",
 }
 

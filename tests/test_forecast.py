@@ -1,5 +1,6 @@
 """The public names of `costmodel`: they load when asked for, and `predict` is the arithmetic that chooses plans."""
 
+import json
 import subprocess
 import sys
 
@@ -47,6 +48,13 @@ def test_every_public_name_is_there():
         assert getattr(costmodel, name).__module__.startswith("costmodel."), name
     with pytest.raises(AttributeError, match="no attribute 'convolve'"):
         costmodel.convolve  # noqa: B018
+
+
+def test_results_are_rows_in_four_formats():
+    costs = [costmodel.cost(LAYER, which) for which in Pass]
+    assert json.loads(costmodel.to_json(costs))[0]["useful_macs"] == LAYER.useful_macs
+    for write in (costmodel.to_csv, costmodel.to_markdown, costmodel.to_latex):
+        assert write(costs).count(str(LAYER.macs)) == 3
 
 
 def test_names_load_what_they_need_when_they_need_it():
