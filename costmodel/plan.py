@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from costmodel.cost import predict
+from costmodel import depthwise
+from costmodel.cost import Prediction, predict
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import resources_of
@@ -73,8 +74,10 @@ INTERPRETED_MENU = tuple(Tile(m, n, k, 4, 3) for m in (16, 128, 512, 2048) for n
 def candidates(call: Call, device: Device) -> list[Plan]:
     """Every legal plan: rows of the menu that compile without a spill and fit, with and without packed operands."""
     problem, which = call.problem, call.which
+    plans = depthwise.candidates(call, device) if depthwise.is_depthwise(problem) else []
+    if plans and device.interpreted:
+        return plans
     family = "patch" if problem.is_patch else "gather"
-    plans = []
     for tile in INTERPRETED_MENU if device.interpreted else MENU[arithmetic(call.dtype, call.precision)]:
         base = Plan(which, family, tile.m, tile.n, tile.k, tile.warps, tile.stages)
         if which == Pass.WGRAD:
@@ -114,9 +117,14 @@ def splits(problem: ConvProblem, plan: Plan, device: Device) -> list[int]:
     return [1 << i for i in range(room.bit_length()) if (1 << i) <= max(1, steps)]
 
 
+def predicted(call: Call, plan: Plan, device: Device) -> Prediction:
+    """The predicted time of a plan of any family."""
+    return (depthwise.predict if plan.family == "depthwise" else predict)(call, plan, device)
+
+
 def select(call: Call, device: Device) -> Plan:
     """The candidate with the least predicted time. Cached by callers; plain arithmetic."""
     found = candidates(call, device)
     if not found:
         raise RuntimeError(f"no plan for {call.which} of {call.problem} in {call.dtype} on {device.name}")
-    return min(found, key=lambda plan: predict(call, plan, device).seconds)
+    return min(found, key=lambda plan: predicted(call, plan, device).seconds)
