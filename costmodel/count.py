@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from costmodel import depthwise
 from costmodel.algebra import Size, product
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Plan, issued_macs, itemsize
@@ -95,11 +96,15 @@ def cost(
     return Cost(
         useful_macs=problem.useful_macs,
         dense_macs=problem.macs,
-        issued_macs=None if plan is None else issued_macs(problem, plan),
+        issued_macs=None if plan is None else _issued(problem, plan),
         bias_flops=bias_flops,
         bytes=moved,
         im2col_bytes=moved + 2 * size * column,
     )
+
+
+def _issued(problem: ConvProblem, plan: Plan) -> int:
+    return (depthwise.issued_macs if plan.family == "depthwise" else issued_macs)(problem, plan)
 
 
 def training_cost(

@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import lru_cache
+from operator import itemgetter
 from typing import NamedTuple
 
+from costmodel import depthwise, timing
 from costmodel.algebra import ceil_div
 from costmodel.device import Device
 from costmodel.problem import Pass
@@ -29,9 +31,20 @@ from costmodel.tiling import (
     reduction_steps,
     vector_widths,
 )
-from costmodel.timing import Kernel, at_least, kernel, launches, packed_bytes, read_again, seconds, split_bytes, traffic
+from costmodel.timing import (
+    Kernel,
+    Prediction,
+    at_least,
+    kernel,
+    launches,
+    packed_bytes,
+    read_again,
+    seconds,
+    split_bytes,
+    traffic,
+)
 
-__all__ = ["MENU", "Call", "Operand", "Plan", "candidates", "select"]
+__all__ = ["MENU", "Call", "Operand", "Plan", "candidates", "predict", "select"]
 
 #: The menu. float16/bfloat16 and tf32 use tensor cores, ieee float32 the FMA units, float64 its own tensor cores.
 MENU: dict[str, tuple[Tile, ...]] = {
@@ -141,8 +154,12 @@ def options(call: Call, device: Device) -> Iterator[Option]:
 
 
 def candidates(call: Call, device: Device) -> list[Plan]:
-    """Every legal plan: rows of the menu that compile without a spill and fit, with and without packed operands."""
-    return [option.plan(split) for option in options(call, device) for split in option.splits]
+    """Every legal plan: rows of the menu that compile without a spill and fit, with and without packed operands, and the
+    depthwise kernels' own. The interpreter runs depthwise problems by those alone."""
+    own = depthwise.candidates(call, device) if depthwise.is_depthwise(call.problem) else []
+    if own and device.interpreted:
+        return own
+    return own + [option.plan(split) for option in options(call, device) for split in option.splits]
 
 
 def addresses_fit(call: Call, family: str, tile: Tile) -> bool:
@@ -166,13 +183,31 @@ def splits(tiles: int, steps: float, device: Device) -> list[int]:
     return [1 << i for i in range(room.bit_length()) if (1 << i) <= max(1, steps)]
 
 
+def predict(call: Call, plan: Plan, device: Device) -> Prediction:
+    """The predicted time of a plan of any family."""
+    return (depthwise.predict if plan.family == "depthwise" else timing.predict)(call, plan, device)
+
+
 def select(call: Call, device: Device) -> Plan:
-    """The candidate with the least predicted time (`costmodel.timing.predict`). Cached by callers; plain arithmetic.
+    """The candidate with the least predicted time. Cached by callers; plain arithmetic.
 
     Raises RuntimeError where no kernel serves the call.
     """
+    own = depthwise.candidates(call, device) if depthwise.is_depthwise(call.problem) else []
+    least, best = min(
+        ((depthwise.predict(call, plan, device).seconds, plan) for plan in own), default=(math.inf, None), key=itemgetter(0)
+    )
+    if best is None or not device.interpreted:
+        best = _quickest(call, device, least) or best
+    if best is None:
+        raise RuntimeError(f"no plan for {call.which} of {call.problem} in {call.dtype} on {device.name}")
+    return best
+
+
+def _quickest(call: Call, device: Device, least: float) -> Plan | None:
+    """The option of least time, if under `least` seconds: `timing.predict`, with the work that candidates share done once."""
     found, size, group_m = traffic(call), itemsize(call.dtype), Plan.group_m
-    least, best, best_split = math.inf, None, 1
+    best, best_split = None, 1
     copied: dict[tuple[str, ...], int] = {}
     for option in options(call, device):
         of, _, _, pack, _, covers, tiles, steps, ways = option
@@ -187,6 +222,4 @@ def select(call: Call, device: Device) -> Plan:
             time = seconds(of, tiles * split, n_trips, moved, launches(pack, split), device)
             if time < least:
                 least, best, best_split = time, option, split
-    if best is None:
-        raise RuntimeError(f"no plan for {call.which} of {call.problem} in {call.dtype} on {device.name}")
-    return best.plan(best_split)
+    return best.plan(best_split) if best else None

@@ -60,11 +60,22 @@ class Call:
     out: Operand = Operand()
 
 
+def channels_last(problem: ConvProblem, which: Pass, dtype: str, precision: str = "ieee") -> Call:
+    """The call with all three tensors dense and channels-last: every other stride is a multiple of the channel count."""
+    inner = Operand(align=math.gcd(MAX_ALIGN, problem.channels_per_group))  # x and w
+    outer = Operand(align=math.gcd(MAX_ALIGN, problem.filters_per_group))  # y
+    a, b, out = {Pass.FPROP: (inner, inner, outer), Pass.DGRAD: (outer, inner, inner), Pass.WGRAD: (outer, inner, inner)}[which]
+    return Call(problem, which, dtype, precision, a, b, out)
+
+
 @dataclass(frozen=True)
 class Plan:
     """A kernel with its tile. `family`: "gather" (implicit GEMM over taps) or "patch" (windows tile the input: a plain GEMM,
     1x1 included). `split` counts the programs that share one reduction (wgrad). `step` is wgrad's box of output pixels
-    (n, o, p, q), whose product is `block_k`. `pack` names operands that are first copied to channels-last."""
+    (n, o, p, q), whose product is `block_k`. `pack` names operands that are first copied to channels-last.
+
+    "depthwise" reads its tile as columns x channels x column tiles. `rows` is what a program walks down, in groups of output
+    rows; `taps` the filter rows and columns that it unrolls, None for all of them in a window that slides over the rows."""
 
     which: Pass
     family: str
@@ -77,13 +88,16 @@ class Plan:
     group_m: int = 8
     step: tuple[int, int, int, int] | None = None
     pack: tuple[str, ...] = ()
+    rows: int = 1
+    taps: tuple[int, int] | None = None
 
     @property
     def tile(self) -> Tile:
         return Tile(self.block_m, self.block_n, self.block_k, self.num_warps, self.num_stages)
 
     def __str__(self) -> str:
-        """One word, which `Plan.parse` reads back: fprop:patch:128x64x64:w4:s4[:split7][:group8][:step1x1x8x8][:pack-a]."""
+        """One word, which `Plan.parse` reads back:
+        fprop:patch:128x64x64:w4:s4[:split7][:group8][:step1x1x8x8][:rows14][:taps1x8][:pack-a]."""
         words = [str(self.which), self.family, f"{self.block_m}x{self.block_n}x{self.block_k}"]
         words += [f"w{self.num_warps}", f"s{self.num_stages}"]
         if self.split != 1:
@@ -92,6 +106,10 @@ class Plan:
             words.append(f"group{self.group_m}")
         if self.step is not None:
             words.append("step" + "x".join(map(str, self.step)))
+        if self.rows != 1:
+            words.append(f"rows{self.rows}")
+        if self.taps is not None:
+            words.append("taps" + "x".join(map(str, self.taps)))
         return ":".join(words + [f"pack-{name}" for name in self.pack])
 
     @classmethod
@@ -109,6 +127,11 @@ class Plan:
                     plan = replace(plan, step=(n_, o_, p_, q_))
                 elif word.startswith("split"):
                     plan = replace(plan, split=int(word.removeprefix("split")))
+                elif word.startswith("rows"):
+                    plan = replace(plan, rows=int(word.removeprefix("rows")))
+                elif word.startswith("taps"):
+                    r_, s_ = map(int, word.removeprefix("taps").split("x"))
+                    plan = replace(plan, taps=(r_, s_))
                 elif word.startswith("group"):
                     plan = replace(plan, group_m=int(word.removeprefix("group")))
                 elif word.startswith("w"):

@@ -14,9 +14,10 @@ from costmodel.count import Cost
 from costmodel.device import DEVICES
 from costmodel.networks.crosscheck import UNEXPLAINED, counts_groups_of_weight_gradients, crosscheck
 from costmodel.networks.models import load
-from costmodel.networks.network import Layer, Network, channels_last, trace
+from costmodel.networks.network import Layer, Network, trace
 from costmodel.networks.operators import ELEMENTWISE, REDUCTIONS
 from costmodel.problem import ConvProblem, Pass
+from costmodel.tiling import channels_last
 from tritonconv import conv2d
 from tritonconv.layout import channels_last_strides, operand
 

@@ -9,14 +9,19 @@ from typing import Any
 
 import torch
 
-from costmodel.plan import candidates
+from costmodel import depthwise
+from costmodel.plan import candidates, predict
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, Plan, grid, trips, vector_widths
-from costmodel.timing import Prediction, extra_bytes, predict
+from costmodel.timing import Prediction, extra_bytes
 from tritonconv import check, functional, launch
 from tritonconv.layout import output_strides
 
-_FAMILY = {"gather": "implicit GEMM, a gather over the taps", "patch": "plain GEMM, the windows tile the input"}
+_FAMILY = {
+    "gather": "implicit GEMM, a gather over the taps",
+    "patch": "plain GEMM, the windows tile the input",
+    "depthwise": "depthwise, multiply-adds in registers",
+}
 _OPERANDS = {Pass.FPROP: ("x", "w"), Pass.DGRAD: ("dy", "w"), Pass.WGRAD: ("dy", "x")}
 
 
@@ -88,6 +93,8 @@ def _words(call: Call, plan: Plan, found: Prediction, choices: int, forced: bool
         empty = sum(phase.taps == 0 for phase in phases)
         lines[0] += f", {len(phases)} stride phase{'s' if len(phases) > 1 else ''} in one launch"
         lines[0] += f" ({empty} without a tap)" if empty else ""
+    if plan.family == "depthwise":
+        return lines + _depthwise_words(call, plan) + _cost_words(call, plan, found, choices, forced)
     m, n, repeats = grid(problem, plan)
     lines.append(
         f"  tile {plan.block_m}x{plan.block_n}x{plan.block_k}, {plan.num_warps} warps, {plan.num_stages} stages; "
@@ -100,7 +107,34 @@ def _words(call: Call, plan: Plan, found: Prediction, choices: int, forced: bool
     if plan.pack:
         names = [_OPERANDS[which]["ab".index(p)] for p in plan.pack]
         lines.append(f"  {' and '.join(names)} copied to channels-last first")
-    if extra := extra_bytes(call, plan):
+    return lines + _cost_words(call, plan, found, choices, forced)
+
+
+def _depthwise_words(call: Call, plan: Plan) -> list[str]:
+    tiles_c, tiles_q, repeats = depthwise.grid(call.problem, plan)
+    lanes = f"{plan.block_n} channels x {plan.block_k} tiles of {plan.block_m} columns"
+    lines = [
+        f"  {lanes}, {plan.num_warps} warps; {tiles_c} x {tiles_q} x {repeats} programs of "
+        f"{depthwise.trips(call.problem, plan):g} trips"
+    ]
+    if plan.which == Pass.WGRAD:
+        splits, _ = depthwise.parts(call.problem, plan)
+        lines.append(f"  {splits * tiles_q} partial sums of every tap, added in a fixed order")
+    if plan.taps is None:
+        lines.append("  every tap stays in registers; an input row is read once and meets all its taps")
+    else:
+        lines.append(f"  {plan.taps[0]} x {plan.taps[1]} taps at a time")
+    name = _OPERANDS[plan.which]["ab".index("b" if plan.which == Pass.WGRAD else "a")]
+    width = depthwise.load_width(call, plan)
+    lines.append(f"  {name} is read along its {'rows' if depthwise.is_planes(call) else 'channels'}, {width} columns a load")
+    if plan.pack:
+        lines.append("  w copied first, neighbouring filters next to each other")
+    return lines
+
+
+def _cost_words(call: Call, plan: Plan, found: Prediction, choices: int, forced: bool) -> list[str]:
+    lines = []
+    if extra := (depthwise.extra_bytes if plan.family == "depthwise" else extra_bytes)(call, plan):
         lines.append(f"  {extra / 1e6:.3g} MB moved beyond the compulsory {(found.bytes - extra) / 1e6:.3g} MB")
     why = "forced by plan=" if forced else f"least predicted time of {choices} candidates"
     lines.append(

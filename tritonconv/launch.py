@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from costmodel.algebra import ceil_div, product
+from costmodel.depthwise import is_depthwise, serves
 from costmodel.device import INTERPRETER, Device, find
 from costmodel.plan import select
 from costmodel.problem import ConvProblem, Pass
@@ -32,11 +33,21 @@ from costmodel.tiling import (
     reduction_step,
     trips,
 )
+from tritonconv import depthwise
 from tritonconv.kernels.dgrad import dgrad_kernel
 from tritonconv.kernels.fprop import fprop_kernel
-from tritonconv.kernels.index import Sizes, Strides, pack
+from tritonconv.kernels.index import Sizes, pack
 from tritonconv.kernels.wgrad import wgrad_kernel, wgrad_reduce_kernel
-from tritonconv.layout import allocate, channels_last_copy, channels_last_strides, five, operand
+from tritonconv.layout import (
+    allocate,
+    channels_last_copy,
+    channels_last_strides,
+    depthwise_operand,
+    filters_last_copy,
+    filters_last_strides,
+    operand,
+)
+from tritonconv.prepared import INT32_MAX, Prepared, TensorKey, key, packed_strides
 
 #: Kernel launches so far, by name. Tests read it to see that a kernel really ran.
 COUNTS: Counter[str] = Counter()
@@ -50,10 +61,7 @@ DTYPES = {
     torch.float32: "float32",
     torch.float64: "float64",
 }
-_INT32_MAX = 2**31 - 1
 _REDUCE_BLOCK = 1024
-
-TensorKey = tuple[tuple[int, ...], tuple[int, ...]]  # shape, strides
 
 
 def fp32_precision() -> str:
@@ -69,21 +77,6 @@ def device_model(index: int) -> Device:
         return INTERPRETER
     found = torch.cuda.get_device_properties(index)
     return find(found.name, found.major * 10 + found.minor, found.multi_processor_count)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A launch without its tensors."""
-
-    plan: Plan
-    programs: int
-    arguments: tuple[Any, ...]  # after the tensors
-    constants: dict[str, Any]
-    reduce: Prepared | None = None
-
-
-def key(tensor: torch.Tensor) -> TensorKey:
-    return tuple(tensor.shape), tensor.stride()
 
 
 def plan_for(which: Pass, text: str) -> Plan | None:
@@ -110,6 +103,10 @@ def choose(
     plan = plan_for(which, forced)
     if plan is None:
         return select(Call(problem, which, DTYPES[dtype], precision, a, b, out), device_model(device))
+    if plan.family == "depthwise":
+        if reason := serves(Call(problem, which, DTYPES[dtype], precision, a, b, out), plan):
+            raise ValueError(f"plan {plan} does not serve {problem}: {reason}")
+        return plan
     if plan.family not in ("gather", "patch") or (plan.family == "patch" and not problem.is_patch):
         raise ValueError(f"plan {plan} forces family {plan.family!r}, which does not serve {problem}")
     for name, block in (("block_m", plan.block_m), ("block_n", plan.block_n), ("block_k", plan.block_k)):
@@ -131,6 +128,8 @@ def choose(
 
 def describe(problem: ConvProblem, which: Pass, a: TensorKey, b: TensorKey, out: TensorKey) -> tuple[Operand, Operand, Operand]:
     """How the three tensors of a pass lie in memory. Weights [K, C / G, ...] share out axis 0, activations axis 1."""
+    if is_depthwise(problem):
+        return depthwise_operand(*a), depthwise_operand(*b), depthwise_operand(*out)
     weight = {Pass.FPROP: 1, Pass.DGRAD: 1, Pass.WGRAD: 2}[which]
     found = [operand(shape, strides, problem.groups, 0 if i == weight else 1) for i, (shape, strides) in enumerate((a, b, out))]
     return found[0], found[1], found[2]
@@ -145,27 +144,14 @@ def fits_int32(problem: ConvProblem, which: Pass, plan: Plan, *tensors: TensorKe
         else product(ceil_div(n, s) for n, s in zip(full.input_size, full.stride, strict=True))
     )
     images = problem.batch if which == Pass.WGRAD else min(problem.batch, plan.block_m // max(1, pixels) + 2)
-    if max(pixels, product(full.output_size)) + plan.block_m > _INT32_MAX:
+    if max(pixels, product(full.output_size)) + plan.block_m > INT32_MAX:
         return False
     slack = max((*problem.effective_kernel, *problem.stride)) + max(abs(p) for pair in problem.padding for p in pair)
     for shape, strides in tensors:
         spatial = sum((n + 2 * slack) * stride for n, stride in zip(shape[2:], strides[2:], strict=True))
-        if spatial + (shape[1] + plan.block_n + plan.block_k) * strides[1] + max(images, 1) * strides[0] > _INT32_MAX:
+        if spatial + (shape[1] + plan.block_n + plan.block_k) * strides[1] + max(images, 1) * strides[0] > INT32_MAX:
             return False
     return True
-
-
-def packed_strides(tensor: TensorKey, described: Operand) -> Strides:
-    """Strides as the kernels take them: 5 axes, divided by the alignment (but the unit one), packed."""
-    shape, strides = tensor
-    real = five(strides, 0)
-    sizes = five(shape, 1)
-    return Strides(
-        *(
-            pack(0 if size == 1 or axis == described.unit else stride // described.align)
-            for axis, (size, stride) in enumerate(zip(sizes, real, strict=True))
-        )
-    )
 
 
 def prepare(
@@ -181,14 +167,19 @@ def prepare(
 ) -> Prepared:
     """Scalars, constexprs and grid of a launch whose operands already lie as the plan wants them."""
     in_a, in_b, in_out = describe(problem, which, a, b, out)
+    upcast = INTERPRETED and dtype == torch.bfloat16
+    if plan.family == "depthwise":
+        call = Call(problem, which, DTYPES[dtype], precision, in_a, in_b, in_out)
+        wide = tl.float64 if dtype == torch.float64 else tl.float32
+        return depthwise.prepare(problem, plan, call, wide, upcast, a, b, out, bias_stride)
     full = problem.with_unit_axes()
     c, k = problem.channels_per_group, problem.filters_per_group
     c_align, k_align = math.gcd(c, MAX_ALIGN), math.gcd(k, MAX_ALIGN)
     small = fits_int32(problem, which, plan, a, b, out)
     m_tiles, n_tiles, repeats = grid(problem, plan)
     programs = m_tiles * n_tiles * repeats
-    if programs > _INT32_MAX:
-        raise RuntimeError(f"{which} of {problem} needs {programs} programs, more than a CUDA grid of {_INT32_MAX} holds")
+    if programs > INT32_MAX:
+        raise RuntimeError(f"{which} of {problem} needs {programs} programs, more than a CUDA grid of {INT32_MAX} holds")
     q_align = 1
     if which == Pass.FPROP and 4 in (in_a.unit, in_out.unit) and full.output_size[2] % 8 == 0:
         q_align = 8
@@ -223,7 +214,7 @@ def prepare(
         "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
         "PRECISION": precision if dtype == torch.float32 else "ieee",
         "INDEX": tl.int32 if small else tl.int64,
-        "UPCAST": INTERPRETED and dtype == torch.bfloat16,
+        "UPCAST": upcast,
         "BLOCK_M": plan.block_m,
         "BLOCK_N": plan.block_n,
         "num_warps": plan.num_warps,
@@ -288,12 +279,13 @@ def prepare(
                 "KERNEL": full.kernel_size,
                 "DW_ALIGN": in_out.align,
                 "DW_UNIT": in_out.unit,
-                "INDEX": constants["INDEX"] if elements + _REDUCE_BLOCK <= _INT32_MAX else tl.int64,
+                "INDEX": constants["INDEX"] if elements + _REDUCE_BLOCK <= INT32_MAX else tl.int64,
                 "UPCAST": constants["UPCAST"],
                 "BLOCK": _REDUCE_BLOCK,
             },
         )
-    return Prepared(plan, programs, (*strides, sizes, pack(problem.groups)), constants, reduce)
+    workspace = (plan.split, *problem.weight_shape) if reduce else ()
+    return Prepared(plan, programs, (*strides, sizes, pack(problem.groups)), constants, workspace, reduce)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -312,7 +304,8 @@ def prepare_call(
     """The launch of a call: its plan, for operands as that plan wants them."""
     plan = choose(which, problem, dtype, precision, device, *describe(problem, which, a, b, out), forced)
     a = (a[0], channels_last_strides(a[0])) if "a" in plan.pack else a
-    b = (b[0], channels_last_strides(b[0])) if "b" in plan.pack else b
+    if "b" in plan.pack:
+        b = (b[0], (filters_last_strides if plan.family == "depthwise" else channels_last_strides)(b[0]))
     return prepare(which, problem, plan, dtype, precision, a, b, out, bias_stride)
 
 
@@ -336,7 +329,8 @@ def execute(
     prepared = prepare_call(which, problem, a.dtype, fp32_precision(), device, key(a), key(b), key(out), bias_stride, forced)
     if prepared.plan.pack:
         a = channels_last_copy(a) if "a" in prepared.plan.pack else a
-        b = channels_last_copy(b) if "b" in prepared.plan.pack else b
+        if "b" in prepared.plan.pack:
+            b = (filters_last_copy if prepared.plan.family == "depthwise" else channels_last_copy)(b)
     if device >= 0 and device != torch.cuda.current_device():
         with torch.cuda.device(device):
             run(which, prepared, a, b, bias, out)
@@ -351,7 +345,10 @@ def run(
     """The launch itself: nothing here depends on anything but its arguments."""
     grid_of = (prepared.programs,)
     COUNTS[str(which)] += 1
-    if which == Pass.FPROP:
+    if prepared.plan.family == "depthwise":
+        COUNTS[f"depthwise {which}"] += 1
+        depthwise.run(prepared, a, b, bias, out)
+    elif which == Pass.FPROP:
         fprop_kernel[grid_of](a, b, bias, out, *prepared.arguments, **prepared.constants)
     elif which == Pass.DGRAD:
         dgrad_kernel[grid_of](a, b, bias, out, *prepared.arguments, **prepared.constants)
@@ -359,7 +356,7 @@ def run(
         wgrad_kernel[grid_of](a, b, out, *prepared.arguments, **prepared.constants)
     else:
         wide = torch.float64 if out.dtype == torch.float64 else torch.float32
-        partial = torch.empty((prepared.plan.split, *out.shape), dtype=wide, device=out.device)
+        partial = torch.empty(prepared.workspace, dtype=wide, device=out.device)
         wgrad_kernel[grid_of](a, b, partial, *prepared.arguments, **prepared.constants)
         COUNTS["reduce"] += 1
         reduce = prepared.reduce

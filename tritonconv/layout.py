@@ -79,6 +79,27 @@ def channels_last_copy(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
+def depthwise_operand(shape: Sequence[int], strides: Sequence[int]) -> Operand:
+    """What the depthwise kernels may assume of a tensor, activations and weights [K, 1, ...] alike."""
+    axes = {1: 1, 0: 0, 4: len(shape) - 1} if shape[1] > 1 else {0: 0, 4: len(shape) - 1}
+    unit = next((axis for axis, at in axes.items() if strides[at] == 1 and (shape[at] > 1 or axis == 4)), -1)
+    align = MAX_ALIGN
+    for axis, (size, stride) in enumerate(zip(shape, strides, strict=True)):
+        if size > 1 and not (unit >= 0 and axes[unit] == axis):
+            align = math.gcd(align, stride)
+    return Operand(unit=unit, align=align)
+
+
+def filters_last_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides of dense depthwise weights [K, 1, *kernel] with neighbouring filters next to each other."""
+    return dense_strides(shape, (0, 1, *range(len(shape) - 1, 1, -1)))
+
+
+def filters_last_copy(weight: torch.Tensor) -> torch.Tensor:
+    """The same depthwise weights with neighbouring filters next to each other."""
+    return weight.movedim(0, -1).contiguous().movedim(-1, 0)
+
+
 def five(values: Sequence[int], lead: int) -> tuple[int, int, int, int, int]:
     """Strides of [outer, channel, *spatial] with leading unit spatial axes (of stride `lead`) up to three."""
     missing = 5 - len(values)

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from costmodel.count import Cost
 from costmodel.device import Device
+from costmodel.forecast import predict
 from costmodel.networks.receptive import Field
-from costmodel.plan import select
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import MAX_ALIGN, Call, Operand, itemsize
-from costmodel.timing import predict
+from costmodel.tiling import itemsize
 
 if TYPE_CHECKING:
     import torch
@@ -195,12 +194,8 @@ class _Clock:
             return self._operator(layer, cost)
         key = (layer.problem, which, layer.dtype)
         if key not in self.planned:
-            call = channels_last(layer.problem, Pass(which), layer.dtype, self.precision)
-            try:
-                found = predict(call, select(call, self.device), self.device)
-                self.planned[key] = (found.seconds, found.bound)
-            except RuntimeError:  # no kernel compiled for this device
-                self.planned[key] = self._operator(layer, cost)
+            found = predict(layer.problem, which, device=self.device, dtype=layer.dtype, precision=self.precision)
+            self.planned[key] = (found.seconds, found.bound)
         return self.planned[key]
 
     def _operator(self, layer: Layer, cost: Cost) -> tuple[float, str]:
@@ -212,14 +207,6 @@ class _Clock:
         memory = cost.bytes / (self.device.bandwidth * 1e9)
         seconds, bound = max((arithmetic, "arithmetic"), (memory, "DRAM"))
         return seconds + self.device.launch_overhead, "launch" if self.device.launch_overhead > seconds else bound
-
-
-def channels_last(problem: ConvProblem, which: Pass, dtype: str, precision: str) -> Call:
-    """The call with all three tensors dense and channels-last: every other stride is a multiple of the channel count."""
-    inner = Operand(align=math.gcd(MAX_ALIGN, problem.channels_per_group))  # x and w
-    outer = Operand(align=math.gcd(MAX_ALIGN, problem.filters_per_group))  # y
-    a, b, out = {Pass.FPROP: (inner, inner, outer), Pass.DGRAD: (outer, inner, inner), Pass.WGRAD: (outer, inner, inner)}[which]
-    return Call(problem, which, dtype, precision, a, b, out)
 
 
 def trace(model: nn.Module, *inputs: Any, train: bool = False, dtype: torch.dtype | None = None, **keywords: Any) -> Network:

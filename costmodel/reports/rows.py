@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING
 from costmodel.bounds import crossing_batch, roofline
 from costmodel.count import Cost, cost
 from costmodel.device import FIGURES, RATES, Device
-from costmodel.plan import select
+from costmodel.forecast import choose, predict
 from costmodel.reports.notation import Convolution
-from costmodel.tiling import Call
-from costmodel.timing import predict
 
 if TYPE_CHECKING:
     from costmodel.networks.network import Timed
@@ -114,15 +112,10 @@ def figures(device: Device) -> list[Figure]:
 
 
 def pass_rows(layer: Convolution, device: Device | None, dtype: str, precision: str) -> list[PassRow]:
-    """A row a pass, the layer's own result first. A device without a kernel for a pass leaves its plan and time None."""
+    """A row a pass, the layer's own result first."""
     rows = []
     for which, what in layer.passes.items():
-        call, plan = Call(layer.problem, which, dtype, precision), None
-        if device is not None:
-            try:
-                plan = select(call, device)
-            except RuntimeError:  # no compiled kernel for this device
-                plan = None
+        plan = None if device is None else choose(layer.problem, which, device, dtype=dtype, precision=precision)
         found = cost(layer.problem, which, plan, dtype=dtype)
         shape = {"dgrad": layer.problem.input_shape, "wgrad": layer.problem.weight_shape}.get(which, layer.problem.output_shape)
         row = {
@@ -145,7 +138,7 @@ def pass_rows(layer: Convolution, device: Device | None, dtype: str, precision: 
             row |= {"ridge": least.ridge, "roof": least.bound, "roofline_seconds": least.seconds}
             row["crossing_batch"] = crossing_batch(layer.problem, device, dtype, which, precision=precision)
         if device is not None and plan is not None:
-            guess = predict(call, plan, device)
+            guess = predict(layer.problem, which, plan, device, dtype=dtype, precision=precision)
             row |= {"plan": str(plan), "seconds": guess.seconds, "low": guess.low, "high": guess.high}
             row |= {"source": guess.source, "limit": guess.bound}
         rows.append(PassRow(**row))

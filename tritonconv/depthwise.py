@@ -1,0 +1,173 @@
+"""Depthwise launches: scalars, constexprs and grid of each kernel, and the launch itself."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import triton.language as tl
+
+from costmodel.depthwise import (
+    REDUCE_BLOCK,
+    REDUCE_PARTS,
+    axis_of,
+    grid,
+    load_width,
+    parts,
+    row_runs,
+    shape_of,
+    store_width,
+    tap_step,
+)
+from costmodel.problem import ConvProblem, Pass, ceil_div, product
+from costmodel.tiling import MAX_ALIGN, Call, Operand, Plan
+from tritonconv.kernels.depthwise import slide_kernel
+from tritonconv.kernels.depthwise_taps import taps_kernel
+from tritonconv.kernels.depthwise_wgrad import strip_kernel, strip_reduce_kernel
+from tritonconv.kernels.index import pack
+from tritonconv.kernels.window import Extents
+from tritonconv.prepared import INT32_MAX, Prepared, TensorKey, packed_strides
+
+
+def fits_int32(problem: ConvProblem, plan: Plan, *tensors: TensorKey) -> bool:
+    """Whether 32-bit offsets reach every element of an image, masked columns and rows beyond it included."""
+    beyond = 2 * (max((*problem.effective_kernel, *problem.stride)) + plan.block_m * plan.block_k)
+    beyond += max(abs(p) for pair in problem.padding for p in pair)
+    for shape, strides in tensors:
+        spatial = sum((n + beyond) * stride for n, stride in zip(shape[2:], strides[2:], strict=True))
+        if spatial + (shape[1] + plan.block_n) * strides[1] > INT32_MAX:
+            return False
+    return True
+
+
+def prepare(
+    problem: ConvProblem,
+    plan: Plan,
+    call: Call,
+    accumulator: Any,
+    upcast: bool,
+    a: TensorKey,
+    b: TensorKey,
+    out: TensorKey,
+    bias_stride: int | None,
+) -> Prepared:
+    """Scalars, constexprs and grid of a launch. `call` describes the operands as they now lie."""
+    which, full, shape = plan.which, problem.with_unit_axes(), shape_of(problem, plan.which)
+    dgrad, wgrad = which == Pass.DGRAD, which == Pass.WGRAD
+    activations = (a, b) if wgrad else (a, out)
+    align = math.gcd(shape.channels, MAX_ALIGN)
+    width, other_width = load_width(call, plan), store_width(call, plan)
+    block_r, block_s = plan.taps or full.kernel_size[1:]
+    columns = axis_of(full, which, 2, block_s)
+    rows = axis_of(full, which, 1, block_r)
+    early = ceil_div(columns.shift, width)
+    programs = product(grid(problem, plan))
+    if programs > INT32_MAX:
+        raise RuntimeError(f"{which} of {problem} needs {programs} programs, more than a CUDA grid of {INT32_MAX} holds")
+    slides = plan.taps is None and not wgrad
+    extents = Extents(
+        *map(
+            pack,
+            (
+                *shape.inputs,
+                *shape.outputs,
+                shape.channels // align,
+                axis_of(full, which, 0).shift if slides else full.padding[0][0],
+                rows.shift if slides else full.padding[1][0],
+                early,
+                bias_stride or 0,
+                plan.rows,
+            ),
+        )
+    )
+    constants: dict[str, Any] = {
+        "KERNEL": full.kernel_size,
+        "STRIDE": full.stride,
+        "DILATION": full.dilation,
+        "RANK": max(problem.rank, 1),
+        "MULTIPLIER": problem.filters_per_group,
+        "C_ALIGN": align,
+        "EVEN_C": shape.channels % plan.block_n == 0,
+        "X_WIDTH": width,
+        "LEAD": early * width - columns.shift,
+        "X_EVEN": shape.inputs[2] % width == 0,
+        "ACC": accumulator,
+        "INDEX": tl.int32 if fits_int32(problem, plan, *activations) else tl.int64,
+        "CHANNELS": plan.block_n,
+        "GROUPS": plan.block_k,
+        "COLUMNS": plan.block_m,
+        "num_warps": plan.num_warps,
+        "num_stages": plan.num_stages,
+    }
+
+    def name(prefix: str, described: Operand) -> None:
+        constants[f"{prefix}_ALIGN"] = described.align
+        constants[f"{prefix}_UNIT"] = described.unit
+
+    strides = tuple(packed_strides(t, d) for t, d in ((a, call.a), (b, call.b), (out, call.out)))
+    if wgrad:
+        name("DY", call.a)
+        name("X", call.b)
+        splits, runs = parts(problem, plan)
+        workspace = (splits * grid(problem, plan)[1], problem.taps, shape.channels)
+        constants |= {
+            "BLOCK_R": block_r,
+            "BLOCK_S": block_s,
+            "LAG": rows.lag,
+            "DY_WIDTH": other_width,
+            "DY_EVEN": shape.outputs[2] % other_width == 0,
+        }
+        elements = product(problem.weight_shape)
+        reduce = Prepared(
+            plan,
+            ceil_div(elements, REDUCE_BLOCK),
+            (strides[2], (pack(elements), pack(workspace[0]), pack(shape.channels))),
+            {
+                "KERNEL": full.kernel_size,
+                "DW_ALIGN": call.out.align,
+                "DW_UNIT": call.out.unit,
+                "ACC": accumulator,
+                "UPCAST": upcast,
+                "BLOCK_PARTS": REDUCE_PARTS,
+                "BLOCK": REDUCE_BLOCK,
+            },
+        )
+        arguments = (*strides[:2], extents, (pack(runs), pack(row_runs(problem, plan))))
+        return Prepared(plan, programs, arguments, constants, workspace, reduce)
+    for prefix, described in (("X", call.a), ("W", call.b), ("Y", call.out)):
+        name(prefix, described)
+    constants |= {
+        "DGRAD": dgrad,
+        "Y_WIDTH": other_width,
+        "Y_EVEN": shape.outputs[2] % other_width == 0,
+        "HAS_BIAS": bias_stride is not None,
+        "UPCAST": upcast,
+    }
+    if plan.taps is None:
+        axes = [axis_of(full, which, i) for i in range(3)]
+        constants |= {"PHASE": tuple(x.phase for x in axes), "REACH": tuple(x.reach for x in axes), "LAG": rows.lag}
+    else:
+        span = block_s * full.dilation[2]
+        constants |= {
+            "PHASE": columns.phase,
+            "REACH": columns.reach,
+            "STEP": tuple(tap_step(full, which, i) for i in range(2)),
+            "CHUNK": block_s,
+            "CHUNK_SPAN": -(span // full.stride[2]) if dgrad else span,
+        }
+    return Prepared(plan, programs, (*strides, extents), constants)
+
+
+def run(prepared: Prepared, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
+    """The launch itself; wgrad's is two."""
+    programs = (prepared.programs,)
+    if prepared.reduce is None:
+        kernel = slide_kernel if prepared.plan.taps is None else taps_kernel
+        kernel[programs](a, b, bias, out, *prepared.arguments, **prepared.constants)
+        return
+    wide = torch.float64 if out.dtype == torch.float64 else torch.float32
+    partial = torch.empty(prepared.workspace, dtype=wide, device=out.device)
+    strip_kernel[programs](a, b, partial, *prepared.arguments, **prepared.constants)
+    reduce = prepared.reduce
+    strip_reduce_kernel[(reduce.programs,)](partial, out, *reduce.arguments, **reduce.constants)

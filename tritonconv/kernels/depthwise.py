@@ -1,0 +1,201 @@
+"""Depthwise convolution and its input gradient where all taps of a channel fit in registers: a window slides down the rows."""
+
+import triton
+import triton.language as tl
+
+from tritonconv.kernels.index import inside, strides, unpack, wide
+from tritonconv.kernels.window import (
+    column_masks,
+    highest,
+    lanes_of,
+    meets_row,
+    read_row,
+    store_row,
+    tap_offsets,
+    zeros,
+)
+
+
+@triton.jit
+def slide_kernel(
+    x_ptr,
+    w_ptr,
+    b_ptr,
+    y_ptr,
+    x_strides,  # Strides of the gathered tensor: x, or dy for dgrad
+    w_strides,  # Strides of w [K, 1, T, R, S]
+    y_strides,  # Strides of the output: y, or dx
+    sizes,  # Extents
+    KERNEL: tl.constexpr,  # (T, R, S)
+    STRIDE: tl.constexpr,
+    DILATION: tl.constexpr,
+    PHASE: tl.constexpr,  # dgrad: low padding modulo the stride; fprop: 0
+    REACH: tl.constexpr,  # dgrad: offset of the window's last group; fprop: 0
+    LAG: tl.constexpr,  # groups of output rows that wait for more input rows
+    DGRAD: tl.constexpr,
+    RANK: tl.constexpr,
+    MULTIPLIER: tl.constexpr,  # output channels per input channel; 1 for dgrad
+    X_ALIGN: tl.constexpr,
+    X_UNIT: tl.constexpr,
+    W_ALIGN: tl.constexpr,
+    W_UNIT: tl.constexpr,
+    Y_ALIGN: tl.constexpr,
+    Y_UNIT: tl.constexpr,
+    C_ALIGN: tl.constexpr,
+    EVEN_C: tl.constexpr,  # every lane has a channel
+    X_WIDTH: tl.constexpr,  # columns a load brings and, below, LEAD: by how many it starts early
+    LEAD: tl.constexpr,
+    X_EVEN: tl.constexpr,  # the input's width is a multiple of X_WIDTH, the output's one of COLUMNS
+    Y_EVEN: tl.constexpr,
+    Y_WIDTH: tl.constexpr,  # columns a store takes: 1 or COLUMNS
+    HAS_BIAS: tl.constexpr,
+    ACC: tl.constexpr,
+    INDEX: tl.constexpr,
+    UPCAST: tl.constexpr,
+    CHANNELS: tl.constexpr,  # channels of a program,
+    GROUPS: tl.constexpr,  # column tiles,
+    COLUMNS: tl.constexpr,  # and columns of a tile
+):
+    """y[n, k, o, p, q] = b[k] + sum over t, r, s of w[k, t, r, s] * x[n, k / multiplier, o*s_d - low_d + t*d_d, p*.., q*..]
+    or, for dgrad, dx[n, c, d, h, w] = sum over the (t, o), (r, p), (s, q) with d = o*s_d - low_d + t*d_d, ... of
+    w[c, t, r, s] * dy[n, c, o, p, q].
+
+    A program walks down the rows. Each input row is read once and meets all its taps: it completes the oldest group of
+    output rows and adds to the LAG groups that wait in registers. A group is one row; for dgrad `stride` rows, so that which
+    taps meet is known at compile time and no multiply-add meets a structural zero.
+    """
+    T: tl.constexpr = KERNEL[0]
+    R: tl.constexpr = KERNEL[1]
+    S: tl.constexpr = KERNEL[2]
+    OUT_H: tl.constexpr = STRIDE[1] if DGRAD else 1  # output rows of a group
+    OUT_W: tl.constexpr = STRIDE[2] if DGRAD else 1
+    IN_D: tl.constexpr = 1 if DGRAD else STRIDE[0]
+    IN_H: tl.constexpr = 1 if DGRAD else STRIDE[1]  # input rows of a step
+    IN_W: tl.constexpr = 1 if DGRAD else STRIDE[2]
+    # the offset in the window at which output e of a group meets tap r, -1 where it does not: ROWS[e * R + r], COLS[j * S + s]
+    ROWS: tl.constexpr = tap_offsets(OUT_H, R, STRIDE[1], DILATION[1], PHASE[1], REACH[1], DGRAD)
+    COLS: tl.constexpr = tap_offsets(COLUMNS, S, STRIDE[2], DILATION[2], PHASE[2], REACH[2], DGRAD)
+    DEPTHS: tl.constexpr = tap_offsets(1, T, STRIDE[0], DILATION[0], PHASE[0], REACH[0], DGRAD)
+    WINDOW: tl.constexpr = 1 + highest(COLS)
+    LANES: tl.constexpr = CHANNELS * GROUPS
+    LANED: tl.constexpr = GROUPS > 1 or not EVEN_C
+    _, x_c, x_d, x_h, x_w = strides(x_strides, X_ALIGN, X_UNIT, INDEX)
+    w_k, _, w_t, w_r, w_s = strides(w_strides, W_ALIGN, W_UNIT, INDEX)
+    _, y_c, y_d, y_h, y_w = strides(y_strides, Y_ALIGN, Y_UNIT, INDEX)
+    channels = unpack(sizes.channels) * C_ALIGN
+    out_h = unpack(sizes.out_h)
+    out_w = unpack(sizes.out_w)
+    rows = unpack(sizes.rows)
+
+    # program -> (channels, column tiles, run of rows, depth, image), channels fastest: one pixel is one run of memory
+    pid = tl.program_id(0)
+    tiles_c = tl.cdiv(channels, CHANNELS)
+    tiles_q = tl.cdiv(out_w, COLUMNS * GROUPS)
+    pid_c = pid % tiles_c
+    pid = pid // tiles_c
+    pid_q = pid % tiles_q
+    pid = pid // tiles_q
+    first = pid * 0
+    groups_h = 1
+    if RANK >= 2:
+        groups_h = tl.cdiv(out_h, OUT_H)
+        runs = tl.cdiv(groups_h, rows)
+        first = (pid % runs) * rows
+        pid = pid // runs
+    o = first * 0
+    if RANK >= 3:
+        size_o = unpack(sizes.out_d)
+        o = pid % size_o
+        pid = pid // size_o
+    image = pid.to(tl.int64)
+
+    channel, tile = lanes_of(pid_q, CHANNELS, GROUPS, X_UNIT == 4)
+    channel += pid_c * CHANNELS
+    lanes = channel < channels  # [LANES]
+    x_base = x_ptr + image * wide(x_strides.outer, X_ALIGN, X_UNIT == 0)
+    y_base = y_ptr + image * wide(y_strides.outer, Y_ALIGN, Y_UNIT == 0)
+    x_column = (tile * (COLUMNS // OUT_W * IN_W // X_WIDTH) - unpack(sizes.shift_w)) * X_WIDTH
+    y_column = tile * COLUMNS
+    x_offset = (channel // MULTIPLIER) * x_c + x_column * x_w
+    y_offset = channel * y_c + y_column * y_w
+    if RANK >= 3:
+        y_offset += o * y_d
+    x_ptrs = x_base + x_offset
+    y_ptrs = y_base + y_offset
+    if X_WIDTH > 1:
+        x_ptrs = x_base + (x_offset[:, None] + (tl.arange(0, X_WIDTH) * x_w)[None, :])
+    if Y_WIDTH > 1:
+        y_ptrs = y_base + (y_offset[:, None] + (tl.arange(0, Y_WIDTH) * y_w)[None, :])
+    LOADS: tl.constexpr = (LEAD + WINDOW + X_WIDTH - 1) // X_WIDTH
+    x_masks = column_masks(x_column, unpack(sizes.in_w), lanes, LOADS, X_WIDTH, X_EVEN, LANED)
+    y_masks = column_masks(y_column, out_w, lanes, COLUMNS // Y_WIDTH, Y_WIDTH, Y_EVEN, LANED)
+
+    # taps stay in registers: weights[(t * R + r) * S + s] [LANES]
+    weights = ()
+    for t in tl.static_range(T):
+        for r in tl.static_range(R):
+            for s in tl.static_range(S):
+                tap = t * w_t + r * w_r + s * w_s
+                weights = weights + (tl.load(w_ptr + (channel * w_k + tap), mask=lanes, other=0.0).to(ACC),)
+    start = tl.zeros((LANES,), ACC)
+    if HAS_BIAS:
+        start = tl.load(b_ptr + channel * unpack(sizes.b), mask=lanes, other=0.0).to(ACC)
+
+    waiting = ()  # [(group, row of the group, column)], the oldest group first
+    for _ in tl.static_range(LAG * OUT_H * COLUMNS):
+        waiting = waiting + (start,)
+    last = first + 1
+    if RANK >= 2:
+        last = tl.minimum(first + rows, groups_h) + LAG
+    for i in range(first, last):
+        window = ()  # [(row of the step, t, column)]
+        for e in tl.static_range(IN_H):
+            h = i * IN_H + (e - unpack(sizes.shift_h))
+            for t in tl.static_range(T):
+                row_ok = inside(h, unpack(sizes.in_h))
+                x_row = h * x_h
+                if RANK < 2:
+                    row_ok = tl.full((), True, tl.int1)
+                    x_row = i * 0
+                if RANK >= 3:
+                    d = o * IN_D - unpack(sizes.shift_d) + DEPTHS[t]
+                    row_ok = row_ok & inside(d, unpack(sizes.in_d))
+                    x_row += d * x_d
+                if meets_row(ROWS, e, IN_H):
+                    window = window + read_row(x_ptrs + x_row, x_w, x_masks, row_ok, COLS, X_WIDTH, LEAD, WINDOW, ACC)
+                else:
+                    window = window + zeros(WINDOW, LANES, ACC)
+        made = ()
+        for slot in tl.static_range(LAG + 1):
+            for e_out in tl.static_range(OUT_H):
+                for j in tl.static_range(COLUMNS):
+                    acc = waiting[(slot * OUT_H + e_out) * COLUMNS + j] if slot < LAG else start
+                    for r in tl.static_range(R):
+                        if ROWS[e_out * R + r] >= 0 and ROWS[e_out * R + r] // IN_H == LAG - slot:
+                            for s in tl.static_range(S):
+                                if COLS[j * S + s] >= 0:
+                                    for t in tl.static_range(T):
+                                        acc += (
+                                            window[(ROWS[e_out * R + r] % IN_H * T + t) * WINDOW + COLS[j * S + s]]
+                                            * weights[(t * R + r) * S + s]
+                                        )
+                    made = made + (acc,)
+        p = (i - LAG) * OUT_H
+        for e_out in tl.static_range(OUT_H):
+            row_ok = (p + e_out >= first * OUT_H) & (p + e_out < out_h)
+            y_row = (p + e_out) * y_h
+            if RANK < 2:
+                row_ok = tl.full((), True, tl.int1)
+                y_row = i * 0
+            store_row(
+                y_ptrs + y_row,
+                y_w,
+                made[e_out * COLUMNS : (e_out + 1) * COLUMNS],
+                y_masks,
+                row_ok,
+                y_ptr.dtype.element_ty,
+                COLUMNS,
+                Y_WIDTH,
+                UPCAST,
+            )
+        waiting = made[OUT_H * COLUMNS :]

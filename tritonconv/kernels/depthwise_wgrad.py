@@ -1,0 +1,205 @@
+"""Weight gradient of a depthwise convolution: partial sums of strips of the output, then their sum in a fixed order."""
+
+import triton
+import triton.language as tl
+
+from tritonconv.kernels.epilogue import rounded
+from tritonconv.kernels.index import inside, strides, unpack, wide
+from tritonconv.kernels.window import column_masks, highest, lanes_of, meets_row, read_row, tap_offsets, zeros
+
+
+@triton.jit
+def strip_kernel(
+    dy_ptr,
+    x_ptr,
+    partial_ptr,  # workspace [parts, T * R * S, K] in the accumulator's type
+    dy_strides,  # Strides of dy [N, K, O, P, Q]
+    x_strides,  # Strides of x [N, C, D, H, W]
+    sizes,  # Extents: in is x, out is dy; the low padding (shift_w divided by X_WIDTH and rounded up)
+    runs,  # (runs of rows of one part, of all parts), packed
+    KERNEL: tl.constexpr,  # (T, R, S)
+    STRIDE: tl.constexpr,
+    DILATION: tl.constexpr,
+    BLOCK_R: tl.constexpr,  # filter rows of a program: R or 1,
+    BLOCK_S: tl.constexpr,  # and taps of each
+    LAG: tl.constexpr,  # rows of dy that wait for more rows of x
+    RANK: tl.constexpr,
+    MULTIPLIER: tl.constexpr,  # K / C
+    DY_ALIGN: tl.constexpr,
+    DY_UNIT: tl.constexpr,
+    X_ALIGN: tl.constexpr,
+    X_UNIT: tl.constexpr,
+    C_ALIGN: tl.constexpr,  # of K
+    EVEN_C: tl.constexpr,
+    X_WIDTH: tl.constexpr,  # columns a load of x brings, and by how many it starts early
+    LEAD: tl.constexpr,
+    X_EVEN: tl.constexpr,  # the widths of x and dy are multiples of their loads'
+    DY_WIDTH: tl.constexpr,
+    DY_EVEN: tl.constexpr,
+    ACC: tl.constexpr,
+    INDEX: tl.constexpr,
+    CHANNELS: tl.constexpr,  # channels of a program,
+    GROUPS: tl.constexpr,  # column tiles,
+    COLUMNS: tl.constexpr,  # and columns of a tile
+):
+    """partial[i, (t, r, s), k] = sum over the rows and columns of strip i of dy[n, k, o, p, q] * x[n, k / multiplier, o*s_d -
+    low_d + t*d_d, p*.., q*..]
+
+    A program walks down the rows with BLOCK_R x BLOCK_S sums in registers. Each row of x is read once and meets the LAG + 1
+    rows of dy that its taps reach.
+    """
+    T: tl.constexpr = KERNEL[0]
+    R: tl.constexpr = KERNEL[1]
+    S: tl.constexpr = KERNEL[2]
+    IN_H: tl.constexpr = STRIDE[1]  # rows of x of a step
+    ROWS: tl.constexpr = tap_offsets(1, BLOCK_R, STRIDE[1], DILATION[1], 0, 0, False)
+    COLS: tl.constexpr = tap_offsets(COLUMNS, BLOCK_S, STRIDE[2], DILATION[2], 0, 0, False)
+    DY_COLS: tl.constexpr = tap_offsets(COLUMNS, 1, 1, 1, 0, 0, False)
+    WINDOW: tl.constexpr = 1 + highest(COLS)
+    LANES: tl.constexpr = CHANNELS * GROUPS
+    LANED: tl.constexpr = GROUPS > 1 or not EVEN_C
+    _, y_k, y_o, y_p, y_q = strides(dy_strides, DY_ALIGN, DY_UNIT, INDEX)
+    _, x_c, x_d, x_h, x_w = strides(x_strides, X_ALIGN, X_UNIT, INDEX)
+    channels = unpack(sizes.channels) * C_ALIGN
+    size_o = unpack(sizes.out_d)
+    size_p = unpack(sizes.out_h)
+    size_q = unpack(sizes.out_w)
+    rows = unpack(sizes.rows)
+
+    # program -> (channels, taps, column tiles, part), channels fastest; programs of other taps read the same rows next
+    pid = tl.program_id(0)
+    tiles_c = tl.cdiv(channels, CHANNELS)
+    tiles_q = tl.cdiv(size_q, COLUMNS * GROUPS)
+    pid_c = pid % tiles_c
+    pid = pid // tiles_c
+    S_BLOCKS: tl.constexpr = (S + BLOCK_S - 1) // BLOCK_S
+    s_first = (pid % S_BLOCKS) * BLOCK_S
+    pid = pid // S_BLOCKS
+    r_first = (pid % (R // BLOCK_R)) * BLOCK_R
+    pid = pid // (R // BLOCK_R)
+    t = pid % T
+    pid = pid // T
+    part = pid  # (split, column tile)
+    pid_q = pid % tiles_q
+    split = pid // tiles_q
+
+    channel, tile = lanes_of(pid_q, CHANNELS, GROUPS, X_UNIT == 4)
+    channel += pid_c * CHANNELS
+    lanes = channel < channels  # [LANES]
+    s_shift = s_first * DILATION[2]
+    x_column = (tile * (COLUMNS * STRIDE[2] // X_WIDTH) - unpack(sizes.shift_w)) * X_WIDTH + s_shift
+    y_column = tile * COLUMNS
+    x_offset = (channel // MULTIPLIER) * x_c + x_column * x_w
+    y_offset = channel * y_k + y_column * y_q
+    LOADS: tl.constexpr = (LEAD + WINDOW + X_WIDTH - 1) // X_WIDTH
+    x_masks = column_masks(x_column, unpack(sizes.in_w), lanes, LOADS, X_WIDTH, X_EVEN, LANED)
+    y_masks = column_masks(y_column, size_q, lanes, COLUMNS // DY_WIDTH, DY_WIDTH, DY_EVEN, LANED)
+
+    sums = zeros(BLOCK_R * BLOCK_S, LANES, ACC)
+    runs_h = tl.cdiv(size_p, rows)
+    begin = split * unpack(runs[0])
+    for step in range(0, tl.minimum(unpack(runs[0]), unpack(runs[1]) - begin)):
+        run = begin + step
+        first = run * 0
+        image = run
+        plane_ok = tl.full((), True, tl.int1)
+        x_plane = (run * 0).to(INDEX)
+        y_plane = (run * 0).to(INDEX)
+        if RANK >= 2:
+            first = (run % runs_h) * rows
+            image = run // runs_h
+        if RANK >= 3:
+            o = image % size_o
+            image = image // size_o
+            d = o * STRIDE[0] + (t * DILATION[0] - unpack(sizes.shift_d))
+            plane_ok = inside(d, unpack(sizes.in_d))
+            x_plane += d * x_d
+            y_plane += o * y_o
+        x_base = x_ptr + image.to(tl.int64) * wide(x_strides.outer, X_ALIGN, X_UNIT == 0)
+        y_base = dy_ptr + image.to(tl.int64) * wide(dy_strides.outer, DY_ALIGN, DY_UNIT == 0)
+        x_ptrs = x_base + (x_offset + x_plane)
+        y_ptrs = y_base + (y_offset + y_plane)
+        if X_WIDTH > 1:
+            x_ptrs = x_base + ((x_offset + x_plane)[:, None] + (tl.arange(0, X_WIDTH) * x_w)[None, :])
+        if DY_WIDTH > 1:
+            y_ptrs = y_base + ((y_offset + y_plane)[:, None] + (tl.arange(0, DY_WIDTH) * y_q)[None, :])
+        end = first + 1
+        if RANK >= 2:
+            end = tl.minimum(first + rows, size_p)
+        older = zeros(LAG * COLUMNS, LANES, ACC)  # rows i - LAG to i - 1 of dy
+        for i in range(first, end + LAG):
+            window = ()  # [(row of the step, column)]
+            for e in tl.static_range(IN_H):
+                if meets_row(ROWS, e, IN_H):
+                    x_ok = plane_ok
+                    x_row = i * 0
+                    if RANK >= 2:
+                        h = i * IN_H + (e + r_first * DILATION[1] - unpack(sizes.shift_h))
+                        x_ok = x_ok & inside(h, unpack(sizes.in_h))
+                        x_row = h * x_h
+                    window = window + read_row(x_ptrs + x_row, x_w, x_masks, x_ok, COLS, X_WIDTH, LEAD, WINDOW, ACC)
+                else:
+                    window = window + zeros(WINDOW, LANES, ACC)
+            y_ok = plane_ok
+            y_row = i * 0
+            if RANK >= 2:
+                y_ok = y_ok & (i < end)
+                y_row = i * y_p
+            older = older + read_row(y_ptrs + y_row, y_q, y_masks, y_ok, DY_COLS, DY_WIDTH, 0, COLUMNS, ACC)
+            added = ()
+            for r in tl.static_range(BLOCK_R):
+                for s in tl.static_range(BLOCK_S):
+                    acc = sums[r * BLOCK_S + s]
+                    for j in tl.static_range(COLUMNS):
+                        dy = older[(LAG - ROWS[r] // IN_H) * COLUMNS + j]
+                        acc += dy * window[ROWS[r] % IN_H * WINDOW + COLS[j * BLOCK_S + s]]
+                    added = added + (acc,)
+            sums = added
+            older = older[COLUMNS:]
+
+    k = pid_c * CHANNELS + tl.arange(0, CHANNELS)
+    base = partial_ptr + part.to(tl.int64) * (T * R * S) * channels
+    for r in tl.static_range(BLOCK_R):
+        for s in tl.static_range(BLOCK_S):
+            acc = sums[r * BLOCK_S + s]
+            if GROUPS > 1 and X_UNIT == 4:
+                acc = tl.sum(tl.reshape(acc, (CHANNELS, GROUPS)), 1)
+            elif GROUPS > 1:
+                acc = tl.sum(tl.reshape(acc, (GROUPS, CHANNELS)), 0)
+            tap = ((t * R + r_first + r) * S + s_first + s).to(INDEX)
+            tl.store(base + (tap * channels + k), acc, mask=(k < channels) & (s_first + s < S))
+
+
+@triton.jit
+def strip_reduce_kernel(
+    partial_ptr,  # workspace [parts, T * R * S, K]
+    dw_ptr,
+    dw_strides,  # Strides of dw [K, 1, T, R, S]
+    sizes,  # (elements of dw, parts, K), packed
+    KERNEL: tl.constexpr,
+    DW_ALIGN: tl.constexpr,
+    DW_UNIT: tl.constexpr,
+    ACC: tl.constexpr,
+    UPCAST: tl.constexpr,
+    BLOCK_PARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """dw[k, t, r, s] = sum over i of partial[i, (t, r, s), k]: BLOCK_PARTS sums side by side, always in the same order."""
+    elements = unpack(sizes[0])
+    parts = unpack(sizes[1])
+    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    lane = tl.arange(0, BLOCK_PARTS)
+    acc = tl.zeros((BLOCK_PARTS, BLOCK), ACC)
+    for first in range(0, parts, BLOCK_PARTS):
+        part = first + lane
+        ptrs = partial_ptr + (part.to(tl.int64)[:, None] * elements + offs[None, :])
+        acc += tl.load(ptrs, mask=(part < parts)[:, None] & (offs < elements)[None, :], other=0.0)
+    channels = unpack(sizes[2])
+    k = offs % channels
+    tap = offs // channels
+    s = tap % KERNEL[2]
+    r = (tap // KERNEL[2]) % KERNEL[1]
+    t = tap // (KERNEL[2] * KERNEL[1])
+    w_k, _, w_t, w_r, w_s = strides(dw_strides, DW_ALIGN, DW_UNIT, tl.int64)
+    dw = rounded(tl.sum(acc, 0), dw_ptr.dtype.element_ty, UPCAST)
+    tl.store(dw_ptr + (k * w_k + t * w_t + r * w_r + s * w_s), dw, mask=offs < elements)

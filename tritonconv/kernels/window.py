@@ -1,0 +1,209 @@
+"""What the depthwise kernels share: which taps meet which pixels, and rows of pixels as tuples of registers.
+
+A program's lanes are channels, or channels times neighbouring column tiles. Each lane owns COLUMNS output columns, known by
+their number at compile time, so that a row is a tuple of 1-D tensors [LANES] and no multiply-add needs an index.
+"""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from tritonconv.kernels.epilogue import rounded
+
+
+class Extents(NamedTuple):
+    """Sizes of a depthwise launch, packed (`kernels.index.pack`). "in" is the tensor that is gathered, dy for dgrad."""
+
+    in_d: int
+    in_h: int
+    in_w: int
+    out_d: int
+    out_h: int
+    out_w: int
+    channels: int  # channels of the output (of dw for wgrad), divided by their alignment
+    shift_d: int  # input coordinate of tap offset 0 of output group 0, negated
+    shift_h: int
+    shift_w: int  # divided by the load width, rounded up
+    b: int  # stride of the bias
+    rows: int  # groups of output rows a program makes
+
+
+@triton.constexpr_function
+def tap_offsets(OUTPUTS, KERNEL, STRIDE, DILATION, PHASE, REACH, DGRAD):
+    """Entry j * KERNEL + tap: where the input pixel that output j meets at a tap lies in the window, -1 if they never meet.
+
+    fprop: the window of outputs 0, 1, ... starts at input -low. dgrad: outputs 0, 1, ... are input pixels, from one that is
+    `phase` above a multiple of the stride, and the window is of dy.
+    """
+    offsets = []
+    for j in range(OUTPUTS):
+        for tap in range(KERNEL):
+            reached = j + PHASE - tap * DILATION
+            if not DGRAD:
+                offsets.append(j * STRIDE + tap * DILATION)
+            else:
+                offsets.append(reached // STRIDE + REACH if reached % STRIDE == 0 else -1)
+    return tuple(offsets)
+
+
+@triton.constexpr_function
+def first_taps(OFFSETS, KERNEL, TAPS):
+    """The entries of `tap_offsets` of the first TAPS taps alone."""
+    return tuple(OFFSETS[j * KERNEL + tap] for j in range(len(OFFSETS) // KERNEL) for tap in range(TAPS))
+
+
+@triton.constexpr_function
+def highest(OFFSETS):
+    return max(OFFSETS)
+
+
+@triton.constexpr_function
+def holds(OFFSETS, offset):
+    return offset in OFFSETS
+
+
+@triton.constexpr_function
+def meets_row(OFFSETS, row, ROWS):
+    """Whether any tap meets row `row` of the ROWS input rows of a step."""
+    return any(offset >= 0 and offset % ROWS == row for offset in OFFSETS)
+
+
+@triton.jit
+def within(coordinate, size):
+    """0 <= coordinate < size in one comparison: as an unsigned number a negative coordinate is above every size."""
+    return coordinate.to(tl.uint32, bitcast=True) < size.to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def lanes_of(tile, CHANNELS: tl.constexpr, GROUPS: tl.constexpr, PLANES: tl.constexpr):
+    """(channel, column tile) of every lane of a program; the column tile is a scalar where a program has but one."""
+    lane = tl.arange(0, CHANNELS * GROUPS)
+    if GROUPS == 1:
+        channel = lane
+        column = tile
+    elif PLANES:  # neighbouring columns are neighbours in memory
+        channel = lane // GROUPS
+        column = tile * GROUPS + lane % GROUPS
+    else:
+        channel = lane % CHANNELS
+        column = tile * GROUPS + lane // CHANNELS
+    return channel, column
+
+
+@triton.jit
+def zeros(COUNT: tl.constexpr, LANES: tl.constexpr, ACC: tl.constexpr):
+    """COUNT tensors [LANES] of zeros."""
+    found = ()
+    for _ in tl.static_range(COUNT):
+        found = found + (tl.zeros((LANES,), ACC),)
+    return found
+
+
+@triton.jit
+def split_columns(tile, WIDTH: tl.constexpr):
+    """The columns of tile [LANES, WIDTH] as a tuple of WIDTH tensors [LANES]; WIDTH is a power of two."""
+    if WIDTH == 1:
+        return (tl.reshape(tile, (tile.shape[0],)),)
+    elif WIDTH == 2:
+        even, odd = tl.split(tile)
+        return (even, odd)
+    else:
+        even, odd = tl.split(tl.reshape(tile, (tile.shape[0], WIDTH // 2, 2)))
+        evens = split_columns(even, WIDTH // 2)
+        odds = split_columns(odd, WIDTH // 2)
+        columns = ()
+        for i in tl.static_range(WIDTH // 2):
+            columns = columns + (evens[i], odds[i])
+        return columns
+
+
+@triton.jit
+def join_columns(columns, WIDTH: tl.constexpr):
+    """The inverse of `split_columns`."""
+    if WIDTH == 1:
+        return tl.reshape(columns[0], (columns[0].shape[0], 1))
+    elif WIDTH == 2:
+        return tl.join(columns[0], columns[1])
+    else:
+        evens = ()
+        odds = ()
+        for i in tl.static_range(WIDTH // 2):
+            evens = evens + (columns[2 * i],)
+            odds = odds + (columns[2 * i + 1],)
+        even = join_columns(evens, WIDTH // 2)
+        odd = join_columns(odds, WIDTH // 2)
+        return tl.reshape(tl.join(even, odd), (even.shape[0], WIDTH))
+
+
+@triton.jit
+def column_masks(first, size, lanes, COUNT: tl.constexpr, WIDTH: tl.constexpr, EVEN: tl.constexpr, LANED: tl.constexpr):
+    """COUNT masks of the columns from `first` on, WIDTH to a mask: scalars, [LANES], or with WIDTH > 1 [LANES, WIDTH or 1].
+
+    LANED: the mask is per lane, because `first` is, or because some lanes do not exist. EVEN: size is a multiple of WIDTH.
+    """
+    masks = ()
+    for i in tl.static_range(COUNT):
+        if WIDTH == 1:
+            ok = within(first + i, size)
+            if LANED:
+                ok = lanes & ok
+        elif EVEN:
+            ok = (lanes & within(first + i * WIDTH, size))[:, None]
+        else:
+            ok = lanes[:, None] & within((first + i * WIDTH)[:, None] + tl.arange(0, WIDTH)[None, :], size)
+        masks = masks + (ok,)
+    return masks
+
+
+@triton.jit
+def read_row(
+    ptrs,
+    step,
+    masks,
+    row_ok,
+    OFFSETS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    LEAD: tl.constexpr,
+    WINDOW: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """The WINDOW columns of one input row, zero outside, in the accumulator's type.
+
+    OFFSETS: which columns are used. WIDTH > 1: ptrs is [LANES, WIDTH] and starts LEAD columns
+    early, at a multiple of WIDTH, so that one load brings WIDTH columns.
+    """
+    row = ()
+    if WIDTH == 1:
+        for v in tl.static_range(WINDOW):
+            if holds(OFFSETS, v):
+                row = row + (tl.load(ptrs + v * step, mask=tl.where(row_ok, masks[v], False), other=0.0).to(ACC),)
+            else:
+                row = row + (0.0,)
+        return row
+    else:
+        for g in tl.static_range((LEAD + WINDOW + WIDTH - 1) // WIDTH):
+            tile = tl.load(ptrs + g * WIDTH * step, mask=tl.where(row_ok, masks[g], False), other=0.0)
+            row = row + split_columns(tile.to(ACC), WIDTH)
+        return row[LEAD : LEAD + WINDOW]
+
+
+@triton.jit
+def store_row(
+    ptrs,  # [LANES] or [LANES, WIDTH] at the row's first column
+    step,
+    row,  # COLUMNS tensors [LANES]
+    masks,
+    row_ok,
+    DTYPE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """One output row, rounded once."""
+    if WIDTH == 1:
+        for j in tl.static_range(COLUMNS):
+            tl.store(ptrs + j * step, rounded(row[j], DTYPE, UPCAST), mask=tl.where(row_ok, masks[j], False))
+    else:
+        tile = rounded(join_columns(row, COLUMNS), DTYPE, UPCAST)
+        tl.store(ptrs, tile, mask=tl.where(row_ok, masks[0], False))
