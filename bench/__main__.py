@@ -41,5 +41,13 @@ def audit(
         run(only, arch or None, jobs, write)
 
 
+@app.command()
+def depthwise() -> None:
+    """Compile the depthwise kernels ahead of time, without a GPU: instructions an output, load widths, multiply-adds a load."""
+    from bench.depthwise import run
+
+    run()
+
+
 if __name__ == "__main__":
     app()
