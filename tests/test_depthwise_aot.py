@@ -12,7 +12,7 @@ from bench import depthwise as rows
 from bench.aot import Pointer, compile_ahead, signature_of
 from bench.audit import compile_prepared, kernel_arguments, operands
 from bench.sass import audit
-from costmodel.depthwise import MAX_REGISTERS, registers
+from costmodel.depthwise import max_registers, registers
 from costmodel.device import DEVICES
 from costmodel.plan import select
 from costmodel.problem import ConvProblem, Pass
@@ -61,14 +61,17 @@ def launch(layer: ConvProblem, which: Pass, channels_last: bool, dtype: str, dev
     a, b, out = operands(layer, which, channels_last)
     call = Call(layer, which, dtype, "ieee", *describe(layer, which, a, b, out))
     plan = select(call, DEVICES[device])
-    assert plan.family == "depthwise" and registers(call, plan) <= MAX_REGISTERS
+    assert plan.family == "depthwise" and registers(call, plan) <= max_registers(call, DEVICES[device])
     bias = None if which == Pass.WGRAD else 1
     return prepare_call(which, layer, getattr(torch, dtype), "ieee", -1, a, b, out, bias, str(plan))
 
 
 @pytest.mark.parametrize("channels_last", [True, False], ids=["channels-last", "contiguous"])
-@pytest.mark.parametrize("arch", [80, 90, 100])
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(
+    "name, arch",
+    [(name, 90) for name in LAYERS]
+    + [(name, arch) for arch in (80, 100) for name in ("3x3", "5x5 stride 2", "7x7", "31x31", "line 31")],
+)
 def test_the_plan_chosen_does_not_spill(name, arch, channels_last):
     for which in Pass:
         prepared = launch(LAYERS[name], which, channels_last, "bfloat16", DEVICE[arch])
