@@ -49,5 +49,13 @@ def networks() -> None:
     typer.echo(table())
 
 
+@app.command()
+def depthwise() -> None:
+    """Compile the depthwise kernels ahead of time, without a GPU: instructions an output, load widths, multiply-adds a load."""
+    from bench.depthwise import run
+
+    run()
+
+
 if __name__ == "__main__":
     app()

@@ -28,6 +28,7 @@ from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import resource_key, resource_table
 from costmodel.tiling import Plan, Tile, reduction_step
 from tritonconv import launch
+from tritonconv.depthwise import kernel_of
 from tritonconv.kernels.dgrad import dgrad_kernel
 from tritonconv.kernels.fprop import fprop_kernel
 from tritonconv.kernels.wgrad import wgrad_kernel
@@ -120,10 +121,12 @@ def kernel_arguments(prepared: launch.Prepared, dtype: torch.dtype) -> tuple[Any
     if plan.which == Pass.WGRAD:
         kernel = wgrad_kernel
         accumulator = torch.float64 if dtype == torch.float64 else torch.float32
-        pointers: list[Any] = [element, element, Pointer(accumulator if plan.split > 1 else dtype)]
+        pointers: list[Any] = [element, element, Pointer(accumulator if prepared.workspace else dtype)]
     else:
         kernel = fprop_kernel if plan.which == Pass.FPROP else dgrad_kernel
         pointers = [element, element, element if prepared.constants["HAS_BIAS"] else None, element]
+    if plan.family == "depthwise":
+        kernel = kernel_of(plan)
     return kernel, dict(zip(kernel.arg_names, [*pointers, *prepared.arguments], strict=False)) | prepared.constants
 
 

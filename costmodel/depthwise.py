@@ -17,8 +17,10 @@ from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import MAX_ALIGN, Call, Plan, itemsize
 from costmodel.timing import COPY_SHARE, INTERPRETED_ELEMENT, INTERPRETED_TRIP, LOAD_LATENCY, PRIOR, PRIOR_SOURCE, Prediction
 
-#: Registers a thread that a plan may count on by `registers`; the compiler has 255, and takes what is left for latency.
-MAX_REGISTERS = 208
+#: Registers a thread that a plan may count on by `registers`. The compiler has 255 and takes what is left to load ahead; above
+#: these counts it spilled (Triton 3.7.1; wgrad on sm_100 already at 167).
+MAX_REGISTERS = 192
+MAX_REGISTERS_WGRAD_100 = 160
 #: Clocks of the load unit for a warp that reads one weight per lane, `taps` elements apart.
 WAVEFRONT = 4
 #: Share of the terms below the largest that it does not hide.
@@ -128,13 +130,19 @@ def grid(problem: ConvProblem, plan: Plan) -> tuple[int, int, int]:
     """(channel tiles, column tiles, repeats) of a launch; repeats are runs of rows, depths, images, and wgrad's taps."""
     shape = shape_of(problem, plan.which)
     tiles_c = ceil_div(shape.channels, plan.block_n)
-    tiles_q = ceil_div(shape.outputs[2], plan.block_m * plan.block_k)
+    along = plan.rows if walks_columns(problem, plan) else 1
+    tiles_q = ceil_div(shape.outputs[2], plan.block_m * plan.block_k * along)
     if plan.which != Pass.WGRAD:
         runs = shape.outputs[1] if plan.taps else ceil_div(ceil_div(shape.outputs[1], shape.out_group[1]), plan.rows)
         return tiles_c, tiles_q, runs * shape.outputs[0] * problem.batch
     t, r, s = problem.with_unit_axes().kernel_size
     block_r, block_s = plan.taps or (r, s)
     return tiles_c, tiles_q, t * (r // block_r) * ceil_div(s, block_s) * parts(problem, plan)[0]
+
+
+def walks_columns(problem: ConvProblem, plan: Plan) -> bool:
+    """Whether a program walks `rows` tiles along a row, for want of rows: the sliding window in 1-D."""
+    return problem.rank < 2 and plan.which != Pass.WGRAD and plan.taps is None
 
 
 def row_runs(problem: ConvProblem, plan: Plan) -> int:
@@ -158,6 +166,8 @@ def trips(problem: ConvProblem, plan: Plan) -> float:
     if plan.which == Pass.WGRAD:
         lag = axis_of(full, plan.which, 1, (plan.taps or (r, s))[0]).lag
         return parts(problem, plan)[1] * (min(plan.rows, shape.outputs[1]) + lag)
+    if walks_columns(problem, plan):
+        return plan.rows
     if plan.taps is None:
         groups = ceil_div(shape.outputs[1], shape.out_group[1])
         return min(plan.rows, groups) + axis_of(full, plan.which, 1).lag
@@ -209,11 +219,19 @@ def channels_per_thread(plan: Plan) -> int:
 
 
 def registers(call: Call, plan: Plan) -> int:
-    """Registers a thread needs at least: what it holds, the row it reads (packed), and addresses."""
+    """Registers a thread needs, roughly: what it holds, what it reads, and addresses.
+
+    Where a window slides down the rows, a row of 16-bit values stays packed until it is used.
+    """
     work, size = work_of(call, plan), itemsize(call.dtype)
     wide = 2 if size == 8 else 1
-    each = work.held * wide + work.read * (0.5 if size == 2 else wide)
+    slides = plan.taps is None and plan.which != Pass.WGRAD and call.problem.rank > 1
+    each = work.held * wide + work.read * (0.5 if size == 2 and slides else wide)
     return int(40 + channels_per_thread(plan) * each)
+
+
+def max_registers(call: Call, device: Device) -> int:
+    return MAX_REGISTERS_WGRAD_100 if call.which == Pass.WGRAD and device.capability >= 100 else MAX_REGISTERS
 
 
 def serves(call: Call, plan: Plan) -> str:
@@ -244,7 +262,8 @@ def serves(call: Call, plan: Plan) -> str:
 
 def candidates(call: Call, device: Device) -> list[Plan]:
     """Every depthwise plan worth predicting: those that serve the call and fit the registers."""
-    return [plan for plan in menu(call, device) if not serves(call, plan) and registers(call, plan) <= MAX_REGISTERS]
+    most = max_registers(call, device)
+    return [plan for plan in menu(call, device) if not serves(call, plan) and registers(call, plan) <= most]
 
 
 def menu(call: Call, device: Device) -> Iterator[Plan]:
@@ -298,6 +317,8 @@ def with_rows(call: Call, base: Plan, device: Device) -> Iterator[Plan]:
     groups = ceil_div(shape.outputs[1], shape.out_group[1])
     if base.which != Pass.WGRAD:
         walks = {1} if base.taps else {ceil_div(groups, n) for n in (1, 2, 4, 8)}
+        if walks_columns(call.problem, base):
+            walks = {1, 4, 16}
         for rows in sorted(walks):
             yield replace(base, rows=rows)
         return

@@ -1,7 +1,8 @@
 """Breaks the kernels on purpose, one line at a time, and checks that a test turns red each time.
 
-`python tests/mutations.py` (or `make mutate`): copies the checkout, applies each mutation to the copy and runs the tests of
-`TESTS` on it in the interpreter. Exits with 1 if the unbroken copy fails or a mutation survives.
+`python tests/mutations.py [part of a kernel's name]` (or `make mutate`): copies the checkout, applies each mutation to the
+copy and runs the tests that the mutation names on it in the interpreter. Exits with 1 if the unbroken copy fails or a
+mutation survives.
 """
 
 import os
@@ -13,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TESTS = ["tests/test_paths.py"]
+TESTS = ("tests/test_paths.py",)
+DEPTHWISE = ("tests/test_depthwise.py",)
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Mutation:
     file: str
     old: str
     new: str
+    tests: tuple[str, ...] = TESTS
 
 
 MUTATIONS = [
@@ -60,6 +63,52 @@ MUTATIONS = [
     ),
     Mutation("wgrad", "a split that starts late", "wgrad.py", "first = split * steps", "first = split * steps + 1"),
     Mutation("epilogue", "no rounding where the interpreter truncates", "epilogue.py", "bits += 0x7FFF", "bits += 0 * 0x7FFF"),
+    Mutation(
+        "slide", "an off-by-one tap", "window.py", "j * STRIDE + tap * DILATION", "j * STRIDE + tap * DILATION + 1", DEPTHWISE
+    ),
+    Mutation("slide", "a wrong phase of dgrad", "window.py", "reached = j + PHASE", "reached = j - PHASE", DEPTHWISE),
+    Mutation("slide", "a dropped mask", "depthwise.py", "row_ok = inside(h, unpack(sizes.in_h))", "row_ok = h == h", DEPTHWISE),
+    Mutation("slide", "a wrong multiplier", "depthwise.py", "(channel // MULTIPLIER) * x_c", "channel * x_c", DEPTHWISE),
+    Mutation(
+        "slide",
+        "unfinished rows stored",
+        "depthwise.py",
+        "row_ok = (p + e_out >= first * OUT_H)",
+        "row_ok = (p + e_out >= 0)",
+        DEPTHWISE,
+    ),
+    Mutation("slide", "a missing bias", "depthwise.py", "if HAS_BIAS:", "if False:", DEPTHWISE),
+    Mutation("taps", "a skipped rest of a filter row", "depthwise_taps.py", "if S % CHUNK > 0", "if S % CHUNK > S", DEPTHWISE),
+    Mutation(
+        "taps", "a row too few", "depthwise_taps.py", "end = tl.minimum(KERNEL, ", "end = tl.minimum(KERNEL - 1, ", DEPTHWISE
+    ),
+    Mutation(
+        "taps",
+        "a wrong first tap of dgrad",
+        "depthwise_taps.py",
+        "% STRIDE == 0, j, first)",
+        "% STRIDE == 1, j, first)",
+        DEPTHWISE,
+    ),
+    Mutation("taps", "a multiplier not summed", "depthwise_taps.py", "MULTIPLIER if DGRAD else 1", "1", DEPTHWISE),
+    Mutation(
+        "strip",
+        "a row of dy taken twice",
+        "depthwise_wgrad.py",
+        "y_ok = y_ok & (i < end)",
+        "y_ok = y_ok & (i < size_p)",
+        DEPTHWISE,
+    ),
+    Mutation("strip", "an off-by-one row", "depthwise_wgrad.py", "(LAG - ROWS[r] // IN_H)", "(ROWS[r] // IN_H)", DEPTHWISE),
+    Mutation("strip", "a skipped run", "depthwise_wgrad.py", "run = begin + step", "run = begin + step * 2", DEPTHWISE),
+    Mutation(
+        "strip",
+        "a skipped part",
+        "depthwise_wgrad.py",
+        "range(0, parts, BLOCK_PARTS)",
+        "range(0, parts - 1, BLOCK_PARTS)",
+        DEPTHWISE,
+    ),
 ]
 
 
@@ -72,7 +121,8 @@ def survives(mutation: Mutation | None, copy: Path) -> bool:
         if text.count(mutation.old) != 1:
             raise SystemExit(f"{mutation.file} holds {mutation.old!r} {text.count(mutation.old)} times, not once")
         path.write_text(text.replace(mutation.old, mutation.new))
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not gpu and not aot", *TESTS]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not gpu and not aot"]
+    command += mutation.tests if mutation else (*TESTS, *DEPTHWISE)
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
     if path is not None:
@@ -82,7 +132,7 @@ def survives(mutation: Mutation | None, copy: Path) -> bool:
     return done.returncode == 0
 
 
-def main() -> None:
+def main(only: str = "") -> None:
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(directory)
         for name in ("tritonconv", "costmodel", "bench", "tests", "pyproject.toml"):
@@ -91,13 +141,13 @@ def main() -> None:
         if not survives(None, copy):
             raise SystemExit("the tests fail without any mutation")
         alive = []
-        for mutation in MUTATIONS:
+        for mutation in (m for m in MUTATIONS if only in m.kernel):
             red = not survives(mutation, copy)
             print(f"{'red     ' if red else 'SURVIVED'} {mutation.kernel:8} {mutation.what}", flush=True)
             alive += [] if red else [mutation]
-        print(f"{len(MUTATIONS) - len(alive)} of {len(MUTATIONS)} mutations turned a test red")
+        print(f"{len(alive)} of {len(MUTATIONS)} mutations turned no test red")
         sys.exit(bool(alive))
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:2])

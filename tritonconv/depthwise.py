@@ -32,7 +32,7 @@ from tritonconv.prepared import INT32_MAX, Prepared, TensorKey, packed_strides
 
 def fits_int32(problem: ConvProblem, plan: Plan, *tensors: TensorKey) -> bool:
     """Whether 32-bit offsets reach every element of an image, masked columns and rows beyond it included."""
-    beyond = 2 * (max((*problem.effective_kernel, *problem.stride)) + plan.block_m * plan.block_k)
+    beyond = 2 * (max((*problem.effective_kernel, *problem.stride)) + plan.block_m * plan.block_k * plan.rows)
     beyond += max(abs(p) for pair in problem.padding for p in pair)
     for shape, strides in tensors:
         spatial = sum((n + beyond) * stride for n, stride in zip(shape[2:], strides[2:], strict=True))
@@ -159,15 +159,21 @@ def prepare(
     return Prepared(plan, programs, (*strides, extents), constants)
 
 
+def kernel_of(plan: Plan) -> Any:
+    """The kernel of a plan, for wgrad the one that makes the partial sums."""
+    if plan.which == Pass.WGRAD:
+        return strip_kernel
+    return slide_kernel if plan.taps is None else taps_kernel
+
+
 def run(prepared: Prepared, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
     """The launch itself; wgrad's is two."""
-    programs = (prepared.programs,)
+    kernel, programs = kernel_of(prepared.plan), (prepared.programs,)
     if prepared.reduce is None:
-        kernel = slide_kernel if prepared.plan.taps is None else taps_kernel
         kernel[programs](a, b, bias, out, *prepared.arguments, **prepared.constants)
         return
     wide = torch.float64 if out.dtype == torch.float64 else torch.float32
     partial = torch.empty(prepared.workspace, dtype=wide, device=out.device)
-    strip_kernel[programs](a, b, partial, *prepared.arguments, **prepared.constants)
+    kernel[programs](a, b, partial, *prepared.arguments, **prepared.constants)
     reduce = prepared.reduce
     strip_reduce_kernel[(reduce.programs,)](partial, out, *reduce.arguments, **reduce.constants)

@@ -90,7 +90,10 @@ def slide_kernel(
     # program -> (channels, column tiles, run of rows, depth, image), channels fastest: one pixel is one run of memory
     pid = tl.program_id(0)
     tiles_c = tl.cdiv(channels, CHANNELS)
-    tiles_q = tl.cdiv(out_w, COLUMNS * GROUPS)
+    walk = 1  # 1-D has no rows: a program walks along its only row instead
+    if RANK < 2:
+        walk = rows
+    tiles_q = tl.cdiv(out_w, COLUMNS * GROUPS * walk)
     pid_c = pid % tiles_c
     pid = pid // tiles_c
     pid_q = pid % tiles_q
@@ -109,7 +112,7 @@ def slide_kernel(
         pid = pid // size_o
     image = pid.to(tl.int64)
 
-    channel, tile = lanes_of(pid_q, CHANNELS, GROUPS, X_UNIT == 4)
+    channel, tile = lanes_of(pid_q * walk, CHANNELS, GROUPS, X_UNIT == 4)
     channel += pid_c * CHANNELS
     lanes = channel < channels  # [LANES]
     x_base = x_ptr + image * wide(x_strides.outer, X_ALIGN, X_UNIT == 0)
@@ -127,7 +130,8 @@ def slide_kernel(
     if Y_WIDTH > 1:
         y_ptrs = y_base + (y_offset[:, None] + (tl.arange(0, Y_WIDTH) * y_w)[None, :])
     LOADS: tl.constexpr = (LEAD + WINDOW + X_WIDTH - 1) // X_WIDTH
-    x_masks = column_masks(x_column, unpack(sizes.in_w), lanes, LOADS, X_WIDTH, X_EVEN, LANED)
+    in_w = unpack(sizes.in_w)
+    x_masks = column_masks(x_column, in_w, lanes, LOADS, X_WIDTH, X_EVEN, LANED)
     y_masks = column_masks(y_column, out_w, lanes, COLUMNS // Y_WIDTH, Y_WIDTH, Y_EVEN, LANED)
 
     # taps stay in registers: weights[(t * R + r) * S + s] [LANES]
@@ -144,7 +148,7 @@ def slide_kernel(
     waiting = ()  # [(group, row of the group, column)], the oldest group first
     for _ in tl.static_range(LAG * OUT_H * COLUMNS):
         waiting = waiting + (start,)
-    last = first + 1
+    last = rows
     if RANK >= 2:
         last = tl.minimum(first + rows, groups_h) + LAG
     for i in range(first, last):
@@ -156,7 +160,9 @@ def slide_kernel(
                 x_row = h * x_h
                 if RANK < 2:
                     row_ok = tl.full((), True, tl.int1)
-                    x_row = i * 0
+                    x_walked = i * (GROUPS * COLUMNS // OUT_W * IN_W)
+                    x_row = x_walked * x_w
+                    x_masks = column_masks(x_column + x_walked, in_w, lanes, LOADS, X_WIDTH, X_EVEN, LANED)
                 if RANK >= 3:
                     d = o * IN_D - unpack(sizes.shift_d) + DEPTHS[t]
                     row_ok = row_ok & inside(d, unpack(sizes.in_d))
@@ -186,7 +192,9 @@ def slide_kernel(
             y_row = (p + e_out) * y_h
             if RANK < 2:
                 row_ok = tl.full((), True, tl.int1)
-                y_row = i * 0
+                y_walked = i * (GROUPS * COLUMNS)
+                y_row = y_walked * y_w
+                y_masks = column_masks(y_column + y_walked, out_w, lanes, COLUMNS // Y_WIDTH, Y_WIDTH, Y_EVEN, LANED)
             store_row(
                 y_ptrs + y_row,
                 y_w,

@@ -1,0 +1,126 @@
+"""What the compiler makes of the depthwise kernels, read back from machine code: instructions an output, loads, registers.
+
+`python -m bench depthwise` prints the table. Needs no GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import triton
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from bench.audit import compile_prepared, operands
+from bench.sass import KernelAudit
+from costmodel.depthwise import shape_of
+from costmodel.problem import ConvProblem, Pass
+from costmodel.tiling import Plan
+from tritonconv.launch import prepare_call
+
+
+def channelwise(shape: tuple[int, ...], kernel: tuple[int, ...], stride: int = 1) -> ConvProblem:
+    """A depthwise problem with the padding that keeps sizes at stride 1."""
+    rank = len(kernel)
+    return ConvProblem.conv(
+        shape, (shape[1], 1, *kernel), (stride,) * rank, tuple(k // 2 for k in kernel), (1,) * rank, shape[1]
+    )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel to compile, in bfloat16. `limit`: instructions an output, for large filters an output and tap of a trip."""
+
+    problem: ConvProblem
+    channels_last: bool
+    plan: str
+    limit: float
+    arch: int = 90
+
+    @property
+    def name(self) -> str:
+        kernel = "x".join(map(str, self.problem.kernel_size))
+        strided = "" if max(self.problem.stride) == 1 else f" stride {max(self.problem.stride)}"
+        return f"{self.plan.split(':')[0]} {kernel}{strided} {'channels-last' if self.channels_last else 'contiguous'}"
+
+
+LARGE, SMALL, LINE, VIDEO = (32, 512, 56, 56), (32, 512, 28, 28), (8, 512, 2048), (8, 64, 16, 56, 56)
+ROWS = (
+    Row(channelwise(LARGE, (3, 3)), True, "fprop:depthwise:4x256x1:w1:s3:rows14:pack-b", 15.5),
+    Row(channelwise(LARGE, (3, 3)), True, "dgrad:depthwise:4x256x1:w1:s3:rows14:pack-b", 15.5),
+    Row(channelwise(LARGE, (3, 3)), True, "wgrad:depthwise:4x128x1:w1:s3:split8:rows56", 22),
+    Row(channelwise(LARGE, (5, 5)), True, "fprop:depthwise:4x64x1:w1:s3:rows14:pack-b", 40),
+    Row(channelwise(LARGE, (7, 7)), True, "fprop:depthwise:4x64x1:w1:s3:rows14:pack-b", 66),
+    Row(channelwise(LARGE, (7, 7)), True, "dgrad:depthwise:4x64x1:w1:s3:rows14:pack-b", 66),
+    Row(channelwise(LARGE, (7, 7)), True, "wgrad:depthwise:4x64x1:w1:s3:split8:rows56", 85),
+    Row(channelwise(LARGE, (31, 31)), True, "fprop:depthwise:16x64x1:w1:s3:taps1x8:pack-b", 2.2),
+    Row(channelwise(LARGE, (31, 31)), True, "wgrad:depthwise:8x64x1:w1:s3:split8:rows56:taps1x16", 2.2),
+    Row(channelwise(LARGE, (3, 3)), False, "fprop:depthwise:8x4x8:w1:s3:rows14", 16),
+    Row(channelwise(SMALL, (3, 3)), False, "fprop:depthwise:4x4x8:w1:s3:rows14", 20),
+    Row(channelwise(LARGE, (3, 3)), False, "dgrad:depthwise:8x4x8:w1:s3:rows14", 16),
+    Row(channelwise(LARGE, (3, 3)), False, "wgrad:depthwise:8x4x8:w1:s3:split8:rows56", 20),
+    Row(channelwise(LARGE, (5, 5)), False, "fprop:depthwise:8x4x8:w1:s3:rows14", 33),
+    Row(channelwise(LARGE, (7, 7)), False, "fprop:depthwise:8x4x8:w1:s3:rows14", 60),
+    Row(channelwise(LARGE, (7, 7)), False, "wgrad:depthwise:8x4x8:w1:s3:split8:rows56", 72),
+    Row(channelwise(LARGE, (31, 31)), False, "fprop:depthwise:8x4x8:w1:s3:taps1x8", 2.3),
+    Row(channelwise(LARGE, (31, 31)), False, "wgrad:depthwise:8x4x8:w1:s3:split8:rows56:taps1x16", 1.7),
+    Row(channelwise(LINE, (4,)), True, "fprop:depthwise:16x256x1:w1:s3:rows8:pack-b", 9),
+    Row(channelwise(LINE, (4,)), False, "fprop:depthwise:8x1x32:w1:s3:rows8", 13),
+    Row(channelwise(VIDEO, (3, 3, 3)), True, "fprop:depthwise:4x64x1:w1:s3:rows14:pack-b", 52),
+    Row(channelwise(VIDEO, (3, 3, 3)), False, "fprop:depthwise:8x4x8:w1:s3:rows14", 45),
+    Row(channelwise(LARGE, (3, 3), 2), True, "fprop:depthwise:4x128x1:w1:s3:rows14:pack-b", 27),
+    Row(channelwise(LARGE, (3, 3), 2), True, "dgrad:depthwise:4x128x1:w1:s3:rows14:pack-b", 14),
+)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a row compiled to. `outputs`: of one thread in one trip of the main loop."""
+
+    found: KernelAudit
+    outputs: float
+    per_output: float  # instructions; for large filters, of an output and a tap
+
+    @property
+    def loads(self) -> str:
+        """Loads of a trip by their bytes a thread."""
+        widths = self.found.trip.copies.get("LDG", {})
+        return ", ".join(f"{count}x{8 * width}" for width, count in sorted(widths.items(), reverse=True))
+
+    @property
+    def fma_per_load(self) -> float:
+        return self.found.trip.classes["fma"] / max(1, sum(self.found.trip.copies.get("LDG", {}).values()))
+
+
+def figures(row: Row) -> Figures:
+    """Compile a row and count."""
+    problem, plan = row.problem, Plan.parse(row.plan)
+    a, b, out = operands(problem, plan.which, row.channels_last)
+    bias = None if plan.which == Pass.WGRAD else 1
+    prepared = prepare_call(plan.which, problem, torch.bfloat16, "ieee", -1, a, b, out, bias, row.plan)
+    found = compile_prepared(prepared, torch.bfloat16, row.arch)
+    outputs = plan.block_m * plan.block_n * plan.block_k / (32 * plan.num_warps)
+    if plan.which != Pass.WGRAD and plan.taps is None:
+        outputs *= shape_of(problem, plan.which).out_group[1]
+    return Figures(found, outputs, found.trip.instructions / outputs / (plan.taps[1] if plan.taps else 1))
+
+
+def measured() -> Iterator[tuple[Row, Figures]]:
+    for row in ROWS:
+        yield row, figures(row)
+
+
+def run() -> None:
+    """Print the table."""
+    console = Console()
+    shown = Table(title=f"Triton {triton.__version__}, sm_90, bfloat16", box=SIMPLE, padding=(0, 1, 0, 0))
+    for heading in ("kernel", "plan", "regs", "spills", "trip", "an output", "loads", "FMA a load"):
+        shown.add_column(heading, justify="left" if heading in ("kernel", "plan", "loads") else "right", no_wrap=True)
+    for row, got in measured():
+        plan = row.plan.split(":", 2)[2]
+        figures = (str(got.found.registers), str(got.found.spills), str(got.found.trip.instructions), f"{got.per_output:.2f}")
+        shown.add_row(row.name, plan, *figures, got.loads, f"{got.fma_per_load:.1f}")
+    Console(width=None if console.is_terminal else 200).print(shown)
