@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 from typing import NamedTuple
 
 from costmodel.algebra import ceil_div, product
@@ -54,6 +55,19 @@ class Axis(NamedTuple):
         return (outputs - 1) * self.stride + (self.kernel - 1) * self.dilation + 1
 
 
+@lru_cache(maxsize=1024)
+def in_space(problem: ConvProblem) -> ConvProblem:
+    """The problem with three spatial axes."""
+    return problem.with_unit_axes()
+
+
+@lru_cache(maxsize=1024)
+def compulsory(problem: ConvProblem, size: int, which: Pass) -> int:
+    """Bytes of a pass that every plan moves."""
+    return int(problem.bytes(size, which))
+
+
+@lru_cache(maxsize=4096)
 def axis_of(problem: ConvProblem, which: Pass, number: int, kernel: int | None = None) -> Axis:
     """Axis `number` of a pass, of its first `kernel` taps alone where given. wgrad pairs the pixels that fprop pairs."""
     k, s, d = kernel or problem.kernel_size[number], problem.stride[number], problem.dilation[number]
@@ -81,9 +95,10 @@ class Shape(NamedTuple):
     in_step: tuple[int, int, int]
 
 
+@lru_cache(maxsize=4096)
 def shape_of(problem: ConvProblem, which: Pass) -> Shape:
     """For wgrad the input is x and the output dy."""
-    full = problem.with_unit_axes()
+    full = in_space(problem)
     sizes = full.input_size, full.output_size
     one = (1, 1, 1)
     if which == Pass.DGRAD:
@@ -91,6 +106,7 @@ def shape_of(problem: ConvProblem, which: Pass) -> Shape:
     return Shape(problem.out_channels, *sizes, one, full.stride)
 
 
+@lru_cache(maxsize=4096)
 def tap_step(problem: ConvProblem, which: Pass, axis: int) -> int:
     """Taps from one that meets a pixel to the next."""
     s, d = problem.stride[axis], problem.dilation[axis]
@@ -112,7 +128,7 @@ def load_width(call: Call, plan: Plan) -> int:
     step = plan.block_m // shape.out_group[2] * shape.in_step[2]
     width = math.gcd(gathered.align, shape.inputs[2], step, max(1, 16 // itemsize(call.dtype)))
     if plan.taps is not None and plan.taps[1] < call.problem.kernel_size[-1]:
-        full = call.problem.with_unit_axes()
+        full = in_space(call.problem)
         width = math.gcd(width, plan.taps[1] * full.dilation[2] // (full.stride[2] if call.which == Pass.DGRAD else 1))
     return width & -width
 
@@ -135,7 +151,7 @@ def grid(problem: ConvProblem, plan: Plan) -> tuple[int, int, int]:
     if plan.which != Pass.WGRAD:
         runs = shape.outputs[1] if plan.taps else ceil_div(ceil_div(shape.outputs[1], shape.out_group[1]), plan.rows)
         return tiles_c, tiles_q, runs * shape.outputs[0] * problem.batch
-    t, r, s = problem.with_unit_axes().kernel_size
+    t, r, s = in_space(problem).kernel_size
     block_r, block_s = plan.taps or (r, s)
     return tiles_c, tiles_q, t * (r // block_r) * ceil_div(s, block_s) * parts(problem, plan)[0]
 
@@ -160,7 +176,7 @@ def parts(problem: ConvProblem, plan: Plan) -> tuple[int, int]:
 
 def trips(problem: ConvProblem, plan: Plan) -> float:
     """Main-loop trips of one program, at most."""
-    full = problem.with_unit_axes()
+    full = in_space(problem)
     shape = shape_of(problem, plan.which)
     t, r, s = full.kernel_size
     if plan.which == Pass.WGRAD:
@@ -191,7 +207,7 @@ class Work(NamedTuple):
 
 def work_of(call: Call, plan: Plan) -> Work:
     """Counts of the unrolled code of a trip."""
-    full, dgrad = call.problem.with_unit_axes(), call.which == Pass.DGRAD
+    full, dgrad = in_space(call.problem), call.which == Pass.DGRAD
     shape = shape_of(call.problem, call.which)
     t, r, s = full.kernel_size
     columns, width = plan.block_m, load_width(call, plan)
@@ -236,7 +252,7 @@ def max_registers(call: Call, device: Device) -> int:
 
 def serves(call: Call, plan: Plan) -> str:
     """Why a depthwise plan cannot serve a call; "" where it can."""
-    problem, full = call.problem, call.problem.with_unit_axes()
+    problem, full = call.problem, in_space(call.problem)
     if not is_depthwise(problem):
         return f"groups of {problem.channels_per_group} channels"
     for name, block in (("block_n", plan.block_n), ("block_k", plan.block_k), ("warps", plan.num_warps)):
@@ -269,7 +285,7 @@ def candidates(call: Call, device: Device) -> list[Plan]:
 def menu(call: Call, device: Device) -> Iterator[Plan]:
     """Lanes x columns x rows, with all taps in registers and with a few."""
     problem, which = call.problem, call.which
-    full, shape = problem.with_unit_axes(), shape_of(problem, which)
+    full, shape = in_space(problem), shape_of(problem, which)
     s = full.kernel_size[2]
     step = tap_step(full, which, 2)
     chunk = min(ceil_div(CHUNK, step), ceil_div(s, step)) * step
@@ -355,7 +371,7 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
     programs, n_trips, work = product(grid(problem, plan)), trips(problem, plan), work_of(call, plan)
     each = channels_per_thread(plan)
     lanes = plan.block_n * plan.block_k
-    moved = int(problem.bytes(size, call.which)) + extra_bytes(call, plan)
+    moved = compulsory(problem, size, call.which) + extra_bytes(call, plan)
     tile_use = min(1.0, problem.macs / max(1.0, issued_macs(problem, plan)))
     if device.interpreted:
         operations = work.multiply_adds + 3 * (work.loads + work.stored)
