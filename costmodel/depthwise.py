@@ -56,18 +56,6 @@ class Axis(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def in_space(problem: ConvProblem) -> ConvProblem:
-    """The problem with three spatial axes."""
-    return problem.with_unit_axes()
-
-
-@lru_cache(maxsize=1024)
-def compulsory(problem: ConvProblem, size: int, which: Pass) -> int:
-    """Bytes of a pass that every plan moves."""
-    return int(problem.bytes(size, which))
-
-
-@lru_cache(maxsize=4096)
 def axis_of(problem: ConvProblem, which: Pass, number: int, kernel: int | None = None) -> Axis:
     """Axis `number` of a pass, of its first `kernel` taps alone where given. wgrad pairs the pixels that fprop pairs."""
     k, s, d = kernel or problem.kernel_size[number], problem.stride[number], problem.dilation[number]
@@ -78,6 +66,18 @@ def axis_of(problem: ConvProblem, which: Pass, number: int, kernel: int | None =
     # input pixel j of a group meets tap r where j + phase - r * d divides by s, at output (j + phase - r * d) / s + low // s
     reach = ((k - 1) * d - phase) // s
     return Axis(k, s, d, phase, reach, reach + (s - 1 + phase) // s, reach - low // s)
+
+
+@lru_cache(maxsize=1024)
+def full_of(problem: ConvProblem) -> ConvProblem:
+    """The problem with three spatial axes."""
+    return problem.with_unit_axes()
+
+
+@lru_cache(maxsize=1024)
+def totals(problem: ConvProblem) -> tuple[int, int]:
+    """(multiply-adds, elements of x, w and y), which every candidate asks for."""
+    return int(problem.macs), int(problem.bytes(1))
 
 
 def is_depthwise(problem: ConvProblem) -> bool:
@@ -95,10 +95,16 @@ class Shape(NamedTuple):
     in_step: tuple[int, int, int]
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
+def compulsory(problem: ConvProblem, size: int, which: Pass) -> int:
+    """Bytes of a pass that every plan moves."""
+    return int(problem.bytes(size, which))
+
+
+@lru_cache(maxsize=1024)
 def shape_of(problem: ConvProblem, which: Pass) -> Shape:
     """For wgrad the input is x and the output dy."""
-    full = in_space(problem)
+    full = full_of(problem)
     sizes = full.input_size, full.output_size
     one = (1, 1, 1)
     if which == Pass.DGRAD:
@@ -128,7 +134,7 @@ def load_width(call: Call, plan: Plan) -> int:
     step = plan.block_m // shape.out_group[2] * shape.in_step[2]
     width = math.gcd(gathered.align, shape.inputs[2], step, max(1, 16 // itemsize(call.dtype)))
     if plan.taps is not None and plan.taps[1] < call.problem.kernel_size[-1]:
-        full = in_space(call.problem)
+        full = full_of(call.problem)
         width = math.gcd(width, plan.taps[1] * full.dilation[2] // (full.stride[2] if call.which == Pass.DGRAD else 1))
     return width & -width
 
@@ -151,7 +157,7 @@ def grid(problem: ConvProblem, plan: Plan) -> tuple[int, int, int]:
     if plan.which != Pass.WGRAD:
         runs = shape.outputs[1] if plan.taps else ceil_div(ceil_div(shape.outputs[1], shape.out_group[1]), plan.rows)
         return tiles_c, tiles_q, runs * shape.outputs[0] * problem.batch
-    t, r, s = in_space(problem).kernel_size
+    t, r, s = full_of(problem).kernel_size
     block_r, block_s = plan.taps or (r, s)
     return tiles_c, tiles_q, t * (r // block_r) * ceil_div(s, block_s) * parts(problem, plan)[0]
 
@@ -176,7 +182,7 @@ def parts(problem: ConvProblem, plan: Plan) -> tuple[int, int]:
 
 def trips(problem: ConvProblem, plan: Plan) -> float:
     """Main-loop trips of one program, at most."""
-    full = in_space(problem)
+    full = full_of(problem)
     shape = shape_of(problem, plan.which)
     t, r, s = full.kernel_size
     if plan.which == Pass.WGRAD:
@@ -207,7 +213,7 @@ class Work(NamedTuple):
 
 def work_of(call: Call, plan: Plan) -> Work:
     """Counts of the unrolled code of a trip."""
-    full, dgrad = in_space(call.problem), call.which == Pass.DGRAD
+    full, dgrad = full_of(call.problem), call.which == Pass.DGRAD
     shape = shape_of(call.problem, call.which)
     t, r, s = full.kernel_size
     columns, width = plan.block_m, load_width(call, plan)
@@ -252,7 +258,7 @@ def max_registers(call: Call, device: Device) -> int:
 
 def serves(call: Call, plan: Plan) -> str:
     """Why a depthwise plan cannot serve a call; "" where it can."""
-    problem, full = call.problem, in_space(call.problem)
+    problem, full = call.problem, full_of(call.problem)
     if not is_depthwise(problem):
         return f"groups of {problem.channels_per_group} channels"
     for name, block in (("block_n", plan.block_n), ("block_k", plan.block_k), ("warps", plan.num_warps)):
@@ -279,13 +285,14 @@ def serves(call: Call, plan: Plan) -> str:
 def candidates(call: Call, device: Device) -> list[Plan]:
     """Every depthwise plan worth predicting: those that serve the call and fit the registers."""
     most = max_registers(call, device)
-    return [plan for plan in menu(call, device) if not serves(call, plan) and registers(call, plan) <= most]
+    tiles = [plan for plan in menu(call, device) if not serves(call, plan) and registers(call, plan) <= most]
+    return [plan for tile in tiles for plan in with_rows(call, tile, device)]
 
 
 def menu(call: Call, device: Device) -> Iterator[Plan]:
-    """Lanes x columns x rows, with all taps in registers and with a few."""
+    """Tiles of lanes x columns, with all taps in registers and with a few."""
     problem, which = call.problem, call.which
-    full, shape = in_space(problem), shape_of(problem, which)
+    full = full_of(problem)
     s = full.kernel_size[2]
     step = tap_step(full, which, 2)
     chunk = min(ceil_div(CHUNK, step), ceil_div(s, step)) * step
@@ -299,20 +306,25 @@ def menu(call: Call, device: Device) -> Iterator[Plan]:
         if device.interpreted and (warps, each) != (4, 1):
             continue
         for columns in sizes_of_columns(call, device):
-            tiles = ceil_div(shape.outputs[2], columns)
-            lanes = 32 * warps * each
-            groups = min(lanes, 1 << (tiles - 1).bit_length(), 32) if is_planes(call) else 1
-            channels = lanes // groups
-            while channels >= 2 * shape.channels and channels > 1:
-                channels //= 2
-            if not is_planes(call):
-                groups = min(lanes // channels, 1 << (tiles - 1).bit_length())
-            if channels * groups < 32 and not device.interpreted and each > 1:
-                continue
-            for taps in blocks:
-                for pack in packs:
-                    base = Plan(which, "depthwise", columns, channels, groups, warps, 3, taps=taps, pack=pack)
-                    yield from with_rows(call, base, device)
+            for channels, groups in lanes(call, columns, 32 * warps * each, each):
+                if channels * groups < 32 and each > 1 and not device.interpreted:
+                    continue
+                for taps in blocks:
+                    for pack in packs:
+                        yield Plan(which, "depthwise", columns, channels, groups, warps, 3, taps=taps, pack=pack)
+
+
+def lanes(call: Call, columns: int, count: int, each: int) -> list[tuple[int, int]]:
+    """How up to `count` lanes may be shared between channels and column tiles, `each` of them to a thread."""
+    shape = shape_of(call.problem, call.which)
+    tiles = 1 << (ceil_div(shape.outputs[2], columns) - 1).bit_length()
+    if is_planes(call):  # neighbouring columns first
+        groups = min(count, tiles, 32)
+        return [(min(count // groups, 1 << (shape.channels - 1).bit_length()), groups)]
+    widest = min(count, 1 << (shape.channels - 1).bit_length())
+    exact = min(count, shape.channels & -shape.channels)  # no lane without a channel, where a pixel still fills a sector
+    found = [widest] if exact == widest or exact < each or exact * itemsize(call.dtype) < 32 else [widest, exact]
+    return [(channels, min(count // channels, tiles)) for channels in found]
 
 
 def sizes_of_columns(call: Call, device: Device) -> list[int]:
@@ -371,8 +383,9 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
     programs, n_trips, work = product(grid(problem, plan)), trips(problem, plan), work_of(call, plan)
     each = channels_per_thread(plan)
     lanes = plan.block_n * plan.block_k
-    moved = compulsory(problem, size, call.which) + extra_bytes(call, plan)
-    tile_use = min(1.0, problem.macs / max(1.0, issued_macs(problem, plan)))
+    macs, elements = totals(problem)
+    moved = size * elements + extra_bytes(call, plan)
+    tile_use = min(1.0, macs / max(1.0, programs * n_trips * work.multiply_adds * lanes))
     if device.interpreted:
         operations = work.multiply_adds + 3 * (work.loads + work.stored)
         seconds = programs * (1 + n_trips) * (INTERPRETED_TRIP / 100 * operations + work.read * lanes * INTERPRETED_ELEMENT)

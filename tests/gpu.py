@@ -190,12 +190,16 @@ GEOMETRIES = {
     "resnext_grouped": Case("conv2d", (4, 128, 28, 28), (128, 4, 3, 3), groups=32, padding=1),
     "convnext_depthwise": Case("conv2d", (4, 96, 56, 56), (96, 1, 7, 7), groups=96, padding=3),
     "mobilenet_depthwise": Case("conv2d", (4, 144, 56, 56), (144, 1, 3, 3), groups=144, padding=1, stride=2),
+    "replknet_depthwise": Case("conv2d", (4, 128, 56, 56), (128, 1, 31, 31), groups=128, padding=15),
+    "atrous_depthwise": Case("conv2d", (2, 96, 33, 33), (96, 1, 3, 3), groups=96, dilation=6, padding=6),
     "aspp_dilated": Case("conv2d", (2, 256, 33, 33), (256, 256, 3, 3), dilation=12, padding=12),
     "vit_patches": Case("conv2d", (4, 3, 224, 224), (384, 3, 16, 16), stride=16),
     "odd": Case("conv2d", (3, 37, 45, 51), (53, 37, 5, 3), stride=(2, 3), padding=(2, 0), dilation=(1, 2)),
     "whisper_1d": Case("conv1d", (4, 80, 3000), (384, 80, 3), padding=1),
     "wav2vec_1d": Case("conv1d", (2, 64, 16000), (96, 64, 10), stride=5),
     "mamba_1d": Case("conv1d", (4, 768, 512), (768, 1, 4), groups=768, padding=3),
+    "conformer_1d": Case("conv1d", (4, 512, 400), (512, 1, 31), groups=512, padding=15),
+    "x3d_3d": Case("conv3d", (2, 54, 16, 56, 56), (54, 1, 3, 3, 3), groups=54, padding=1, stride=(1, 2, 2)),
     "resnet_3d": Case("conv3d", (2, 32, 16, 28, 28), (64, 32, 3, 3, 3), padding=1, stride=(1, 2, 2)),
     "video_patches_3d": Case("conv3d", (2, 3, 16, 112, 112), (384, 3, 2, 16, 16), stride=(2, 16, 16)),
     "dcgan_transposed": Case("conv_transpose2d", (8, 256, 16, 16), (256, 128, 4, 4), stride=2, padding=1),
@@ -204,5 +208,8 @@ GEOMETRIES = {
         "conv_transpose2d", (4, 64, 27, 31), (64, 24, 3, 3), stride=3, padding=1, output_padding=2, groups=2
     ),
     "vocoder_transposed_1d": Case("conv_transpose1d", (4, 256, 400), (256, 128, 16), stride=8, padding=4),
+    "depthwise_transposed": Case(
+        "conv_transpose2d", (4, 96, 28, 28), (96, 1, 3, 3), stride=2, padding=1, output_padding=1, groups=96
+    ),
     "unet_transposed_3d": Case("conv_transpose3d", (2, 64, 8, 14, 14), (64, 32, 2, 2, 2), stride=2),
 }
