@@ -75,9 +75,9 @@ def full_of(problem: ConvProblem) -> ConvProblem:
 
 
 @lru_cache(maxsize=1024)
-def totals(problem: ConvProblem) -> tuple[int, int]:
-    """(multiply-adds, elements of x, w and y), which every candidate asks for."""
-    return int(problem.macs), int(problem.bytes(1))
+def totals(problem: ConvProblem, which: Pass) -> tuple[int, int]:
+    """(multiply-adds, elements that a pass moves at least), which every candidate asks for."""
+    return int(problem.macs), int(problem.bytes(1, which))
 
 
 def is_depthwise(problem: ConvProblem) -> bool:
@@ -93,12 +93,6 @@ class Shape(NamedTuple):
     outputs: tuple[int, int, int]
     out_group: tuple[int, int, int]  # outputs of a group, and inputs from a group's window to the next
     in_step: tuple[int, int, int]
-
-
-@lru_cache(maxsize=1024)
-def compulsory(problem: ConvProblem, size: int, which: Pass) -> int:
-    """Bytes of a pass that every plan moves."""
-    return int(problem.bytes(size, which))
 
 
 @lru_cache(maxsize=1024)
@@ -383,7 +377,7 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
     programs, n_trips, work = product(grid(problem, plan)), trips(problem, plan), work_of(call, plan)
     each = channels_per_thread(plan)
     lanes = plan.block_n * plan.block_k
-    macs, elements = totals(problem)
+    macs, elements = totals(problem, call.which)
     moved = size * elements + extra_bytes(call, plan)
     tile_use = min(1.0, macs / max(1.0, programs * n_trips * work.multiply_adds * lanes))
     if device.interpreted:
