@@ -27,6 +27,7 @@ from costmodel.tiling import (
     arithmetic,
     extent,
     itemsize,
+    merged,
     reduction_step,
     reduction_steps,
     vector_widths,
@@ -34,9 +35,11 @@ from costmodel.tiling import (
 from costmodel.timing import (
     Kernel,
     Prediction,
+    Traffic,
     at_least,
     kernel,
     launches,
+    merge_bytes,
     packed_bytes,
     read_again,
     seconds,
@@ -96,6 +99,9 @@ MENU: dict[str, tuple[Tile, ...]] = {
 }
 
 
+#: Most channels of a group of merged groups: beyond a tile's width, merging adds zeros to multiply and nothing to share.
+MERGED_CHANNELS = 128
+
 #: The interpreter's menu: its time goes by programs and trips, so tiles may be larger than any GPU takes.
 INTERPRETED_MENU = tuple(Tile(m, n, k, 4, 3) for m in (16, 128, 512, 2048) for n in (16, 64) for k in (16, 64, 256, 1024))
 
@@ -104,7 +110,8 @@ class Option(NamedTuple):
     """A compiled tile with its operands packed or not: one line of the ranking, to be split `splits` ways."""
 
     kernel: Kernel
-    which: Pass
+    call: Call  # with its groups merged
+    merge: int
     family: str
     pack: tuple[str, ...]
     step: tuple[int, int, int, int] | None
@@ -114,7 +121,9 @@ class Option(NamedTuple):
     splits: list[int]
 
     def plan(self, split: int) -> Plan:
-        return Plan(self.which, self.family, *self.kernel.tile, split=split, step=self.step, pack=self.pack)
+        return Plan(
+            self.call.which, self.family, *self.kernel.tile, split=split, step=self.step, pack=self.pack, merge=self.merge
+        )
 
 
 @lru_cache(maxsize=1024)
@@ -132,7 +141,12 @@ def compiled(
 
 
 def options(call: Call, device: Device) -> Iterator[Option]:
-    """Every legal tile, with and without packed operands."""
+    """Every legal tile, with and without packed operands and merged groups."""
+    for merge in merges(call, device):
+        yield from _options(merged(call, merge), merge, device)
+
+
+def _options(call: Call, merge: int, device: Device) -> Iterator[Option]:
     problem, which, size = call.problem, call.which, itemsize(call.dtype)
     family = "patch" if problem.is_patch else "gather"
     kind = arithmetic(call.dtype, call.precision)
@@ -144,13 +158,24 @@ def options(call: Call, device: Device) -> Iterator[Option]:
             if not (addresses_fit(call, family, tile) or device.interpreted):
                 continue
             tiles = ceil_div(covers.m, tile.m) * ceil_div(covers.n, tile.n) * covers.repeats
+            step, steps, ways = None, ceil_div(covers.depth, tile.k) * covers.loops, [1]
             if which == Pass.WGRAD:
                 step = reduction_step(problem, tile.k)
                 steps = reduction_steps(problem, step)
-                yield Option(of, which, family, pack, step, covers, tiles, steps, splits(tiles, steps, device))
-            else:
-                steps = ceil_div(covers.depth, tile.k) * covers.loops
-                yield Option(of, which, family, pack, None, covers, tiles, steps, [1])
+                ways = splits(tiles, steps, device)
+            yield Option(of, call, merge, family, pack, step, covers, tiles, steps, ways)
+
+
+def merges(call: Call, device: Device) -> list[int]:
+    """How many groups may be laid together: powers of two, as long as they are narrower together than the widest tile.
+
+    The interpreter, whose time goes by programs, would merge wherever it can; it does so where a plan asks for it.
+    """
+    problem = call.problem
+    widest = max(problem.channels_per_group, problem.filters_per_group)
+    if problem.groups == 1 or widest == 1 or device.interpreted:
+        return [1]
+    return [f for f in (1, 2, 4, 8, 16, 32, 64) if problem.groups % f == 0 and (f == 1 or f * widest <= MERGED_CHANNELS)]
 
 
 def candidates(call: Call, device: Device) -> list[Plan]:
@@ -206,20 +231,23 @@ def select(call: Call, device: Device) -> Plan:
 
 def _quickest(call: Call, device: Device, least: float) -> Plan | None:
     """The option of least time, if under `least` seconds: `timing.predict`, with the work that candidates share done once."""
-    found, size, group_m = traffic(call), itemsize(call.dtype), Plan.group_m
+    size, group_m, which = itemsize(call.dtype), Plan.group_m, call.which
     best, best_split = None, 1
-    copied: dict[tuple[str, ...], int] = {}
+    shared: dict[tuple[int, tuple[str, ...]], tuple[Traffic, int]] = {}
     for option in options(call, device):
-        of, _, _, pack, _, covers, tiles, steps, ways = option
-        if pack not in copied:
-            copied[pack] = found.compulsory + packed_bytes(call.problem, call.which, pack, size)
-        if at_least(of, tiles, steps, copied[pack], launches(pack, 1), device) >= least:
+        of, seen, merge, _, pack, _, covers, tiles, steps, ways = option
+        if (merge, pack) not in shared:
+            found = traffic(seen)
+            copied = packed_bytes(seen.problem, which, pack, size) + merge_bytes(call.problem, which, merge, size)
+            shared[merge, pack] = found, found.compulsory + copied
+        found, fixed = shared[merge, pack]
+        if at_least(of, tiles, steps, fixed, launches(which, pack, 1, merge), device) >= least:
             continue
         for split in ways:
-            moved = copied[pack] + split_bytes(found, split)
-            moved += read_again(of, covers, split, group_m, call, found.swept, device)
+            moved = fixed + split_bytes(found, split)
+            moved += read_again(of, covers, split, group_m, seen, found.swept, device)
             n_trips = steps if split == 1 else ceil_div(steps, split)
-            time = seconds(of, tiles * split, n_trips, moved, launches(pack, split), device)
+            time = seconds(of, tiles * split, n_trips, moved, launches(which, pack, split, merge), device)
             if time < least:
                 least, best, best_split = time, option, split
     return best.plan(best_split) if best else None

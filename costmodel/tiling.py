@@ -41,10 +41,12 @@ def itemsize(dtype: str) -> int:
 @dataclass(frozen=True)
 class Operand:
     """How a tensor lies in memory: `unit` is the axis of stride 1 (0 batch or filter, 1 channel, 4 last spatial, -1 none),
-    `align` a power of two that divides every other stride and the offset of a group, in elements."""
+    `align` a power of two that divides every other stride and the offset of a group, in elements, `outside` one that divides
+    the strides."""
 
     unit: int = 1
     align: int = MAX_ALIGN
+    outside: int = MAX_ALIGN
 
 
 @dataclass(frozen=True)
@@ -62,17 +64,47 @@ class Call:
 
 def channels_last(problem: ConvProblem, which: Pass, dtype: str, precision: str = "ieee") -> Call:
     """The call with all three tensors dense and channels-last: every other stride is a multiple of the channel count."""
-    inner = Operand(align=math.gcd(MAX_ALIGN, problem.channels_per_group))  # x and w
-    outer = Operand(align=math.gcd(MAX_ALIGN, problem.filters_per_group))  # y
-    a, b, out = {Pass.FPROP: (inner, inner, outer), Pass.DGRAD: (outer, inner, inner), Pass.WGRAD: (outer, inner, inner)}[which]
+
+    def dense(channels: int, per_group: int) -> Operand:
+        return Operand(1, math.gcd(MAX_ALIGN, per_group), math.gcd(MAX_ALIGN, channels))
+
+    x = dense(problem.in_channels, problem.channels_per_group)
+    y = dense(problem.out_channels, problem.filters_per_group)
+    w = dense(problem.channels_per_group, problem.channels_per_group)
+    a, b, out = {Pass.FPROP: (x, w, y), Pass.DGRAD: (y, w, x), Pass.WGRAD: (y, x, w)}[which]
     return Call(problem, which, dtype, precision, a, b, out)
+
+
+def merge_groups(problem: ConvProblem, merge: int) -> ConvProblem:
+    """The problem with `merge` neighbouring groups as one, for weights that are block-diagonal in them."""
+    return problem if merge == 1 else replace(problem, groups=problem.groups // merge)
+
+
+def merged(call: Call, merge: int) -> Call:
+    """The call as its kernel sees it with `merge` groups as one: wider channels, and channels-last block-diagonal weights."""
+    if merge == 1:
+        return call
+    problem = merge_groups(call.problem, merge)
+    c, k = problem.channels_per_group, problem.filters_per_group
+
+    def wider(operand: Operand, channels: int) -> Operand:
+        return replace(operand, align=math.gcd(operand.outside, channels) if operand.unit == 1 else operand.outside)
+
+    w = Operand(1, math.gcd(MAX_ALIGN, c), math.gcd(MAX_ALIGN, c))
+    a, b, out = {
+        Pass.FPROP: (wider(call.a, c), w, wider(call.out, k)),
+        Pass.DGRAD: (wider(call.a, k), w, wider(call.out, c)),
+        Pass.WGRAD: (wider(call.a, k), wider(call.b, c), w),
+    }[call.which]
+    return replace(call, problem=problem, a=a, b=b, out=out)
 
 
 @dataclass(frozen=True)
 class Plan:
     """A kernel with its tile. `family`: "gather" (implicit GEMM over taps) or "patch" (windows tile the input: a plain GEMM,
     1x1 included). `split` counts the programs that share one reduction (wgrad). `step` is wgrad's box of output pixels
-    (n, o, p, q), whose product is `block_k`. `pack` names operands that are first copied to channels-last.
+    (n, o, p, q), whose product is `block_k`. `pack` names operands that are first copied to channels-last. `merge` counts the
+    groups that are laid together in one block-diagonal weight, so that narrow groups fill a tile.
 
     "depthwise" reads its tile as columns x channels x column tiles. `rows` is what a program walks down, in groups of output
     rows; `taps` the filter rows and columns that it unrolls, None for all of them in a window that slides over the rows."""
@@ -88,6 +120,7 @@ class Plan:
     group_m: int = 8
     step: tuple[int, int, int, int] | None = None
     pack: tuple[str, ...] = ()
+    merge: int = 1
     rows: int = 1
     taps: tuple[int, int] | None = None
 
@@ -97,7 +130,7 @@ class Plan:
 
     def __str__(self) -> str:
         """One word, which `Plan.parse` reads back:
-        fprop:patch:128x64x64:w4:s4[:split7][:group8][:step1x1x8x8][:rows14][:taps1x8][:pack-a]."""
+        fprop:patch:128x64x64:w4:s4[:split7][:group8][:step1x1x8x8][:merge4][:rows14][:taps1x8][:pack-a]."""
         words = [str(self.which), self.family, f"{self.block_m}x{self.block_n}x{self.block_k}"]
         words += [f"w{self.num_warps}", f"s{self.num_stages}"]
         if self.split != 1:
@@ -106,6 +139,8 @@ class Plan:
             words.append(f"group{self.group_m}")
         if self.step is not None:
             words.append("step" + "x".join(map(str, self.step)))
+        if self.merge != 1:
+            words.append(f"merge{self.merge}")
         if self.rows != 1:
             words.append(f"rows{self.rows}")
         if self.taps is not None:
@@ -127,6 +162,8 @@ class Plan:
                     plan = replace(plan, step=(n_, o_, p_, q_))
                 elif word.startswith("split"):
                     plan = replace(plan, split=int(word.removeprefix("split")))
+                elif word.startswith("merge"):
+                    plan = replace(plan, merge=int(word.removeprefix("merge")))
                 elif word.startswith("rows"):
                     plan = replace(plan, rows=int(word.removeprefix("rows")))
                 elif word.startswith("taps"):
@@ -147,6 +184,7 @@ class Plan:
 
 def vector_widths(call: Call, plan: Plan) -> tuple[int, int]:
     """Elements per load of operands a and b under a plan: what alignment and the axis of stride 1 allow."""
+    call = merged(call, plan.merge)
     problem = call.problem
     packed_a = "a" in plan.pack
     packed_b = "b" in plan.pack
@@ -256,13 +294,13 @@ def extent(problem: ConvProblem, which: Pass, family: str) -> Extent:
 
 def grid(problem: ConvProblem, plan: Plan) -> tuple[int, int, int]:
     """(m tiles, n tiles, repeats) of a launch; repeats are groups, phases, taps and splits."""
-    of = extent(problem, plan.which, plan.family)
+    of = extent(merge_groups(problem, plan.merge), plan.which, plan.family)
     return ceil_div(of.m, plan.block_m), ceil_div(of.n, plan.block_n), of.repeats * plan.split
 
 
 def trips(problem: ConvProblem, plan: Plan) -> float:
     """Main-loop trips of one program, on average over the phases of dgrad."""
-    of = extent(problem, plan.which, plan.family)
+    of = extent(merge_groups(problem, plan.merge), plan.which, plan.family)
     if plan.which == Pass.WGRAD:
         step = plan.step or reduction_step(problem, plan.block_k)
         return ceil_div(reduction_steps(problem, step), plan.split)
@@ -270,6 +308,6 @@ def trips(problem: ConvProblem, plan: Plan) -> float:
 
 
 def issued_macs(problem: ConvProblem, plan: Plan) -> int:
-    """Multiply-adds that the plan's tiles compute, those on padding, tile edges and empty trips included."""
+    """Multiply-adds that the plan's tiles compute, those on padding, tile edges and other groups' channels included."""
     m_tiles, n_tiles, repeats = grid(problem, plan)
     return round(m_tiles * n_tiles * repeats * trips(problem, plan) * plan.block_m * plan.block_n * plan.block_k)

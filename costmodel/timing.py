@@ -25,6 +25,7 @@ from costmodel.tiling import (
     grid,
     issued_macs,
     itemsize,
+    merged,
     trips,
     vector_widths,
 )
@@ -174,20 +175,31 @@ def packed_bytes(problem: ConvProblem, which: Pass, pack: tuple[str, ...], size:
     return sum(2 * size * math.prod(a if name == "a" else b) for name in pack)
 
 
+def merge_bytes(problem: ConvProblem, which: Pass, merge: int, size: int) -> int:
+    """Bytes of laying groups together: block-diagonal weights are cleared, then filled; wgrad's are taken apart."""
+    if merge == 1:
+        return 0
+    weights = size * math.prod(problem.weight_shape)
+    return 2 * weights if which == Pass.WGRAD else (merge + 2) * weights
+
+
 def split_bytes(found: Traffic, split: int) -> int:
     """Bytes of a split reduction's partial sums."""
     return found.workspace * split if split > 1 else 0
 
 
 def extra_bytes(call: Call, plan: Plan) -> int:
-    """Bytes a plan moves beyond the compulsory ones: packed copies, and wgrad's workspace."""
-    copied = packed_bytes(call.problem, plan.which, plan.pack, itemsize(call.dtype))
-    return copied + split_bytes(traffic(call), plan.split)
+    """Bytes a plan moves beyond the compulsory ones: packed copies, wgrad's workspace, weights with groups merged."""
+    size, kernels = itemsize(call.dtype), merged(call, plan.merge)
+    copied = packed_bytes(kernels.problem, plan.which, plan.pack, size)
+    copied += merge_bytes(call.problem, plan.which, plan.merge, size)
+    found = traffic(kernels)
+    return copied + split_bytes(found, plan.split) + found.compulsory - traffic(call).compulsory
 
 
-def launches(pack: tuple[str, ...], split: int) -> int:
-    """Kernels a pass takes: its own, one a copy, one to add up partial sums."""
-    return 1 + len(pack) + (split > 1)
+def launches(which: Pass, pack: tuple[str, ...], split: int, merge: int) -> int:
+    """Kernels a pass takes: its own, one a copy, one to add up partial sums, two to merge groups or one to take them apart."""
+    return 1 + len(pack) + (split > 1) + (merge > 1) * (1 if which == Pass.WGRAD else 2)
 
 
 def from_dram(moved: float, device: Device) -> float:
@@ -219,17 +231,16 @@ def at_least(of: Kernel, tiles: int, steps: float, moved: float, kernels: int, d
 
 def predict(call: Call, plan: Plan, device: Device) -> Prediction:
     """Time of one pass under a plan."""
-    problem, tile = call.problem, plan.tile
-    covers = extent(problem, plan.which, plan.family)
+    problem, seen = call.problem, merged(call, plan.merge)
+    covers = extent(seen.problem, plan.which, plan.family)
     m_tiles, n_tiles, repeats = grid(problem, plan)
     tiles, n_trips = m_tiles * n_tiles * repeats, trips(problem, plan)
-    found = traffic(call)
-    moved = found.compulsory + extra_bytes(call, plan)
+    moved = traffic(call).compulsory + extra_bytes(call, plan)
     issued = issued_macs(problem, plan)
     needs, kind = resources_of(call, plan, device), arithmetic(call.dtype, call.precision)
-    of = kernel(tile, needs, kind, itemsize(call.dtype), vector_widths(call, plan), device)
-    moved += read_again(of, covers, plan.split, plan.group_m, call, found.swept, device)
-    kernels = launches(plan.pack, plan.split)
+    of = kernel(plan.tile, needs, kind, itemsize(call.dtype), vector_widths(call, plan), device)
+    moved += read_again(of, covers, plan.split, plan.group_m, seen, traffic(seen).swept, device)
+    kernels = launches(plan.which, plan.pack, plan.split, plan.merge)
     total = seconds(of, tiles, n_trips, moved, kernels, device)
     bound = of.bound if of.clocks >= trip_clocks(of, tiles, device) else "L2"
     if not device.interpreted:

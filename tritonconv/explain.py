@@ -100,6 +100,8 @@ def _words(call: Call, plan: Plan, found: Prediction, choices: int, forced: bool
         f"  tile {plan.block_m}x{plan.block_n}x{plan.block_k}, {plan.num_warps} warps, {plan.num_stages} stages; "
         f"{m} x {n} x {repeats} programs of {trips(problem, plan):g} trips"
     )
+    if plan.merge > 1:
+        lines.append(f"  {plan.merge} groups laid together in one block-diagonal weight")
     if plan.split > 1:
         lines.append(f"  reduction split {plan.split} ways, partial sums added in a fixed order")
     widths = dict(zip(_OPERANDS[which], vector_widths(call, plan), strict=True))

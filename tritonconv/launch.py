@@ -30,6 +30,7 @@ from costmodel.tiling import (
     extent,
     grid,
     itemsize,
+    merge_groups,
     reduction_step,
     trips,
 )
@@ -40,9 +41,12 @@ from tritonconv.kernels.index import Sizes, pack
 from tritonconv.kernels.wgrad import wgrad_kernel, wgrad_reduce_kernel
 from tritonconv.layout import (
     allocate,
+    allocate_channels_last,
+    block_diagonal,
     channels_last_copy,
     channels_last_strides,
     depthwise_operand,
+    diagonal_blocks,
     filters_last_copy,
     filters_last_strides,
     operand,
@@ -116,6 +120,8 @@ def choose(
     shared = plan.num_stages * (plan.block_m + plan.block_n) * plan.block_k * itemsize(DTYPES[dtype])
     if shared > limit:
         raise ValueError(f"plan {plan} needs about {shared} bytes of shared memory, the device has {limit}")
+    if plan.merge < 1 or problem.groups % plan.merge:
+        raise ValueError(f"plan {plan}: merge must divide the {problem.groups} groups, got {plan.merge}")
     if plan.split < 1 or (plan.split > 1 and which != Pass.WGRAD):
         raise ValueError(f"plan {plan}: split must be 1 for {which}, got {plan.split}")
     if which == Pass.WGRAD:
@@ -303,10 +309,15 @@ def prepare_call(
 ) -> Prepared:
     """The launch of a call: its plan, for operands as that plan wants them."""
     plan = choose(which, problem, dtype, precision, device, *describe(problem, which, a, b, out), forced)
+    if plan.merge > 1:
+        problem = merge_groups(problem, plan.merge)
+        weight = (problem.weight_shape, channels_last_strides(problem.weight_shape))
+        b, out = (b, weight) if which == Pass.WGRAD else (weight, out)
     a = (a[0], channels_last_strides(a[0])) if "a" in plan.pack else a
     if "b" in plan.pack:
         b = (b[0], (filters_last_strides if plan.family == "depthwise" else channels_last_strides)(b[0]))
-    return prepare(which, problem, plan, dtype, precision, a, b, out, bias_stride)
+    prepared = prepare(which, problem, replace(plan, merge=1), dtype, precision, a, b, out, bias_stride)
+    return replace(prepared, plan=plan)
 
 
 def execute(
@@ -327,6 +338,11 @@ def execute(
     device = a.device.index if a.is_cuda else -1
     bias_stride = None if bias is None else bias.stride(0)
     prepared = prepare_call(which, problem, a.dtype, fp32_precision(), device, key(a), key(b), key(out), bias_stride, forced)
+    merge, asked = prepared.plan.merge, out
+    if merge > 1 and which == Pass.WGRAD:
+        out = allocate_channels_last(merge_groups(problem, merge).weight_shape, out)
+    elif merge > 1:
+        b = block_diagonal(b, problem.groups, merge)
     if prepared.plan.pack:
         a = channels_last_copy(a) if "a" in prepared.plan.pack else a
         if "b" in prepared.plan.pack:
@@ -336,7 +352,7 @@ def execute(
             run(which, prepared, a, b, bias, out)
     else:
         run(which, prepared, a, b, bias, out)
-    return out
+    return out if out is asked else asked.copy_(diagonal_blocks(out, problem.groups, merge))
 
 
 def run(

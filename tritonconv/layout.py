@@ -55,6 +55,11 @@ def allocate(shape: Sequence[int], like: torch.Tensor, *operands: torch.Tensor) 
     return torch.empty_strided(tuple(shape), output_strides(shape, like, *operands), dtype=like.dtype, device=like.device)
 
 
+def allocate_channels_last(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+    """An uninitialised channels-last tensor of `shape`, in the dtype and on the device of `like`."""
+    return torch.empty_strided(tuple(shape), channels_last_strides(shape), dtype=like.dtype, device=like.device)
+
+
 def operand(shape: Sequence[int], strides: Sequence[int], groups: int, grouped_axis: int) -> Operand:
     """What the kernels may assume of a tensor [outer, channel, *spatial]; `groups` share out its `grouped_axis`."""
     axes = (0, 1, 4) if len(shape) > 2 else (0, 1)
@@ -68,10 +73,30 @@ def operand(shape: Sequence[int], strides: Sequence[int], groups: int, grouped_a
     for axis, (size, stride) in enumerate(zip(shape, strides, strict=True)):
         if size > 1 and not (unit >= 0 and position[unit] == axis):
             align = math.gcd(align, stride)
+    outside = align
     if groups > 1:
         per_group = shape[grouped_axis] // groups
         align = math.gcd(align, per_group * strides[grouped_axis])
-    return Operand(unit=unit, align=align)
+    return Operand(unit=unit, align=align, outside=outside)
+
+
+def block_diagonal(weight: torch.Tensor, groups: int, merge: int) -> torch.Tensor:
+    """Weights [K, C / G, *kernel] as [K, merge * C / G, *kernel], channels-last, for `merge` groups that are one: zero where a
+    filter meets a channel of another of them."""
+    k, c, *kernel = weight.shape
+    blocks = (groups // merge, merge, k // groups)
+    merged = weight.new_zeros((k, *kernel, merge * c))
+    diagonal = merged.view(*blocks, *kernel, merge, c).diagonal(dim1=1, dim2=-2)  # [G / merge, K / G, *kernel, C / G, merge]
+    diagonal.copy_(weight.movedim(1, -1).reshape(*blocks, *kernel, c).movedim(1, -1))
+    return merged.movedim(-1, 1)
+
+
+def diagonal_blocks(merged: torch.Tensor, groups: int, merge: int) -> torch.Tensor:
+    """The weights [K, C / G, *kernel] that `block_diagonal` made into the channels-last `merged`."""
+    k, wide, *kernel = merged.shape
+    c = wide // merge
+    blocks = merged.movedim(1, -1).view(groups // merge, merge, k // groups, *kernel, merge, c)
+    return blocks.diagonal(dim1=1, dim2=-2).movedim(-1, 1).reshape(k, *kernel, c).movedim(-1, 1)
 
 
 def channels_last_copy(tensor: torch.Tensor) -> torch.Tensor:
@@ -87,7 +112,7 @@ def depthwise_operand(shape: Sequence[int], strides: Sequence[int]) -> Operand:
     for axis, (size, stride) in enumerate(zip(shape, strides, strict=True)):
         if size > 1 and not (unit >= 0 and axes[unit] == axis):
             align = math.gcd(align, stride)
-    return Operand(unit=unit, align=align)
+    return Operand(unit=unit, align=align, outside=align)
 
 
 def filters_last_strides(shape: Sequence[int]) -> tuple[int, ...]:
