@@ -128,7 +128,7 @@ def options(call: Call, device: Device) -> Iterator[Option]:
         plain = Plan(which, family, 0, 0, 0, 0, 0, pack=pack)
         for of in compiled(which, family, kind, access(call, plain), vector_widths(call, plain), size, device):
             tile = of.tile
-            if not (addresses_fit(call, family, tile) or device.interpreted):
+            if not ((addresses_fit(call, family, tile) and epilogue_fits(call, plain, tile)) or device.interpreted):
                 continue
             tiles = ceil_div(covers.m, tile.m) * ceil_div(covers.n, tile.n) * covers.repeats
             if which == Pass.WGRAD:
@@ -150,6 +150,19 @@ def addresses_fit(call: Call, family: str, tile: Tile) -> bool:
     (above 64 x 64, Triton 3.7.1 spilled on every such kernel tried)."""
     planes = any(operand.unit != 1 for operand in (call.a, call.b, call.out))
     return not (family == "patch" and call.problem.taps > 1 and planes) or tile.m * tile.n <= 64 * 64
+
+
+#: Most bytes of results in a tile whose epilogue compiles without a spill, by `Call.epilogue`: where the operands come in
+#: 16-byte loads, and where they do not (compiled by Triton 3.6 and 3.7.1 for sm_80, sm_90 and sm_100: `tests/test_fused.py`).
+EPILOGUE_LIMIT = {"channels": (32768, 4096), "tensors": (16384, 4096)}
+
+
+def epilogue_fits(call: Call, plan: Plan, tile: Tile) -> bool:
+    """Whether a tile is small enough for what follows it in the same kernel."""
+    if not call.epilogue:
+        return True
+    wide, narrow = EPILOGUE_LIMIT[call.epilogue]
+    return tile.m * tile.n * itemsize(call.dtype) <= (narrow if access(call, plan) == "narrow" else wide)
 
 
 def packings(call: Call) -> list[tuple[str, ...]]:

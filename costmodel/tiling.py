@@ -49,7 +49,11 @@ class Operand:
 
 @dataclass(frozen=True)
 class Call:
-    """One pass to plan: the problem, the arithmetic, and the three tensors (a times b gives out)."""
+    """One pass to plan: the problem, the arithmetic, and the three tensors (a times b gives out).
+
+    `epilogue` says what follows in the same kernel besides a bias: "" nothing, "channels" values per channel and an
+    activation, "tensors" also a tensor of the output's size, read (a residual) or written (the value before the activation).
+    """
 
     problem: ConvProblem
     which: Pass
@@ -58,6 +62,7 @@ class Call:
     a: Operand = Operand()
     b: Operand = Operand()
     out: Operand = Operand()
+    epilogue: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import functools
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -32,7 +32,9 @@ from costmodel.tiling import (
     reduction_step,
     trips,
 )
+from tritonconv.epilogue import Epilogue, by_torch
 from tritonconv.kernels.dgrad import dgrad_kernel
+from tritonconv.kernels.epilogue import Fused
 from tritonconv.kernels.fprop import fprop_kernel
 from tritonconv.kernels.index import Sizes, Strides, pack
 from tritonconv.kernels.wgrad import wgrad_kernel, wgrad_reduce_kernel
@@ -71,6 +73,34 @@ def device_model(index: int) -> Device:
     return find(found.name, found.major * 10 + found.minor, found.multi_processor_count)
 
 
+class FusedKey(NamedTuple):
+    """An epilogue without its tensors: strides of scale and shift and the residual's place, None where there is none."""
+
+    scale: int | None
+    shift: int | None
+    residual: TensorKey | None
+    activation: str
+    slope: float
+    keep: bool  # z is written too
+
+    @classmethod
+    def of(cls, epilogue: Epilogue) -> FusedKey:
+        scale, shift, residual, activation, slope, keep = epilogue
+        return cls(
+            None if scale is None else scale.stride(0),
+            None if shift is None else shift.stride(0),
+            None if residual is None else key(residual),
+            activation,
+            slope,
+            keep,
+        )
+
+    @property
+    def kind(self) -> str:
+        """As `costmodel.tiling.Call.epilogue`."""
+        return "tensors" if self.keep or self.residual is not None else "channels"
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A launch without its tensors."""
@@ -80,6 +110,7 @@ class Prepared:
     arguments: tuple[Any, ...]  # after the tensors
     constants: dict[str, Any]
     reduce: Prepared | None = None
+    fused: tuple[Any, ...] = ()  # the last fields of `Fused`, after its pointers
 
 
 def key(tensor: torch.Tensor) -> TensorKey:
@@ -105,11 +136,12 @@ def choose(
     b: Operand,
     out: Operand,
     forced: str,
+    epilogue: str = "",
 ) -> Plan:
     """The forced plan, checked, or the one with the least predicted time."""
     plan = plan_for(which, forced)
     if plan is None:
-        return select(Call(problem, which, DTYPES[dtype], precision, a, b, out), device_model(device))
+        return select(Call(problem, which, DTYPES[dtype], precision, a, b, out, epilogue), device_model(device))
     if plan.family not in ("gather", "patch") or (plan.family == "patch" and not problem.is_patch):
         raise ValueError(f"plan {plan} forces family {plan.family!r}, which does not serve {problem}")
     for name, block in (("block_m", plan.block_m), ("block_n", plan.block_n), ("block_k", plan.block_k)):
@@ -178,13 +210,15 @@ def prepare(
     b: TensorKey,
     out: TensorKey,
     bias_stride: int | None,
+    fused: FusedKey | None = None,
 ) -> Prepared:
     """Scalars, constexprs and grid of a launch whose operands already lie as the plan wants them."""
     in_a, in_b, in_out = describe(problem, which, a, b, out)
     full = problem.with_unit_axes()
     c, k = problem.channels_per_group, problem.filters_per_group
     c_align, k_align = math.gcd(c, MAX_ALIGN), math.gcd(k, MAX_ALIGN)
-    small = fits_int32(problem, which, plan, a, b, out)
+    residual = None if fused is None else fused.residual
+    small = fits_int32(problem, which, plan, a, b, out, *(() if residual is None else (residual,)))
     m_tiles, n_tiles, repeats = grid(problem, plan)
     programs = m_tiles * n_tiles * repeats
     if programs > _INT32_MAX:
@@ -234,6 +268,14 @@ def prepare(
         constants[f"{prefix}_ALIGN"] = described.align
         constants[f"{prefix}_UNIT"] = described.unit
 
+    fused_arguments: tuple[Any, ...] = ()
+    if fused is not None:
+        constants |= {"ACTIVATION": fused.activation, "SLOPE": fused.slope}
+        fused_arguments = (pack(fused.scale or 0), pack(fused.shift or 0), None)
+        if residual is not None:
+            in_residual = operand(*residual, problem.groups, 1)
+            name("R", in_residual)
+            fused_arguments = (*fused_arguments[:2], packed_strides(residual, in_residual))
     if which == Pass.FPROP:
         for prefix, described in (("X", in_a), ("W", in_b), ("Y", in_out)):
             name(prefix, described)
@@ -247,7 +289,7 @@ def prepare(
             "BLOCK_K": plan.block_k,
             "GROUP_M": plan.group_m,
         }
-        return Prepared(plan, programs, (*strides, sizes), constants)
+        return Prepared(plan, programs, (*strides, sizes), constants, fused=fused_arguments)
     if which == Pass.DGRAD:
         for prefix, described in (("DY", in_a), ("W", in_b), ("DX", in_out)):
             name(prefix, described)
@@ -267,7 +309,7 @@ def prepare(
             "BLOCK_K": plan.block_k,
             "GROUP_M": plan.group_m,
         }
-        return Prepared(plan, programs, (*strides, sizes, pack(problem.groups)), constants)
+        return Prepared(plan, programs, (*strides, sizes, pack(problem.groups)), constants, fused=fused_arguments)
     for prefix, described in (("DY", in_a), ("X", in_b), ("DW", in_out)):
         name(prefix, described)
     constants |= {
@@ -308,12 +350,14 @@ def prepare_call(
     out: TensorKey,
     bias_stride: int | None,
     forced: str,
+    fused: FusedKey | None = None,
 ) -> Prepared:
     """The launch of a call: its plan, for operands as that plan wants them."""
-    plan = choose(which, problem, dtype, precision, device, *describe(problem, which, a, b, out), forced)
+    kind = "" if fused is None else fused.kind
+    plan = choose(which, problem, dtype, precision, device, *describe(problem, which, a, b, out), forced, kind)
     a = (a[0], channels_last_strides(a[0])) if "a" in plan.pack else a
     b = (b[0], channels_last_strides(b[0])) if "b" in plan.pack else b
-    return prepare(which, problem, plan, dtype, precision, a, b, out, bias_stride)
+    return prepare(which, problem, plan, dtype, precision, a, b, out, bias_stride, fused)
 
 
 def execute(
@@ -324,8 +368,13 @@ def execute(
     out: torch.Tensor,
     bias: torch.Tensor | None = None,
     forced: str = "",
+    epilogue: Epilogue | None = None,
+    z: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Runs one pass into `out` and returns it. a, b: (x, w) for fprop, (dy, w) for dgrad, (dy, x) for wgrad."""
+    """Runs one pass into `out` and returns it. a, b: (x, w) for fprop, (dy, w) for dgrad, (dy, x) for wgrad.
+
+    An epilogue is run too, except where nothing is multiplied; `z` takes the values before its activation.
+    """
     if out.numel() == 0:
         return out
     if problem.macs == 0:  # nothing to add up: an empty batch's weight gradient, or no channels
@@ -333,28 +382,38 @@ def execute(
         return out if bias is None else out.add_(bias.view(-1, *(1,) * problem.rank))
     device = a.device.index if a.is_cuda else -1
     bias_stride = None if bias is None else bias.stride(0)
-    prepared = prepare_call(which, problem, a.dtype, fp32_precision(), device, key(a), key(b), key(out), bias_stride, forced)
+    fused = None if epilogue is None else FusedKey.of(epilogue)
+    prepared = prepare_call(
+        which, problem, a.dtype, fp32_precision(), device, key(a), key(b), key(out), bias_stride, forced, fused
+    )
+    follows = None if epilogue is None else Fused(*epilogue[:3], z, *prepared.fused)
     if prepared.plan.pack:
         a = channels_last_copy(a) if "a" in prepared.plan.pack else a
         b = channels_last_copy(b) if "b" in prepared.plan.pack else b
     if device >= 0 and device != torch.cuda.current_device():
         with torch.cuda.device(device):
-            run(which, prepared, a, b, bias, out)
+            run(which, prepared, a, b, bias, out, follows)
     else:
-        run(which, prepared, a, b, bias, out)
+        run(which, prepared, a, b, bias, out, follows)
     return out
 
 
 def run(
-    which: Pass, prepared: Prepared, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
+    which: Pass,
+    prepared: Prepared,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
+    fused: Fused | None,
 ) -> None:
     """The launch itself: nothing here depends on anything but its arguments."""
     grid_of = (prepared.programs,)
     COUNTS[str(which)] += 1
     if which == Pass.FPROP:
-        fprop_kernel[grid_of](a, b, bias, out, *prepared.arguments, **prepared.constants)
+        fprop_kernel[grid_of](a, b, bias, out, *prepared.arguments, fused=fused, **prepared.constants)
     elif which == Pass.DGRAD:
-        dgrad_kernel[grid_of](a, b, bias, out, *prepared.arguments, **prepared.constants)
+        dgrad_kernel[grid_of](a, b, bias, out, *prepared.arguments, fused=fused, **prepared.constants)
     elif prepared.reduce is None:
         wgrad_kernel[grid_of](a, b, out, *prepared.arguments, **prepared.constants)
     else:
@@ -379,3 +438,25 @@ def dgrad(dy: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, problem: Co
 def wgrad(dy: torch.Tensor, x: torch.Tensor, problem: ConvProblem, plan: str = "") -> torch.Tensor:
     """dw [K, C / G, *kernel], the weight gradient of `problem` for dy [N, K, *out] and x [N, C, *in]"""
     return execute(Pass.WGRAD, problem, dy, x, allocate(problem.weight_shape, x, dy), None, plan)
+
+
+def followed(
+    which: Pass,
+    problem: ConvProblem,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    bias: torch.Tensor | None,
+    epilogue: Epilogue,
+    plan: str = "",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(y, z) of fprop or dgrad with an epilogue: y = act(z), z = (sums + bias) * scale + shift + residual.
+
+    z has y's shape and strides where `epilogue.keep` asks for it, and no elements elsewhere.
+    """
+    shape = problem.output_shape if which == Pass.FPROP else problem.input_shape
+    y = allocate(shape, a, b)
+    if problem.macs == 0:
+        return by_torch(execute(which, problem, a, b, y, bias), problem, epilogue)
+    z = allocate(shape, a, b) if epilogue.keep else None
+    execute(which, problem, a, b, y, bias, plan, epilogue, z)
+    return y, y.new_empty(0) if z is None else z
