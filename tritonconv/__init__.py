@@ -1,5 +1,6 @@
 """The convolutions of torch.nn.functional as Triton kernels, forward and backward, called exactly as torch's."""
 
+from tritonconv import nn
 from tritonconv.explain import Explanation, explain
 from tritonconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from tritonconv.fused import (
@@ -26,5 +27,6 @@ __all__ = [
     "conv_transpose3d",
     "conv_transpose3d_fused",
     "explain",
+    "nn",
 ]
 __version__ = "0.1.0"
