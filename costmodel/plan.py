@@ -152,17 +152,20 @@ def addresses_fit(call: Call, family: str, tile: Tile) -> bool:
     return not (family == "patch" and call.problem.taps > 1 and planes) or tile.m * tile.n <= 64 * 64
 
 
-#: Most bytes of results in a tile whose epilogue compiles without a spill, by `Call.epilogue`: where the operands come in
-#: 16-byte loads, and where they do not (compiled by Triton 3.6 and 3.7.1 for sm_80, sm_90 and sm_100: `tests/test_fused.py`).
-EPILOGUE_LIMIT = {"channels": (32768, 4096), "tensors": (16384, 4096)}
+#: Most bytes of results in a tile whose epilogue compiles without a spill, by `Call.epilogue` and `costmodel.tiling.access`.
+#: `tests/test_fused.py` compiles the largest.
+EPILOGUE_LIMIT = {
+    "channels": {"wide": 32768, "folded": 32768, "narrow": 2048},
+    "tensors": {"wide": 16384, "folded": 8192, "narrow": 2048},
+    "heavy": {"wide": 8192, "folded": 8192, "narrow": 2048},
+}
 
 
 def epilogue_fits(call: Call, plan: Plan, tile: Tile) -> bool:
     """Whether a tile is small enough for what follows it in the same kernel."""
     if not call.epilogue:
         return True
-    wide, narrow = EPILOGUE_LIMIT[call.epilogue]
-    return tile.m * tile.n * itemsize(call.dtype) <= (narrow if access(call, plan) == "narrow" else wide)
+    return tile.m * tile.n * itemsize(call.dtype) <= EPILOGUE_LIMIT[call.epilogue][access(call, plan)]
 
 
 def packings(call: Call) -> list[tuple[str, ...]]:

@@ -52,7 +52,8 @@ class Call:
     """One pass to plan: the problem, the arithmetic, and the three tensors (a times b gives out).
 
     `epilogue` says what follows in the same kernel besides a bias: "" nothing, "channels" values per channel and an
-    activation, "tensors" also a tensor of the output's size, read (a residual) or written (the value before the activation).
+    activation made of selections, "tensors" also a tensor of the output's size, read (a residual) or written (the value
+    before the activation), "heavy" an activation with an exponential, or a residual that does not lie as the output.
     """
 
     problem: ConvProblem

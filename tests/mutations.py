@@ -1,7 +1,7 @@
 """Breaks the kernels on purpose, one line at a time, and checks that a test turns red each time.
 
-`python tests/mutations.py` (or `make mutate`): copies the checkout, applies each mutation to the copy and runs the tests of
-`TESTS` on it in the interpreter. Exits with 1 if the unbroken copy fails or a mutation survives.
+`python tests/mutations.py` (or `make mutate`): copies the checkout, applies each mutation to the copy and runs its
+`tests` on it in the interpreter. Exits with 1 if the unbroken copy fails or a mutation survives.
 """
 
 import os
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TESTS = ["tests/test_paths.py"]
+TESTS = ("tests/test_paths.py",)
+FUSED = ("tests/test_fused.py", "-k", "test_each_part_alone or test_second_derivative")
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Mutation:
     file: str
     old: str
     new: str
+    tests: tuple[str, ...] = TESTS
 
 
 MUTATIONS = [
@@ -38,7 +40,7 @@ MUTATIONS = [
     ),
     Mutation("fprop", "a wrong group offset", "fprop.py", "x_base += group * channels", "x_base += 0 * channels"),
     Mutation("fprop", "a skipped share of the reduction", "gather.py", "trips = counts[0]", "trips = -1 + counts[0]"),
-    Mutation("fprop", "a missing bias", "fprop.py", "columns, HAS_BIAS)", "columns, False)"),
+    Mutation("fprop", "a missing bias", "fprop.py", "HAS_BIAS and fused is None)", "False)"),
     Mutation("dgrad", "an off-by-one tap", "dgrad.py", "base = (residue + low", "base = 1 + (residue + low"),
     Mutation(
         "dgrad",
@@ -49,7 +51,7 @@ MUTATIONS = [
     ),
     Mutation("dgrad", "a wrong group offset", "dgrad.py", "dy_base += group * filters", "dy_base += 0 * filters"),
     Mutation("dgrad", "a skipped phase", "dgrad.py", "taps = tl.where(u == 0, (KERNEL", "taps = tl.where(u == 0, 0 * (KERNEL"),
-    Mutation("dgrad", "a missing bias", "dgrad.py", "columns, HAS_BIAS)", "columns, False)"),
+    Mutation("dgrad", "a missing bias", "dgrad.py", "HAS_BIAS and fused is None)", "False)"),
     Mutation(
         "wgrad", "an off-by-one tap", "wgrad.py", "w_shift = 0 if PATCH else tap_s", "w_shift = 0 if PATCH else 1 + tap_s"
     ),
@@ -60,6 +62,32 @@ MUTATIONS = [
     ),
     Mutation("wgrad", "a split that starts late", "wgrad.py", "first = split * steps", "first = split * steps + 1"),
     Mutation("epilogue", "no rounding where the interpreter truncates", "epilogue.py", "bits += 0x7FFF", "bits += 0 * 0x7FFF"),
+    Mutation("epilogue", "a bias that is not scaled", "epilogue.py", "added *= scale", "added *= 1.0", FUSED),
+    Mutation(
+        "epilogue", "a shift of another channel", "epilogue.py", "fused.shift + channel", "fused.shift + 0 * channel", FUSED
+    ),
+    Mutation(
+        "epilogue",
+        "z kept after the activation",
+        "epilogue.py",
+        "rounded(acc, z_ptrs",
+        "rounded(activated(acc, ACTIVATION, SLOPE), z_ptrs",
+        FUSED,
+    ),
+    Mutation(
+        "epilogue",
+        "a sigmoid of the wrong sign",
+        "epilogue.py",
+        "tl.where(z >= 0.0, 1.0, e)",
+        "tl.where(z < 0.0, 1.0, e)",
+        FUSED,
+    ),
+    Mutation(
+        "epilogue", "a residual of another group", "dgrad.py", "base += first * wide(packed", "base += 0 * wide(packed", FUSED
+    ),
+    Mutation(
+        "epilogue", "a residual of another image", "fprop.py", "base = ptr + image * wide", "base = ptr + 0 * wide", FUSED
+    ),
 ]
 
 
@@ -72,7 +100,8 @@ def survives(mutation: Mutation | None, copy: Path) -> bool:
         if text.count(mutation.old) != 1:
             raise SystemExit(f"{mutation.file} holds {mutation.old!r} {text.count(mutation.old)} times, not once")
         path.write_text(text.replace(mutation.old, mutation.new))
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not gpu and not aot", *TESTS]
+    tests = (*TESTS, *FUSED) if mutation is None else mutation.tests
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not gpu and not aot", *tests]
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
     if path is not None:

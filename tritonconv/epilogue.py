@@ -31,6 +31,7 @@ class Activation(NamedTuple):
     forward: Callable[[torch.Tensor, float], torch.Tensor]
     backward: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]  # of the gradient and y or z
     from_y: bool
+    exponential: bool = False
 
 
 def _silu_backward(g: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
@@ -61,26 +62,31 @@ ACTIVATIONS = {
         lambda z, slope: z.sigmoid(),
         lambda g, y, slope: _ATEN.sigmoid_backward(g, y),
         from_y=True,
+        exponential=True,
     ),
     "tanh": Activation(
         lambda z, slope: z.tanh(),
         lambda g, y, slope: _ATEN.tanh_backward(g, y),
         from_y=True,
+        exponential=True,
     ),
     "gelu": Activation(
         lambda z, slope: F.gelu(z),
         lambda g, z, slope: _ATEN.gelu_backward(g, z),
         from_y=False,
+        exponential=True,
     ),
     "gelu_tanh": Activation(
         lambda z, slope: F.gelu(z, approximate="tanh"),
         lambda g, z, slope: _ATEN.gelu_backward(g, z, approximate="tanh"),
         from_y=False,
+        exponential=True,
     ),
     "silu": Activation(
         lambda z, slope: F.silu(z),
         lambda g, z, slope: _silu_backward(g, z),
         from_y=False,
+        exponential=True,
     ),
     "hardswish": Activation(
         lambda z, slope: F.hardswish(z),

@@ -68,7 +68,10 @@ def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) ->
         given_tensors = [x, weight, bias, *tensors.values()]
         recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given_tensors)
         keep = recorded and needs_z(activation, slope)
-        kind = launch.FusedKey.of(Epilogue(**tensors, activation=activation, slope=slope, keep=keep)).kind
+        residual = tensors["residual"]
+        r = residual if residual is None or batched else residual.unsqueeze(0)
+        followed = launch.FusedKey.of(Epilogue(tensors["scale"], tensors["shift"], r, activation, slope, keep))
+        kind = followed.kind((tuple(shape), output_strides(shape, x, weight)))
     outside = launch.key(x)
     inside = (tuple(shape), output_strides(shape, x, weight))
     x_key, y_key = (outside, inside) if forward == Pass.FPROP else (inside, outside)

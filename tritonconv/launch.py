@@ -32,7 +32,7 @@ from costmodel.tiling import (
     reduction_step,
     trips,
 )
-from tritonconv.epilogue import Epilogue, by_torch
+from tritonconv.epilogue import ACTIVATIONS, Epilogue, by_torch
 from tritonconv.kernels.dgrad import dgrad_kernel
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.kernels.fprop import fprop_kernel
@@ -95,10 +95,14 @@ class FusedKey(NamedTuple):
             keep,
         )
 
-    @property
-    def kind(self) -> str:
-        """As `costmodel.tiling.Call.epilogue`."""
-        return "tensors" if self.keep or self.residual is not None else "channels"
+    def kind(self, out: TensorKey) -> str:
+        """`costmodel.tiling.Call.epilogue` for a result that lies as `out`."""
+        if self.activation and ACTIVATIONS[self.activation].exponential:
+            return "heavy"
+        if self.residual is not None:
+            lies_as_out = all(n == 1 or s == t for n, s, t in zip(*out, self.residual[1], strict=True))
+            return "tensors" if lies_as_out else "heavy"
+        return "tensors" if self.keep else "channels"
 
 
 @dataclass(frozen=True)
@@ -353,7 +357,7 @@ def prepare_call(
     fused: FusedKey | None = None,
 ) -> Prepared:
     """The launch of a call: its plan, for operands as that plan wants them."""
-    kind = "" if fused is None else fused.kind
+    kind = "" if fused is None else fused.kind(out)
     plan = choose(which, problem, dtype, precision, device, *describe(problem, which, a, b, out), forced, kind)
     a = (a[0], channels_last_strides(a[0])) if "a" in plan.pack else a
     b = (b[0], channels_last_strides(b[0])) if "b" in plan.pack else b
