@@ -161,11 +161,18 @@ EPILOGUE_LIMIT = {
 }
 
 
+def epilogue_limit(epilogue: str, reach: str, size: int) -> int:
+    """Most bytes of results in a tile, for results of `size` bytes each; where they are wider than 16 bits sm_80 takes less."""
+    limit = EPILOGUE_LIMIT[epilogue][reach]
+    return limit if size == 2 else min(limit, 16384)
+
+
 def epilogue_fits(call: Call, plan: Plan, tile: Tile) -> bool:
     """Whether a tile is small enough for what follows it in the same kernel."""
     if not call.epilogue:
         return True
-    return tile.m * tile.n * itemsize(call.dtype) <= EPILOGUE_LIMIT[call.epilogue][access(call, plan)]
+    size = itemsize(call.dtype)
+    return tile.m * tile.n * size <= epilogue_limit(call.epilogue, access(call, plan), size)
 
 
 def packings(call: Call) -> list[tuple[str, ...]]:

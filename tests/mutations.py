@@ -40,7 +40,7 @@ MUTATIONS = [
     ),
     Mutation("fprop", "a wrong group offset", "fprop.py", "x_base += group * channels", "x_base += 0 * channels"),
     Mutation("fprop", "a skipped share of the reduction", "gather.py", "trips = counts[0]", "trips = -1 + counts[0]"),
-    Mutation("fprop", "a missing bias", "fprop.py", "HAS_BIAS and fused is None)", "False)"),
+    Mutation("fprop", "a missing bias", "fprop.py", "HAS_BIAS and not FUSED)", "False)"),
     Mutation("dgrad", "an off-by-one tap", "dgrad.py", "base = (residue + low", "base = 1 + (residue + low"),
     Mutation(
         "dgrad",
@@ -51,7 +51,7 @@ MUTATIONS = [
     ),
     Mutation("dgrad", "a wrong group offset", "dgrad.py", "dy_base += group * filters", "dy_base += 0 * filters"),
     Mutation("dgrad", "a skipped phase", "dgrad.py", "taps = tl.where(u == 0, (KERNEL", "taps = tl.where(u == 0, 0 * (KERNEL"),
-    Mutation("dgrad", "a missing bias", "dgrad.py", "HAS_BIAS and fused is None)", "False)"),
+    Mutation("dgrad", "a missing bias", "dgrad.py", "HAS_BIAS and not FUSED)", "False)"),
     Mutation(
         "wgrad", "an off-by-one tap", "wgrad.py", "w_shift = 0 if PATCH else tap_s", "w_shift = 0 if PATCH else 1 + tap_s"
     ),

@@ -560,14 +560,15 @@ KINDS = [
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_the_largest_tile_compiles_without_a_spill(arch, which, family, arithmetic, kind, activation, residual, keep):
     from bench.audit import DTYPES, PROBLEMS
-    from costmodel.plan import EPILOGUE_LIMIT, MENU
+    from costmodel.plan import MENU, epilogue_limit
     from costmodel.resources import resource_key, resource_table
     from costmodel.tiling import Plan, itemsize
     from tritonconv.launch import DTYPES as NAMES_OF
 
     dtype, precision = DTYPES[arithmetic]
-    limit = EPILOGUE_LIMIT[kind]["wide"] // itemsize(NAMES_OF[dtype])
-    plans = [Plan(which, family, *tile) for tile in MENU[arithmetic] if tile.m * tile.n <= limit]
+    size = itemsize(NAMES_OF[dtype])
+    limit = epilogue_limit(kind, "wide", size)
+    plans = [Plan(which, family, *tile) for tile in MENU[arithmetic] if tile.m * tile.n * size <= limit]
     plan = next(p for p in plans if resource_table()[resource_key(p, arithmetic, "wide", arch)].spills == 0)
     found = compiled_ahead(PROBLEMS[family, "wide"], plan, dtype, precision, arch, activation, residual, keep)
     assert found.spills == 0 and found.stack_bytes == 0 and not found.trip.serialized
@@ -596,7 +597,7 @@ def compiled_ahead(problem, plan, dtype, precision, arch, activation, residual, 
 def test_the_plan_takes_no_tile_that_spills(dtype) -> None:
     """Where the convolution alone would take a larger one."""
     from costmodel.device import DEVICES
-    from costmodel.plan import EPILOGUE_LIMIT, select
+    from costmodel.plan import EPILOGUE_LIMIT, epilogue_limit, select
     from costmodel.problem import ConvProblem, Pass
     from costmodel.tiling import Call, itemsize
 
@@ -607,5 +608,5 @@ def test_the_plan_takes_no_tile_that_spills(dtype) -> None:
             plan = select(Call(problem, which, dtype, "tf32", epilogue=kind), DEVICES["NVIDIA H200"])
             sizes[kind, which] = plan.block_m * plan.block_n * itemsize(dtype)
     for (kind, _), size in sizes.items():
-        assert not kind or size <= EPILOGUE_LIMIT[kind]["wide"]
+        assert not kind or size <= epilogue_limit(kind, "wide", itemsize(dtype))
     assert dtype == "float64" or sizes["", Pass.FPROP] > sizes["heavy", Pass.FPROP]

@@ -274,7 +274,7 @@ def prepare(
 
     fused_arguments: tuple[Any, ...] = ()
     if fused is not None:
-        constants |= {"ACTIVATION": fused.activation, "SLOPE": fused.slope}
+        constants |= {"FUSED": True, "ACTIVATION": fused.activation, "SLOPE": fused.slope}
         fused_arguments = (pack(fused.scale or 0), pack(fused.shift or 0), None)
         if residual is not None:
             in_residual = operand(*residual, problem.groups, 1)

@@ -105,6 +105,7 @@ def dgrad_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
     fused=None,  # Fused
+    FUSED: tl.constexpr = False,
     ACTIVATION: tl.constexpr = "",
     SLOPE: tl.constexpr = 0.0,
     R_ALIGN: tl.constexpr = 1,
@@ -234,7 +235,7 @@ def dgrad_kernel(
             UPCAST,
         )
         c = offs_n
-    acc = add_bias(acc, b_ptr, (group * channels + c) * unpack(sizes.b), columns, HAS_BIAS and fused is None)
+    acc = add_bias(acc, b_ptr, (group * channels + c) * unpack(sizes.b), columns, HAS_BIAS and not FUSED)
     first = group * channels
     pixel = (i_d, i_h, i_w)
     corner = (0, 0, 0)
@@ -257,7 +258,7 @@ def dgrad_kernel(
         if RANK >= 3:
             exists = exists & (i_d * STRIDE[0] + d_0 < size_d)
         mask = exists[:, None] & columns[None, :]
-    if fused is not None:
+    if FUSED:
         r_ptrs = None
         z_ptrs = None
         if fused.residual is not None:

@@ -1,6 +1,6 @@
 """The end of every kernel: what comes after the sum, in the accumulator's precision, then one rounding to the output type.
 
-A kernel of any algorithm ends with `add_bias`, then `finish` where its `fused` is not None, then `rounded` and its store.
+A kernel of any algorithm ends with `add_bias`, or with `finish` where FUSED, then `rounded` and its store.
 """
 
 from typing import Any, NamedTuple

@@ -70,6 +70,7 @@ def fprop_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
     fused=None,  # Fused
+    FUSED: tl.constexpr = False,
     ACTIVATION: tl.constexpr = "",
     SLOPE: tl.constexpr = 0.0,
     R_ALIGN: tl.constexpr = 1,
@@ -154,9 +155,9 @@ def fprop_kernel(
             UPCAST,
         )
 
-    acc = add_bias(acc, b_ptr, (group * filters + offs_n) * unpack(sizes.b), columns, HAS_BIAS and fused is None)
+    acc = add_bias(acc, b_ptr, (group * filters + offs_n) * unpack(sizes.b), columns, HAS_BIAS and not FUSED)
     first = group * filters
-    if fused is not None:
+    if FUSED:
         r_ptrs = None
         z_ptrs = None
         if fused.residual is not None:
