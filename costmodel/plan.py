@@ -155,7 +155,7 @@ def _options(call: Call, merge: int, device: Device) -> Iterator[Option]:
         plain = Plan(which, family, 0, 0, 0, 0, 0, pack=pack)
         for of in compiled(which, family, kind, access(call, plain), vector_widths(call, plain), size, device):
             tile = of.tile
-            if not (addresses_fit(call, family, tile) or device.interpreted):
+            if not ((addresses_fit(call, family, tile) and epilogue_fits(call, plain, tile)) or device.interpreted):
                 continue
             tiles = ceil_div(covers.m, tile.m) * ceil_div(covers.n, tile.n) * covers.repeats
             step, steps, ways = None, ceil_div(covers.depth, tile.k) * covers.loops, [1]
@@ -181,7 +181,7 @@ def merges(call: Call, device: Device) -> list[int]:
 def candidates(call: Call, device: Device) -> list[Plan]:
     """Every legal plan: rows of the menu that compile without a spill and fit, with and without packed operands, and the
     depthwise kernels' own. The interpreter runs depthwise problems by those alone."""
-    own = depthwise.candidates(call, device) if depthwise.is_depthwise(call.problem) else []
+    own = _depthwise(call, device)
     if own and device.interpreted:
         return own
     return own + [option.plan(split) for option in options(call, device) for split in option.splits]
@@ -192,6 +192,29 @@ def addresses_fit(call: Call, family: str, tile: Tile) -> bool:
     (above 64 x 64, Triton 3.7.1 spilled on every such kernel tried)."""
     planes = any(operand.unit != 1 for operand in (call.a, call.b, call.out))
     return not (family == "patch" and call.problem.taps > 1 and planes) or tile.m * tile.n <= 64 * 64
+
+
+#: Most bytes of results in a tile whose epilogue compiles without a spill, by `Call.epilogue` and `costmodel.tiling.access`.
+#: `tests/test_fused.py` compiles the largest.
+EPILOGUE_LIMIT = {
+    "channels": {"wide": 32768, "folded": 32768, "narrow": 2048},
+    "tensors": {"wide": 16384, "folded": 8192, "narrow": 2048},
+    "heavy": {"wide": 8192, "folded": 8192, "narrow": 2048},
+}
+
+
+def epilogue_limit(epilogue: str, reach: str, size: int) -> int:
+    """Most bytes of results in a tile, for results of `size` bytes each; where they are wider than 16 bits sm_80 takes less."""
+    limit = EPILOGUE_LIMIT[epilogue][reach]
+    return limit if size == 2 else min(limit, 16384)
+
+
+def epilogue_fits(call: Call, plan: Plan, tile: Tile) -> bool:
+    """Whether a tile is small enough for what follows it in the same kernel."""
+    if not call.epilogue:
+        return True
+    size = itemsize(call.dtype)
+    return tile.m * tile.n * size <= epilogue_limit(call.epilogue, access(call, plan), size)
 
 
 def packings(call: Call) -> list[tuple[str, ...]]:
@@ -213,12 +236,17 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
     return (depthwise.predict if plan.family == "depthwise" else timing.predict)(call, plan, device)
 
 
+def _depthwise(call: Call, device: Device) -> list[Plan]:
+    """The depthwise kernels' plans. They end in a bias only: what follows in an epilogue takes the dense kernels."""
+    return depthwise.candidates(call, device) if depthwise.is_depthwise(call.problem) and not call.epilogue else []
+
+
 def select(call: Call, device: Device) -> Plan:
     """The candidate with the least predicted time. Cached by callers; plain arithmetic.
 
     Raises RuntimeError where no kernel serves the call.
     """
-    own = depthwise.candidates(call, device) if depthwise.is_depthwise(call.problem) else []
+    own = _depthwise(call, device)
     least, best = min(
         ((depthwise.predict(call, plan, device).seconds, plan) for plan in own), default=(math.inf, None), key=itemgetter(0)
     )

@@ -51,7 +51,12 @@ class Operand:
 
 @dataclass(frozen=True)
 class Call:
-    """One pass to plan: the problem, the arithmetic, and the three tensors (a times b gives out)."""
+    """One pass to plan: the problem, the arithmetic, and the three tensors (a times b gives out).
+
+    `epilogue` says what follows in the same kernel besides a bias: "" nothing, "channels" values per channel and an
+    activation made of selections, "tensors" also a tensor of the output's size, read (a residual) or written (the value
+    before the activation), "heavy" an activation with an exponential, or a residual that does not lie as the output.
+    """
 
     problem: ConvProblem
     which: Pass
@@ -60,6 +65,7 @@ class Call:
     a: Operand = Operand()
     b: Operand = Operand()
     out: Operand = Operand()
+    epilogue: str = ""
 
 
 def channels_last(problem: ConvProblem, which: Pass, dtype: str, precision: str = "ieee") -> Call:

@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 TESTS = ("tests/test_paths.py",)
 DEPTHWISE = ("tests/test_depthwise.py",)
+FUSED = ("tests/test_fused.py", "-k", "test_each_part_alone or test_second_derivative")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ MUTATIONS = [
     ),
     Mutation("fprop", "a wrong group offset", "fprop.py", "x_base += group * channels", "x_base += 0 * channels"),
     Mutation("fprop", "a skipped share of the reduction", "gather.py", "trips = counts[0]", "trips = -1 + counts[0]"),
-    Mutation("fprop", "a missing bias", "fprop.py", "columns, HAS_BIAS)", "columns, False)"),
+    Mutation("fprop", "a missing bias", "fprop.py", "HAS_BIAS and not FUSED)", "False)"),
     Mutation("dgrad", "an off-by-one tap", "dgrad.py", "base = (residue + low", "base = 1 + (residue + low"),
     Mutation(
         "dgrad",
@@ -52,7 +53,7 @@ MUTATIONS = [
     ),
     Mutation("dgrad", "a wrong group offset", "dgrad.py", "dy_base += group * filters", "dy_base += 0 * filters"),
     Mutation("dgrad", "a skipped phase", "dgrad.py", "taps = tl.where(u == 0, (KERNEL", "taps = tl.where(u == 0, 0 * (KERNEL"),
-    Mutation("dgrad", "a missing bias", "dgrad.py", "columns, HAS_BIAS)", "columns, False)"),
+    Mutation("dgrad", "a missing bias", "dgrad.py", "HAS_BIAS and not FUSED)", "False)"),
     Mutation(
         "wgrad", "an off-by-one tap", "wgrad.py", "w_shift = 0 if PATCH else tap_s", "w_shift = 0 if PATCH else 1 + tap_s"
     ),
@@ -109,6 +110,32 @@ MUTATIONS = [
         "range(0, parts - 1, BLOCK_PARTS)",
         DEPTHWISE,
     ),
+    Mutation("epilogue", "a bias that is not scaled", "epilogue.py", "added *= scale", "added *= 1.0", FUSED),
+    Mutation(
+        "epilogue", "a shift of another channel", "epilogue.py", "fused.shift + channel", "fused.shift + 0 * channel", FUSED
+    ),
+    Mutation(
+        "epilogue",
+        "z kept after the activation",
+        "epilogue.py",
+        "rounded(acc, z_ptrs",
+        "rounded(activated(acc, ACTIVATION, SLOPE), z_ptrs",
+        FUSED,
+    ),
+    Mutation(
+        "epilogue",
+        "a sigmoid of the wrong sign",
+        "epilogue.py",
+        "tl.where(z >= 0.0, 1.0, e)",
+        "tl.where(z < 0.0, 1.0, e)",
+        FUSED,
+    ),
+    Mutation(
+        "epilogue", "a residual of another group", "dgrad.py", "base += first * wide(packed", "base += 0 * wide(packed", FUSED
+    ),
+    Mutation(
+        "epilogue", "a residual of another image", "fprop.py", "base = ptr + image * wide", "base = ptr + 0 * wide", FUSED
+    ),
 ]
 
 
@@ -122,7 +149,7 @@ def survives(mutation: Mutation | None, copy: Path) -> bool:
             raise SystemExit(f"{mutation.file} holds {mutation.old!r} {text.count(mutation.old)} times, not once")
         path.write_text(text.replace(mutation.old, mutation.new))
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not gpu and not aot"]
-    command += mutation.tests if mutation else (*TESTS, *DEPTHWISE)
+    command += mutation.tests if mutation else (*TESTS, *DEPTHWISE, "tests/test_fused.py")
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
     if path is not None:

@@ -1,16 +1,32 @@
 """The convolutions of torch.nn.functional as Triton kernels, forward and backward, called exactly as torch's."""
 
+from tritonconv import nn
 from tritonconv.explain import Explanation, explain
 from tritonconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
+from tritonconv.fused import (
+    conv1d_fused,
+    conv2d_fused,
+    conv3d_fused,
+    conv_transpose1d_fused,
+    conv_transpose2d_fused,
+    conv_transpose3d_fused,
+)
 
 __all__ = [
     "Explanation",
     "conv1d",
+    "conv1d_fused",
     "conv2d",
+    "conv2d_fused",
     "conv3d",
+    "conv3d_fused",
     "conv_transpose1d",
+    "conv_transpose1d_fused",
     "conv_transpose2d",
+    "conv_transpose2d_fused",
     "conv_transpose3d",
+    "conv_transpose3d_fused",
     "explain",
+    "nn",
 ]
 __version__ = "0.1.0"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from costmodel.problem import ConvProblem, padding_pairs
+from tritonconv.epilogue import ACTIVATIONS
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -47,10 +48,12 @@ def ints(function: str, name: str, value: Any, rank: int, least: int) -> tuple[i
     return values
 
 
-def tensors(function: str, rank: int, input: Any, weight: Any, bias: Any) -> None:
-    """Kinds, ranks, dtypes and devices."""
-    for name, value in (("input", input), ("weight", weight), ("bias", bias)):
-        if not isinstance(value, torch.Tensor) and not (name == "bias" and value is None):
+def tensors(function: str, rank: int, input: Any, weight: Any, bias: Any, **others: Any) -> None:
+    """Kinds, ranks, dtypes and devices; `others`, as bias, may be None."""
+    optional = {"bias": bias, **others}
+    given = {"input": input, "weight": weight, **optional}
+    for name, value in given.items():
+        if not isinstance(value, torch.Tensor) and not (name in optional and value is None):
             raise TypeError(f"{function}(): argument {name!r} must be a Tensor, got {type(value).__name__}")
     if weight.dim() != rank + 2:
         raise RuntimeError(
@@ -62,7 +65,7 @@ def tensors(function: str, rank: int, input: Any, weight: Any, bias: Any) -> Non
         )
     device = input.device.type
     autocast = device in ("cuda", "cpu") and torch.is_autocast_enabled(device)
-    for name, value in (("input", input), ("weight", weight), ("bias", bias)):
+    for name, value in given.items():
         if value is None:
             continue
         if value.layout != torch.strided:
@@ -85,6 +88,38 @@ def _bias(function: str, bias: torch.Tensor | None, channels: int, weight: torch
     if bias is not None and (bias.dim() != 1 or bias.shape[0] != channels):
         raise RuntimeError(
             f"{function}(): expected bias of shape [{channels}] for weight {list(weight.shape)}, got bias {list(bias.shape)}"
+        )
+
+
+def epilogue(
+    function: str,
+    rank: int,
+    output: Sequence[int],
+    activation: Any,
+    negative_slope: Any,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    residual: torch.Tensor | None,
+) -> None:
+    """What follows a convolution whose result has the shape `output` [N, C, *spatial], or without N."""
+    if activation is not None and activation not in ACTIVATIONS:
+        names = ", ".join(map(repr, ACTIVATIONS))
+        raise ValueError(f"{function}(): activation must be None or one of {names}, got activation={activation!r}")
+    if not isinstance(negative_slope, (int, float)) or isinstance(negative_slope, bool):
+        raise TypeError(
+            f"{function}(): argument 'negative_slope' must be a number, got {negative_slope!r} of type "
+            f"{type(negative_slope).__name__}"
+        )
+    channels = output[-rank - 1]
+    for name, value in (("scale", scale), ("shift", shift)):
+        if value is not None and (value.dim() != 1 or value.shape[0] != channels):
+            raise RuntimeError(
+                f"{function}(): expected {name} of shape [{channels}], one value an output channel, got {name} "
+                f"{list(value.shape)}"
+            )
+    if residual is not None and tuple(residual.shape) != tuple(output):
+        raise RuntimeError(
+            f"{function}(): expected residual of the output's shape {list(output)}, got residual {list(residual.shape)}"
         )
 
 

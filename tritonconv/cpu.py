@@ -16,7 +16,7 @@ def _pads(problem: ConvProblem, sign: int = 1) -> list[int]:
     return [sign * p for pair in reversed(problem.padding) for p in pair]
 
 
-def _laid_out(result: torch.Tensor, *operands: torch.Tensor) -> torch.Tensor:
+def laid_out(result: torch.Tensor, *operands: torch.Tensor) -> torch.Tensor:
     """`result` with the strides that the kernels would have given it."""
     strides = output_strides(result.shape, *operands)
     return (
@@ -47,7 +47,7 @@ def fprop(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, problem: Con
     y = torch.convolution(
         padded, w, b, problem.stride, [0] * problem.rank, problem.dilation, False, [0] * problem.rank, problem.groups
     )
-    return _laid_out(y, x, w)
+    return laid_out(y, x, w)
 
 
 def dgrad(dy: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, problem: ConvProblem) -> torch.Tensor:
@@ -55,10 +55,10 @@ def dgrad(dy: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, problem: Co
     dx = F.pad(_backward(problem, dy, padded, w, [True, False, False])[0], _pads(problem, -1))
     if b is not None:
         dx = dx + b.view(-1, *(1,) * problem.rank)
-    return _laid_out(dx, dy, w)
+    return laid_out(dx, dy, w)
 
 
 def wgrad(dy: torch.Tensor, x: torch.Tensor, problem: ConvProblem) -> torch.Tensor:
     w = dy.new_empty(problem.weight_shape)
     dw = _backward(problem, dy, F.pad(x, _pads(problem)), w, [False, True, False])[1]
-    return _laid_out(dw, x, dy)
+    return laid_out(dw, x, dy)

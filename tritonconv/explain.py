@@ -14,7 +14,8 @@ from costmodel.plan import candidates, predict
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, Plan, grid, trips, vector_widths
 from costmodel.timing import Prediction, extra_bytes
-from tritonconv import check, functional, launch
+from tritonconv import check, functional, fused, launch
+from tritonconv.epilogue import Epilogue, needs_z
 from tritonconv.layout import output_strides
 
 _FAMILY = {
@@ -22,6 +23,7 @@ _FAMILY = {
     "patch": "plain GEMM, the windows tile the input",
     "depthwise": "depthwise, multiply-adds in registers",
 }
+_EPILOGUE = ("activation", "negative_slope", "scale", "shift", "residual")
 _OPERANDS = {Pass.FPROP: ("x", "w"), Pass.DGRAD: ("dy", "w"), Pass.WGRAD: ("dy", "x")}
 
 
@@ -39,27 +41,42 @@ class Explanation:
 
 
 def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> Explanation:
-    """The plans of a call `function(*args, **kwargs)`, one of tritonconv's six functions, forward and backward; runs nothing.
+    """The plans of a call `function(*args, **kwargs)`, one of tritonconv's six functions, plain or fused, forward and backward;
+    runs nothing.
 
     Raises what the call itself would raise.
     """
     name = getattr(function, "__name__", repr(function))
-    if getattr(functional, name, None) is not function:
-        raise TypeError(f"explain() takes one of tritonconv's six functions, got {function!r}")
+    if getattr(fused if name.endswith("_fused") else functional, name, None) is not function:
+        raise TypeError(f"explain() takes one of tritonconv's six functions, plain or fused, got {function!r}")
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
     given = dict(bound.arguments)
     plan = functional._plan_text(given.pop("plan"))
     x, weight, bias = given.pop("input"), given.pop("weight"), given.pop("bias")
-    rank = int(name[-2])
-    check.tensors(name, rank, x, weight, bias)
-    x = x if x.dim() == rank + 2 else x.unsqueeze(0)
+    rank = int(name.removesuffix("_fused")[-2])
+    after = {key: given.pop(key) for key in _EPILOGUE if key in given}
+    tensors = {key: after.get(key) for key in ("scale", "shift", "residual")}
+    check.tensors(name, rank, x, weight, bias, **tensors)
+    batched = x.dim() == rank + 2
+    x = x if batched else x.unsqueeze(0)
     if "transpose" in name:
         problem = check.conv_transpose(name, rank, x, weight, bias, **given)
         forward, shape = Pass.DGRAD, problem.input_shape
     else:
         problem = check.conv(name, rank, x, weight, bias, **given)
         forward, shape = Pass.FPROP, problem.output_shape
+    kind = ""
+    if after:
+        check.epilogue(name, rank, shape if batched else shape[1:], **after)
+        activation, slope = after["activation"] or "", after["negative_slope"]
+        given_tensors = [x, weight, bias, *tensors.values()]
+        recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given_tensors)
+        keep = recorded and needs_z(activation, slope)
+        residual = tensors["residual"]
+        r = residual if residual is None or batched else residual.unsqueeze(0)
+        followed = launch.FusedKey.of(Epilogue(tensors["scale"], tensors["shift"], r, activation, slope, keep))
+        kind = followed.kind((tuple(shape), output_strides(shape, x, weight)))
     outside = launch.key(x)
     inside = (tuple(shape), output_strides(shape, x, weight))
     x_key, y_key = (outside, inside) if forward == Pass.FPROP else (inside, outside)
@@ -73,13 +90,19 @@ def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) ->
         lines.append("CPU tensors: torch's own convolution computes them; what Triton's interpreter would run:")
     for which in passes if problem.macs else []:
         described = launch.describe(problem, which, *operands[which])
-        chosen = launch.choose(which, problem, x.dtype, precision, device, *described, plan)
-        call = Call(problem, which, launch.DTYPES[x.dtype], precision, *described)
+        follows = kind if which == forward else ""
+        chosen = launch.choose(which, problem, x.dtype, precision, device, *described, plan, follows)
+        call = Call(problem, which, launch.DTYPES[x.dtype], precision, *described, follows)
         model = launch.device_model(device)
         found = predict(call, chosen, model)
         plans[str(which)], predictions[str(which)] = chosen, found
         lines += _words(call, chosen, found, len(candidates(call, model)), launch.plan_for(which, plan) is not None)
         lines[-1] += f" ({model.name})"
+        if follows:
+            named = [key for key, tensor in tensors.items() if tensor is not None] + [activation] * bool(activation)
+            lines.append(f"  followed in the same kernel by {', '.join(named) or 'nothing'}")
+            if keep:
+                lines.append("  the value before the activation is kept for the backward pass")
     if not problem.macs:
         lines.append("nothing to multiply: no kernel is launched")
     return Explanation(problem, plans, predictions, "\n".join(lines))

@@ -35,7 +35,9 @@ from costmodel.tiling import (
     trips,
 )
 from tritonconv import depthwise
+from tritonconv.epilogue import Epilogue, by_torch
 from tritonconv.kernels.dgrad import dgrad_kernel
+from tritonconv.kernels.epilogue import Fused
 from tritonconv.kernels.fprop import fprop_kernel
 from tritonconv.kernels.index import Sizes, pack
 from tritonconv.kernels.wgrad import wgrad_kernel, wgrad_reduce_kernel
@@ -51,7 +53,7 @@ from tritonconv.layout import (
     filters_last_strides,
     operand,
 )
-from tritonconv.prepared import INT32_MAX, Prepared, TensorKey, key, packed_strides
+from tritonconv.prepared import INT32_MAX, FusedKey, Prepared, TensorKey, key, packed_strides
 
 #: Kernel launches so far, by name. Tests read it to see that a kernel really ran.
 COUNTS: Counter[str] = Counter()
@@ -102,13 +104,14 @@ def choose(
     b: Operand,
     out: Operand,
     forced: str,
+    epilogue: str = "",
 ) -> Plan:
     """The forced plan, checked, or the one with the least predicted time."""
     plan = plan_for(which, forced)
     if plan is None:
-        return select(Call(problem, which, DTYPES[dtype], precision, a, b, out), device_model(device))
+        return select(Call(problem, which, DTYPES[dtype], precision, a, b, out, epilogue), device_model(device))
     if plan.family == "depthwise":
-        if reason := serves(Call(problem, which, DTYPES[dtype], precision, a, b, out), plan):
+        if reason := serves(Call(problem, which, DTYPES[dtype], precision, a, b, out, epilogue), plan):
             raise ValueError(f"plan {plan} does not serve {problem}: {reason}")
         return plan
     if plan.family not in ("gather", "patch") or (plan.family == "patch" and not problem.is_patch):
@@ -170,6 +173,7 @@ def prepare(
     b: TensorKey,
     out: TensorKey,
     bias_stride: int | None,
+    fused: FusedKey | None = None,
 ) -> Prepared:
     """Scalars, constexprs and grid of a launch whose operands already lie as the plan wants them."""
     in_a, in_b, in_out = describe(problem, which, a, b, out)
@@ -181,7 +185,8 @@ def prepare(
     full = problem.with_unit_axes()
     c, k = problem.channels_per_group, problem.filters_per_group
     c_align, k_align = math.gcd(c, MAX_ALIGN), math.gcd(k, MAX_ALIGN)
-    small = fits_int32(problem, which, plan, a, b, out)
+    residual = None if fused is None else fused.residual
+    small = fits_int32(problem, which, plan, a, b, out, *(() if residual is None else (residual,)))
     m_tiles, n_tiles, repeats = grid(problem, plan)
     programs = m_tiles * n_tiles * repeats
     if programs > INT32_MAX:
@@ -231,6 +236,14 @@ def prepare(
         constants[f"{prefix}_ALIGN"] = described.align
         constants[f"{prefix}_UNIT"] = described.unit
 
+    fused_arguments: tuple[Any, ...] = ()
+    if fused is not None:
+        constants |= {"FUSED": True, "ACTIVATION": fused.activation, "SLOPE": fused.slope}
+        fused_arguments = (pack(fused.scale or 0), pack(fused.shift or 0), None)
+        if residual is not None:
+            in_residual = operand(*residual, problem.groups, 1)
+            name("R", in_residual)
+            fused_arguments = (*fused_arguments[:2], packed_strides(residual, in_residual))
     if which == Pass.FPROP:
         for prefix, described in (("X", in_a), ("W", in_b), ("Y", in_out)):
             name(prefix, described)
@@ -244,7 +257,7 @@ def prepare(
             "BLOCK_K": plan.block_k,
             "GROUP_M": plan.group_m,
         }
-        return Prepared(plan, programs, (*strides, sizes), constants)
+        return Prepared(plan, programs, (*strides, sizes), constants, fused=fused_arguments)
     if which == Pass.DGRAD:
         for prefix, described in (("DY", in_a), ("W", in_b), ("DX", in_out)):
             name(prefix, described)
@@ -264,7 +277,7 @@ def prepare(
             "BLOCK_K": plan.block_k,
             "GROUP_M": plan.group_m,
         }
-        return Prepared(plan, programs, (*strides, sizes, pack(problem.groups)), constants)
+        return Prepared(plan, programs, (*strides, sizes, pack(problem.groups)), constants, fused=fused_arguments)
     for prefix, described in (("DY", in_a), ("X", in_b), ("DW", in_out)):
         name(prefix, described)
     constants |= {
@@ -306,9 +319,11 @@ def prepare_call(
     out: TensorKey,
     bias_stride: int | None,
     forced: str,
+    fused: FusedKey | None = None,
 ) -> Prepared:
     """The launch of a call: its plan, for operands as that plan wants them."""
-    plan = choose(which, problem, dtype, precision, device, *describe(problem, which, a, b, out), forced)
+    kind = "" if fused is None else fused.kind(out)
+    plan = choose(which, problem, dtype, precision, device, *describe(problem, which, a, b, out), forced, kind)
     if plan.merge > 1:
         problem = merge_groups(problem, plan.merge)
         weight = (problem.weight_shape, channels_last_strides(problem.weight_shape))
@@ -316,7 +331,7 @@ def prepare_call(
     a = (a[0], channels_last_strides(a[0])) if "a" in plan.pack else a
     if "b" in plan.pack:
         b = (b[0], (filters_last_strides if plan.family == "depthwise" else channels_last_strides)(b[0]))
-    prepared = prepare(which, problem, replace(plan, merge=1), dtype, precision, a, b, out, bias_stride)
+    prepared = prepare(which, problem, replace(plan, merge=1), dtype, precision, a, b, out, bias_stride, fused)
     return replace(prepared, plan=plan)
 
 
@@ -328,8 +343,13 @@ def execute(
     out: torch.Tensor,
     bias: torch.Tensor | None = None,
     forced: str = "",
+    epilogue: Epilogue | None = None,
+    z: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Runs one pass into `out` and returns it. a, b: (x, w) for fprop, (dy, w) for dgrad, (dy, x) for wgrad."""
+    """Runs one pass into `out` and returns it. a, b: (x, w) for fprop, (dy, w) for dgrad, (dy, x) for wgrad.
+
+    An epilogue is run too, except where nothing is multiplied; `z` takes the values before its activation.
+    """
     if out.numel() == 0:
         return out
     if problem.macs == 0:  # nothing to add up: an empty batch's weight gradient, or no channels
@@ -337,26 +357,36 @@ def execute(
         return out if bias is None else out.add_(bias.view(-1, *(1,) * problem.rank))
     device = a.device.index if a.is_cuda else -1
     bias_stride = None if bias is None else bias.stride(0)
-    prepared = prepare_call(which, problem, a.dtype, fp32_precision(), device, key(a), key(b), key(out), bias_stride, forced)
+    fused = None if epilogue is None else FusedKey.of(epilogue)
+    prepared = prepare_call(
+        which, problem, a.dtype, fp32_precision(), device, key(a), key(b), key(out), bias_stride, forced, fused
+    )
     merge, asked = prepared.plan.merge, out
     if merge > 1 and which == Pass.WGRAD:
         out = allocate_channels_last(merge_groups(problem, merge).weight_shape, out)
     elif merge > 1:
         b = block_diagonal(b, problem.groups, merge)
+    follows = None if epilogue is None else Fused(*epilogue[:3], z, *prepared.fused)
     if prepared.plan.pack:
         a = channels_last_copy(a) if "a" in prepared.plan.pack else a
         if "b" in prepared.plan.pack:
             b = (filters_last_copy if prepared.plan.family == "depthwise" else channels_last_copy)(b)
     if device >= 0 and device != torch.cuda.current_device():
         with torch.cuda.device(device):
-            run(which, prepared, a, b, bias, out)
+            run(which, prepared, a, b, bias, out, follows)
     else:
-        run(which, prepared, a, b, bias, out)
+        run(which, prepared, a, b, bias, out, follows)
     return out if out is asked else asked.copy_(diagonal_blocks(out, problem.groups, merge))
 
 
 def run(
-    which: Pass, prepared: Prepared, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
+    which: Pass,
+    prepared: Prepared,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
+    fused: Fused | None,
 ) -> None:
     """The launch itself: nothing here depends on anything but its arguments."""
     grid_of = (prepared.programs,)
@@ -365,9 +395,9 @@ def run(
         COUNTS[f"depthwise {which}"] += 1
         depthwise.run(prepared, a, b, bias, out)
     elif which == Pass.FPROP:
-        fprop_kernel[grid_of](a, b, bias, out, *prepared.arguments, **prepared.constants)
+        fprop_kernel[grid_of](a, b, bias, out, *prepared.arguments, fused=fused, **prepared.constants)
     elif which == Pass.DGRAD:
-        dgrad_kernel[grid_of](a, b, bias, out, *prepared.arguments, **prepared.constants)
+        dgrad_kernel[grid_of](a, b, bias, out, *prepared.arguments, fused=fused, **prepared.constants)
     elif prepared.reduce is None:
         wgrad_kernel[grid_of](a, b, out, *prepared.arguments, **prepared.constants)
     else:
@@ -392,3 +422,25 @@ def dgrad(dy: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, problem: Co
 def wgrad(dy: torch.Tensor, x: torch.Tensor, problem: ConvProblem, plan: str = "") -> torch.Tensor:
     """dw [K, C / G, *kernel], the weight gradient of `problem` for dy [N, K, *out] and x [N, C, *in]"""
     return execute(Pass.WGRAD, problem, dy, x, allocate(problem.weight_shape, x, dy), None, plan)
+
+
+def followed(
+    which: Pass,
+    problem: ConvProblem,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    bias: torch.Tensor | None,
+    epilogue: Epilogue,
+    plan: str = "",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(y, z) of fprop or dgrad with an epilogue: y = act(z), z = (sums + bias) * scale + shift + residual.
+
+    z has y's shape and strides where `epilogue.keep` asks for it, and no elements elsewhere.
+    """
+    shape = problem.output_shape if which == Pass.FPROP else problem.input_shape
+    y = allocate(shape, a, b)
+    if problem.macs == 0:
+        return by_torch(execute(which, problem, a, b, y, bias), problem, epilogue)
+    z = allocate(shape, a, b) if epilogue.keep else None
+    execute(which, problem, a, b, y, bias, plan, epilogue, z)
+    return y, y.new_empty(0) if z is None else z

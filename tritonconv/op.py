@@ -1,5 +1,7 @@
 """The library ops tritonconv::fprop, dgrad and wgrad: schemas, kernels per device, fake tensors, autocast, FLOP formulas.
 
+`fprop_fused` and `dgrad_fused` add an epilogue and answer (y, z): z is the value before the activation, of y's shape where
+`keep` asks for it or a gradient will, and of no elements elsewhere. `activation` is "" for none.
 `padding` is flat, (low, high) per axis. `plan` is "" or forced plans, `str(plan)` joined by ";". Gradients: `autograd`.
 CUDA tensors run Triton kernels. CPU tensors run the same kernels where Triton's interpreter is on, else torch's convolution.
 """
@@ -12,16 +14,23 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from costmodel.problem import ConvProblem
+from costmodel.problem import ConvProblem, Pass
 from tritonconv import cpu, launch
+from tritonconv.epilogue import Epilogue, by_torch
 from tritonconv.layout import allocate
 
 LIBRARY = torch.library.Library("tritonconv", "DEF")
-_WINDOW = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str plan=''"
+_PLACE = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups"
+_WINDOW = f"{_PLACE}, str plan=''"
+_EPILOGUE = (
+    "Tensor? scale=None, Tensor? shift=None, Tensor? residual=None, str activation='', float slope=0.01, bool keep=False"
+)
 _SCHEMAS = (
     f"fprop(Tensor x, Tensor w, Tensor? b, {_WINDOW}) -> Tensor",
     f"dgrad(Tensor dy, Tensor w, Tensor? b, SymInt[] input_size, {_WINDOW}) -> Tensor",
     f"wgrad(Tensor dy, Tensor x, SymInt[] kernel_size, {_WINDOW}) -> Tensor",
+    f"fprop_fused(Tensor x, Tensor w, Tensor? b, {_PLACE}, {_EPILOGUE}, str plan='') -> (Tensor, Tensor)",
+    f"dgrad_fused(Tensor dy, Tensor w, Tensor? b, SymInt[] input_size, {_PLACE}, {_EPILOGUE}, str plan='') -> (Tensor, Tensor)",
 )
 
 Ints = Sequence[int]
@@ -106,6 +115,39 @@ def _fake(of: _Primitive) -> Callable[..., torch.Tensor]:
     return call
 
 
+# ---- with an epilogue ---------------------------------------------------------------------------------------------------
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def _fused_by_kernel(which: Pass, of: _Primitive) -> Callable[..., Pair]:
+    def call(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, *rest: Any) -> Pair:
+        window, after = rest[: of.arguments - 3], rest[of.arguments - 3 :]
+        problem = of.problem(a.shape, b.shape, bias, *window)
+        return launch.followed(which, problem, a, b, bias, Epilogue(*after[:6]), *after[6:])
+
+    return call
+
+
+def _fused_by_torch(of: _Primitive) -> Callable[..., Pair]:
+    def call(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, *rest: Any) -> Pair:
+        window, after = rest[: of.arguments - 3], rest[of.arguments - 3 :]
+        problem = of.problem(a.shape, b.shape, bias, *window)
+        y, z = by_torch(of.torch(a, b, bias, problem), problem, Epilogue(*after[:6]))
+        return cpu.laid_out(y, a, b), cpu.laid_out(z, a, b) if z.numel() else z
+
+    return call
+
+
+def _fused_fake(of: _Primitive) -> Callable[..., Pair]:
+    def call(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, *rest: Any) -> Pair:
+        window, after = rest[: of.arguments - 3], rest[of.arguments - 3 :]
+        shape = getattr(of.problem(a.shape, b.shape, bias, *window), of.result)
+        return allocate(shape, a, b), allocate(shape, a, b) if Epilogue(*after[:6]).keep else a.new_empty(0)
+
+    return call
+
+
 def _autocast(op: Any, device: str) -> Callable[..., torch.Tensor]:
     """torch casts a convolution's floating inputs, float64 excepted, to the region's dtype."""
     off = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device.upper()}"))
@@ -134,11 +176,20 @@ def _flops(of: _Primitive) -> Callable[..., int]:
 
 for _schema in _SCHEMAS:
     LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
+
+
+def _register(name: str, of: _Primitive, kernel: Any, by_torch: Any, fake: Any) -> None:
+    op = getattr(torch.ops.tritonconv, name)
+    LIBRARY.impl(name, kernel, "CUDA")
+    LIBRARY.impl(name, kernel if launch.INTERPRETED else by_torch, "CPU")
+    torch.library.register_fake(f"tritonconv::{name}", fake, lib=LIBRARY)
+    for device in ("cuda", "cpu"):
+        LIBRARY.impl(name, _autocast(op.default, device), f"Autocast{device.upper()}")
+    register_flop_formula(op)(_flops(of))
+
+
 for _name, _of in _PRIMITIVES.items():
-    _op = getattr(torch.ops.tritonconv, _name)
-    LIBRARY.impl(_name, _by_kernel(_of), "CUDA")
-    LIBRARY.impl(_name, _by_kernel(_of) if launch.INTERPRETED else _by_torch(_of), "CPU")
-    torch.library.register_fake(f"tritonconv::{_name}", _fake(_of), lib=LIBRARY)
-    for _device in ("cuda", "cpu"):
-        LIBRARY.impl(_name, _autocast(_op.default, _device), f"Autocast{_device.upper()}")
-    register_flop_formula(_op)(_flops(_of))
+    _register(_name, _of, _by_kernel(_of), _by_torch(_of), _fake(_of))
+for _which in (Pass.FPROP, Pass.DGRAD):
+    _of = _PRIMITIVES[str(_which)]
+    _register(f"{_which}_fused", _of, _fused_by_kernel(_which, _of), _fused_by_torch(_of), _fused_fake(_of))

@@ -3,16 +3,49 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from costmodel.tiling import Operand, Plan
+from tritonconv.epilogue import ACTIVATIONS, Epilogue
 from tritonconv.kernels.index import Strides, pack
 from tritonconv.layout import five
 
 TensorKey = tuple[tuple[int, ...], tuple[int, ...]]  # shape, strides
 INT32_MAX = 2**31 - 1
+
+
+class FusedKey(NamedTuple):
+    """An epilogue without its tensors: strides of scale and shift and the residual's place, None where there is none."""
+
+    scale: int | None
+    shift: int | None
+    residual: TensorKey | None
+    activation: str
+    slope: float
+    keep: bool  # z is written too
+
+    @classmethod
+    def of(cls, epilogue: Epilogue) -> FusedKey:
+        scale, shift, residual, activation, slope, keep = epilogue
+        return cls(
+            None if scale is None else scale.stride(0),
+            None if shift is None else shift.stride(0),
+            None if residual is None else key(residual),
+            activation,
+            slope,
+            keep,
+        )
+
+    def kind(self, out: TensorKey) -> str:
+        """`costmodel.tiling.Call.epilogue` for a result that lies as `out`."""
+        if self.activation and ACTIVATIONS[self.activation].exponential:
+            return "heavy"
+        if self.residual is not None:
+            lies_as_out = all(n == 1 or s == t for n, s, t in zip(*out, self.residual[1], strict=True))
+            return "tensors" if lies_as_out else "heavy"
+        return "tensors" if self.keep else "channels"
 
 
 @dataclass(frozen=True)
@@ -25,6 +58,7 @@ class Prepared:
     constants: dict[str, Any]
     workspace: tuple[int, ...] = ()
     reduce: Prepared | None = None
+    fused: tuple[Any, ...] = ()  # the last fields of `Fused`, after its pointers
 
 
 def key(tensor: torch.Tensor) -> TensorKey:

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from tritonconv.kernels.epilogue import add_bias, rounded
+from tritonconv.kernels.epilogue import add_bias, finish, rounded
 from tritonconv.kernels.gather import gather_gemm
 from tritonconv.kernels.index import fold_taps, pixels_of, strides, tile_of, unpack, wide, window_bits
 
@@ -17,6 +17,50 @@ def axis_phase(number, low, KERNEL: tl.constexpr, STRIDE: tl.constexpr, DILATION
     taps = tl.where(u == 0, (KERNEL - first + STEP - 1) // STEP, 0)
     base = (residue + low - first * DILATION - u) // STRIDE  # exact where the phase has taps
     return residue, first, taps, base
+
+
+@triton.jit
+def placed(
+    ptr,
+    packed,  # Strides
+    ALIGN: tl.constexpr,
+    UNIT: tl.constexpr,
+    image,  # of the tile
+    first,  # channel of the group
+    n,  # [BLOCK_M] relative to image
+    pixel,  # (d, h, w) [BLOCK_M], counted in strides
+    corner,  # (d, h, w) of the phase's first pixel
+    c,  # [BLOCK_N] relative to first
+    tap,  # (t, r, s) [BLOCK_N], where PATCH
+    STRIDE: tl.constexpr,
+    RANK: tl.constexpr,
+    PATCH: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    """(pointer to channel `first` of the image, [BLOCK_M] and [BLOCK_N] offsets) of dx, or of what is laid over it."""
+    s_n, s_c, s_d, s_h, s_w = strides(packed, ALIGN, UNIT, INDEX)
+    base = ptr + image * wide(packed.outer, ALIGN, UNIT == 0)
+    base += first * wide(packed.channel, ALIGN, UNIT == 1)
+    # the offset is the sum of one per row and one per column, which keeps few registers alive
+    row = n * s_n + pixel[2] * (STRIDE[2] * s_w)
+    column = c * s_c
+    if PATCH:
+        column += tap[2] * s_w
+    else:
+        base += corner[2] * s_w
+    if RANK >= 2:
+        row += pixel[1] * (STRIDE[1] * s_h)
+        if PATCH:
+            column += tap[1] * s_h
+        else:
+            base += corner[1] * s_h
+    if RANK >= 3:
+        row += pixel[0] * (STRIDE[0] * s_d)
+        if PATCH:
+            column += tap[0] * s_d
+        else:
+            base += corner[0] * s_d
+    return base, row, column
 
 
 @triton.jit
@@ -60,6 +104,12 @@ def dgrad_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
+    fused=None,  # Fused
+    FUSED: tl.constexpr = False,
+    ACTIVATION: tl.constexpr = "",
+    SLOPE: tl.constexpr = 0.0,
+    R_ALIGN: tl.constexpr = 1,
+    R_UNIT: tl.constexpr = -1,
 ):
     """dx[n, c, d, h, w] = b[c] + sum over k and the (t, o), (r, p), (s, q) with d = o*s_d - low_d + t*d_d, ... of
     w[k, c, t, r, s] * dy[n, k, o, p, q]
@@ -185,36 +235,70 @@ def dgrad_kernel(
             UPCAST,
         )
         c = offs_n
-    acc = add_bias(acc, b_ptr, (group * channels + c) * unpack(sizes.b), columns, HAS_BIAS)
-    s_n, s_c, s_d, s_h, s_w = strides(dx_strides, DX_ALIGN, DX_UNIT, INDEX)
-    dx_base = dx_ptr + image * wide(dx_strides.outer, DX_ALIGN, DX_UNIT == 0)
-    dx_base += group * channels * wide(dx_strides.channel, DX_ALIGN, DX_UNIT == 1)
-    # the offset is the sum of one per row and one per column, which keeps few registers alive
-    row = n * s_n + i_w * (STRIDE[2] * s_w)
-    column = c * s_c
-    if PATCH:
-        column += s * s_w
-        mask = exists[:, None] & columns[None, :] & ((i_w * STRIDE[2])[:, None] + s[None, :] < size_w)
-    else:
-        dx_base += w_0 * s_w
-        exists = exists & (i_w * STRIDE[2] + w_0 < size_w)
-    if RANK >= 2:
-        row += i_h * (STRIDE[1] * s_h)
-        if PATCH:
-            column += r * s_h
-            mask = mask & ((i_h * STRIDE[1])[:, None] + r[None, :] < size_h)
-        else:
-            dx_base += h_0 * s_h
-            exists = exists & (i_h * STRIDE[1] + h_0 < size_h)
-    if RANK >= 3:
-        row += i_d * (STRIDE[0] * s_d)
-        if PATCH:
-            column += t * s_d
-            mask = mask & ((i_d * STRIDE[0])[:, None] + t[None, :] < size_d)
-        else:
-            dx_base += d_0 * s_d
-            exists = exists & (i_d * STRIDE[0] + d_0 < size_d)
+    acc = add_bias(acc, b_ptr, (group * channels + c) * unpack(sizes.b), columns, HAS_BIAS and not FUSED)
+    first = group * channels
+    pixel = (i_d, i_h, i_w)
+    corner = (0, 0, 0)
+    tap = (t, r, s)
     if not PATCH:
+        corner = (d_0, h_0, w_0)
+    dx_base, dx_row, dx_column = placed(
+        dx_ptr, dx_strides, DX_ALIGN, DX_UNIT, image, first, n, pixel, corner, c, tap, STRIDE, RANK, PATCH, INDEX
+    )
+    if PATCH:
+        mask = exists[:, None] & columns[None, :] & ((i_w * STRIDE[2])[:, None] + s[None, :] < size_w)
+        if RANK >= 2:
+            mask = mask & ((i_h * STRIDE[1])[:, None] + r[None, :] < size_h)
+        if RANK >= 3:
+            mask = mask & ((i_d * STRIDE[0])[:, None] + t[None, :] < size_d)
+    else:
+        exists = exists & (i_w * STRIDE[2] + w_0 < size_w)
+        if RANK >= 2:
+            exists = exists & (i_h * STRIDE[1] + h_0 < size_h)
+        if RANK >= 3:
+            exists = exists & (i_d * STRIDE[0] + d_0 < size_d)
         mask = exists[:, None] & columns[None, :]
+    if FUSED:
+        r_ptrs = None
+        z_ptrs = None
+        if fused.residual is not None:
+            base, row, column = placed(
+                fused.residual,
+                fused.residual_strides,
+                R_ALIGN,
+                R_UNIT,
+                image,
+                first,
+                n,
+                pixel,
+                corner,
+                c,
+                tap,
+                STRIDE,
+                RANK,
+                PATCH,
+                INDEX,
+            )
+            r_ptrs = base + (row[:, None] + column[None, :])
+        if fused.z is not None:
+            base, row, column = placed(
+                fused.z, dx_strides, DX_ALIGN, DX_UNIT, image, first, n, pixel, corner, c, tap, STRIDE, RANK, PATCH, INDEX
+            )
+            z_ptrs = base + (row[:, None] + column[None, :])
+        acc = finish(
+            acc,
+            (first + c)[None, :],
+            columns[None, :],
+            b_ptr,
+            sizes.b,
+            r_ptrs,
+            z_ptrs,
+            mask,
+            fused,
+            HAS_BIAS,
+            ACTIVATION,
+            SLOPE,
+            UPCAST,
+        )
     dx = rounded(acc, dx_ptr.dtype.element_ty, UPCAST)
-    tl.store(dx_base + (row[:, None] + column[None, :]), dx, mask=mask)
+    tl.store(dx_base + (dx_row[:, None] + dx_column[None, :]), dx, mask=mask)

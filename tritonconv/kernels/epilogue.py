@@ -1,7 +1,26 @@
-"""The end of every kernel: bias in the accumulator's precision, then one rounding to the output type."""
+"""The end of every kernel: what comes after the sum, in the accumulator's precision, then one rounding to the output type.
+
+A kernel of any algorithm ends with `add_bias`, or with `finish` where FUSED, then `rounded` and its store.
+"""
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
+
+from tritonconv.kernels.index import unpack
+
+
+class Fused(NamedTuple):
+    """What a kernel does after the bias besides the activation. Pointers are None where there is nothing to do."""
+
+    scale: Any  # [C_out]
+    shift: Any  # [C_out]
+    residual: Any  # of the output's shape
+    z: Any  # where the value before the activation is kept; of the output's shape and strides
+    scale_stride: int  # packed
+    shift_stride: int  # packed
+    residual_strides: Any  # index.Strides, of alignment R_ALIGN and unit axis R_UNIT
 
 
 @triton.jit
@@ -10,6 +29,108 @@ def add_bias(acc, b_ptr, offset, mask, HAS_BIAS: tl.constexpr):
     if HAS_BIAS:
         acc += tl.load(b_ptr + offset, mask=mask, other=0.0).to(acc.dtype)[None, :]
     return acc
+
+
+@triton.jit
+def per_channel(ptr, stride, channel, exists, DTYPE: tl.constexpr):
+    """Values [C_out] of a packed stride, where `channel` says."""
+    return tl.load(ptr + channel * unpack(stride), mask=exists, other=0.0).to(DTYPE)
+
+
+@triton.jit
+def finish(
+    acc,  # sums, of any shape
+    channel,  # output channel of each, of a shape that broadcasts against acc
+    exists,  # likewise: whether it is one
+    b_ptr,
+    b_stride,  # packed
+    residual_ptrs,  # where the residual of each lies; None without one
+    z_ptrs,  # where to keep the value before the activation; None if nobody asks
+    mask,  # which of acc exist
+    fused,  # Fused
+    HAS_BIAS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    SLOPE: tl.constexpr,
+    EMULATE_BF16: tl.constexpr,
+):
+    """act((acc + b[channel]) * scale[channel] + shift[channel] + residual)
+
+    What a channel adds is summed up before it meets the tile, which keeps fewer registers alive.
+    """
+    if HAS_BIAS:
+        added = per_channel(b_ptr, b_stride, channel, exists, acc.dtype)
+    if fused.scale is not None:
+        scale = per_channel(fused.scale, fused.scale_stride, channel, exists, acc.dtype)
+        acc *= scale
+        if HAS_BIAS:
+            added *= scale
+    if fused.shift is not None:
+        shift = per_channel(fused.shift, fused.shift_stride, channel, exists, acc.dtype)
+        if HAS_BIAS:
+            added += shift
+        else:
+            added = shift
+    if HAS_BIAS or fused.shift is not None:
+        acc += added
+    if residual_ptrs is not None:
+        acc += tl.load(residual_ptrs, mask=mask, other=0.0).to(acc.dtype)
+    if z_ptrs is not None:
+        tl.store(z_ptrs, rounded(acc, z_ptrs.dtype.element_ty, EMULATE_BF16), mask=mask)
+    return activated(acc, ACTIVATION, SLOPE)
+
+
+@triton.jit
+def activated(z, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
+    """The activation by its name in `tritonconv.activation.ACTIVATIONS`. A NaN stays one."""
+    if ACTIVATION == "relu":
+        z = tl.where(z < 0.0, 0.0, z)
+    elif ACTIVATION == "relu6":
+        z = clamped_to_6(z)
+    elif ACTIVATION == "leaky_relu":
+        z = tl.where(z > 0.0, z, z * SLOPE)
+    elif ACTIVATION == "sigmoid":
+        z = sigmoid(z)
+    elif ACTIVATION == "tanh":
+        z = tanh(z)
+    elif ACTIVATION == "gelu":
+        z = 0.5 * z * (1.0 + tl.math.erf(z * 0.7071067811865476))  # z / sqrt(2)
+    elif ACTIVATION == "gelu_tanh":  # (1 + tanh(u)) / 2 = sigmoid(2 u), which loses nothing where it is small
+        z = z * sigmoid(z * (1.0 + 0.044715 * z * z) * 1.5957691216057308)  # 2 sqrt(2 / pi)
+    elif ACTIVATION == "silu":
+        z = z * sigmoid(z)
+    elif ACTIVATION == "hardswish":
+        z = z * clamped_to_6(z + 3.0) * 0.16666666666666666
+    else:
+        tl.static_assert(ACTIVATION == "", "an activation without a kernel")
+    return z
+
+
+@triton.jit
+def clamped_to_6(z):
+    z = tl.where(z < 0.0, 0.0, z)
+    return tl.where(z > 6.0, 6.0, z)
+
+
+@triton.jit
+def sigmoid(z):
+    """1 / (1 + exp(-z)), from exp(-|z|), which never overflows."""
+    e = tl.exp(-tl.abs(z))
+    return tl.where(z >= 0.0, 1.0, e) / (1.0 + e)
+
+
+@triton.jit
+def tanh(z):
+    """(1 - e) / (1 + e) with e = exp(-2 |z|); near 0, where 1 - e cancels, the sixth convergent of Lambert's fraction.
+
+    Its relative error below 1/4 is 4e-17.
+    """
+    size = tl.abs(z)
+    e = tl.exp(-2.0 * size)
+    q = z * z
+    near = size < 0.25
+    top = tl.where(near, size * (10395.0 + q * (1260.0 + q * 21.0)), 1.0 - e)
+    size = top / tl.where(near, 10395.0 + q * (4725.0 + q * (210.0 + q)), 1.0 + e)
+    return tl.where(z < 0.0, -size, size)
 
 
 @triton.jit

@@ -3,9 +3,34 @@
 import triton
 import triton.language as tl
 
-from tritonconv.kernels.epilogue import add_bias, rounded
+from tritonconv.kernels.epilogue import add_bias, finish, rounded
 from tritonconv.kernels.gather import gather_gemm, patch_gemm
 from tritonconv.kernels.index import pixels_of, strides, tile_of, unpack, wide, window_bits
+
+
+@triton.jit
+def placed(
+    ptr,
+    packed,  # Strides
+    ALIGN: tl.constexpr,
+    UNIT: tl.constexpr,
+    image,  # of the tile
+    first,  # filter of the group
+    n,  # [BLOCK_M] relative to image
+    pixel,  # (o, p, q) [BLOCK_M]
+    RANK: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    """(pointer to filter `first` of the image, [BLOCK_M] offsets, step from filter to filter) of y, or what is laid over it."""
+    y_n, y_k, y_o, y_p, y_q = strides(packed, ALIGN, UNIT, INDEX)
+    base = ptr + image * wide(packed.outer, ALIGN, UNIT == 0)
+    base += first * wide(packed.channel, ALIGN, UNIT == 1)
+    offset = n * y_n + pixel[2] * y_q
+    if RANK >= 2:
+        offset += pixel[1] * y_p
+    if RANK >= 3:
+        offset += pixel[0] * y_o
+    return base, offset, y_k
 
 
 @triton.jit
@@ -44,6 +69,12 @@ def fprop_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
+    fused=None,  # Fused
+    FUSED: tl.constexpr = False,
+    ACTIVATION: tl.constexpr = "",
+    SLOPE: tl.constexpr = 0.0,
+    R_ALIGN: tl.constexpr = 1,
+    R_UNIT: tl.constexpr = -1,
 ):
     """y[n, k, o, p, q] = b[k] + sum over c, t, r, s of w[k, c, t, r, s] * x[n, c, o*s_d - low_d + t*d_d, p*.., q*..]
 
@@ -124,14 +155,35 @@ def fprop_kernel(
             UPCAST,
         )
 
-    acc = add_bias(acc, b_ptr, (group * filters + offs_n) * unpack(sizes.b), columns, HAS_BIAS)
-    y_n, y_k, y_o, y_p, y_q = strides(y_strides, Y_ALIGN, Y_UNIT, INDEX)
-    y_base = y_ptr + image * wide(y_strides.outer, Y_ALIGN, Y_UNIT == 0)
-    y_base += group * filters * wide(y_strides.channel, Y_ALIGN, Y_UNIT == 1)
-    y_offset = n * y_n + q * y_q
-    if RANK >= 2:
-        y_offset += p * y_p
-    if RANK >= 3:
-        y_offset += o * y_o
+    acc = add_bias(acc, b_ptr, (group * filters + offs_n) * unpack(sizes.b), columns, HAS_BIAS and not FUSED)
+    first = group * filters
+    if FUSED:
+        r_ptrs = None
+        z_ptrs = None
+        if fused.residual is not None:
+            base, row, step = placed(
+                fused.residual, fused.residual_strides, R_ALIGN, R_UNIT, image, first, n, (o, p, q), RANK, INDEX
+            )
+            r_ptrs = base + (row[:, None] + offs_n[None, :] * step)
+        if fused.z is not None:
+            base, row, step = placed(fused.z, y_strides, Y_ALIGN, Y_UNIT, image, first, n, (o, p, q), RANK, INDEX)
+            z_ptrs = base + (row[:, None] + offs_n[None, :] * step)
+        mask = rows[:, None] & columns[None, :]
+        acc = finish(
+            acc,
+            (first + offs_n)[None, :],
+            columns[None, :],
+            b_ptr,
+            sizes.b,
+            r_ptrs,
+            z_ptrs,
+            mask,
+            fused,
+            HAS_BIAS,
+            ACTIVATION,
+            SLOPE,
+            UPCAST,
+        )
+    base, row, step = placed(y_ptr, y_strides, Y_ALIGN, Y_UNIT, image, first, n, (o, p, q), RANK, INDEX)
     y = rounded(acc, y_ptr.dtype.element_ty, UPCAST)
-    tl.store(y_base + (y_offset[:, None] + offs_n[None, :] * y_k), y, mask=rows[:, None] & columns[None, :])
+    tl.store(base + (row[:, None] + offs_n[None, :] * step), y, mask=rows[:, None] & columns[None, :])
