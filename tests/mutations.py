@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 TESTS = ("tests/test_paths.py",)
 DEPTHWISE = ("tests/test_depthwise.py",)
-FUSED = ("tests/test_fused.py", "-k", "test_each_part_alone or test_second_derivative")
+FUSED = ("tests/test_fused.py", "-k", "test_each_part_alone or test_second_derivative or test_small_tiles")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,12 @@ MUTATIONS = [
     ),
     Mutation("epilogue", "a bias that is not scaled", "epilogue.py", "added *= scale", "added *= 1.0", FUSED),
     Mutation(
-        "epilogue", "a shift of another channel", "epilogue.py", "fused.shift + channel", "fused.shift + 0 * channel", FUSED
+        "epilogue",
+        "a shift of another channel",
+        "epilogue.py",
+        "fused.shift_stride, channel",
+        "fused.shift_stride, 0 * channel",
+        FUSED,
     ),
     Mutation(
         "epilogue",

@@ -472,6 +472,16 @@ def test_a_forced_plan_is_taken(device, launched) -> None:
     torch.testing.assert_close(fused(case, tensors, plan=plan), fused(case, tensors), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("function", SMALL)
+def test_small_tiles(function, device, launched) -> None:
+    """Tiles that begin in a later image or channel, where one usually holds all of a test's."""
+    case = Case(function, (3, 4, 6, 4), (20, 4, 3, 3) if function == "conv2d" else (4, 20, 3, 3), padding=1)
+    tensors = operands(case, device=device)
+    plan = f"{'dgrad' if case.transposed else 'fprop'}:gather:16x16x16:w4:s3"
+    got = fused(case, tensors, plan=tritonconv.functional.Plan.parse(plan), activation="silu")
+    torch.testing.assert_close(got, fused(case, tensors, activation="silu"), rtol=1e-5, atol=1e-5)
+
+
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 BROKEN = {
