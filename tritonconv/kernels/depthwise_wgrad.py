@@ -168,7 +168,7 @@ def strip_kernel(
             elif GROUPS > 1:
                 acc = tl.sum(tl.reshape(acc, (GROUPS, CHANNELS)), 0)
             tap = ((t * R + r_first + r) * S + s_first + s).to(INDEX)
-            tl.store(base + (tap * channels + k), acc, mask=(k < channels) & (s_first + s < S))
+            tl.store(base + (tap * channels + k), acc, mask=tl.where(s_first + s < S, k < channels, False))
 
 
 @triton.jit
