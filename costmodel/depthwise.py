@@ -19,9 +19,9 @@ from costmodel.tiling import MAX_ALIGN, Call, Plan, itemsize
 from costmodel.timing import COPY_SHARE, INTERPRETED_ELEMENT, INTERPRETED_TRIP, LOAD_LATENCY, PRIOR, PRIOR_SOURCE, Prediction
 
 #: Registers a thread that a plan may count on by `registers`. The compiler has 255 and takes what is left to load ahead; above
-#: these counts it spilled (Triton 3.7.1; wgrad on sm_100 already at 167).
+#: these counts it spilled (wgrad on sm_100 at 149 by Triton 3.6, at 167 by 3.7.1).
 MAX_REGISTERS = 192
-MAX_REGISTERS_WGRAD_100 = 160
+MAX_REGISTERS_WGRAD_100 = 144
 #: Clocks of the load unit for a warp that reads one weight per lane, `taps` elements apart.
 WAVEFRONT = 4
 #: Share of the terms below the largest that it does not hide.

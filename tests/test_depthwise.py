@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import os
+import random
 
 import pytest
 import torch
@@ -186,6 +188,65 @@ def test_partial_sums_give_the_same_bits_every_time(device):
         tritonconv.conv2d(x, leaf, b, padding=1, groups=5, plan=plan).sum().backward()
         runs.append(leaf.grad)
     assert all(torch.equal(runs[0], other) for other in runs[1:])
+
+
+def drawn(seed):
+    """A small depthwise call and a legal plan for each of its passes, as far as one is found, all at random."""
+    rng = random.Random(seed)
+    rank, groups, multiplier = rng.randint(1, 3), rng.randint(1, 5), rng.choice((1, 1, 2))
+    transposed = multiplier == 1 and rng.random() < 0.3
+    kernel, stride, dilation = (tuple(rng.randint(1, n) for _ in range(rank)) for n in (5 if rank < 3 else 3, 3, 3))
+    padding = tuple(rng.randint(0, d * (k - 1) // 2 + 1) for k, d in zip(kernel, dilation, strict=True))
+    size = [max(1, d * (k - 1) + 1 - 2 * p) + rng.randint(0, 6) for k, d, p in zip(kernel, dilation, padding, strict=True)]
+    if transposed:  # what a transposed output needs, it has: padding stays below the kernel's reach
+        padding = tuple(min(p, d * (k - 1) // 2) for k, d, p in zip(kernel, dilation, padding, strict=True))
+    case = Case(
+        f"conv_transpose{rank}d" if transposed else f"conv{rank}d",
+        (rng.randint(1, 2), groups, *size),
+        (groups * multiplier, 1, *kernel),
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        dtype=rng.choice(("float32", "float16", "bfloat16", "float64")),
+        x=rng.choice(LAYOUTS),
+        g=rng.choice((*LAYOUTS, "sliced")),
+        seed=seed,
+    )
+    plans = []
+    for which, explained in tritonconv.explain(
+        getattr(tritonconv, case.function), *case.tensors(), **case.arguments
+    ).plans.items():
+        for _ in range(200):
+            columns = rng.choice((1, 2, 4, 8)) * rng.choice((1, stride[-1]))
+            channels, tiles = rng.choice((1, 2, 8, 16)), rng.choice((1, 2, 8))
+            split = rng.randint(1, 4) if which == "wgrad" else 1
+            taps = None
+            if rng.random() < 0.5:
+                rows = rng.choice((1, ((1,) * 2 + kernel)[-2])) if which == "wgrad" else 1
+                taps = rows, rng.randint(1, kernel[-1] + 1)
+            plan = Plan(
+                Pass(which), "depthwise", columns, channels, tiles, 4, 3, split=split, rows=rng.randint(1, 5), taps=taps
+            )
+            shapes = case.input, case.weight
+            problem = (
+                ConvProblem.conv_transpose(*shapes, stride, padding, (0,) * rank, groups, dilation)
+                if transposed
+                else ConvProblem.conv(*shapes, stride, padding, dilation, groups)
+            )
+            if not depthwise.serves(Call(problem, Pass(which), case.dtype), plan):
+                plans.append(plan)
+                break
+        assert explained.family == "depthwise"
+    return case, plans
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("TRITONCONV_FUZZ", "12"))))
+def test_any_legal_plan_is_right(seed, device, launches):
+    case, plans = drawn(seed)
+    assert plans
+    check(case, device, plan=plans)
+    assert PASSES <= set(launches())
 
 
 def channelwise(shape, kernel, stride=1, padding=0, dilation=1, multiplier=1):

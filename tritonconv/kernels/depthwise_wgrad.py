@@ -126,7 +126,8 @@ def strip_kernel(
         end = first + 1
         if RANK >= 2:
             end = tl.minimum(first + rows, size_p)
-        older = zeros(LAG * COLUMNS, LANES, ACC)  # rows i - LAG to i - 1 of dy
+        # rows i - LAG to i - 1 of dy, as loaded: Triton 3.6's compiler aborts on converted values that a loop carries
+        older = zeros(LAG * COLUMNS, LANES, dy_ptr.dtype.element_ty)
         for i in range(first, end + LAG):
             window = ()  # [(row of the step, column)]
             for e in tl.static_range(IN_H):
@@ -145,13 +146,13 @@ def strip_kernel(
             if RANK >= 2:
                 y_ok = y_ok & (i < end)
                 y_row = i * y_p
-            older = older + read_row(y_ptrs + y_row, y_q, y_masks, y_ok, DY_COLS, DY_WIDTH, 0, COLUMNS, ACC)
+            older = older + read_row(y_ptrs + y_row, y_q, y_masks, y_ok, DY_COLS, DY_WIDTH, 0, COLUMNS, dy_ptr.dtype.element_ty)
             added = ()
             for r in tl.static_range(BLOCK_R):
                 for s in tl.static_range(BLOCK_S):
                     acc = sums[r * BLOCK_S + s]
                     for j in tl.static_range(COLUMNS):
-                        dy = older[(LAG - ROWS[r] // IN_H) * COLUMNS + j]
+                        dy = older[(LAG - ROWS[r] // IN_H) * COLUMNS + j].to(ACC)
                         acc += dy * window[ROWS[r] % IN_H * WINDOW + COLS[j * BLOCK_S + s]]
                     added = added + (acc,)
             sums = added
@@ -167,7 +168,7 @@ def strip_kernel(
             elif GROUPS > 1:
                 acc = tl.sum(tl.reshape(acc, (GROUPS, CHANNELS)), 0)
             tap = ((t * R + r_first + r) * S + s_first + s).to(INDEX)
-            tl.store(base + (tap * channels + k), acc, mask=(k < channels) & (s_first + s < S))
+            tl.store(base + (tap * channels + k), acc, mask=tl.where(s_first + s < S, k < channels, False))
 
 
 @triton.jit

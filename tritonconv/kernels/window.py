@@ -147,7 +147,7 @@ def column_masks(first, size, lanes, COUNT: tl.constexpr, WIDTH: tl.constexpr, E
         if WIDTH == 1:
             ok = within(first + i, size)
             if LANED:
-                ok = lanes & ok
+                ok = tl.where(ok, lanes, False)  # Triton 3.9's interpreter takes no block & scalar
         elif EVEN:
             ok = (lanes & within(first + i * WIDTH, size))[:, None]
         else:
