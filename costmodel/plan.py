@@ -16,7 +16,7 @@ from costmodel import depthwise, timing
 from costmodel.algebra import ceil_div
 from costmodel.device import Device
 from costmodel.problem import Pass
-from costmodel.resources import resource_key, resource_table
+from costmodel.resources import compiled_for, resource_key, resource_table
 from costmodel.tiling import (
     Call,
     Extent,
@@ -153,9 +153,11 @@ def _options(call: Call, merge: int, device: Device) -> Iterator[Option]:
     covers = extent(problem, which, family)
     for pack in packings(call):
         plain = Plan(which, family, 0, 0, 0, 0, 0, pack=pack)
-        for of in compiled(which, family, kind, access(call, plain), vector_widths(call, plain), size, device):
+        reach = access(call, plain)
+        for of in compiled(which, family, kind, reach, vector_widths(call, plain), size, device):
             tile = of.tile
-            if not ((addresses_fit(call, family, tile) and epilogue_fits(call, plain, tile)) or device.interpreted):
+            fits = epilogue_fits(call.epilogue, reach, tile, size, device.capability)
+            if not ((fits and addresses_fit(call, family, tile)) or device.interpreted):
                 continue
             tiles = ceil_div(covers.m, tile.m) * ceil_div(covers.n, tile.n) * covers.repeats
             step, steps, ways = None, ceil_div(covers.depth, tile.k) * covers.loops, [1]
@@ -203,18 +205,18 @@ EPILOGUE_LIMIT = {
 }
 
 
-def epilogue_limit(epilogue: str, reach: str, size: int) -> int:
-    """Most bytes of results in a tile, for results of `size` bytes each; where they are wider than 16 bits sm_80 takes less."""
-    limit = EPILOGUE_LIMIT[epilogue][reach]
-    return limit if size == 2 else min(limit, 16384)
+def epilogue_fits(epilogue: str, reach: str, tile: Tile, size: int, capability: int) -> bool:
+    """Whether a tile of results of `size` bytes each is small enough for what follows it in the same kernel.
 
-
-def epilogue_fits(call: Call, plan: Plan, tile: Tile) -> bool:
-    """Whether a tile is small enough for what follows it in the same kernel."""
-    if not call.epilogue:
+    Where results are wider than 16 bits sm_80 has room for less; on sm_100 a thread takes a whole row of a 128-row accumulator
+    out of tensor memory, which leaves no registers.
+    """
+    if not epilogue:
         return True
-    size = itemsize(call.dtype)
-    return tile.m * tile.n * size <= epilogue_limit(call.epilogue, access(call, plan), size)
+    limit = EPILOGUE_LIMIT[epilogue][reach]
+    if size == 2 and compiled_for(capability) == 100 and tile.m > 64:
+        return False
+    return tile.m * tile.n * size <= (limit if size == 2 else min(limit, 16384))
 
 
 def packings(call: Call) -> list[tuple[str, ...]]:
