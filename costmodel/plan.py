@@ -183,7 +183,7 @@ def merges(call: Call, device: Device) -> list[int]:
 def candidates(call: Call, device: Device) -> list[Plan]:
     """Every legal plan: rows of the menu that compile without a spill and fit, with and without packed operands, and the
     depthwise kernels' own. The interpreter runs depthwise problems by those alone."""
-    own = _depthwise(call, device)
+    own = depthwise.candidates(call, device) if depthwise.is_depthwise(call.problem) else []
     if own and device.interpreted:
         return own
     return own + [option.plan(split) for option in options(call, device) for split in option.splits]
@@ -238,17 +238,12 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
     return (depthwise.predict if plan.family == "depthwise" else timing.predict)(call, plan, device)
 
 
-def _depthwise(call: Call, device: Device) -> list[Plan]:
-    """The depthwise kernels' plans. They end in a bias only: what follows in an epilogue takes the dense kernels."""
-    return depthwise.candidates(call, device) if depthwise.is_depthwise(call.problem) and not call.epilogue else []
-
-
 def select(call: Call, device: Device) -> Plan:
     """The candidate with the least predicted time. Cached by callers; plain arithmetic.
 
     Raises RuntimeError where no kernel serves the call.
     """
-    own = _depthwise(call, device)
+    own = depthwise.candidates(call, device) if depthwise.is_depthwise(call.problem) else []
     least, best = min(
         ((depthwise.predict(call, plan, device).seconds, plan) for plan in own), default=(math.inf, None), key=itemgetter(0)
     )

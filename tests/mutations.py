@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 TESTS = ("tests/test_paths.py",)
 DEPTHWISE = ("tests/test_depthwise.py",)
+ON_DEPTHWISE = ("tests/test_fused.py", "-k", "test_depthwise_kernels")
 FUSED = ("tests/test_fused.py", "-k", "test_each_part_alone or test_second_derivative or test_small_tiles")
 
 
@@ -78,7 +79,7 @@ MUTATIONS = [
         "row_ok = (p + e_out >= 0)",
         DEPTHWISE,
     ),
-    Mutation("slide", "a missing bias", "depthwise.py", "if HAS_BIAS:", "if False:", DEPTHWISE),
+    Mutation("slide", "a missing bias", "window.py", "if HAS_BIAS:", "if False:", DEPTHWISE),
     Mutation("taps", "a skipped rest of a filter row", "depthwise_taps.py", "if S % CHUNK > 0", "if S % CHUNK > S", DEPTHWISE),
     Mutation(
         "taps", "a row too few", "depthwise_taps.py", "end = tl.minimum(KERNEL, ", "end = tl.minimum(KERNEL - 1, ", DEPTHWISE
@@ -110,6 +111,9 @@ MUTATIONS = [
         "range(0, parts - 1, BLOCK_PARTS)",
         DEPTHWISE,
     ),
+    Mutation("slide", "a tap that is not scaled", "depthwise.py", "weight * scale", "weight * 1.0", ON_DEPTHWISE),
+    Mutation("slide", "a residual of another row", "depthwise.py", "(p + e_out) * r_h", "(p + e_out + 1) * r_h", ON_DEPTHWISE),
+    Mutation("taps", "sums that are not scaled", "depthwise_taps.py", "acc[j] * scale", "acc[j] * 1.0", ON_DEPTHWISE),
     Mutation("epilogue", "a bias that is not scaled", "epilogue.py", "added *= scale", "added *= 1.0", FUSED),
     Mutation(
         "epilogue",

@@ -18,7 +18,9 @@ from costmodel.plan import select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call
 from tritonconv.kernels.depthwise_wgrad import strip_reduce_kernel
+from tritonconv.kernels.epilogue import Fused
 from tritonconv.launch import describe, prepare_call
+from tritonconv.prepared import FusedKey
 
 pytestmark = pytest.mark.aot
 
@@ -77,6 +79,28 @@ def test_the_plan_chosen_does_not_spill(name, arch, channels_last):
         prepared = launch(LAYERS[name], which, channels_last, "bfloat16", DEVICE[arch])
         found = compile_prepared(prepared, torch.bfloat16, arch)
         assert found.spills == 0 and found.stack_bytes == 0, prepared.plan
+
+
+@pytest.mark.parametrize("channels_last", [True, False], ids=["channels-last", "contiguous"])
+@pytest.mark.parametrize(
+    "name, arch",
+    [(name, 90) for name in ("3x3", "7x7", "31x31", "3x3x3", "line 4")] + [("3x3", 80), ("3x3", 100), ("7x7", 100)],
+)
+def test_an_epilogue_does_not_spill(name, arch, channels_last):
+    """Scale, shift, a residual, GELU and the value before it, by the plan chosen."""
+    layer, place = LAYERS[name], Pointer(torch.bfloat16)
+    for which in (Pass.FPROP, Pass.DGRAD):
+        a, b, out = operands(layer, which, channels_last)
+        key = FusedKey(1, 1, out, "gelu", 0.0, True)
+        call = Call(layer, which, "bfloat16", "ieee", *describe(layer, which, a, b, out), key.kind(out))
+        plan = select(call, DEVICES[DEVICE[arch]])
+        assert plan.family == "depthwise"
+        prepared = prepare_call(which, layer, torch.bfloat16, "ieee", -1, a, b, out, 1, str(plan), key)
+        kernel, arguments = kernel_arguments(prepared, torch.bfloat16)
+        arguments["fused"] = Fused(place, place, place, place, *prepared.fused)
+        warps, stages = arguments.pop("num_warps"), arguments.pop("num_stages")
+        found = audit(compile_ahead(kernel, arguments, arch=arch, num_warps=warps, num_stages=stages))
+        assert found.spills == 0 and found.stack_bytes == 0, plan
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])

@@ -58,6 +58,17 @@ OTHERS = {
     "more channels than a tile": Case("conv1d", (1, 2, 3), (300, 2, 1)),
     "more pixels than a tile": Case("conv_transpose1d", (1, 2, 700), (2, 3, 3), padding=1),
 }
+#: By the depthwise kernels: windows that slide, and taps in a loop.
+DEPTHWISE = {
+    "plain": Case("conv2d", (2, 5, 6, 7), (5, 1, 3, 3), groups=5, padding=1),
+    "multiplier": Case("conv2d", (2, 4, 6, 9), (8, 1, 3, 3), groups=4, padding=1, stride=2, dtype="bfloat16"),
+    "line": Case("conv1d", (2, 6, 70), (6, 1, 4), groups=6, padding=3),
+    "space": Case("conv3d", (1, 3, 3, 4, 5), (3, 1, 2, 2, 3), groups=3, padding=1),
+    "large": Case("conv2d", (1, 3, 9, 10), (3, 1, 9, 9), groups=3, padding=4),
+    "large space": Case("conv3d", (1, 2, 8, 3, 4), (2, 1, 9, 2, 2), groups=2, padding=(4, 1, 1)),
+    "transposed": Case("conv_transpose2d", (2, 5, 4, 5), (5, 1, 3, 3), groups=5, stride=2, padding=1, output_padding=1),
+    "large transposed": Case("conv_transpose2d", (1, 3, 5, 6), (3, 1, 9, 9), groups=3, padding=4),
+}
 named = {"ids": lambda value: str(value).replace(" ", "_")}
 
 
@@ -164,6 +175,15 @@ def test_activation_in_every_dtype(activation, dtype, device, launched) -> None:
 def test_every_path(case, device, launched) -> None:
     for activation, extras in (("gelu", EXTRAS), ("relu", ("scale", "shift"))):
         check(case, activation, extras, device)
+
+
+@pytest.mark.parametrize("x", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("case", DEPTHWISE.values(), ids=[name.replace(" ", "_") for name in DEPTHWISE])
+def test_depthwise_kernels(case, x, device, launched) -> None:
+    case = Case(**vars(case) | {"x": x})
+    for activation, extras in (("gelu", EXTRAS), ("relu", ("scale", "shift")), ("silu", ("residual",))):
+        check(case, activation, extras, device)
+    assert launched()["depthwise dgrad" if case.transposed else "depthwise fprop"] >= 3
 
 
 @pytest.mark.parametrize("extras", [c for n in (1, 2) for c in itertools.combinations(EXTRAS, n)], **named)

@@ -25,9 +25,11 @@ from costmodel.tiling import MAX_ALIGN, Call, Operand, Plan
 from tritonconv.kernels.depthwise import slide_kernel
 from tritonconv.kernels.depthwise_taps import taps_kernel
 from tritonconv.kernels.depthwise_wgrad import strip_kernel, strip_reduce_kernel
+from tritonconv.kernels.epilogue import Fused
 from tritonconv.kernels.index import pack
 from tritonconv.kernels.window import Extents
-from tritonconv.prepared import INT32_MAX, Prepared, TensorKey, packed_strides
+from tritonconv.layout import depthwise_operand
+from tritonconv.prepared import INT32_MAX, FusedKey, Prepared, TensorKey, packed_strides
 
 
 def fits_int32(problem: ConvProblem, plan: Plan, *tensors: TensorKey) -> bool:
@@ -51,11 +53,15 @@ def prepare(
     b: TensorKey,
     out: TensorKey,
     bias_stride: int | None,
+    fused: FusedKey | None = None,
 ) -> Prepared:
     """Scalars, constexprs and grid of a launch. `call` describes the operands as they now lie."""
     which, full, shape = plan.which, problem.with_unit_axes(), shape_of(problem, plan.which)
     dgrad, wgrad = which == Pass.DGRAD, which == Pass.WGRAD
-    activations = (a, b) if wgrad else (a, out)
+    activations: tuple[TensorKey, ...] = (a, b) if wgrad else (a, out)
+    residual = None if fused is None else fused.residual
+    if residual is not None:
+        activations += (residual,)
     align = math.gcd(shape.channels, MAX_ALIGN)
     width, other_width = load_width(call, plan), store_width(call, plan)
     block_r, block_s = plan.taps or full.kernel_size[1:]
@@ -144,6 +150,14 @@ def prepare(
         "HAS_BIAS": bias_stride is not None,
         "UPCAST": upcast,
     }
+    follows: tuple[Any, ...] = ()
+    if fused is not None:
+        constants |= {"FUSED": True, "ACTIVATION": fused.activation, "SLOPE": fused.slope}
+        follows = (pack(fused.scale or 0), pack(fused.shift or 0), None)
+        if residual is not None:
+            described = depthwise_operand(*residual)
+            name("R", described)
+            follows = (*follows[:2], packed_strides(residual, described))
     if plan.taps is None:
         axes = [axis_of(full, which, i) for i in range(3)]
         constants |= {"PHASE": tuple(x.phase for x in axes), "REACH": tuple(x.reach for x in axes), "LAG": rows.lag}
@@ -156,7 +170,7 @@ def prepare(
             "CHUNK": block_s,
             "CHUNK_SPAN": -(span // full.stride[2]) if dgrad else span,
         }
-    return Prepared(plan, programs, (*strides, extents), constants)
+    return Prepared(plan, programs, (*strides, extents), constants, fused=follows)
 
 
 def kernel_of(plan: Plan) -> Any:
@@ -166,11 +180,13 @@ def kernel_of(plan: Plan) -> Any:
     return slide_kernel if plan.taps is None else taps_kernel
 
 
-def run(prepared: Prepared, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
+def run(
+    prepared: Prepared, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, fused: Fused | None
+) -> None:
     """The launch itself; wgrad's is two."""
     kernel, programs = kernel_of(prepared.plan), (prepared.programs,)
     if prepared.reduce is None:
-        kernel[programs](a, b, bias, out, *prepared.arguments, **prepared.constants)
+        kernel[programs](a, b, bias, out, *prepared.arguments, fused=fused, **prepared.constants)
         return
     wide = torch.float64 if out.dtype == torch.float64 else torch.float32
     partial = torch.empty(prepared.workspace, dtype=wide, device=out.device)

@@ -181,7 +181,7 @@ def prepare(
     if plan.family == "depthwise":
         call = Call(problem, which, DTYPES[dtype], precision, in_a, in_b, in_out)
         wide = tl.float64 if dtype == torch.float64 else tl.float32
-        return depthwise.prepare(problem, plan, call, wide, upcast, a, b, out, bias_stride)
+        return depthwise.prepare(problem, plan, call, wide, upcast, a, b, out, bias_stride, fused)
     full = problem.with_unit_axes()
     c, k = problem.channels_per_group, problem.filters_per_group
     c_align, k_align = math.gcd(c, MAX_ALIGN), math.gcd(k, MAX_ALIGN)
@@ -393,7 +393,7 @@ def run(
     COUNTS[str(which)] += 1
     if prepared.plan.family == "depthwise":
         COUNTS[f"depthwise {which}"] += 1
-        depthwise.run(prepared, a, b, bias, out)
+        depthwise.run(prepared, a, b, bias, out, fused)
     elif which == Pass.FPROP:
         fprop_kernel[grid_of](a, b, bias, out, *prepared.arguments, fused=fused, **prepared.constants)
     elif which == Pass.DGRAD:

@@ -5,8 +5,10 @@ import triton.language as tl
 
 from tritonconv.kernels.index import inside, strides, unpack, wide
 from tritonconv.kernels.window import (
+    channel_terms,
     column_masks,
     highest,
+    laid_over,
     lanes_of,
     meets_row,
     read_row,
@@ -55,6 +57,12 @@ def slide_kernel(
     CHANNELS: tl.constexpr,  # channels of a program,
     GROUPS: tl.constexpr,  # column tiles,
     COLUMNS: tl.constexpr,  # and columns of a tile
+    fused=None,  # kernels.epilogue.Fused
+    FUSED: tl.constexpr = False,
+    ACTIVATION: tl.constexpr = "",
+    SLOPE: tl.constexpr = 0.0,
+    R_ALIGN: tl.constexpr = 1,
+    R_UNIT: tl.constexpr = 1,
 ):
     """y[n, k, o, p, q] = b[k] + sum over t, r, s of w[k, t, r, s] * x[n, k / multiplier, o*s_d - low_d + t*d_d, p*.., q*..]
     or, for dgrad, dx[n, c, d, h, w] = sum over the (t, o), (r, p), (s, q) with d = o*s_d - low_d + t*d_d, ... of
@@ -134,16 +142,28 @@ def slide_kernel(
     x_masks = column_masks(x_column, in_w, lanes, LOADS, X_WIDTH, X_EVEN, LANED)
     y_masks = column_masks(y_column, out_w, lanes, COLUMNS // Y_WIDTH, Y_WIDTH, Y_EVEN, LANED)
 
-    # taps stay in registers: weights[(t * R + r) * S + s] [LANES]
+    scale, start = channel_terms(b_ptr, sizes.b, fused, channel, lanes, HAS_BIAS, FUSED, ACC)
+    r_ptrs = None
+    r_h = 0
+    r_w = 0
+    z_ptrs = None
+    z_h = 0
+    z_w = 0
+    if FUSED:
+        if fused.residual is not None:
+            r_ptrs, r_h, r_w = laid_over(
+                fused.residual, fused.residual_strides, R_ALIGN, R_UNIT, image, channel, y_column, o, Y_WIDTH, INDEX
+            )
+        if fused.z is not None:
+            z_ptrs, z_h, z_w = laid_over(fused.z, y_strides, Y_ALIGN, Y_UNIT, image, channel, y_column, o, Y_WIDTH, INDEX)
+    # taps stay in registers, scaled already: weights[(t * R + r) * S + s] [LANES]
     weights = ()
     for t in tl.static_range(T):
         for r in tl.static_range(R):
             for s in tl.static_range(S):
                 tap = t * w_t + r * w_r + s * w_s
-                weights = weights + (tl.load(w_ptr + (channel * w_k + tap), mask=lanes, other=0.0).to(ACC),)
-    start = tl.zeros((LANES,), ACC)
-    if HAS_BIAS:
-        start = tl.load(b_ptr + channel * unpack(sizes.b), mask=lanes, other=0.0).to(ACC)
+                weight = tl.load(w_ptr + (channel * w_k + tap), mask=lanes, other=0.0).to(ACC)
+                weights = weights + (weight if scale is None else weight * scale,)
 
     waiting = ()  # [(group, row of the group, column)], the oldest group first
     for _ in tl.static_range(LAG * OUT_H * COLUMNS):
@@ -190,20 +210,33 @@ def slide_kernel(
         for e_out in tl.static_range(OUT_H):
             row_ok = (p + e_out >= first * OUT_H) & (p + e_out < out_h)
             y_row = (p + e_out) * y_h
+            y_walked = i * 0
             if RANK < 2:
                 row_ok = tl.full((), True, tl.int1)
                 y_walked = i * (GROUPS * COLUMNS)
                 y_row = y_walked * y_w
                 y_masks = column_masks(y_column + y_walked, out_w, lanes, COLUMNS // Y_WIDTH, Y_WIDTH, Y_EVEN, LANED)
+            r_row = None
+            z_row = None
+            if r_ptrs is not None:
+                r_row = r_ptrs + (y_walked * r_w if RANK < 2 else (p + e_out) * r_h)
+            if z_ptrs is not None:
+                z_row = z_ptrs + (y_walked * z_w if RANK < 2 else (p + e_out) * z_h)
             store_row(
                 y_ptrs + y_row,
                 y_w,
                 made[e_out * COLUMNS : (e_out + 1) * COLUMNS],
                 y_masks,
                 row_ok,
+                r_row,
+                r_w,
+                z_row,
+                z_w,
                 y_ptr.dtype.element_ty,
                 COLUMNS,
                 Y_WIDTH,
+                ACTIVATION,
+                SLOPE,
                 UPCAST,
             )
         waiting = made[OUT_H * COLUMNS :]

@@ -4,7 +4,17 @@ import triton
 import triton.language as tl
 
 from tritonconv.kernels.index import strides, unpack, wide
-from tritonconv.kernels.window import column_masks, first_taps, highest, lanes_of, read_row, store_row, tap_offsets
+from tritonconv.kernels.window import (
+    channel_terms,
+    column_masks,
+    first_taps,
+    highest,
+    laid_over,
+    lanes_of,
+    read_row,
+    store_row,
+    tap_offsets,
+)
 
 
 @triton.jit
@@ -110,6 +120,12 @@ def taps_kernel(
     CHANNELS: tl.constexpr,
     GROUPS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    fused=None,  # kernels.epilogue.Fused
+    FUSED: tl.constexpr = False,
+    ACTIVATION: tl.constexpr = "",
+    SLOPE: tl.constexpr = 0.0,
+    R_ALIGN: tl.constexpr = 1,
+    R_UNIT: tl.constexpr = 1,
 ):
     """What `slide_kernel` computes, for filters, dilations or multipliers whose taps or waiting rows no registers hold.
 
@@ -151,6 +167,7 @@ def taps_kernel(
     r_begin = d
     r_end = d + 1
     y_row = (pid * 0).to(INDEX)
+    out_depth = pid * 0
     if RANK >= 2:
         out_h = unpack(sizes.out_h)
         p = pid % out_h
@@ -160,6 +177,7 @@ def taps_kernel(
     if RANK >= 3:
         out_d = unpack(sizes.out_d)
         o = pid % out_d
+        out_depth = o
         pid = pid // out_d
         y_row += o * y_d
         d, t, t_begin, t_end = walk(o, unpack(sizes.shift_d), unpack(sizes.in_d), T, STRIDE[0], DILATION[0], STEP[0], DGRAD)
@@ -186,12 +204,10 @@ def taps_kernel(
     if Y_WIDTH > 1:
         y_ptrs = y_base + (y_offset[:, None] + (tl.arange(0, Y_WIDTH) * y_w)[None, :])
 
-    start = tl.zeros((LANES,), ACC)
-    if HAS_BIAS:
-        start = tl.load(b_ptr + channel * unpack(sizes.b), mask=lanes, other=0.0).to(ACC)
+    scale, added = channel_terms(b_ptr, sizes.b, fused, channel, lanes, HAS_BIAS, FUSED, ACC)
     acc = ()
     for _ in tl.static_range(COLUMNS):
-        acc = acc + (start,)
+        acc = acc + (added if scale is None else tl.zeros((LANES,), ACC),)
     for m in range(0, MULTIPLIER if DGRAD else 1):
         for i in range(t_begin, t_end):
             for k in range(r_begin, r_end):
@@ -237,5 +253,41 @@ def taps_kernel(
                         LANED,
                         ACC,
                     )
+    if scale is not None:
+        scaled = ()
+        for j in tl.static_range(COLUMNS):
+            scaled = scaled + (acc[j] * scale + added,)
+        acc = scaled
+    r_ptrs = None
+    r_w = 0
+    z_ptrs = None
+    z_w = 0
+    if FUSED:
+        if fused.residual is not None:
+            r_ptrs, r_h, r_w = laid_over(
+                fused.residual, fused.residual_strides, R_ALIGN, R_UNIT, image, channel, y_column, out_depth, Y_WIDTH, INDEX
+            )
+            r_ptrs += p * r_h
+        if fused.z is not None:
+            z_ptrs, z_h, z_w = laid_over(
+                fused.z, y_strides, Y_ALIGN, Y_UNIT, image, channel, y_column, out_depth, Y_WIDTH, INDEX
+            )
+            z_ptrs += p * z_h
     y_masks = column_masks(y_column, out_w, lanes, COLUMNS // Y_WIDTH, Y_WIDTH, Y_EVEN, LANED)
-    store_row(y_ptrs, y_w, acc, y_masks, tl.full((), True, tl.int1), y_ptr.dtype.element_ty, COLUMNS, Y_WIDTH, UPCAST)
+    store_row(
+        y_ptrs,
+        y_w,
+        acc,
+        y_masks,
+        tl.full((), True, tl.int1),
+        r_ptrs,
+        r_w,
+        z_ptrs,
+        z_w,
+        y_ptr.dtype.element_ty,
+        COLUMNS,
+        Y_WIDTH,
+        ACTIVATION,
+        SLOPE,
+        UPCAST,
+    )

@@ -1,6 +1,7 @@
 """The end of every kernel: what comes after the sum, in the accumulator's precision, then one rounding to the output type.
 
-A kernel of any algorithm ends with `add_bias`, or with `finish` where FUSED, then `rounded` and its store.
+A kernel of any algorithm ends with `add_bias`, or with `finish` where FUSED, then `rounded` and its store. The depthwise
+kernels, whose lanes are channels, take scale and shift earlier and end with `conclude`.
 """
 
 from typing import Any, NamedTuple
@@ -72,6 +73,12 @@ def finish(
             added = shift
     if HAS_BIAS or fused.shift is not None:
         acc += added
+    return conclude(acc, residual_ptrs, z_ptrs, mask, ACTIVATION, SLOPE, EMULATE_BF16)
+
+
+@triton.jit
+def conclude(acc, residual_ptrs, z_ptrs, mask, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, EMULATE_BF16: tl.constexpr):
+    """act(acc + residual); acc + residual is kept at `z_ptrs` where there are any"""
     if residual_ptrs is not None:
         acc += tl.load(residual_ptrs, mask=mask, other=0.0).to(acc.dtype)
     if z_ptrs is not None:

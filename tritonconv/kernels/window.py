@@ -9,7 +9,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from tritonconv.kernels.epilogue import rounded
+from tritonconv.kernels.epilogue import conclude, per_channel, rounded
+from tritonconv.kernels.index import strides, wide
 
 
 class Extents(NamedTuple):
@@ -189,21 +190,71 @@ def read_row(
 
 
 @triton.jit
+def channel_terms(b_ptr, b_stride, fused, channel, lanes, HAS_BIAS: tl.constexpr, FUSED: tl.constexpr, ACC: tl.constexpr):
+    """(scale, b * scale + shift) [LANES]: what a lane's channel multiplies its sums by, and adds to them."""
+    added = tl.zeros((channel.shape[0],), ACC)
+    scale = None
+    if HAS_BIAS:
+        added = per_channel(b_ptr, b_stride, channel, lanes, ACC)
+    if FUSED:
+        if fused.scale is not None:
+            scale = per_channel(fused.scale, fused.scale_stride, channel, lanes, ACC)
+            added *= scale
+        if fused.shift is not None:
+            added += per_channel(fused.shift, fused.shift_stride, channel, lanes, ACC)
+    return scale, added
+
+
+@triton.jit
+def laid_over(
+    ptr,
+    packed,
+    ALIGN: tl.constexpr,
+    UNIT: tl.constexpr,
+    image,
+    channel,
+    column,
+    depth,
+    WIDTH: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    """(pointers at a tile's columns of row 0, steps of row and column) of a residual, or of z: [LANES] or [LANES, WIDTH]."""
+    _, r_c, r_d, r_h, r_w = strides(packed, ALIGN, UNIT, INDEX)
+    base = ptr + image * wide(packed.outer, ALIGN, UNIT == 0)
+    offset = channel * r_c + (column * r_w + depth * r_d)
+    ptrs = base + offset
+    if WIDTH > 1:
+        ptrs = base + (offset[:, None] + (tl.arange(0, WIDTH) * r_w)[None, :])
+    return ptrs, r_h, r_w
+
+
+@triton.jit
 def store_row(
     ptrs,  # [LANES] or [LANES, WIDTH] at the row's first column
     step,
     row,  # COLUMNS tensors [LANES]
     masks,
     row_ok,
+    r_ptrs,  # of the residual, as `ptrs`; None without one
+    r_step,
+    z_ptrs,  # of the value before the activation; None if nobody asks
+    z_step,
     DTYPE: tl.constexpr,
     COLUMNS: tl.constexpr,
     WIDTH: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    SLOPE: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """One output row, rounded once."""
-    if WIDTH == 1:
-        for j in tl.static_range(COLUMNS):
-            tl.store(ptrs + j * step, rounded(row[j], DTYPE, UPCAST), mask=tl.where(row_ok, masks[j], False))
-    else:
-        tile = rounded(join_columns(row, COLUMNS), DTYPE, UPCAST)
-        tl.store(ptrs, tile, mask=tl.where(row_ok, masks[0], False))
+    """One output row, finished and rounded once."""
+    for j in tl.static_range(COLUMNS // WIDTH):
+        piece = row[j] if WIDTH == 1 else join_columns(row, COLUMNS)
+        mask = tl.where(row_ok, masks[j], False)
+        residual_at = None
+        z_at = None
+        if r_ptrs is not None:
+            residual_at = r_ptrs + j * r_step
+        if z_ptrs is not None:
+            z_at = z_ptrs + j * z_step
+        piece = conclude(piece, residual_at, z_at, mask, ACTIVATION, SLOPE, UPCAST)
+        tl.store(ptrs + j * step, rounded(piece, DTYPE, UPCAST), mask=mask)
