@@ -87,20 +87,22 @@ def test_the_plan_chosen_does_not_spill(name, arch, channels_last):
     [(name, 90) for name in ("3x3", "7x7", "31x31", "3x3x3", "line 4")] + [("3x3", 80), ("3x3", 100), ("7x7", 100)],
 )
 def test_an_epilogue_does_not_spill(name, arch, channels_last):
-    """Scale, shift, a residual, GELU and the value before it, by the plan chosen."""
+    """Everything: scale, shift, a residual, GELU and the value before it; and next to nothing. By the plan chosen."""
     layer, place = LAYERS[name], Pointer(torch.bfloat16)
     for which in (Pass.FPROP, Pass.DGRAD):
         a, b, out = operands(layer, which, channels_last)
-        key = FusedKey(1, 1, out, "gelu", 0.0, True)
-        call = Call(layer, which, "bfloat16", "ieee", *describe(layer, which, a, b, out), key.kind(out))
-        plan = select(call, DEVICES[DEVICE[arch]])
-        assert plan.family == "depthwise"
-        prepared = prepare_call(which, layer, torch.bfloat16, "ieee", -1, a, b, out, 1, str(plan), key)
-        kernel, arguments = kernel_arguments(prepared, torch.bfloat16)
-        arguments["fused"] = Fused(place, place, place, place, *prepared.fused)
-        warps, stages = arguments.pop("num_warps"), arguments.pop("num_stages")
-        found = audit(compile_ahead(kernel, arguments, arch=arch, num_warps=warps, num_stages=stages))
-        assert found.spills == 0 and found.stack_bytes == 0, plan
+        for key in (FusedKey(1, 1, out, "gelu", 0.0, True), FusedKey(None, None, None, "relu", 0.0, False)):
+            call = Call(layer, which, "bfloat16", "ieee", *describe(layer, which, a, b, out), key.kind(out))
+            plan = select(call, DEVICES[DEVICE[arch]])
+            assert plan.family == "depthwise"
+            bias = 1 if key.scale else None
+            prepared = prepare_call(which, layer, torch.bfloat16, "ieee", -1, a, b, out, bias, str(plan), key)
+            kernel, arguments = kernel_arguments(prepared, torch.bfloat16)
+            tensors = (place, place, place, place) if key.scale else (None, None, None, None)
+            arguments["fused"] = Fused(*tensors, *prepared.fused)
+            warps, stages = arguments.pop("num_warps"), arguments.pop("num_stages")
+            found = audit(compile_ahead(kernel, arguments, arch=arch, num_warps=warps, num_stages=stages))
+            assert found.spills == 0 and found.stack_bytes == 0, plan
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])

@@ -3,9 +3,10 @@
 import triton
 import triton.language as tl
 
+from tritonconv.kernels.epilogue import per_channel
 from tritonconv.kernels.index import inside, strides, unpack, wide
 from tritonconv.kernels.window import (
-    channel_terms,
+    added_by_channel,
     column_masks,
     highest,
     laid_over,
@@ -142,7 +143,11 @@ def slide_kernel(
     x_masks = column_masks(x_column, in_w, lanes, LOADS, X_WIDTH, X_EVEN, LANED)
     y_masks = column_masks(y_column, out_w, lanes, COLUMNS // Y_WIDTH, Y_WIDTH, Y_EVEN, LANED)
 
-    scale, start = channel_terms(b_ptr, sizes.b, fused, channel, lanes, HAS_BIAS, FUSED, ACC)
+    scale = None
+    if FUSED:
+        if fused.scale is not None:
+            scale = per_channel(fused.scale, fused.scale_stride, channel, lanes, ACC)
+    start = added_by_channel(b_ptr, sizes.b, scale, fused, channel, lanes, HAS_BIAS, FUSED, ACC)
     r_ptrs = None
     r_h = 0
     r_w = 0

@@ -3,9 +3,10 @@
 import triton
 import triton.language as tl
 
+from tritonconv.kernels.epilogue import per_channel
 from tritonconv.kernels.index import strides, unpack, wide
 from tritonconv.kernels.window import (
-    channel_terms,
+    added_by_channel,
     column_masks,
     first_taps,
     highest,
@@ -204,7 +205,11 @@ def taps_kernel(
     if Y_WIDTH > 1:
         y_ptrs = y_base + (y_offset[:, None] + (tl.arange(0, Y_WIDTH) * y_w)[None, :])
 
-    scale, added = channel_terms(b_ptr, sizes.b, fused, channel, lanes, HAS_BIAS, FUSED, ACC)
+    scale = None
+    if FUSED:
+        if fused.scale is not None:
+            scale = per_channel(fused.scale, fused.scale_stride, channel, lanes, ACC)
+    added = added_by_channel(b_ptr, sizes.b, scale, fused, channel, lanes, HAS_BIAS, FUSED, ACC)
     acc = ()
     for _ in tl.static_range(COLUMNS):
         acc = acc + (added if scale is None else tl.zeros((LANES,), ACC),)

@@ -190,19 +190,19 @@ def read_row(
 
 
 @triton.jit
-def channel_terms(b_ptr, b_stride, fused, channel, lanes, HAS_BIAS: tl.constexpr, FUSED: tl.constexpr, ACC: tl.constexpr):
-    """(scale, b * scale + shift) [LANES]: what a lane's channel multiplies its sums by, and adds to them."""
+def added_by_channel(
+    b_ptr, b_stride, scale, fused, channel, lanes, HAS_BIAS: tl.constexpr, FUSED: tl.constexpr, ACC: tl.constexpr
+):
+    """b * scale + shift [LANES]: what a lane's channel adds to its scaled sums. `scale` is None where there is none."""
     added = tl.zeros((channel.shape[0],), ACC)
-    scale = None
     if HAS_BIAS:
         added = per_channel(b_ptr, b_stride, channel, lanes, ACC)
-    if FUSED:
-        if fused.scale is not None:
-            scale = per_channel(fused.scale, fused.scale_stride, channel, lanes, ACC)
+        if scale is not None:
             added *= scale
+    if FUSED:
         if fused.shift is not None:
             added += per_channel(fused.shift, fused.shift_stride, channel, lanes, ACC)
-    return scale, added
+    return added
 
 
 @triton.jit
