@@ -328,6 +328,8 @@ def sizes_of_columns(call: Call, device: Device) -> list[int]:
         gathered = call.b if call.which == Pass.WGRAD else call.a
         width = math.gcd(gathered.align, MAX_ALIGN, max(1, 16 // itemsize(call.dtype)))
         found = {width * unit // math.gcd(width, unit), 4 * unit, 2 * unit}
+        if call.which == Pass.WGRAD and call.dtype == "float16" and full_of(call.problem).kernel_size[0] > 1:
+            found -= {4}  # Triton 3.7.1 keeps two values of such a row on the stack, however few registers it takes
     else:
         found = {unit * n for n in (1, 2, 4, 8, 16)}
     return sorted(n for n in found if n <= 16 or n == unit)
