@@ -642,3 +642,24 @@ def test_the_plan_takes_no_tile_that_spills(dtype) -> None:
                 assert epilogue_fits(kind, "wide", tile, itemsize(dtype), DEVICES[device].capability)
                 tiles[kind, which, device] = tile.m * tile.n
     assert dtype == "float64" or tiles["", Pass.FPROP, "NVIDIA H200"] > tiles["heavy", Pass.FPROP, "NVIDIA H200"]
+
+
+# --- on a GPU -----------------------------------------------------------------------------------------------------------
+
+LAYERS = {
+    "3x3": Case("conv2d", (4, 64, 28, 28), (96, 64, 3, 3), padding=1),
+    "pointwise": Case("conv2d", (4, 96, 28, 28), (64, 96, 1, 1)),
+    "depthwise": Case("conv2d", (4, 96, 28, 28), (96, 1, 7, 7), groups=96, padding=3),
+    "narrow groups": Case("conv2d", (4, 64, 28, 28), (64, 4, 3, 3), groups=16, padding=1),
+    "transposed": Case("conv_transpose2d", (4, 64, 14, 14), (64, 32, 4, 4), stride=2, padding=1),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("x", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_on_a_gpu(name, x, dtype, launched) -> None:
+    case = Case(**vars(LAYERS[name]) | {"x": x, "dtype": dtype})
+    for activation, extras in (("gelu", EXTRAS), ("relu", ("scale", "shift"))):
+        check(case, activation, extras, "cuda")
