@@ -72,7 +72,11 @@ def launch(layer: ConvProblem, which: Pass, channels_last: bool, dtype: str, dev
 @pytest.mark.parametrize(
     "name, arch",
     [(name, 90) for name in LAYERS]
-    + [(name, arch) for arch in (80, 100) for name in ("3x3", "5x5 stride 2", "7x7", "31x31", "line 31")],
+    + [
+        pytest.param(name, arch, marks=pytest.mark.slow)
+        for arch in (80, 100)
+        for name in ("3x3", "5x5 stride 2", "7x7", "31x31", "line 31")
+    ],
 )
 def test_the_plan_chosen_does_not_spill(name, arch, channels_last):
     for which in Pass:
@@ -84,7 +88,9 @@ def test_the_plan_chosen_does_not_spill(name, arch, channels_last):
 @pytest.mark.parametrize("channels_last", [True, False], ids=["channels-last", "contiguous"])
 @pytest.mark.parametrize(
     "name, arch",
-    [(name, 90) for name in ("3x3", "7x7", "31x31", "3x3x3", "line 4")] + [("3x3", 80), ("3x3", 100), ("7x7", 100)],
+    [("3x3", 90), ("7x7", 90)]
+    + [pytest.param(name, 90, marks=pytest.mark.slow) for name in ("31x31", "3x3x3", "line 4")]
+    + [pytest.param(*each, marks=pytest.mark.slow) for each in (("3x3", 80), ("3x3", 100), ("7x7", 100))],
 )
 def test_an_epilogue_does_not_spill(name, arch, channels_last):
     """Everything: scale, shift, a residual, GELU and the value before it; and next to nothing. By the plan chosen."""
@@ -105,6 +111,7 @@ def test_an_epilogue_does_not_spill(name, arch, channels_last):
             assert found.spills == 0 and found.stack_bytes == 0, plan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("name", ["3x3", "7x7", "31x31", "3x3x3"])
 def test_other_types_do_not_spill(name, dtype):

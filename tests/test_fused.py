@@ -590,7 +590,7 @@ COMPILED += [(arithmetic, "gather", *KINDS[2]) for arithmetic in ("tf32", "fp32"
 @pytest.mark.aot
 @pytest.mark.parametrize("arithmetic, family, kind, activation, residual, keep", COMPILED)
 @pytest.mark.parametrize("which", ["fprop", "dgrad"])
-@pytest.mark.parametrize("arch", [80, 90, 100])
+@pytest.mark.parametrize("arch", [pytest.param(80, marks=pytest.mark.slow), 90, pytest.param(100, marks=pytest.mark.slow)])
 def test_the_largest_tile_compiles_without_a_spill(arch, which, arithmetic, family, kind, activation, residual, keep):
     from bench.audit import DTYPES, PROBLEMS
     from costmodel.plan import MENU, epilogue_fits
