@@ -22,6 +22,7 @@ from costmodel.timing import COPY_SHARE, INTERPRETED_ELEMENT, INTERPRETED_TRIP, 
 #: these counts it spilled (wgrad on sm_100 at 149 by Triton 3.6, at 167 by 3.7.1).
 MAX_REGISTERS = 192
 MAX_REGISTERS_WGRAD_100 = 144
+MAX_REGISTERS_FUSED_100 = 112  # Triton 3.6 keeps a value on the stack at 116
 #: Clocks of the load unit for a warp that reads one weight per lane, `taps` elements apart.
 WAVEFRONT = 4
 #: Share of the terms below the largest that it does not hide.
@@ -247,6 +248,8 @@ def registers(call: Call, plan: Plan) -> int:
 
 
 def max_registers(call: Call, device: Device) -> int:
+    if call.epilogue and device.capability >= 100:
+        return MAX_REGISTERS_FUSED_100
     return MAX_REGISTERS_WGRAD_100 if call.which == Pass.WGRAD and device.capability >= 100 else MAX_REGISTERS
 
 
