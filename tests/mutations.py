@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 TESTS = ("tests/test_paths.py",)
 DEPTHWISE = ("tests/test_depthwise.py",)
-ON_DEPTHWISE = ("tests/test_fused.py", "-k", "test_depthwise_kernels")
+ON_DEPTHWISE = ("tests/test_fused.py", "-k", "test_depthwise_kernels or test_depthwise_taps")
 FUSED = ("tests/test_fused.py", "-k", "test_each_part_alone or test_second_derivative or test_small_tiles")
 
 

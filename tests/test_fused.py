@@ -186,6 +186,16 @@ def test_depthwise_kernels(case, x, device, launched) -> None:
     assert launched()["depthwise dgrad" if case.transposed else "depthwise fprop"] >= 3
 
 
+@pytest.mark.parametrize("name", ["plain", "large transposed"])
+def test_depthwise_taps(name, device, launched) -> None:
+    """The kernel that loops over its taps gives what the window that slides gives."""
+    case = DEPTHWISE[name]
+    tensors = operands(case, device=device)
+    plan = f"{'dgrad' if case.transposed else 'fprop'}:depthwise:4x8x4:w4:s3:taps1x3"
+    got = fused(case, tensors, plan=tritonconv.functional.Plan.parse(plan), activation="silu")
+    torch.testing.assert_close(got, fused(case, tensors, activation="silu"), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("extras", [c for n in (1, 2) for c in itertools.combinations(EXTRAS, n)], **named)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "plain"])
 def test_each_part_alone(bias, extras, device, launched) -> None:
