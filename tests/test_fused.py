@@ -622,12 +622,15 @@ def compiled_ahead(problem, plan, dtype, precision, arch, activation, residual, 
     from bench.audit import kernel_arguments, operands
     from bench.sass import audit
     from costmodel.problem import Pass
+    from costmodel.tiling import Call
     from tritonconv import launch
     from tritonconv.kernels.epilogue import Fused
 
-    a, b, out = operands(problem, Pass(plan.which), True)
+    which = Pass(plan.which)
+    a, b, out = operands(problem, which, True)
     key = launch.FusedKey(1, 1, out if residual else None, activation, 0.01, keep)
-    prepared = launch.prepare(Pass(plan.which), problem, plan, dtype, precision, a, b, out, 1, key)
+    call = Call(problem, which, launch.DTYPES[dtype], precision, *launch.describe(problem, which, a, b, out), key.kind(out))
+    prepared = launch.prepare(plan, call, a, b, out, 1, key)
     kernel, arguments = kernel_arguments(prepared, dtype)
     place = Pointer(dtype)
     arguments["fused"] = Fused(place, place, place if residual else None, place if keep else None, *prepared.fused)
