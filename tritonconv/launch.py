@@ -196,8 +196,9 @@ def run(
     """Launches what was prepared: nothing here depends on anything but its arguments."""
     which, family = prepared.plan.which, prepared.plan.family
     COUNTS[str(which)] += 1
-    COUNTS[f"{family} {which}"] += 1
-    if prepared.reduce is not None:
+    if FAMILIES[family] is not gemm:
+        COUNTS[f"{family} {which}"] += 1
+    elif prepared.reduce is not None:
         COUNTS["reduce"] += 1
     FAMILIES[family].run(prepared, a, b, bias, out, fused)
 
