@@ -125,7 +125,8 @@ def kernel_arguments(prepared: launch.Prepared, dtype: torch.dtype) -> tuple[Any
         pointers: list[Any] = [element, element, Pointer(wide(dtype) if prepared.workspace else dtype)]
     else:
         kernel = fprop_kernel if plan.which == Pass.FPROP else dgrad_kernel
-        pointers = [element, element, element if prepared.constants["HAS_BIAS"] else None, element]
+        bias = element if prepared.constants["HAS_BIAS"] else None
+        pointers = [element, element, bias, Pointer(wide(dtype) if prepared.workspace else dtype)]
     if plan.family == "depthwise":
         kernel = kernel_of(plan)
     return kernel, dict(zip(kernel.arg_names, [*pointers, *prepared.arguments], strict=False)) | prepared.constants

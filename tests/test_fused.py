@@ -512,6 +512,18 @@ def test_small_tiles(function, device, launched) -> None:
     torch.testing.assert_close(got, fused(case, tensors, activation="silu"), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("function", SMALL)
+@pytest.mark.parametrize("activation", [None, "silu"])
+def test_a_shared_reduction(function, activation, device, launched) -> None:
+    """The kernel that adds up the partial sums runs the epilogue."""
+    case = Case(function, (2, 36, 5, 4), (6, 36, 3, 3) if function == "conv2d" else (36, 6, 3, 3), padding=1, x="channels_last")
+    tensors = operands(case, device=device)
+    plan = f"{'dgrad' if case.transposed else 'fprop'}:gather:64x16x16:w4:s3:split3"
+    got = fused(case, tensors, plan=tritonconv.functional.Plan.parse(plan), activation=activation)
+    torch.testing.assert_close(got, fused(case, tensors, activation=activation), rtol=1e-5, atol=1e-5)
+    assert launched()["reduce"] == 1
+
+
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 BROKEN = {

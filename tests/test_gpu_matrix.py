@@ -192,6 +192,8 @@ PACKED = [
     "fprop:gather:128x64x32:w4:s4:pack-a:pack-b",
     "dgrad:gather:64x64x32:w4:s4:pack-a",
     "dgrad:gather:64x64x32:w4:s4:pack-b",
+    "fprop:gather:64x64x16:w4:s4:split2:pack-a",
+    "dgrad:gather:64x64x16:w4:s4:split2:pack-a",
     "wgrad:gather:64x64x32:w4:s4:split7:pack-a:pack-b",
     "wgrad:gather:64x64x32:w4:s4:group1:step1x1x4x8",
 ]

@@ -12,16 +12,32 @@ import triton.language as tl
 from costmodel.algebra import ceil_div, product
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import MAX_ALIGN, MAX_BIT_TAPS, Call, Operand, Plan, extent, grid, itemsize, reduction_step, trips
+from costmodel.tiling import (
+    MAX_ALIGN,
+    MAX_BIT_TAPS,
+    Call,
+    Operand,
+    Plan,
+    extent,
+    full_shares,
+    grid,
+    itemsize,
+    merge_groups,
+    reduction_step,
+    shares,
+    trips,
+)
 from tritonconv.kernels.dgrad import dgrad_kernel
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.kernels.fprop import fprop_kernel
 from tritonconv.kernels.index import Sizes, pack
-from tritonconv.kernels.wgrad import wgrad_kernel, wgrad_reduce_kernel
+from tritonconv.kernels.reduce import Results, Shared, reduce_kernel
+from tritonconv.kernels.wgrad import wgrad_kernel
 from tritonconv.layout import operand
 from tritonconv.prepared import INT32_MAX, FusedKey, Prepared, TensorKey, accumulator, packed_strides, wide
 
-_REDUCE_BLOCK = 1024
+#: Results that one program of a reduction's second stage writes, and the most channels of them.
+REDUCE_BLOCK, REDUCE_CHANNELS = 1024, 128
 
 
 def checked(call: Call, plan: Plan, device: Device) -> Plan:
@@ -38,8 +54,11 @@ def checked(call: Call, plan: Plan, device: Device) -> Plan:
         raise ValueError(f"plan {plan} needs about {shared} bytes of shared memory, the device has {limit}")
     if plan.merge < 1 or problem.groups % plan.merge:
         raise ValueError(f"plan {plan}: merge must divide the {problem.groups} groups, got {plan.merge}")
-    if plan.split < 1 or (plan.split > 1 and which != Pass.WGRAD):
-        raise ValueError(f"plan {plan}: split must be 1 for {which}, got {plan.split}")
+    blocks = ceil_div(extent(merge_groups(problem, plan.merge), which, plan.family).depth, plan.block_k)
+    if plan.split < 1 or (plan.split > 1 and not shares(problem, which, plan.family)):
+        raise ValueError(f"plan {plan}: split must be 1 for {which} of patches, got {plan.split}")
+    if which != Pass.WGRAD and plan.split != full_shares(blocks, plan.split):
+        raise ValueError(f"plan {plan}: {blocks} blocks of the reduction cannot be split {plan.split} ways evenly")
     if which == Pass.WGRAD:
         step = plan.step or reduction_step(problem, plan.block_k)
         if product(step) != plan.block_k or any(size & (size - 1) for size in step):
@@ -77,7 +96,35 @@ def prepare(
     fused: FusedKey | None,
     upcast: bool,
 ) -> Prepared:
-    """Scalars, constexprs and grid of a launch whose operands already lie as the plan wants them."""
+    """Scalars, constexprs and grid of a launch whose operands already lie as the plan wants them.
+
+    Where programs share a reduction, their sums go to a channels-last workspace, and a second kernel does what follows them.
+    """
+    if plan.split == 1:
+        return prepare_sums(plan, call, a, b, out, bias_stride, fused, upcast)
+    sums = prepare_sums(plan, call, a, b, out, None, None, upcast)
+    steps = call.problem.with_unit_axes().stride if plan.which == Pass.DGRAD else (1, 1, 1)
+    reduce = prepare_reduce(plan, out, steps, bias_stride, fused, upcast)
+    return replace(sums, workspace=(plan.split, *phased(out[0], steps)), reduce=reduce, fused=reduce.fused)
+
+
+def phased(shape: tuple[int, ...], steps: tuple[int, ...]) -> tuple[int, ...]:
+    """(phases, pixels of a phase, channels) of a result: phases are its pixels' residues modulo `steps`."""
+    spatial = (*(1,) * (5 - len(shape)), *shape[2:])
+    return product(steps), shape[0] * product(ceil_div(n, s) for n, s in zip(spatial, steps, strict=True)), shape[1]
+
+
+def prepare_sums(
+    plan: Plan,
+    call: Call,
+    a: TensorKey,
+    b: TensorKey,
+    out: TensorKey,
+    bias_stride: int | None,
+    fused: FusedKey | None,
+    upcast: bool,
+) -> Prepared:
+    """The launch of the implicit GEMM."""
     which, problem = plan.which, call.problem
     in_a, in_b, in_out = call.a, call.b, call.out
     full = problem.with_unit_axes()
@@ -134,14 +181,14 @@ def prepare(
         constants[f"{prefix}_ALIGN"] = described.align
         constants[f"{prefix}_UNIT"] = described.unit
 
-    fused_arguments: tuple[Any, ...] = ()
+    fused_arguments, fused_constants = follow(fused, problem.groups)
     if fused is not None:
-        constants |= {"FUSED": True, "ACTIVATION": fused.activation, "SLOPE": fused.slope}
-        fused_arguments = (pack(fused.scale or 0), pack(fused.shift or 0), None)
-        if residual is not None:
-            in_residual = operand(*residual, problem.groups, 1)
-            name("R", in_residual)
-            fused_arguments = (*fused_arguments[:2], packed_strides(residual, in_residual))
+        constants |= {"FUSED": True, **fused_constants}
+    shared = None
+    if plan.split > 1 and which != Pass.WGRAD:
+        blocks = ceil_div(extent(problem, which, plan.family).depth, plan.block_k)
+        _, pixels, _ = phased(out[0], full.stride if which == Pass.DGRAD else (1, 1, 1))
+        shared = Shared(*map(pack, (problem.groups, ceil_div(blocks, plan.split), pixels)))
     if which == Pass.FPROP:
         for prefix, described in (("X", in_a), ("W", in_b), ("Y", in_out)):
             name(prefix, described)
@@ -155,7 +202,7 @@ def prepare(
             "BLOCK_K": plan.block_k,
             "GROUP_M": plan.group_m,
         }
-        return Prepared(plan, programs, (*strides, sizes), constants, fused=fused_arguments)
+        return Prepared(plan, programs, (*strides, sizes, shared), constants, fused=fused_arguments)
     if which == Pass.DGRAD:
         for prefix, described in (("DY", in_a), ("W", in_b), ("DX", in_out)):
             name(prefix, described)
@@ -175,7 +222,7 @@ def prepare(
             "BLOCK_K": plan.block_k,
             "GROUP_M": plan.group_m,
         }
-        return Prepared(plan, programs, (*strides, sizes, pack(problem.groups)), constants, fused=fused_arguments)
+        return Prepared(plan, programs, (*strides, sizes, pack(problem.groups), shared), constants, fused=fused_arguments)
     for prefix, described in (("DY", in_a), ("X", in_b), ("DW", in_out)):
         name(prefix, described)
     constants |= {
@@ -185,39 +232,61 @@ def prepare(
         "SPLIT": plan.split > 1,
         "STEP": plan.step,
     }
-    reduce = None
-    if plan.split > 1:
-        elements = product(problem.weight_shape)
-        reduce = Prepared(
-            plan,
-            ceil_div(elements, _REDUCE_BLOCK),
-            (strides[2], (pack(elements), pack(plan.split), pack(c))),
-            {
-                "KERNEL": full.kernel_size,
-                "DW_ALIGN": in_out.align,
-                "DW_UNIT": in_out.unit,
-                "INDEX": constants["INDEX"] if elements + _REDUCE_BLOCK <= INT32_MAX else tl.int64,
-                "UPCAST": constants["UPCAST"],
-                "BLOCK": _REDUCE_BLOCK,
-            },
-        )
-    workspace = (plan.split, *problem.weight_shape) if reduce else ()
-    return Prepared(plan, programs, (*strides, sizes, pack(problem.groups)), constants, workspace, reduce)
+    return Prepared(plan, programs, (*strides, sizes, pack(problem.groups)), constants)
+
+
+def follow(fused: FusedKey | None, groups: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The last fields of `Fused` and the constexprs of an epilogue."""
+    if fused is None:
+        return (), {}
+    constants = {"ACTIVATION": fused.activation, "SLOPE": fused.slope}
+    strides = None
+    if fused.residual is not None:
+        described = operand(*fused.residual, groups, 1)
+        strides = packed_strides(fused.residual, described)
+        constants |= {"R_ALIGN": described.align, "R_UNIT": described.unit}
+    return (pack(fused.scale or 0), pack(fused.shift or 0), strides), constants
+
+
+def prepare_reduce(
+    plan: Plan, out: TensorKey, steps: tuple[int, ...], bias_stride: int | None, fused: FusedKey | None, upcast: bool
+) -> Prepared:
+    """The launch that adds up `plan.split` partial sums of `out`, whose pixels lie by their residues modulo `steps`, and what
+    follows them."""
+    (images, channels, *spatial), described = out[0], operand(*out, 1, 1)
+    phases, pixels, _ = phased(out[0], steps)
+    block_n = min(REDUCE_CHANNELS, 1 << (channels - 1).bit_length())
+    block_m = REDUCE_BLOCK // block_n
+    fused_arguments, constants = follow(fused, 1)
+    sizes = (images, channels, *(1,) * (3 - len(spatial)), *spatial, bias_stride or 0, plan.split)
+    constants |= {
+        "OUT_ALIGN": described.align,
+        "OUT_UNIT": described.unit,
+        "HAS_BIAS": bias_stride is not None,
+        "STRIDE": steps,
+        "RANK": max(len(spatial), 1),
+        "UPCAST": upcast,
+        "BLOCK_M": block_m,
+        "BLOCK_N": block_n,
+    }
+    programs = ceil_div(pixels, block_m) * phases * ceil_div(channels, block_n)
+    arguments = (packed_strides(out, described), Results(*map(pack, sizes)))
+    return Prepared(plan, programs, arguments, constants, fused=fused_arguments)
 
 
 def run(
     prepared: Prepared, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, fused: Fused | None
 ) -> None:
-    """The launch itself; wgrad's with a split reduction is two."""
+    """The launch itself, or two where programs share a reduction."""
     which, programs = prepared.plan.which, (prepared.programs,)
-    if which == Pass.FPROP:
-        fprop_kernel[programs](a, b, bias, out, *prepared.arguments, fused=fused, **prepared.constants)
-    elif which == Pass.DGRAD:
-        dgrad_kernel[programs](a, b, bias, out, *prepared.arguments, fused=fused, **prepared.constants)
-    elif prepared.reduce is None:
-        wgrad_kernel[programs](a, b, out, *prepared.arguments, **prepared.constants)
+    alone = prepared.reduce is None
+    sums = out if alone else torch.empty(prepared.workspace, dtype=wide(out.dtype), device=out.device)
+    if which == Pass.WGRAD:
+        wgrad_kernel[programs](a, b, sums, *prepared.arguments, **prepared.constants)
     else:
-        partial = torch.empty(prepared.workspace, dtype=wide(out.dtype), device=out.device)
-        wgrad_kernel[programs](a, b, partial, *prepared.arguments, **prepared.constants)
+        kernel = fprop_kernel if which == Pass.FPROP else dgrad_kernel
+        follows = (bias, fused) if alone else (None, None)
+        kernel[programs](a, b, follows[0], sums, *prepared.arguments, fused=follows[1], **prepared.constants)
+    if prepared.reduce is not None:
         reduce = prepared.reduce
-        wgrad_reduce_kernel[(reduce.programs,)](partial, out, *reduce.arguments, **reduce.constants)
+        reduce_kernel[(reduce.programs,)](sums, bias, out, *reduce.arguments, fused=fused, **reduce.constants)
