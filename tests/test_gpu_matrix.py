@@ -204,7 +204,7 @@ def test_a_forced_plan(text: str, device: str, fenced, launched) -> None:
     """Packed operands, an odd number of splits, a given box."""
     case = dataclasses.replace(GEOMETRIES["resnet_stride_2"], dtype="float16")
     if device == "cpu":
-        text = re.sub("split[0-9]+", "split2", text)
+        text = re.sub(":split[0-9]+", ":split2" if text.startswith("wgrad") else "", text)
     check(shrunken(case, device), device, plan=Plan.parse(text))
 
 
