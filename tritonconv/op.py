@@ -93,7 +93,10 @@ _PRIMITIVES = {
 
 
 def _problem(of: _Primitive, a: torch.Tensor, b: torch.Tensor, rest: Sequence[Any]) -> ConvProblem:
-    """The problem of an op's arguments. RuntimeError where they do not fit together."""
+    """The problem of an op's arguments. RuntimeError where they do not fit together; a kernel is compiled for one dtype."""
+    for other in (b, *rest):
+        if isinstance(other, torch.Tensor) and other.dtype != a.dtype:
+            raise RuntimeError(f"tritonconv: all tensors must have the same dtype, got {a.dtype} and {other.dtype}")
     return of.problem(a.shape, b.shape, *rest[: of.arguments - 2])
 
 
