@@ -321,3 +321,19 @@ def test_error_is_raised_before_the_input_is_read(function: str, device: str, la
     with pytest.raises(RuntimeError, match=numbers(5)):
         getattr(tritonconv, function)(huge, call.w.to(device))
     assert math.prod(huge.shape) > 2**25 and not launches()
+
+
+def test_a_gpu_that_triton_does_not_support_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from tritonconv.launch import device_model
+
+    properties = {7: ("Tesla T4", 7, 5, 40), 8: ("NVIDIA A100-SXM4-40GB", 8, 0, 108)}
+
+    def answer(index: int) -> SimpleNamespace:
+        return SimpleNamespace(**dict(zip(("name", "major", "minor", "multi_processor_count"), properties[index], strict=True)))
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", answer)
+    with pytest.raises(RuntimeError, match=r"needs a GPU of compute capability 8\.0 or newer.*Tesla T4 has 7\.5"):
+        device_model.__wrapped__(7)
+    assert device_model.__wrapped__(8).capability == 80

@@ -45,6 +45,9 @@ COUNTS: Counter[str] = Counter()
 #: Whether Triton's interpreter runs the kernels (TRITON_INTERPRET=1 when triton was imported).
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
+#: The least compute capability, 80 for 8.0: what Triton supports, and what the kernels are compiled for ahead of time.
+LEAST_CAPABILITY = 80
+
 DTYPES = {
     torch.float16: "float16",
     torch.bfloat16: "bfloat16",
@@ -61,11 +64,18 @@ def fp32_precision() -> str:
 
 @functools.cache
 def device_model(index: int) -> Device:
-    """The cost model's description of CUDA device `index`; -1 is the interpreter."""
+    """The cost model's description of CUDA device `index`; -1 is the interpreter. RuntimeError where the device is too old."""
     if index < 0:
         return INTERPRETER
     found = torch.cuda.get_device_properties(index)
-    return find(found.name, found.major * 10 + found.minor, found.multi_processor_count)
+    capability = found.major * 10 + found.minor
+    if capability < LEAST_CAPABILITY:
+        needed = ".".join(str(LEAST_CAPABILITY))
+        raise RuntimeError(
+            f"tritonconv needs a GPU of compute capability {needed} or newer, as Triton does; {found.name} has "
+            f"{found.major}.{found.minor}"
+        )
+    return find(found.name, capability, found.multi_processor_count)
 
 
 def plan_for(which: Pass, text: str) -> Plan | None:
