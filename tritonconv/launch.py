@@ -197,7 +197,10 @@ def execute(
             run(prepared, a, b, bias, out, follows)
     else:
         run(prepared, a, b, bias, out, follows)
-    return out if out is asked else asked.copy_(diagonal_blocks(out, problem.groups, merge))
+    if out is not asked:
+        blocks = diagonal_blocks(out, problem.groups, merge)
+        asked.unflatten(0, blocks.shape[:3]).copy_(blocks)
+    return asked
 
 
 def run(
