@@ -20,7 +20,7 @@ from costmodel.plan import select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, Operand, Plan, merge_groups
 from tritonconv import depthwise, gemm
-from tritonconv.epilogue import Epilogue, by_torch
+from tritonconv.epilogue import Epilogue, by_torch, widened
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.layout import (
     allocate,
@@ -247,7 +247,7 @@ def followed(
     shape = problem.output_shape if which == Pass.FPROP else problem.input_shape
     y = allocate(shape, a, b)
     if problem.macs == 0:
-        return by_torch(execute(which, problem, a, b, y, bias), problem, epilogue)
+        return by_torch(widened(execute(which, problem, a, b, y, bias)), problem, epilogue, y.dtype)
     z = allocate(shape, a, b) if epilogue.keep else None
     execute(which, problem, a, b, y, bias, plan, epilogue, z)
     return y, y.new_empty(0) if z is None else z

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from costmodel.problem import ConvProblem, Pass
 from tritonconv import cpu, launch
-from tritonconv.epilogue import Epilogue, by_torch
+from tritonconv.epilogue import Epilogue, by_torch, widened
 from tritonconv.layout import allocate
 
 LIBRARY = torch.library.Library("tritonconv", "DEF")
@@ -144,7 +144,9 @@ def _fused_by_kernel(which: Pass, of: _Primitive) -> Callable[..., Pair]:
 def _fused_by_torch(of: _Primitive) -> Callable[..., Pair]:
     def call(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, *rest: Any) -> Pair:
         problem, epilogue, _ = _split(of, a, b, (bias, *rest))
-        y, z = by_torch(of.torch(a, b, bias, problem), problem, epilogue)
+        y, z = by_torch(
+            of.torch(widened(a), widened(b), bias if bias is None else widened(bias), problem), problem, epilogue, a.dtype
+        )
         return cpu.laid_out(y, a, b), cpu.laid_out(z, a, b) if z.numel() else z
 
     return call
