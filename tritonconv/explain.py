@@ -12,6 +12,7 @@ import torch
 from costmodel import depthwise
 from costmodel.plan import candidates, predict
 from costmodel.problem import ConvProblem, Pass
+from costmodel.recast import fold_width
 from costmodel.tiling import Call, Plan, grid, trips, vector_widths
 from costmodel.timing import Prediction, extra_bytes
 from tritonconv import check, functional, fused, launch
@@ -124,6 +125,12 @@ def _words(call: Call, plan: Plan, found: Prediction, choices: int, forced: bool
         f"  tile {plan.block_m}x{plan.block_n}x{plan.block_k}, {plan.num_warps} warps, {plan.num_stages} stages; "
         f"{m} x {n} x {repeats} programs of {trips(problem, plan):g} trips"
     )
+    if plan.fold:
+        width, columns = fold_width(problem), problem.kernel_size[-1]
+        lines.append(
+            f"  x copied with its {problem.in_channels} channels padded to {width}; the {columns} columns of the filter "
+            f"are read as {columns * width} channels"
+        )
     if plan.merge > 1:
         lines.append(f"  {plan.merge} groups laid together in one block-diagonal weight")
     if plan.split > 1:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
+from costmodel.problem import ConvProblem
+from costmodel.recast import fold_columns, fold_row, fold_width, folded_input
 from costmodel.tiling import MAX_ALIGN, Operand
 
 
@@ -97,6 +99,37 @@ def diagonal_blocks(merged: torch.Tensor, groups: int, merge: int) -> torch.Tens
     c = wide // merge
     blocks = merged.movedim(1, -1).view(groups // merge, merge, k // groups, *kernel, merge, c)
     return blocks.diagonal(dim1=1, dim2=-2).movedim(-1, 1).reshape(k, *kernel, c).movedim(-1, 1)
+
+
+def padded_columns(x: torch.Tensor, problem: ConvProblem) -> torch.Tensor:
+    """x [N, C, *size] as `costmodel.recast.folded_input`: channels-last, with the padding of its rows written out."""
+    low, row, width = problem.padding[-1][0], fold_row(problem), x.shape[-1]
+    begin, end = max(0, -low), min(width, row - low)
+    padded = x.new_zeros(folded_input(problem))
+    if begin < end:
+        padded[..., begin + low : end + low, : x.shape[1]] = x[..., begin:end].movedim(1, -1)
+    return padded
+
+
+def folded_key(problem: ConvProblem) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape and strides of `padded_columns` as the folded problem's input: the windows of neighbouring pixels overlap."""
+    padded = folded_input(problem)
+    batch, *pixels, channel = dense_strides(padded, range(len(padded) - 1, -1, -1))
+    return fold_columns(problem).input_shape, (batch, channel, *pixels)
+
+
+def folded_weights(w: torch.Tensor, problem: ConvProblem) -> torch.Tensor:
+    """w [K, C, *kernel] as the folded problem's, channels-last; columns and channels are one axis."""
+    k, c, *lead, columns = w.shape
+    folded = w.new_zeros((k, *lead, columns, fold_width(problem)))
+    folded[..., :c] = w.movedim(1, -1)
+    return folded.view(k, *lead, 1, -1).movedim(-1, 1)
+
+
+def unfolded_weights(folded: torch.Tensor, problem: ConvProblem) -> torch.Tensor:
+    """The weights [K, C, *kernel] in the channels-last `folded`, a view."""
+    k, c, *kernel = problem.weight_shape
+    return folded.movedim(1, -1).view(k, *kernel, fold_width(problem))[..., :c].movedim(-1, 1)
 
 
 def channels_last_copy(tensor: torch.Tensor) -> torch.Tensor:
