@@ -23,6 +23,7 @@ from costmodel.depthwise import (
     layer_of,
     max_registers,
     moved_besides,
+    registers,
     registers_a_lane,
     row_runs,
     tile_of,
@@ -142,19 +143,38 @@ def walks(of: Layer, tile: Tile, device: Device) -> Iterator[tuple[int, int]]:
 
 
 class Rates(NamedTuple):
-    """What a tile takes on a device, however far its programs walk. Clocks of one multiprocessor."""
+    """What a thread of a tile takes on a device, however far its program walks. Clocks of one multiprocessor."""
 
     prologue: float  # instructions of a warp before its loop,
     trip: float  # and in a trip
     resident: int  # warps that fit a multiprocessor
-    l2: float  # clocks of a program's trip by values from L2
+    l2: float  # clocks of a lane's trip by values from L2
     overhead: float  # seconds of the launches
+    fixed: int  # bytes that any walk moves
 
 
-def rates_of(call: Call, of: Layer, option: Option, device: Device) -> Rates:
-    """Instructions, warps and traffic of a tile."""
+class Pace(NamedTuple):
+    """A device in clocks of one multiprocessor."""
+
+    sm_count: int
+    a_second: float  # clocks
+    dram: float  # clocks a byte
+    l2: float
+    warps: int  # that fit a multiprocessor,
+    registers: int  # and 32-bit registers
+    launch: float  # seconds of a launch
+
+
+def pace_of(device: Device) -> Pace:
+    a_second = device.clock * 1e6
+    dram, l2 = (a_second / (rate * 1e9) for rate in (device.bandwidth * COPY_SHARE, device.l2_bandwidth))
+    return Pace(device.sm_count, a_second, dram, l2, device.warps_per_sm, device.registers_per_sm, device.launch_overhead)
+
+
+def rates_of(call: Call, of: Layer, option: Option, pace: Pace) -> Rates:
+    """Instructions, warps and traffic of a tile: functions of its columns, taps, pack and lanes a thread."""
     tile, work, needed = option
-    size, planes, each = itemsize(call.dtype), is_planes(call), option.tile.each
+    size, planes, each = itemsize(call.dtype), is_planes(call), tile.each
     slides = tile.taps is None and of.which != Pass.WGRAD
     # a load takes several lanes of a thread where those are neighbours in memory
     vector = each if planes else ceil_div(each * size, 16)
@@ -177,26 +197,48 @@ def rates_of(call: Call, of: Layer, option: Option, device: Device) -> Rates:
         trip += tile.taps[1] * each * WAVEFRONT * (16 if scattered else 0) / 4
     # lanes of a group read the same pixels; half of the rows that programs share come from the first-level cache
     values = work.read / share[0] + (work.beside / share[1] if of.which == Pass.WGRAD else 0)
-    l2 = values * tile.lanes * size / 2 / (device.l2_bandwidth * 1e9) * (device.clock * 1e6)
-    resident = max(1, min(device.warps_per_sm, device.registers_per_sm // (32 * min(255, needed))))
+    resident = max(1, min(pace.warps, pace.registers // (32 * min(255, needed))))
     launches = 1 + len(tile.pack) + (of.which == Pass.WGRAD)
-    return Rates(prologue, trip, resident, l2, launches * device.launch_overhead)
+    fixed = size * of.elements + 2 * size * of.weights * len(tile.pack)
+    return Rates(prologue, trip, resident, values * size / 2 * pace.l2, launches * pace.launch, fixed)
 
 
-def terms_of(rates: Rates, launch: Launch, warps: int, moved: float, device: Device) -> tuple[float, float, float, float]:
-    """Clocks by (DRAM, instruction issue, latency, L2)."""
+class Terms(NamedTuple):
+    """Clocks that a pass takes by each of its limits."""
+
+    dram: float
+    issue: float
+    latency: float
+    l2: float
+
+
+def terms_of(rates: Rates, launch: Launch, tile: Tile, moved: float, pace: Pace) -> Terms:
+    """The clocks of a launch that moves `moved` bytes."""
     programs, trips = launch.programs, launch.trips
-    warps_per_sm = -(-programs * warps // device.sm_count)
+    warps_per_sm = -(-programs * tile.warps // pace.sm_count)
     issue = warps_per_sm * (rates.prologue + trips * rates.trip) / 4
     latency = -(-warps_per_sm // rates.resident) * (2 * LOAD_LATENCY + trips * (LOAD_LATENCY + rates.trip))
-    dram = moved / (device.bandwidth * 1e9 * COPY_SHARE) * (device.clock * 1e6)
-    return dram, issue, latency, programs * trips * rates.l2
+    return Terms(moved * pace.dram, issue, latency, programs * trips * tile.lanes * rates.l2)
 
 
-def seconds_of(rates: Rates, terms: tuple[float, float, float, float], device: Device) -> float:
+def least_seconds(of: Layer, tile: Tile, rates: Rates, pace: Pace) -> float:
+    """A floor under `seconds_of` for any walk: each row is met once, no wave is cut short and no latency seen."""
+    trips = -(-of.channels // tile.channels) * (of.outputs[2] / (tile.columns * tile.groups)) * of.batch * of.outputs[0]
+    if of.which == Pass.WGRAD:
+        t, r, s = of.kernel
+        block_r, block_s = tile.taps or (r, s)
+        trips *= t * (r // block_r) * -(-s // block_s) * of.outputs[1]
+    elif tile.taps is None:
+        trips *= of.row_groups
+    else:
+        trips *= of.outputs[1]
+    issue = trips * tile.warps / pace.sm_count * rates.trip / 4
+    return seconds_of(rates, Terms(rates.fixed * pace.dram, issue, 0.0, trips * tile.lanes * rates.l2), pace)
+
+
+def seconds_of(rates: Rates, terms: Terms, pace: Pace) -> float:
     """Launches, then the largest of the terms and a share of the others."""
-    clocks = (1 - UNHIDDEN) * max(terms) + UNHIDDEN * sum(terms)
-    return rates.overhead + clocks / (device.clock * 1e6)
+    return rates.overhead + ((1 - UNHIDDEN) * max(terms) + UNHIDDEN * sum(terms)) / pace.a_second
 
 
 def interpreted(work: Work, launch: Launch, lanes: int) -> float:
@@ -215,34 +257,48 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
     tile_use = min(1.0, of.macs / max(1.0, launch.programs * launch.trips * work.multiply_adds * tile.lanes))
     if device.interpreted:
         seconds, waves, bound = interpreted(work, launch, tile.lanes), float(launch.programs), "the interpreter"
-        low, high = PRIOR[0] * seconds, PRIOR[1] * seconds
-        return Prediction(seconds, launch.programs, waves, tile_use, moved, bound, low, high)
-    needed = int(40 + tile.each * registers_a_lane(call, work, tile.taps))
-    rates = rates_of(call, of, Option(tile, work, needed), device)
-    terms = terms_of(rates, launch, tile.warps, moved, device)
-    seconds = seconds_of(rates, terms, device)
-    bound = ("DRAM", "instruction issue", "latency", "L2")[terms.index(max(terms))]
-    if rates.overhead > seconds - rates.overhead:
-        bound = "launch"
-    waves = launch.programs * tile.warps / (device.sm_count * rates.resident)
+    else:
+        pace = pace_of(device)
+        rates = rates_of(call, of, Option(tile, work, registers(call, plan)), pace)
+        terms = terms_of(rates, launch, tile, moved, pace)
+        seconds = seconds_of(rates, terms, pace)
+        waves = launch.programs * tile.warps / (device.sm_count * rates.resident)
+        bound = ("DRAM", "instruction issue", "latency", "L2")[terms.index(max(terms))]
+        bound = "launch" if rates.overhead > seconds - rates.overhead else bound
     interval = PRIOR[0] * seconds, PRIOR[1] * seconds
     return Prediction(seconds, launch.programs, waves, tile_use, moved, bound, *interval, PRIOR_SOURCE)
 
 
 def quickest(call: Call, device: Device) -> tuple[float, Plan | None]:
-    """(predicted seconds, plan) of the candidate of least time; (infinity, None) where there is none."""
-    of, size = layer_of(call.problem, call.which), itemsize(call.dtype)
+    """(predicted seconds, plan) of the candidate of least time; (infinity, None) where there is none.
+
+    `predict`, with the work that candidates share done once, and tiles in the order of the least that they may take.
+    """
+    of, size, pace = layer_of(call.problem, call.which), itemsize(call.dtype), pace_of(device)
     least, best = math.inf, None
-    for option in options(call, of, device):
-        tile, work, _ = option
-        rates = rates_of(call, of, option, device)
-        for rows, split in walks(of, tile, device):
-            launch = launch_of(of, tile, rows, split)
-            if device.interpreted:
-                time = interpreted(work, launch, tile.lanes)
-            else:
-                moved = size * of.elements + moved_besides(call, of, tile.pack, launch)
-                time = seconds_of(rates, terms_of(rates, launch, tile.warps, moved, device), device)
-            if time < least:
-                least, best = time, (option, rows, split)
-    return least, best[0].plan(of.which, *best[1:]) if best else None
+    if device.interpreted:
+        for option in options(call, of, device):
+            for rows, split in walks(of, option.tile, device):
+                time = interpreted(option.work, launch_of(of, option.tile, rows, split), option.tile.lanes)
+                if time < least:
+                    least, best = time, option.plan(of.which, rows, split)
+        return least, best
+    known: dict[tuple[int, tuple[int, int] | None, tuple[str, ...], int], Rates] = {}
+    ranked = []
+    for number, option in enumerate(options(call, of, device)):
+        tile = option.tile
+        key = tile.columns, tile.taps, tile.pack, tile.each
+        if key not in known:
+            known[key] = rates_of(call, of, option, pace)
+        ranked.append((least_seconds(of, tile, known[key], pace), number, option, known[key]))
+    first = 0  # of candidates that take equally long the first of the menu
+    for floor, number, option, rates in sorted(ranked):
+        if floor > least:
+            break
+        for rows, split in walks(of, option.tile, device):
+            launch = launch_of(of, option.tile, rows, split)
+            moved = size * of.elements + moved_besides(call, of, option.tile.pack, launch)
+            time = seconds_of(rates, terms_of(rates, launch, option.tile, moved, pace), pace)
+            if time < least or (time == least and number < first):
+                least, best, first = time, option.plan(of.which, rows, split), number
+    return least, best
