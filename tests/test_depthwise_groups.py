@@ -10,11 +10,11 @@ from oracle import check
 from torch.autograd import gradcheck
 
 import tritonconv
-from costmodel import depthwise
+from costmodel import depthwise, depthwise_choice
 from costmodel.device import DEVICES, INTERPRETER
 from costmodel.plan import predict, select, serves_depthwise
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import Call, Plan, channels_last
+from costmodel.tiling import Call, Operand, Plan, channels_last
 from tritonconv.layout import filters_last_copy, filters_last_strides
 
 H100 = DEVICES["NVIDIA H100 80GB HBM3"]
@@ -173,6 +173,25 @@ def test_groups_of_two_are_chosen_by_predicted_time(which):
     merged = dataclasses.replace(merged, merge=16, pack=(), split=1)
     assert chosen.family == "depthwise"
     assert predict(call, chosen, H100).seconds < predict(call, merged, H100).seconds
+
+
+@pytest.mark.parametrize("planes", [False, True], ids=["channels-last", "contiguous"])
+@pytest.mark.parametrize("which", list(Pass), ids=str)
+def test_the_quickest_is_the_least_of_all(which, planes):
+    """Tiles are skipped by a floor under their time: none that would have won, and of equals the first is taken."""
+    lies = (Operand(4, 8, 8),) * 3 if planes else ()
+    for problem in (
+        grouped(1, 1),
+        grouped(1, 1, (1, 960, 7, 7)),
+        grouped(1, 1, (16, 64, 33, 33), (31, 31)),
+        grouped(1, 2, (8, 1024, 2048), (4,)),
+        grouped(2, 4, (1, 64, 8, 28, 28), (3, 3, 3)),
+        grouped(3, 1),
+    ):
+        call = Call(problem, which, "bfloat16", "ieee", *lies)
+        plans = depthwise_choice.candidates(call, H100)
+        times = [predict(call, plan, H100).seconds for plan in plans]
+        assert depthwise_choice.quickest(call, H100) == (min(times), plans[times.index(min(times))])
 
 
 def test_what_a_lane_sums_is_counted():
