@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import lru_cache
-from operator import itemgetter
 from typing import NamedTuple
 
-from costmodel import depthwise, timing
+from costmodel import depthwise_choice, timing
 from costmodel.algebra import ceil_div
+from costmodel.depthwise import is_narrow
 from costmodel.device import Device
-from costmodel.problem import Pass
+from costmodel.problem import ConvProblem, Pass
 from costmodel.recast import folds
 from costmodel.resources import compiled_for, resource_key, resource_table
 from costmodel.tiling import (
@@ -197,11 +197,18 @@ def merges(call: Call, device: Device) -> list[int]:
 
 def candidates(call: Call, device: Device) -> list[Plan]:
     """Every legal plan: rows of the menu that compile without a spill and fit, with and without packed operands, and the
-    depthwise kernels' own. The interpreter runs depthwise problems by those alone."""
-    own = depthwise.candidates(call, device) if depthwise.is_depthwise(call.problem) else []
+    depthwise kernels' own."""
+    own = depthwise_choice.candidates(call, device) if serves_depthwise(call.problem, device) else []
     if own and device.interpreted:
         return own
     return own + [option.plan(split) for option in options(call, device) for split in option.splits]
+
+
+def serves_depthwise(problem: ConvProblem, device: Device) -> bool:
+    """Whether the depthwise kernels are candidates. The interpreter runs groups of one channel or one filter by those alone,
+    and others by them where a plan asks for it."""
+    alone = 1 in (problem.channels_per_group, problem.filters_per_group)
+    return is_narrow(problem) and (alone or not device.interpreted)
 
 
 def addresses_fit(call: Call, family: str, tile: Tile) -> bool:
@@ -254,7 +261,7 @@ def splits(tiles: int, blocks: int, device: Device, full: bool) -> list[int]:
 
 def predict(call: Call, plan: Plan, device: Device) -> Prediction:
     """The predicted time of a plan of any family."""
-    return (depthwise.predict if plan.family == "depthwise" else timing.predict)(call, plan, device)
+    return (depthwise_choice.predict if plan.family == "depthwise" else timing.predict)(call, plan, device)
 
 
 def select(call: Call, device: Device) -> Plan:
@@ -262,10 +269,9 @@ def select(call: Call, device: Device) -> Plan:
 
     Raises RuntimeError where no kernel serves the call.
     """
-    own = depthwise.candidates(call, device) if depthwise.is_depthwise(call.problem) else []
-    least, best = min(
-        ((depthwise.predict(call, plan, device).seconds, plan) for plan in own), default=(math.inf, None), key=itemgetter(0)
-    )
+    least, best = math.inf, None
+    if serves_depthwise(call.problem, device):
+        least, best = depthwise_choice.quickest(call, device)
     if best is None or not device.interpreted:
         best = _quickest(call, device, least) or best
     if best is None:

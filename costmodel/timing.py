@@ -216,7 +216,7 @@ def extra_bytes(call: Call, plan: Plan) -> int:
     return copied + split_bytes(found, plan.split) + found.compulsory - traffic(call).compulsory
 
 
-def launches(which: Pass, pack: tuple[str, ...], split: int, merge: int, fold: bool) -> int:
+def launches(which: Pass, pack: tuple[str, ...], split: int, merge: int, fold: bool = False) -> int:
     """Kernels a pass takes: its own, one a copy, one to add up partial sums. Weights are cleared and filled where groups are
     merged or columns folded, and wgrad's taken apart by one; the input of a fold is cleared and filled too."""
     weights = (merge > 1 or fold) * (1 if which == Pass.WGRAD else 2)

@@ -144,15 +144,14 @@ def _words(call: Call, plan: Plan, found: Prediction, choices: int, forced: bool
 
 
 def _depthwise_words(call: Call, plan: Plan) -> list[str]:
-    tiles_c, tiles_q, repeats = depthwise.grid(call.problem, plan)
+    launch = depthwise.planned(call.problem, plan)
     lanes = f"{plan.block_n} channels x {plan.block_k} tiles of {plan.block_m} columns"
     lines = [
-        f"  {lanes}, {plan.num_warps} warps; {tiles_c} x {tiles_q} x {repeats} programs of "
-        f"{depthwise.trips(call.problem, plan):g} trips"
+        f"  {lanes}, {plan.num_warps} warps; {launch.tiles_c} x {launch.tiles_q} x {launch.repeats} programs of "
+        f"{launch.trips} trips"
     ]
     if plan.which == Pass.WGRAD:
-        splits, _ = depthwise.parts(call.problem, plan)
-        lines.append(f"  {splits * tiles_q} partial sums of every tap, added in a fixed order")
+        lines.append(f"  {launch.splits * launch.tiles_q} partial sums of every tap, added in a fixed order")
     if plan.taps is None:
         lines.append("  every tap stays in registers; an input row is read once and meets all its taps")
     else:

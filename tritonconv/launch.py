@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import triton
 
-from costmodel.depthwise import is_depthwise
+from costmodel.depthwise import is_narrow
 from costmodel.device import INTERPRETER, Device, find
 from costmodel.plan import select
 from costmodel.problem import ConvProblem, Pass
@@ -105,10 +105,11 @@ def choose(
 
 def describe(problem: ConvProblem, which: Pass, a: TensorKey, b: TensorKey, out: TensorKey) -> tuple[Operand, Operand, Operand]:
     """How the three tensors of a pass lie in memory. Weights [K, C / G, ...] share out axis 0, activations axis 1."""
-    if is_depthwise(problem):
-        return depthwise_operand(*a), depthwise_operand(*b), depthwise_operand(*out)
     weight = {Pass.FPROP: 1, Pass.DGRAD: 1, Pass.WGRAD: 2}[which]
-    found = [operand(shape, strides, problem.groups, 0 if i == weight else 1) for i, (shape, strides) in enumerate((a, b, out))]
+    described = depthwise_operand if is_narrow(problem) else operand
+    found = [
+        described(shape, strides, problem.groups, 0 if i == weight else 1) for i, (shape, strides) in enumerate((a, b, out))
+    ]
     return found[0], found[1], found[2]
 
 

@@ -137,25 +137,27 @@ def channels_last_copy(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-def depthwise_operand(shape: Sequence[int], strides: Sequence[int]) -> Operand:
-    """What the depthwise kernels may assume of a tensor, activations and weights [K, 1, ...] alike."""
+def depthwise_operand(shape: Sequence[int], strides: Sequence[int], groups: int = 1, grouped_axis: int = 1) -> Operand:
+    """As `operand`, for problems that the depthwise kernels may take: an axis of size 1 is no axis to read along. They read
+    all groups at once and go by `outside`."""
     axes = {1: 1, 0: 0, 4: len(shape) - 1} if shape[1] > 1 else {0: 0, 4: len(shape) - 1}
     unit = next((axis for axis, at in axes.items() if strides[at] == 1 and (shape[at] > 1 or axis == 4)), -1)
     align = MAX_ALIGN
     for axis, (size, stride) in enumerate(zip(shape, strides, strict=True)):
         if size > 1 and not (unit >= 0 and axes[unit] == axis):
             align = math.gcd(align, stride)
-    return Operand(unit=unit, align=align, outside=align)
+    per_group = shape[grouped_axis] // groups
+    return Operand(unit, math.gcd(align, per_group * strides[grouped_axis]) if groups > 1 else align, align)
 
 
 def filters_last_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    """Strides of dense depthwise weights [K, 1, *kernel] with neighbouring filters next to each other."""
+    """Strides of dense weights [K, C / G, *kernel] with neighbouring filters next to each other."""
     return dense_strides(shape, (0, 1, *range(len(shape) - 1, 1, -1)))
 
 
 def filters_last_copy(weight: torch.Tensor) -> torch.Tensor:
-    """The same depthwise weights with neighbouring filters next to each other."""
-    return weight.movedim(0, -1).contiguous().movedim(-1, 0)
+    """The same weights with neighbouring filters next to each other, and then channels."""
+    return weight.movedim((1, 0), (-2, -1)).contiguous().movedim((-2, -1), (1, 0))
 
 
 def five(values: Sequence[int], lead: int) -> tuple[int, int, int, int, int]:
