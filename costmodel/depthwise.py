@@ -1,7 +1,7 @@
 """Depthwise convolutions: the geometry that their kernels unroll, their tiles, registers and predicted time.
 
 Plain arithmetic, standard library only. A tile is `block_m` output columns x `block_n` channels x `block_k` column tiles; a
-lane is one channel of one column tile. No term of the predicted time has been fitted to a measurement yet.
+lane is one channel of one column tile.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from costmodel.algebra import ceil_div, product
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import MAX_ALIGN, Call, Plan, itemsize
-from costmodel.timing import COPY_SHARE, INTERPRETED_ELEMENT, INTERPRETED_TRIP, LOAD_LATENCY, PRIOR, PRIOR_SOURCE, Prediction
+from costmodel.timing import INTERPRETED_ELEMENT, INTERPRETED_TRIP, Prediction, from_dram, overhead
 
 #: Registers a thread that a plan may count on by `registers`. The compiler has 255 and takes what is left to load ahead; above
 #: these counts it spilled (wgrad on sm_100 at 149 by Triton 3.6, at 167 by 3.7.1).
@@ -384,13 +384,13 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
     lanes = plan.block_n * plan.block_k
     macs, elements = totals(problem, call.which)
     moved = size * elements + extra_bytes(call, plan)
+    constants = device.calibration("depthwise")
     tile_use = min(1.0, macs / max(1.0, programs * n_trips * work.multiply_adds * lanes))
     if device.interpreted:
         operations = work.multiply_adds + 3 * (work.loads + work.stored)
         seconds = programs * (1 + n_trips) * (INTERPRETED_TRIP / 100 * operations + work.read * lanes * INTERPRETED_ELEMENT)
-        return Prediction(
-            seconds, programs, float(programs), tile_use, moved, "the interpreter", PRIOR[0] * seconds, PRIOR[1] * seconds
-        )
+        interval = constants.low * seconds, constants.high * seconds
+        return Prediction(seconds, programs, float(programs), tile_use, moved, "the interpreter", *interval)
     clock = device.clock * 1e6
     warps_per_sm = ceil_div(programs * plan.num_warps, device.sm_count)
     resident = max(1, min(device.warps_per_sm, device.registers_per_sm // (32 * min(255, registers(call, plan)))))
@@ -405,20 +405,20 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
     prologue = 100 + taps * each * (3 + WAVEFRONT * spread / 4)
     if plan.taps is not None and plan.which != Pass.WGRAD:
         trip += plan.taps[1] * each * WAVEFRONT * (0 if call.b.unit == 0 or plan.pack or is_planes(call) else 16) / 4
-    issue = warps_per_sm * (prologue + n_trips * trip) / 4
-    latency = ceil_div(warps_per_sm, resident) * (2 * LOAD_LATENCY + n_trips * (LOAD_LATENCY + trip))
+    issue = warps_per_sm * (prologue + n_trips * trip) / (4 * constants.issue)
+    latency = ceil_div(warps_per_sm, resident) * (2 * constants.latency + n_trips * (constants.latency + trip))
     read = (work.read if plan.taps is None or plan.which == Pass.WGRAD else work.read - plan.taps[1]) * lanes * size
     # half of the rows that neighbouring programs share come from the first-level cache
-    from_l2 = programs * n_trips * read / 2 / (device.l2_bandwidth * 1e9) * clock
-    dram = moved / (device.bandwidth * 1e9 * COPY_SHARE) * clock
+    from_l2 = programs * n_trips * read / 2 / (device.l2_bandwidth * constants.l2 * 1e9) * clock
+    dram = from_dram(moved, device, constants) * clock
     terms = {"DRAM": dram, "instruction issue": issue, "latency": latency, "L2": from_l2}
     bound = max(terms, key=lambda name: terms[name])
     clocks = (1 - UNHIDDEN) * terms[bound] + UNHIDDEN * sum(terms.values())
     launches = 1 + len(plan.pack) + (plan.which == Pass.WGRAD)
-    overhead = launches * device.launch_overhead
-    if overhead * clock > clocks:
+    launching = overhead(launches, device, constants)
+    if launching * clock > clocks:
         bound = "launch"
     waves = programs * plan.num_warps / (device.sm_count * resident)
-    seconds = overhead + clocks / clock
-    interval = PRIOR[0] * seconds, PRIOR[1] * seconds
-    return Prediction(seconds, programs, waves, tile_use, moved, bound, *interval, PRIOR_SOURCE)
+    seconds = launching + clocks / clock
+    interval = constants.low * seconds, constants.high * seconds
+    return Prediction(seconds, programs, waves, tile_use, moved, bound, *interval, constants.source)

@@ -136,7 +136,7 @@ def compiled(
         needs = resource_table().get(resource_key(Plan(which, family, *tile), kind, reach, device.capability))
         fits = needs is not None and not needs.spills and needs.shared <= device.shared_per_block
         if fits or device.interpreted:
-            found.append(kernel(tile, needs, kind, size, widths, device))
+            found.append(kernel(family, tile, needs, kind, size, widths, device))
     return found
 
 
