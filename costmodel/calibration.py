@@ -22,7 +22,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from costmodel.families import family_hash
+from costmodel.families import is_current
 
 #: A prediction's interval before anything is measured: the spread that published models of unfitted kernels show.
 PRIOR = (0.7, 1.4)
@@ -86,7 +86,7 @@ def _within(name: str, value: float, low: float, high: float) -> None:
 class Table:
     """Everything measured of a device that predictions and choices use.
 
-    `plans` says for a call (`call_key`) which plan was measured fastest, as (plan, hash of its family).
+    `plans` says for a call (`costmodel.plan.call_key`) which plan was measured fastest, as (plan, hash of its family).
     """
 
     device: str
@@ -98,7 +98,7 @@ class Table:
         found = []
         for family, measured in sorted(self.families.items()):
             calibration = measured.calibration
-            if measured.family_hash != family_hash(family):
+            if not is_current(family, measured.family_hash):
                 stale = f"{PRIOR_SOURCE}; the table of {self.device} is of other {family} kernels and ignored"
                 calibration = Calibration(source=stale)
             found.append((family, calibration))
@@ -106,7 +106,7 @@ class Table:
 
     def fastest(self) -> dict[str, str]:
         """`call_key` -> plan, of kernels as they are now."""
-        return {key: plan for key, (plan, of) in self.plans.items() if of == family_hash(plan.split(":")[1])}
+        return {key: plan for key, (plan, of) in self.plans.items() if is_current(plan.split(":")[1], of)}
 
 
 def lent(calibrations: tuple[tuple[str, Calibration], ...], owner: str) -> tuple[tuple[str, Calibration], ...]:
@@ -137,6 +137,8 @@ def loads(text: str, origin: str) -> Table:
         row = json.loads(text)
         families = {name: _family(values) for name, values in row["families"].items()}
         plans = {key: (str(plan), str(of)) for key, (plan, of) in row["plans"].items()}
+        if broken := [plan for plan, _ in plans.values() if plan.count(":") < 2]:
+            raise ValueError(f"{broken[0]!r} is no plan")
         return Table(str(row["device"]), families, plans)
     except KeyError as error:
         raise ValueError(f"calibration {origin} lacks {error.args[0]!r}") from error

@@ -55,7 +55,7 @@ class Device:
     sources: tuple[tuple[str, str], ...] = field(default=(), compare=False, repr=False)  # (figure, where it is from)
     interpreted: bool = False
     calibrations: tuple[tuple[str, Calibration], ...] = field(default=(), repr=False)  # by kernel family
-    fastest: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)  # `costmodel.measured.call_key` -> plan
+    fastest: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)  # `costmodel.plan.call_key` -> plan
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_clock", self.max_clock or self.clock)

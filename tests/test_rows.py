@@ -9,9 +9,9 @@ import shutil
 
 import pytest
 
-from bench import families
-from bench.families import SOURCES, closure, family_hash
 from bench.rows import Measurement, append, geometric_mean, latest, load
+from costmodel import families
+from costmodel.families import SOURCES, closure, family_hash
 from costmodel.problem import ConvProblem, Pass
 
 ROW = Measurement(
