@@ -9,7 +9,8 @@ user's own, in the cache directory, is taken where the environment variable TRIT
     PATH      the table in that file, for the device that it names
 
 The cache directory is $TRITONCONV_CACHE, else $XDG_CACHE_HOME/tritonconv, else ~/.cache/tritonconv. What was measured with
-other sources of a kernel family than the installed ones is ignored, and the prediction's source says so.
+other sources of a kernel family than the installed ones, or fitted to other arithmetic, is ignored, and the prediction's
+source says so. The environment is read once a process.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from costmodel.families import is_current
+from costmodel.families import is_current, model_hash
 
 #: A prediction's interval before anything is measured: the spread that published models of unfitted kernels show.
 PRIOR = (0.7, 1.4)
@@ -63,9 +64,10 @@ DEFAULT = Calibration()
 
 @dataclass(frozen=True)
 class Measured:
-    """A family's calibration, and the sources of its kernels it was measured with."""
+    """A family's calibration, the sources of the kernels that were measured, and those of the arithmetic that was fitted."""
 
     family_hash: str
+    model_hash: str
     calibration: Calibration
 
     def __post_init__(self) -> None:
@@ -94,15 +96,17 @@ class Table:
     plans: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def current(self) -> tuple[tuple[str, Calibration], ...]:
-        """The families' calibrations. One measured with other kernels is the default, and its source says so."""
-        found = []
-        for family, measured in sorted(self.families.items()):
-            calibration = measured.calibration
-            if not is_current(family, measured.family_hash):
-                stale = f"{PRIOR_SOURCE}; the table of {self.device} is of other {family} kernels and ignored"
-                calibration = Calibration(source=stale)
-            found.append((family, calibration))
-        return tuple(found)
+        """The families' calibrations. One of other kernels or of other arithmetic is the default, and its source says so."""
+        return tuple((family, self._current(family, measured)) for family, measured in sorted(self.families.items()))
+
+    def _current(self, family: str, measured: Measured) -> Calibration:
+        if not is_current(family, measured.family_hash):
+            stale = f"was measured with other {family} kernels"
+        elif measured.model_hash != model_hash():
+            stale = "was fitted to other arithmetic"
+        else:
+            return measured.calibration
+        return Calibration(source=f"{PRIOR_SOURCE}; the table of {self.device} {stale} and is ignored")
 
     def fastest(self) -> dict[str, str]:
         """`call_key` -> plan, of kernels as they are now."""
@@ -127,7 +131,8 @@ def dumps(table: Table) -> str:
     families = {}
     for family, measured in table.families.items():
         constants = asdict(measured.calibration) | {"shares": dict(measured.calibration.shares)}
-        families[family] = {"family_hash": measured.family_hash, **constants}
+        hashes = {"family_hash": measured.family_hash, "model_hash": measured.model_hash}
+        families[family] = hashes | constants
     return json.dumps({"device": table.device, "families": families, "plans": table.plans}, indent=1, sort_keys=True) + "\n"
 
 
@@ -148,9 +153,10 @@ def loads(text: str, origin: str) -> Table:
 
 def _family(row: Mapping[str, Any]) -> Measured:
     values = {f.name: row[f.name] for f in fields(Calibration)}
-    if unknown := sorted(set(row) - set(values) - {"family_hash"}):
+    if unknown := sorted(set(row) - set(values) - {"family_hash", "model_hash"}):
         raise ValueError(f"unknown constant {unknown[0]!r}; known are {', '.join(values)}")
-    return Measured(row["family_hash"], Calibration(**values | {"shares": tuple(sorted(values["shares"].items()))}))
+    constants = Calibration(**values | {"shares": tuple(sorted(values["shares"].items()))})
+    return Measured(row["family_hash"], row["model_hash"], constants)
 
 
 def file_name(device: str) -> str:

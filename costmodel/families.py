@@ -1,4 +1,5 @@
 """Which source files a kernel family comes from, and a hash of what they compile to: a row is as old as its kernels.
+Constants that were fitted are as old as the arithmetic that they were fitted in, too.
 
 The hash leaves comments, docstrings and layout out, so that only an edit that can change a kernel makes its rows stale.
 """
@@ -12,6 +13,7 @@ from pathlib import Path
 
 PACKAGE = "tritonconv.kernels"
 SOURCES = Path(__file__).parent.parent / "tritonconv" / "kernels"
+MODEL = Path(__file__).parent
 #: A plan's family -> the modules of its kernels. What these import of the package counts too.
 ENTRIES = {
     "gather": ("fprop", "dgrad", "wgrad"),
@@ -61,6 +63,15 @@ def family_hash(family: str, sources: Path = SOURCES) -> str:
     digest = hashlib.sha256()
     for name, tree in sorted(closure(family, sources).items()):
         digest.update(f"{name}\n{normalised(tree)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def model_hash() -> str:
+    """The same for the arithmetic of predicted times and the counts that it starts from."""
+    digest = hashlib.sha256((MODEL / "data" / "resources.json").read_bytes())
+    for name in ("depthwise", "tiling", "timing"):
+        digest.update(f"{name}\n{normalised(ast.parse((MODEL / f'{name}.py').read_text()))}\n".encode())
     return digest.hexdigest()[:16]
 
 

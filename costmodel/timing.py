@@ -137,6 +137,7 @@ class Traffic(NamedTuple):
     workspace: int  # of one split's partial sums, written and read: float32, or float64 for float64
 
 
+@lru_cache(maxsize=4096)
 def traffic(call: Call) -> Traffic:
     """What a call moves before any plan."""
     problem, size = call.problem, itemsize(call.dtype)

@@ -98,7 +98,6 @@ def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) ->
         found = predict(call, chosen, model)
         plans[str(which)], predictions[str(which)] = chosen, found
         lines += _words(call, chosen, found, model, launch.plan_for(which, plan) is not None)
-        lines[-1] += f" ({model.name})"
         if follows:
             named = [key for key, tensor in tensors.items() if tensor is not None] + [activation] * bool(activation)
             lines.append(f"  followed in the same kernel by {', '.join(named) or 'nothing'}")
@@ -167,7 +166,7 @@ def _cost_words(call: Call, plan: Plan, found: Prediction, device: Device, force
         why = f"{'measured fastest' if known else 'least predicted time'} of {choices} candidates"
     lines.append(
         f"  {why}: {found.seconds * 1e6:.3g} us, bound by {found.bound}; {found.waves:.2g} waves, "
-        f"{found.tile_use:.0%} of the issued multiply-adds needed"
+        f"{found.tile_use:.0%} of the issued multiply-adds needed ({device.name})"
     )
     if not device.interpreted:
         lines.append(f"  from {found.low * 1e6:.3g} to {found.high * 1e6:.3g} us, {found.source}")

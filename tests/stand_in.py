@@ -1,0 +1,101 @@
+"""A stand-in for a GPU: the cost model with hidden constants and noise. Its rows are like measured ones and claim nothing."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from bench.calls import call_of
+from bench.rows import Measurement
+from bench.workloads import Workload
+from costmodel.bounds import roofline
+from costmodel.calibration import Calibration
+from costmodel.device import Device, find_device
+from costmodel.families import family_hash
+from costmodel.plan import candidates, predict, select
+from costmodel.problem import Pass
+from costmodel.tiling import Call, Plan
+
+GPU = "NVIDIA H200"
+H200 = replace(find_device("h200"), calibrations=(), fastest={})
+HIDDEN = Calibration(dram=0.78, l2=0.8, issue=0.85, latency=850.0, launch=0.6, shares=(("half", 0.72),))
+HIDDEN_DEPTHWISE = Calibration(dram=0.7, l2=1.3, issue=0.6, latency=900.0, launch=0.6)
+
+
+def hidden_device(device: Device = H200) -> Device:
+    """The device as it really is, which no test tells the code under test."""
+    constants = (("depthwise", HIDDEN_DEPTHWISE), ("gather", HIDDEN), ("patch", HIDDEN))
+    return replace(device, calibrations=constants)
+
+
+class StandIn:
+    """Measures by the model with hidden constants; `noise` is the standard deviation of the logarithm."""
+
+    def __init__(self, device: Device | None = None, noise: float = 0.03, seed: int = 1) -> None:
+        self.device, self.noise, self.random, self.calls = device or hidden_device(), noise, random.Random(seed), 0
+
+    def seconds(self, call: Call, plan: Plan) -> float:
+        self.calls += 1
+        return predict(call, plan, self.device).seconds * math.exp(self.random.gauss(0.0, self.noise))
+
+    def row(self, layer: Workload, which: Pass, plan: Plan | None = None, dtype: str = "bfloat16", **fields) -> Measurement:
+        """Of tritonconv's plan (the chosen one unless given)."""
+        call = call_of(layer.problem(), which, dtype, "ieee", "channels_last")
+        plan = plan or select(call, H200)
+        us = 1e6 * self.seconds(call, plan)
+        named = {"provider": "tritonconv", "plan": str(plan), "family": plan.family, "family_hash": family_hash(plan.family)}
+        return blank(layer, which, dtype, us, **{**named, "predicted_us": 1e6 * predict(call, plan, H200).seconds, **fields})
+
+    def rival(self, layer: Workload, which: Pass, setting: str, factor: float, dtype: str = "bfloat16") -> Measurement:
+        """Of torch's: `factor` times the roofline and a launch."""
+        least = roofline(layer.problem(), H200, dtype, which=which).seconds
+        us = 1e6 * (4e-6 + factor * least) * math.exp(self.random.gauss(0.0, self.noise))
+        return blank(layer, which, dtype, us, provider="cudnn", setting=setting)
+
+
+def blank(layer: Workload, which: Pass, dtype: str, us: float, **fields) -> Measurement:
+    problem = layer.problem()
+    values = {
+        "problem": problem,
+        "which": which,
+        "transposed": layer.transposed,
+        "dtype": dtype,
+        "layout": "channels_last",
+        "median_us": us,
+        "p10_us": 0.99 * us,
+        "p90_us": 1.02 * us,
+        "repeats": 100,
+        "error": 0.3,
+        "ok": True,
+        "roofline_us": 1e6 * roofline(problem, H200, dtype, which=which).seconds,
+        "suite": layer.suite,
+        "layer": layer.layer,
+        "gpu": GPU,
+        "driver": "none",
+        "cuda": "none",
+        "cudnn": "none",
+        "torch": "stand-in",
+        "triton": "stand-in",
+        "commit": "none",
+        "when": "2026-01-01T00:00:00+00:00",
+    }
+    return Measurement(**{**values, **fields})
+
+
+def some_plans(call: Call, count: int, seed: int = 0) -> list[Plan]:
+    """The chosen plan and others of the same family, with a fixed seed."""
+    chosen = select(call, H200)
+    others = [plan for plan in candidates(call, H200) if plan.family == chosen.family and plan != chosen]
+    return [chosen, *random.Random(seed).sample(others, min(count, len(others)))]
+
+
+def swept(stand_in: StandIn, layers: Iterable[Workload], passes: Sequence[Pass], count: int) -> list[Measurement]:
+    """Rows of a few plans of each layer."""
+    rows = []
+    for layer in layers:
+        for which in passes:
+            call = call_of(layer.problem(), which, "bfloat16", "ieee", "channels_last")
+            rows += [stand_in.row(layer, which, plan) for plan in some_plans(call, count)]
+    return rows
