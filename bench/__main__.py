@@ -23,6 +23,47 @@ def demo(out: Annotated[Path, typer.Option(help="Where pictures and rows are wri
     run(out)
 
 
+def words(value: str) -> list[str]:
+    return [word.strip() for word in value.split(",") if word.strip()]
+
+
+@app.command("run")
+def measure(
+    suite: Annotated[list[str] | None, typer.Option(help="A suite of bench/workloads, such as resnet50 or 'mamba*'.")] = None,
+    problem: Annotated[list[str] | None, typer.Option(help="A layer in words: 'conv2d n32 c64 56x56 -> 64 k3 p1'.")] = None,
+    fixed: Annotated[list[str] | None, typer.Option("--list", help="A fixed list: goals or sample.")] = None,
+    passes: Annotated[str, typer.Option("--pass", help="fprop, dgrad and wgrad of the layer, with commas.")] = "fprop",
+    dtype: Annotated[str, typer.Option(help="fp16, bf16, fp32, tf32 or fp64.")] = "bf16",
+    layout: Annotated[
+        str, typer.Option(help="How the tensors lie: channels_last or contiguous. Unless given, 1-D is contiguous.")
+    ] = "",
+    provider: Annotated[
+        str, typer.Option(help="Of tritonconv, cudnn, matmul, inductor, flaggems and causal_conv1d, with commas.")
+    ] = "tritonconv,cudnn,matmul",
+    minutes: Annotated[float | None, typer.Option(help="Stop before this much time has passed; rows are kept.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The directory of the rows.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be measured.")] = False,
+) -> None:
+    """Time layers against torch on the GPU: ratio, share of the roofline, error. Goes on where the last run stopped."""
+    from bench.run import command
+
+    try:
+        command(
+            suites=suite or [],
+            problems=problem or [],
+            lists=fixed or [],
+            passes=words(passes),
+            dtype=dtype,
+            layout=layout,
+            providers=words(provider),
+            minutes=minutes,
+            out=out,
+            dry_run=dry_run,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 @app.command()
 def audit(
     only: Annotated[str, typer.Option(help="Rows whose key holds this, such as fprop:gather:half:wide.")] = "",

@@ -114,7 +114,7 @@ def append(path: Path, rows: Iterable[Measurement]) -> None:
 def load(*paths: Path) -> Iterator[Measurement]:
     """The rows of files and of the *.jsonl files in directories, in order; what does not exist has none.
 
-    ValueError with the file and line for one that is no row. A last line without its end, in which a run was cut off, is left out.
+    ValueError with the file and line for one that is no row. A last line without its end is left out.
     """
     for path in paths:
         for file in sorted(path.glob("*.jsonl")) if path.is_dir() else [path] * path.is_file():
