@@ -18,7 +18,7 @@ from rich.box import HORIZONTALS
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from bench.calls import call_of, device_of, fresh, ours
+from bench.calls import call_of_row, device_of, fresh, ours
 from bench.fit import Sample, absolute_errors, fit, log_ratios, with_constants
 from bench.rows import Measurement, latest
 from costmodel import calibration
@@ -70,10 +70,6 @@ def split(rows: Sequence[Measurement], seed: int = SEED) -> tuple[list[Measureme
 def samples_of(rows: Iterable[Measurement]) -> list[Sample]:
     """Plans, calls and seconds of good rows."""
     return [Sample(call_of_row(row), Plan.parse(row.plan), row.median_us / 1e6) for row in rows if row.median_us]
-
-
-def call_of_row(row: Measurement) -> Call:
-    return call_of(row.problem, row.which, row.dtype, row.precision, row.layout)
 
 
 def fit_family(family: str, rows: Sequence[Measurement], device: Device, seed: int = SEED) -> Fit:

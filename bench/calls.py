@@ -1,20 +1,22 @@
-"""What a row measured, in the terms that plans are chosen in."""
+"""What a row measured, in the terms that plans are chosen in, and whether it still says something."""
 
 from __future__ import annotations
 
-from bench.audit import operands
+from bench.providers.ours import call_of
 from bench.rows import Measurement
+from bench.work import Work
 from costmodel.device import Device, listed
 from costmodel.families import is_current
-from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call
-from tritonconv.launch import describe
 
 
-def call_of(problem: ConvProblem, which: Pass, dtype: str, precision: str, layout: str) -> Call:
-    """The pass as the library sees it on dense tensors that all lie in `layout`, "channels_last" or "contiguous"."""
-    keys = operands(problem, which, layout == "channels_last")
-    return Call(problem, which, dtype, precision, *describe(problem, which, *keys))
+def work_of(row: Measurement) -> Work:
+    return Work(row.problem, row.which, row.dtype, row.precision, row.layout, row.transposed)
+
+
+def call_of_row(row: Measurement) -> Call:
+    """The pass as the library saw it."""
+    return call_of(work_of(row))
 
 
 def device_of(gpu: str) -> Device:

@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 
 import torch
 
-from bench.families import family_hash
 from bench.machine import REPLAY_SECONDS, Captured, Machine, quantiles
 from bench.providers import PROVIDERS, Contender, Unserved
 from bench.providers.ours import call_of
 from bench.rows import Measurement
 from bench.tolerance import Expected, share
 from bench.work import Line, Work, float32_in
+from costmodel.families import family_hash
 from costmodel.plan import predict
 from tritonconv.launch import COUNTS
 

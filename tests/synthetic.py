@@ -7,8 +7,9 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from bench.calls import call_of
+from bench.providers.ours import call_of
 from bench.rows import Measurement
+from bench.work import Work
 from bench.workloads import Workload
 from costmodel.bounds import roofline
 from costmodel.calibration import Calibration
@@ -30,7 +31,12 @@ def hidden_device(device: Device = H200) -> Device:
     return replace(device, calibrations=constants)
 
 
-class StandIn:
+def call_for(layer: Workload, which: Pass, dtype: str = "bfloat16") -> Call:
+    """Of channels-last tensors."""
+    return call_of(Work(layer.problem(), which, dtype, transposed=layer.transposed))
+
+
+class HiddenModel:
     """Measures by the model with hidden constants; `noise` is the standard deviation of the logarithm."""
 
     def __init__(self, device: Device | None = None, noise: float = 0.03, seed: int = 1) -> None:
@@ -42,7 +48,7 @@ class StandIn:
 
     def row(self, layer: Workload, which: Pass, plan: Plan | None = None, dtype: str = "bfloat16", **fields) -> Measurement:
         """Of tritonconv's plan (the chosen one unless given)."""
-        call = call_of(layer.problem(), which, dtype, "ieee", "channels_last")
+        call = call_for(layer, which, dtype)
         plan = plan or select(call, H200)
         us = 1e6 * self.seconds(call, plan)
         named = {"provider": "tritonconv", "plan": str(plan), "family": plan.family, "family_hash": family_hash(plan.family)}
@@ -91,11 +97,11 @@ def some_plans(call: Call, count: int, seed: int = 0) -> list[Plan]:
     return [chosen, *random.Random(seed).sample(others, min(count, len(others)))]
 
 
-def swept(stand_in: StandIn, layers: Iterable[Workload], passes: Sequence[Pass], count: int) -> list[Measurement]:
+def swept(stand_in: HiddenModel, layers: Iterable[Workload], passes: Sequence[Pass], count: int) -> list[Measurement]:
     """Rows of a few plans of each layer."""
     rows = []
     for layer in layers:
         for which in passes:
-            call = call_of(layer.problem(), which, "bfloat16", "ieee", "channels_last")
+            call = call_for(layer, which)
             rows += [stand_in.row(layer, which, plan) for plan in some_plans(call, count)]
     return rows
