@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bench.machine import Gpu, Machine
 from bench.measure import Outcome, measure, one_line
 from bench.provenance import committed_results, results_dir
-from bench.providers import PROVIDERS
+from bench.providers import DEFAULT, PROVIDERS
 from bench.rows import append, latest, load
 from bench.table import Verdict, name_of, summary, table
 from bench.work import LAYOUTS, Line, Work, pass_of_layer
@@ -143,6 +143,13 @@ def show(result: Run, machine: Machine, out: Path, console: Console) -> None:
     console.print(f"{result.new_rows} new rows: {out}", soft_wrap=True)
     if result.failed:
         raise SystemExit(1)
+
+
+def demo(out: Path) -> None:
+    """ResNet-50's layers, forward, in float16, against torch; rows and tables as `command`."""
+    console, machine, path = Console(), Gpu(), out / "resnet50.jsonl"
+    lines = lines_of(["resnet50"], [], [], ["fprop"], "fp16", "")
+    show(run(lines, DEFAULT, machine, path, console=console), machine, path, console)
 
 
 def command(
