@@ -147,7 +147,7 @@ def show(result: Run, machine: Machine, out: Path, console: Console) -> None:
 
 def demo(out: Path) -> None:
     """ResNet-50's layers, forward, in float16, against torch; rows and tables as `command`."""
-    console, machine, path = Console(), Gpu(), out / "resnet50.jsonl"
+    console, machine, path = Console(), Gpu(cudnn_plans=1), out / "resnet50.jsonl"
     lines = lines_of(["resnet50"], [], [], ["fprop"], "fp16", "")
     show(run(lines, DEFAULT, machine, path, console=console), machine, path, console)
 
@@ -172,7 +172,7 @@ def command(
         for line in lines:
             console.print(f"{line.group or line.suite}: {line.layer} {line.work}".strip(), soft_wrap=True, highlight=False)
         return
-    machine = Gpu()
+    machine = Gpu(cudnn_plans=1)
     path = (out or results_dir()) / f"{lists[0] if lists else 'layers'}.jsonl"
     result = run(lines, providers, machine, path, (committed_results(), path.parent), minutes, console)
     show(result, machine, path, console)

@@ -309,7 +309,7 @@ def command(*words: str):
 
 
 def test_the_command(monkeypatch, tmp_path):
-    monkeypatch.setattr(running, "Gpu", StandIn)
+    monkeypatch.setattr(running, "Gpu", lambda cudnn_plans: StandIn())
     monkeypatch.setattr(running, "committed_results", lambda: tmp_path / "committed")
     done = command("--problem", SMALL, "--pass", "fprop,wgrad", "--dtype", "fp16", "--out", str(tmp_path))
     assert done.exit_code == 0, done.output
