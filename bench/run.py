@@ -117,7 +117,7 @@ def run(
 
 
 def judge(result: Run, outcome: Outcome, verdict: Verdict) -> None:
-    """Add a line's verdict, and what went wrong: with us or torch the run fails, with the others it is only told."""
+    """Add a line's verdict, and what went wrong: where we fail or torch does in every setting, the run fails."""
     name = name_of(outcome.line)
     result.verdicts.append(verdict)
     if outcome.skipped:
@@ -125,7 +125,8 @@ def judge(result: Run, outcome: Outcome, verdict: Verdict) -> None:
     result.notes += [f"{provider} left out: {why}" for provider, why in outcome.unserved.items() if provider != "matmul"]
     for row in verdict.failed:
         text = f"{name}: {row.provider} {row.setting}".rstrip() + f" failed, {row.note}"
-        (result.failed if row.provider in ("tritonconv", "cudnn") else result.notes).append(text)
+        fatal = row.provider == "tritonconv" or (row.provider == "cudnn" and verdict.torch is None)
+        (result.failed if fatal else result.notes).append(text)
 
 
 def show(result: Run, machine: Machine, out: Path, console: Console) -> None:
