@@ -65,6 +65,41 @@ def measure(
 
 
 @app.command()
+def probe(out: Annotated[Path | None, typer.Option(help="Where probe.json is written.")] = None) -> None:
+    """Ask a GPU what the design leaves open: tensor maps, rates, the same bits every time, what a launch costs."""
+    from bench.probe import command
+
+    command(out)
+
+
+@app.command()
+def overhead(out: Annotated[Path | None, typer.Option(help="Where overhead.json is written.")] = None) -> None:
+    """Host time of a call against torch's, and of the first call of a shape, new and already compiled."""
+    from bench.overhead import command
+
+    command(out)
+
+
+@app.command()
+def model(
+    name: Annotated[str, typer.Argument(help="A network of torchvision or timm, such as convnext_tiny.")],
+    train: Annotated[bool, typer.Option("--train", help="Forward and backward instead of forward alone.")] = False,
+    batch: Annotated[int, typer.Option(min=1)] = 32,
+    size: Annotated[int, typer.Option(min=1, help="Height and width of the images.")] = 224,
+    dtype: Annotated[str, typer.Option(help="fp16, bf16 or fp32.")] = "bf16",
+    compiled: Annotated[bool, typer.Option("--compile/--eager", help="With torch.compile too.")] = True,
+    out: Annotated[Path | None, typer.Option(help="The directory of the result.")] = None,
+) -> None:
+    """A whole network with torch's convolutions and with ours: step time and memory."""
+    from bench.model import command
+
+    try:
+        command(name, train, batch, size, dtype, compiled, out)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+@app.command()
 def audit(
     only: Annotated[str, typer.Option(help="Rows whose key holds this, such as fprop:gather:half:wide.")] = "",
     arch: Annotated[list[int] | None, typer.Option(help="80, 90 or 100; all of them unless named.")] = None,

@@ -133,13 +133,17 @@ class Graph:
 
 
 class Gpu:
-    """The current CUDA device. SystemExit where there is none."""
+    """The current CUDA device. SystemExit where there is none.
 
-    def __init__(self) -> None:
+    `cudnn_plans` limits how many plans of cuDNN torch keeps (`bench.providers.cudnn` says why one); torch reads the limit at
+    its first convolution, so it holds for the process.
+    """
+
+    def __init__(self, cudnn_plans: int | None = None) -> None:
         if not torch.cuda.is_available():
             raise SystemExit("there is no CUDA device here, and times need one; 'python -m costmodel' predicts them without")
-        # torch reads it at its first convolution; bench.providers.cudnn says why
-        os.environ["TORCH_CUDNN_V8_API_LRU_CACHE_LIMIT"] = "1"
+        if cudnn_plans is not None:
+            os.environ["TORCH_CUDNN_V8_API_LRU_CACHE_LIMIT"] = str(cudnn_plans)
         self.device = "cuda"
         self.model = detect().device
         self.memory = int(0.9 * torch.cuda.mem_get_info()[0])

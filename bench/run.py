@@ -117,7 +117,7 @@ def run(
 
 
 def judge(result: Run, outcome: Outcome, verdict: Verdict) -> None:
-    """Add a line's verdict, and what went wrong: with us or torch the run fails, with the others it is only told."""
+    """Add a line's verdict, and what went wrong: where we fail or torch does in every setting, the run fails."""
     name = name_of(outcome.line)
     result.verdicts.append(verdict)
     if outcome.skipped:
@@ -125,7 +125,8 @@ def judge(result: Run, outcome: Outcome, verdict: Verdict) -> None:
     result.notes += [f"{provider} left out: {why}" for provider, why in outcome.unserved.items() if provider != "matmul"]
     for row in verdict.failed:
         text = f"{name}: {row.provider} {row.setting}".rstrip() + f" failed, {row.note}"
-        (result.failed if row.provider in ("tritonconv", "cudnn") else result.notes).append(text)
+        fatal = row.provider == "tritonconv" or (row.provider == "cudnn" and verdict.torch is None)
+        (result.failed if fatal else result.notes).append(text)
 
 
 def show(result: Run, machine: Machine, out: Path, console: Console) -> None:
@@ -147,7 +148,7 @@ def show(result: Run, machine: Machine, out: Path, console: Console) -> None:
 
 def demo(out: Path) -> None:
     """ResNet-50's layers, forward, in float16, against torch; rows and tables as `command`."""
-    console, machine, path = Console(), Gpu(), out / "resnet50.jsonl"
+    console, machine, path = Console(), Gpu(cudnn_plans=1), out / "resnet50.jsonl"
     lines = lines_of(["resnet50"], [], [], ["fprop"], "fp16", "")
     show(run(lines, DEFAULT, machine, path, console=console), machine, path, console)
 
@@ -172,7 +173,7 @@ def command(
         for line in lines:
             console.print(f"{line.group or line.suite}: {line.layer} {line.work}".strip(), soft_wrap=True, highlight=False)
         return
-    machine = Gpu()
+    machine = Gpu(cudnn_plans=1)
     path = (out or results_dir()) / f"{lists[0] if lists else 'layers'}.jsonl"
     result = run(lines, providers, machine, path, (committed_results(), path.parent), minutes, console)
     show(result, machine, path, console)

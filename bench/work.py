@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from bench.tolerance import Expected
+from costmodel.algebra import ceil_div
 from costmodel.bounds import roofline
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
@@ -25,6 +26,9 @@ from tritonconv.layout import channels_last_strides, dense_strides
 LAYOUTS = ("channels_last", "contiguous")
 #: Copies in float64 of a, b and the result that live while the exact result is computed, at most.
 ORACLE_COPIES = 4
+
+#: Elements between the sets: a multiple, as what torch's allocator gives is a multiple of 512 bytes.
+ALIGNED = 512
 
 
 @dataclass(frozen=True)
@@ -92,11 +96,14 @@ class Work:
         return a, b
 
     def inputs(self, count: int, device: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """`count` sets of standard normal a and b, always the same; b is scaled so that results have size about one."""
+        """`count` sets of standard normal a and b, always the same; b is scaled so that results have size about one.
+
+        Each is as well aligned as a tensor of its own, so that all take the kernel that the first one compiles.
+        """
         generator = torch.Generator(device).manual_seed(0)
 
         def fill(shape: tuple[int, ...], scale: float) -> list[torch.Tensor]:
-            span = math.prod(shape)
+            span = ceil_div(math.prod(shape), ALIGNED) * ALIGNED
             room = torch.empty(count * span, dtype=self.torch_dtype, device=device).normal_(generator=generator).mul_(scale)
             return [room.as_strided(shape, self.strides(shape), i * span) for i in range(count)]
 

@@ -73,7 +73,7 @@ def test_the_gpus_demo_is_the_harness(tmp_path, capsys, monkeypatch):
         dataclasses.replace(w, batch=1, in_channels=min(w.in_channels, 8), out_channels=8, size=(8, 8))
         for w in load("resnet50")
     ]
-    monkeypatch.setattr(run, "Gpu", StandIn)
+    monkeypatch.setattr(run, "Gpu", lambda cudnn_plans: StandIn())
     monkeypatch.setattr(run, "load_workloads", lambda suite: small[:2])
     run.demo(tmp_path)
     assert len(list(rows.load(tmp_path / "resnet50.jsonl"))) == 2 * 5 + 1  # 1x1 is a matrix product too

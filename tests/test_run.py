@@ -191,18 +191,18 @@ def test_a_call_that_launches_nothing_is_no_measurement(tmp_path, monkeypatch):
     assert "no kernel of tritonconv was launched" in result.failed[0]
 
 
-def test_torchs_failure_is_told_and_the_others_only_noted(tmp_path, monkeypatch):
-    def broken(name):
-        def contenders(work: Work) -> list[Contender]:
-            return [Contender(name, lambda a, b: raising(a))]
+def test_torchs_failure_is_told_and_fatal_where_no_setting_is_left(tmp_path, monkeypatch):
+    def broken(name, of=lambda work: []):
+        return lambda work: [*of(work), Contender(name, lambda a, b: raising(a), "broken")]
 
-        return contenders
-
-    for name in ("cudnn", "flaggems"):
-        monkeypatch.setitem(PROVIDERS, name, broken(name))
-    result = go(lines(SMALL), StandIn(), tmp_path / "rows.jsonl", providers=["tritonconv", "cudnn", "flaggems"])
-    assert len(result.failed) == 1 and "cudnn failed" in result.failed[0]
-    assert any("flaggems failed" in note for note in result.notes)
+    monkeypatch.setitem(PROVIDERS, "flaggems", broken("flaggems"))
+    monkeypatch.setitem(PROVIDERS, "cudnn", broken("cudnn", PROVIDERS["cudnn"]))
+    result = go(lines(SMALL), StandIn(), tmp_path / "some.jsonl", providers=["tritonconv", "cudnn", "flaggems"])
+    assert not result.failed and result.verdicts[0].ratio == 1.0
+    assert sum("failed, RuntimeError: an illegal memory access" in note for note in result.notes) == 2
+    monkeypatch.setitem(PROVIDERS, "cudnn", broken("cudnn"))
+    result = go(lines(SMALL), StandIn(), tmp_path / "none.jsonl")
+    assert len(result.failed) == 1 and "cudnn broken failed" in result.failed[0] and result.verdicts[0].ratio is None
 
 
 def test_a_layer_that_does_not_fit_is_skipped_and_said_so(tmp_path):
@@ -248,6 +248,7 @@ def test_every_set_is_another_and_is_used(tmp_path):
     sets = work.inputs(3, "cpu")
     assert len({t.data_ptr() for pair in sets for t in pair}) == 6
     assert not torch.equal(sets[0][0], sets[1][0])
+    assert all((sets[i][j].data_ptr() - sets[0][j].data_ptr()) % 512 == 0 for i in range(3) for j in range(2))
     assert sets[0][0].is_contiguous(memory_format=torch.channels_last)
     machine = StandIn(l2_bytes=work.input_bytes)
     measure(Line(work), ["tritonconv"], machine, ())
@@ -309,7 +310,7 @@ def command(*words: str):
 
 
 def test_the_command(monkeypatch, tmp_path):
-    monkeypatch.setattr(running, "Gpu", StandIn)
+    monkeypatch.setattr(running, "Gpu", lambda cudnn_plans: StandIn())
     monkeypatch.setattr(running, "committed_results", lambda: tmp_path / "committed")
     done = command("--problem", SMALL, "--pass", "fprop,wgrad", "--dtype", "fp16", "--out", str(tmp_path))
     assert done.exit_code == 0, done.output

@@ -32,7 +32,7 @@ def in_layout(tensor: torch.Tensor, layout: str) -> torch.Tensor:
 def forget_plans() -> None:
     """torch's cache of cuDNN plans does not tell `benchmark` on from off, so a second setting would run the first one's.
 
-    With the limit of one plan that `bench.machine` sets, another convolution pushes the last one out.
+    With a limit of one plan (`Gpu(cudnn_plans=1)`), another convolution pushes the last one out.
     """
     if torch.cuda.is_available():
         one = torch.zeros(1, 8, 1, 1, dtype=torch.float16, device="cuda")
