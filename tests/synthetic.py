@@ -7,11 +7,11 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from bench.providers.cudnn import SETTINGS
 from bench.providers.ours import call_of
 from bench.rows import Measurement
-from bench.work import Work
+from bench.work import Line, Work
 from bench.workloads import Workload
-from costmodel.bounds import roofline
 from costmodel.calibration import Calibration
 from costmodel.device import Device, find_device
 from costmodel.families import family_hash
@@ -31,63 +31,64 @@ def hidden_device(device: Device = H200) -> Device:
     return replace(device, calibrations=constants)
 
 
-def call_for(layer: Workload, which: Pass, dtype: str = "bfloat16") -> Call:
-    """Of channels-last tensors."""
-    return call_of(Work(layer.problem(), which, dtype, transposed=layer.transposed))
+def line_for(layer: Workload, which: Pass) -> Line:
+    """Of channels-last tensors in bfloat16."""
+    return Line(Work(layer.problem(), which, "bfloat16", transposed=layer.transposed), layer.suite, layer.layer)
+
+
+def call_for(layer: Workload, which: Pass) -> Call:
+    return call_of(line_for(layer, which).work)
 
 
 class HiddenModel:
     """Measures by the model with hidden constants; `noise` is the standard deviation of the logarithm."""
 
     def __init__(self, device: Device | None = None, noise: float = 0.03, seed: int = 1) -> None:
-        self.device, self.noise, self.random, self.calls = device or hidden_device(), noise, random.Random(seed), 0
+        self.device, self.noise, self.random = device or hidden_device(), noise, random.Random(seed)
 
-    def seconds(self, call: Call, plan: Plan) -> float:
-        self.calls += 1
-        return predict(call, plan, self.device).seconds * math.exp(self.random.gauss(0.0, self.noise))
-
-    def row(self, layer: Workload, which: Pass, plan: Plan | None = None, dtype: str = "bfloat16", **fields) -> Measurement:
-        """Of tritonconv's plan (the chosen one unless given)."""
-        call = call_for(layer, which, dtype)
+    def row(self, line: Line, plan: Plan | None = None, **fields) -> Measurement:
+        """Of a plan of ours, the library's choice unless one is given."""
+        work, call = line.work, call_of(line.work)
         plan = plan or select(call, H200)
-        us = 1e6 * self.seconds(call, plan)
-        named = {"provider": "tritonconv", "plan": str(plan), "family": plan.family, "family_hash": family_hash(plan.family)}
-        return blank(layer, which, dtype, us, **{**named, "predicted_us": 1e6 * predict(call, plan, H200).seconds, **fields})
+        us = 1e6 * predict(call, plan, self.device).seconds * math.exp(self.random.gauss(0.0, self.noise))
+        values = {
+            "problem": work.problem,
+            "which": work.which,
+            "transposed": work.transposed,
+            "dtype": work.dtype,
+            "precision": work.precision,
+            "layout": work.layout,
+            "provider": "tritonconv",
+            "plan": str(plan),
+            "family": plan.family,
+            "family_hash": family_hash(plan.family),
+            "median_us": us,
+            "p10_us": 0.99 * us,
+            "p90_us": 1.02 * us,
+            "repeats": 100,
+            "error": 0.3,
+            "ok": True,
+            "roofline_us": 1e6 * work.roofline_seconds(H200),
+            "predicted_us": 1e6 * predict(call, plan, H200).seconds,
+            "suite": line.suite,
+            "layer": line.layer,
+            "gpu": GPU,
+            "torch": "stand-in",
+            "triton": "stand-in",
+            "commit": "none",
+            "when": "2026-01-01T00:00:00+00:00",
+        }
+        return Measurement(**{**values, **fields})
 
-    def rival(self, layer: Workload, which: Pass, setting: str, factor: float, dtype: str = "bfloat16") -> Measurement:
-        """Of torch's: `factor` times the roofline and a launch."""
-        least = roofline(layer.problem(), H200, dtype, which=which).seconds
-        us = 1e6 * (4e-6 + factor * least) * math.exp(self.random.gauss(0.0, self.noise))
-        return blank(layer, which, dtype, us, provider="cudnn", setting=setting)
 
-
-def blank(layer: Workload, which: Pass, dtype: str, us: float, **fields) -> Measurement:
-    problem = layer.problem()
-    values = {
-        "problem": problem,
-        "which": which,
-        "transposed": layer.transposed,
-        "dtype": dtype,
-        "layout": "channels_last",
-        "median_us": us,
-        "p10_us": 0.99 * us,
-        "p90_us": 1.02 * us,
-        "repeats": 100,
-        "error": 0.3,
-        "ok": True,
-        "roofline_us": 1e6 * roofline(problem, H200, dtype, which=which).seconds,
-        "suite": layer.suite,
-        "layer": layer.layer,
-        "gpu": GPU,
-        "driver": "none",
-        "cuda": "none",
-        "cudnn": "none",
-        "torch": "stand-in",
-        "triton": "stand-in",
-        "commit": "none",
-        "when": "2026-01-01T00:00:00+00:00",
-    }
-    return Measurement(**{**values, **fields})
+def rivals(row: Measurement, factors: Sequence[float]) -> list[Measurement]:
+    """torch's four settings, at these multiples of a row of ours."""
+    none = {"provider": "cudnn", "plan": "", "family": "", "family_hash": "", "predicted_us": None}
+    times = [factor * row.median_us for factor in factors]
+    return [
+        replace(row, setting=setting, median_us=us, p10_us=us, p90_us=us, **none)
+        for setting, us in zip(SETTINGS, times, strict=True)
+    ]
 
 
 def some_plans(call: Call, count: int, seed: int = 0) -> list[Plan]:
@@ -103,5 +104,5 @@ def swept(stand_in: HiddenModel, layers: Iterable[Workload], passes: Sequence[Pa
     for layer in layers:
         for which in passes:
             call = call_for(layer, which)
-            rows += [stand_in.row(layer, which, plan) for plan in some_plans(call, count)]
+            rows += [stand_in.row(line_for(layer, which), plan) for plan in some_plans(call, count)]
     return rows

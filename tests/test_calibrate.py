@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from rich.console import Console
-from synthetic import GPU, H200, HIDDEN, HIDDEN_DEPTHWISE, HiddenModel, call_for, some_plans, swept
+from synthetic import GPU, H200, HIDDEN, HIDDEN_DEPTHWISE, HiddenModel, call_for, line_for, some_plans, swept
 
 from bench import calibrate
 from bench.calls import fresh, ours
@@ -128,7 +128,7 @@ def test_a_plan_clearly_faster_than_the_choice_is_noted():
     stand_in, layer = HiddenModel(noise=0.0), LAYERS[0]
     call = call_for(layer, Pass.FPROP)
     chosen, other, third = some_plans(call, 2)
-    row, faster, slower = (stand_in.row(layer, Pass.FPROP, plan) for plan in (chosen, other, third))
+    row, faster, slower = (stand_in.row(line_for(layer, Pass.FPROP), plan) for plan in (chosen, other, third))
     faster = replace(faster, median_us=0.8 * row.median_us, p90_us=0.9 * row.p10_us)
     slower = replace(slower, median_us=2 * row.median_us)
     device = find_device("h200")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from standin import StandIn
-from synthetic import GPU, H200, HiddenModel, call_for
+from synthetic import GPU, H200, HiddenModel, call_for, line_for
 
 from bench import choice, sweep
 from bench.choice import Summary, qualities, spearman
@@ -39,7 +39,7 @@ def quiet() -> Console:
 
 def rows_of(model: HiddenModel, which: Pass = Pass.FPROP):
     call = call_for(LAYER, which)
-    return [model.row(LAYER, which, plan, setting="sweep") for plan in candidates(call, H200)]
+    return [model.row(line_for(LAYER, which), plan, setting="sweep") for plan in candidates(call, H200)]
 
 
 # --- measuring ------------------------------------------------------------------------------------------------------------
@@ -166,6 +166,6 @@ def test_the_summary_stands_beside_its_goals():
 
 def test_the_predicted_time_of_a_row_is_the_librarys():
     model = HiddenModel()
-    row = model.row(LAYER, Pass.FPROP)
+    row = model.row(line_for(LAYER, Pass.FPROP))
     call = call_for(LAYER, Pass.FPROP)
     assert row.predicted_us == pytest.approx(1e6 * predict(call, select(call, H200), H200).seconds)
