@@ -100,6 +100,69 @@ def model(
 
 
 @app.command()
+def sweep(
+    suite: Annotated[list[str] | None, typer.Option(help="A suite of bench/workloads, such as resnet50 or 'mamba*'.")] = None,
+    problem: Annotated[list[str] | None, typer.Option(help="A layer in words: 'conv2d n32 c64 56x56 -> 64 k3 p1'.")] = None,
+    fixed: Annotated[list[str] | None, typer.Option("--list", help="A fixed list: goals or sample.")] = None,
+    sample: Annotated[int | None, typer.Option(help="So many layers of all suites, always the same: 15 for a session.")] = None,
+    passes: Annotated[str, typer.Option("--pass", help="fprop, dgrad and wgrad of the layer, with commas.")] = "fprop",
+    dtype: Annotated[str, typer.Option(help="fp16, bf16, fp32, tf32 or fp64.")] = "bf16",
+    layout: Annotated[str, typer.Option(help="As for run.")] = "",
+    most: Annotated[int, typer.Option(help="Plans of a layer, those of least predicted time; 0 for all of them.")] = 40,
+    minutes: Annotated[float | None, typer.Option(help="Stop before this much time has passed; rows are kept.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The directory of the rows.")] = None,
+) -> None:
+    """Time every candidate plan of layers: how good the first choice and the predicted times are. Goes on where it stopped."""
+    from bench.sweep import command
+
+    try:
+        command(
+            suites=suite or [],
+            problems=problem or [],
+            lists=fixed or [],
+            count=sample,
+            passes=words(passes),
+            dtype=dtype,
+            layout=layout,
+            most=most or None,
+            minutes=minutes,
+            out=out,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+@app.command()
+def calibrate(
+    rows: Annotated[list[Path] | None, typer.Option(help="Files or directories of rows, if not the committed ones.")] = None,
+    gpu: Annotated[str, typer.Option(help="Part of the GPU's name, where the rows are of several.")] = "",
+    write: Annotated[bool, typer.Option("--write", help="Write the package's table, not the user's own.")] = False,
+) -> None:
+    """Fit the cost model's constants to measured rows, and write the device's table. Needs no GPU."""
+    from bench.calibrate import command
+
+    try:
+        command(rows or [], gpu, write)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+@app.command()
+def report(
+    gpu: Annotated[str, typer.Option(help="Part of a GPU's name; all of them unless given.")] = "",
+    out: Annotated[Path, typer.Option(help="Where the report and its pictures are written.")] = Path("build/report"),
+    readme: Annotated[bool, typer.Option("--readme", help="Only rewrite the README's table of measurements.")] = False,
+) -> None:
+    """Tables and pictures of the committed rows, the slowest layers first. Needs no GPU."""
+    from bench.report import run
+
+    try:
+        run(gpu, out, readme)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+@app.command()
 def audit(
     only: Annotated[str, typer.Option(help="Rows whose key holds this, such as fprop:gather:half:wide.")] = "",
     arch: Annotated[list[int] | None, typer.Option(help="80, 90 or 100; all of them unless named.")] = None,

@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from bench.calls import call_of_row, device_of, fresh, ours
+from bench.compared import by_gpu, committed
 from bench.fit import Sample, absolute_errors, fit, log_ratios, with_constants
-from bench.rows import Measurement, latest
+from bench.rows import Measurement, latest, load
 from costmodel import calibration
 from costmodel.calibration import Calibration, Measured, Table
 from costmodel.device import Device
@@ -171,3 +172,14 @@ def run(rows: Sequence[Measurement], gpu: str, write: bool, console: Console | N
     if not write:
         console.print("TRITONCONV_CALIBRATION=user makes the library take it")
     return path
+
+
+def command(paths: Sequence[Path], gpu: str, write: bool) -> None:
+    """What `python -m bench calibrate` does. ValueError where the rows are of no GPU, or of several that `gpu` fits."""
+    rows = list(load(*paths)) if paths else committed()
+    if not rows:
+        raise ValueError("there are no rows: measure some first, with 'python -m bench sweep'")
+    names = [name for name in by_gpu(rows) if gpu.lower() in name.lower()]
+    if len(names) != 1:
+        raise ValueError(f"gpu {gpu!r} fits {len(names)} of the rows' GPUs, {', '.join(by_gpu(rows))}: name one of them")
+    run(rows, names[0], write)

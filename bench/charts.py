@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, NullFormatter
@@ -80,7 +82,8 @@ def draw_roofline(axes: Axes, entries: Sequence[Compared], device: Device, theme
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_formatter(NullFormatter())
-    text = {"ha": "right", "fontsize": 9, "textcoords": "offset points"}
+    paper = {"facecolor": theme.paper, "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
+    text: dict[str, Any] = {"ha": "right", "fontsize": 9, "textcoords": "offset points", "bbox": paper, "zorder": 6}
     axes.annotate(f"{si(peak, 'FLOP/s')} peak", (right, peak), (-2, 5), color=theme.ink, **text)
     axes.annotate(f"{si(fma, 'FLOP/s')}, FMA units", (right, fma), (-2, 5), color=theme.faint, **text)
     slope = (left * ridge) ** 0.5
@@ -103,7 +106,7 @@ def draw_ratios(axes: Axes, entries: Sequence[Compared], theme: Theme) -> None:
     for place, (entry, ratio) in enumerate(zip(ordered, ratios, strict=True)):
         bottom, top = min(1.0, ratio), max(1.0, ratio)
         hatch = "////" if entry.stale else None
-        style = {"color": COLOUR[entry.kind], "hatch": hatch, "edgecolor": theme.paper, "linewidth": 0.4}
+        style: dict[str, Any] = {"color": COLOUR[entry.kind], "hatch": hatch, "edgecolor": theme.paper, "linewidth": 0.4}
         axes.bar(place, top - bottom, bottom=bottom, width=0.9, zorder=2, **style)
     axes.axhline(1.0, color=theme.ink, linewidth=1.2, zorder=3)
     axes.yaxis.set_major_locator(FixedLocator([tick for tick in TICKS if low <= tick <= high]))
@@ -147,7 +150,7 @@ def draw_predicted(axes: Axes, rows: Sequence[Predicted], theme: Theme) -> None:
             zorder=3,
             label=label,
         )
-    axes.legend(loc="upper left", frameon=False, labelcolor=theme.ink, fontsize=9)
+    axes.legend(loc="upper left", facecolor=theme.paper, edgecolor="none", labelcolor=theme.ink, fontsize=9)
     axes.set_xlabel("predicted µs")
     axes.set_ylabel("measured µs")
     for axis in (axes.xaxis, axes.yaxis):
@@ -155,8 +158,7 @@ def draw_predicted(axes: Axes, rows: Sequence[Predicted], theme: Theme) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
-def _legend(axes: Axes, kinds: set[str], theme: Theme, handles: list, loc: str) -> None:
-    handles = handles + [
-        axes.scatter([], [], s=40, marker="s", color=COLOUR[kind], label=kind) for kind in KINDS if kind in kinds
-    ]
-    axes.legend(handles=handles, loc=loc, frameon=False, labelcolor=theme.ink, fontsize=8.5, ncols=2, columnspacing=1.2)
+def _legend(axes: Axes, kinds: set[str], theme: Theme, handles: Sequence[Artist], loc: str) -> None:
+    shown = [*handles, *(axes.scatter([], [], s=40, marker="s", color=COLOUR[k], label=k) for k in KINDS if k in kinds)]
+    look: dict[str, Any] = {"loc": loc, "labelcolor": theme.ink, "fontsize": 8.5, "ncols": 2, "columnspacing": 1.2}
+    axes.legend(handles=shown, facecolor=theme.paper, edgecolor="none", framealpha=0.9, **look)

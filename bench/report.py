@@ -53,9 +53,9 @@ def _of_gpu(rows: Sequence[Measurement], full: bool) -> str:
     parts += _prediction(rows)
     failed = [f"{e.name}: {row.provider} {row.setting}".rstrip() + f", {row.note}" for e in entries for row in e.verdict.failed]
     if failed:
-        parts.append(
-            "Failed: " + "; ".join(failed if full else failed[:SLOWEST]) + (" ..." if failed[SLOWEST:] and not full else "")
-        )
+        told = failed if full else failed[:SLOWEST]
+        more = f"; and {len(failed) - len(told)} more" if len(failed) > len(told) else ""
+        parts.append(f"Failed: {'; '.join(told)}{more}.")
     if stale := [entry for entry in entries if entry.stale]:
         kernels = sum(entry.stale == "kernels" for entry in stale)
         changed = [f"{kernels} of kernels"] * bool(kernels) + [f"{len(stale) - kernels} of plans"] * (len(stale) > kernels)
@@ -64,14 +64,14 @@ def _of_gpu(rows: Sequence[Measurement], full: bool) -> str:
 
 
 def _heading(rows: Sequence[Measurement], entries: Sequence[Compared]) -> str:
-    def several(name: str) -> str:
-        return ", ".join(sorted({str(getattr(row, name)) for row in rows}))
-
-    versions = f"torch {several('torch')}, cuDNN {several('cudnn')}, Triton {several('triton')}, driver {several('driver')}"
+    used = [row for entry in entries for row in (entry.verdict.ours, entry.verdict.torch) if row] or rows
+    versions = []
+    for word, name in (("torch", "torch"), ("cuDNN", "cudnn"), ("Triton", "triton"), ("driver", "driver")):
+        versions += [f"{word} {found}" for found in sorted({getattr(row, name) for row in used}) if found]
     return (
-        f"**{rows[0].gpu}**, {versions}: {len(entries)} passes. A ratio is the time of torch's fastest setting (contiguous and "
-        "channels-last, `cudnn.benchmark` off and on, copies between layouts included) over tritonconv's; above 1 tritonconv is "
-        "faster."
+        f"**{rows[0].gpu}**, {', '.join(versions)}: {len(entries)} passes. A ratio is the time of torch's fastest setting "
+        "(contiguous and channels-last, `cudnn.benchmark` off and on, copies between layouts included) over tritonconv's: "
+        "above 1 tritonconv is faster."
     )
 
 
@@ -132,15 +132,17 @@ def _prediction(rows: Sequence[Measurement]) -> list[str]:
         errors = [abs(predicted / microseconds(row) - 1) for row, predicted, _, _ in found]
         inside = np.mean([low <= microseconds(row) <= high for row, _, low, high in found])
         sentences.append(
-            f"Predicted times of {len(found)} rows: error {np.median(errors):.1%} in the median (goal {GOALS['median error']:.0%}), "
-            f"{np.mean(errors):.1%} in the mean (goal {GOALS['mean error']:.0%}); {inside:.0%} lie in their interval."
+            f"Predicted times of {len(found)} rows: error {np.median(errors):.1%} in the median (goal "
+            f"{GOALS['median error']:.0%}), {np.mean(errors):.1%} in the mean (goal {GOALS['mean error']:.0%}); "
+            f"{inside:.0%} lie in their interval."
         )
     if calls := qualities(rows, device):
         summary = Summary.of(calls)
         sentences.append(
-            f"The plan of least predicted time has {summary.median_share:.1%} of the fastest plan's speed in the median (goal "
-            f"{GOALS['median share']:.0%}) and {summary.p5_share:.1%} at the fifth percentile (goal {GOALS['p5 share']:.0%}), over "
-            f"{summary.calls} calls and {summary.plans} plans; rank correlation {summary.correlation:.2f}."
+            f"The plan of least predicted time has {summary.median_share:.1%} of the fastest plan's speed in the median "
+            f"(goal {GOALS['median share']:.0%}) and {summary.p5_share:.1%} at the fifth percentile (goal "
+            f"{GOALS['p5 share']:.0%}), over {summary.calls} calls and {summary.plans} plans; rank correlation "
+            f"{summary.correlation:.2f}."
         )
     return sentences
 

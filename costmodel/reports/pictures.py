@@ -249,12 +249,14 @@ def _by_module(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
 
 
 def blank_figure(width: float, height: float, theme: Theme) -> Figure:
+    """A figure of so many inches, to be drawn without a display."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor=theme.paper)
     FigureCanvasAgg(figure)
     return figure
 
 
 def dress(axes: Axes, title: str, theme: Theme) -> None:
+    """Title, colours and frame of every picture."""
     axes.set_facecolor(theme.paper)
     axes.set_title(title, loc="left", color=theme.ink, fontsize=11, fontweight="bold")
     axes.tick_params(which="both", colors=theme.faint, labelcolor=theme.ink, labelsize=9)
