@@ -117,7 +117,7 @@ def draw_ratios(axes: Axes, entries: Sequence[Compared], theme: Theme) -> None:
     axes.set_xlabel("passes, the lowest ratio first")
     _legend(axes, {entry.kind for entry in ordered}, theme, [], loc="upper left")
     ends = [*range(min(NAMED, len(ordered))), *range(max(NAMED, len(ordered) - NAMED), len(ordered))]
-    named = [((place, ratios[place]), shortened(ordered[place].name, 34), 1.0) for place in ends]
+    named = [((place, ratios[place]), shortened(ordered[place].name, 44), 1.0) for place in ends]
     avoid = [((place, level), 6.0) for place, ratio in enumerate(ratios) for level in np.geomspace(ratio, 1.0, 12)]
     label_points(axes, named, avoid, theme)
 
