@@ -59,18 +59,18 @@ lint: $(ENV)
 test: $(ENV)
 	@export OMP_NUM_THREADS=1
 	TRITON_INTERPRET=1 $(PY) $(PYTEST) -q -n $(JOBS) -m "not gpu and not aot" tests
-	env -u TRITON_INTERPRET $(PY) $(PYTEST) -q -n $(JOBS) -m "aot and not slow" tests
+	TRITON_INTERPRET=0 $(PY) $(PYTEST) -q -n $(JOBS) -m "aot and not slow" tests
 	listed=$$($(PY) $(PYTEST) -q --collect-only -m gpu tests) || [ $$? -eq 5 ]
 	echo "not run here: $$(grep -c '::' <<<"$$listed" || true) tests that need a GPU (make gpu)"
 
 aot-slow: $(ENV)
 	@export OMP_NUM_THREADS=1
-	env -u TRITON_INTERPRET $(PY) $(PYTEST) -q -n $(JOBS) -m "aot and slow" tests
+	TRITON_INTERPRET=0 $(PY) $(PYTEST) -q -n $(JOBS) -m "aot and slow" tests
 
 aot-oldest: $(ENV) build/triton-$(OLDEST)/.stamp
 	@export OMP_NUM_THREADS=1 PYTHONPATH=build/triton-$(OLDEST)
 	$(PY) -c 'import triton; print("Triton", triton.__version__); assert triton.__version__ == "$(OLDEST)"'
-	env -u TRITON_INTERPRET $(PY) $(PYTEST) -q -n $(JOBS) -m aot tests
+	TRITON_INTERPRET=0 $(PY) $(PYTEST) -q -n $(JOBS) -m aot tests
 
 mutate: $(ENV)
 	@export OMP_NUM_THREADS=1

@@ -26,13 +26,14 @@ from bench.sass import KernelAudit, audit
 from costmodel.plan import MENU
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import resource_key, resource_table
-from costmodel.tiling import Plan, Tile, reduction_step
+from costmodel.tiling import Call, Plan, Tile, reduction_step
 from tritonconv import launch
 from tritonconv.depthwise import kernel_of
 from tritonconv.kernels.dgrad import dgrad_kernel
 from tritonconv.kernels.fprop import fprop_kernel
 from tritonconv.kernels.wgrad import wgrad_kernel
 from tritonconv.layout import channels_last_strides, dense_strides
+from tritonconv.prepared import wide
 
 ARCHITECTURES = (80, 90, 100)
 FAMILIES = ("gather", "patch")
@@ -112,7 +113,8 @@ def prepared_launch(
     """What `tritonconv.launch` would run for dense tensors."""
     a, b, out = operands(problem, plan.which, channels_last)
     bias_stride = 1 if has_bias and plan.which != Pass.WGRAD else None
-    return launch.prepare(plan.which, problem, plan, dtype, precision, a, b, out, bias_stride)
+    call = Call(problem, plan.which, launch.DTYPES[dtype], precision, *launch.describe(problem, plan.which, a, b, out))
+    return launch.prepare(plan, call, a, b, out, bias_stride)
 
 
 def kernel_arguments(prepared: launch.Prepared, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
@@ -120,11 +122,11 @@ def kernel_arguments(prepared: launch.Prepared, dtype: torch.dtype) -> tuple[Any
     plan, element = prepared.plan, Pointer(dtype)
     if plan.which == Pass.WGRAD:
         kernel = wgrad_kernel
-        accumulator = torch.float64 if dtype == torch.float64 else torch.float32
-        pointers: list[Any] = [element, element, Pointer(accumulator if prepared.workspace else dtype)]
+        pointers: list[Any] = [element, element, Pointer(wide(dtype) if prepared.workspace else dtype)]
     else:
         kernel = fprop_kernel if plan.which == Pass.FPROP else dgrad_kernel
-        pointers = [element, element, element if prepared.constants["HAS_BIAS"] else None, element]
+        bias = element if prepared.constants["HAS_BIAS"] else None
+        pointers = [element, element, bias, Pointer(wide(dtype) if prepared.workspace else dtype)]
     if plan.family == "depthwise":
         kernel = kernel_of(plan)
     return kernel, dict(zip(kernel.arg_names, [*pointers, *prepared.arguments], strict=False)) | prepared.constants

@@ -16,8 +16,8 @@ SOURCES = Path(__file__).parent.parent / "tritonconv" / "kernels"
 MODEL = Path(__file__).parent
 #: A plan's family -> the modules of its kernels. What these import of the package counts too.
 ENTRIES = {
-    "gather": ("fprop", "dgrad", "wgrad"),
-    "patch": ("fprop", "dgrad", "wgrad"),
+    "gather": ("fprop", "dgrad", "wgrad", "reduce"),
+    "patch": ("fprop", "dgrad", "wgrad", "reduce"),
     "depthwise": ("depthwise", "depthwise_taps", "depthwise_wgrad"),
 }
 

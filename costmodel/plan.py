@@ -26,10 +26,12 @@ from costmodel.tiling import (
     access,
     arithmetic,
     extent,
+    full_shares,
     itemsize,
     merged,
     reduction_step,
     reduction_steps,
+    shares,
     vector_widths,
 )
 from costmodel.timing import (
@@ -117,7 +119,8 @@ class Option(NamedTuple):
     step: tuple[int, int, int, int] | None
     covers: Extent
     tiles: int
-    steps: float  # main-loop trips of all programs that share a reduction
+    blocks: int  # of a reduction, to be shared out
+    loops: float  # main-loop trips for each
     splits: list[int]
 
     def plan(self, split: int) -> Plan:
@@ -160,12 +163,13 @@ def _options(call: Call, merge: int, device: Device) -> Iterator[Option]:
             if not ((fits and addresses_fit(call, family, tile)) or device.interpreted):
                 continue
             tiles = ceil_div(covers.m, tile.m) * ceil_div(covers.n, tile.n) * covers.repeats
-            step, steps, ways = None, ceil_div(covers.depth, tile.k) * covers.loops, [1]
+            step, blocks, ways = None, ceil_div(covers.depth, tile.k), [1]
             if which == Pass.WGRAD:
                 step = reduction_step(problem, tile.k)
-                steps = reduction_steps(problem, step)
-                ways = splits(tiles, steps, device)
-            yield Option(of, call, merge, family, pack, step, covers, tiles, steps, ways)
+                blocks = reduction_steps(problem, step)
+            if shares(problem, which, family):
+                ways = splits(tiles, blocks, device, which != Pass.WGRAD)
+            yield Option(of, call, merge, family, pack, step, covers, tiles, blocks, covers.loops, ways)
 
 
 def merges(call: Call, device: Device) -> list[int]:
@@ -227,10 +231,14 @@ def packings(call: Call) -> list[tuple[str, ...]]:
     return choices + ([tuple(names)] if len(names) == 2 else [])
 
 
-def splits(tiles: int, steps: float, device: Device) -> list[int]:
-    """How many programs may share wgrad's reduction of `steps` trips: powers of two up to about four waves of the device."""
+def splits(tiles: int, blocks: int, device: Device, full: bool) -> list[int]:
+    """How many programs may share a reduction of `blocks`: about powers of two, up to four waves of the device.
+
+    `full` lowers a number to the next that leaves no program without a block.
+    """
     room = max(1, 4 * device.sm_count // max(1, tiles))
-    return [1 << i for i in range(room.bit_length()) if (1 << i) <= max(1, steps)]
+    ways = [1 << i for i in range(room.bit_length()) if (1 << i) <= max(1, blocks)]
+    return sorted({full_shares(blocks, way) for way in ways}) if full and blocks else ways
 
 
 def predict(call: Call, plan: Plan, device: Device) -> Prediction:
@@ -277,18 +285,18 @@ def _quickest(call: Call, device: Device, least: float) -> Plan | None:
     best, best_split = None, 1
     shared: dict[tuple[int, tuple[str, ...]], tuple[Traffic, int]] = {}
     for option in options(call, device):
-        of, seen, merge, _, pack, _, covers, tiles, steps, ways = option
+        of, seen, merge, _, pack, _, covers, tiles, blocks, loops, ways = option
         if (merge, pack) not in shared:
             found = traffic(seen)
             copied = packed_bytes(seen.problem, which, pack, size) + merge_bytes(call.problem, which, merge, size)
             shared[merge, pack] = found, found.compulsory + copied
         found, fixed = shared[merge, pack]
-        if at_least(of, tiles, steps, fixed, launches(which, pack, 1, merge), device) >= least:
+        if at_least(of, tiles, blocks * loops, fixed, launches(which, pack, 1, merge), device) >= least:
             continue
         for split in ways:
             moved = fixed + split_bytes(found, split)
             moved += read_again(of, covers, split, group_m, seen, found.swept, device)
-            n_trips = steps if split == 1 else ceil_div(steps, split)
+            n_trips = ceil_div(blocks, split) * loops
             time = seconds(of, tiles * split, n_trips, moved, launches(which, pack, split, merge), device)
             if time < least:
                 least, best, best_split = time, option, split

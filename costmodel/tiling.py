@@ -108,9 +108,10 @@ def merged(call: Call, merge: int) -> Call:
 @dataclass(frozen=True)
 class Plan:
     """A kernel with its tile. `family`: "gather" (implicit GEMM over taps) or "patch" (windows tile the input: a plain GEMM,
-    1x1 included). `split` counts the programs that share one reduction (wgrad). `step` is wgrad's box of output pixels
-    (n, o, p, q), whose product is `block_k`. `pack` names operands that are first copied to channels-last. `merge` counts the
-    groups that are laid together in one block-diagonal weight, so that narrow groups fill a tile.
+    1x1 included). `split` counts the programs that share one reduction: over channels in fprop, filters in dgrad, pixels in
+    wgrad. `step` is wgrad's box of output pixels (n, o, p, q), whose product is `block_k`. `pack` names operands that are
+    first copied to channels-last. `merge` counts the groups that are laid together in one block-diagonal weight, so that
+    narrow groups fill a tile.
 
     "depthwise" reads its tile as columns x channels x column tiles. `rows` is what a program walks down, in groups of output
     rows; `taps` the filter rows and columns that it unrolls, None for all of them in a window that slides over the rows."""
@@ -310,7 +311,17 @@ def trips(problem: ConvProblem, plan: Plan) -> float:
     if plan.which == Pass.WGRAD:
         step = plan.step or reduction_step(problem, plan.block_k)
         return ceil_div(reduction_steps(problem, step), plan.split)
-    return ceil_div(of.depth, plan.block_k) * of.loops
+    return ceil_div(ceil_div(of.depth, plan.block_k), plan.split) * of.loops
+
+
+def shares(problem: ConvProblem, which: Pass, family: str) -> bool:
+    """Whether programs may share a reduction. fprop's patches have taps and channels on one axis, which is not cut."""
+    return which != Pass.FPROP or family == "gather" or problem.taps == 1
+
+
+def full_shares(blocks: int, split: int) -> int:
+    """The most programs up to `split` that share `blocks` blocks of a reduction so that none has nothing to do."""
+    return ceil_div(blocks, ceil_div(blocks, split))
 
 
 def issued_macs(problem: ConvProblem, plan: Plan) -> int:

@@ -134,7 +134,7 @@ class Traffic(NamedTuple):
 
     compulsory: int
     swept: int  # what tiles sweep over more than once: a group's weights, or wgrad's activations
-    workspace: int  # of one split's partial sums, written and read: float32, or float64 for float64
+    workspace: int  # of one share's partial sums, written and read: float32, or float64 for float64
 
 
 @lru_cache(maxsize=4096)
@@ -142,11 +142,12 @@ def traffic(call: Call) -> Traffic:
     """What a call moves before any plan."""
     problem, size = call.problem, itemsize(call.dtype)
     weights = math.prod(problem.weight_shape)
+    results = {Pass.FPROP: problem.output_shape, Pass.DGRAD: problem.input_shape, Pass.WGRAD: problem.weight_shape}[call.which]
     if call.which == Pass.WGRAD:
         swept = size * (math.prod(problem.output_shape) + math.prod(problem.input_shape))
     else:
         swept = size * weights // problem.groups
-    return Traffic(problem.bytes(size, call.which), swept, 2 * weights * (8 if size == 8 else 4))
+    return Traffic(problem.bytes(size, call.which), swept, 2 * math.prod(results) * (8 if size == 8 else 4))
 
 
 def read_again(of: Kernel, covers: Extent, split: int, group_m: int, call: Call, swept: int, device: Device) -> int:
@@ -154,9 +155,10 @@ def read_again(of: Kernel, covers: Extent, split: int, group_m: int, call: Call,
 
     fprop and dgrad walk `group_m` m tiles across every n tile, so weights come again for each such sweep (or wave, where that
     is wider). wgrad runs all tiles and taps of one slice of the pixels before the next slice, which comes again each wave.
+    Where `split` programs share a reduction, what is swept over is one share at a time.
     """
     wgrad = call.which == Pass.WGRAD
-    if (swept / split if wgrad else swept) <= device.l2_bytes * L2_SHARE:
+    if swept / split <= device.l2_bytes * L2_SHARE:
         return 0
     wave = device.sm_count * of.resident
     m_tiles, n_tiles = ceil_div(covers.m, of.tile.m), ceil_div(covers.n, of.tile.n)

@@ -5,9 +5,11 @@ compile ahead of time (marker `aot`) cannot live in such a process: run them apa
 environment variable TRITONCONV_TEST_AOT set.
 """
 
+import functools
 import os
 import sys
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -21,7 +23,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for warning in ("Using padding='same' with even kernel", "`torch.jit.script"):  # torch's own affairs
         config.addinivalue_line("filterwarnings", f"ignore:{warning}")
     # The option, not sys.argv: a worker of pytest-xdist is given the options of its controller and an argv of its own.
-    apart = bool(os.environ.get("TRITONCONV_TEST_AOT")) or config.option.markexpr.strip() == "aot"
+    # "aot", "aot and slow", ... but not "not gpu and not aot"
+    apart = bool(os.environ.get("TRITONCONV_TEST_AOT")) or config.option.markexpr.split()[:1] == ["aot"]
     if not apart and not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
         if "triton" in sys.modules:
             raise pytest.UsageError("triton was imported before conftest.py could set TRITON_INTERPRET=1")
@@ -111,6 +114,15 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
     for name in POISONED_METHODS:
         monkeypatch.setattr(torch.Tensor, name, _poisoned(getattr(torch.Tensor, name)))
+
+
+@pytest.fixture
+def anew(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """A function that has the table of devices read anew, calibrations included; behind the test it is as it was."""
+    from costmodel.device import devices
+
+    read = devices.__wrapped__
+    return lambda: monkeypatch.setattr("costmodel.device.devices", functools.cache(read))
 
 
 @pytest.fixture

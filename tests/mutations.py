@@ -61,8 +61,21 @@ MUTATIONS = [
     Mutation("wgrad", "a dropped mask", "wgrad.py", "x_mask = x_pixels[:, None]", "x_mask = (i_q >= 0)[:, None]"),
     Mutation("wgrad", "a wrong group offset", "wgrad.py", "x_base = x_ptr + group * channels", "x_base = x_ptr + 0 * channels"),
     Mutation(
-        "wgrad", "a skipped split", "wgrad.py", "for _ in range(1, unpack(sizes[1]))", "for _ in range(2, unpack(sizes[1]))"
+        "reduce",
+        "a skipped share",
+        "reduce.py",
+        "for _ in range(1, unpack(results.shares))",
+        "for _ in range(2, unpack(results.shares))",
     ),
+    Mutation("reduce", "a share that starts late", "reduce.py", "start = part * depth", "start = part * depth + 1"),
+    Mutation(
+        "reduce",
+        "shares that overwrite each other",
+        "reduce.py",
+        "(plane.to(tl.int64) * pixels + start)",
+        "(0 * pixels + start)",
+    ),
+    Mutation("reduce", "a missing bias", "reduce.py", "elif HAS_BIAS:", "elif False:"),
     Mutation("wgrad", "a split that starts late", "wgrad.py", "first = split * steps", "first = split * steps + 1"),
     Mutation("epilogue", "no rounding where the interpreter truncates", "epilogue.py", "bits += 0x7FFF", "bits += 0 * 0x7FFF"),
     Mutation(

@@ -29,7 +29,7 @@ from costmodel.plan import MENU, select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import resource_table
 from costmodel.tiling import Call, Plan, reduction_step
-from tritonconv.kernels.wgrad import wgrad_reduce_kernel
+from tritonconv.kernels.reduce import reduce_kernel
 from tritonconv.launch import describe, prepare_call
 
 pytestmark = pytest.mark.aot
@@ -151,10 +151,24 @@ def test_the_reduction_of_split_sums_compiles(dtype, arch):
     plan = Plan.parse("wgrad:gather:64x64x32:w4:s4:split4:step1x1x4x8")
     prepared = prepared_launch(WIDE, plan, dtype, "ieee", channels_last=True)
     accumulator = torch.float64 if dtype == torch.float64 else torch.float32
-    pointers = [Pointer(accumulator), Pointer(dtype)]
-    arguments = dict(zip(wgrad_reduce_kernel.arg_names, [*pointers, *prepared.reduce.arguments], strict=False))
-    found = audit(compile_ahead(wgrad_reduce_kernel, arguments | prepared.reduce.constants, arch=arch))
+    pointers = [Pointer(accumulator), None, Pointer(dtype)]
+    arguments = dict(zip(reduce_kernel.arg_names, [*pointers, *prepared.reduce.arguments], strict=False))
+    found = audit(compile_ahead(reduce_kernel, arguments | prepared.reduce.constants, arch=arch))
     assert found.spills == 0 and found.trip.classes["ldg"] > 0 and not found.trip.mma
+
+
+@pytest.mark.parametrize("arch", [pytest.param(80, marks=pytest.mark.slow), 90, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("which", [Pass.FPROP, Pass.DGRAD], ids=str)
+@pytest.mark.parametrize("family, channels, stride", [("gather", 720, 1), ("gather", 512, 2), ("patch", 512, 1)])
+def test_sharing_a_reduction_costs_no_occupancy(family, channels, stride, which, arch):
+    """Nor do the loop's loads change; partial sums are stored with fewer addresses than results."""
+    kernel = 1 if family == "patch" else 3
+    shape = (channels, channels, kernel, kernel)
+    problem = ConvProblem.conv((2, channels, 8, 8), shape, (stride,) * 2, (kernel // 2,) * 2, (1, 1))
+    alone = Plan(which, family, 128, 128, 64, 8, 3)
+    found, whole = (compile_plan(problem, replace(alone, split=n), torch.bfloat16, "ieee", arch) for n in (4, 1))
+    assert found.spills == 0 and found.trip.copies == whole.trip.copies and not found.trip.serialized
+    assert 65536 // (256 * found.registers) >= 65536 // (256 * whole.registers)
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels-last"])

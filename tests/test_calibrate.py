@@ -17,7 +17,7 @@ from bench.fit import Sample, absolute_errors, fit, golden_section, with_constan
 from bench.workloads import load
 from costmodel import calibration
 from costmodel.calibration import DEFAULT, PRIOR, Calibration
-from costmodel.device import devices, find_device
+from costmodel.device import find_device
 from costmodel.plan import call_key, predict, select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import channels_last
@@ -142,7 +142,7 @@ def test_a_plan_clearly_faster_than_the_choice_is_noted():
 # --- the command ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_writes_a_table_that_the_library_takes(rows, found, monkeypatch, tmp_path):
+def test_the_command_writes_a_table_that_the_library_takes(rows, found, monkeypatch, tmp_path, anew):
     monkeypatch.setenv("TRITONCONV_CACHE", str(tmp_path))
     monkeypatch.setattr(calibrate, "calibrate", lambda *_: found)
     console = Console(width=160, record=True)
@@ -151,15 +151,11 @@ def test_the_command_writes_a_table_that_the_library_takes(rows, found, monkeypa
     text = console.export_text()
     assert "held-out error" in text and "depthwise" in text and "TRITONCONV_CALIBRATION=user" in text
     monkeypatch.setenv("TRITONCONV_CALIBRATION", "user")
-    devices.cache_clear()
-    try:
-        call = call_for(next(layer for layer in LAYERS if layer.kind == "dense"), Pass.FPROP)
-        device = find_device("h200")
-        found_prediction = predict(call, select(call, device), device)
-        assert "held-out rows" in found_prediction.source and GPU in found_prediction.source
-        assert found_prediction.low > 0.8 * found_prediction.seconds
-    finally:
-        devices.cache_clear()
+    anew()
+    call = call_for(next(layer for layer in LAYERS if layer.kind == "dense"), Pass.FPROP)
+    device = find_device("h200")
+    predicted = predict(call, select(call, device), device)
+    assert "held-out rows" in predicted.source and GPU in predicted.source and predicted.low > 0.8 * predicted.seconds
     monkeypatch.setattr(calibration, "package_path", lambda name: tmp_path / "package.json")
     assert calibrate.run(rows, GPU, write=True, console=Console(quiet=True)) == tmp_path / "package.json"
 

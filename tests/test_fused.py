@@ -512,6 +512,18 @@ def test_small_tiles(function, device, launched) -> None:
     torch.testing.assert_close(got, fused(case, tensors, activation="silu"), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("function", SMALL)
+@pytest.mark.parametrize("activation", [None, "silu"])
+def test_a_shared_reduction(function, activation, device, launched) -> None:
+    """The kernel that adds up the partial sums runs the epilogue."""
+    case = Case(function, (2, 36, 5, 4), (6, 36, 3, 3) if function == "conv2d" else (36, 6, 3, 3), padding=1, x="channels_last")
+    tensors = operands(case, device=device)
+    plan = f"{'dgrad' if case.transposed else 'fprop'}:gather:64x16x16:w4:s3:split3"
+    got = fused(case, tensors, plan=tritonconv.functional.Plan.parse(plan), activation=activation)
+    torch.testing.assert_close(got, fused(case, tensors, activation=activation), rtol=1e-5, atol=1e-5)
+    assert launched()["reduce"] == 1
+
+
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 BROKEN = {
@@ -622,12 +634,15 @@ def compiled_ahead(problem, plan, dtype, precision, arch, activation, residual, 
     from bench.audit import kernel_arguments, operands
     from bench.sass import audit
     from costmodel.problem import Pass
+    from costmodel.tiling import Call
     from tritonconv import launch
     from tritonconv.kernels.epilogue import Fused
 
-    a, b, out = operands(problem, Pass(plan.which), True)
+    which = Pass(plan.which)
+    a, b, out = operands(problem, which, True)
     key = launch.FusedKey(1, 1, out if residual else None, activation, 0.01, keep)
-    prepared = launch.prepare(Pass(plan.which), problem, plan, dtype, precision, a, b, out, 1, key)
+    call = Call(problem, which, launch.DTYPES[dtype], precision, *launch.describe(problem, which, a, b, out), key.kind(out))
+    prepared = launch.prepare(plan, call, a, b, out, 1, key)
     kernel, arguments = kernel_arguments(prepared, dtype)
     place = Pointer(dtype)
     arguments["fused"] = Fused(place, place, place if residual else None, place if keep else None, *prepared.fused)

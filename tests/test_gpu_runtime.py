@@ -23,7 +23,8 @@ from costmodel.tiling import Call, Plan
 from costmodel.timing import extra_bytes
 from tritonconv.kernels.dgrad import dgrad_kernel
 from tritonconv.kernels.fprop import fprop_kernel
-from tritonconv.kernels.wgrad import wgrad_kernel, wgrad_reduce_kernel
+from tritonconv.kernels.reduce import reduce_kernel
+from tritonconv.kernels.wgrad import wgrad_kernel
 
 pytest_plugins = ["gpu"]  # its fixtures
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("share_of_the_cores", "settled")]
@@ -280,11 +281,11 @@ def test_twenty_sizes_compile_one_kernel(which: Pass, device: str, launched) -> 
     before, reductions = compiled(kernel), []
     for n, h, width in sizes:
         x, w, dy, problem = on(device, half((n, 32, h, width), (32, 32, 3, 3), padding=1))
-        reductions.append(compiled(wgrad_reduce_kernel))
+        reductions.append(compiled(reduce_kernel))
         run_pass(which, problem, x, w, dy, ONE[which])
     assert compiled(kernel) - before == 1
     # the reduction of the partial sums knows no size of an image either; an earlier test may have compiled it
-    assert compiled(wgrad_reduce_kernel) - reductions[0] <= 1
+    assert compiled(reduce_kernel) - reductions[0] <= 1
 
 
 def test_twenty_contiguous_sizes_compile_a_kernel_per_alignment(device: str, launched) -> None:

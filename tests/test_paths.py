@@ -23,6 +23,11 @@ EMPTY_PHASES = Case("conv_transpose2d", (1, 4, 3, 4), (4, 3, 1, 1), stride=2, ou
 GROUPED = Case("conv2d", (2, 6, 6, 7), (4, 3, 3, 2), padding=1, groups=2, dtype="bfloat16")
 PLAIN = Case("conv2d", (2, 16, 6, 7), (24, 16, 3, 3), padding=1)
 
+DEEP = Case("conv2d", (2, 40, 5, 6), (40, 20, 3, 3), padding=1, groups=2)
+DEEP_STRIDED = Case("conv2d", (1, 40, 7, 8), (48, 40, 3, 1), stride=2, padding=(1, 0), dtype="bfloat16")
+DEEP_TRANSPOSED = Case("conv_transpose3d", (1, 36, 2, 3, 2), (36, 5, 1, 2, 2), stride=(1, 2, 2), x="channels_last")
+DEEP_POINTWISE = Case("conv1d", (2, 40, 9), (36, 40, 1))
+
 
 @pytest.mark.parametrize(
     "case, family, words",
@@ -60,6 +65,14 @@ FORCED = [
     (PATCHES, "wgrad:gather:16x16x64:w4:s4"),
     (PATCHES_3D, "dgrad:patch:16x16x16:w4:s3:pack-a"),
     (EMPTY_PHASES, "dgrad:gather:16x16x16:w4:s3"),
+    (DEEP, "fprop:gather:64x32x16:w4:s4:split2"),
+    (DEEP, "dgrad:gather:64x32x16:w4:s4:split2"),
+    (DEEP_STRIDED, "fprop:gather:16x64x16:w4:s4:split3"),
+    (DEEP_STRIDED, "dgrad:gather:16x64x16:w4:s4:split3"),
+    (DEEP_TRANSPOSED, "dgrad:patch:16x64x16:w4:s4:split3"),
+    (DEEP_TRANSPOSED, "dgrad:gather:16x16x16:w4:s4:split2"),
+    (DEEP_POINTWISE, "fprop:patch:32x64x16:w4:s4:split3"),
+    (DEEP_POINTWISE, "dgrad:patch:32x64x16:w4:s4:split3:pack-b"),
 ]
 
 
@@ -85,7 +98,7 @@ def test_several_plans_are_forced_at_once(device):
         ("fprop:patch:64x64x32:w4:s4", "patch"),
         ("fprop:gather:64x48x32:w4:s4", "block_n"),
         ("fprop:gather:256x256x128:w8:s4", "shared memory"),
-        ("fprop:gather:64x64x32:w4:s4:split2", "split"),
+        ("fprop:gather:64x64x32:w4:s4:split2", "1 blocks of the reduction cannot be split 2 ways"),
         ("fprop:winograd:64x64x32:w4:s4", "winograd"),
     ],
 )

@@ -87,10 +87,15 @@ def sources(tmp_path):
 
 
 def test_a_family_is_its_kernels_and_what_they_import():
-    assert set(closure("gather")) == {"fprop", "dgrad", "wgrad", "gather", "index", "epilogue"}
+    assert set(closure("gather")) == {"fprop", "dgrad", "wgrad", "reduce", "gather", "index", "epilogue"}
     assert set(closure("depthwise")) >= {"depthwise", "depthwise_taps", "depthwise_wgrad", "window"}
     with pytest.raises(ValueError, match="unknown kernel family 'fft'"):
         family_hash("fft")
+
+
+def test_every_kernel_is_of_a_family():
+    files = {path.stem for path in SOURCES.glob("*.py")} - {"__init__"}
+    assert files == {name for family in families.ENTRIES for name in closure(family)}
 
 
 def test_an_edit_makes_the_rows_of_its_family_stale_and_no_others(sources):

@@ -16,10 +16,12 @@ from costmodel.depthwise import (
     load_width,
     parts,
     row_runs,
+    serves,
     shape_of,
     store_width,
     tap_step,
 )
+from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass, ceil_div, product
 from costmodel.tiling import MAX_ALIGN, Call, Operand, Plan
 from tritonconv.kernels.depthwise import slide_kernel
@@ -29,7 +31,7 @@ from tritonconv.kernels.epilogue import Fused
 from tritonconv.kernels.index import pack
 from tritonconv.kernels.window import Extents
 from tritonconv.layout import depthwise_operand
-from tritonconv.prepared import INT32_MAX, FusedKey, Prepared, TensorKey, packed_strides
+from tritonconv.prepared import INT32_MAX, FusedKey, Prepared, TensorKey, accumulator, packed_strides, wide
 
 
 def fits_int32(problem: ConvProblem, plan: Plan, *tensors: TensorKey) -> bool:
@@ -43,20 +45,26 @@ def fits_int32(problem: ConvProblem, plan: Plan, *tensors: TensorKey) -> bool:
     return True
 
 
+def checked(call: Call, plan: Plan, device: Device) -> Plan:
+    """A forced plan. Raises ValueError where it cannot run the call."""
+    if reason := serves(call, plan):
+        raise ValueError(f"plan {plan} does not serve {call.problem}: {reason}")
+    return plan
+
+
 def prepare(
-    problem: ConvProblem,
     plan: Plan,
     call: Call,
-    accumulator: Any,
-    upcast: bool,
     a: TensorKey,
     b: TensorKey,
     out: TensorKey,
     bias_stride: int | None,
-    fused: FusedKey | None = None,
+    fused: FusedKey | None,
+    upcast: bool,
 ) -> Prepared:
     """Scalars, constexprs and grid of a launch. `call` describes the operands as they now lie."""
-    which, full, shape = plan.which, problem.with_unit_axes(), shape_of(problem, plan.which)
+    which, problem = plan.which, call.problem
+    full, shape = problem.with_unit_axes(), shape_of(problem, which)
     dgrad, wgrad = which == Pass.DGRAD, which == Pass.WGRAD
     activations: tuple[TensorKey, ...] = (a, b) if wgrad else (a, out)
     residual = None if fused is None else fused.residual
@@ -98,7 +106,7 @@ def prepare(
         "X_WIDTH": width,
         "LEAD": early * width - columns.shift,
         "X_EVEN": shape.inputs[2] % width == 0,
-        "ACC": accumulator,
+        "ACC": accumulator(call.dtype),
         "INDEX": tl.int32 if fits_int32(problem, plan, *activations) else tl.int64,
         "CHANNELS": plan.block_n,
         "GROUPS": plan.block_k,
@@ -133,7 +141,7 @@ def prepare(
                 "KERNEL": full.kernel_size,
                 "DW_ALIGN": call.out.align,
                 "DW_UNIT": call.out.unit,
-                "ACC": accumulator,
+                "ACC": accumulator(call.dtype),
                 "UPCAST": upcast,
                 "BLOCK_PARTS": REDUCE_PARTS,
                 "BLOCK": REDUCE_BLOCK,
@@ -188,8 +196,7 @@ def run(
     if prepared.reduce is None:
         kernel[programs](a, b, bias, out, *prepared.arguments, fused=fused, **prepared.constants)
         return
-    wide = torch.float64 if out.dtype == torch.float64 else torch.float32
-    partial = torch.empty(prepared.workspace, dtype=wide, device=out.device)
+    partial = torch.empty(prepared.workspace, dtype=wide(out.dtype), device=out.device)
     kernel[programs](a, b, partial, *prepared.arguments, **prepared.constants)
     reduce = prepared.reduce
     strip_reduce_kernel[(reduce.programs,)](partial, out, *reduce.arguments, **reduce.constants)

@@ -100,7 +100,8 @@ def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) ->
         lines += _words(call, chosen, found, model, launch.plan_for(which, plan) is not None)
         if follows:
             named = [key for key, tensor in tensors.items() if tensor is not None] + [activation] * bool(activation)
-            lines.append(f"  followed in the same kernel by {', '.join(named) or 'nothing'}")
+            kernel = "the kernel that adds up the partial sums" if chosen.split > 1 else "the same kernel"
+            lines.append(f"  followed in {kernel} by {', '.join(named) or 'nothing'}")
             if keep:
                 lines.append("  the value before the activation is kept for the backward pass")
     if not problem.macs:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import triton.language as tl
 
 from costmodel.tiling import Operand, Plan
 from tritonconv.epilogue import ACTIVATIONS, Epilogue
@@ -76,3 +77,13 @@ def packed_strides(tensor: TensorKey, described: Operand) -> Strides:
             for axis, (size, stride) in enumerate(zip(sizes, real, strict=True))
         )
     )
+
+
+def accumulator(dtype: str) -> Any:
+    """The type that kernels add up in, for elements of `dtype`."""
+    return tl.float64 if dtype == "float64" else tl.float32
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The same as torch's type, for partial sums."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -6,6 +6,7 @@ import triton.language as tl
 from tritonconv.kernels.epilogue import add_bias, finish, rounded
 from tritonconv.kernels.gather import gather_gemm
 from tritonconv.kernels.index import fold_taps, pixels_of, strides, tile_of, unpack, wide, window_bits
+from tritonconv.kernels.reduce import share_of, store_share
 
 
 @triton.jit
@@ -74,6 +75,7 @@ def dgrad_kernel(
     dx_strides,  # Strides of dx [N, C, D, H, W]
     sizes,  # Sizes
     groups,  # packed
+    shared,  # reduce.Shared, None where a program adds up all filters; dx is then the workspace of partial sums
     KERNEL: tl.constexpr,  # (T, R, S)
     STRIDE: tl.constexpr,
     DILATION: tl.constexpr,
@@ -144,6 +146,11 @@ def dgrad_kernel(
     dy_base = dy_ptr + image * wide(dy_strides.outer, DY_ALIGN, DY_UNIT == 0)
     dy_base += group * filters * wide(dy_strides.channel, DY_ALIGN, DY_UNIT == 1)
     w_base = w_ptr + group * filters * wide(w_strides.outer, W_ALIGN, W_UNIT == 0)
+    if shared is not None:
+        PHASES: tl.constexpr = 1 if PATCH else STRIDE[0] * STRIDE[1] * STRIDE[2]
+        part = phase // PHASES
+        phase = phase % PHASES
+        dy_base, w_base, filters = share_of(part, shared, dy_base, w_base, filters, y_k, w_k, BLOCK_K)
     size = (unpack(sizes.o), unpack(sizes.p), unpack(sizes.q))
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
@@ -235,8 +242,17 @@ def dgrad_kernel(
             UPCAST,
         )
         c = offs_n
-    acc = add_bias(acc, b_ptr, (group * channels + c) * unpack(sizes.b), columns, HAS_BIAS and not FUSED)
     first = group * channels
+    if shared is not None:
+        plane = part * (STRIDE[0] * STRIDE[1] * STRIDE[2])
+        tap = 0
+        if PATCH:
+            tap = (t * STRIDE[1] + r) * STRIDE[2] + s
+        else:
+            plane += (d_0 * STRIDE[1] + h_0) * STRIDE[2] + w_0
+        store_share(acc, dx_ptr, plane, tap, pid_m, first + c, columns, channels * n_groups, shared, BLOCK_M)
+        return
+    acc = add_bias(acc, b_ptr, (first + c) * unpack(sizes.b), columns, HAS_BIAS and not FUSED)
     pixel = (i_d, i_h, i_w)
     corner = (0, 0, 0)
     tap = (t, r, s)

@@ -146,7 +146,7 @@ def rounded(acc, DTYPE: tl.constexpr, EMULATE_BF16: tl.constexpr):
 
     Triton's interpreter truncates float32 to bfloat16, so there the rounding is done on the bits first.
     """
-    if EMULATE_BF16:
+    if EMULATE_BF16 and DTYPE == tl.bfloat16:
         bits = acc.to(tl.int32, bitcast=True)
         bits += 0x7FFF + ((bits >> 16) & 1)
         acc = tl.where(acc == acc, (bits & -65536).to(tl.float32, bitcast=True), acc)

@@ -6,6 +6,7 @@ import triton.language as tl
 from tritonconv.kernels.epilogue import add_bias, finish, rounded
 from tritonconv.kernels.gather import gather_gemm, patch_gemm
 from tritonconv.kernels.index import pixels_of, strides, tile_of, unpack, wide, window_bits
+from tritonconv.kernels.reduce import share_of, store_share
 
 
 @triton.jit
@@ -43,6 +44,7 @@ def fprop_kernel(
     w_strides,  # Strides of w [K, C / G, T, R, S]
     y_strides,  # Strides of y [N, K, O, P, Q]
     sizes,  # Sizes
+    shared,  # reduce.Shared, None where a program adds up all channels; y is then the workspace of partial sums
     KERNEL: tl.constexpr,  # (T, R, S)
     STRIDE: tl.constexpr,
     DILATION: tl.constexpr,
@@ -85,7 +87,10 @@ def fprop_kernel(
     channels = unpack(sizes.c) * C_ALIGN
     filters = unpack(sizes.k) * K_ALIGN
     size_q = unpack(sizes.q) * Q_ALIGN
-    pid_m, pid_n, group = tile_of(tl.program_id(0), unpack(sizes.tiles), tl.cdiv(filters, BLOCK_N), GROUP_M)
+    pid_m, pid_n, rest = tile_of(tl.program_id(0), unpack(sizes.tiles), tl.cdiv(filters, BLOCK_N), GROUP_M)
+    group = rest
+    if shared is not None:
+        group = rest % unpack(shared.groups)
     image, n, o, p, q = pixels_of(pid_m, unpack(sizes.o), unpack(sizes.p), size_q, BLOCK_M, RANK, INDEX)
     rows = n < unpack(sizes.n) - image  # [BLOCK_M]
     offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -94,6 +99,9 @@ def fprop_kernel(
     x_base = x_ptr + image * wide(x_strides.outer, X_ALIGN, X_UNIT == 0)
     x_base += group * channels * wide(x_strides.channel, X_ALIGN, X_UNIT == 1)
     w_base = w_ptr + group * filters * wide(w_strides.outer, W_ALIGN, W_UNIT == 0)
+    if shared is not None:
+        part = rest // unpack(shared.groups)
+        x_base, w_base, channels = share_of(part, shared, x_base, w_base, channels, x_c, w_c, BLOCK_K)
     # coordinate of tap 0; patches have no padding, and a constant 0 keeps the alignment of their rows
     w0 = q * STRIDE[2] - (0 if PATCH else unpack(sizes.low_w))  # [BLOCK_M]
     offset = n * x_n + w0 * x_w
@@ -155,8 +163,12 @@ def fprop_kernel(
             UPCAST,
         )
 
-    acc = add_bias(acc, b_ptr, (group * filters + offs_n) * unpack(sizes.b), columns, HAS_BIAS and not FUSED)
     first = group * filters
+    if shared is not None:
+        total = filters * unpack(shared.groups)
+        store_share(acc, y_ptr, part, 0, pid_m, first + offs_n, columns, total, shared, BLOCK_M)
+        return
+    acc = add_bias(acc, b_ptr, (first + offs_n) * unpack(sizes.b), columns, HAS_BIAS and not FUSED)
     if FUSED:
         r_ptrs = None
         z_ptrs = None

@@ -11,7 +11,7 @@ from tritonconv.kernels.index import fold_taps, inside, strides, unpack, wide
 def wgrad_kernel(
     dy_ptr,
     x_ptr,
-    dw_ptr,  # dw, or where SPLIT > 1 the workspace [SPLIT, K, columns] in the accumulator's type
+    dw_ptr,  # dw, or where SPLIT the workspace [splits, K, T, R, S, C / G] in the accumulator's type
     dy_strides,  # Strides of dy [N, K, O, P, Q]
     x_strides,  # Strides of x [N, C, D, H, W]
     dw_strides,  # Strides of dw [K, C / G, T, R, S]
@@ -201,39 +201,3 @@ def wgrad_kernel(
         column = c * w_c + t * w_t + r * w_r + s * w_s
         dw = rounded(acc, dw_ptr.dtype.element_ty, UPCAST)
         tl.store(base + ((offs_m * w_k)[:, None] + column[None, :]), dw, mask=mask)
-
-
-@triton.jit
-def wgrad_reduce_kernel(
-    partial_ptr,  # workspace [splits, K, T, R, S, C / G]
-    dw_ptr,
-    dw_strides,  # Strides of dw
-    sizes,  # (elements of dw, splits, c), packed
-    KERNEL: tl.constexpr,
-    DW_ALIGN: tl.constexpr,
-    DW_UNIT: tl.constexpr,
-    INDEX: tl.constexpr,
-    UPCAST: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """dw[k, c, t, r, s] = sum over i of partial[i, k, t, r, s, c], in the order of i: the same bits on every run."""
-    elements = unpack(sizes[0]).to(INDEX)
-    channels = unpack(sizes[2])
-    offs = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    mask = offs < elements
-    partial = partial_ptr + offs
-    acc = tl.load(partial, mask=mask, other=0.0)
-    for _ in range(1, unpack(sizes[1])):
-        partial += elements
-        acc += tl.load(partial, mask=mask, other=0.0)
-    c = offs % channels
-    rest = offs // channels
-    s = rest % KERNEL[2]
-    rest = rest // KERNEL[2]
-    r = rest % KERNEL[1]
-    rest = rest // KERNEL[1]
-    t = rest % KERNEL[0]
-    k = rest // KERNEL[0]
-    w_k, w_c, w_t, w_r, w_s = strides(dw_strides, DW_ALIGN, DW_UNIT, INDEX)
-    offset = k * w_k + c * w_c + t * w_t + r * w_r + s * w_s
-    tl.store(dw_ptr + offset, rounded(acc, dw_ptr.dtype.element_ty, UPCAST), mask=mask)

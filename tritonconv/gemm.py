@@ -1,0 +1,292 @@
+"""Launches of the implicit GEMM kernels ("gather" and "patch"): what a forced plan must be, arguments, grid, the launch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+import triton.language as tl
+
+from costmodel.algebra import ceil_div, product
+from costmodel.device import Device
+from costmodel.problem import ConvProblem, Pass
+from costmodel.tiling import (
+    MAX_ALIGN,
+    MAX_BIT_TAPS,
+    Call,
+    Operand,
+    Plan,
+    extent,
+    full_shares,
+    grid,
+    itemsize,
+    merge_groups,
+    reduction_step,
+    shares,
+    trips,
+)
+from tritonconv.kernels.dgrad import dgrad_kernel
+from tritonconv.kernels.epilogue import Fused
+from tritonconv.kernels.fprop import fprop_kernel
+from tritonconv.kernels.index import Sizes, pack
+from tritonconv.kernels.reduce import Results, Shared, reduce_kernel
+from tritonconv.kernels.wgrad import wgrad_kernel
+from tritonconv.layout import operand
+from tritonconv.prepared import INT32_MAX, FusedKey, Prepared, TensorKey, accumulator, packed_strides, wide
+
+#: Results that one program of a reduction's second stage writes, and the most channels of them.
+REDUCE_BLOCK, REDUCE_CHANNELS = 1024, 128
+
+
+def checked(call: Call, plan: Plan, device: Device) -> Plan:
+    """A forced plan with what it leaves open filled in. Raises ValueError where it cannot run the call."""
+    problem, which = call.problem, call.which
+    if plan.family == "patch" and not problem.is_patch:
+        raise ValueError(f"plan {plan} forces family {plan.family!r}, which does not serve {problem}")
+    for name, block in (("block_m", plan.block_m), ("block_n", plan.block_n), ("block_k", plan.block_k)):
+        if block < 16 or block & (block - 1):
+            raise ValueError(f"plan {plan}: {name} must be a power of two of at least 16, got {block}")
+    limit = device.shared_per_block
+    shared = plan.num_stages * (plan.block_m + plan.block_n) * plan.block_k * itemsize(call.dtype)
+    if shared > limit:
+        raise ValueError(f"plan {plan} needs about {shared} bytes of shared memory, the device has {limit}")
+    if plan.merge < 1 or problem.groups % plan.merge:
+        raise ValueError(f"plan {plan}: merge must divide the {problem.groups} groups, got {plan.merge}")
+    blocks = ceil_div(extent(merge_groups(problem, plan.merge), which, plan.family).depth, plan.block_k)
+    if plan.split < 1 or (plan.split > 1 and not shares(problem, which, plan.family)):
+        raise ValueError(f"plan {plan}: split must be 1 for {which} of patches, got {plan.split}")
+    if which != Pass.WGRAD and plan.split != full_shares(blocks, plan.split):
+        raise ValueError(f"plan {plan}: {blocks} blocks of the reduction cannot be split {plan.split} ways evenly")
+    if which == Pass.WGRAD:
+        step = plan.step or reduction_step(problem, plan.block_k)
+        if product(step) != plan.block_k or any(size & (size - 1) for size in step):
+            raise ValueError(f"plan {plan}: step {step} must be powers of two with product {plan.block_k}")
+        plan = replace(plan, step=step)
+    return plan
+
+
+def fits_int32(problem: ConvProblem, plan: Plan, *tensors: TensorKey) -> bool:
+    """Whether 32-bit offsets reach everything a program touches from its 64-bit base pointer."""
+    which, full = plan.which, problem.with_unit_axes()
+    pixels = (
+        product(full.output_size)
+        if which == Pass.FPROP
+        else product(ceil_div(n, s) for n, s in zip(full.input_size, full.stride, strict=True))
+    )
+    images = problem.batch if which == Pass.WGRAD else min(problem.batch, plan.block_m // max(1, pixels) + 2)
+    if max(pixels, product(full.output_size)) + plan.block_m > INT32_MAX:
+        return False
+    slack = max((*problem.effective_kernel, *problem.stride)) + max(abs(p) for pair in problem.padding for p in pair)
+    for shape, strides in tensors:
+        spatial = sum((n + 2 * slack) * stride for n, stride in zip(shape[2:], strides[2:], strict=True))
+        if spatial + (shape[1] + plan.block_n + plan.block_k) * strides[1] + max(images, 1) * strides[0] > INT32_MAX:
+            return False
+    return True
+
+
+def prepare(
+    plan: Plan,
+    call: Call,
+    a: TensorKey,
+    b: TensorKey,
+    out: TensorKey,
+    bias_stride: int | None,
+    fused: FusedKey | None,
+    upcast: bool,
+) -> Prepared:
+    """Scalars, constexprs and grid of a launch whose operands already lie as the plan wants them.
+
+    Where programs share a reduction, their sums go to a channels-last workspace, and a second kernel does what follows them.
+    """
+    if plan.split == 1:
+        return prepare_sums(plan, call, a, b, out, bias_stride, fused, upcast)
+    sums = prepare_sums(plan, call, a, b, out, None, None, upcast)
+    steps = call.problem.with_unit_axes().stride if plan.which == Pass.DGRAD else (1, 1, 1)
+    reduce = prepare_reduce(plan, out, steps, bias_stride, fused, upcast)
+    return replace(sums, workspace=(plan.split, *phased(out[0], steps)), reduce=reduce, fused=reduce.fused)
+
+
+def phased(shape: tuple[int, ...], steps: tuple[int, ...]) -> tuple[int, ...]:
+    """(phases, pixels of a phase, channels) of a result: phases are its pixels' residues modulo `steps`."""
+    spatial = (*(1,) * (5 - len(shape)), *shape[2:])
+    return product(steps), shape[0] * product(ceil_div(n, s) for n, s in zip(spatial, steps, strict=True)), shape[1]
+
+
+def prepare_sums(
+    plan: Plan,
+    call: Call,
+    a: TensorKey,
+    b: TensorKey,
+    out: TensorKey,
+    bias_stride: int | None,
+    fused: FusedKey | None,
+    upcast: bool,
+) -> Prepared:
+    """The launch of the implicit GEMM."""
+    which, problem = plan.which, call.problem
+    in_a, in_b, in_out = call.a, call.b, call.out
+    full = problem.with_unit_axes()
+    c, k = problem.channels_per_group, problem.filters_per_group
+    c_align, k_align = math.gcd(c, MAX_ALIGN), math.gcd(k, MAX_ALIGN)
+    residual = None if fused is None else fused.residual
+    small = fits_int32(problem, plan, a, b, out, *(() if residual is None else (residual,)))
+    m_tiles, n_tiles, repeats = grid(problem, plan)
+    programs = m_tiles * n_tiles * repeats
+    if programs > INT32_MAX:
+        raise RuntimeError(f"{which} of {problem} needs {programs} programs, more than a CUDA grid of {INT32_MAX} holds")
+    q_align = 1
+    if which == Pass.FPROP and 4 in (in_a.unit, in_out.unit) and full.output_size[2] % 8 == 0:
+        q_align = 8
+    sizes = Sizes(
+        *map(
+            pack,
+            (
+                problem.batch,
+                *full.input_size,
+                *full.output_size[:2],
+                full.output_size[2] // q_align,
+                c // c_align,
+                k // k_align,
+                *(low for low, _ in full.padding),
+                bias_stride or 0,
+                int(trips(problem, plan)) if which == Pass.WGRAD else m_tiles,
+            ),
+        )
+    )
+    strides = tuple(packed_strides(t, d) for t, d in ((a, in_a), (b, in_b), (out, in_out)))
+    n_columns = extent(problem, plan.which, plan.family).n
+    patch = plan.family == "patch"
+    constants: dict[str, Any] = {
+        "KERNEL": full.kernel_size,
+        "STRIDE": full.stride,
+        "DILATION": full.dilation,
+        "RANK": max(problem.rank, 1),
+        "PATCH": patch,
+        "C_ALIGN": c_align,
+        "K_ALIGN": k_align,
+        "EVEN_N": n_columns % plan.block_n == 0,
+        "ACC": accumulator(call.dtype),
+        "PRECISION": call.precision if call.dtype == "float32" else "ieee",
+        "INDEX": tl.int32 if small else tl.int64,
+        "UPCAST": upcast,
+        "BLOCK_M": plan.block_m,
+        "BLOCK_N": plan.block_n,
+        "num_warps": plan.num_warps,
+        "num_stages": plan.num_stages,
+    }
+
+    def name(prefix: str, described: Operand) -> None:
+        constants[f"{prefix}_ALIGN"] = described.align
+        constants[f"{prefix}_UNIT"] = described.unit
+
+    fused_arguments, fused_constants = follow(fused, problem.groups)
+    if fused is not None:
+        constants |= {"FUSED": True, **fused_constants}
+    shared = None
+    if plan.split > 1 and which != Pass.WGRAD:
+        blocks = ceil_div(extent(problem, which, plan.family).depth, plan.block_k)
+        _, pixels, _ = phased(out[0], full.stride if which == Pass.DGRAD else (1, 1, 1))
+        shared = Shared(*map(pack, (problem.groups, ceil_div(blocks, plan.split), pixels)))
+    if which == Pass.FPROP:
+        for prefix, described in (("X", in_a), ("W", in_b), ("Y", in_out)):
+            name(prefix, described)
+        depth = c * problem.taps if patch else c
+        bounds = "none" if patch or not problem.needs_bounds else "bits" if problem.taps <= MAX_BIT_TAPS else "range"
+        constants |= {
+            "BOUNDS": bounds,
+            "Q_ALIGN": q_align,
+            "EVEN_K": depth % plan.block_k == 0,
+            "HAS_BIAS": bias_stride is not None,
+            "BLOCK_K": plan.block_k,
+            "GROUP_M": plan.group_m,
+        }
+        return Prepared(plan, programs, (*strides, sizes, shared), constants, fused=fused_arguments)
+    if which == Pass.DGRAD:
+        for prefix, described in (("DY", in_a), ("W", in_b), ("DX", in_out)):
+            name(prefix, described)
+        axes = [full.axis_phases(i) for i in range(3)]
+        counts = tuple(max(phase.taps for phase in axis) for axis in axes)
+        empty = not patch and any(phase.taps == 0 for axis in axes for phase in axis)
+        constants |= {
+            "STEP": tuple(axis[0].step for axis in axes),
+            "DELTA": tuple(axis[0].delta for axis in axes),
+            "COUNTS": counts,
+            "EMPTY": empty,
+            "BOUNDS": "bits" if product(counts) <= MAX_BIT_TAPS else "range",
+            "W_FOLD": in_b.unit == 1,
+            "EVEN_K": k % plan.block_k == 0,
+            "EVEN_N": constants["EVEN_N"] and not empty,
+            "HAS_BIAS": bias_stride is not None,
+            "BLOCK_K": plan.block_k,
+            "GROUP_M": plan.group_m,
+        }
+        return Prepared(plan, programs, (*strides, sizes, pack(problem.groups), shared), constants, fused=fused_arguments)
+    for prefix, described in (("DY", in_a), ("X", in_b), ("DW", in_out)):
+        name(prefix, described)
+    constants |= {
+        "BOUNDS": "none" if patch or not problem.needs_bounds else "range",
+        "X_FOLD": in_b.unit == 1,
+        "EVEN_M": k % plan.block_m == 0,
+        "SPLIT": plan.split > 1,
+        "STEP": plan.step,
+    }
+    return Prepared(plan, programs, (*strides, sizes, pack(problem.groups)), constants)
+
+
+def follow(fused: FusedKey | None, groups: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The last fields of `Fused` and the constexprs of an epilogue."""
+    if fused is None:
+        return (), {}
+    constants = {"ACTIVATION": fused.activation, "SLOPE": fused.slope}
+    strides = None
+    if fused.residual is not None:
+        described = operand(*fused.residual, groups, 1)
+        strides = packed_strides(fused.residual, described)
+        constants |= {"R_ALIGN": described.align, "R_UNIT": described.unit}
+    return (pack(fused.scale or 0), pack(fused.shift or 0), strides), constants
+
+
+def prepare_reduce(
+    plan: Plan, out: TensorKey, steps: tuple[int, ...], bias_stride: int | None, fused: FusedKey | None, upcast: bool
+) -> Prepared:
+    """The launch that adds up `plan.split` partial sums of `out`, whose pixels lie by their residues modulo `steps`, and what
+    follows them."""
+    (images, channels, *spatial), described = out[0], operand(*out, 1, 1)
+    phases, pixels, _ = phased(out[0], steps)
+    block_n = min(REDUCE_CHANNELS, 1 << (channels - 1).bit_length())
+    block_m = REDUCE_BLOCK // block_n
+    fused_arguments, constants = follow(fused, 1)
+    sizes = (images, channels, *(1,) * (3 - len(spatial)), *spatial, bias_stride or 0, plan.split)
+    constants |= {
+        "OUT_ALIGN": described.align,
+        "OUT_UNIT": described.unit,
+        "HAS_BIAS": bias_stride is not None,
+        "STRIDE": steps,
+        "RANK": max(len(spatial), 1),
+        "UPCAST": upcast,
+        "BLOCK_M": block_m,
+        "BLOCK_N": block_n,
+    }
+    programs = ceil_div(pixels, block_m) * phases * ceil_div(channels, block_n)
+    arguments = (packed_strides(out, described), Results(*map(pack, sizes)))
+    return Prepared(plan, programs, arguments, constants, fused=fused_arguments)
+
+
+def run(
+    prepared: Prepared, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, fused: Fused | None
+) -> None:
+    """The launch itself, or two where programs share a reduction."""
+    which, programs = prepared.plan.which, (prepared.programs,)
+    alone = prepared.reduce is None
+    sums = out if alone else torch.empty(prepared.workspace, dtype=wide(out.dtype), device=out.device)
+    if which == Pass.WGRAD:
+        wgrad_kernel[programs](a, b, sums, *prepared.arguments, **prepared.constants)
+    else:
+        kernel = fprop_kernel if which == Pass.FPROP else dgrad_kernel
+        follows = (bias, fused) if alone else (None, None)
+        kernel[programs](a, b, follows[0], sums, *prepared.arguments, fused=follows[1], **prepared.constants)
+    if prepared.reduce is not None:
+        reduce = prepared.reduce
+        reduce_kernel[(reduce.programs,)](sums, bias, out, *reduce.arguments, fused=fused, **reduce.constants)
