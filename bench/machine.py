@@ -111,8 +111,17 @@ def nvidia_smi(field: str) -> str:
     return done.stdout.strip()
 
 
+def in_turns(call: Call, sets: int, calls: int) -> list[torch.Tensor]:
+    """The sets one after another and over again; each one's last result. A result stays alive until the set's next, so that
+    results too take turns in memory."""
+    outputs: list[torch.Tensor] = []
+    for i in range(calls):
+        outputs[i % sets : i % sets + 1] = [call(i % sets)]
+    return outputs
+
+
 class Graph:
-    """A CUDA graph. Results stay alive until the set's next call, so that they too take turns in memory."""
+    """A CUDA graph of calls."""
 
     def __init__(self, call: Call, sets: int, calls: int) -> None:
         stream = torch.cuda.Stream()
@@ -122,11 +131,9 @@ class Graph:
                 call(0)
         torch.cuda.current_stream().wait_stream(stream)
         self.calls = calls
-        self.outputs: list[torch.Tensor] = []
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            for i in range(calls):
-                self.outputs[i % sets : i % sets + 1] = [call(i % sets)]
+            self.outputs = in_turns(call, sets, calls)
 
     def replay(self) -> None:
         self.graph.replay()

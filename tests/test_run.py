@@ -10,15 +10,15 @@ import os
 import pytest
 import torch
 from rich.console import Console
-from standin import StandIn
+from standin import Repeated, StandIn
 from typer.testing import CliRunner
 
 from bench import measure as measuring
 from bench import run as running
 from bench.__main__ import app
-from bench.machine import ROUNDS, quantiles, rounds
-from bench.measure import measure
-from bench.providers import DEFAULT, PROVIDERS, Contender, Unserved, ours
+from bench.machine import ROUNDS, in_turns, quantiles, rounds
+from bench.measure import capture, checked, measure
+from bench.providers import DEFAULT, PROVIDERS, Contender, Unserved, cudnn, ours
 from bench.providers.cudnn import SETTINGS
 from bench.rows import load
 from bench.run import lines_of, run, show
@@ -136,7 +136,8 @@ def wrong(change):
 
 
 def off(y: torch.Tensor) -> torch.Tensor:
-    return y * 1.05
+    """By four roundings, of which the tolerance has little more than one."""
+    return y * (1 + 2.0**-9)
 
 
 def unwritten(y: torch.Tensor) -> torch.Tensor:
@@ -255,6 +256,42 @@ def test_every_set_is_another_and_is_used(tmp_path):
     assert machine.captured == [3]
 
 
+def test_calls_take_turns():
+    made = []
+
+    def call(i):
+        made.append(i)
+        return torch.tensor(len(made))
+
+    assert [int(out) for out in in_turns(call, 3, 8)] == [7, 8, 6] and made == [0, 1, 2, 0, 1, 2, 0, 1]
+
+
+def test_results_of_every_set_are_looked_at():
+    """All that is compared is the first set's; of the others every element must have been written."""
+    work = lines(SMALL)[0].work
+    seen = []
+
+    def call(a, b):
+        seen.append(a.data_ptr())
+        y = torch.nn.functional.conv2d(a, b, padding=1)
+        return y if a.data_ptr() == seen[0] else unwritten(y)
+
+    captured = capture(Contender("", call), work.inputs(2, "cpu"), 2, StandIn())
+    assert checked(captured, work.exact(*work.inputs(2, "cpu")[0]), work) == math.inf
+
+
+def test_results_are_those_of_the_replay():
+    class Idle(Repeated):
+        def replay(self):
+            pass
+
+    work = lines(SMALL)[0].work
+    ((a, b),) = work.inputs(1, "cpu")
+    call = PROVIDERS["cudnn"](work)[0].call
+    assert checked(Repeated(lambda i: call(a, b), 1, 1), work.exact(a, b), work) <= 1
+    assert checked(Idle(lambda i: call(a, b), 1, 1), work.exact(a, b), work) == math.inf
+
+
 def test_the_share_of_the_tolerance():
     work = lines(SMALL)[0].work
     ((a, b),) = work.inputs(1, "cpu")
@@ -343,6 +380,31 @@ def test_who_serves_what(monkeypatch):
     assert served("causal_conv1d", causal) == "causal_conv1d is not installed"
     assert "front only" in served("causal_conv1d", "conv1d n2 c4 9 -> 4 k4 p3 g4")
     assert "depthwise" in served("causal_conv1d", SMALL)
+
+
+@pytest.mark.parametrize("which", list(Pass))
+@pytest.mark.parametrize("text", ["conv2d n2 c4 6x5 -> 6 k3", "conv1d n2 c4 9 -> 6 k3"])
+def test_torch_convolves_in_the_layout_of_the_setting(text, which, monkeypatch):
+    """And the result comes back in the tensors' own."""
+    seen = []
+
+    def convolution(work, *tensors):
+        seen.append([t for t in tensors if t is not None])
+        return plain(work, *tensors)
+
+    plain = cudnn.convolution
+    monkeypatch.setattr(cudnn, "convolution", convolution)
+    for layout in LAYOUTS:
+        (line,) = lines_of([], [text], [], [str(which)], "fp32", layout)
+        for setting in SETTINGS:
+            contender = cudnn.contender(line.work, setting)
+            ((a, b),) = line.work.inputs(1, "cpu")
+            y = contender.call(*contender.prepare(a, b))
+            last = "channels_last" in setting
+            form = torch.channels_last if last else torch.contiguous_format
+            assert all(t.is_contiguous(memory_format=form) for t in seen.pop()), (layout, setting)
+            if which != Pass.WGRAD and (a.dim() == 4 or layout == "contiguous"):
+                assert y.stride() == line.work.strides(y.shape)
 
 
 def test_who_does_not_serve_is_told(tmp_path):
