@@ -19,7 +19,7 @@ from costmodel.tiling import channels_last
 NAME = "NVIDIA H200"
 PROBLEM = ConvProblem.conv((64, 128, 28, 28), (128, 128, 3, 3), (1, 1), (1, 1), (1, 1))
 CALL = channels_last(PROBLEM, Pass.FPROP, "bfloat16")
-SHALLOW = channels_last(ConvProblem.conv((64, 16, 56, 56), (128, 16, 3, 3), (1, 1), (1, 1), (1, 1)), Pass.FPROP, "bfloat16")
+SHALLOW = channels_last(ConvProblem.conv((64, 256, 56, 56), (256, 256, 1, 1), (2, 2), (0, 0), (1, 1)), Pass.FPROP, "bfloat16")
 DEPTHWISE = channels_last(
     ConvProblem.conv((64, 512, 28, 28), (512, 1, 3, 3), (1, 1), (1, 1), (1, 1), 512), Pass.FPROP, "bfloat16"
 )
