@@ -1,6 +1,6 @@
 """Which depthwise tile a pass takes: the menu, the predicted time of each, the least. Plain arithmetic, standard library only.
 
-No term of the predicted time has been fitted to a measurement yet.
+Rates are the device's datasheet times its calibration.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from costmodel.depthwise import (
 from costmodel.device import Device
 from costmodel.problem import Pass
 from costmodel.tiling import MAX_ALIGN, Call, Plan, itemsize
-from costmodel.timing import COPY_SHARE, INTERPRETED_ELEMENT, INTERPRETED_TRIP, LOAD_LATENCY, PRIOR, PRIOR_SOURCE, Prediction
+from costmodel.timing import INTERPRETED_ELEMENT, INTERPRETED_TRIP, Prediction, overhead
 
 #: Clocks of the load unit for a warp that reads one weight per lane, `taps` elements apart.
 WAVEFRONT = 4
@@ -160,15 +160,28 @@ class Pace(NamedTuple):
     a_second: float  # clocks
     dram: float  # clocks a byte
     l2: float
+    issue: float  # instructions of one scheduler
+    latency: float  # clocks of a load that nothing hides
     warps: int  # that fit a multiprocessor,
+    blocks: int  # programs,
     registers: int  # and 32-bit registers
     launch: float  # seconds of a launch
 
 
 def pace_of(device: Device) -> Pace:
-    a_second = device.clock * 1e6
-    dram, l2 = (a_second / (rate * 1e9) for rate in (device.bandwidth * COPY_SHARE, device.l2_bandwidth))
-    return Pace(device.sm_count, a_second, dram, l2, device.warps_per_sm, device.registers_per_sm, device.launch_overhead)
+    a_second, constants = device.clock * 1e6, device.calibration("depthwise")
+    return Pace(
+        sm_count=device.sm_count,
+        a_second=a_second,
+        dram=a_second / (device.bandwidth * constants.dram * 1e9),
+        l2=a_second / (device.l2_bandwidth * constants.l2 * 1e9),
+        issue=constants.issue,
+        latency=constants.latency,
+        warps=device.warps_per_sm,
+        blocks=device.blocks_per_sm,
+        registers=device.registers_per_sm,
+        launch=overhead(1, device, constants),
+    )
 
 
 def rates_of(call: Call, of: Layer, option: Option, pace: Pace) -> Rates:
@@ -197,7 +210,7 @@ def rates_of(call: Call, of: Layer, option: Option, pace: Pace) -> Rates:
         trip += tile.taps[1] * each * WAVEFRONT * (16 if scattered else 0) / 4
     # lanes of a group read the same pixels; half of the rows that programs share come from the first-level cache
     values = work.read / share[0] + (work.beside / share[1] if of.which == Pass.WGRAD else 0)
-    resident = max(1, min(pace.warps, pace.registers // (32 * min(255, needed))))
+    resident = max(1, min(pace.warps, pace.blocks * tile.warps, pace.registers // (32 * min(255, needed))))
     launches = 1 + len(tile.pack) + (of.which == Pass.WGRAD)
     fixed = size * of.elements + 2 * size * of.weights * len(tile.pack)
     return Rates(prologue, trip, resident, values * size / 2 * pace.l2, launches * pace.launch, fixed)
@@ -216,8 +229,8 @@ def terms_of(rates: Rates, launch: Launch, tile: Tile, moved: float, pace: Pace)
     """The clocks of a launch that moves `moved` bytes."""
     programs, trips = launch.programs, launch.trips
     warps_per_sm = -(-programs * tile.warps // pace.sm_count)
-    issue = warps_per_sm * (rates.prologue + trips * rates.trip) / 4
-    latency = -(-warps_per_sm // rates.resident) * (2 * LOAD_LATENCY + trips * (LOAD_LATENCY + rates.trip))
+    issue = warps_per_sm * (rates.prologue + trips * rates.trip) / (4 * pace.issue)
+    latency = -(-warps_per_sm // rates.resident) * (2 * pace.latency + trips * (pace.latency + rates.trip))
     return Terms(moved * pace.dram, issue, latency, programs * trips * tile.lanes * rates.l2)
 
 
@@ -232,7 +245,7 @@ def least_seconds(of: Layer, tile: Tile, rates: Rates, pace: Pace) -> float:
         trips *= of.row_groups
     else:
         trips *= of.outputs[1]
-    issue = trips * tile.warps / pace.sm_count * rates.trip / 4
+    issue = trips * tile.warps / pace.sm_count * rates.trip / (4 * pace.issue)
     return seconds_of(rates, Terms(rates.fixed * pace.dram, issue, 0.0, trips * tile.lanes * rates.l2), pace)
 
 
@@ -265,8 +278,9 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
         waves = launch.programs * tile.warps / (device.sm_count * rates.resident)
         bound = ("DRAM", "instruction issue", "latency", "L2")[terms.index(max(terms))]
         bound = "launch" if rates.overhead > seconds - rates.overhead else bound
-    interval = PRIOR[0] * seconds, PRIOR[1] * seconds
-    return Prediction(seconds, launch.programs, waves, tile_use, moved, bound, *interval, PRIOR_SOURCE)
+    constants = device.calibration("depthwise")
+    interval = constants.low * seconds, constants.high * seconds
+    return Prediction(seconds, launch.programs, waves, tile_use, moved, bound, *interval, constants.source)
 
 
 def quickest(call: Call, device: Device) -> tuple[float, Plan | None]:

@@ -50,7 +50,7 @@ from costmodel.timing import (
     split_bytes,
 )
 
-__all__ = ["MENU", "Call", "Operand", "Plan", "candidates", "predict", "select"]
+__all__ = ["MENU", "Call", "Operand", "Plan", "call_key", "candidates", "measured", "predict", "select"]
 
 #: The menu. float16/bfloat16 and tf32 use tensor cores, ieee float32 the FMA units, float64 its own tensor cores.
 MENU: dict[str, tuple[Tile, ...]] = {
@@ -148,7 +148,7 @@ def compiled(
         needs = resource_table().get(resource_key(Plan(which, family, *tile), kind, reach, device.capability))
         fits = needs is not None and not needs.spills and needs.shared <= device.shared_per_block
         if fits or device.interpreted:
-            found.append(kernel(tile, needs, kind, size, widths, device))
+            found.append(kernel(family, tile, needs, kind, size, widths, device))
     return found
 
 
@@ -264,11 +264,28 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
     return (depthwise_choice.predict if plan.family == "depthwise" else timing.predict)(call, plan, device)
 
 
-def select(call: Call, device: Device) -> Plan:
-    """The candidate with the least predicted time. Cached by callers; plain arithmetic.
+def call_key(call: Call) -> str:
+    """Everything that a call's choice depends on, as words: what the table of measured plans is looked up by."""
+    lie = " ".join(f"{operand.unit}/{operand.align}/{operand.outside}" for operand in (call.a, call.b, call.out))
+    kind = f"{call.dtype} tf32" if arithmetic(call.dtype, call.precision) == "tf32" else call.dtype
+    after = f" then {call.epilogue}" if call.epilogue else ""
+    return f"{call.which} of {call.problem} in {kind}, {lie}{after}"
 
-    Raises RuntimeError where no kernel serves the call.
+
+def measured(call: Call, device: Device) -> Plan | None:
+    """The plan that was measured fastest for exactly this call on this device, where its table has one that is a candidate."""
+    words = device.fastest.get(call_key(call)) if device.fastest else None
+    plan = Plan.parse(words) if words else None
+    return plan if plan is not None and plan in candidates(call, device) else None
+
+
+def select(call: Call, device: Device) -> Plan:
+    """The plan that was measured fastest for exactly this call, else the candidate with the least predicted time.
+
+    Cached by callers; plain arithmetic. Raises RuntimeError where no kernel serves the call.
     """
+    if (known := measured(call, device)) is not None:
+        return known
     least, best = math.inf, None
     if serves_depthwise(call.problem, device):
         least, best = depthwise_choice.quickest(call, device)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from costmodel import depthwise
-from costmodel.plan import candidates, predict
+from costmodel.device import Device
+from costmodel.plan import candidates, measured, predict
 from costmodel.problem import ConvProblem, Pass
 from costmodel.recast import fold_width
 from costmodel.tiling import Call, Plan, grid, trips, vector_widths
@@ -97,8 +98,7 @@ def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) ->
         model = launch.device_model(device)
         found = predict(call, chosen, model)
         plans[str(which)], predictions[str(which)] = chosen, found
-        lines += _words(call, chosen, found, len(candidates(call, model)), launch.plan_for(which, plan) is not None)
-        lines[-1] += f" ({model.name})"
+        lines += _words(call, chosen, found, model, launch.plan_for(which, plan) is not None)
         if follows:
             named = [key for key, tensor in tensors.items() if tensor is not None] + [activation] * bool(activation)
             kernel = "the kernel that adds up the partial sums" if chosen.split > 1 else "the same kernel"
@@ -110,7 +110,7 @@ def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) ->
     return Explanation(problem, plans, predictions, "\n".join(lines))
 
 
-def _words(call: Call, plan: Plan, found: Prediction, choices: int, forced: bool) -> list[str]:
+def _words(call: Call, plan: Plan, found: Prediction, device: Device, forced: bool) -> list[str]:
     problem, which = call.problem, call.which
     lines = [f"{which}: {_FAMILY[plan.family]}"]
     if which == Pass.DGRAD and plan.family == "gather":
@@ -119,7 +119,7 @@ def _words(call: Call, plan: Plan, found: Prediction, choices: int, forced: bool
         lines[0] += f", {len(phases)} stride phase{'s' if len(phases) > 1 else ''} in one launch"
         lines[0] += f" ({empty} without a tap)" if empty else ""
     if plan.family == "depthwise":
-        return lines + _depthwise_words(call, plan) + _cost_words(call, plan, found, choices, forced)
+        return lines + _depthwise_words(call, plan) + _cost_words(call, plan, found, device, forced)
     m, n, repeats = grid(problem, plan)
     lines.append(
         f"  tile {plan.block_m}x{plan.block_n}x{plan.block_k}, {plan.num_warps} warps, {plan.num_stages} stages; "
@@ -140,7 +140,7 @@ def _words(call: Call, plan: Plan, found: Prediction, choices: int, forced: bool
     if plan.pack:
         names = [_OPERANDS[which]["ab".index(p)] for p in plan.pack]
         lines.append(f"  {' and '.join(names)} copied to channels-last first")
-    return lines + _cost_words(call, plan, found, choices, forced)
+    return lines + _cost_words(call, plan, found, device, forced)
 
 
 def _depthwise_words(call: Call, plan: Plan) -> list[str]:
@@ -164,13 +164,17 @@ def _depthwise_words(call: Call, plan: Plan) -> list[str]:
     return lines
 
 
-def _cost_words(call: Call, plan: Plan, found: Prediction, choices: int, forced: bool) -> list[str]:
-    lines = []
+def _cost_words(call: Call, plan: Plan, found: Prediction, device: Device, forced: bool) -> list[str]:
+    lines, choices, known = [], len(candidates(call, device)), measured(call, device) is not None
     if extra := (depthwise.extra_bytes if plan.family == "depthwise" else extra_bytes)(call, plan):
         lines.append(f"  {extra / 1e6:.3g} MB moved beyond the compulsory {(found.bytes - extra) / 1e6:.3g} MB")
-    why = "forced by plan=" if forced else f"least predicted time of {choices} candidates"
+    why = "forced by plan="
+    if not forced:
+        why = f"{'measured fastest' if known else 'least predicted time'} of {choices} candidates"
     lines.append(
         f"  {why}: {found.seconds * 1e6:.3g} us, bound by {found.bound}; {found.waves:.2g} waves, "
-        f"{found.tile_use:.0%} of the issued multiply-adds needed"
+        f"{found.tile_use:.0%} of the issued multiply-adds needed ({device.name})"
     )
+    if not device.interpreted:
+        lines.append(f"  from {found.low * 1e6:.3g} to {found.high * 1e6:.3g} us, {found.source}")
     return lines
