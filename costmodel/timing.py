@@ -15,6 +15,7 @@ from costmodel.algebra import ceil_div
 from costmodel.calibration import DEFAULT, PRIOR_SOURCE, Calibration
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
+from costmodel.recast import fold_elements, folded_input
 from costmodel.resources import COMPILED, Resources, compiled_for, resources_of
 from costmodel.tiling import (
     Call,
@@ -26,7 +27,7 @@ from costmodel.tiling import (
     grid,
     issued_macs,
     itemsize,
-    merged,
+    seen,
     trips,
     vector_widths,
 )
@@ -139,7 +140,7 @@ class Traffic(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def traffic(call: Call) -> Traffic:
-    """What a call moves before any plan."""
+    """What a call moves before any plan, but for copies."""
     problem, size = call.problem, itemsize(call.dtype)
     weights = math.prod(problem.weight_shape)
     results = {Pass.FPROP: problem.output_shape, Pass.DGRAD: problem.input_shape, Pass.WGRAD: problem.weight_shape}[call.which]
@@ -189,18 +190,36 @@ def split_bytes(found: Traffic, split: int) -> int:
     return found.workspace * split if split > 1 else 0
 
 
+def fold_traffic(found: Traffic, problem: ConvProblem, which: Pass, size: int) -> Traffic:
+    """What a folded call moves: pixels that several windows see are counted once, as they lie in memory."""
+    moved, _ = fold_elements(problem, which)
+    swept = size * (math.prod(folded_input(problem)) + math.prod(problem.output_shape)) if which == Pass.WGRAD else found.swept
+    return found._replace(compulsory=size * moved, swept=swept)
+
+
+def recast_traffic(call: Call, kernels: Call, merge: int, fold: bool) -> tuple[Traffic, int]:
+    """(what the kernel of `call` moves, which it sees as `kernels`, bytes of the copies that make it so)."""
+    found, size = traffic(kernels), itemsize(call.dtype)
+    copied = merge_bytes(call.problem, call.which, merge, size)
+    if fold:
+        found = fold_traffic(found, call.problem, call.which, size)
+        copied += size * fold_elements(call.problem, call.which)[1]
+    return found, copied
+
+
 def extra_bytes(call: Call, plan: Plan) -> int:
-    """Bytes a plan moves beyond the compulsory ones: packed copies, wgrad's workspace, weights with groups merged."""
-    size, kernels = itemsize(call.dtype), merged(call, plan.merge)
-    copied = packed_bytes(kernels.problem, plan.which, plan.pack, size)
-    copied += merge_bytes(call.problem, plan.which, plan.merge, size)
-    found = traffic(kernels)
+    """Bytes a plan moves beyond the compulsory ones: copies of operands and weights, partial sums."""
+    kernels = seen(call, plan)
+    found, copied = recast_traffic(call, kernels, plan.merge, plan.fold)
+    copied += packed_bytes(kernels.problem, plan.which, plan.pack, itemsize(call.dtype))
     return copied + split_bytes(found, plan.split) + found.compulsory - traffic(call).compulsory
 
 
-def launches(which: Pass, pack: tuple[str, ...], split: int, merge: int) -> int:
-    """Kernels a pass takes: its own, one a copy, one to add up partial sums, two to merge groups or one to take them apart."""
-    return 1 + len(pack) + (split > 1) + (merge > 1) * (1 if which == Pass.WGRAD else 2)
+def launches(which: Pass, pack: tuple[str, ...], split: int, merge: int, fold: bool = False) -> int:
+    """Kernels a pass takes: its own, one a copy, one to add up partial sums. Weights are cleared and filled where groups are
+    merged or columns folded, and wgrad's taken apart by one; the input of a fold is cleared and filled too."""
+    weights = (merge > 1 or fold) * (1 if which == Pass.WGRAD else 2)
+    return 1 + len(pack) + (split > 1) + weights + 2 * fold
 
 
 def from_dram(moved: float, device: Device, constants: Calibration) -> float:
@@ -238,22 +257,23 @@ def at_least(of: Kernel, tiles: int, steps: float, moved: float, kernels: int, d
 
 def predict(call: Call, plan: Plan, device: Device) -> Prediction:
     """Time of one pass under a plan."""
-    problem, seen = call.problem, merged(call, plan.merge)
-    covers = extent(seen.problem, plan.which, plan.family)
+    problem, kernels = call.problem, seen(call, plan)
+    covers = extent(kernels.problem, plan.which, plan.family)
     m_tiles, n_tiles, repeats = grid(problem, plan)
     tiles, n_trips = m_tiles * n_tiles * repeats, trips(problem, plan)
     moved = traffic(call).compulsory + extra_bytes(call, plan)
     issued = issued_macs(problem, plan)
     needs, kind = resources_of(call, plan, device), arithmetic(call.dtype, call.precision)
     of = kernel(plan.family, plan.tile, needs, kind, itemsize(call.dtype), vector_widths(call, plan), device)
-    moved += read_again(of, covers, plan.split, plan.group_m, seen, traffic(seen).swept, device)
-    kernels = launches(plan.which, plan.pack, plan.split, plan.merge)
-    total = seconds(of, tiles, n_trips, moved, kernels, device)
+    swept = recast_traffic(call, kernels, plan.merge, plan.fold)[0].swept
+    moved += read_again(of, covers, plan.split, plan.group_m, kernels, swept, device)
+    launched = launches(plan.which, plan.pack, plan.split, plan.merge, plan.fold)
+    total = seconds(of, tiles, n_trips, moved, launched, device)
     bound = of.bound if of.clocks >= trip_clocks(of, tiles, device) else "L2"
     if not device.interpreted:
         busy, dram = on_chip(of, tiles, n_trips, device), from_dram(moved, device, of.constants)
         bound = "DRAM" if dram > busy else bound
-        bound = "launch" if overhead(kernels, device, of.constants) > max(busy, dram) else bound
+        bound = "launch" if overhead(launched, device, of.constants) > max(busy, dram) else bound
     return Prediction(
         seconds=total,
         tiles=tiles,

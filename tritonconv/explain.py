@@ -13,6 +13,7 @@ from costmodel import depthwise
 from costmodel.device import Device
 from costmodel.plan import candidates, measured, predict
 from costmodel.problem import ConvProblem, Pass
+from costmodel.recast import fold_width
 from costmodel.tiling import Call, Plan, grid, trips, vector_widths
 from costmodel.timing import Prediction, extra_bytes
 from tritonconv import check, functional, fused, launch
@@ -124,6 +125,12 @@ def _words(call: Call, plan: Plan, found: Prediction, device: Device, forced: bo
         f"  tile {plan.block_m}x{plan.block_n}x{plan.block_k}, {plan.num_warps} warps, {plan.num_stages} stages; "
         f"{m} x {n} x {repeats} programs of {trips(problem, plan):g} trips"
     )
+    if plan.fold:
+        width, columns = fold_width(problem), problem.kernel_size[-1]
+        lines.append(
+            f"  x copied with its {problem.in_channels} channels padded to {width}; the {columns} columns of the filter "
+            f"are read as {columns * width} channels"
+        )
     if plan.merge > 1:
         lines.append(f"  {plan.merge} groups laid together in one block-diagonal weight")
     if plan.split > 1:
@@ -137,15 +144,14 @@ def _words(call: Call, plan: Plan, found: Prediction, device: Device, forced: bo
 
 
 def _depthwise_words(call: Call, plan: Plan) -> list[str]:
-    tiles_c, tiles_q, repeats = depthwise.grid(call.problem, plan)
+    launch = depthwise.planned(call.problem, plan)
     lanes = f"{plan.block_n} channels x {plan.block_k} tiles of {plan.block_m} columns"
     lines = [
-        f"  {lanes}, {plan.num_warps} warps; {tiles_c} x {tiles_q} x {repeats} programs of "
-        f"{depthwise.trips(call.problem, plan):g} trips"
+        f"  {lanes}, {plan.num_warps} warps; {launch.tiles_c} x {launch.tiles_q} x {launch.repeats} programs of "
+        f"{launch.trips} trips"
     ]
     if plan.which == Pass.WGRAD:
-        splits, _ = depthwise.parts(call.problem, plan)
-        lines.append(f"  {splits * tiles_q} partial sums of every tap, added in a fixed order")
+        lines.append(f"  {launch.splits * launch.tiles_q} partial sums of every tap, added in a fixed order")
     if plan.taps is None:
         lines.append("  every tap stays in registers; an input row is read once and meets all its taps")
     else:
