@@ -7,11 +7,13 @@ the L2 cache, copies and matrix products reach? Do the kernels give the same bit
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import triton
@@ -30,8 +32,13 @@ from bench.work import Work
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Plan, reduction_step
 
+OTHER_BITS = "runs with other bits"
 REPEATED_PROBLEM = ConvProblem.conv((8, 256, 14, 14), (256, 256, 3, 3), (1, 1), (1, 1), (1, 1))
 READ_BLOCK = 4096  # float32: 16 KiB
+
+
+#: Value, unit and note of an answer.
+Found = tuple[float, str, str]
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,11 @@ class Answer:
     value: float | None
     unit: str
     note: str = ""
+
+
+class Question(NamedTuple):
+    name: str
+    ask: Callable[[], Found]
 
 
 @dataclass(frozen=True)
@@ -70,7 +82,11 @@ def boxes(view: torch.Tensor, block: tuple[int, int, int]) -> bool:
     return torch.equal(out, want)
 
 
-def maps(machine: Machine) -> Iterator[Callable[[], Answer]]:
+def taken(view: torch.Tensor, block: tuple[int, int, int]) -> Found:
+    return float(boxes(view, block)), "yes", "values compared box by box"
+
+
+def maps(machine: Machine) -> Iterator[Question]:
     taps, filters, channels = 9, 64, 64
     weights = torch.randn(filters, taps, channels, dtype=torch.float16, device=machine.device)
     by_tap = weights.permute(1, 0, 2)  # strides (C, R * S * C, 1)
@@ -81,15 +97,11 @@ def maps(machine: Machine) -> Iterator[Callable[[], Answer]]:
         ("a tensor map whose outer stride is the smaller one", by_tap, (1, filters, channels)),
         ("a tensor map of overlapping windows", windows, (1, rows // 2, width)),
     ):
-
-        def ask(name: str = name, view: torch.Tensor = view, block: tuple[int, int, int] = block) -> Answer:
-            return Answer(name, float(boxes(view, block)), "yes", "values compared box by box")
-
-        yield ask
+        yield Question(name, functools.partial(taken, view, block))
 
 
-def rates(machine: Machine, sizes: Sizes) -> Iterator[Callable[[], Answer]]:
-    def read() -> Answer:
+def rates(machine: Machine, sizes: Sizes) -> Iterator[Question]:
+    def read() -> Found:
         blocks = sizes.l2_bytes // (4 * READ_BLOCK)
         source = torch.randn(blocks * READ_BLOCK, device=machine.device)
         out = torch.empty(sizes.read_programs, device=machine.device)
@@ -100,48 +112,52 @@ def rates(machine: Machine, sizes: Sizes) -> Iterator[Callable[[], Answer]]:
 
         seconds = statistics.median(machine.elapsed(call, sizes.repeats))
         moved = sizes.read_programs * sizes.read_trips * READ_BLOCK * 4
-        return Answer("reads of a buffer that stays in L2", moved / seconds / 1e9, "GB/s", f"{sizes.l2_bytes >> 20} MiB")
+        return moved / seconds / 1e9, "GB/s", f"{sizes.l2_bytes >> 20} MiB"
 
-    def copy() -> Answer:
+    def copy() -> Found:
         source = torch.empty(sizes.copy_bytes // 2, dtype=torch.bfloat16, device=machine.device).normal_()
         target = torch.empty_like(source)
         seconds = statistics.median(machine.elapsed(lambda: target.copy_(source), sizes.repeats))
-        return Answer("a copy in device memory", 2 * sizes.copy_bytes / seconds / 1e9, "GB/s", "bytes read and written")
+        return 2 * sizes.copy_bytes / seconds / 1e9, "GB/s", "bytes read and written"
 
-    def product() -> Answer:
+    def product() -> Found:
         a, b = (torch.randn(sizes.matrix, sizes.matrix, device=machine.device).bfloat16() for _ in range(2))
         seconds = statistics.median(machine.elapsed(lambda: a @ b, sizes.repeats))
-        return Answer("a matrix product", 2 * sizes.matrix**3 / seconds / 1e12, "TFLOP/s", f"bfloat16, {sizes.matrix}^3")
+        return 2 * sizes.matrix**3 / seconds / 1e12, "TFLOP/s", f"bfloat16, {sizes.matrix}^3"
 
-    yield from (read, copy, product)
+    yield Question("reads of a buffer that stays in L2", read)
+    yield Question("a copy in device memory", copy)
+    yield Question("a matrix product", product)
 
 
 #: Tiles of each pass whose copies and tensor-core reads Triton 3.6 leaves without a fence between them.
 REPEATED = ("128x256x64:w8:s3", "256x128x64:w8:s3", "128x128x64:w8:s3", "64x64x64:w4:s4")
 
 
-def repeatability(machine: Machine, sizes: Sizes) -> Iterator[Callable[[], Answer]]:
+def other_bits(which: Pass, plan: Plan, machine: Machine, sizes: Sizes) -> Found:
+    """How many runs differ from the first, on the same inputs."""
+    work = Work(sizes.repeated, which, "float16")
+    ((a, b),) = work.inputs(1, machine.device)
+    call = contender(work, plan).call
+    first = call(a, b)
+    differing = torch.zeros((), dtype=torch.int64, device=machine.device)
+    for _ in range(sizes.runs):
+        differing += (call(a, b).view(torch.int16) != first.view(torch.int16)).any()
+    return float(differing), f"of {sizes.runs}", ""
+
+
+def repeatability(machine: Machine, sizes: Sizes) -> Iterator[Question]:
     for which, tile in itertools.product(Pass, REPEATED):
-
-        def ask(which: Pass = which, tile: str = tile) -> Answer:
-            work, plan = Work(sizes.repeated, which, "float16"), Plan.parse(f"{which}:gather:{tile}")
-            if which == Pass.WGRAD:
-                plan = dataclasses.replace(plan, split=4, step=reduction_step(sizes.repeated, plan.block_k))
-            ((a, b),) = work.inputs(1, machine.device)
-            call = contender(work, plan).call
-            first = call(a, b)
-            differing = torch.zeros((), dtype=torch.int64, device=machine.device)
-            for _ in range(sizes.runs):
-                differing += (call(a, b).view(torch.int16) != first.view(torch.int16)).any()
-            return Answer(f"runs with other bits, {plan}", float(differing), f"of {sizes.runs}")
-
-        yield ask
+        plan = Plan.parse(f"{which}:gather:{tile}")
+        if which == Pass.WGRAD:
+            plan = dataclasses.replace(plan, split=4, step=reduction_step(sizes.repeated, plan.block_k))
+        yield Question(f"{OTHER_BITS}, {plan}", functools.partial(other_bits, which, plan, machine, sizes))
 
 
-def launches(machine: Machine, sizes: Sizes) -> Iterator[Callable[[], Answer]]:
+def launches(machine: Machine, sizes: Sizes) -> Iterator[Question]:
     out = torch.zeros(128, 64, dtype=torch.float16, device=machine.device)
 
-    def host(name: str, call: Callable[[], object]) -> Answer:
+    def host(call: Callable[[], object]) -> Found:
         for _ in range(3):
             call()
         machine.synchronize()
@@ -150,42 +166,43 @@ def launches(machine: Machine, sizes: Sizes) -> Iterator[Callable[[], Answer]]:
             call()
         seconds = (machine.now() - began) / sizes.launches
         machine.synchronize()
-        return Answer(name, 1e6 * seconds, "us", "host time, launches in a row")
+        return 1e6 * seconds, "us", "host time, launches in a row"
 
-    def pointers() -> Answer:
-        return host("a launch with a pointer", lambda: empty_kernel[(1,)](out))
+    def maps_of_out() -> list[TensorDescriptor]:
+        return [TensorDescriptor(out, [128, 64], [64, 1], [64, 64]) for _ in range(3)]
 
-    def descriptors() -> Answer:
-        described = [TensorDescriptor(out, [128, 64], [64, 1], [64, 64]) for _ in range(3)]
-        return host("a launch with three tensor maps", lambda: descriptors_kernel[(1,)](*described, out))
+    def pointer() -> Found:
+        return host(lambda: empty_kernel[(1,)](out))
 
-    def made_anew() -> Answer:
-        def call() -> None:
-            described = [TensorDescriptor(out, [128, 64], [64, 1], [64, 64]) for _ in range(3)]
-            descriptors_kernel[(1,)](*described, out)
+    def descriptors() -> Found:
+        described = maps_of_out()
+        return host(lambda: descriptors_kernel[(1,)](*described, out))
 
-        return host("the same, tensor maps described each time", call)
+    def described_anew() -> Found:
+        return host(lambda: descriptors_kernel[(1,)](*maps_of_out(), out))
 
-    def in_a_graph() -> Answer:
+    def in_a_graph() -> Found:
         def call(index: int) -> torch.Tensor:
             empty_kernel[(1,)](out)
             return out
 
         captured = machine.capture(call, 1, sizes.launches)
         (times,) = machine.replays([captured])
-        return Answer("an empty kernel in a graph", 1e6 * statistics.median(times) / captured.calls, "us", "device time")
+        return 1e6 * statistics.median(times) / captured.calls, "us", "device time"
 
-    yield from (pointers, descriptors, made_anew, in_a_graph)
+    yield Question("a launch with a pointer", pointer)
+    yield Question("a launch with three tensor maps", descriptors)
+    yield Question("the same, the maps described each time", described_anew)
+    yield Question("an empty kernel in a graph", in_a_graph)
 
 
 def answers(machine: Machine, sizes: Sizes) -> Iterator[Answer]:
     """All answers. A question that fails is answered by its error, and the rest go on while the GPU works."""
-    asked = (maps(machine), rates(machine, sizes), repeatability(machine, sizes), launches(machine, sizes))
-    for ask in itertools.chain(*asked):
+    for name, ask in (*maps(machine), *rates(machine, sizes), *repeatability(machine, sizes), *launches(machine, sizes)):
         try:
-            yield ask()
+            yield Answer(name, *ask())
         except Exception as error:  # the driver's refusal is an answer too
-            yield Answer(getattr(ask, "__name__", "question"), None, "", one_line(error))
+            yield Answer(name, None, "", one_line(error))
 
 
 def probe(machine: Machine, out: Path, sizes: Sizes, console: Console) -> list[Answer]:
@@ -215,5 +232,5 @@ def words(answer: Answer) -> str:
 def command(out: Path | None) -> None:
     """What `python -m bench probe` does. SystemExit(1) where runs differ in their bits."""
     found = probe(Gpu(), out or results_dir(), Sizes(), Console())
-    if any(answer.value for answer in found if answer.question.startswith("runs with other bits")):
+    if any(answer.value for answer in found if answer.question.startswith(OTHER_BITS)):
         raise SystemExit(1)

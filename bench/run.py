@@ -23,8 +23,10 @@ from costmodel.reports.notation import parse
 
 #: Before anything was measured, one line is taken to last this long.
 FIRST_LINE_SECONDS = 20.0
-WORDS = """ratios: times over tritonconv's. torch's best: the fastest of contiguous and channels-last, cudnn.benchmark off and
-on, copies between layouts included; default: off, as the tensors lie. roofline: the share of it. error: of the tolerance"""
+WORDS = (
+    "ratios: times over tritonconv's. torch's best: the fastest of contiguous and channels-last with cudnn.benchmark off and "
+    "on, copies between layouts included; default: off, as the tensors lie. roofline: the share of it. error: of the tolerance"
+)
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "tf32": "float32", "fp64": "float64"}
 
 

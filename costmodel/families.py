@@ -70,7 +70,7 @@ def family_hash(family: str, sources: Path = SOURCES) -> str:
 def model_hash() -> str:
     """The same for the arithmetic of predicted times and the counts that it starts from."""
     digest = hashlib.sha256((MODEL / "data" / "resources.json").read_bytes())
-    for name in ("depthwise", "tiling", "timing"):
+    for name in ("depthwise", "depthwise_choice", "recast", "tiling", "timing"):
         digest.update(f"{name}\n{normalised(ast.parse((MODEL / f'{name}.py').read_text()))}\n".encode())
     return digest.hexdigest()[:16]
 

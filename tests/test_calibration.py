@@ -64,12 +64,13 @@ def test_each_constant_moves_the_time_that_it_should(h200, family):
         return [predict(call, plan, device).seconds for call, plan in runs]
 
     changes = {"dram": 0.3, "l2": 0.2, "issue": 0.2, "latency": 6000.0, "launch": 10.0}
+    most = {"latency": 4.0} if family == "depthwise" else {}  # every trip of its loops waits
     if family == "gather":
         changes["shares"] = (("half", 0.1),)
     for name, value in changes.items():
         after = times(**{name: value})
         assert all(new >= old for new, old in zip(after, before, strict=True)), name
-        assert any(new > 1.1 * old for new, old in zip(after, before, strict=True)), name
+        assert any(new > most.get(name, 1.1) * old for new, old in zip(after, before, strict=True)), name
     elsewhere = h200.calibrated(table(SLOWER, other))
     assert [predict(call, plan, elsewhere).seconds for call, plan in runs] == before
 
@@ -111,6 +112,7 @@ def test_a_plan_measured_fastest_is_taken_for_exactly_that_call(h200):
     changes = ({"dtype": "float16"}, {"problem": replace(PROBLEM, batch=63)}, {"a": replace(CALL.a, align=8)})
     for change in ({"epilogue": "channels"}, *changes):
         call = replace(CALL, **change)
+        assert call_key(call) != call_key(CALL)
         assert measured(call, device) is None and select(call, device) == select(call, h200)
     assert call_key(replace(CALL, precision="tf32")) == call_key(CALL)  # which says nothing of bfloat16
     single = replace(CALL, dtype="float32")
@@ -216,7 +218,7 @@ def test_a_file_that_is_asked_for_and_missing_is_an_error(cache, monkeypatch, tm
 
 def test_an_edit_of_the_arithmetic_makes_what_was_fitted_to_it_stale(monkeypatch, tmp_path):
     before = model_hash()
-    for name in ("depthwise.py", "tiling.py", "timing.py", "data/resources.json"):
+    for name in ("depthwise.py", "depthwise_choice.py", "recast.py", "tiling.py", "timing.py", "data/resources.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text((families.MODEL / name).read_text())
     monkeypatch.setattr(families, "MODEL", tmp_path)

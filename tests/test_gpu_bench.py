@@ -11,12 +11,15 @@ import pytest
 import torch
 
 from bench import overhead
+from bench.choice import qualities
 from bench.machine import Gpu
 from bench.measure import capture, measure
 from bench.model import compare
 from bench.probe import Sizes, answers
 from bench.providers import DEFAULT, PROVIDERS
+from bench.rows import load
 from bench.run import lines_of
+from bench.sweep import sweep
 from bench.work import LAYOUTS, Line
 
 pytestmark = pytest.mark.gpu
@@ -102,8 +105,7 @@ def test_probe(gpu):
     sizes = dataclasses.replace(Sizes(), runs=20, launches=100, copy_bytes=1 << 28, matrix=2048, repeats=5)
     for answer in answers(gpu, sizes):
         print(answer)
-        refusable = answer.question.startswith("a tensor map") or answer.question == "ask"
-        assert answer.value is not None or refusable, answer
+        assert answer.value is not None or answer.question.startswith("a tensor map"), answer
         if answer.question.startswith("runs with other bits"):
             assert answer.value == 0, answer
 
@@ -119,3 +121,12 @@ def test_a_network(gpu):
     for variant in compare(model.cuda(), x, True, False, gpu):
         assert variant.ok and variant.peak_bytes > x.nbytes, variant
     assert statistics.median(gpu.elapsed(lambda: model(x), 5)) > 0
+
+
+def test_a_sweep_measures_plans_and_judges_the_choice(gpu, tmp_path):
+    todo, path = lines(LAYERS[0])[:1], tmp_path / "sweep.jsonl"
+    done = sweep(todo, gpu, path, most=6)
+    rows = list(load(path))
+    assert not done.failed and done.new_rows == len(rows) == 6 and all(row.ok for row in rows)
+    (found,) = qualities(rows, gpu.model)
+    assert found.share is not None and 0 < found.share <= 1 and found.plans == 6

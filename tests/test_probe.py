@@ -56,6 +56,7 @@ def test_a_refusal_is_an_answer(tmp_path, monkeypatch):
     monkeypatch.setattr(probing, "REPEATED", ())
     found = probe(StandIn(), tmp_path, SMALL, Console(file=io.StringIO()))
     assert found[0].value is None and found[0].note == "RuntimeError: the driver says no" and found[-1].value is not None
+    assert found[0].question == "a tensor map whose outer stride is the smaller one"
 
 
 @interpreted
