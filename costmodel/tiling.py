@@ -112,8 +112,9 @@ class Plan:
     (n, o, p, q), whose product is `block_k`. `pack` names operands that are first copied to channels-last. `merge` counts the
     groups that are laid together in one block-diagonal weight, so that narrow groups fill a tile.
 
-    "depthwise" reads its tile as columns x channels x column tiles. `rows` is what a program walks down, in groups of output
-    rows; `taps` the filter rows and columns that it unrolls, None for all of them in a window that slides over the rows."""
+    "depthwise" reads its tile as columns x channels (wgrad: pairs of a filter and a channel) x column tiles. `rows` is
+    what a program walks down, in groups of output rows; `taps` the filter rows and columns that it unrolls, None for all of
+    them in a window that slides over the rows."""
 
     which: Pass
     family: str
