@@ -119,8 +119,9 @@ class Plan:
     first copied to channels-last. `merge` counts the groups that are laid together in one block-diagonal weight, so that
     narrow groups fill a tile. `fold` makes the columns of a filter channels (`costmodel.recast`), so that few channels do.
 
-    "depthwise" reads its tile as columns x channels x column tiles. `rows` is what a program walks down, in groups of output
-    rows; `taps` the filter rows and columns that it unrolls, None for all of them in a window that slides over the rows."""
+    "depthwise" reads its tile as columns x channels (wgrad: pairs of a filter and a channel) x column tiles. `rows` is
+    what a program walks down, in groups of output rows; `taps` the filter rows and columns that it unrolls, None for all of
+    them in a window that slides over the rows."""
 
     which: Pass
     family: str

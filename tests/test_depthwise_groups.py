@@ -143,6 +143,14 @@ def test_gradients_to_second_order(name, device, launched):
     assert PASSES <= set(launched())
 
 
+def test_explain_says_what_a_lane_sums():
+    case = SEVERAL["2x2_half"]
+    plans = [Plan.parse(f"{which}:depthwise:4x8x2:w1:s3") for which in Pass]
+    words = str(tritonconv.explain(tritonconv.conv2d, *case.tensors(), **case.arguments, plan=plans))
+    assert "each channel sums the 2 of its group in x, in one load" in words and "its group in dy, in one load" in words
+    assert "8 pairs of a filter and a channel x 2 tiles of 4 columns" in words
+
+
 def grouped(channels, filters, shape=(32, 512, 56, 56), kernel=(3, 3)):
     groups, rank = shape[1] // channels, len(kernel)
     padding = tuple(k // 2 for k in kernel)

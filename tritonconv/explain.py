@@ -144,8 +144,10 @@ def _words(call: Call, plan: Plan, found: Prediction, device: Device, forced: bo
 
 
 def _depthwise_words(call: Call, plan: Plan) -> list[str]:
-    launch = depthwise.planned(call.problem, plan)
-    lanes = f"{plan.block_n} channels x {plan.block_k} tiles of {plan.block_m} columns"
+    of, launch = depthwise.layer_of(call.problem, plan.which), depthwise.planned(call.problem, plan)
+    pairs = plan.which == Pass.WGRAD and call.problem.channels_per_group > 1
+    unit = "pairs of a filter and a channel" if pairs else "channels"
+    lanes = f"{plan.block_n} {unit} x {plan.block_k} tiles of {plan.block_m} columns"
     lines = [
         f"  {lanes}, {plan.num_warps} warps; {launch.tiles_c} x {launch.tiles_q} x {launch.repeats} programs of "
         f"{launch.trips} trips"
@@ -157,6 +159,9 @@ def _depthwise_words(call: Call, plan: Plan) -> list[str]:
     else:
         lines.append(f"  {plan.taps[0]} x {plan.taps[1]} taps at a time")
     name = _OPERANDS[plan.which]["ab".index("b" if plan.which == Pass.WGRAD else "a")]
+    if of.summed > 1:
+        together = ", in one load" if depthwise.loads_together(call, plan.taps) else ""
+        lines.append(f"  each channel sums the {of.summed} of its group in {name}{together}")
     width = depthwise.load_width(call, plan)
     lines.append(f"  {name} is read along its {'rows' if depthwise.is_planes(call) else 'channels'}, {width} columns a load")
     if plan.pack:
