@@ -95,7 +95,8 @@ gpu-run: $(ENV)
 	mkdir -p "$$dir"
 	{
 	  status=0
-	  timeout 340 $(PY) $(PYTEST) -n $(GPU_JOBS) -m gpu -rs --durations=10 tests || status=$$?
-	  timeout 120 $(PY) -m bench demo --out "$$dir" || status=$$?
+	  timeout 300 $(PY) $(PYTEST) -n $(GPU_JOBS) -m gpu -rs --durations=10 tests || status=$$?
+	  timeout 60 $(PY) -m bench probe --out "$$dir" || status=$$?
+	  timeout 110 $(PY) -m bench run --list goals --minutes 1.5 --out "$$dir" || status=$$?
 	  exit $$status
 	} 2>&1 | tee "$$dir/gpu.log"

@@ -23,6 +23,145 @@ def demo(out: Annotated[Path, typer.Option(help="Where pictures and rows are wri
     run(out)
 
 
+def words(value: str) -> list[str]:
+    return [word.strip() for word in value.split(",") if word.strip()]
+
+
+@app.command("run")
+def measure(
+    suite: Annotated[list[str] | None, typer.Option(help="A suite of bench/workloads, such as resnet50 or 'mamba*'.")] = None,
+    problem: Annotated[list[str] | None, typer.Option(help="A layer in words: 'conv2d n32 c64 56x56 -> 64 k3 p1'.")] = None,
+    fixed: Annotated[list[str] | None, typer.Option("--list", help="A fixed list: goals or sample.")] = None,
+    passes: Annotated[str, typer.Option("--pass", help="fprop, dgrad and wgrad of the layer, with commas.")] = "fprop",
+    dtype: Annotated[str, typer.Option(help="fp16, bf16, fp32, tf32 or fp64.")] = "bf16",
+    layout: Annotated[
+        str, typer.Option(help="How the tensors lie: channels_last or contiguous. Unless given, 1-D is contiguous.")
+    ] = "",
+    provider: Annotated[
+        str, typer.Option(help="Of tritonconv, cudnn, matmul, inductor, flaggems and causal_conv1d, with commas.")
+    ] = "tritonconv,cudnn,matmul",
+    minutes: Annotated[float | None, typer.Option(help="Stop before this much time has passed; rows are kept.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The directory of the rows.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be measured.")] = False,
+) -> None:
+    """Time layers against torch on the GPU: ratio, share of the roofline, error. Goes on where the last run stopped."""
+    from bench.run import command
+
+    try:
+        command(
+            suites=suite or [],
+            problems=problem or [],
+            lists=fixed or [],
+            passes=words(passes),
+            dtype=dtype,
+            layout=layout,
+            providers=words(provider),
+            minutes=minutes,
+            out=out,
+            dry_run=dry_run,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+@app.command()
+def probe(out: Annotated[Path | None, typer.Option(help="Where probe.json is written.")] = None) -> None:
+    """Ask a GPU what the design leaves open: tensor maps, rates, the same bits every time, what a launch costs."""
+    from bench.probe import command
+
+    command(out)
+
+
+@app.command()
+def overhead(out: Annotated[Path | None, typer.Option(help="Where overhead.json is written.")] = None) -> None:
+    """Host time of a call against torch's, and of the first call of a shape, new and already compiled."""
+    from bench.overhead import command
+
+    command(out)
+
+
+@app.command()
+def model(
+    name: Annotated[str, typer.Argument(help="A network of torchvision or timm, such as convnext_tiny.")],
+    train: Annotated[bool, typer.Option("--train", help="Forward and backward instead of forward alone.")] = False,
+    batch: Annotated[int, typer.Option(min=1)] = 32,
+    size: Annotated[int, typer.Option(min=1, help="Height and width of the images.")] = 224,
+    dtype: Annotated[str, typer.Option(help="fp16, bf16 or fp32.")] = "bf16",
+    compiled: Annotated[bool, typer.Option("--compile/--eager", help="With torch.compile too.")] = True,
+    out: Annotated[Path | None, typer.Option(help="The directory of the result.")] = None,
+) -> None:
+    """A whole network with torch's convolutions and with ours: step time and memory."""
+    from bench.model import command
+
+    try:
+        command(name, train, batch, size, dtype, compiled, out)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+@app.command()
+def sweep(
+    suite: Annotated[list[str] | None, typer.Option(help="A suite of bench/workloads, such as resnet50 or 'mamba*'.")] = None,
+    problem: Annotated[list[str] | None, typer.Option(help="A layer in words: 'conv2d n32 c64 56x56 -> 64 k3 p1'.")] = None,
+    fixed: Annotated[list[str] | None, typer.Option("--list", help="A fixed list: goals or sample.")] = None,
+    sample: Annotated[int | None, typer.Option(help="So many layers of all suites, always the same: 15 for a session.")] = None,
+    passes: Annotated[str, typer.Option("--pass", help="fprop, dgrad and wgrad of the layer, with commas.")] = "fprop",
+    dtype: Annotated[str, typer.Option(help="fp16, bf16, fp32, tf32 or fp64.")] = "bf16",
+    layout: Annotated[str, typer.Option(help="As for run.")] = "",
+    most: Annotated[int, typer.Option(help="Plans of a layer, those of least predicted time; 0 for all of them.")] = 40,
+    minutes: Annotated[float | None, typer.Option(help="Stop before this much time has passed; rows are kept.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The directory of the rows.")] = None,
+) -> None:
+    """Time every candidate plan of layers: how good the first choice and the predicted times are. Goes on where it stopped."""
+    from bench.sweep import command
+
+    try:
+        command(
+            suites=suite or [],
+            problems=problem or [],
+            lists=fixed or [],
+            count=sample,
+            passes=words(passes),
+            dtype=dtype,
+            layout=layout,
+            most=most or None,
+            minutes=minutes,
+            out=out,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+@app.command()
+def calibrate(
+    rows: Annotated[list[Path] | None, typer.Option(help="Files or directories of rows, if not the committed ones.")] = None,
+    gpu: Annotated[str, typer.Option(help="Part of the GPU's name, where the rows are of several.")] = "",
+    write: Annotated[bool, typer.Option("--write", help="Write the package's table, not the user's own.")] = False,
+) -> None:
+    """Fit the cost model's constants to measured rows, and write the device's table. Needs no GPU."""
+    from bench.calibrate import command
+
+    try:
+        command(rows or [], gpu, write)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+@app.command()
+def report(
+    gpu: Annotated[str, typer.Option(help="Part of a GPU's name; all of them unless given.")] = "",
+    out: Annotated[Path, typer.Option(help="Where the report and its pictures are written.")] = Path("build/report"),
+    readme: Annotated[bool, typer.Option("--readme", help="Only rewrite the README's table of measurements.")] = False,
+) -> None:
+    """Tables and pictures of the committed rows, the slowest layers first. Needs no GPU."""
+    from bench.report import run
+
+    try:
+        run(gpu, out, readme)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 @app.command()
 def audit(
     only: Annotated[str, typer.Option(help="Rows whose key holds this, such as fprop:gather:half:wide.")] = "",

@@ -15,9 +15,9 @@ def run(out: Path) -> None:
     """
     out.mkdir(parents=True, exist_ok=True)
     if torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-        from bench import layers
+        from bench import run as harness
 
-        layers.run(out)
+        harness.demo(out)
     else:
         os.environ["TRITON_INTERPRET"] = "1"
         from bench import pictures

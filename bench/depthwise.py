@@ -16,18 +16,22 @@ from rich.table import Table
 
 from bench.audit import compile_prepared, operands
 from bench.sass import KernelAudit
-from costmodel.depthwise import shape_of
+from costmodel.depthwise import layer_of
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Plan
 from tritonconv.launch import prepare_call
 
 
+def grouped(channels: int, filters: int, shape: tuple[int, ...], kernel: tuple[int, ...], stride: int = 1) -> ConvProblem:
+    """A problem of groups of `channels` and `filters`, with the padding that keeps sizes at stride 1."""
+    groups, rank = shape[1] // channels, len(kernel)
+    padding = tuple(k // 2 for k in kernel)
+    return ConvProblem.conv(shape, (groups * filters, channels, *kernel), (stride,) * rank, padding, (1,) * rank, groups)
+
+
 def channelwise(shape: tuple[int, ...], kernel: tuple[int, ...], stride: int = 1) -> ConvProblem:
-    """A depthwise problem with the padding that keeps sizes at stride 1."""
-    rank = len(kernel)
-    return ConvProblem.conv(
-        shape, (shape[1], 1, *kernel), (stride,) * rank, tuple(k // 2 for k in kernel), (1,) * rank, shape[1]
-    )
+    """A depthwise problem, as `grouped`."""
+    return grouped(1, 1, shape, kernel, stride)
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,10 @@ class Row:
     @property
     def name(self) -> str:
         kernel = "x".join(map(str, self.problem.kernel_size))
+        per_group = self.problem.channels_per_group
+        several = "" if per_group == 1 else f" groups of {per_group}"
         strided = "" if max(self.problem.stride) == 1 else f" stride {max(self.problem.stride)}"
-        return f"{self.plan.split(':')[0]} {kernel}{strided} {'channels-last' if self.channels_last else 'contiguous'}"
+        return f"{self.plan.split(':')[0]} {kernel}{several}{strided} {'channels-last' if self.channels_last else 'contiguous'}"
 
 
 LARGE, SMALL, LINE, VIDEO = (32, 512, 56, 56), (32, 512, 28, 28), (8, 512, 2048), (8, 64, 16, 56, 56)
@@ -73,6 +79,13 @@ ROWS = (
     Row(channelwise(VIDEO, (3, 3, 3)), False, "fprop:depthwise:8x4x8:w1:s3:rows14", 45),
     Row(channelwise(LARGE, (3, 3), 2), True, "fprop:depthwise:4x128x1:w1:s3:rows14:pack-b", 27),
     Row(channelwise(LARGE, (3, 3), 2), True, "dgrad:depthwise:4x128x1:w1:s3:rows14:pack-b", 14),
+    Row(grouped(2, 2, LARGE, (3, 3)), True, "fprop:depthwise:4x64x1:w1:s3:rows14:pack-b", 40),
+    Row(grouped(2, 2, LARGE, (3, 3)), True, "dgrad:depthwise:4x64x1:w1:s3:rows14:pack-b", 40),
+    Row(grouped(2, 2, LARGE, (3, 3)), True, "wgrad:depthwise:4x64x1:w1:s3:split8:rows56", 28),
+    Row(grouped(2, 2, LARGE, (3, 3)), False, "fprop:depthwise:8x4x8:w1:s3:rows14", 28),
+    Row(grouped(2, 2, LARGE, (3, 3)), False, "wgrad:depthwise:8x4x8:w1:s3:split8:rows56", 21),
+    Row(grouped(4, 4, LARGE, (3, 3)), True, "fprop:depthwise:8x32x1:w1:s3:rows14:pack-b", 70),
+    Row(grouped(4, 4, LARGE, (3, 3)), False, "fprop:depthwise:8x4x8:w1:s3:rows14", 60),
 )
 
 
@@ -104,7 +117,7 @@ def figures(row: Row) -> Figures:
     found = compile_prepared(prepared, torch.bfloat16, row.arch)
     outputs = plan.block_m * plan.block_n * plan.block_k / (32 * plan.num_warps)
     if plan.which != Pass.WGRAD and plan.taps is None:
-        outputs *= shape_of(problem, plan.which).out_group[1]
+        outputs *= layer_of(problem, plan.which).out_group[1]
     return Figures(found, outputs, found.trip.instructions / outputs / (plan.taps[1] if plan.taps else 1))
 
 

@@ -49,13 +49,16 @@ def provenance() -> dict[str, str]:
     }
 
 
-def results_dir() -> Path:
-    """Where `make gpu` keeps its log and rows: $OUT, else `bench/results/<the GPU's name>`."""
-    if os.environ.get("OUT"):
-        return Path(os.environ["OUT"])
+def committed_results() -> Path:
+    """`bench/results/<the GPU's name>`. SystemExit where there is no GPU."""
     if not torch.cuda.is_available():
         raise SystemExit("there is no CUDA device here, and these results need one")
-    return Path("bench/results") / torch.cuda.get_device_name().lower().replace(" ", "-")
+    return ROOT / "bench" / "results" / torch.cuda.get_device_name().lower().replace(" ", "-")
+
+
+def results_dir() -> Path:
+    """Where a run keeps its rows and `make gpu` its log: $OUT, else with the committed ones."""
+    return Path(os.environ["OUT"]) if os.environ.get("OUT") else committed_results()
 
 
 if __name__ == "__main__":

@@ -1,36 +1,30 @@
-"""Depthwise convolutions: the geometry that their kernels unroll, their tiles, registers and predicted time.
+"""Groups of few channels, depthwise above all: the geometry that their kernels unroll, their tiles and registers.
 
 Plain arithmetic, standard library only. A tile is `block_m` output columns x `block_n` channels x `block_k` column tiles; a
-lane is one channel of one column tile. No term of the predicted time has been fitted to a measurement yet.
+lane is one channel of one column tile, and sums over the channels of its group. `depthwise_choice` has the menu.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
 from costmodel.algebra import ceil_div, product
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import MAX_ALIGN, Call, Plan, itemsize
-from costmodel.timing import COPY_SHARE, INTERPRETED_ELEMENT, INTERPRETED_TRIP, LOAD_LATENCY, PRIOR, PRIOR_SOURCE, Prediction
+from costmodel.tiling import Call, Operand, Plan, itemsize
+
+#: Most channels, and filters, of a group that has several of both. From 4 on a 3x3 filter takes 36 multiply-adds an output,
+#: about as many as a GPU issues in the time that DRAM needs for two elements: beyond, tensor cores are the better way.
+NARROW = 4
 
 #: Registers a thread that a plan may count on by `registers`. The compiler has 255 and takes what is left to load ahead; above
 #: these counts it spilled (wgrad on sm_100 at 149 by Triton 3.6, at 167 by 3.7.1).
 MAX_REGISTERS = 192
 MAX_REGISTERS_WGRAD_100 = 144
 MAX_REGISTERS_FUSED_100 = 112  # Triton 3.6 keeps a value on the stack at 116
-#: Clocks of the load unit for a warp that reads one weight per lane, `taps` elements apart.
-WAVEFRONT = 4
-#: Share of the terms below the largest that it does not hide.
-UNHIDDEN = 0.1
-#: Taps of a filter row that the kernel for large filters unrolls.
-CHUNK = 8
-#: Most parts of wgrad's workspace, and the block of its sum.
-MAX_PARTS = 1024
+#: The block of wgrad's sum of parts.
 REDUCE_PARTS, REDUCE_BLOCK = 32, 32
 
 
@@ -75,176 +69,246 @@ def full_of(problem: ConvProblem) -> ConvProblem:
     return problem.with_unit_axes()
 
 
-@lru_cache(maxsize=1024)
-def totals(problem: ConvProblem, which: Pass) -> tuple[int, int]:
-    """(multiply-adds, elements that a pass moves at least), which every candidate asks for."""
-    return int(problem.macs), int(problem.bytes(1, which))
+def is_narrow(problem: ConvProblem) -> bool:
+    """Whether these kernels serve a problem: groups of one channel or of one filter, or of up to NARROW of both."""
+    c, k = problem.channels_per_group, problem.filters_per_group
+    return bool(min(c, k) == 1 or max(c, k) <= NARROW)
 
 
-def is_depthwise(problem: ConvProblem) -> bool:
-    """Whether every input channel is a group of its own."""
-    return bool(problem.groups == problem.in_channels)
+class Layer(NamedTuple):
+    """One pass of a problem as the kernels see it, with three spatial axes: what no plan changes."""
 
-
-class Shape(NamedTuple):
-    """What the kernels gather from and write to, with three spatial axes each."""
-
-    channels: int  # of the output; of wgrad's dw
-    inputs: tuple[int, int, int]
-    outputs: tuple[int, int, int]
+    which: Pass
+    rank: int
+    batch: int
+    channels: int  # lanes: channels of the output; for wgrad pairs of a filter and a channel that it sums
+    per_group: int  # of those, in a group
+    summed: int  # gathered channels that a lane sums
+    inputs: tuple[int, int, int]  # of the tensor that is gathered, x for wgrad
+    outputs: tuple[int, int, int]  # of the result; for wgrad of dy
     out_group: tuple[int, int, int]  # outputs of a group, and inputs from a group's window to the next
     in_step: tuple[int, int, int]
+    kernel: tuple[int, int, int]
+    stride: tuple[int, int, int]
+    dilation: tuple[int, int, int]
+    tap_step: tuple[int, int, int]  # taps from one that meets a pixel to the next
+    lag: int  # of the rows, for all taps
+    macs: int
+    elements: int  # that the pass moves at least
+    weights: int
+
+    @property
+    def row_groups(self) -> int:
+        return ceil_div(self.outputs[1], self.out_group[1])
 
 
 @lru_cache(maxsize=1024)
-def shape_of(problem: ConvProblem, which: Pass) -> Shape:
-    """For wgrad the input is x and the output dy."""
-    full = full_of(problem)
-    sizes = full.input_size, full.output_size
-    one = (1, 1, 1)
-    if which == Pass.DGRAD:
-        return Shape(problem.in_channels, sizes[1], sizes[0], full.stride, one)
-    return Shape(problem.out_channels, *sizes, one, full.stride)
+def layer_of(problem: ConvProblem, which: Pass) -> Layer:
+    full, dgrad = full_of(problem), which == Pass.DGRAD
+    c, k, one = problem.channels_per_group, problem.filters_per_group, (1, 1, 1)
+    channels, per_group, summed = {
+        Pass.FPROP: (problem.out_channels, k, c),
+        Pass.DGRAD: (problem.in_channels, c, k),
+        Pass.WGRAD: (problem.out_channels * c, c * k, 1),
+    }[which]
+    strides = zip(full.stride, full.dilation, strict=True)
+    steps = tuple(s // math.gcd(s, d) for s, d in strides) if dgrad else one
+    return Layer(
+        which,
+        problem.rank,
+        problem.batch,
+        channels,
+        per_group,
+        summed,
+        full.output_size if dgrad else full.input_size,
+        full.input_size if dgrad else full.output_size,
+        full.stride if dgrad else one,
+        one if dgrad else full.stride,
+        full.kernel_size,
+        full.stride,
+        full.dilation,
+        steps,
+        axis_of(full, which, 1).lag,
+        int(problem.macs),
+        int(problem.bytes(1, which)),
+        product(problem.weight_shape),
+    )
 
 
-@lru_cache(maxsize=4096)
-def tap_step(problem: ConvProblem, which: Pass, axis: int) -> int:
-    """Taps from one that meets a pixel to the next."""
-    s, d = problem.stride[axis], problem.dilation[axis]
-    return s // math.gcd(s, d) if which == Pass.DGRAD else 1
+class Tile(NamedTuple):
+    """A plan's tile: what its code unrolls and what a thread holds, however far a program walks."""
+
+    columns: int
+    channels: int
+    groups: int  # column tiles
+    warps: int
+    taps: tuple[int, int] | None
+    pack: tuple[str, ...]
+
+    @property
+    def lanes(self) -> int:
+        return self.channels * self.groups
+
+    @property
+    def each(self) -> int:
+        """Lanes of a thread."""
+        return max(1, self.channels * self.groups // (32 * self.warps))
+
+
+def tile_of(plan: Plan) -> Tile:
+    return Tile(plan.block_m, plan.block_n, plan.block_k, plan.num_warps, plan.taps, plan.pack)
+
+
+def gathered(call: Call) -> Operand:
+    """The tensor whose windows are read."""
+    return call.b if call.which == Pass.WGRAD else call.a
 
 
 def is_planes(call: Call) -> bool:
     """Whether the gathered tensor is read along its rows: channels-first. Otherwise along its channels."""
-    gathered = call.b if call.which == Pass.WGRAD else call.a
-    return gathered.unit == 4
+    return gathered(call).unit == 4
 
 
 def load_width(call: Call, plan: Plan) -> int:
     """Columns of the gathered tensor that one load brings: 1 where lanes are channels."""
+    return width_of(call, plan.block_m, plan.taps)
+
+
+def width_of(call: Call, columns: int, taps: tuple[int, int] | None) -> int:
+    """`load_width` of a tile of `columns`, of which `taps` are unrolled."""
     if not is_planes(call):
         return 1
-    gathered = call.b if call.which == Pass.WGRAD else call.a
-    shape = shape_of(call.problem, call.which)
-    step = plan.block_m // shape.out_group[2] * shape.in_step[2]
-    width = math.gcd(gathered.align, shape.inputs[2], step, max(1, 16 // itemsize(call.dtype)))
-    if plan.taps is not None and plan.taps[1] < call.problem.kernel_size[-1]:
-        full = full_of(call.problem)
-        width = math.gcd(width, plan.taps[1] * full.dilation[2] // (full.stride[2] if call.which == Pass.DGRAD else 1))
+    of = layer_of(call.problem, call.which)
+    step = columns // of.out_group[2] * of.in_step[2]
+    width = math.gcd(gathered(call).outside, of.inputs[2], step, max(1, 16 // itemsize(call.dtype)))
+    if taps is not None and taps[1] < of.kernel[2]:
+        width = math.gcd(width, taps[1] * of.dilation[2] // (of.stride[2] if of.which == Pass.DGRAD else 1))
     return width & -width
 
 
 def store_width(call: Call, plan: Plan) -> int:
     """Columns of the output (for wgrad: of dy, which it loads) that go together: all of a tile or one."""
+    return together_of(call, plan.block_m)
+
+
+def together_of(call: Call, columns: int) -> int:
+    """`store_width` of a tile of `columns`."""
     other = call.a if call.which == Pass.WGRAD else call.out
-    columns = plan.block_m
-    whole = columns & (columns - 1) == 0 and other.align % columns == 0
-    whole = whole and shape_of(call.problem, call.which).outputs[2] % columns == 0
+    whole = columns & (columns - 1) == 0 and other.outside % columns == 0
+    whole = whole and layer_of(call.problem, call.which).outputs[2] % columns == 0
     return columns if is_planes(call) and other.unit == 4 and whole else 1
 
 
-def grid(problem: ConvProblem, plan: Plan) -> tuple[int, int, int]:
-    """(channel tiles, column tiles, repeats) of a launch; repeats are runs of rows, depths, images, and wgrad's taps."""
-    shape = shape_of(problem, plan.which)
-    tiles_c = ceil_div(shape.channels, plan.block_n)
-    along = plan.rows if walks_columns(problem, plan) else 1
-    tiles_q = ceil_div(shape.outputs[2], plan.block_m * plan.block_k * along)
-    if plan.which != Pass.WGRAD:
-        runs = shape.outputs[1] if plan.taps else ceil_div(ceil_div(shape.outputs[1], shape.out_group[1]), plan.rows)
-        return tiles_c, tiles_q, runs * shape.outputs[0] * problem.batch
-    t, r, s = full_of(problem).kernel_size
-    block_r, block_s = plan.taps or (r, s)
-    return tiles_c, tiles_q, t * (r // block_r) * ceil_div(s, block_s) * parts(problem, plan)[0]
+def loads_together(call: Call, taps: tuple[int, int] | None) -> bool:
+    """Whether one load brings all channels of a pixel that a lane sums: neighbours in memory, and a power of two of them."""
+    summed, read = layer_of(call.problem, call.which).summed, gathered(call)
+    whole = summed > 1 and summed & (summed - 1) == 0 and summed * itemsize(call.dtype) <= 16
+    return whole and taps is None and read.unit == 1 and read.outside % summed == 0
 
 
-def walks_columns(problem: ConvProblem, plan: Plan) -> bool:
-    """Whether a program walks `rows` tiles along a row, for want of rows: the sliding window in 1-D."""
-    return problem.rank < 2 and plan.which != Pass.WGRAD and plan.taps is None
+class Launch(NamedTuple):
+    """Programs of a launch and how long each runs."""
+
+    tiles_c: int
+    tiles_q: int
+    repeats: int  # runs of rows, depths, images, and wgrad's taps
+    trips: int  # of a program's main loop, at most
+    splits: int  # of wgrad's rows that have work; every split has a part for each column tile
+    runs: int  # of rows in a split
+
+    @property
+    def programs(self) -> int:
+        return self.tiles_c * self.tiles_q * self.repeats
 
 
-def row_runs(problem: ConvProblem, plan: Plan) -> int:
-    """wgrad's runs of rows of dy, which its parts share out."""
-    shape = shape_of(problem, plan.which)
-    return int(problem.batch * shape.outputs[0] * ceil_div(shape.outputs[1], plan.rows))
-
-
-def parts(problem: ConvProblem, plan: Plan) -> tuple[int, int]:
-    """(splits that have work, runs of each) of wgrad; every split has a part for each column tile."""
-    runs = row_runs(problem, plan)
-    each = ceil_div(runs, plan.split)
-    return ceil_div(runs, each), each
-
-
-def trips(problem: ConvProblem, plan: Plan) -> float:
-    """Main-loop trips of one program, at most."""
-    full = full_of(problem)
-    shape = shape_of(problem, plan.which)
-    t, r, s = full.kernel_size
-    if plan.which == Pass.WGRAD:
-        lag = axis_of(full, plan.which, 1, (plan.taps or (r, s))[0]).lag
-        return parts(problem, plan)[1] * (min(plan.rows, shape.outputs[1]) + lag)
-    if walks_columns(problem, plan):
-        return plan.rows
-    if plan.taps is None:
-        groups = ceil_div(shape.outputs[1], shape.out_group[1])
-        return min(plan.rows, groups) + axis_of(full, plan.which, 1).lag
-    met = t * r
-    if plan.which == Pass.DGRAD:
-        met = (
-            ceil_div(t, tap_step(full, plan.which, 0)) * ceil_div(r, tap_step(full, plan.which, 1)) * problem.filters_per_group
+def launch_of(of: Layer, tile: Tile, rows: int, split: int) -> Launch:
+    """The launch of a tile whose programs walk `rows` groups of rows, wgrad's reduction shared `split` ways."""
+    (t, r, s), height = of.kernel, of.outputs[1]
+    tiles_c = -(-of.channels // tile.channels)
+    tiles_q = -(-of.outputs[2] // (tile.columns * tile.groups * (rows if walks_columns(of, tile.taps) else 1)))
+    if of.which == Pass.WGRAD:
+        block_r, block_s = tile.taps or (r, s)
+        total = row_runs(of, rows)
+        runs = -(-total // split)
+        splits = -(-total // runs)
+        lag = of.lag if block_r == r else 0
+        return Launch(
+            tiles_c, tiles_q, t * (r // block_r) * -(-s // block_s) * splits, runs * (min(rows, height) + lag), splits, runs
         )
-    return met * ceil_div(s, plan.taps[1])
+    outer = of.outputs[0] * of.batch
+    if tile.taps is not None:
+        met = -(-t // of.tap_step[0]) * -(-r // of.tap_step[1]) * of.summed
+        return Launch(tiles_c, tiles_q, height * outer, met * -(-s // tile.taps[1]), 1, 1)
+    if walks_columns(of, None):
+        return Launch(tiles_c, tiles_q, outer, rows, 1, 1)
+    groups = of.row_groups
+    return Launch(tiles_c, tiles_q, -(-groups // rows) * outer, min(rows, groups) + of.lag, 1, 1)
+
+
+def walks_columns(of: Layer, taps: tuple[int, int] | None) -> bool:
+    """Whether a program walks `rows` tiles along a row, for want of rows: the sliding window in 1-D."""
+    return of.rank < 2 and of.which != Pass.WGRAD and taps is None
+
+
+def row_runs(of: Layer, rows: int) -> int:
+    """wgrad's runs of rows of dy, which its parts share out."""
+    return of.batch * of.outputs[0] * -(-of.outputs[1] // rows)
+
+
+def planned(problem: ConvProblem, plan: Plan) -> Launch:
+    """The launch of a plan."""
+    return launch_of(layer_of(problem, plan.which), tile_of(plan), plan.rows, plan.split)
 
 
 class Work(NamedTuple):
-    """What a thread does in one trip, and holds, per channel of its own."""
+    """What a thread does in one trip, and holds, for each of its lanes."""
 
     held: int  # values in registers from trip to trip
-    read: int  # values read,
-    loads: int  # in so many loads where a thread has one channel
+    read: int  # values gathered,
+    loads: int  # in so many loads where a thread has one lane
+    beside: int  # and read besides, of dy (wgrad) or the weights (taps in a loop),
+    beside_loads: int
     multiply_adds: int
     stored: int
 
 
-def work_of(call: Call, plan: Plan) -> Work:
+def work_of(call: Call, columns: int, taps: tuple[int, int] | None) -> Work:
     """Counts of the unrolled code of a trip."""
-    full, dgrad = full_of(call.problem), call.which == Pass.DGRAD
-    shape = shape_of(call.problem, call.which)
-    t, r, s = full.kernel_size
-    columns, width = plan.block_m, load_width(call, plan)
-    block_r, block_s = plan.taps or (r, s)
-    axis = axis_of(full, call.which, 2, block_s)
-    window = axis.window(columns, dgrad)
+    of, full = layer_of(call.problem, call.which), full_of(call.problem)
+    dgrad, width = of.which == Pass.DGRAD, width_of(call, columns, taps)
+    t, r, s = of.kernel
+    block_r, block_s = taps or (r, s)
+    window = axis_of(full, of.which, 2, block_s).window(columns, dgrad)
     loads = ceil_div(window, width) + (1 if width > 1 else 0)
-    density = full.stride[2] // math.gcd(full.stride[2], full.dilation[2]) if dgrad else 1
+    density = of.stride[2] // math.gcd(of.stride[2], of.dilation[2]) if dgrad else 1
     products = ceil_div(columns * block_s, density)
-    if call.which == Pass.WGRAD:
-        rows = min(block_r, shape.in_step[1])
-        lag = axis_of(full, call.which, 1, block_r).lag
+    if of.which == Pass.WGRAD:
+        rows = min(block_r, of.in_step[1])
+        lag = axis_of(full, of.which, 1, block_r).lag
         held = block_r * block_s + (lag + 1) * columns
-        return Work(held, rows * window + columns, rows * loads + columns // store_width(call, plan), block_r * products, 0)
-    if plan.taps is not None:
-        return Work(columns + block_s, window + block_s, loads + block_s, products, 0)
-    rows = t * min(r, shape.in_step[1])
-    made = (axis_of(full, call.which, 1).lag + 1) * shape.out_group[1] * columns
-    met = ceil_div(r * products, tap_step(full, call.which, 1) // shape.out_group[1] or 1)
-    return Work(t * r * s + made, rows * window, rows * loads, t * met, shape.out_group[1] * columns)
-
-
-def channels_per_thread(plan: Plan) -> int:
-    return max(1, plan.block_n * plan.block_k // (32 * plan.num_warps))
+        paired = columns // together_of(call, columns)
+        return Work(held, rows * window, rows * loads, columns, paired, block_r * products, 0)
+    if taps is not None:
+        return Work(columns + block_s, window, loads, block_s, block_s, products, 0)
+    rows = t * min(r, of.in_step[1])
+    made = (of.lag + 1) * of.out_group[1] * columns
+    met = ceil_div(r * products, of.tap_step[1] // of.out_group[1] or 1)
+    loads *= rows if loads_together(call, taps) else rows * of.summed
+    stored = of.out_group[1] * columns
+    return Work(of.summed * t * r * s + made, of.summed * rows * window, loads, 0, 0, of.summed * t * met, stored)
 
 
 def registers(call: Call, plan: Plan) -> int:
-    """Registers a thread needs, roughly: what it holds, what it reads, and addresses.
+    """Registers a thread needs, roughly: what it holds, what it reads, and addresses."""
+    return int(40 + tile_of(plan).each * registers_a_lane(call, work_of(call, plan.block_m, plan.taps), plan.taps))
 
-    Where a window slides down the rows, a row of 16-bit values stays packed until it is used.
-    """
-    work, size = work_of(call, plan), itemsize(call.dtype)
+
+def registers_a_lane(call: Call, work: Work, taps: tuple[int, int] | None) -> float:
+    """Where a window slides down the rows, a row of 16-bit values stays packed until it is used."""
+    size = itemsize(call.dtype)
     wide = 2 if size == 8 else 1
-    slides = plan.taps is None and plan.which != Pass.WGRAD and call.problem.rank > 1
-    each = work.held * wide + work.read * (0.5 if size == 2 and slides else wide)
-    return int(40 + channels_per_thread(plan) * each)
+    slides = taps is None and call.which != Pass.WGRAD and call.problem.rank > 1
+    return work.held * wide + (work.read + work.beside) * (0.5 if size == 2 and slides else wide)
 
 
 def max_registers(call: Call, device: Device) -> int:
@@ -253,172 +317,50 @@ def max_registers(call: Call, device: Device) -> int:
     return MAX_REGISTERS_WGRAD_100 if call.which == Pass.WGRAD and device.capability >= 100 else MAX_REGISTERS
 
 
+def can_slide(of: Layer) -> bool:
+    """Whether a window may slide: dgrad's has no outputs in between along the depth."""
+    return of.which != Pass.DGRAD or of.stride[0] == 1
+
+
 def serves(call: Call, plan: Plan) -> str:
     """Why a depthwise plan cannot serve a call; "" where it can."""
-    problem, full = call.problem, full_of(call.problem)
-    if not is_depthwise(problem):
-        return f"groups of {problem.channels_per_group} channels"
+    problem, of = call.problem, layer_of(call.problem, call.which)
+    if not is_narrow(problem):
+        return f"groups of {problem.channels_per_group} channels and {problem.filters_per_group} filters"
     for name, block in (("block_n", plan.block_n), ("block_k", plan.block_k), ("warps", plan.num_warps)):
         if block < 1 or block & (block - 1):
             return f"{name} must be a power of two, got {block}"
     if plan.block_m < 1 or plan.rows < 1 or plan.split < 1 or (plan.split > 1 and call.which != Pass.WGRAD):
         return "columns, rows and split must be positive, and split 1 but for wgrad"
-    if plan.block_m % shape_of(problem, call.which).out_group[2]:
-        return f"columns must be a multiple of the stride {full.stride[2]}"
+    if plan.block_m % of.out_group[2]:
+        return f"columns must be a multiple of the stride {of.stride[2]}"
     if "a" in plan.pack or (plan.pack and call.which == Pass.WGRAD):
         return "only weights are copied"
     if plan.taps is None:
-        if call.which == Pass.DGRAD and (problem.filters_per_group > 1 or full.stride[0] > 1):
-            return "a sliding window serves dgrad without multiplier or stride along the depth"
-        return ""
+        return "" if can_slide(of) else "a sliding window serves dgrad without a stride along the depth"
     if call.which == Pass.WGRAD:
-        if plan.taps[0] not in (1, full.kernel_size[1]) or plan.taps[1] < 1:
-            return f"taps must be 1 or {full.kernel_size[1]} rows of at least one column"
-    elif plan.taps[0] != 1 or plan.taps[1] < 1 or plan.taps[1] % tap_step(full, call.which, 2):
-        return f"taps must be 1 x a multiple of {tap_step(full, call.which, 2)}"
+        if plan.taps[0] not in (1, of.kernel[1]) or plan.taps[1] < 1:
+            return f"taps must be 1 or {of.kernel[1]} rows of at least one column"
+    elif plan.taps[0] != 1 or plan.taps[1] < 1 or plan.taps[1] % of.tap_step[2]:
+        return f"taps must be 1 x a multiple of {of.tap_step[2]}"
     return ""
-
-
-def candidates(call: Call, device: Device) -> list[Plan]:
-    """Every depthwise plan worth predicting: those that serve the call and fit the registers."""
-    most = max_registers(call, device)
-    tiles = [plan for plan in menu(call, device) if not serves(call, plan) and registers(call, plan) <= most]
-    return [plan for tile in tiles for plan in with_rows(call, tile, device)]
-
-
-def menu(call: Call, device: Device) -> Iterator[Plan]:
-    """Tiles of lanes x columns, with all taps in registers and with a few."""
-    problem, which = call.problem, call.which
-    full = full_of(problem)
-    s = full.kernel_size[2]
-    step = tap_step(full, which, 2)
-    chunk = min(ceil_div(CHUNK, step), ceil_div(s, step)) * step
-    blocks: list[tuple[int, int] | None] = [None, (1, chunk)]
-    if which == Pass.WGRAD:
-        blocks = [None, *((1, size) for size in dict.fromkeys((min(s, 8), min(s, 16))))]
-    packs: list[tuple[str, ...]] = [()]
-    if which != Pass.WGRAD and call.b.unit != 0 and not is_planes(call) and not device.interpreted:
-        packs.append(("b",))
-    for warps, each in [(1, 8), (1, 4), (1, 2), (1, 1), (4, 8), (4, 4), (4, 2), (4, 1)]:
-        if device.interpreted and (warps, each) != (4, 1):
-            continue
-        for columns in sizes_of_columns(call, device):
-            for channels, groups in lanes(call, columns, 32 * warps * each, each):
-                if channels * groups < 32 and each > 1 and not device.interpreted:
-                    continue
-                for taps in blocks:
-                    for pack in packs:
-                        yield Plan(which, "depthwise", columns, channels, groups, warps, 3, taps=taps, pack=pack)
-
-
-def lanes(call: Call, columns: int, count: int, each: int) -> list[tuple[int, int]]:
-    """How up to `count` lanes may be shared between channels and column tiles, `each` of them to a thread."""
-    shape = shape_of(call.problem, call.which)
-    tiles = 1 << (ceil_div(shape.outputs[2], columns) - 1).bit_length()
-    if is_planes(call):  # neighbouring columns first
-        groups = min(count, tiles, 32)
-        return [(min(count // groups, 1 << (shape.channels - 1).bit_length()), groups)]
-    widest = min(count, 1 << (shape.channels - 1).bit_length())
-    exact = min(count, shape.channels & -shape.channels)  # no lane without a channel, where a pixel still fills a sector
-    found = [widest] if exact == widest or exact < each or exact * itemsize(call.dtype) < 32 else [widest, exact]
-    return [(channels, min(count // channels, tiles)) for channels in found]
-
-
-def sizes_of_columns(call: Call, device: Device) -> list[int]:
-    """Columns of a tile: for dgrad multiples of the stride, so that the taps of each are known."""
-    unit = shape_of(call.problem, call.which).out_group[2]
-    if is_planes(call):
-        gathered = call.b if call.which == Pass.WGRAD else call.a
-        width = math.gcd(gathered.align, MAX_ALIGN, max(1, 16 // itemsize(call.dtype)))
-        found = {width * unit // math.gcd(width, unit), 4 * unit, 2 * unit}
-        if call.which == Pass.WGRAD and call.dtype == "float16" and full_of(call.problem).kernel_size[0] > 1:
-            found -= {4}  # Triton 3.7.1 keeps two values of such a row on the stack, however few registers it takes
-    else:
-        found = {unit * n for n in (1, 2, 4, 8, 16)}
-    return sorted(n for n in found if n <= 16 or n == unit)
-
-
-def with_rows(call: Call, base: Plan, device: Device) -> Iterator[Plan]:
-    """A plan for each length of the walk down the rows, and for wgrad each split."""
-    shape = shape_of(call.problem, call.which)
-    groups = ceil_div(shape.outputs[1], shape.out_group[1])
-    if base.which != Pass.WGRAD:
-        walks = {1} if base.taps else {ceil_div(groups, n) for n in (1, 2, 4, 8)}
-        if walks_columns(call.problem, base):
-            walks = {1, 4, 16}
-        for rows in sorted(walks):
-            yield replace(base, rows=rows)
-        return
-    for rows in sorted({groups, ceil_div(groups, 4)}):
-        plan = replace(base, rows=rows)
-        programs = product(grid(call.problem, plan))
-        most = min(
-            row_runs(call.problem, plan), MAX_PARTS // min(MAX_PARTS, ceil_div(shape.outputs[2], base.block_m * base.block_k))
-        )
-        wanted = 1 if device.interpreted else 32 * device.sm_count // (base.num_warps * programs)
-        for split in sorted({min(max(1, wanted // n), max(1, most)) for n in (1, 2, 4)}):
-            yield replace(plan, split=split)
 
 
 def extra_bytes(call: Call, plan: Plan) -> int:
     """Bytes beyond the compulsory ones: the copy of the weights, wgrad's workspace, each read and written."""
-    weights = product(call.problem.weight_shape)
-    total = 2 * itemsize(call.dtype) * weights * len(plan.pack)
-    if plan.which == Pass.WGRAD:
-        total += 2 * max(4, itemsize(call.dtype)) * weights * parts(call.problem, plan)[0] * grid(call.problem, plan)[1]
-    return int(total)
+    return moved_besides(call, layer_of(call.problem, call.which), plan.pack, planned(call.problem, plan))
+
+
+def moved_besides(call: Call, of: Layer, pack: tuple[str, ...], launch: Launch) -> int:
+    """`extra_bytes` of a launch."""
+    size = itemsize(call.dtype)
+    total = 2 * size * of.weights * len(pack)
+    if of.which == Pass.WGRAD:
+        total += 2 * max(4, size) * of.weights * launch.splits * launch.tiles_q
+    return total
 
 
 def issued_macs(problem: ConvProblem, plan: Plan) -> int:
     """Multiply-adds that the plan's lanes compute, on padding, masked lanes and rows that only fill the window too."""
-    work = work_of(Call(problem, plan.which, "float16"), plan)
-    lanes = plan.block_n * plan.block_k
-    return round(product(grid(problem, plan)) * trips(problem, plan) * work.multiply_adds * lanes)
-
-
-def predict(call: Call, plan: Plan, device: Device) -> Prediction:
-    """Launches, then the largest of DRAM, L2, instruction issue and exposed latency."""
-    problem, size = call.problem, itemsize(call.dtype)
-    programs, n_trips, work = product(grid(problem, plan)), trips(problem, plan), work_of(call, plan)
-    each = channels_per_thread(plan)
-    lanes = plan.block_n * plan.block_k
-    macs, elements = totals(problem, call.which)
-    moved = size * elements + extra_bytes(call, plan)
-    tile_use = min(1.0, macs / max(1.0, programs * n_trips * work.multiply_adds * lanes))
-    if device.interpreted:
-        operations = work.multiply_adds + 3 * (work.loads + work.stored)
-        seconds = programs * (1 + n_trips) * (INTERPRETED_TRIP / 100 * operations + work.read * lanes * INTERPRETED_ELEMENT)
-        return Prediction(
-            seconds, programs, float(programs), tile_use, moved, "the interpreter", PRIOR[0] * seconds, PRIOR[1] * seconds
-        )
-    clock = device.clock * 1e6
-    warps_per_sm = ceil_div(programs * plan.num_warps, device.sm_count)
-    resident = max(1, min(device.warps_per_sm, device.registers_per_sm // (32 * min(255, registers(call, plan)))))
-
-    # instructions of a warp: every load and store has its address and mask, every 16-bit value its conversion
-    narrow = 1 if size == 2 else 0
-    wide = 2 if size == 8 else 1  # float64 multiplies at half the rate
-    transfers = (work.loads + work.stored) * (ceil_div(each * size, 16) if not is_planes(call) else each)
-    trip = 20 + 3 * transfers + each * (wide * work.multiply_adds + narrow * (work.read + work.stored / 2))
-    taps = 0 if plan.taps or plan.which == Pass.WGRAD else problem.taps
-    spread = 0 if call.b.unit == 0 or plan.pack or is_planes(call) else min(31, taps * size // 4)
-    prologue = 100 + taps * each * (3 + WAVEFRONT * spread / 4)
-    if plan.taps is not None and plan.which != Pass.WGRAD:
-        trip += plan.taps[1] * each * WAVEFRONT * (0 if call.b.unit == 0 or plan.pack or is_planes(call) else 16) / 4
-    issue = warps_per_sm * (prologue + n_trips * trip) / 4
-    latency = ceil_div(warps_per_sm, resident) * (2 * LOAD_LATENCY + n_trips * (LOAD_LATENCY + trip))
-    read = (work.read if plan.taps is None or plan.which == Pass.WGRAD else work.read - plan.taps[1]) * lanes * size
-    # half of the rows that neighbouring programs share come from the first-level cache
-    from_l2 = programs * n_trips * read / 2 / (device.l2_bandwidth * 1e9) * clock
-    dram = moved / (device.bandwidth * 1e9 * COPY_SHARE) * clock
-    terms = {"DRAM": dram, "instruction issue": issue, "latency": latency, "L2": from_l2}
-    bound = max(terms, key=lambda name: terms[name])
-    clocks = (1 - UNHIDDEN) * terms[bound] + UNHIDDEN * sum(terms.values())
-    launches = 1 + len(plan.pack) + (plan.which == Pass.WGRAD)
-    overhead = launches * device.launch_overhead
-    if overhead * clock > clocks:
-        bound = "launch"
-    waves = programs * plan.num_warps / (device.sm_count * resident)
-    seconds = overhead + clocks / clock
-    interval = PRIOR[0] * seconds, PRIOR[1] * seconds
-    return Prediction(seconds, programs, waves, tile_use, moved, bound, *interval, PRIOR_SOURCE)
+    work, launch = work_of(Call(problem, plan.which, "float16"), plan.block_m, plan.taps), planned(problem, plan)
+    return launch.programs * launch.trips * work.multiply_adds * tile_of(plan).lanes

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from costmodel.calibration import DEFAULT, Calibration, Table, lent, table_of
+
 #: The table by driver name; `devices()` under the name of a constant, read on first use.
 DEVICES: Mapping[str, Device]
 
@@ -52,6 +54,8 @@ class Device:
     aliases: tuple[str, ...] = field(default=(), compare=False, repr=False)
     sources: tuple[tuple[str, str], ...] = field(default=(), compare=False, repr=False)  # (figure, where it is from)
     interpreted: bool = False
+    calibrations: tuple[tuple[str, Calibration], ...] = field(default=(), repr=False)  # by kernel family
+    fastest: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)  # `costmodel.plan.call_key` -> plan
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_clock", self.max_clock or self.clock)
@@ -60,6 +64,16 @@ class Device:
     def geforce(self) -> bool:
         """Whether tensor cores run at half rate where they accumulate in float32."""
         return "GeForce" in self.name
+
+    def calibration(self, family: str) -> Calibration:
+        """The constants of a kernel family; the defaults where nothing has been measured."""
+        return next((found for name, found in self.calibrations if name == family), DEFAULT)
+
+    def calibrated(self, table: Table | None) -> Device:
+        """This device with the constants and the fastest plans of a table; as it is where there is none."""
+        if table is None:
+            return self
+        return replace(self, calibrations=table.current(), fastest=table.fastest())
 
     def source(self, figure: str) -> str:
         """Where a figure is from, by its field's name; "" where the device lacks it. KeyError for a name that is none."""
@@ -103,7 +117,8 @@ _UNITS = {
 #: The peaks, which follow the multiprocessors and the clock.
 RATES = ("fp16", "bf16", "fp16_acc16", "tf32", "fp32", "fp64", "fp64_tensor")
 #: Every field that is a number with a source.
-FIGURES = tuple(f.name for f in fields(Device) if f.name not in ("name", "names", "aliases", "sources", "interpreted"))
+_OTHER = ("name", "names", "aliases", "sources", "interpreted", "calibrations", "fastest")
+FIGURES = tuple(f.name for f in fields(Device) if f.name not in _OTHER)
 _WHOLE = tuple(f.name for f in fields(Device) if f.type == "int")
 
 #: Triton's interpreter on a CPU. Only the time of a trip counts there (`costmodel.timing`), no limit of a GPU applies.
@@ -142,9 +157,9 @@ def _table() -> dict[str, Any]:
 
 @cache
 def devices() -> Mapping[str, Device]:
-    """Every part of the table, by the first of its driver names."""
+    """Every part of the table, by the first of its driver names, with what has been measured of it."""
     found = [_new({"name": row["names"][0], **row}, f"device {key}") for key, row in _table()["device"].items()]
-    return MappingProxyType({device.name: device for device in found})
+    return MappingProxyType({device.name: device.calibrated(table_of(device.name)) for device in found})
 
 
 def _architecture(capability: int) -> dict[str, Any]:
@@ -196,7 +211,7 @@ def find(name: str, capability: int, sm_count: int) -> Device:
         changes[rate] = peak * size * ours[rate] / theirs[rate] if peak and rate in ours and rate in theirs else None
     origins = dict.fromkeys(changes, f"estimate: scaled from {base.name} by multiprocessors")
     limits, limit_origins = _limits(capability)
-    return replace(
+    scaled = replace(
         base,
         **changes | limits,
         name=name,
@@ -207,7 +222,14 @@ def find(name: str, capability: int, sm_count: int) -> Device:
         names=(),
         aliases=(),
         sources=_merged(base, origins | limit_origins | dict.fromkeys(("capability", "sm_count"), "driver")),
+        **_lent(base),
     )
+    return scaled.calibrated(table_of(name))
+
+
+def _lent(base: Device) -> dict[str, Any]:
+    """What a device made from `base` keeps of its measurements: the constants, without their interval."""
+    return {"calibrations": lent(base.calibrations, base.name), "fastest": {}}
 
 
 def _limits(capability: int) -> tuple[dict[str, int | float], dict[str, str]]:
@@ -306,7 +328,9 @@ def changed(device: Device, changes: Mapping[str, Any], origin: str) -> Device:
     if "capability" in values:
         limits, limit_origins = _limits(values["capability"])
         derived, derived_origins = derived | limits, derived_origins | limit_origins
-    own = {"names": (), "aliases": ()} if values.get("name", device.name) != device.name else {}
+    own: dict[str, Any] = {}
+    if values.get("name", device.name) != device.name:
+        own = {"names": (), "aliases": (), **_lent(device)}
     return replace(device, **own | derived | values, sources=_merged(device, derived_origins | origins))
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import lru_cache
-from operator import itemgetter
 from typing import NamedTuple
 
-from costmodel import depthwise, timing
+from costmodel import depthwise_choice, timing
 from costmodel.algebra import ceil_div
+from costmodel.depthwise import is_narrow
 from costmodel.device import Device
-from costmodel.problem import Pass
+from costmodel.problem import ConvProblem, Pass
+from costmodel.recast import folds
 from costmodel.resources import compiled_for, resource_key, resource_table
 from costmodel.tiling import (
     Call,
@@ -26,6 +27,7 @@ from costmodel.tiling import (
     access,
     arithmetic,
     extent,
+    folded,
     full_shares,
     itemsize,
     merged,
@@ -41,15 +43,14 @@ from costmodel.timing import (
     at_least,
     kernel,
     launches,
-    merge_bytes,
     packed_bytes,
     read_again,
+    recast_traffic,
     seconds,
     split_bytes,
-    traffic,
 )
 
-__all__ = ["MENU", "Call", "Operand", "Plan", "candidates", "predict", "select"]
+__all__ = ["MENU", "Call", "Operand", "Plan", "call_key", "candidates", "measured", "predict", "select"]
 
 #: The menu. float16/bfloat16 and tf32 use tensor cores, ieee float32 the FMA units, float64 its own tensor cores.
 MENU: dict[str, tuple[Tile, ...]] = {
@@ -112,8 +113,9 @@ class Option(NamedTuple):
     """A compiled tile with its operands packed or not: one line of the ranking, to be split `splits` ways."""
 
     kernel: Kernel
-    call: Call  # with its groups merged
+    call: Call  # as the kernel sees it
     merge: int
+    fold: bool
     family: str
     pack: tuple[str, ...]
     step: tuple[int, int, int, int] | None
@@ -125,7 +127,14 @@ class Option(NamedTuple):
 
     def plan(self, split: int) -> Plan:
         return Plan(
-            self.call.which, self.family, *self.kernel.tile, split=split, step=self.step, pack=self.pack, merge=self.merge
+            self.call.which,
+            self.family,
+            *self.kernel.tile,
+            split=split,
+            step=self.step,
+            pack=self.pack,
+            merge=self.merge,
+            fold=self.fold,
         )
 
 
@@ -139,17 +148,19 @@ def compiled(
         needs = resource_table().get(resource_key(Plan(which, family, *tile), kind, reach, device.capability))
         fits = needs is not None and not needs.spills and needs.shared <= device.shared_per_block
         if fits or device.interpreted:
-            found.append(kernel(tile, needs, kind, size, widths, device))
+            found.append(kernel(family, tile, needs, kind, size, widths, device))
     return found
 
 
 def options(call: Call, device: Device) -> Iterator[Option]:
-    """Every legal tile, with and without packed operands and merged groups."""
+    """Every legal tile, with and without packed operands, merged groups and folded columns."""
     for merge in merges(call, device):
-        yield from _options(merged(call, merge), merge, device)
+        yield from _options(merged(call, merge), merge, False, device)
+    if folds(call.problem, call.which) and not device.interpreted:
+        yield from _options(folded(call), 1, True, device)
 
 
-def _options(call: Call, merge: int, device: Device) -> Iterator[Option]:
+def _options(call: Call, merge: int, fold: bool, device: Device) -> Iterator[Option]:
     problem, which, size = call.problem, call.which, itemsize(call.dtype)
     family = "patch" if problem.is_patch else "gather"
     kind = arithmetic(call.dtype, call.precision)
@@ -169,7 +180,7 @@ def _options(call: Call, merge: int, device: Device) -> Iterator[Option]:
                 blocks = reduction_steps(problem, step)
             if shares(problem, which, family):
                 ways = splits(tiles, blocks, device, which != Pass.WGRAD)
-            yield Option(of, call, merge, family, pack, step, covers, tiles, blocks, covers.loops, ways)
+            yield Option(of, call, merge, fold, family, pack, step, covers, tiles, blocks, covers.loops, ways)
 
 
 def merges(call: Call, device: Device) -> list[int]:
@@ -186,11 +197,18 @@ def merges(call: Call, device: Device) -> list[int]:
 
 def candidates(call: Call, device: Device) -> list[Plan]:
     """Every legal plan: rows of the menu that compile without a spill and fit, with and without packed operands, and the
-    depthwise kernels' own. The interpreter runs depthwise problems by those alone."""
-    own = depthwise.candidates(call, device) if depthwise.is_depthwise(call.problem) else []
+    depthwise kernels' own."""
+    own = depthwise_choice.candidates(call, device) if serves_depthwise(call.problem, device) else []
     if own and device.interpreted:
         return own
     return own + [option.plan(split) for option in options(call, device) for split in option.splits]
+
+
+def serves_depthwise(problem: ConvProblem, device: Device) -> bool:
+    """Whether the depthwise kernels are candidates. The interpreter runs groups of one channel or one filter by those alone,
+    and others by them where a plan asks for it."""
+    alone = 1 in (problem.channels_per_group, problem.filters_per_group)
+    return is_narrow(problem) and (alone or not device.interpreted)
 
 
 def addresses_fit(call: Call, family: str, tile: Tile) -> bool:
@@ -243,18 +261,34 @@ def splits(tiles: int, blocks: int, device: Device, full: bool) -> list[int]:
 
 def predict(call: Call, plan: Plan, device: Device) -> Prediction:
     """The predicted time of a plan of any family."""
-    return (depthwise.predict if plan.family == "depthwise" else timing.predict)(call, plan, device)
+    return (depthwise_choice.predict if plan.family == "depthwise" else timing.predict)(call, plan, device)
+
+
+def call_key(call: Call) -> str:
+    """Everything that a call's choice depends on, as words: what the table of measured plans is looked up by."""
+    lie = " ".join(f"{operand.unit}/{operand.align}/{operand.outside}" for operand in (call.a, call.b, call.out))
+    kind = f"{call.dtype} tf32" if arithmetic(call.dtype, call.precision) == "tf32" else call.dtype
+    after = f" then {call.epilogue}" if call.epilogue else ""
+    return f"{call.which} of {call.problem} in {kind}, {lie}{after}"
+
+
+def measured(call: Call, device: Device) -> Plan | None:
+    """The plan that was measured fastest for exactly this call on this device, where its table has one that is a candidate."""
+    words = device.fastest.get(call_key(call)) if device.fastest else None
+    plan = Plan.parse(words) if words else None
+    return plan if plan is not None and plan in candidates(call, device) else None
 
 
 def select(call: Call, device: Device) -> Plan:
-    """The candidate with the least predicted time. Cached by callers; plain arithmetic.
+    """The plan that was measured fastest for exactly this call, else the candidate with the least predicted time.
 
-    Raises RuntimeError where no kernel serves the call.
+    Cached by callers; plain arithmetic. Raises RuntimeError where no kernel serves the call.
     """
-    own = depthwise.candidates(call, device) if depthwise.is_depthwise(call.problem) else []
-    least, best = min(
-        ((depthwise.predict(call, plan, device).seconds, plan) for plan in own), default=(math.inf, None), key=itemgetter(0)
-    )
+    if (known := measured(call, device)) is not None:
+        return known
+    least, best = math.inf, None
+    if serves_depthwise(call.problem, device):
+        least, best = depthwise_choice.quickest(call, device)
     if best is None or not device.interpreted:
         best = _quickest(call, device, least) or best
     if best is None:
@@ -266,21 +300,21 @@ def _quickest(call: Call, device: Device, least: float) -> Plan | None:
     """The option of least time, if under `least` seconds: `timing.predict`, with the work that candidates share done once."""
     size, group_m, which = itemsize(call.dtype), Plan.group_m, call.which
     best, best_split = None, 1
-    shared: dict[tuple[int, tuple[str, ...]], tuple[Traffic, int]] = {}
+    shared: dict[tuple[int, bool, tuple[str, ...]], tuple[Traffic, int]] = {}
     for option in options(call, device):
-        of, seen, merge, _, pack, _, covers, tiles, blocks, loops, ways = option
-        if (merge, pack) not in shared:
-            found = traffic(seen)
-            copied = packed_bytes(seen.problem, which, pack, size) + merge_bytes(call.problem, which, merge, size)
-            shared[merge, pack] = found, found.compulsory + copied
-        found, fixed = shared[merge, pack]
-        if at_least(of, tiles, blocks * loops, fixed, launches(which, pack, 1, merge), device) >= least:
+        of, kernels, merge, fold, _, pack, _, covers, tiles, blocks, loops, ways = option
+        if (merge, fold, pack) not in shared:
+            found, copied = recast_traffic(call, kernels, merge, fold)
+            copied += packed_bytes(kernels.problem, which, pack, size)
+            shared[merge, fold, pack] = found, found.compulsory + copied
+        found, fixed = shared[merge, fold, pack]
+        if at_least(of, tiles, blocks * loops, fixed, launches(which, pack, 1, merge, fold), device) >= least:
             continue
         for split in ways:
             moved = fixed + split_bytes(found, split)
-            moved += read_again(of, covers, split, group_m, seen, found.swept, device)
+            moved += read_again(of, covers, split, group_m, kernels, found.swept, device)
             n_trips = ceil_div(blocks, split) * loops
-            time = seconds(of, tiles * split, n_trips, moved, launches(which, pack, split, merge), device)
+            time = seconds(of, tiles * split, n_trips, moved, launches(which, pack, split, merge, fold), device)
             if time < least:
                 least, best, best_split = time, option, split
     return best.plan(best_split) if best else None

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from costmodel.algebra import ceil_div, product
 from costmodel.problem import ConvProblem, Pass
+from costmodel.recast import fold_columns, fold_width, merge_groups
 
 #: Elements in the widest load (16 bytes of a 16-bit type); alignments beyond it tell the compiler nothing more.
 MAX_ALIGN = 16
@@ -81,11 +82,6 @@ def channels_last(problem: ConvProblem, which: Pass, dtype: str, precision: str 
     return Call(problem, which, dtype, precision, a, b, out)
 
 
-def merge_groups(problem: ConvProblem, merge: int) -> ConvProblem:
-    """The problem with `merge` neighbouring groups as one, for weights that are block-diagonal in them."""
-    return problem if merge == 1 else replace(problem, groups=problem.groups // merge)
-
-
 def merged(call: Call, merge: int) -> Call:
     """The call as its kernel sees it with `merge` groups as one: wider channels, and channels-last block-diagonal weights."""
     if merge == 1:
@@ -105,16 +101,27 @@ def merged(call: Call, merge: int) -> Call:
     return replace(call, problem=problem, a=a, b=b, out=out)
 
 
+def folded(call: Call) -> Call:
+    """The call as its kernel sees it with the columns of a filter as channels, in padded copies."""
+    problem = fold_columns(call.problem)
+    x = Operand(1, fold_width(call.problem), fold_width(call.problem))
+    w = Operand(1, *(math.gcd(MAX_ALIGN, problem.in_channels),) * 2)
+    if call.which == Pass.WGRAD:
+        return replace(call, problem=problem, b=x, out=w)
+    return replace(call, problem=problem, a=x, b=w)
+
+
 @dataclass(frozen=True)
 class Plan:
     """A kernel with its tile. `family`: "gather" (implicit GEMM over taps) or "patch" (windows tile the input: a plain GEMM,
     1x1 included). `split` counts the programs that share one reduction: over channels in fprop, filters in dgrad, pixels in
     wgrad. `step` is wgrad's box of output pixels (n, o, p, q), whose product is `block_k`. `pack` names operands that are
     first copied to channels-last. `merge` counts the groups that are laid together in one block-diagonal weight, so that
-    narrow groups fill a tile.
+    narrow groups fill a tile. `fold` makes the columns of a filter channels (`costmodel.recast`), so that few channels do.
 
-    "depthwise" reads its tile as columns x channels x column tiles. `rows` is what a program walks down, in groups of output
-    rows; `taps` the filter rows and columns that it unrolls, None for all of them in a window that slides over the rows."""
+    "depthwise" reads its tile as columns x channels (wgrad: pairs of a filter and a channel) x column tiles. `rows` is
+    what a program walks down, in groups of output rows; `taps` the filter rows and columns that it unrolls, None for all of
+    them in a window that slides over the rows."""
 
     which: Pass
     family: str
@@ -128,6 +135,7 @@ class Plan:
     step: tuple[int, int, int, int] | None = None
     pack: tuple[str, ...] = ()
     merge: int = 1
+    fold: bool = False
     rows: int = 1
     taps: tuple[int, int] | None = None
 
@@ -137,7 +145,7 @@ class Plan:
 
     def __str__(self) -> str:
         """One word, which `Plan.parse` reads back:
-        fprop:patch:128x64x64:w4:s4[:split7][:group8][:step1x1x8x8][:merge4][:rows14][:taps1x8][:pack-a]."""
+        fprop:patch:128x64x64:w4:s4[:split7][:group8][:step1x1x8x8][:merge4][:fold][:rows14][:taps1x8][:pack-a]."""
         words = [str(self.which), self.family, f"{self.block_m}x{self.block_n}x{self.block_k}"]
         words += [f"w{self.num_warps}", f"s{self.num_stages}"]
         if self.split != 1:
@@ -148,6 +156,8 @@ class Plan:
             words.append("step" + "x".join(map(str, self.step)))
         if self.merge != 1:
             words.append(f"merge{self.merge}")
+        if self.fold:
+            words.append("fold")
         if self.rows != 1:
             words.append(f"rows{self.rows}")
         if self.taps is not None:
@@ -171,6 +181,8 @@ class Plan:
                     plan = replace(plan, split=int(word.removeprefix("split")))
                 elif word.startswith("merge"):
                     plan = replace(plan, merge=int(word.removeprefix("merge")))
+                elif word == "fold":
+                    plan = replace(plan, fold=True)
                 elif word.startswith("rows"):
                     plan = replace(plan, rows=int(word.removeprefix("rows")))
                 elif word.startswith("taps"):
@@ -189,9 +201,21 @@ class Plan:
         return plan
 
 
+def seen_problem(problem: ConvProblem, plan: Plan) -> ConvProblem:
+    """The problem as the plan's kernel sees it."""
+    problem = merge_groups(problem, plan.merge)
+    return fold_columns(problem) if plan.fold else problem
+
+
+def seen(call: Call, plan: Plan) -> Call:
+    """The call as the plan's kernel sees it, but for operands that are copied to channels-last."""
+    call = merged(call, plan.merge)
+    return folded(call) if plan.fold else call
+
+
 def vector_widths(call: Call, plan: Plan) -> tuple[int, int]:
     """Elements per load of operands a and b under a plan: what alignment and the axis of stride 1 allow."""
-    call = merged(call, plan.merge)
+    call = seen(call, plan)
     problem = call.problem
     packed_a = "a" in plan.pack
     packed_b = "b" in plan.pack
@@ -301,13 +325,15 @@ def extent(problem: ConvProblem, which: Pass, family: str) -> Extent:
 
 def grid(problem: ConvProblem, plan: Plan) -> tuple[int, int, int]:
     """(m tiles, n tiles, repeats) of a launch; repeats are groups, phases, taps and splits."""
-    of = extent(merge_groups(problem, plan.merge), plan.which, plan.family)
+    problem = seen_problem(problem, plan)
+    of = extent(problem, plan.which, plan.family)
     return ceil_div(of.m, plan.block_m), ceil_div(of.n, plan.block_n), of.repeats * plan.split
 
 
 def trips(problem: ConvProblem, plan: Plan) -> float:
     """Main-loop trips of one program, on average over the phases of dgrad."""
-    of = extent(merge_groups(problem, plan.merge), plan.which, plan.family)
+    problem = seen_problem(problem, plan)
+    of = extent(problem, plan.which, plan.family)
     if plan.which == Pass.WGRAD:
         step = plan.step or reduction_step(problem, plan.block_k)
         return ceil_div(reduction_steps(problem, step), plan.split)

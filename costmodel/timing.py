@@ -1,6 +1,6 @@
 """Predicted time of a plan: tile and wave quantisation over tensor, issue, L2 and DRAM limits. Plain arithmetic.
 
-No term has been fitted to a measurement yet: rates are the device's datasheet, instruction counts the compiled kernels'.
+Rates are the device's datasheet, times the shares of `costmodel.calibration`, and instruction counts the compiled kernels'.
 What no problem size changes is worked out once a tile (`Kernel`), so that ranking every candidate takes little.
 """
 
@@ -12,8 +12,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from costmodel.algebra import ceil_div
+from costmodel.calibration import DEFAULT, PRIOR_SOURCE, Calibration
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
+from costmodel.recast import fold_elements, folded_input
 from costmodel.resources import COMPILED, Resources, compiled_for, resources_of
 from costmodel.tiling import (
     Call,
@@ -25,27 +27,20 @@ from costmodel.tiling import (
     grid,
     issued_macs,
     itemsize,
-    merged,
+    seen,
     trips,
     vector_widths,
 )
 
-#: Share of DRAM bandwidth a copy reaches (NVIDIA H100: 3.0 of 3.35 TB/s).
-COPY_SHARE = 0.9
 #: Share of the L2 cache that operands may fill before a second sweep over them goes to DRAM again.
 L2_SHARE = 0.5
 #: Bytes a clock that one multiprocessor can draw from L2, which the chip as a whole cannot give to all of them.
 L2_PORT = 64
-#: Clocks until a load that is not pipelined (narrower than 4 bytes) arrives, and a pipelined loop's fill.
-LOAD_LATENCY = 600
 #: Instructions of one trip that do not depend on the tile: counters, barriers, branches (read off compiled kernels).
 TRIP_INSTRUCTIONS = 60
 #: Seconds of Triton's interpreter for a program or a loop trip, and for each element loaded (two slow cores, Triton 3.7).
 INTERPRETED_TRIP = 12e-3
 INTERPRETED_ELEMENT = 3e-8
-#: A prediction's interval before anything is measured: the spread that published models of unfitted kernels show.
-PRIOR = (0.7, 1.4)
-PRIOR_SOURCE = "a prior, x0.7 to x1.4: nothing has been measured for this device and kernel family"
 
 
 #: The dtype and precision whose peak an arithmetic of the menu has.
@@ -78,37 +73,42 @@ class Kernel(NamedTuple):
     exposed: float  # latency of a trip that its own stages do not hide
     epilogue: float
     bound: str  # what sets `clocks`: "arithmetic" or "instruction issue"
+    constants: Calibration  # of its family
 
 
 @lru_cache(maxsize=4096)
-def kernel(tile: Tile, needs: Resources | None, kind: str, size: int, widths: tuple[int, int], device: Device) -> Kernel:
-    """A tile in arithmetic `kind` of elements of `size` bytes, its operands loaded `widths` elements at a time.
+def kernel(
+    family: str, tile: Tile, needs: Resources | None, kind: str, size: int, widths: tuple[int, int], device: Device
+) -> Kernel:
+    """A tile of a family in arithmetic `kind` of elements of `size` bytes, its operands loaded `widths` elements at a time.
 
     `needs` is its row of the table of compiled kernels; without one registers and shared memory are estimated.
     """
     if device.interpreted:
-        return Kernel(tile, 1, 0, 0, 0, 0, 0, "the interpreter")
+        return Kernel(tile, 1, 0, 0, 0, 0, 0, "the interpreter", DEFAULT)
     m, n, k, warps, stages = tile
-    clock = device.clock * 1e6
+    clock, constants = device.clock * 1e6, device.calibration(family)
     shared = needs.shared if needs else stages * (m + n) * k * size
     registers = needs.registers if needs else 32 + m * n // (warps * 32)
     resident = min(
         device.shared_per_sm // max(1, shared + 1024),
         device.registers_per_sm // max(1, registers * warps * 32),
         device.warps_per_sm // warps,
+        device.blocks_per_sm,
     )
-    multiply = 2 * m * n * k / (device.rate(*_RATE[kind]) / device.sm_count / clock)
+    rate = device.rate(*_RATE[kind]) * constants.share(kind, f"{m}x{n}x{k}")
+    multiply = 2 * m * n * k / (rate / device.sm_count / clock)
     loads = m * k / widths[0] / 32 + n * k / widths[1] / 32  # warp instructions
-    issue = ((needs.trip if needs else TRIP_INSTRUCTIONS) * warps + 2 * loads) / 4
+    issue = ((needs.trip if needs else TRIP_INSTRUCTIONS) * warps + 2 * loads) / (4 * constants.issue)
     if kind == "fp32":
         issue = 0.0  # counted by the FMA rate
-    l2_rate = device.l2_bandwidth * 1e9 / device.sm_count / clock  # bytes per clock and multiprocessor
+    l2_rate = device.l2_bandwidth * constants.l2 * 1e9 / device.sm_count / clock  # bytes per clock and multiprocessor
     operands = (m + n) * k * size
     # loads narrower than 4 bytes are not pipelined: stages do not hide them, other resident programs do
-    exposed = LOAD_LATENCY / (stages if min(widths) * size >= 4 else 1)
+    exposed = constants.latency / (stages if min(widths) * size >= 4 else 1)
     clocks, bound = max((multiply, "arithmetic"), (issue, "instruction issue"))
     from_l2, epilogue = operands / l2_rate, m * n * size / l2_rate
-    return Kernel(tile, max(1, resident), clocks, from_l2, operands / L2_PORT, exposed, epilogue, bound)
+    return Kernel(tile, max(1, resident), clocks, from_l2, operands / L2_PORT, exposed, epilogue, bound, constants)
 
 
 def trip_clocks(of: Kernel, tiles: int, device: Device) -> float:
@@ -122,7 +122,7 @@ def on_chip(of: Kernel, tiles: int, n_trips: float, device: Device) -> float:
     each = -(-tiles // device.sm_count)
     clocks = trip_clocks(of, tiles, device)
     trip = max(clocks, (clocks + of.exposed) / min(of.resident, each))
-    return (each * (n_trips * trip + of.epilogue) + 2 * LOAD_LATENCY) / (device.clock * 1e6)
+    return (each * (n_trips * trip + of.epilogue) + 2 * of.constants.latency) / (device.clock * 1e6)
 
 
 def interpreted(tile: Tile, tiles: int, n_trips: float) -> float:
@@ -139,8 +139,9 @@ class Traffic(NamedTuple):
     workspace: int  # of one share's partial sums, written and read: float32, or float64 for float64
 
 
+@lru_cache(maxsize=4096)
 def traffic(call: Call) -> Traffic:
-    """What a call moves before any plan."""
+    """What a call moves before any plan, but for copies."""
     problem, size = call.problem, itemsize(call.dtype)
     weights = math.prod(problem.weight_shape)
     results = {Pass.FPROP: problem.output_shape, Pass.DGRAD: problem.input_shape, Pass.WGRAD: problem.weight_shape}[call.which]
@@ -190,30 +191,54 @@ def split_bytes(found: Traffic, split: int) -> int:
     return found.workspace * split if split > 1 else 0
 
 
+def fold_traffic(found: Traffic, problem: ConvProblem, which: Pass, size: int) -> Traffic:
+    """What a folded call moves: pixels that several windows see are counted once, as they lie in memory."""
+    moved, _ = fold_elements(problem, which)
+    swept = size * (math.prod(folded_input(problem)) + math.prod(problem.output_shape)) if which == Pass.WGRAD else found.swept
+    return found._replace(compulsory=size * moved, swept=swept)
+
+
+def recast_traffic(call: Call, kernels: Call, merge: int, fold: bool) -> tuple[Traffic, int]:
+    """(what the kernel of `call` moves, which it sees as `kernels`, bytes of the copies that make it so)."""
+    found, size = traffic(kernels), itemsize(call.dtype)
+    copied = merge_bytes(call.problem, call.which, merge, size)
+    if fold:
+        found = fold_traffic(found, call.problem, call.which, size)
+        copied += size * fold_elements(call.problem, call.which)[1]
+    return found, copied
+
+
 def extra_bytes(call: Call, plan: Plan) -> int:
-    """Bytes a plan moves beyond the compulsory ones: packed copies, wgrad's workspace, weights with groups merged."""
-    size, kernels = itemsize(call.dtype), merged(call, plan.merge)
-    copied = packed_bytes(kernels.problem, plan.which, plan.pack, size)
-    copied += merge_bytes(call.problem, plan.which, plan.merge, size)
-    found = traffic(kernels)
+    """Bytes a plan moves beyond the compulsory ones: copies of operands and weights, partial sums."""
+    kernels = seen(call, plan)
+    found, copied = recast_traffic(call, kernels, plan.merge, plan.fold)
+    copied += packed_bytes(kernels.problem, plan.which, plan.pack, itemsize(call.dtype))
     return copied + split_bytes(found, plan.split) + found.compulsory - traffic(call).compulsory
 
 
-def launches(which: Pass, pack: tuple[str, ...], split: int, merge: int) -> int:
-    """Kernels a pass takes: its own, one a copy, one to add up partial sums, two to merge groups or one to take them apart."""
-    return 1 + len(pack) + (split > 1) + (merge > 1) * (1 if which == Pass.WGRAD else 2)
+def launches(which: Pass, pack: tuple[str, ...], split: int, merge: int, fold: bool = False) -> int:
+    """Kernels a pass takes: its own, one a copy, one to add up partial sums. Weights are cleared and filled where groups are
+    merged or columns folded, and wgrad's taken apart by one; the input of a fold is cleared and filled too."""
+    weights = (merge > 1 or fold) * (1 if which == Pass.WGRAD else 2)
+    return 1 + len(pack) + (split > 1) + weights + 2 * fold
 
 
-def from_dram(moved: float, device: Device) -> float:
+def from_dram(moved: float, device: Device, constants: Calibration) -> float:
     """Seconds of DRAM for `moved` bytes."""
-    return moved / (device.bandwidth * 1e9 * COPY_SHARE)
+    return moved / (device.bandwidth * 1e9 * constants.dram)
+
+
+def overhead(kernels: int, device: Device, constants: Calibration) -> float:
+    """Seconds of that many launches."""
+    return kernels * device.launch_overhead * constants.launch
 
 
 def seconds(of: Kernel, tiles: int, n_trips: float, moved: float, kernels: int, device: Device) -> float:
     """A pass of `kernels` launches: their overhead, then the larger of the chip's time and DRAM's for `moved` bytes."""
     if device.interpreted:
         return interpreted(of.tile, tiles, n_trips)
-    return kernels * device.launch_overhead + max(on_chip(of, tiles, n_trips, device), from_dram(moved, device))
+    busy, dram = on_chip(of, tiles, n_trips, device), from_dram(moved, device, of.constants)
+    return overhead(kernels, device, of.constants) + max(busy, dram)
 
 
 def borrowed(device: Device) -> str:
@@ -228,27 +253,28 @@ def at_least(of: Kernel, tiles: int, steps: float, moved: float, kernels: int, d
     if device.interpreted:
         return 0.0
     busy = tiles * steps * max(of.clocks, of.from_l2) / (device.sm_count * device.clock * 1e6)
-    return kernels * device.launch_overhead + max(busy, from_dram(moved, device))
+    return overhead(kernels, device, of.constants) + max(busy, from_dram(moved, device, of.constants))
 
 
 def predict(call: Call, plan: Plan, device: Device) -> Prediction:
     """Time of one pass under a plan."""
-    problem, seen = call.problem, merged(call, plan.merge)
-    covers = extent(seen.problem, plan.which, plan.family)
+    problem, kernels = call.problem, seen(call, plan)
+    covers = extent(kernels.problem, plan.which, plan.family)
     m_tiles, n_tiles, repeats = grid(problem, plan)
     tiles, n_trips = m_tiles * n_tiles * repeats, trips(problem, plan)
     moved = traffic(call).compulsory + extra_bytes(call, plan)
     issued = issued_macs(problem, plan)
     needs, kind = resources_of(call, plan, device), arithmetic(call.dtype, call.precision)
-    of = kernel(plan.tile, needs, kind, itemsize(call.dtype), vector_widths(call, plan), device)
-    moved += read_again(of, covers, plan.split, plan.group_m, seen, traffic(seen).swept, device)
-    kernels = launches(plan.which, plan.pack, plan.split, plan.merge)
-    total = seconds(of, tiles, n_trips, moved, kernels, device)
+    of = kernel(plan.family, plan.tile, needs, kind, itemsize(call.dtype), vector_widths(call, plan), device)
+    swept = recast_traffic(call, kernels, plan.merge, plan.fold)[0].swept
+    moved += read_again(of, covers, plan.split, plan.group_m, kernels, swept, device)
+    launched = launches(plan.which, plan.pack, plan.split, plan.merge, plan.fold)
+    total = seconds(of, tiles, n_trips, moved, launched, device)
     bound = of.bound if of.clocks >= trip_clocks(of, tiles, device) else "L2"
     if not device.interpreted:
-        busy, dram = on_chip(of, tiles, n_trips, device), from_dram(moved, device)
+        busy, dram = on_chip(of, tiles, n_trips, device), from_dram(moved, device, of.constants)
         bound = "DRAM" if dram > busy else bound
-        bound = "launch" if kernels * device.launch_overhead > max(busy, dram) else bound
+        bound = "launch" if overhead(launched, device, of.constants) > max(busy, dram) else bound
     return Prediction(
         seconds=total,
         tiles=tiles,
@@ -256,7 +282,7 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
         tile_use=problem.macs / issued if issued else 1.0,
         bytes=moved,
         bound=bound,
-        low=total * PRIOR[0],
-        high=total * PRIOR[1],
-        source=PRIOR_SOURCE + borrowed(device),
+        low=total * of.constants.low,
+        high=total * of.constants.high,
+        source=of.constants.source + borrowed(device),
     )

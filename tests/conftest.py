@@ -5,9 +5,11 @@ compile ahead of time (marker `aot`) cannot live in such a process: run them apa
 environment variable TRITONCONV_TEST_AOT set.
 """
 
+import functools
 import os
 import sys
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -112,6 +114,15 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
     for name in POISONED_METHODS:
         monkeypatch.setattr(torch.Tensor, name, _poisoned(getattr(torch.Tensor, name)))
+
+
+@pytest.fixture
+def anew(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """A function that has the table of devices read anew, calibrations included; behind the test it is as it was."""
+    from costmodel.device import devices
+
+    read = devices.__wrapped__
+    return lambda: monkeypatch.setattr("costmodel.device.devices", functools.cache(read))
 
 
 @pytest.fixture

@@ -188,6 +188,9 @@ GEOMETRIES = {
     "resnet_stride_2": Case("conv2d", (8, 128, 56, 56), (128, 128, 3, 3), stride=2, padding=1),
     "resnet_deep": Case("conv2d", (8, 512, 7, 7), (512, 512, 3, 3), padding=1),
     "resnext_grouped": Case("conv2d", (4, 128, 28, 28), (128, 4, 3, 3), groups=32, padding=1),
+    "resnext_merged": Case("conv2d", (4, 256, 28, 28), (256, 8, 3, 3), groups=32, padding=1),
+    "groups_of_2": Case("conv2d", (4, 64, 28, 28), (64, 2, 3, 3), groups=32, padding=1),
+    "groups_of_3": Case("conv2d", (2, 48, 27, 29), (48, 3, 3, 3), groups=16, padding=1, stride=2),
     "convnext_depthwise": Case("conv2d", (4, 96, 56, 56), (96, 1, 7, 7), groups=96, padding=3),
     "mobilenet_depthwise": Case("conv2d", (4, 144, 56, 56), (144, 1, 3, 3), groups=144, padding=1, stride=2),
     "replknet_depthwise": Case("conv2d", (4, 128, 56, 56), (128, 1, 31, 31), groups=128, padding=15),
@@ -211,5 +214,6 @@ GEOMETRIES = {
     "depthwise_transposed": Case(
         "conv_transpose2d", (4, 96, 28, 28), (96, 1, 3, 3), stride=2, padding=1, output_padding=1, groups=96
     ),
+    "multiplier_transposed": Case("conv_transpose2d", (4, 48, 28, 28), (48, 3, 4, 4), stride=2, padding=1, groups=48),
     "unet_transposed_3d": Case("conv_transpose3d", (2, 64, 8, 14, 14), (64, 32, 2, 2, 2), stride=2),
 }

@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 TESTS = ("tests/test_paths.py",)
 DEPTHWISE = ("tests/test_depthwise.py",)
+DEPTHWISE_GROUPS = ("tests/test_depthwise_groups.py",)
 ON_DEPTHWISE = ("tests/test_fused.py", "-k", "test_depthwise_kernels or test_depthwise_taps")
 FUSED = ("tests/test_fused.py", "-k", "test_each_part_alone or test_second_derivative or test_small_tiles")
 
@@ -83,7 +84,7 @@ MUTATIONS = [
     ),
     Mutation("slide", "a wrong phase of dgrad", "window.py", "reached = j + PHASE", "reached = j - PHASE", DEPTHWISE),
     Mutation("slide", "a dropped mask", "depthwise.py", "row_ok = inside(h, unpack(sizes.in_h))", "row_ok = h == h", DEPTHWISE),
-    Mutation("slide", "a wrong multiplier", "depthwise.py", "(channel // MULTIPLIER) * x_c", "channel * x_c", DEPTHWISE),
+    Mutation("slide", "a wrong multiplier", "depthwise.py", "(channel // PER_GROUP) * (SUMMED", "channel * (SUMMED", DEPTHWISE),
     Mutation(
         "slide",
         "unfinished rows stored",
@@ -105,7 +106,54 @@ MUTATIONS = [
         "% STRIDE == 1, j, first)",
         DEPTHWISE,
     ),
-    Mutation("taps", "a multiplier not summed", "depthwise_taps.py", "MULTIPLIER if DGRAD else 1", "1", DEPTHWISE),
+    Mutation("taps", "a multiplier not summed", "depthwise_taps.py", "range(0, SUMMED)", "range(0, 1)", DEPTHWISE),
+    Mutation("taps", "channels of another group", "depthwise_taps.py", "(channel // PER_GROUP)", "channel", DEPTHWISE_GROUPS),
+    Mutation(
+        "slide",
+        "a channel not summed",
+        "depthwise.py",
+        "for c in tl.static_range(SUMMED)",
+        "for c in tl.static_range(1)",
+        DEPTHWISE_GROUPS,
+    ),
+    Mutation(
+        "slide",
+        "one channel for all of a group",
+        "window.py",
+        "ptrs + i * channel_step",
+        "ptrs + 0 * channel_step",
+        DEPTHWISE_GROUPS,
+    ),
+    Mutation(
+        "slide", "one channel of a load for all", "window.py", "pixels[v * SUMMED + i]", "pixels[v * SUMMED]", DEPTHWISE_GROUPS
+    ),
+    Mutation(
+        "slide",
+        "weights of another channel",
+        "window.py",
+        "(channel % PER_GROUP) * w_c",
+        "(channel % 1) * w_c",
+        DEPTHWISE_GROUPS,
+    ),
+    Mutation(
+        "strip",
+        "x of another channel",
+        "depthwise_wgrad.py",
+        "channel += pair % PER_FILTER",
+        "channel += pair % 1",
+        DEPTHWISE_GROUPS,
+    ),
+    Mutation(
+        "strip", "dy of another filter", "depthwise_wgrad.py", "(pair // PER_FILTER) * y_k", "pair * y_k", DEPTHWISE_GROUPS
+    ),
+    Mutation(
+        "strip",
+        "a sum for another channel",
+        "depthwise_wgrad.py",
+        "(pair % PER_FILTER) * w_c",
+        "(pair % 1) * w_c",
+        DEPTHWISE_GROUPS,
+    ),
     Mutation(
         "strip",
         "a row of dy taken twice",

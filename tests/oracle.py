@@ -1,12 +1,6 @@
-"""What a convolution should answer, in float64 on the CPU, and how far from it an answer may be.
+"""What a convolution should answer, in float64 on the CPU, and how far from it an answer may be (`bench.tolerance`).
 
-The tolerance is derived, not tuned. An element that sums k products with rounding unit u_acc, and is rounded once to a
-dtype of unit u_out, may be off by
-
-    u_out * |ref| + c * u_acc * sqrt(k) * (conv(|x|, |w|) + |b|),    c <= 4,
-
-where k counts the products that really meet (taps in the padding do not): it is the same convolution over ones. On
-failure the c that would have been needed is printed, with a command that repeats the case.
+On failure the c that would have been needed is printed, with a command that repeats the case.
 Nothing here uses the library's own description of a convolution.
 """
 
@@ -15,26 +9,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from cases import Case
 
-C_LIMIT = 4.0
-UNIT = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
-TF32_INPUT_UNIT = 2.0**-11
+from bench.tolerance import C_LIMIT, UNIT, Expected, needed_c
 
 Results = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Expected:
-    """An exact result, the sum of the absolute products behind each element, and their number. All float64."""
-
-    value: torch.Tensor
-    magnitude: torch.Tensor
-    terms: torch.Tensor
 
 
 def run(
@@ -65,21 +47,6 @@ def expected(
 
     value, magnitude, terms = over(torch.clone), over(torch.abs), over(torch.ones_like)
     return {name: Expected(value[name], magnitude[name], terms[name]) for name in value}
-
-
-def needed_c(got: torch.Tensor, want: Expected, tf32: bool = False) -> float:
-    """The least c for which every element of `got` is within the tolerance; 0 if one rounding explains it all."""
-    if got.numel() == 0:
-        return 0.0
-    out_unit = UNIT[got.dtype]
-    error = (got.detach().cpu().double() - want.value).abs()
-    tiny = torch.finfo(got.dtype).smallest_normal * torch.finfo(got.dtype).eps / 2  # half a subnormal step
-    excess = error - out_unit * want.value.abs() - tiny
-    room = (UNIT[torch.float64 if got.dtype == torch.float64 else torch.float32] * want.terms.sqrt()) * want.magnitude
-    if tf32:  # both factors of a product lose bits before they meet, whatever the number of products
-        room = room + TF32_INPUT_UNIT * want.magnitude
-    c = torch.where(excess <= 0, 0.0, excess / room)  # an excess where there is no room is infinite, a NaN stays one
-    return float(torch.where(c.isnan(), torch.inf, c).max())
 
 
 def uses_tf32(dtype: torch.dtype, device: str) -> bool:

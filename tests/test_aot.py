@@ -171,6 +171,21 @@ def test_sharing_a_reduction_costs_no_occupancy(family, channels, stride, which,
     assert 65536 // (256 * found.registers) >= 65536 // (256 * whole.registers)
 
 
+@pytest.mark.parametrize("which", [Pass.FPROP, Pass.WGRAD], ids=str)
+def test_a_stem_folds_its_columns(which):
+    """ResNet's first layer: four padded channels come in one 8-byte copy, and a filter row is one trip."""
+    problem = ConvProblem.conv((32, 3, 224, 224), (64, 3, 7, 7), (2, 2), (3, 3), (1, 1))
+    a, b, out = operands(problem, which, True)
+    plan = select(Call(problem, which, "bfloat16", "ieee", *describe(problem, which, a, b, out)), DEVICES["NVIDIA H200"])
+    assert plan.fold
+    bias = None if which == Pass.WGRAD else 1
+    found = compile_prepared(
+        prepare_call(which, problem, torch.bfloat16, "ieee", -1, a, b, out, bias, str(plan)), torch.bfloat16, 90
+    )
+    narrowest = 8 if which == Pass.FPROP else 4
+    assert found.spills == 0 and found.trip.narrowest_load >= narrowest and "LDGSTS" in found.trip.copies
+
+
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels-last"])
 @pytest.mark.parametrize("which", list(Pass), ids=str)
 def test_the_plan_chosen_for_patches_does_not_spill(which, channels_last):

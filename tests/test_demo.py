@@ -1,9 +1,8 @@
-"""The demo in small: a picture of few pixels in the interpreter, one layer of ResNet-50 measured on a GPU."""
+"""The demo in small: a picture of few pixels in the interpreter, layers of ResNet-50 on a stand-in clock."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -12,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
+from standin import StandIn
 
 import tritonconv
-from bench import layers, pictures, provenance
+from bench import pictures, provenance, rows, run
 from bench.workloads import load
-from costmodel.bounds import roofline
-from costmodel.device import DEVICES
 
 interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs in the interpreter")
 
@@ -53,30 +51,6 @@ def test_the_photograph_fills_its_range():
     assert 0 <= photo.min() < 0.1 and 0.9 < photo.max() <= 1
 
 
-@interpreted
-def test_a_row_says_what_was_measured(monkeypatch):
-    """All of a row but its times, which only a GPU has."""
-    monkeypatch.setattr(layers, "median_seconds", lambda call: 1e-3)
-    layer = dataclasses.replace(load("resnet50", "conv1")[0], batch=1, size=(16, 16))
-    row = layers.measure(layer, DEVICES["NVIDIA H200"], on="cpu")
-    assert row["error"] <= 2**-11 and layers.accurate(row)
-    assert row["plan"].startswith("fprop")
-    assert row["roofline_share"] == pytest.approx(row["roofline_us"] / 1e3)
-    assert row["roofline_us"] == 1e6 * roofline(layer.problem(), DEVICES["NVIDIA H200"]).seconds
-    assert row["tflops"] == pytest.approx(layer.problem().flops / 1e9)
-    assert row["commit"] == provenance.commit() and row["torch"] == torch.__version__
-    assert json.loads(json.dumps(row)) == row
-    assert layers.table([row]).row_count == 2  # the layer, and the sum
-
-
-@interpreted
-def test_a_row_needs_a_kernel(monkeypatch):
-    monkeypatch.setattr(tritonconv, "conv2d", torch.nn.functional.conv2d)
-    layer = dataclasses.replace(load("resnet50", "conv1")[0], batch=1, size=(16, 16))
-    with pytest.raises(RuntimeError, match="resnet50/conv1 was computed without a kernel"):
-        layers.measure(layer, DEVICES["NVIDIA H200"], on="cpu")
-
-
 def test_results_go_where_OUT_says(monkeypatch, tmp_path):
     monkeypatch.setenv("OUT", str(tmp_path))
     assert provenance.results_dir() == tmp_path
@@ -92,12 +66,15 @@ def test_the_command_line_lists_the_demo():
     assert "demo" in done.stdout
 
 
-@pytest.mark.gpu
-def test_layers_on_a_gpu(tmp_path, capsys):
-    layers.run(tmp_path, "layer4.0.conv*")
-    rows = [json.loads(line) for line in (tmp_path / "resnet50.jsonl").read_text().splitlines()]
-    assert [row["layer"] for row in rows] == [f"layer4.0.conv{i}" for i in (1, 2, 3)]
-    for row in rows:
-        assert layers.accurate(row) and row["us"] > 0 and row["torch_us"] > 0
-        assert row["device"] == torch.cuda.get_device_name()
-    assert "resnet50.jsonl" in capsys.readouterr().out
+@interpreted
+def test_the_gpus_demo_is_the_harness(tmp_path, capsys, monkeypatch):
+    """ResNet-50's layers in small, on a stand-in clock."""
+    small = [
+        dataclasses.replace(w, batch=1, in_channels=min(w.in_channels, 8), out_channels=8, size=(8, 8))
+        for w in load("resnet50")
+    ]
+    monkeypatch.setattr(run, "Gpu", lambda cudnn_plans: StandIn())
+    monkeypatch.setattr(run, "load_workloads", lambda suite: small[:2])
+    run.demo(tmp_path)
+    assert len(list(rows.load(tmp_path / "resnet50.jsonl"))) == 2 * 5 + 1  # 1x1 is a matrix product too
+    assert "resnet50/conv1" in capsys.readouterr().out

@@ -160,8 +160,8 @@ def test_a_depthwise_plan_that_does_not_serve_is_refused(text, message, device, 
     with pytest.raises(ValueError, match=message):
         y = tritonconv.conv2d(x, w, b, **STRIDED.arguments, plan=Plan.parse(text))
         y.sum().backward()
-    dense, weight = torch.ones(1, 4, 5, 5, device=device), torch.ones(4, 2, 3, 3, device=device)
-    with pytest.raises(ValueError, match="groups of 2 channels"):
+    dense, weight = torch.ones(1, 10, 5, 5, device=device), torch.ones(4, 5, 3, 3, device=device)
+    with pytest.raises(ValueError, match="groups of 5 channels and 2 filters"):
         tritonconv.conv2d(dense, weight, groups=2, plan=Plan.parse("fprop:depthwise:4x8x1:w1:s3"))
 
 
@@ -191,10 +191,10 @@ def test_partial_sums_give_the_same_bits_every_time(device):
 
 
 def drawn(seed):
-    """A small depthwise call and a legal plan for each of its passes, as far as one is found, all at random."""
+    """A small call of narrow groups and a legal plan for each of its passes, as far as one is found, all at random."""
     rng = random.Random(seed)
-    rank, groups, multiplier = rng.randint(1, 3), rng.randint(1, 5), rng.choice((1, 1, 2))
-    transposed = multiplier == 1 and rng.random() < 0.3
+    rank, groups, channels, filters = rng.randint(1, 3), rng.randint(1, 4), rng.choice((1, 1, 2, 3)), rng.choice((1, 1, 2))
+    transposed = rng.random() < 0.3
     kernel, stride, dilation = (tuple(rng.randint(1, n) for _ in range(rank)) for n in (5 if rank < 3 else 3, 3, 3))
     padding = tuple(rng.randint(0, d * (k - 1) // 2 + 1) for k, d in zip(kernel, dilation, strict=True))
     size = [max(1, d * (k - 1) + 1 - 2 * p) + rng.randint(0, 6) for k, d, p in zip(kernel, dilation, padding, strict=True)]
@@ -202,8 +202,8 @@ def drawn(seed):
         padding = tuple(min(p, d * (k - 1) // 2) for k, d, p in zip(kernel, dilation, padding, strict=True))
     case = Case(
         f"conv_transpose{rank}d" if transposed else f"conv{rank}d",
-        (rng.randint(1, 2), groups, *size),
-        (groups * multiplier, 1, *kernel),
+        (rng.randint(1, 2), groups * (filters if transposed else channels), *size),
+        (groups * filters, channels, *kernel),
         stride=stride,
         padding=padding,
         dilation=dilation,
@@ -219,15 +219,13 @@ def drawn(seed):
     ).plans.items():
         for _ in range(200):
             columns = rng.choice((1, 2, 4, 8)) * rng.choice((1, stride[-1]))
-            channels, tiles = rng.choice((1, 2, 8, 16)), rng.choice((1, 2, 8))
+            lanes, tiles = rng.choice((1, 2, 8, 16)), rng.choice((1, 2, 8))
             split = rng.randint(1, 4) if which == "wgrad" else 1
             taps = None
             if rng.random() < 0.5:
                 rows = rng.choice((1, ((1,) * 2 + kernel)[-2])) if which == "wgrad" else 1
                 taps = rows, rng.randint(1, kernel[-1] + 1)
-            plan = Plan(
-                Pass(which), "depthwise", columns, channels, tiles, 4, 3, split=split, rows=rng.randint(1, 5), taps=taps
-            )
+            plan = Plan(Pass(which), "depthwise", columns, lanes, tiles, 4, 3, split=split, rows=rng.randint(1, 5), taps=taps)
             shapes = case.input, case.weight
             problem = (
                 ConvProblem.conv_transpose(*shapes, stride, padding, (0,) * rank, groups, dilation)
@@ -237,7 +235,7 @@ def drawn(seed):
             if not depthwise.serves(Call(problem, Pass(which), case.dtype), plan):
                 plans.append(plan)
                 break
-        assert explained.family == "depthwise"
+        assert explained.family == "depthwise" or min(channels, filters) > 1
     return case, plans
 
 
@@ -250,12 +248,16 @@ def test_any_legal_plan_is_right(seed, device, launches):
 
 
 def channelwise(shape, kernel, stride=1, padding=0, dilation=1, multiplier=1):
+    """A depthwise problem; a multiplier below 1 is that of its transposed form, channels over filters."""
     rank = len(kernel)
     spread = [(value,) * rank for value in (stride, padding, dilation)]
-    return ConvProblem.conv(shape, (shape[1] * multiplier, 1, *kernel), *spread, shape[1])
+    filters = int(shape[1] * multiplier)
+    return ConvProblem.conv(shape, (filters, max(1, shape[1] // filters), *kernel), *spread, min(filters, shape[1]))
 
 
-@pytest.mark.parametrize("operand", [Operand(), Operand(4, 8), Operand(-1, 1)], ids=["channels-last", "contiguous", "neither"])
+@pytest.mark.parametrize(
+    "operand", [Operand(), Operand(4, 8, 8), Operand(-1, 1, 1)], ids=["channels-last", "contiguous", "neither"]
+)
 @pytest.mark.parametrize("which", list(Pass), ids=str)
 def test_depthwise_is_chosen_by_predicted_time(which, operand):
     device = DEVICES["NVIDIA H100 80GB HBM3"]
@@ -266,6 +268,7 @@ def test_depthwise_is_chosen_by_predicted_time(which, operand):
         channelwise((8, 64, 8, 28, 28), (3, 3, 3), padding=1, stride=2),
         channelwise((8, 1024, 2048), (4,), padding=3),
         channelwise((8, 64, 28, 28), (3, 3), padding=2, dilation=2, multiplier=2),
+        channelwise((8, 64, 28, 28), (3, 3), padding=1, multiplier=1 / 2),
     ):
         plan = select(Call(problem, which, "bfloat16", "ieee", operand, operand, operand), device)
         assert plan.family == "depthwise", problem

@@ -56,7 +56,18 @@ LAYERS = {
     "line 31": problem((16, 512, 1024), (31,), 1, 15),
     "dilated": problem((16, 37, 65, 65), (3, 3), 1, 2, 2),
     "multiplier": problem((16, 24, 33, 33), (3, 3), 2, 1, 1, 2),
+    "groups of 2": rows.grouped(2, 2, (32, 512, 56, 56), (3, 3)),
+    "groups of 3, stride 2": rows.grouped(3, 3, (16, 96, 57, 57), (3, 3), 2),
+    "groups of 4": rows.grouped(4, 4, (64, 128, 56, 56), (3, 3)),
+    "groups of 2, 5x5": rows.grouped(2, 2, (32, 64, 56, 56), (5, 5)),
+    "groups of 2 and 4, 3x3x3": rows.grouped(2, 4, (1, 64, 8, 28, 28), (3, 3, 3)),
+    "transposed multiplier": rows.grouped(3, 1, (32, 384, 56, 56), (3, 3)),
+    "transposed multiplier, stride 2": rows.grouped(2, 1, (32, 512, 56, 56), (4, 4), 2),
 }
+
+
+#: Left to `make aot-slow`: others of their kind are compiled in `make test`.
+SLOW = ("groups of 3, stride 2", "groups of 2, 5x5", "groups of 2 and 4, 3x3x3", "transposed multiplier, stride 2")
 
 
 def launch(layer: ConvProblem, which: Pass, channels_last: bool, dtype: str, device: str):
@@ -71,11 +82,11 @@ def launch(layer: ConvProblem, which: Pass, channels_last: bool, dtype: str, dev
 @pytest.mark.parametrize("channels_last", [True, False], ids=["channels-last", "contiguous"])
 @pytest.mark.parametrize(
     "name, arch",
-    [(name, 90) for name in LAYERS]
+    [pytest.param(name, 90, marks=pytest.mark.slow if name in SLOW else ()) for name in LAYERS]
     + [
         pytest.param(name, arch, marks=pytest.mark.slow)
         for arch in (80, 100)
-        for name in ("3x3", "5x5 stride 2", "7x7", "31x31", "line 31")
+        for name in ("3x3", "5x5 stride 2", "7x7", "31x31", "line 31", "groups of 2", "groups of 4", "transposed multiplier")
     ],
 )
 def test_the_plan_chosen_does_not_spill(name, arch, channels_last):
@@ -89,8 +100,8 @@ def test_the_plan_chosen_does_not_spill(name, arch, channels_last):
 @pytest.mark.parametrize(
     "name, arch",
     [("3x3", 90), ("7x7", 90)]
-    + [pytest.param(name, 90, marks=pytest.mark.slow) for name in ("31x31", "3x3x3", "line 4")]
-    + [pytest.param(*each, marks=pytest.mark.slow) for each in (("3x3", 80), ("3x3", 100), ("7x7", 100))],
+    + [pytest.param(name, 90, marks=pytest.mark.slow) for name in ("31x31", "3x3x3", "line 4", "groups of 2")]
+    + [pytest.param(*each, marks=pytest.mark.slow) for each in (("3x3", 80), ("3x3", 100), ("7x7", 100), ("groups of 4", 100))],
 )
 def test_an_epilogue_does_not_spill(name, arch, channels_last):
     """Everything: scale, shift, a residual, GELU and the value before it; and next to nothing. By the plan chosen."""
@@ -113,7 +124,7 @@ def test_an_epilogue_does_not_spill(name, arch, channels_last):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-@pytest.mark.parametrize("name", ["3x3", "7x7", "31x31", "3x3x3"])
+@pytest.mark.parametrize("name", ["3x3", "7x7", "31x31", "3x3x3", "groups of 2", "groups of 4", "transposed multiplier"])
 def test_other_types_do_not_spill(name, dtype):
     for channels_last in (True, False):
         for which in Pass:

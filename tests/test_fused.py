@@ -69,6 +69,8 @@ DEPTHWISE = {
     "large": Case("conv2d", (1, 3, 9, 10), (3, 1, 9, 9), groups=3, padding=4),
     "large space": Case("conv3d", (1, 2, 8, 3, 4), (2, 1, 9, 2, 2), groups=2, padding=(4, 1, 1)),
     "transposed": Case("conv_transpose2d", (2, 5, 4, 5), (5, 1, 3, 3), groups=5, stride=2, padding=1, output_padding=1),
+    "one filter": Case("conv2d", (2, 6, 4, 6), (3, 2, 3, 3), groups=3, padding=1, dtype="float16"),
+    "multiplier transposed": Case("conv_transpose2d", (1, 2, 3, 5), (2, 3, 3, 3), groups=2, stride=2, output_padding=1),
     "large transposed": Case("conv_transpose2d", (1, 3, 5, 6), (3, 1, 9, 9), groups=3, padding=4),
 }
 named = {"ids": lambda value: str(value).replace(" ", "_")}

@@ -24,6 +24,14 @@ def test_the_table_is_the_committed_one():
     assert shown("audit") == summary(), "python -m bench audit --summary"
 
 
+def test_what_was_measured_is_what_the_committed_rows_say():
+    """Also where kernels or plans have changed since: then rows are to be marked as older."""
+    from bench.compared import committed
+    from bench.report import tables
+
+    assert shown("measured") == tables(committed()), "python -m bench report --readme"
+
+
 @pytest.mark.skipif(find_spec("torchvision") is None, reason="the networks are torchvision's")
 def test_the_networks_are_what_the_model_says():
     from bench.networks import table

@@ -1,6 +1,7 @@
 """The convolutions of torch.nn.functional as Triton kernels, forward and backward, called exactly as torch's."""
 
 from tritonconv import nn
+from tritonconv.convert import convert
 from tritonconv.explain import Explanation, explain
 from tritonconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from tritonconv.fused import (
@@ -26,6 +27,7 @@ __all__ = [
     "conv_transpose2d_fused",
     "conv_transpose3d",
     "conv_transpose3d_fused",
+    "convert",
     "explain",
     "nn",
 ]

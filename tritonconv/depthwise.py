@@ -1,8 +1,9 @@
-"""Depthwise launches: scalars, constexprs and grid of each kernel, and the launch itself."""
+"""Launches of the depthwise kernels: scalars, constexprs and grid of each kernel, and the launch itself."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,14 +13,13 @@ from costmodel.depthwise import (
     REDUCE_BLOCK,
     REDUCE_PARTS,
     axis_of,
-    grid,
+    layer_of,
     load_width,
-    parts,
+    loads_together,
+    planned,
     row_runs,
     serves,
-    shape_of,
     store_width,
-    tap_step,
 )
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass, ceil_div, product
@@ -38,11 +38,18 @@ def fits_int32(problem: ConvProblem, plan: Plan, *tensors: TensorKey) -> bool:
     """Whether 32-bit offsets reach every element of an image, masked columns and rows beyond it included."""
     beyond = 2 * (max((*problem.effective_kernel, *problem.stride)) + plan.block_m * plan.block_k * plan.rows)
     beyond += max(abs(p) for pair in problem.padding for p in pair)
+    per_group = problem.channels_per_group, problem.filters_per_group
     for shape, strides in tensors:
         spatial = sum((n + beyond) * stride for n, stride in zip(shape[2:], strides[2:], strict=True))
-        if spatial + (shape[1] + plan.block_n) * strides[1] > INT32_MAX:
+        # a lane without a channel may lie a group's channels further
+        if spatial + (shape[1] + plan.block_n * max(per_group)) * strides[1] > INT32_MAX:
             return False
     return True
+
+
+def of_all_groups(operand: Operand) -> Operand:
+    """What is known of all groups at once, which these kernels read as one."""
+    return replace(operand, align=operand.outside)
 
 
 def checked(call: Call, plan: Plan, device: Device) -> Plan:
@@ -63,8 +70,9 @@ def prepare(
     upcast: bool,
 ) -> Prepared:
     """Scalars, constexprs and grid of a launch. `call` describes the operands as they now lie."""
+    call = replace(call, a=of_all_groups(call.a), b=of_all_groups(call.b), out=of_all_groups(call.out))
     which, problem = plan.which, call.problem
-    full, shape = problem.with_unit_axes(), shape_of(problem, which)
+    full, shape, launch = problem.with_unit_axes(), layer_of(problem, which), planned(problem, plan)
     dgrad, wgrad = which == Pass.DGRAD, which == Pass.WGRAD
     activations: tuple[TensorKey, ...] = (a, b) if wgrad else (a, out)
     residual = None if fused is None else fused.residual
@@ -76,7 +84,7 @@ def prepare(
     columns = axis_of(full, which, 2, block_s)
     rows = axis_of(full, which, 1, block_r)
     early = ceil_div(columns.shift, width)
-    programs = product(grid(problem, plan))
+    programs = launch.programs
     if programs > INT32_MAX:
         raise RuntimeError(f"{which} of {problem} needs {programs} programs, more than a CUDA grid of {INT32_MAX} holds")
     slides = plan.taps is None and not wgrad
@@ -100,7 +108,6 @@ def prepare(
         "STRIDE": full.stride,
         "DILATION": full.dilation,
         "RANK": max(problem.rank, 1),
-        "MULTIPLIER": problem.filters_per_group,
         "C_ALIGN": align,
         "EVEN_C": shape.channels % plan.block_n == 0,
         "X_WIDTH": width,
@@ -123,9 +130,10 @@ def prepare(
     if wgrad:
         name("DY", call.a)
         name("X", call.b)
-        splits, runs = parts(problem, plan)
-        workspace = (splits * grid(problem, plan)[1], problem.taps, shape.channels)
+        workspace = (launch.splits * launch.tiles_q, problem.taps, shape.channels)
         constants |= {
+            "PER_FILTER": problem.channels_per_group,
+            "FILTERS": problem.filters_per_group,
             "BLOCK_R": block_r,
             "BLOCK_S": block_s,
             "LAG": rows.lag,
@@ -139,6 +147,7 @@ def prepare(
             (strides[2], (pack(elements), pack(workspace[0]), pack(shape.channels))),
             {
                 "KERNEL": full.kernel_size,
+                "PER_FILTER": problem.channels_per_group,
                 "DW_ALIGN": call.out.align,
                 "DW_UNIT": call.out.unit,
                 "ACC": accumulator(call.dtype),
@@ -147,11 +156,13 @@ def prepare(
                 "BLOCK": REDUCE_BLOCK,
             },
         )
-        arguments = (*strides[:2], extents, (pack(runs), pack(row_runs(problem, plan))))
+        arguments = (*strides[:2], extents, (pack(launch.runs), pack(row_runs(shape, plan.rows))))
         return Prepared(plan, programs, arguments, constants, workspace, reduce)
     for prefix, described in (("X", call.a), ("W", call.b), ("Y", call.out)):
         name(prefix, described)
     constants |= {
+        "PER_GROUP": shape.per_group,
+        "SUMMED": shape.summed,
         "DGRAD": dgrad,
         "Y_WIDTH": other_width,
         "Y_EVEN": shape.outputs[2] % other_width == 0,
@@ -169,12 +180,13 @@ def prepare(
     if plan.taps is None:
         axes = [axis_of(full, which, i) for i in range(3)]
         constants |= {"PHASE": tuple(x.phase for x in axes), "REACH": tuple(x.reach for x in axes), "LAG": rows.lag}
+        constants["TOGETHER"] = loads_together(call, None)
     else:
         span = block_s * full.dilation[2]
         constants |= {
             "PHASE": columns.phase,
             "REACH": columns.reach,
-            "STEP": tuple(tap_step(full, which, i) for i in range(2)),
+            "STEP": shape.tap_step[:2],
             "CHUNK": block_s,
             "CHUNK_SPAN": -(span // full.stride[2]) if dgrad else span,
         }

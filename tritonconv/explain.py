@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from costmodel import depthwise
-from costmodel.plan import candidates, predict
+from costmodel.device import Device
+from costmodel.plan import candidates, measured, predict
 from costmodel.problem import ConvProblem, Pass
+from costmodel.recast import fold_width
 from costmodel.tiling import Call, Plan, grid, trips, vector_widths
 from costmodel.timing import Prediction, extra_bytes
 from tritonconv import check, functional, fused, launch
@@ -97,8 +99,7 @@ def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) ->
         model = launch.device_model(device)
         found = predict(call, chosen, model)
         plans[str(which)], predictions[str(which)] = chosen, found
-        lines += _words(call, chosen, found, len(candidates(call, model)), launch.plan_for(which, plan) is not None)
-        lines[-1] += f" ({model.name})"
+        lines += _words(call, chosen, found, model, launch.plan_for(which, plan) is not None)
         if follows:
             named = [key for key, tensor in tensors.items() if tensor is not None] + [activation] * bool(activation)
             kernel = "the kernel that adds up the partial sums" if chosen.split > 1 else "the same kernel"
@@ -110,7 +111,7 @@ def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) ->
     return Explanation(problem, plans, predictions, "\n".join(lines))
 
 
-def _words(call: Call, plan: Plan, found: Prediction, choices: int, forced: bool) -> list[str]:
+def _words(call: Call, plan: Plan, found: Prediction, device: Device, forced: bool) -> list[str]:
     problem, which = call.problem, call.which
     lines = [f"{which}: {_FAMILY[plan.family]}"]
     if which == Pass.DGRAD and plan.family == "gather":
@@ -119,12 +120,18 @@ def _words(call: Call, plan: Plan, found: Prediction, choices: int, forced: bool
         lines[0] += f", {len(phases)} stride phase{'s' if len(phases) > 1 else ''} in one launch"
         lines[0] += f" ({empty} without a tap)" if empty else ""
     if plan.family == "depthwise":
-        return lines + _depthwise_words(call, plan) + _cost_words(call, plan, found, choices, forced)
+        return lines + _depthwise_words(call, plan) + _cost_words(call, plan, found, device, forced)
     m, n, repeats = grid(problem, plan)
     lines.append(
         f"  tile {plan.block_m}x{plan.block_n}x{plan.block_k}, {plan.num_warps} warps, {plan.num_stages} stages; "
         f"{m} x {n} x {repeats} programs of {trips(problem, plan):g} trips"
     )
+    if plan.fold:
+        width, columns = fold_width(problem), problem.kernel_size[-1]
+        lines.append(
+            f"  x copied with its {problem.in_channels} channels padded to {width}; the {columns} columns of the filter "
+            f"are read as {columns * width} channels"
+        )
     if plan.merge > 1:
         lines.append(f"  {plan.merge} groups laid together in one block-diagonal weight")
     if plan.split > 1:
@@ -134,24 +141,28 @@ def _words(call: Call, plan: Plan, found: Prediction, choices: int, forced: bool
     if plan.pack:
         names = [_OPERANDS[which]["ab".index(p)] for p in plan.pack]
         lines.append(f"  {' and '.join(names)} copied to channels-last first")
-    return lines + _cost_words(call, plan, found, choices, forced)
+    return lines + _cost_words(call, plan, found, device, forced)
 
 
 def _depthwise_words(call: Call, plan: Plan) -> list[str]:
-    tiles_c, tiles_q, repeats = depthwise.grid(call.problem, plan)
-    lanes = f"{plan.block_n} channels x {plan.block_k} tiles of {plan.block_m} columns"
+    of, launch = depthwise.layer_of(call.problem, plan.which), depthwise.planned(call.problem, plan)
+    pairs = plan.which == Pass.WGRAD and call.problem.channels_per_group > 1
+    unit = "pairs of a filter and a channel" if pairs else "channels"
+    lanes = f"{plan.block_n} {unit} x {plan.block_k} tiles of {plan.block_m} columns"
     lines = [
-        f"  {lanes}, {plan.num_warps} warps; {tiles_c} x {tiles_q} x {repeats} programs of "
-        f"{depthwise.trips(call.problem, plan):g} trips"
+        f"  {lanes}, {plan.num_warps} warps; {launch.tiles_c} x {launch.tiles_q} x {launch.repeats} programs of "
+        f"{launch.trips} trips"
     ]
     if plan.which == Pass.WGRAD:
-        splits, _ = depthwise.parts(call.problem, plan)
-        lines.append(f"  {splits * tiles_q} partial sums of every tap, added in a fixed order")
+        lines.append(f"  {launch.splits * launch.tiles_q} partial sums of every tap, added in a fixed order")
     if plan.taps is None:
         lines.append("  every tap stays in registers; an input row is read once and meets all its taps")
     else:
         lines.append(f"  {plan.taps[0]} x {plan.taps[1]} taps at a time")
     name = _OPERANDS[plan.which]["ab".index("b" if plan.which == Pass.WGRAD else "a")]
+    if of.summed > 1:
+        together = ", in one load" if depthwise.loads_together(call, plan.taps) else ""
+        lines.append(f"  each channel sums the {of.summed} of its group in {name}{together}")
     width = depthwise.load_width(call, plan)
     lines.append(f"  {name} is read along its {'rows' if depthwise.is_planes(call) else 'channels'}, {width} columns a load")
     if plan.pack:
@@ -159,13 +170,17 @@ def _depthwise_words(call: Call, plan: Plan) -> list[str]:
     return lines
 
 
-def _cost_words(call: Call, plan: Plan, found: Prediction, choices: int, forced: bool) -> list[str]:
-    lines = []
+def _cost_words(call: Call, plan: Plan, found: Prediction, device: Device, forced: bool) -> list[str]:
+    lines, choices, known = [], len(candidates(call, device)), measured(call, device) is not None
     if extra := (depthwise.extra_bytes if plan.family == "depthwise" else extra_bytes)(call, plan):
         lines.append(f"  {extra / 1e6:.3g} MB moved beyond the compulsory {(found.bytes - extra) / 1e6:.3g} MB")
-    why = "forced by plan=" if forced else f"least predicted time of {choices} candidates"
+    why = "forced by plan="
+    if not forced:
+        why = f"{'measured fastest' if known else 'least predicted time'} of {choices} candidates"
     lines.append(
         f"  {why}: {found.seconds * 1e6:.3g} us, bound by {found.bound}; {found.waves:.2g} waves, "
-        f"{found.tile_use:.0%} of the issued multiply-adds needed"
+        f"{found.tile_use:.0%} of the issued multiply-adds needed ({device.name})"
     )
+    if not device.interpreted:
+        lines.append(f"  from {found.low * 1e6:.3g} to {found.high * 1e6:.3g} us, {found.source}")
     return lines

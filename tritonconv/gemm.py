@@ -12,6 +12,7 @@ import triton.language as tl
 from costmodel.algebra import ceil_div, product
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
+from costmodel.recast import FOLDED_WIDTHS, folds
 from costmodel.tiling import (
     MAX_ALIGN,
     MAX_BIT_TAPS,
@@ -22,8 +23,8 @@ from costmodel.tiling import (
     full_shares,
     grid,
     itemsize,
-    merge_groups,
     reduction_step,
+    seen_problem,
     shares,
     trips,
 )
@@ -45,7 +46,12 @@ REDUCE_BLOCK, REDUCE_CHANNELS = 1024, 128
 def checked(call: Call, plan: Plan, device: Device) -> Plan:
     """A forced plan with what it leaves open filled in. Raises ValueError where it cannot run the call."""
     problem, which = call.problem, call.which
-    if plan.family == "patch" and not problem.is_patch:
+    if plan.merge < 1 or problem.groups % plan.merge:
+        raise ValueError(f"plan {plan}: merge must divide the {problem.groups} groups, got {plan.merge}")
+    if plan.fold and not folds(problem, which):
+        few = f"fprop and wgrad of up to {FOLDED_WIDTHS[-1]} channels in one group, under several columns without dilation"
+        raise ValueError(f"plan {plan}: fold is for {few}, not for {problem}")
+    if plan.family == "patch" and not seen_problem(problem, plan).is_patch:
         raise ValueError(f"plan {plan} forces family {plan.family!r}, which does not serve {problem}")
     for name, block in (("block_m", plan.block_m), ("block_n", plan.block_n), ("block_k", plan.block_k)):
         if block < 16 or block & (block - 1):
@@ -54,9 +60,8 @@ def checked(call: Call, plan: Plan, device: Device) -> Plan:
     shared = plan.num_stages * (plan.block_m + plan.block_n) * plan.block_k * itemsize(call.dtype)
     if shared > limit:
         raise ValueError(f"plan {plan} needs about {shared} bytes of shared memory, the device has {limit}")
-    if plan.merge < 1 or problem.groups % plan.merge:
-        raise ValueError(f"plan {plan}: merge must divide the {problem.groups} groups, got {plan.merge}")
-    blocks = ceil_div(extent(merge_groups(problem, plan.merge), which, plan.family).depth, plan.block_k)
+    problem = seen_problem(problem, plan)
+    blocks = ceil_div(extent(problem, which, plan.family).depth, plan.block_k)
     if plan.split < 1 or (plan.split > 1 and not shares(problem, which, plan.family)):
         raise ValueError(f"plan {plan}: split must be 1 for {which} of patches, got {plan.split}")
     if which != Pass.WGRAD and plan.split != full_shares(blocks, plan.split):

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 import triton
 
-from costmodel.depthwise import is_depthwise
+from costmodel.depthwise import is_narrow
 from costmodel.device import INTERPRETER, Device, find
 from costmodel.plan import select
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import Call, Operand, Plan, merge_groups
+from costmodel.tiling import Call, Operand, Plan, seen_problem
 from tritonconv import depthwise, gemm
 from tritonconv.epilogue import Epilogue, by_torch, widened
 from tritonconv.kernels.epilogue import Fused
@@ -32,7 +32,11 @@ from tritonconv.layout import (
     diagonal_blocks,
     filters_last_copy,
     filters_last_strides,
+    folded_key,
+    folded_weights,
     operand,
+    padded_columns,
+    unfolded_weights,
 )
 from tritonconv.prepared import FusedKey, Prepared, TensorKey, key
 
@@ -111,10 +115,11 @@ def choose(
 
 def describe(problem: ConvProblem, which: Pass, a: TensorKey, b: TensorKey, out: TensorKey) -> tuple[Operand, Operand, Operand]:
     """How the three tensors of a pass lie in memory. Weights [K, C / G, ...] share out axis 0, activations axis 1."""
-    if is_depthwise(problem):
-        return depthwise_operand(*a), depthwise_operand(*b), depthwise_operand(*out)
     weight = {Pass.FPROP: 1, Pass.DGRAD: 1, Pass.WGRAD: 2}[which]
-    found = [operand(shape, strides, problem.groups, 0 if i == weight else 1) for i, (shape, strides) in enumerate((a, b, out))]
+    described = depthwise_operand if is_narrow(problem) else operand
+    found = [
+        described(shape, strides, problem.groups, 0 if i == weight else 1) for i, (shape, strides) in enumerate((a, b, out))
+    ]
     return found[0], found[1], found[2]
 
 
@@ -135,15 +140,17 @@ def prepare_call(
     """The launch of a call: its plan, for operands as that plan wants them."""
     kind = "" if fused is None else fused.kind(out)
     plan = choose(which, problem, dtype, precision, device, *describe(problem, which, a, b, out), forced, kind)
-    if plan.merge > 1:
-        problem = merge_groups(problem, plan.merge)
+    if plan.fold:
+        a, b = (a, folded_key(problem)) if which == Pass.WGRAD else (folded_key(problem), b)
+    if recasts_weights(plan):
+        problem = seen_problem(problem, plan)
         weight = (problem.weight_shape, channels_last_strides(problem.weight_shape))
         b, out = (b, weight) if which == Pass.WGRAD else (weight, out)
     a = (a[0], channels_last_strides(a[0])) if "a" in plan.pack else a
     if "b" in plan.pack:
         b = (b[0], (filters_last_strides if plan.family == "depthwise" else channels_last_strides)(b[0]))
     call = Call(problem, which, DTYPES[dtype], precision, *describe(problem, which, a, b, out), kind)
-    prepared = prepare(replace(plan, merge=1), call, a, b, out, bias_stride, fused)
+    prepared = prepare(replace(plan, merge=1, fold=False), call, a, b, out, bias_stride, fused)
     return replace(prepared, plan=plan)
 
 
@@ -182,25 +189,35 @@ def execute(
     prepared = prepare_call(
         which, problem, a.dtype, fp32_precision(), device, key(a), key(b), key(out), bias_stride, forced, fused
     )
-    merge, asked = prepared.plan.merge, out
-    if merge > 1 and which == Pass.WGRAD:
-        out = allocate_channels_last(merge_groups(problem, merge).weight_shape, out)
-    elif merge > 1:
-        b = block_diagonal(b, problem.groups, merge)
+    plan, asked = prepared.plan, out
+    if recasts_weights(plan) and which == Pass.WGRAD:
+        out = allocate_channels_last(seen_problem(problem, plan).weight_shape, out)
+    elif recasts_weights(plan):
+        b = folded_weights(b, problem) if plan.fold else block_diagonal(b, problem.groups, plan.merge)
+    if plan.fold:
+        a, b = (a, padded_columns(b, problem)) if which == Pass.WGRAD else (padded_columns(a, problem), b)
     follows = None if epilogue is None else Fused(*epilogue[:3], z, *prepared.fused)
-    if prepared.plan.pack:
-        a = channels_last_copy(a) if "a" in prepared.plan.pack else a
-        if "b" in prepared.plan.pack:
-            b = (filters_last_copy if prepared.plan.family == "depthwise" else channels_last_copy)(b)
+    if plan.pack:
+        a = channels_last_copy(a) if "a" in plan.pack else a
+        if "b" in plan.pack:
+            b = (filters_last_copy if plan.family == "depthwise" else channels_last_copy)(b)
     if device >= 0 and device != torch.cuda.current_device():
         with torch.cuda.device(device):
             run(prepared, a, b, bias, out, follows)
     else:
         run(prepared, a, b, bias, out, follows)
-    if out is not asked:
-        blocks = diagonal_blocks(out, problem.groups, merge)
-        asked.unflatten(0, blocks.shape[:3]).copy_(blocks)
+    if out is asked:
+        return out
+    if plan.fold:
+        return asked.copy_(unfolded_weights(out, problem))
+    blocks = diagonal_blocks(out, problem.groups, plan.merge)
+    asked.unflatten(0, blocks.shape[:3]).copy_(blocks)
     return asked
+
+
+def recasts_weights(plan: Plan) -> bool:
+    """Whether the kernel's weights are not the call's: block-diagonal or folded."""
+    return plan.merge > 1 or plan.fold
 
 
 def run(

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
+from costmodel.problem import ConvProblem
+from costmodel.recast import fold_columns, fold_row, fold_width, folded_input
 from costmodel.tiling import MAX_ALIGN, Operand
 
 
@@ -97,30 +99,63 @@ def diagonal_blocks(merged: torch.Tensor, groups: int, merge: int) -> torch.Tens
     return blocks.diagonal(dim1=1, dim2=3).movedim(-1, 1)
 
 
+def padded_columns(x: torch.Tensor, problem: ConvProblem) -> torch.Tensor:
+    """x [N, C, *size] as `costmodel.recast.folded_input`: channels-last, with the padding of its rows written out."""
+    low, row, width = problem.padding[-1][0], fold_row(problem), x.shape[-1]
+    begin, end = max(0, -low), min(width, row - low)
+    padded = x.new_zeros(folded_input(problem))
+    if begin < end:
+        padded[..., begin + low : end + low, : x.shape[1]] = x[..., begin:end].movedim(1, -1)
+    return padded
+
+
+def folded_key(problem: ConvProblem) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape and strides of `padded_columns` as the folded problem's input: the windows of neighbouring pixels overlap."""
+    padded = folded_input(problem)
+    batch, *pixels, channel = dense_strides(padded, range(len(padded) - 1, -1, -1))
+    return fold_columns(problem).input_shape, (batch, channel, *pixels)
+
+
+def folded_weights(w: torch.Tensor, problem: ConvProblem) -> torch.Tensor:
+    """w [K, C, *kernel] as the folded problem's, channels-last; columns and channels are one axis."""
+    k, c, *lead, columns = w.shape
+    folded = w.new_zeros((k, *lead, columns, fold_width(problem)))
+    folded[..., :c] = w.movedim(1, -1)
+    return folded.view(k, *lead, 1, -1).movedim(-1, 1)
+
+
+def unfolded_weights(folded: torch.Tensor, problem: ConvProblem) -> torch.Tensor:
+    """The weights [K, C, *kernel] in the channels-last `folded`, a view."""
+    k, c, *kernel = problem.weight_shape
+    return folded.movedim(1, -1).view(k, *kernel, fold_width(problem))[..., :c].movedim(-1, 1)
+
+
 def channels_last_copy(tensor: torch.Tensor) -> torch.Tensor:
     """The same tensor with its channels contiguous, in any rank."""
     return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-def depthwise_operand(shape: Sequence[int], strides: Sequence[int]) -> Operand:
-    """What the depthwise kernels may assume of a tensor, activations and weights [K, 1, ...] alike."""
+def depthwise_operand(shape: Sequence[int], strides: Sequence[int], groups: int = 1, grouped_axis: int = 1) -> Operand:
+    """As `operand`, for problems that the depthwise kernels may take: an axis of size 1 is no axis to read along. They read
+    all groups at once and go by `outside`."""
     axes = {1: 1, 0: 0, 4: len(shape) - 1} if shape[1] > 1 else {0: 0, 4: len(shape) - 1}
     unit = next((axis for axis, at in axes.items() if strides[at] == 1 and (shape[at] > 1 or axis == 4)), -1)
     align = MAX_ALIGN
     for axis, (size, stride) in enumerate(zip(shape, strides, strict=True)):
         if size > 1 and not (unit >= 0 and axes[unit] == axis):
             align = math.gcd(align, stride)
-    return Operand(unit=unit, align=align, outside=align)
+    per_group = shape[grouped_axis] // groups
+    return Operand(unit, math.gcd(align, per_group * strides[grouped_axis]) if groups > 1 else align, align)
 
 
 def filters_last_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    """Strides of dense depthwise weights [K, 1, *kernel] with neighbouring filters next to each other."""
+    """Strides of dense weights [K, C / G, *kernel] with neighbouring filters next to each other."""
     return dense_strides(shape, (0, 1, *range(len(shape) - 1, 1, -1)))
 
 
 def filters_last_copy(weight: torch.Tensor) -> torch.Tensor:
-    """The same depthwise weights with neighbouring filters next to each other."""
-    return weight.movedim(0, -1).contiguous().movedim(-1, 0)
+    """The same weights with neighbouring filters next to each other, and then channels."""
+    return weight.movedim((1, 0), (-2, -1)).contiguous().movedim((-2, -1), (1, 0))
 
 
 def five(values: Sequence[int], lead: int) -> tuple[int, int, int, int, int]:

@@ -1,15 +1,83 @@
-"""Modules built on the fused functions."""
+"""Modules: torch's six convolutions on the kernels, under torch's names, and a block built on the fused functions.
+
+`Conv2d` and its siblings are torch's classes with another function inside: constructor, initialisation, repr, state_dict and
+padding modes are torch's. `tritonconv.convert` puts them into a model.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
+from tritonconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from tritonconv.fused import conv2d_fused
 
 Pair = int | tuple[int, int]
+
+
+class _Convolution:
+    """What differs from torch's ConvNd."""
+
+    function: Callable[..., torch.Tensor]
+
+    def _conv_forward(self: Any, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            input = functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        return self.function(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+
+class _Transposed:
+    """What differs from torch's ConvTransposeNd, which has no padding mode but zeros."""
+
+    function: Callable[..., torch.Tensor]
+
+    def forward(self: Any, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
+        """`output_size` picks one of the sizes that the stride leaves open, as torch's modules do."""
+        sizes = (self.stride, self.padding, self.kernel_size, len(self.kernel_size), self.dilation)
+        extra = self._output_padding(input, output_size, *sizes)
+        return self.function(input, self.weight, self.bias, self.stride, self.padding, extra, self.groups, self.dilation)
+
+
+class Conv1d(_Convolution, nn.Conv1d):
+    """`torch.nn.Conv1d` on `tritonconv.conv1d`."""
+
+    function = staticmethod(conv1d)
+
+
+class Conv2d(_Convolution, nn.Conv2d):
+    """`torch.nn.Conv2d` on `tritonconv.conv2d`."""
+
+    function = staticmethod(conv2d)
+
+
+class Conv3d(_Convolution, nn.Conv3d):
+    """`torch.nn.Conv3d` on `tritonconv.conv3d`."""
+
+    function = staticmethod(conv3d)
+
+
+class ConvTranspose1d(_Transposed, nn.ConvTranspose1d):
+    """`torch.nn.ConvTranspose1d` on `tritonconv.conv_transpose1d`."""
+
+    function = staticmethod(conv_transpose1d)
+
+
+class ConvTranspose2d(_Transposed, nn.ConvTranspose2d):
+    """`torch.nn.ConvTranspose2d` on `tritonconv.conv_transpose2d`."""
+
+    function = staticmethod(conv_transpose2d)
+
+
+class ConvTranspose3d(_Transposed, nn.ConvTranspose3d):
+    """`torch.nn.ConvTranspose3d` on `tritonconv.conv_transpose3d`."""
+
+    function = staticmethod(conv_transpose3d)
 
 
 class DepthwiseSeparableConv2d(nn.Module):

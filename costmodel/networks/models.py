@@ -24,7 +24,7 @@ def load(name: str, **arguments: Any) -> nn.Module:
     where, separator, attribute = name.rpartition(":")
     if not separator or not where or not attribute:
         raise ValueError(f"model must be package.module:callable or file.py:callable, got {name!r}")
-    target: Any = _module(where)
+    target: Any = imported(where)
     for part in attribute.split("."):
         if not hasattr(target, part):
             raise ValueError(f"model {name!r}: {where} has no {part!r}")
@@ -54,7 +54,8 @@ def _build(name: str, target: Any, arguments: Mapping[str, Any]) -> Any:
         raise ValueError(f"model {name!r}: calling it with ({given}) failed: {_one_line(error)}") from error
 
 
-def _module(where: str) -> ModuleType:
+def imported(where: str) -> ModuleType:
+    """The module of a dotted name or a file. ValueError in one line where importing it fails."""
     if where.endswith(".py"):
         return _file(Path(where))
     if where.partition(".")[0] == "torchvision":

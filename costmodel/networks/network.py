@@ -10,8 +10,9 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from costmodel.calibration import PRIOR, PRIOR_SOURCE
 from costmodel.count import Cost
 from costmodel.device import Device
 from costmodel.forecast import predict
@@ -93,6 +94,9 @@ class Timed:
     seconds: float
     bound: str  # of the longest operator in the row
     share: float
+    low: float  # the interval of the seconds, added up over the operators
+    high: float
+    sources: frozenset[str]  # where the intervals come from
 
 
 @dataclass(frozen=True)
@@ -179,9 +183,25 @@ class Network:
             spent = layer.training_cost if training else layer.forward
             if spent == Cost():  # a view: only its gradient costs anything
                 continue
-            rows.append((layer, spent, sum(seconds for seconds, _ in times), max(times)[1]))
-        total = sum(seconds for _, _, seconds, _ in rows) or 1.0
-        return [Timed(layer, spent, seconds, bound, seconds / total) for layer, spent, seconds, bound in rows]
+            rows.append((layer, spent, times))
+        total = sum(time.seconds for _, _, times in rows for time in times) or 1.0
+        return [_timed(layer, spent, times, total) for layer, spent, times in rows]
+
+
+class _Time(NamedTuple):
+    """Of one operator, as `costmodel.timing.Prediction` has it."""
+
+    seconds: float
+    bound: str
+    low: float
+    high: float
+    source: str
+
+
+def _timed(layer: Layer, spent: Cost, times: Sequence[_Time], total: float) -> Timed:
+    seconds, low, high = (sum(column) for column in zip(*((t.seconds, t.low, t.high) for t in times), strict=True))
+    sources = frozenset(time.source for time in times if time.seconds)
+    return Timed(layer, spent, seconds, max(times).bound, seconds / total, low, high, sources)
 
 
 class _Clock:
@@ -190,27 +210,29 @@ class _Clock:
     def __init__(self, device: Device, precision: str) -> None:
         self.device = device
         self.precision = precision
-        self.planned: dict[tuple[ConvProblem, str, str], tuple[float, str]] = {}
+        self.planned: dict[tuple[ConvProblem, str, str], _Time] = {}
 
-    def time(self, layer: Layer, which: str, cost: Cost) -> tuple[float, str]:
-        """Seconds of one operator, and what bounds it."""
+    def time(self, layer: Layer, which: str, cost: Cost) -> _Time:
+        """Of one operator."""
         if layer.problem is None or not which:
             return self._operator(layer, cost)
         key = (layer.problem, which, layer.dtype)
         if key not in self.planned:
             found = predict(layer.problem, which, device=self.device, dtype=layer.dtype, precision=self.precision)
-            self.planned[key] = (found.seconds, found.bound)
+            self.planned[key] = _Time(found.seconds, found.bound, found.low, found.high, found.source)
         return self.planned[key]
 
-    def _operator(self, layer: Layer, cost: Cost) -> tuple[float, str]:
+    def _operator(self, layer: Layer, cost: Cost) -> _Time:
         if cost == Cost():
-            return 0.0, "nothing"
+            return _Time(0.0, "nothing", 0.0, 0.0, PRIOR_SOURCE)
         multiplies = layer.dtype if layer.dtype in DTYPES else "float32"
         arithmetic = 2 * cost.useful_macs / self.device.rate(multiplies, self.precision)
         arithmetic += (cost.bias_flops + cost.other_flops) / self.device.rate("float32")
         memory = cost.bytes / (self.device.bandwidth * 1e9)
         seconds, bound = max((arithmetic, "arithmetic"), (memory, "DRAM"))
-        return seconds + self.device.launch_overhead, "launch" if self.device.launch_overhead > seconds else bound
+        bound = "launch" if self.device.launch_overhead > seconds else bound
+        seconds += self.device.launch_overhead
+        return _Time(seconds, bound, PRIOR[0] * seconds, PRIOR[1] * seconds, PRIOR_SOURCE)
 
 
 def trace(model: nn.Module, *inputs: Any, train: bool = False, dtype: torch.dtype | None = None, **keywords: Any) -> Network:

@@ -97,19 +97,19 @@ def picture_named(name: str, work: Work, theme: Theme = LIGHT, titled: bool = Tr
     title = f"{work.model} on {work.device}, {work.arithmetic}"
     times, sight = f"Where the time of a {work.timed} goes", "Receptive field"
     if name == "all":
-        figure = _figure(13, 11, theme)
+        figure = blank_figure(13, 11, theme)
         grid = figure.add_gridspec(2, 2, height_ratios=(1.25, 1), hspace=0.08, wspace=0.06)
         draw_receptive(figure.add_subplot(grid[1, 0]), work.rows, sight, theme)
         draw_time(figure.add_subplot(grid[1, 1]), work.rows, times, theme)
         draw_roofline(figure.add_subplot(grid[0, :]), work.rows, work.peak, work.bandwidth, title, theme)
     elif name == "roofline":
-        figure = _figure(9.2, 5.6, theme)
+        figure = blank_figure(9.2, 5.6, theme)
         draw_roofline(figure.subplots(), work.rows, work.peak, work.bandwidth, title if titled else "", theme)
     elif name == "receptive":
-        figure = _figure(9.2, 3.8, theme)
+        figure = blank_figure(9.2, 3.8, theme)
         draw_receptive(figure.subplots(), work.rows, f"{sight}: {work.model}" if titled else "", theme)
     elif name == "time":
-        figure = _figure(9.2, 0.9 + 0.3 * min(len(_by_module(work.rows)), BARS + 1), theme)
+        figure = blank_figure(9.2, 0.9 + 0.3 * min(len(_by_module(work.rows)), BARS + 1), theme)
         draw_time(figure.subplots(), work.rows, times if titled else "", theme)
     else:
         raise ValueError(f"picture must be all, roofline, receptive or time, got {name!r}")
@@ -146,7 +146,7 @@ def draw_roofline(axes: Axes, rows: Sequence[Row], peak: float, bandwidth: float
     right = max([ridge * 8, *(x * 2.5 for x, _, _ in groups)])
     low = min([left * bandwidth, *(rate / 3 for rate in rates)])
     axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(max(low, peak / 1e6), peak * 2.6))
-    _dress(axes, title, theme)
+    dress(axes, title, theme)
     axes.grid(True, which="major", color=theme.line, linewidth=0.7)
     axes.plot([left, ridge, right], [left * bandwidth, peak, peak], color=theme.ink, linewidth=1.8, zorder=2)
     axes.plot([ridge, ridge], [axes.get_ylim()[0], peak], color=theme.faint, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
@@ -182,14 +182,14 @@ def draw_roofline(axes: Axes, rows: Sequence[Row], peak: float, bandwidth: float
     avoid += [((row.intensity, row.useful_flops / row.measured_seconds), 40.0) for row in shown if row.measured_seconds]
     heaviest = sorted(groups.items(), key=lambda item: -sum(member.share for member in item[1]))[:LABELS]
     named = [((x, rate), _name(members), _area(sum(m.share for m in members))) for (x, rate, _), members in heaviest]
-    _label(axes, named, avoid, theme)
+    label_points(axes, named, avoid, theme)
 
 
 def draw_receptive(axes: Axes, rows: Sequence[Row], title: str, theme: Theme) -> None:
     """Dots: what an element of each row sees, padding included. Lines: the largest so far, of each axis where they differ."""
     known = [(row.name, row.receptive_field) for row in rows if row.receptive_field]
     fields = [field for _, field in known]
-    _dress(axes, title, theme)
+    dress(axes, title, theme)
     if not fields:
         axes.text(0.5, 0.5, "no layer has a receptive field", transform=axes.transAxes, ha="center", color=theme.faint)
         return
@@ -218,7 +218,7 @@ def draw_time(axes: Axes, rows: Sequence[Row], title: str, theme: Theme) -> None
         bars.append((f"{len(rest)} others", {r: sum(parts.get(r, 0.0) for _, parts in rest) for r in MEANINGS}))
     total = sum(row.seconds for row in rows) or 1.0
     longest = max((sum(parts.values()) for _, parts in bars), default=1.0)
-    _dress(axes, title, theme)
+    dress(axes, title, theme)
     for place, (_, parts) in enumerate(bars):
         start = 0.0
         for roof in MEANINGS:
@@ -226,7 +226,7 @@ def draw_time(axes: Axes, rows: Sequence[Row], title: str, theme: Theme) -> None
             start += parts.get(roof, 0.0)
         text = f"{si(start, 's')}, {share(start / total)}"
         axes.annotate(text, (start, place), (4, 0), textcoords="offset points", va="center", fontsize=8.5, color=theme.ink)
-    axes.set_yticks(range(len(bars)), [_short(name) for name, _ in bars], fontsize=9)
+    axes.set_yticks(range(len(bars)), [shortened(name) for name, _ in bars], fontsize=9)
     axes.invert_yaxis()
     axes.set_xlim(0, longest * 1.28)
     axes.xaxis.set_major_formatter(EngFormatter(unit="s", sep=" "))
@@ -248,13 +248,15 @@ def _by_module(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     return gathered
 
 
-def _figure(width: float, height: float, theme: Theme) -> Figure:
+def blank_figure(width: float, height: float, theme: Theme) -> Figure:
+    """A figure of so many inches, to be drawn without a display."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor=theme.paper)
     FigureCanvasAgg(figure)
     return figure
 
 
-def _dress(axes: Axes, title: str, theme: Theme) -> None:
+def dress(axes: Axes, title: str, theme: Theme) -> None:
+    """Title, colours and frame of every picture."""
     axes.set_facecolor(theme.paper)
     axes.set_title(title, loc="left", color=theme.ink, fontsize=11, fontweight="bold")
     axes.tick_params(which="both", colors=theme.faint, labelcolor=theme.ink, labelsize=9)
@@ -290,7 +292,9 @@ def _legend(axes: Axes, roofs: Collection[str], theme: Theme, measured: bool = F
 Point = tuple[float, float]
 
 
-def _label(axes: Axes, named: Sequence[tuple[Point, str, float]], avoid: Sequence[tuple[Point, float]], theme: Theme) -> None:
+def label_points(
+    axes: Axes, named: Sequence[tuple[Point, str, float]], avoid: Sequence[tuple[Point, float]], theme: Theme
+) -> None:
     """Name the points (where, text, dot's area), each at the first of several places where it covers no other text, none of
     the dots to avoid and not the picture's edge; a point without such a place stays without a name."""
     figure = axes.figure.figure
@@ -339,13 +343,13 @@ def _roof(bound: str) -> str:
     return ROOFS.get(bound, "launch")
 
 
-def _short(name: str, limit: int = 28) -> str:
+def shortened(name: str, limit: int = 28) -> str:
     """The end of a name tells layers apart better than its beginning."""
     return name if len(name) <= limit else "…" + name[1 - limit :]
 
 
 def _name(members: Sequence[Row]) -> str:
-    return _short(members[0].name) + (f" ×{len(members)}" if len(members) > 1 else "")
+    return shortened(members[0].name) + (f" ×{len(members)}" if len(members) > 1 else "")
 
 
 def _sections(names: Sequence[str], limit: int = 16) -> dict[int, str]:
@@ -358,5 +362,5 @@ def _sections(names: Sequence[str], limit: int = 16) -> dict[int, str]:
     last, section = -math.inf, None
     for place, head in enumerate(heads):
         if head != section and place - last >= len(names) / limit:
-            ticks[place], last, section = _short(head, 16), place, head
+            ticks[place], last, section = shortened(head, 16), place, head
     return ticks

@@ -12,9 +12,8 @@ from costmodel.count import Cost
 from costmodel.device import Device
 from costmodel.networks.crosscheck import Comparison, crosscheck
 from costmodel.networks.models import load
-from costmodel.networks.network import Network, trace
+from costmodel.networks.network import Network, Timed, trace
 from costmodel.reports.rows import Figure, LayerRow, figures, layer_rows, module_rows, with_measured
-from costmodel.timing import PRIOR, PRIOR_SOURCE
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def study(
         parameters=network.parameters,
         trainable=network.trainable,
         timed="training step" if training else "forward pass",
-        totals=tuple(_totals(network, sum(of.seconds for of in timed), device, dtype, precision, training, samples, epochs)),
+        totals=tuple(_totals(network, timed, device, dtype, precision, training, samples, epochs)),
         rows=tuple(rows),
         unknown=dict(network.unknown),
         notes=(*network.notes, *run),
@@ -109,7 +108,7 @@ def study(
             "Bytes are compulsory: every tensor of an operator moved once, nothing fused with its neighbours.",
             "Convolutions take the plan that the library would choose on channels-last tensors; any other operator takes one "
             "launch and the longer of its arithmetic at the peak and its bytes at the bandwidth.",
-            f"The interval of the time: {PRIOR_SOURCE}.",
+            f"The interval of the time: {'; or '.join(sorted(frozenset[str]().union(*(of.sources for of in timed))))}.",
         ),
         figures=tuple(figures(device)),
         checks=compared,
@@ -118,7 +117,7 @@ def study(
 
 def _totals(
     network: Network,
-    seconds: float,
+    timed: Sequence[Timed],
     device: Device,
     dtype: str,
     precision: str,
@@ -126,18 +125,20 @@ def _totals(
     samples: float | None,
     epochs: int,
 ) -> list[Total]:
-    def total(what: str, spent: Cost, time: float | None) -> Total:
-        low, high = (None, None) if time is None else (time * PRIOR[0], time * PRIOR[1])
+    def total(what: str, spent: Cost, steps: float | None) -> Total:
+        """`steps`: how many times the rows' time it takes; None where the rows time other work."""
+        time, low, high = (None, None, None) if steps is None else (steps * of for of in timing)
         least = roofline(spent, device, dtype, precision=precision).seconds
         others = spent.other_flops + spent.bias_flops
         flops = spent.useful_flops, spent.dense_flops
         return Total(what, spent.useful_macs, spent.dense_macs, *flops, others, spent.bytes, least, time, low, high)
 
+    timing = sum(of.seconds for of in timed), sum(of.low for of in timed), sum(of.high for of in timed)
     found = [
-        total("forward pass", network.inference, None if training else seconds),
-        total("training step", network.training_step, seconds if training else None),
+        total("forward pass", network.inference, None if training else 1.0),
+        total("training step", network.training_step, 1.0 if training else None),
     ]
     if samples is not None:
         steps = network.steps(round(samples), epochs)
-        found.append(total("training run", network.training_run(round(samples), epochs), seconds * steps if training else None))
+        found.append(total("training run", network.training_run(round(samples), epochs), steps if training else None))
     return found

@@ -1,4 +1,4 @@
-"""Depthwise convolution and its input gradient where all taps of a channel fit in registers: a window slides down the rows."""
+"""Convolution of narrow groups and its input gradient whose taps fit in registers: a window slides down the rows."""
 
 import triton
 import triton.language as tl
@@ -12,9 +12,12 @@ from tritonconv.kernels.window import (
     laid_over,
     lanes_of,
     meets_row,
-    read_row,
+    place_of,
+    read_channels,
+    spread,
     store_row,
     tap_offsets,
+    weights_of,
     zeros,
 )
 
@@ -26,7 +29,7 @@ def slide_kernel(
     b_ptr,
     y_ptr,
     x_strides,  # Strides of the gathered tensor: x, or dy for dgrad
-    w_strides,  # Strides of w [K, 1, T, R, S]
+    w_strides,  # Strides of w [K, C / G, T, R, S]
     y_strides,  # Strides of the output: y, or dx
     sizes,  # Extents
     KERNEL: tl.constexpr,  # (T, R, S)
@@ -37,7 +40,9 @@ def slide_kernel(
     LAG: tl.constexpr,  # groups of output rows that wait for more input rows
     DGRAD: tl.constexpr,
     RANK: tl.constexpr,
-    MULTIPLIER: tl.constexpr,  # output channels per input channel; 1 for dgrad
+    PER_GROUP: tl.constexpr,  # channels of a group that the pass makes: of y, or of dx for dgrad
+    SUMMED: tl.constexpr,  # and that each of them sums: of x, or of dy for dgrad
+    TOGETHER: tl.constexpr,  # those come in one load
     X_ALIGN: tl.constexpr,
     X_UNIT: tl.constexpr,
     W_ALIGN: tl.constexpr,
@@ -65,13 +70,14 @@ def slide_kernel(
     R_ALIGN: tl.constexpr = 1,
     R_UNIT: tl.constexpr = 1,
 ):
-    """y[n, k, o, p, q] = b[k] + sum over t, r, s of w[k, t, r, s] * x[n, k / multiplier, o*s_d - low_d + t*d_d, p*.., q*..]
-    or, for dgrad, dx[n, c, d, h, w] = sum over the (t, o), (r, p), (s, q) with d = o*s_d - low_d + t*d_d, ... of
-    w[c, t, r, s] * dy[n, c, o, p, q].
+    """y[n, k, o, p, q] = b[k] + sum over i, t, r, s of w[k, i, t, r, s] * x[n, group(k) * C / G + i, o*s_d - low_d + t*d_d,
+    p*.., q*..] or, for dgrad, dx[n, c, d, h, w] = b[c] + sum over j and the (t, o), (r, p), (s, q) with d = o*s_d - low_d +
+    t*d_d, ... of w[k, c % (C / G), t, r, s] * dy[n, k, o, p, q] with k = group(c) * K / G + j.
 
-    A program walks down the rows. Each input row is read once and meets all its taps: it completes the oldest group of
-    output rows and adds to the LAG groups that wait in registers. A group is one row; for dgrad `stride` rows, so that which
-    taps meet is known at compile time and no multiply-add meets a structural zero.
+    A lane makes one channel of the output and sums over the channels of its group. A program walks down the rows. Each input
+    row is read once and meets all its taps: it completes the oldest group of output rows and adds to the LAG groups that wait
+    in registers. A group is one row; for dgrad `stride` rows, so that which taps meet is known at compile time and no
+    multiply-add meets a structural zero.
     """
     T: tl.constexpr = KERNEL[0]
     R: tl.constexpr = KERNEL[1]
@@ -89,24 +95,18 @@ def slide_kernel(
     LANES: tl.constexpr = CHANNELS * GROUPS
     LANED: tl.constexpr = GROUPS > 1 or not EVEN_C
     _, x_c, x_d, x_h, x_w = strides(x_strides, X_ALIGN, X_UNIT, INDEX)
-    w_k, _, w_t, w_r, w_s = strides(w_strides, W_ALIGN, W_UNIT, INDEX)
+    w_k, w_c, w_t, w_r, w_s = strides(w_strides, W_ALIGN, W_UNIT, INDEX)
     _, y_c, y_d, y_h, y_w = strides(y_strides, Y_ALIGN, Y_UNIT, INDEX)
     channels = unpack(sizes.channels) * C_ALIGN
     out_h = unpack(sizes.out_h)
     out_w = unpack(sizes.out_w)
     rows = unpack(sizes.rows)
 
-    # program -> (channels, column tiles, run of rows, depth, image), channels fastest: one pixel is one run of memory
-    pid = tl.program_id(0)
-    tiles_c = tl.cdiv(channels, CHANNELS)
+    # program -> (channels, column tiles, run of rows, depth, image)
     walk = 1  # 1-D has no rows: a program walks along its only row instead
     if RANK < 2:
         walk = rows
-    tiles_q = tl.cdiv(out_w, COLUMNS * GROUPS * walk)
-    pid_c = pid % tiles_c
-    pid = pid // tiles_c
-    pid_q = pid % tiles_q
-    pid = pid // tiles_q
+    pid_c, pid_q, pid = place_of(tl.program_id(0), channels, tl.cdiv(out_w, COLUMNS * GROUPS * walk), CHANNELS)
     first = pid * 0
     groups_h = 1
     if RANK >= 2:
@@ -128,16 +128,12 @@ def slide_kernel(
     y_base = y_ptr + image * wide(y_strides.outer, Y_ALIGN, Y_UNIT == 0)
     x_column = (tile * (COLUMNS // OUT_W * IN_W // X_WIDTH) - unpack(sizes.shift_w)) * X_WIDTH
     y_column = tile * COLUMNS
-    x_offset = (channel // MULTIPLIER) * x_c + x_column * x_w
+    x_offset = (channel // PER_GROUP) * (SUMMED * x_c) + x_column * x_w
     y_offset = channel * y_c + y_column * y_w
     if RANK >= 3:
         y_offset += o * y_d
-    x_ptrs = x_base + x_offset
-    y_ptrs = y_base + y_offset
-    if X_WIDTH > 1:
-        x_ptrs = x_base + (x_offset[:, None] + (tl.arange(0, X_WIDTH) * x_w)[None, :])
-    if Y_WIDTH > 1:
-        y_ptrs = y_base + (y_offset[:, None] + (tl.arange(0, Y_WIDTH) * y_w)[None, :])
+    x_ptrs = spread(x_base, x_offset, 1, SUMMED) if TOGETHER else spread(x_base, x_offset, x_w, X_WIDTH)
+    y_ptrs = spread(y_base, y_offset, y_w, Y_WIDTH)
     LOADS: tl.constexpr = (LEAD + WINDOW + X_WIDTH - 1) // X_WIDTH
     in_w = unpack(sizes.in_w)
     x_masks = column_masks(x_column, in_w, lanes, LOADS, X_WIDTH, X_EVEN, LANED)
@@ -161,14 +157,16 @@ def slide_kernel(
             )
         if fused.z is not None:
             z_ptrs, z_h, z_w = laid_over(fused.z, y_strides, Y_ALIGN, Y_UNIT, image, channel, y_column, o, Y_WIDTH, INDEX)
-    # taps stay in registers, scaled already: weights[(t * R + r) * S + s] [LANES]
+    # taps stay in registers, scaled already: weights[((i * T + t) * R + r) * S + s] [LANES]
+    w_offset, w_i = weights_of(channel, w_k, w_c, PER_GROUP, SUMMED, DGRAD)
     weights = ()
-    for t in tl.static_range(T):
-        for r in tl.static_range(R):
-            for s in tl.static_range(S):
-                tap = t * w_t + r * w_r + s * w_s
-                weight = tl.load(w_ptr + (channel * w_k + tap), mask=lanes, other=0.0).to(ACC)
-                weights = weights + (weight if scale is None else weight * scale,)
+    for i in tl.static_range(SUMMED):
+        for t in tl.static_range(T):
+            for r in tl.static_range(R):
+                for s in tl.static_range(S):
+                    tap = i * w_i + t * w_t + r * w_r + s * w_s
+                    weight = tl.load(w_ptr + (w_offset + tap), mask=lanes, other=0.0).to(ACC)
+                    weights = weights + (weight if scale is None else weight * scale,)
 
     waiting = ()  # [(group, row of the group, column)], the oldest group first
     for _ in tl.static_range(LAG * OUT_H * COLUMNS):
@@ -177,7 +175,7 @@ def slide_kernel(
     if RANK >= 2:
         last = tl.minimum(first + rows, groups_h) + LAG
     for i in range(first, last):
-        window = ()  # [(row of the step, t, column)]
+        window = ()  # [(row of the step, t, channel, column)]
         for e in tl.static_range(IN_H):
             h = i * IN_H + (e - unpack(sizes.shift_h))
             for t in tl.static_range(T):
@@ -193,9 +191,23 @@ def slide_kernel(
                     row_ok = row_ok & inside(d, unpack(sizes.in_d))
                     x_row += d * x_d
                 if meets_row(ROWS, e, IN_H):
-                    window = window + read_row(x_ptrs + x_row, x_w, x_masks, row_ok, COLS, X_WIDTH, LEAD, WINDOW, ACC)
+                    window = window + read_channels(
+                        x_ptrs + x_row,
+                        x_c,
+                        x_w,
+                        x_masks,
+                        row_ok,
+                        COLS,
+                        X_WIDTH,
+                        LEAD,
+                        WINDOW,
+                        SUMMED,
+                        TOGETHER,
+                        LANED,
+                        ACC,
+                    )
                 else:
-                    window = window + zeros(WINDOW, LANES, ACC)
+                    window = window + zeros(SUMMED * WINDOW, LANES, ACC)
         made = ()
         for slot in tl.static_range(LAG + 1):
             for e_out in tl.static_range(OUT_H):
@@ -206,10 +218,14 @@ def slide_kernel(
                             for s in tl.static_range(S):
                                 if COLS[j * S + s] >= 0:
                                     for t in tl.static_range(T):
-                                        acc += (
-                                            window[(ROWS[e_out * R + r] % IN_H * T + t) * WINDOW + COLS[j * S + s]]
-                                            * weights[(t * R + r) * S + s]
-                                        )
+                                        for c in tl.static_range(SUMMED):
+                                            acc += (
+                                                window[
+                                                    ((ROWS[e_out * R + r] % IN_H * T + t) * SUMMED + c) * WINDOW
+                                                    + COLS[j * S + s]
+                                                ]
+                                                * weights[((c * T + t) * R + r) * S + s]
+                                            )
                     made = made + (acc,)
         p = (i - LAG) * OUT_H
         for e_out in tl.static_range(OUT_H):

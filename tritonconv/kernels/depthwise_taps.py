@@ -1,4 +1,4 @@
-"""Depthwise convolution and its input gradient for filters of any size: a loop over the taps, a few of them unrolled."""
+"""Convolution of narrow groups and its input gradient for filters of any size: a loop over the taps, a few of them unrolled."""
 
 import triton
 import triton.language as tl
@@ -12,9 +12,12 @@ from tritonconv.kernels.window import (
     highest,
     laid_over,
     lanes_of,
+    place_of,
     read_row,
+    spread,
     store_row,
     tap_offsets,
+    weights_of,
 )
 
 
@@ -87,7 +90,7 @@ def taps_kernel(
     b_ptr,
     y_ptr,
     x_strides,  # Strides of the gathered tensor: x, or dy for dgrad
-    w_strides,  # Strides of w [K, 1, T, R, S]
+    w_strides,  # Strides of w [K, C / G, T, R, S]
     y_strides,  # Strides of the output: y, or dx
     sizes,  # Extents; of shift_d and shift_h the low padding
     KERNEL: tl.constexpr,  # (T, R, S)
@@ -100,7 +103,8 @@ def taps_kernel(
     CHUNK_SPAN: tl.constexpr,
     DGRAD: tl.constexpr,
     RANK: tl.constexpr,
-    MULTIPLIER: tl.constexpr,  # K / C
+    PER_GROUP: tl.constexpr,  # channels of a group that the pass makes, and that each of them sums
+    SUMMED: tl.constexpr,
     X_ALIGN: tl.constexpr,
     X_UNIT: tl.constexpr,
     W_ALIGN: tl.constexpr,
@@ -128,9 +132,9 @@ def taps_kernel(
     R_ALIGN: tl.constexpr = 1,
     R_UNIT: tl.constexpr = 1,
 ):
-    """What `slide_kernel` computes, for filters, dilations or multipliers whose taps or waiting rows no registers hold.
+    """What `slide_kernel` computes, for filters, dilations or sums over channels whose taps or waiting rows no registers hold.
 
-    A program makes one output row, a loop over (channel of the multiplier, t, r, chunk of s) with CHUNK taps unrolled: a
+    A program makes one output row, a loop over (channel of the group, t, r, chunk of s) with CHUNK taps unrolled: a
     window of input columns and CHUNK weights are read, and every weight meets every column.
     """
     T: tl.constexpr = KERNEL[0]
@@ -144,20 +148,14 @@ def taps_kernel(
     LANES: tl.constexpr = CHANNELS * GROUPS
     LANED: tl.constexpr = GROUPS > 1 or not EVEN_C
     _, x_c, x_d, x_h, x_w = strides(x_strides, X_ALIGN, X_UNIT, INDEX)
-    w_k, _, w_t, w_r, w_s = strides(w_strides, W_ALIGN, W_UNIT, INDEX)
+    w_k, w_c, w_t, w_r, w_s = strides(w_strides, W_ALIGN, W_UNIT, INDEX)
     _, y_c, y_d, y_h, y_w = strides(y_strides, Y_ALIGN, Y_UNIT, INDEX)
     channels = unpack(sizes.channels) * C_ALIGN
     in_w = unpack(sizes.in_w)
     out_w = unpack(sizes.out_w)
 
-    # program -> (channels, column tiles, row, depth, image), channels fastest
-    pid = tl.program_id(0)
-    tiles_c = tl.cdiv(channels, CHANNELS)
-    tiles_q = tl.cdiv(out_w, COLUMNS * GROUPS)
-    pid_c = pid % tiles_c
-    pid = pid // tiles_c
-    pid_q = pid % tiles_q
-    pid = pid // tiles_q
+    # program -> (channels, column tiles, row, depth, image)
+    pid_c, pid_q, pid = place_of(tl.program_id(0), channels, tl.cdiv(out_w, COLUMNS * GROUPS), CHANNELS)
     d = pid * 0
     t = d
     t_begin = d
@@ -191,19 +189,10 @@ def taps_kernel(
     y_base = y_ptr + image * wide(y_strides.outer, Y_ALIGN, Y_UNIT == 0)
     x_column = (tile * (COLUMNS // OUT_W * IN_W // X_WIDTH) - unpack(sizes.shift_w)) * X_WIDTH
     y_column = tile * COLUMNS
-    if DGRAD:
-        x_offset = channel * MULTIPLIER * x_c + x_column * x_w
-        w_ptrs = w_ptr + channel * MULTIPLIER * w_k
-    else:
-        x_offset = (channel // MULTIPLIER) * x_c + x_column * x_w
-        w_ptrs = w_ptr + channel * w_k
-    y_offset = channel * y_c + (y_column * y_w + y_row)
-    x_ptrs = x_base + x_offset
-    y_ptrs = y_base + y_offset
-    if X_WIDTH > 1:
-        x_ptrs = x_base + (x_offset[:, None] + (tl.arange(0, X_WIDTH) * x_w)[None, :])
-    if Y_WIDTH > 1:
-        y_ptrs = y_base + (y_offset[:, None] + (tl.arange(0, Y_WIDTH) * y_w)[None, :])
+    x_ptrs = spread(x_base, (channel // PER_GROUP) * (SUMMED * x_c) + x_column * x_w, x_w, X_WIDTH)
+    y_ptrs = spread(y_base, channel * y_c + (y_column * y_w + y_row), y_w, Y_WIDTH)
+    w_offset, w_m = weights_of(channel, w_k, w_c, PER_GROUP, SUMMED, DGRAD)
+    w_ptrs = w_ptr + w_offset
 
     scale = None
     if FUSED:
@@ -213,11 +202,11 @@ def taps_kernel(
     acc = ()
     for _ in tl.static_range(COLUMNS):
         acc = acc + (added if scale is None else tl.zeros((LANES,), ACC),)
-    for m in range(0, MULTIPLIER if DGRAD else 1):
+    for m in range(0, SUMMED):
         for i in range(t_begin, t_end):
             for k in range(r_begin, r_end):
                 x_at = (d + i * IN_D) * x_d + (h + k * IN_H) * x_h + m * x_c
-                w_at = (t + i * STEP[0]) * w_t + (r + k * STEP[1]) * w_r + m * w_k
+                w_at = (t + i * STEP[0]) * w_t + (r + k * STEP[1]) * w_r + m * w_m
                 for chunk in range(0, S // CHUNK):
                     acc = add_taps(
                         acc,

@@ -1,18 +1,18 @@
-"""Weight gradient of a depthwise convolution: partial sums of strips of the output, then their sum in a fixed order."""
+"""Weight gradient of narrow groups: partial sums of strips of the output, then their sum in a fixed order."""
 
 import triton
 import triton.language as tl
 
 from tritonconv.kernels.epilogue import rounded
 from tritonconv.kernels.index import inside, strides, unpack, wide
-from tritonconv.kernels.window import column_masks, highest, lanes_of, meets_row, read_row, tap_offsets, zeros
+from tritonconv.kernels.window import column_masks, highest, lanes_of, meets_row, read_row, spread, tap_offsets, zeros
 
 
 @triton.jit
 def strip_kernel(
     dy_ptr,
     x_ptr,
-    partial_ptr,  # workspace [parts, T * R * S, K] in the accumulator's type
+    partial_ptr,  # workspace [parts, T * R * S, K * C / G] in the accumulator's type
     dy_strides,  # Strides of dy [N, K, O, P, Q]
     x_strides,  # Strides of x [N, C, D, H, W]
     sizes,  # Extents: in is x, out is dy; the low padding (shift_w divided by X_WIDTH and rounded up)
@@ -24,12 +24,13 @@ def strip_kernel(
     BLOCK_S: tl.constexpr,  # and taps of each
     LAG: tl.constexpr,  # rows of dy that wait for more rows of x
     RANK: tl.constexpr,
-    MULTIPLIER: tl.constexpr,  # K / C
+    PER_FILTER: tl.constexpr,  # channels of x that a filter sums, C / G,
+    FILTERS: tl.constexpr,  # and filters of a group, K / G
     DY_ALIGN: tl.constexpr,
     DY_UNIT: tl.constexpr,
     X_ALIGN: tl.constexpr,
     X_UNIT: tl.constexpr,
-    C_ALIGN: tl.constexpr,  # of K
+    C_ALIGN: tl.constexpr,  # of K * C / G
     EVEN_C: tl.constexpr,
     X_WIDTH: tl.constexpr,  # columns a load of x brings, and by how many it starts early
     LEAD: tl.constexpr,
@@ -38,15 +39,15 @@ def strip_kernel(
     DY_EVEN: tl.constexpr,
     ACC: tl.constexpr,
     INDEX: tl.constexpr,
-    CHANNELS: tl.constexpr,  # channels of a program,
+    CHANNELS: tl.constexpr,  # pairs (k, i) of a program,
     GROUPS: tl.constexpr,  # column tiles,
     COLUMNS: tl.constexpr,  # and columns of a tile
 ):
-    """partial[i, (t, r, s), k] = sum over the rows and columns of strip i of dy[n, k, o, p, q] * x[n, k / multiplier, o*s_d -
-    low_d + t*d_d, p*.., q*..]
+    """partial[strip, (t, r, s), (k, i)] = sum over the rows and columns of a strip of dy[n, k, o, p, q] * x[n, group(k) * C / G
+    + i, o*s_d - low_d + t*d_d, p*.., q*..]
 
-    A program walks down the rows with BLOCK_R x BLOCK_S sums in registers. Each row of x is read once and meets the LAG + 1
-    rows of dy that its taps reach.
+    A lane is a filter k with one channel i of its group. A program walks down the rows with BLOCK_R x BLOCK_S sums in
+    registers. Each row of x is read once and meets the LAG + 1 rows of dy that its taps reach.
     """
     T: tl.constexpr = KERNEL[0]
     R: tl.constexpr = KERNEL[1]
@@ -60,15 +61,15 @@ def strip_kernel(
     LANED: tl.constexpr = GROUPS > 1 or not EVEN_C
     _, y_k, y_o, y_p, y_q = strides(dy_strides, DY_ALIGN, DY_UNIT, INDEX)
     _, x_c, x_d, x_h, x_w = strides(x_strides, X_ALIGN, X_UNIT, INDEX)
-    channels = unpack(sizes.channels) * C_ALIGN
+    pairs = unpack(sizes.channels) * C_ALIGN
     size_o = unpack(sizes.out_d)
     size_p = unpack(sizes.out_h)
     size_q = unpack(sizes.out_w)
     rows = unpack(sizes.rows)
 
-    # program -> (channels, taps, column tiles, part), channels fastest; programs of other taps read the same rows next
+    # program -> (pairs, taps, column tiles, part), pairs fastest; programs of other taps read the same rows next
     pid = tl.program_id(0)
-    tiles_c = tl.cdiv(channels, CHANNELS)
+    tiles_c = tl.cdiv(pairs, CHANNELS)
     tiles_q = tl.cdiv(size_q, COLUMNS * GROUPS)
     pid_c = pid % tiles_c
     pid = pid // tiles_c
@@ -83,14 +84,17 @@ def strip_kernel(
     pid_q = pid % tiles_q
     split = pid // tiles_q
 
-    channel, tile = lanes_of(pid_q, CHANNELS, GROUPS, X_UNIT == 4)
-    channel += pid_c * CHANNELS
-    lanes = channel < channels  # [LANES]
+    pair, tile = lanes_of(pid_q, CHANNELS, GROUPS, X_UNIT == 4)
+    pair += pid_c * CHANNELS
+    lanes = pair < pairs  # [LANES]
+    channel = pair // (FILTERS * PER_FILTER) * PER_FILTER
+    if PER_FILTER > 1:
+        channel += pair % PER_FILTER
     s_shift = s_first * DILATION[2]
     x_column = (tile * (COLUMNS * STRIDE[2] // X_WIDTH) - unpack(sizes.shift_w)) * X_WIDTH + s_shift
     y_column = tile * COLUMNS
-    x_offset = (channel // MULTIPLIER) * x_c + x_column * x_w
-    y_offset = channel * y_k + y_column * y_q
+    x_offset = channel * x_c + x_column * x_w
+    y_offset = (pair // PER_FILTER) * y_k + y_column * y_q
     LOADS: tl.constexpr = (LEAD + WINDOW + X_WIDTH - 1) // X_WIDTH
     x_masks = column_masks(x_column, unpack(sizes.in_w), lanes, LOADS, X_WIDTH, X_EVEN, LANED)
     y_masks = column_masks(y_column, size_q, lanes, COLUMNS // DY_WIDTH, DY_WIDTH, DY_EVEN, LANED)
@@ -117,12 +121,8 @@ def strip_kernel(
             y_plane += o * y_o
         x_base = x_ptr + image.to(tl.int64) * wide(x_strides.outer, X_ALIGN, X_UNIT == 0)
         y_base = dy_ptr + image.to(tl.int64) * wide(dy_strides.outer, DY_ALIGN, DY_UNIT == 0)
-        x_ptrs = x_base + (x_offset + x_plane)
-        y_ptrs = y_base + (y_offset + y_plane)
-        if X_WIDTH > 1:
-            x_ptrs = x_base + ((x_offset + x_plane)[:, None] + (tl.arange(0, X_WIDTH) * x_w)[None, :])
-        if DY_WIDTH > 1:
-            y_ptrs = y_base + ((y_offset + y_plane)[:, None] + (tl.arange(0, DY_WIDTH) * y_q)[None, :])
+        x_ptrs = spread(x_base, x_offset + x_plane, x_w, X_WIDTH)
+        y_ptrs = spread(y_base, y_offset + y_plane, y_q, DY_WIDTH)
         end = first + 1
         if RANK >= 2:
             end = tl.minimum(first + rows, size_p)
@@ -158,8 +158,8 @@ def strip_kernel(
             sums = added
             older = older[COLUMNS:]
 
-    k = pid_c * CHANNELS + tl.arange(0, CHANNELS)
-    base = partial_ptr + part.to(tl.int64) * (T * R * S) * channels
+    pair = pid_c * CHANNELS + tl.arange(0, CHANNELS)
+    base = partial_ptr + part.to(tl.int64) * (T * R * S) * pairs
     for r in tl.static_range(BLOCK_R):
         for s in tl.static_range(BLOCK_S):
             acc = sums[r * BLOCK_S + s]
@@ -168,16 +168,17 @@ def strip_kernel(
             elif GROUPS > 1:
                 acc = tl.sum(tl.reshape(acc, (GROUPS, CHANNELS)), 0)
             tap = ((t * R + r_first + r) * S + s_first + s).to(INDEX)
-            tl.store(base + (tap * channels + k), acc, mask=tl.where(s_first + s < S, k < channels, False))
+            tl.store(base + (tap * pairs + pair), acc, mask=tl.where(s_first + s < S, pair < pairs, False))
 
 
 @triton.jit
 def strip_reduce_kernel(
-    partial_ptr,  # workspace [parts, T * R * S, K]
+    partial_ptr,  # workspace [parts, T * R * S, K * C / G]
     dw_ptr,
-    dw_strides,  # Strides of dw [K, 1, T, R, S]
-    sizes,  # (elements of dw, parts, K), packed
+    dw_strides,  # Strides of dw [K, C / G, T, R, S]
+    sizes,  # (elements of dw, parts, K * C / G), packed
     KERNEL: tl.constexpr,
+    PER_FILTER: tl.constexpr,
     DW_ALIGN: tl.constexpr,
     DW_UNIT: tl.constexpr,
     ACC: tl.constexpr,
@@ -185,7 +186,10 @@ def strip_reduce_kernel(
     BLOCK_PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """dw[k, t, r, s] = sum over i of partial[i, (t, r, s), k]: BLOCK_PARTS sums side by side, always in the same order."""
+    """dw[k, i, t, r, s] = sum over strips of partial[strip, (t, r, s), (k, i)]
+
+    BLOCK_PARTS sums side by side, always in the same order.
+    """
     elements = unpack(sizes[0])
     parts = unpack(sizes[1])
     offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -195,12 +199,13 @@ def strip_reduce_kernel(
         part = first + lane
         ptrs = partial_ptr + (part.to(tl.int64)[:, None] * elements + offs[None, :])
         acc += tl.load(ptrs, mask=(part < parts)[:, None] & (offs < elements)[None, :], other=0.0)
-    channels = unpack(sizes[2])
-    k = offs % channels
-    tap = offs // channels
+    pairs = unpack(sizes[2])
+    pair = offs % pairs
+    tap = offs // pairs
     s = tap % KERNEL[2]
     r = (tap // KERNEL[2]) % KERNEL[1]
     t = tap // (KERNEL[2] * KERNEL[1])
-    w_k, _, w_t, w_r, w_s = strides(dw_strides, DW_ALIGN, DW_UNIT, tl.int64)
+    w_k, w_c, w_t, w_r, w_s = strides(dw_strides, DW_ALIGN, DW_UNIT, tl.int64)
     dw = rounded(tl.sum(acc, 0), dw_ptr.dtype.element_ty, UPCAST)
-    tl.store(dw_ptr + (k * w_k + t * w_t + r * w_r + s * w_s), dw, mask=offs < elements)
+    offs_w = (pair // PER_FILTER) * w_k + (pair % PER_FILTER) * w_c + t * w_t + r * w_r + s * w_s
+    tl.store(dw_ptr + offs_w, dw, mask=offs < elements)

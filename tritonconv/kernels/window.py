@@ -22,7 +22,7 @@ class Extents(NamedTuple):
     out_d: int
     out_h: int
     out_w: int
-    channels: int  # channels of the output (of dw for wgrad), divided by their alignment
+    channels: int  # channels of the output (for wgrad pairs of a filter and a channel), divided by their alignment
     shift_d: int  # input coordinate of tap offset 0 of output group 0, negated
     shift_h: int
     shift_w: int  # divided by the load width, rounded up
@@ -90,6 +90,42 @@ def lanes_of(tile, CHANNELS: tl.constexpr, GROUPS: tl.constexpr, PLANES: tl.cons
         channel = lane % CHANNELS
         column = tile * GROUPS + lane // CHANNELS
     return channel, column
+
+
+@triton.jit
+def place_of(pid, channels, columns, CHANNELS: tl.constexpr):
+    """(tile of channels, tile of columns, rest) of a program, channels fastest: one pixel is one run of memory.
+
+    `columns`: how many column tiles there are.
+    """
+    tiles_c = tl.cdiv(channels, CHANNELS)
+    pid_c = pid % tiles_c
+    pid = pid // tiles_c
+    return pid_c, pid % columns, pid // columns
+
+
+@triton.jit
+def spread(base, offset, step, WIDTH: tl.constexpr):
+    """base + offset [LANES], or with WIDTH > 1 the pointers [LANES, WIDTH] of WIDTH elements, `step` apart."""
+    if WIDTH == 1:
+        return base + offset
+    else:
+        return base + (offset[:, None] + (tl.arange(0, WIDTH) * step)[None, :])
+
+
+@triton.jit
+def weights_of(channel, w_k, w_c, PER_GROUP: tl.constexpr, SUMMED: tl.constexpr, DGRAD: tl.constexpr):
+    """(offset [LANES] of the weights that an output channel meets, step from one channel that it sums to the next).
+
+    w [K, C / G, ...]: fprop sums the channels of a filter, dgrad the filters of its group.
+    """
+    if not DGRAD:
+        return channel * w_k, w_c
+    else:
+        offset = (channel // PER_GROUP) * (SUMMED * w_k)
+        if PER_GROUP > 1:
+            offset += (channel % PER_GROUP) * w_c
+        return offset, w_k
 
 
 @triton.jit
@@ -190,6 +226,48 @@ def read_row(
 
 
 @triton.jit
+def read_channels(
+    ptrs,
+    channel_step,
+    step,
+    masks,
+    row_ok,
+    OFFSETS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    LEAD: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SUMMED: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    LANED: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """`read_row` of each of SUMMED channels: [(channel, column)].
+
+    TOGETHER: ptrs is [LANES, SUMMED], the channels of a pixel lie next to each other and come in one load.
+    """
+    rows = ()
+    if TOGETHER:
+        pixels = ()  # [(column, channel)]
+        for v in tl.static_range(WINDOW):
+            if holds(OFFSETS, v):
+                mask = tl.where(row_ok, masks[v], False)
+                if LANED:
+                    mask = mask[:, None]
+                tile = tl.load(ptrs + v * step, mask=mask, other=0.0)
+                pixels = pixels + split_columns(tile.to(ACC), SUMMED)
+            else:
+                for _ in tl.static_range(SUMMED):
+                    pixels = pixels + (0.0,)
+        for i in tl.static_range(SUMMED):
+            for v in tl.static_range(WINDOW):
+                rows = rows + (pixels[v * SUMMED + i],)
+    else:
+        for i in tl.static_range(SUMMED):
+            rows = rows + read_row(ptrs + i * channel_step, step, masks, row_ok, OFFSETS, WIDTH, LEAD, WINDOW, ACC)
+    return rows
+
+
+@triton.jit
 def added_by_channel(
     b_ptr, b_stride, scale, fused, channel, lanes, HAS_BIAS: tl.constexpr, FUSED: tl.constexpr, ACC: tl.constexpr
 ):
@@ -221,11 +299,7 @@ def laid_over(
     """(pointers at a tile's columns of row 0, steps of row and column) of a residual, or of z: [LANES] or [LANES, WIDTH]."""
     _, r_c, r_d, r_h, r_w = strides(packed, ALIGN, UNIT, INDEX)
     base = ptr + image * wide(packed.outer, ALIGN, UNIT == 0)
-    offset = channel * r_c + (column * r_w + depth * r_d)
-    ptrs = base + offset
-    if WIDTH > 1:
-        ptrs = base + (offset[:, None] + (tl.arange(0, WIDTH) * r_w)[None, :])
-    return ptrs, r_h, r_w
+    return spread(base, channel * r_c + (column * r_w + depth * r_d), r_w, WIDTH), r_h, r_w
 
 
 @triton.jit

@@ -1,0 +1,148 @@
+"""How good the arithmetic's choice of a plan is, from rows of many plans of a call (`bench.sweep`)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from rich.box import HORIZONTALS
+from rich.console import Console
+from rich.table import Table
+
+from bench.calls import call_of_row, fresh, ours
+from bench.rows import Measurement, latest
+from costmodel.device import Device
+from costmodel.plan import candidates, predict, select
+from costmodel.tiling import Plan
+
+#: Fewer plans say nothing of an order.
+LEAST_PLANS = 5
+#: What the model is held to: the first choice's share of the fastest plan's speed, in the median and at the fifth
+#: percentile, and the median and mean of |predicted / measured - 1|.
+GOALS = {"median share": 0.95, "p5 share": 0.80, "median error": 0.08, "mean error": 0.12}
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How well the arithmetic orders the plans of one call. Times in microseconds, errors |predicted / measured - 1|."""
+
+    name: str
+    plans: int  # measured
+    of: int  # candidates
+    first: Measurement | None  # of least predicted time, where it was measured
+    best: Measurement
+    correlation: float  # of the ranks by predicted and by measured time
+    errors: tuple[float, ...]
+
+    @property
+    def share(self) -> float | None:
+        """The first choice's speed in parts of the fastest plan's."""
+        return None if self.first is None else (self.best.median_us or 0) / (self.first.median_us or 1)
+
+
+def qualities(rows: Iterable[Measurement], device: Device) -> list[Quality]:
+    """Of every call of which enough plans were measured, by the model as it is now. Stale rows are left out."""
+    device = replace(device, fastest={})
+    by_job: dict[tuple[object, ...], dict[str, Measurement]] = defaultdict(dict)
+    for row in latest(rows).values():
+        if ours(row) and fresh(row):
+            by_job[row.job][row.plan] = row
+    found = []
+    for members in by_job.values():
+        if len(members) < LEAST_PLANS:
+            continue
+        some = next(iter(members.values()))
+        call = call_of_row(some)
+        measured = np.array([row.median_us for row in members.values()])
+        predicted = np.array([1e6 * predict(call, Plan.parse(plan), device).seconds for plan in members])
+        found.append(
+            Quality(
+                name=f"{some.suite}/{some.layer} {some.which}" if some.layer else f"{some.problem} {some.which}",
+                plans=len(members),
+                of=len(candidates(call, device)),
+                first=members.get(str(select(call, device))),
+                best=min(members.values(), key=lambda row: row.median_us or np.inf),
+                correlation=spearman(predicted, measured),
+                errors=tuple(np.abs(predicted / measured - 1)),
+            )
+        )
+    return found
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Places in ascending order; equal values share the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return (ends - (counts - 1) / 2)[inverse]
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """Correlation of the ranks; NaN where one of them has only equal values."""
+    a, b = ranks(a), ranks(b)
+    spread = float(np.std(a) * np.std(b))
+    return float(np.mean((a - a.mean()) * (b - b.mean())) / spread) if spread else float("nan")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Over calls: the first choice's share of the fastest plan's speed, the ranks' correlation; over rows: errors."""
+
+    calls: int
+    plans: int
+    median_share: float
+    p5_share: float
+    correlation: float
+    median_error: float
+    mean_error: float
+
+    @classmethod
+    def of(cls, found: Sequence[Quality]) -> Summary:
+        shares = [q.share for q in found if q.share is not None] or [np.nan]
+        errors = [error for q in found for error in q.errors]
+        return cls(
+            len(found),
+            len(errors),
+            float(np.median(shares)),
+            float(np.quantile(shares, 0.05)),
+            float(np.nanmedian([q.correlation for q in found])),
+            float(np.median(errors)),
+            float(np.mean(errors)),
+        )
+
+    @property
+    def lines(self) -> list[tuple[str, float, float | None, bool]]:
+        """What, its value, its goal, and whether more is better."""
+        return [
+            ("first choice, share of the fastest plan's speed, median", self.median_share, GOALS["median share"], True),
+            ("first choice, share of the fastest plan's speed, p5", self.p5_share, GOALS["p5 share"], True),
+            ("rank correlation of predicted and measured times, median", self.correlation, None, True),
+            ("error of the predicted time, median", self.median_error, GOALS["median error"], False),
+            ("error of the predicted time, mean", self.mean_error, GOALS["mean error"], False),
+        ]
+
+
+def show(found: Sequence[Quality], console: Console) -> None:
+    """A row a call, the worst choice first, and the summary beside its goals."""
+    if not found:
+        console.print(f"no call has {LEAST_PLANS} plans measured")
+        return
+    shown = Table(title="the plan of least predicted time against the fastest", box=HORIZONTALS, padding=(0, 1, 0, 0))
+    shown.add_column("layer", overflow="fold")
+    for heading in ("plans", "first µs", "best µs", "share", "rank corr.", "error"):
+        shown.add_column(heading, justify="right")
+    shown.add_column("fastest plan", overflow="fold")
+    for q in sorted(found, key=lambda q: -1.0 if q.share is None else q.share):
+        first = "not measured" if q.first is None else f"{q.first.median_us:.1f}"
+        share = "-" if q.share is None else f"{q.share:.0%}"
+        error = f"{np.median(q.errors):.0%}"
+        best = f"{q.best.median_us:.1f}"
+        shown.add_row(q.name, f"{q.plans} of {q.of}", first, best, share, f"{q.correlation:.2f}", error, q.best.plan)
+    console.print(shown)
+    summary = Summary.of(found)
+    console.print(f"{summary.calls} calls, {summary.plans} plans")
+    for what, value, goal, more in summary.lines:
+        text = f"{value:.2f}" if goal is None else f"{value:.1%}, goal {goal:.0%} or {'more' if more else 'less'}"
+        met = goal is None or (value >= goal if more else value <= goal)
+        console.print(f"  {what}: {text}", style="" if met else "yellow")

@@ -1,0 +1,154 @@
+"""`python -m bench overhead`: what a call costs the host, beside torch's, and what the first call of a shape costs.
+
+A call's time is from its start to its return, the GPU left to run behind, on layers so small that it keeps up. First calls
+are timed to the end of their kernel: of a shape whose kernels are compiled from nothing (an empty cache on the disk), and of
+another size that the same compiled kernel serves.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from rich.box import HORIZONTALS
+from rich.console import Console
+from rich.table import Table
+from torch.nn import functional
+
+import tritonconv
+from bench.machine import Gpu, Machine
+from bench.provenance import results_dir
+from bench.records import write
+
+CALLS = 200
+#: Calls between two synchronisations, few enough that the queue of launches never fills.
+BURST = 20
+#: What is aimed at: the host's time above torch's in us, a first call in s, one of a compiled kernel in ms.
+GOAL_ABOVE_US, GOAL_FIRST_S, GOAL_COMPILED_MS = 10.0, 2.0, 2.0
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A call that launches for as long as the host needs and no longer."""
+
+    name: str
+    function: str
+    input: tuple[int, ...]
+    weight: tuple[int, ...]
+    arguments: dict[str, Any]
+
+    def tensors(self, device: str, batch: int, requires_grad: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.randn((batch, *self.input[1:]), device=device, dtype=torch.float16, requires_grad=requires_grad)
+        w = torch.randn(self.weight, device=device, dtype=torch.float16, requires_grad=requires_grad)
+        return x, w
+
+
+LAYERS = (
+    Layer("3x3", "conv2d", (1, 32, 14, 14), (32, 32, 3, 3), {"padding": 1}),
+    Layer("1x1", "conv2d", (1, 32, 14, 14), (64, 32, 1, 1), {}),
+    Layer("depthwise 3x3", "conv2d", (1, 32, 14, 14), (32, 1, 3, 3), {"padding": 1, "groups": 32}),
+    Layer("1-D", "conv1d", (1, 32, 200), (32, 32, 3), {"padding": 1}),
+    Layer("transposed 4x4", "conv_transpose2d", (1, 32, 7, 7), (32, 32, 4, 4), {"stride": 2, "padding": 1}),
+)
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """Host microseconds of a call, medians; `step` is forward and backward. First calls in seconds and milliseconds."""
+
+    layer: str
+    forward_us: float
+    torch_forward_us: float
+    step_us: float
+    torch_step_us: float
+    first_s: float
+    compiled_ms: float
+
+
+def host_us(call: Callable[[], object], machine: Machine, calls: int = CALLS) -> float:
+    """Median time from a call's start to its return."""
+    for _ in range(3):
+        call()
+    machine.synchronize()
+    taken = []
+    for i in range(calls):
+        began = machine.now()
+        call()
+        taken.append(machine.now() - began)
+        if i % BURST == BURST - 1:
+            machine.synchronize()
+    machine.synchronize()
+    return 1e6 * statistics.median(taken)
+
+
+@contextmanager
+def empty_cache() -> Iterator[None]:
+    """Triton finds nothing compiled on the disk. What this process has compiled it still has."""
+    with tempfile.TemporaryDirectory() as place, triton.knobs.cache.scope():
+        triton.knobs.cache.dir = place
+        yield
+
+
+def first(layer: Layer, batch: int, machine: Machine) -> float:
+    """Seconds of one call to the end of its kernel."""
+    x, w = layer.tensors(machine.device, batch)
+    machine.synchronize()
+    began = machine.now()
+    getattr(tritonconv, layer.function)(x, w, **layer.arguments)
+    machine.synchronize()
+    return machine.now() - began
+
+
+def of(layer: Layer, machine: Machine) -> Overhead:
+    with empty_cache():
+        new, compiled = first(layer, 2, machine), first(layer, 3, machine)
+    ours, theirs = getattr(tritonconv, layer.function), getattr(functional, layer.function)
+    x, w = layer.tensors(machine.device, 1)
+
+    def forward(function: Callable[..., torch.Tensor]) -> float:
+        with torch.no_grad():
+            return host_us(lambda: function(x, w, **layer.arguments), machine)
+
+    def step(function: Callable[..., torch.Tensor]) -> float:
+        leaf, weight = layer.tensors(machine.device, 1, requires_grad=True)
+        dy = torch.ones_like(function(leaf, weight, **layer.arguments))
+        return host_us(lambda: torch.autograd.grad(function(leaf, weight, **layer.arguments), (leaf, weight), dy), machine)
+
+    return Overhead(layer.name, forward(ours), forward(theirs), step(ours), step(theirs), new, 1e3 * compiled)
+
+
+def measure(machine: Machine) -> list[Overhead]:
+    """Every layer, after a call that pays what is paid once a process."""
+    first(Layer("", "conv1d", (1, 16, 16), (16, 16, 1), {}), 1, machine)
+    return [of(layer, machine) for layer in LAYERS]
+
+
+def table(found: list[Overhead], title: str) -> Table:
+    shown = Table(title=title, box=HORIZONTALS, padding=(0, 1, 0, 0))
+    for heading in ("layer", "forward µs", "torch's", "step µs", "torch's", "first call s", "compiled ms"):
+        shown.add_column(heading, justify="left" if heading == "layer" else "right")
+    for row in found:
+        numbers = (row.forward_us, row.torch_forward_us, row.step_us, row.torch_step_us)
+        shown.add_row(row.layer, *(f"{n:.1f}" for n in numbers), f"{row.first_s:.2f}", f"{row.compiled_ms:.2f}")
+    return shown
+
+
+def command(out: Path | None, machine: Machine | None = None) -> None:
+    """What `python -m bench overhead` does."""
+    machine, console = machine or Gpu(), Console()
+    found = measure(machine)
+    path = (out or results_dir()) / "overhead.json"
+    write(path, [{**asdict(row), **machine.facts} for row in found])
+    console.print(table(found, f"{machine.facts['gpu']}, torch {machine.facts['torch']}, float16, contiguous"))
+    console.print(
+        f"aims: forward at most torch's + {GOAL_ABOVE_US:.0f} µs, first call under {GOAL_FIRST_S:.0f} s, of a compiled kernel "
+        f"under {GOAL_COMPILED_MS:.0f} ms. Rows: {path}",
+        soft_wrap=True,
+    )

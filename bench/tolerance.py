@@ -1,0 +1,63 @@
+"""How far from the exact result a convolution may be. The tolerance is derived, not tuned.
+
+An element that sums k products with rounding unit u_acc, and is rounded once to a dtype of unit u_out, may be off by
+
+    u_out * |ref| + c * u_acc * sqrt(k) * (conv(|x|, |w|) + |b|),    c <= 4,
+
+where k counts the products that really meet (taps in the padding do not): it is the same convolution over ones. tf32 rounds
+both factors of a product before they meet, which adds u_tf32 to u_acc * sqrt(k).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+C_LIMIT = 4.0
+UNIT = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
+TF32_INPUT_UNIT = 2.0**-11
+
+
+@dataclass(frozen=True)
+class Expected:
+    """An exact result, the sum of the absolute products behind each element, and their number. All float64, and `terms` of
+    a shape that broadcasts to the others'."""
+
+    value: torch.Tensor
+    magnitude: torch.Tensor
+    terms: torch.Tensor
+
+    def rounding(self, dtype: torch.dtype) -> torch.Tensor:
+        """The error that one rounding to `dtype` may make of each element, at least half a subnormal step."""
+        limits = torch.finfo(dtype)
+        return UNIT[dtype] * self.value.abs() + limits.smallest_normal * limits.eps / 2
+
+    def accumulation(self, dtype: torch.dtype, tf32: bool = False) -> torch.Tensor:
+        """The error of each element's sum for c = 1."""
+        unit = UNIT[torch.float64 if dtype == torch.float64 else torch.float32]
+        return (unit * self.terms.sqrt() + (TF32_INPUT_UNIT if tf32 else 0.0)) * self.magnitude
+
+    def difference(self, got: torch.Tensor) -> torch.Tensor:
+        return (got.detach().to(self.value.device).double() - self.value).abs()
+
+
+def needed_c(got: torch.Tensor, want: Expected, tf32: bool = False) -> float:
+    """The least c for which every element of `got` is within the tolerance; 0 if one rounding explains it all."""
+    if got.numel() == 0:
+        return 0.0
+    excess = want.difference(got) - want.rounding(got.dtype)
+    c = torch.where(excess <= 0, 0.0, excess / want.accumulation(got.dtype, tf32))  # no room for an excess: infinite
+    return _largest(c)
+
+
+def share(got: torch.Tensor, want: Expected, tf32: bool = False) -> float:
+    """The largest error in parts of the tolerance: 1 or less where every element is within it."""
+    if got.numel() == 0:
+        return 0.0
+    return _largest(want.difference(got) / (want.rounding(got.dtype) + C_LIMIT * want.accumulation(got.dtype, tf32)))
+
+
+def _largest(values: torch.Tensor) -> float:
+    """A NaN counts as infinite."""
+    return float(torch.where(values.isnan(), torch.inf, values).max())

@@ -1,0 +1,172 @@
+"""One pass of one problem as it is measured: the tensors that come in, and the exact result.
+
+The tensors of a pass are a and b, (x, w) for fprop, (dy, w) for dgrad and (dy, x) for wgrad. Inputs come in several sets,
+used in turn, whose bytes exceed the L2 cache twice: a call then finds nothing of its inputs there, as in a network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bench.tolerance import Expected
+from costmodel.algebra import ceil_div
+from costmodel.bounds import roofline
+from costmodel.device import Device
+from costmodel.problem import ConvProblem, Pass
+from costmodel.tiling import arithmetic, itemsize
+from tritonconv.layout import channels_last_strides, dense_strides
+
+LAYOUTS = ("channels_last", "contiguous")
+#: Copies in float64 of a, b and the result that live while the exact result is computed, at most.
+ORACLE_COPIES = 4
+
+#: Elements between the sets: a multiple, as what torch's allocator gives is a multiple of 512 bytes.
+ALIGNED = 512
+
+
+@dataclass(frozen=True)
+class Work:
+    """A pass of a problem in a dtype, on tensors that lie in `layout` and whose result is wanted in it.
+
+    `transposed` says that the layer is a transposed convolution: its forward is the dgrad of `problem`.
+    """
+
+    problem: ConvProblem
+    which: Pass
+    dtype: str
+    precision: str = "ieee"
+    layout: str = "channels_last"
+    transposed: bool = False
+
+    def __str__(self) -> str:
+        text = f"{self.problem} {self.which} {self.dtype} {self.layout}"
+        return text + (" tf32" if self.tf32 else "") + (" (of a transposed layer)" if self.transposed else "")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    @property
+    def tf32(self) -> bool:
+        return arithmetic(self.dtype, self.precision) == "tf32"
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Of a, b and the result."""
+        p = self.problem
+        x, w, y = p.input_shape, p.weight_shape, p.output_shape
+        return {Pass.FPROP: (x, w, y), Pass.DGRAD: (y, w, x), Pass.WGRAD: (y, x, w)}[self.which]
+
+    @property
+    def input_bytes(self) -> int:
+        """Of one set: a and b."""
+        return itemsize(self.dtype) * sum(math.prod(shape) for shape in self.shapes[:2])
+
+    def sets(self, l2_bytes: int) -> int:
+        """How many sets of inputs exceed an L2 cache twice."""
+        return 2 * l2_bytes // self.input_bytes + 1
+
+    def memory(self, l2_bytes: int, contenders: int) -> int:
+        """Bytes of device memory that measuring takes, at most: the sets and the exact result, and for each contender its
+        results, its own copy of every b, and copies of one set's inputs and result."""
+        size, sets = itemsize(self.dtype), self.sets(l2_bytes)
+        a, b, out = (math.prod(shape) for shape in self.shapes)
+        each = size * ((sets + 1) * out + sets * b + a + b + out)
+        return size * sets * (a + b) + contenders * each + 8 * ORACLE_COPIES * (a + b + out)
+
+    def roofline_seconds(self, device: Device) -> float:
+        return roofline(self.problem, device, self.dtype, precision=self.precision, which=self.which).seconds
+
+    def strides(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Of a dense tensor in this layout."""
+        if self.layout == "channels_last":
+            return channels_last_strides(shape)
+        return dense_strides(shape, range(len(shape) - 1, -1, -1))
+
+    def meta(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """a and b without memory."""
+        a, b = (torch.empty_strided(s, self.strides(s), dtype=self.torch_dtype, device="meta") for s in self.shapes[:2])
+        return a, b
+
+    def inputs(self, count: int, device: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """`count` sets of standard normal a and b, always the same; b is scaled so that results have size about one.
+
+        Each is as well aligned as a tensor of its own, so that all take the kernel that the first one compiles.
+        """
+        generator = torch.Generator(device).manual_seed(0)
+
+        def fill(shape: tuple[int, ...], scale: float) -> list[torch.Tensor]:
+            span = ceil_div(math.prod(shape), ALIGNED) * ALIGNED
+            room = torch.empty(count * span, dtype=self.torch_dtype, device=device).normal_(generator=generator).mul_(scale)
+            return [room.as_strided(shape, self.strides(shape), i * span) for i in range(count)]
+
+        a, b = self.shapes[:2]
+        scale = float(max(1, self.problem.gemm(self.which).k)) ** -0.5
+        return list(zip(fill(a, 1.0), fill(b, scale), strict=True))
+
+    def exact(self, a: torch.Tensor, b: torch.Tensor) -> Expected:
+        """What the pass should give, by torch's convolution in float64 where the tensors are.
+
+        The number of products is that of one image, which all have in common; a weight gradient sums over them.
+        """
+        one = dataclasses.replace(self, problem=dataclasses.replace(self.problem, batch=1))
+        ones = [torch.ones(shape, dtype=torch.float64, device=a.device) for shape in one.shapes[:2]]
+        terms = float64_pass(one, *ones) * (self.problem.batch if self.which == Pass.WGRAD else 1)
+        a, b = a.double().contiguous(), b.double().contiguous()
+        value = float64_pass(self, a, b)
+        return Expected(value, float64_pass(self, a.abs_(), b.abs_()), terms)
+
+
+@dataclass(frozen=True)
+class Line:
+    """Work, and where it comes from. `goal` is the ratio to reach in `group`, `floor` the least for any row of it."""
+
+    work: Work
+    suite: str = ""
+    layer: str = ""
+    group: str = ""
+    goal: float | None = None
+    floor: float | None = None
+
+
+def float64_pass(work: Work, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The pass by torch, padding laid around the input by `pad`, in torch's own words and none of a provider's."""
+    p = work.problem
+    pads = [n for pair in reversed(p.padding) for n in pair]
+    none = [0] * p.rank
+    window: Sequence[Any] = (p.stride, none, p.dilation, False, none, p.groups)
+    if work.which == Pass.FPROP:
+        return torch.convolution(torch.nn.functional.pad(a, pads), b, None, *window)
+    backward = torch.ops.aten.convolution_backward
+    if work.which == Pass.DGRAD:
+        x = a.new_empty((p.batch, p.in_channels, *p.padded_size))
+        padded = backward(a, x, b, None, *window, [True, False, False])[0]
+        return torch.nn.functional.pad(padded, [-n for n in pads])
+    w = a.new_empty(p.weight_shape)
+    return backward(a, torch.nn.functional.pad(b, pads), w, None, *window, [False, True, False])[1]
+
+
+@contextmanager
+def float32_in(precision: str) -> Iterator[None]:
+    """torch's float32 convolutions and matrix products in "ieee" or "tf32", as before at the end."""
+    cudnn: Any = torch.backends.cudnn  # its `conv` is made at run time
+    matmul: Any = torch.backends.cuda.matmul
+    saved = cudnn.conv.fp32_precision, matmul.fp32_precision
+    cudnn.conv.fp32_precision = matmul.fp32_precision = precision
+    try:
+        yield
+    finally:
+        cudnn.conv.fp32_precision, matmul.fp32_precision = saved
+
+
+def pass_of_layer(which: Pass, transposed: bool) -> Pass:
+    """The primitive that a layer's forward (fprop), input gradient or weight gradient is."""
+    swapped = {Pass.FPROP: Pass.DGRAD, Pass.DGRAD: Pass.FPROP}
+    return swapped.get(which, which) if transposed else which

@@ -1,0 +1,230 @@
+"""The table of measured constants: what it changes, when it is taken and when it is ignored. No figure here was measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from costmodel import calibration, families
+from costmodel.calibration import DEFAULT, PRIOR, PRIOR_SOURCE, Calibration, Measured, Table, dumps, loads
+from costmodel.device import find, find_device
+from costmodel.families import family_hash, model_hash
+from costmodel.plan import call_key, candidates, measured, predict, select
+from costmodel.problem import ConvProblem, Pass
+from costmodel.tiling import channels_last
+
+NAME = "NVIDIA H200"
+PROBLEM = ConvProblem.conv((64, 128, 28, 28), (128, 128, 3, 3), (1, 1), (1, 1), (1, 1))
+CALL = channels_last(PROBLEM, Pass.FPROP, "bfloat16")
+SHALLOW = channels_last(ConvProblem.conv((64, 256, 56, 56), (256, 256, 1, 1), (2, 2), (0, 0), (1, 1)), Pass.FPROP, "bfloat16")
+DEPTHWISE = channels_last(
+    ConvProblem.conv((64, 512, 28, 28), (512, 1, 3, 3), (1, 1), (1, 1), (1, 1), 512), Pass.FPROP, "bfloat16"
+)
+SLOWER = Calibration(0.5, 0.5, 0.5, 1200.0, 2.0, (("half", 0.5),), 0.9, 1.1, "a test")
+
+
+@pytest.fixture
+def h200(monkeypatch, anew):
+    """The device with nothing measured, whatever the package ships."""
+    monkeypatch.setenv("TRITONCONV_CALIBRATION", "none")
+    anew()
+    return find_device("h200")
+
+
+def table(constants=SLOWER, family="gather", of=None, model=None, plans=None) -> Table:
+    entry = Measured(of or family_hash(family), model or model_hash(), constants)
+    return Table(NAME, {family: entry}, plans or {})
+
+
+def test_a_table_reads_back_from_its_text():
+    written = table(plans={"a call": ("fprop:gather:128x128x64:w8:s3", "0123")})
+    assert loads(dumps(written), "here") == written
+
+
+def test_nothing_measured_changes_nothing(h200):
+    plan = select(CALL, h200)
+    plain = predict(CALL, plan, h200)
+    assert predict(CALL, plan, h200.calibrated(table(Calibration()))) == plain
+    assert (plain.low, plain.high) == (PRIOR[0] * plain.seconds, PRIOR[1] * plain.seconds) and plain.source == PRIOR_SOURCE
+
+
+@pytest.mark.parametrize("family", ["gather", "depthwise"])
+def test_each_constant_moves_the_time_that_it_should(h200, family):
+    """Every plan is slower on slower parts, each constant moves some plan, and none another family's."""
+    calls = {"gather": (CALL, SHALLOW), "depthwise": (DEPTHWISE,)}[family]
+    runs = [(call, plan) for call in calls for plan in candidates(call, h200) if plan.family == family][::3]
+    other = "depthwise" if family == "gather" else "gather"
+    before = [predict(call, plan, h200).seconds for call, plan in runs]
+
+    def times(**changes):
+        device = h200.calibrated(table(replace(DEFAULT, **changes), family))
+        return [predict(call, plan, device).seconds for call, plan in runs]
+
+    changes = {"dram": 0.3, "l2": 0.2, "issue": 0.2, "latency": 6000.0, "launch": 10.0}
+    most = {"latency": 4.0} if family == "depthwise" else {}  # every trip of its loops waits
+    if family == "gather":
+        changes["shares"] = (("half", 0.1),)
+    for name, value in changes.items():
+        after = times(**{name: value})
+        assert all(new >= old for new, old in zip(after, before, strict=True)), name
+        assert any(new > most.get(name, 1.1) * old for new, old in zip(after, before, strict=True)), name
+    elsewhere = h200.calibrated(table(SLOWER, other))
+    assert [predict(call, plan, elsewhere).seconds for call, plan in runs] == before
+
+
+def test_a_tile_may_have_a_share_of_its_own(h200):
+    plan = next(p for p in candidates(CALL, h200) if (p.block_m, p.block_n, p.block_k) == (128, 128, 64))
+    other = next(p for p in candidates(CALL, h200) if (p.block_m, p.block_n, p.block_k) == (64, 64, 64))
+    device = h200.calibrated(table(replace(DEFAULT, shares=(("half", 1.0), ("half 128x128x64", 0.1)))))
+    assert predict(CALL, plan, device).seconds > 2 * predict(CALL, plan, h200).seconds
+    assert predict(CALL, other, device).seconds == predict(CALL, other, h200).seconds
+
+
+def test_the_interval_and_its_source_are_the_tables(h200):
+    found = predict(CALL, select(CALL, h200), h200.calibrated(table()))
+    assert found.low == 0.9 * found.seconds and found.high == 1.1 * found.seconds and found.source == "a test"
+
+
+@pytest.mark.parametrize("stale", [{"of": "0" * 16}, {"model": "0" * 16}])
+def test_a_table_of_other_kernels_or_other_arithmetic_is_ignored_and_the_source_says_so(h200, stale):
+    plan = select(CALL, h200)
+    found, plain = predict(CALL, plan, h200.calibrated(table(**stale))), predict(CALL, plan, h200)
+    assert replace(found, source="") == replace(plain, source="")
+    assert f"the table of {NAME} was" in found.source and "is ignored" in found.source and PRIOR_SOURCE in found.source
+
+
+def test_a_family_that_is_gone_is_ignored(h200):
+    gone = Table(NAME, {"fft": Measured("0" * 16, model_hash(), SLOWER)}, {"a call": ("fprop:fft:1x1x1", "0" * 16)})
+    assert "ignored" in h200.calibrated(gone).calibration("fft").source and not h200.calibrated(gone).fastest
+
+
+# --- the plan that was measured fastest -----------------------------------------------------------------------------------
+
+
+def test_a_plan_measured_fastest_is_taken_for_exactly_that_call(h200):
+    chosen = select(CALL, h200)
+    other = next(plan for plan in candidates(CALL, h200) if plan != chosen)
+    device = h200.calibrated(table(DEFAULT, plans={call_key(CALL): (str(other), family_hash("gather"))}))
+    assert measured(CALL, device) == select(CALL, device) == other
+    changes = ({"dtype": "float16"}, {"problem": replace(PROBLEM, batch=63)}, {"a": replace(CALL.a, align=8)})
+    for change in ({"epilogue": "channels"}, *changes):
+        call = replace(CALL, **change)
+        assert call_key(call) != call_key(CALL)
+        assert measured(call, device) is None and select(call, device) == select(call, h200)
+    assert call_key(replace(CALL, precision="tf32")) == call_key(CALL)  # which says nothing of bfloat16
+    single = replace(CALL, dtype="float32")
+    assert call_key(replace(single, precision="tf32")) != call_key(single)
+
+
+def test_a_measured_plan_that_is_stale_or_no_candidate_is_not_taken(h200):
+    other = next(plan for plan in candidates(CALL, h200) if plan != select(CALL, h200))
+    for entry in ((str(other), "0" * 16), ("fprop:gather:512x512x64:w8:s3", family_hash("gather"))):
+        device = h200.calibrated(table(DEFAULT, plans={call_key(CALL): entry}))
+        assert measured(CALL, device) is None and select(CALL, device) == select(CALL, h200)
+
+
+# --- files and the environment --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path, anew):
+    """A user's cache directory with a table in it, and devices read anew."""
+    monkeypatch.setenv("TRITONCONV_CACHE", str(tmp_path))
+    monkeypatch.delenv("TRITONCONV_CALIBRATION", raising=False)
+    path = calibration.user_path(NAME)
+    calibration.write(table(plans={"a call": ("fprop:gather:16x16x16", family_hash("gather"))}), path)
+    anew()
+    return path
+
+
+def test_a_users_own_table_is_taken_only_where_asked_for(cache, monkeypatch, tmp_path, anew):
+    def dram() -> float:
+        anew()
+        return find_device("h200").calibration("gather").dram
+
+    assert cache == tmp_path / "calibration" / "nvidia-h200.json"
+    shipped = dram()
+    monkeypatch.setenv("TRITONCONV_CALIBRATION", "user")
+    assert dram() == 0.5 != shipped
+    own = tmp_path / "own.json"
+    calibration.write(table(replace(SLOWER, dram=0.4)), own)
+    monkeypatch.setenv("TRITONCONV_CALIBRATION", str(own))
+    assert dram() == 0.4 and find_device("h100").calibration("gather") == DEFAULT
+    monkeypatch.setenv("TRITONCONV_CALIBRATION", "none")
+    assert dram() == DEFAULT.dram
+
+
+def test_another_device_borrows_constants_but_no_interval(cache, monkeypatch, anew):
+    monkeypatch.setenv("TRITONCONV_CALIBRATION", "user")
+    anew()
+    assert find_device("h200").fastest
+    for device in (find("NVIDIA H200 half", 90, 66), find_device("h200,bandwidth=4000")):
+        found = device.calibration("gather")
+        assert (found.dram, found.low, found.high) == (0.5, *PRIOR) and f"measured on {NAME}" in found.source
+        assert not device.fastest
+
+
+def test_the_package_ships_its_tables(cache, monkeypatch, tmp_path, anew):
+    """Read where no variable asks for another, and packaged."""
+    shipped = tmp_path / "package.json"
+    calibration.write(table(replace(SLOWER, dram=0.3)), shipped)
+    monkeypatch.setattr(calibration, "package_path", lambda name: shipped if name == NAME else tmp_path / "none.json")
+    anew()
+    assert find_device("h200").calibration("gather").dram == 0.3
+    assert find(NAME, 90, 132).calibration("gather").dram == 0.3
+    assert '"data/calibration/*.json"' in (Path(__file__).parent.parent / "pyproject.toml").read_text()
+
+
+def test_the_cache_directory(monkeypatch, tmp_path):
+    monkeypatch.delenv("TRITONCONV_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert calibration.user_path(NAME) == tmp_path / "tritonconv" / "calibration" / "nvidia-h200.json"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert calibration.user_path(NAME) == tmp_path / ".cache" / "tritonconv" / "calibration" / "nvidia-h200.json"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"dram": 1.5}, "dram must be from 0.2 to 1, got 1.5"),
+        ({"shares": {"half": 7}}, "share of half must be from 0.1 to 1"),
+        ({"low": 2.0}, "the interval must be 0 < low <= high"),
+        ({"colour": 1}, "unknown constant 'colour'"),
+        ({"latency": None}, "cannot be read"),
+        ({"issue": ...}, "lacks 'issue'"),
+    ],
+)
+def test_a_file_that_is_no_table_is_named(change, words):
+    row = json.loads(dumps(table()))
+    row["families"]["gather"] |= {name: value for name, value in change.items() if value is not ...}
+    for name in [name for name, value in change.items() if value is ...]:
+        del row["families"]["gather"][name]
+    with pytest.raises(ValueError, match=f"calibration here .*{words}"):
+        loads(json.dumps(row), "here")
+    with pytest.raises(ValueError, match="calibration here cannot be read"):
+        loads("{", "here")
+
+
+def test_a_file_that_is_asked_for_and_missing_is_an_error(cache, monkeypatch, tmp_path, anew):
+    monkeypatch.setenv("TRITONCONV_CALIBRATION", str(tmp_path / "nowhere.json"))
+    anew()
+    with pytest.raises(ValueError, match=r"nowhere\.json.* cannot be read"):
+        find_device("h200")
+
+
+def test_an_edit_of_the_arithmetic_makes_what_was_fitted_to_it_stale(monkeypatch, tmp_path):
+    before = model_hash()
+    for name in ("depthwise.py", "depthwise_choice.py", "recast.py", "tiling.py", "timing.py", "data/resources.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text((families.MODEL / name).read_text())
+    monkeypatch.setattr(families, "MODEL", tmp_path)
+    model_hash.cache_clear()
+    assert model_hash() == before
+    (tmp_path / "timing.py").write_text((tmp_path / "timing.py").read_text().replace("L2_PORT = 64", "L2_PORT = 32"))
+    model_hash.cache_clear()
+    assert model_hash() != before
+    model_hash.cache_clear()
