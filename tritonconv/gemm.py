@@ -35,7 +35,7 @@ from tritonconv.kernels.index import Sizes, pack
 from tritonconv.kernels.reduce import Results, Shared, reduce_kernel
 from tritonconv.kernels.wgrad import wgrad_kernel
 from tritonconv.layout import operand
-from tritonconv.prepared import INT32_MAX, FusedKey, Prepared, TensorKey, accumulator, packed_strides, wide
+from tritonconv.prepared import INT32_MAX, FusedKey, Prepared, TensorKey, accumulator, follow, packed_strides, wide
 
 #: Which of the three tensors a, b and the result of a pass holds weights.
 WEIGHT = {Pass.FPROP: 1, Pass.DGRAD: 1, Pass.WGRAD: 2}
@@ -195,7 +195,7 @@ def prepare_sums(
         constants[f"{prefix}_ALIGN"] = described.align
         constants[f"{prefix}_UNIT"] = described.unit
 
-    fused_arguments, fused_constants = follow(fused, problem.groups)
+    fused_arguments, fused_constants = follow(fused, lambda shape, strides: operand(shape, strides, problem.groups, 1))
     if fused is not None:
         constants |= {"FUSED": True, **fused_constants}
     shared = None
@@ -249,19 +249,6 @@ def prepare_sums(
     return Prepared(plan, programs, (*strides, sizes, pack(problem.groups)), constants)
 
 
-def follow(fused: FusedKey | None, groups: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The last fields of `Fused` and the constexprs of an epilogue."""
-    if fused is None:
-        return (), {}
-    constants = {"ACTIVATION": fused.activation, "SLOPE": fused.slope}
-    strides = None
-    if fused.residual is not None:
-        described = operand(*fused.residual, groups, 1)
-        strides = packed_strides(fused.residual, described)
-        constants |= {"R_ALIGN": described.align, "R_UNIT": described.unit}
-    return (pack(fused.scale or 0), pack(fused.shift or 0), strides), constants
-
-
 def prepare_reduce(
     plan: Plan, out: TensorKey, steps: tuple[int, ...], bias_stride: int | None, fused: FusedKey | None, upcast: bool
 ) -> Prepared:
@@ -271,7 +258,7 @@ def prepare_reduce(
     phases, pixels, _ = phased(out[0], steps)
     block_n = min(REDUCE_CHANNELS, 1 << (channels - 1).bit_length())
     block_m = REDUCE_BLOCK // block_n
-    fused_arguments, constants = follow(fused, 1)
+    fused_arguments, constants = follow(fused, lambda shape, strides: operand(shape, strides, 1, 1))
     sizes = (images, channels, *(1,) * (3 - len(spatial)), *spatial, bias_stride or 0, plan.split)
     constants |= {
         "OUT_ALIGN": described.align,
