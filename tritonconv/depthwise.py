@@ -18,10 +18,8 @@ from costmodel.depthwise import (
     loads_together,
     planned,
     row_runs,
-    serves,
     store_width,
 )
-from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass, ceil_div, product
 from costmodel.tiling import MAX_ALIGN, Call, Operand, Plan
 from tritonconv.kernels.depthwise import slide_kernel
@@ -50,13 +48,6 @@ def fits_int32(problem: ConvProblem, plan: Plan, *tensors: TensorKey) -> bool:
 def of_all_groups(operand: Operand) -> Operand:
     """What is known of all groups at once, which these kernels read as one."""
     return replace(operand, align=operand.outside)
-
-
-def checked(call: Call, plan: Plan, device: Device) -> Plan:
-    """A forced plan. Raises ValueError where it cannot run the call."""
-    if reason := serves(call, plan):
-        raise ValueError(f"plan {plan} does not serve {call.problem}: {reason}")
-    return plan
 
 
 def prepare(
