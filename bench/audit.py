@@ -27,10 +27,11 @@ from costmodel.plan import MENU
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import resource_key, resource_table
 from costmodel.tiling import Call, Plan, Tile, reduction_step
-from tritonconv import launch
+from tritonconv import launch, tma
 from tritonconv.depthwise import kernel_of
 from tritonconv.kernels.dgrad import dgrad_kernel
 from tritonconv.kernels.fprop import fprop_kernel
+from tritonconv.kernels.tma import tma_kernel
 from tritonconv.kernels.wgrad import wgrad_kernel
 from tritonconv.layout import channels_last_strides, dense_strides
 from tritonconv.prepared import wide
@@ -128,6 +129,9 @@ def kernel_arguments(prepared: launch.Prepared, dtype: torch.dtype) -> tuple[Any
         pointers = [element, element, element if prepared.constants["HAS_BIAS"] else None, element]
     if plan.family == "depthwise":
         kernel = kernel_of(plan)
+    elif plan.family == "tma":
+        a, b, out = tma.operands_of(prepared, pointers[0], pointers[1], pointers[3])
+        kernel, pointers = tma_kernel, [a, b, pointers[2], out]
     return kernel, dict(zip(kernel.arg_names, [*pointers, *prepared.arguments], strict=False)) | prepared.constants
 
 

@@ -60,8 +60,31 @@ def allocate_channels_last(shape: Sequence[int], like: torch.Tensor) -> torch.Te
     return torch.empty_strided(tuple(shape), channels_last_strides(shape), dtype=like.dtype, device=like.device)
 
 
-def operand(shape: Sequence[int], strides: Sequence[int], groups: int, grouped_axis: int) -> Operand:
-    """What the kernels may assume of a tensor [outer, channel, *spatial]; `groups` share out its `grouped_axis`."""
+def is_nested(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether channels are contiguous and each axis of (outer, *spatial) steps over a whole number of the next inner one's
+    steps, at least as many as that has elements."""
+    inner, extent = 1, shape[1]
+    for axis in (*range(len(shape) - 1, 1, -1), 0):
+        if shape[axis] > 1:
+            if strides[axis] < extent or strides[axis] % inner:
+                return False
+            inner, extent = strides[axis], strides[axis] * shape[axis]
+    return strides[1] == 1 or shape[1] == 1
+
+
+def is_run(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether a filter [channel, *kernel] is one run of memory, channels first."""
+    extent = 1
+    for axis in (0, *range(len(shape) - 1, 0, -1)):
+        if shape[axis] > 1 and strides[axis] != extent:
+            return False
+        extent *= shape[axis]
+    return True
+
+
+def operand(shape: Sequence[int], strides: Sequence[int], groups: int, grouped_axis: int, aligned: bool = True) -> Operand:
+    """What the kernels may assume of a tensor [outer, channel, *spatial]; `groups` share out its `grouped_axis`, and `aligned`
+    says whether it begins on a multiple of 16 bytes."""
     axes = (0, 1, 4) if len(shape) > 2 else (0, 1)
     position = {0: 0, 1: 1, 4: len(shape) - 1}
     unit = -1
@@ -77,7 +100,9 @@ def operand(shape: Sequence[int], strides: Sequence[int], groups: int, grouped_a
     if groups > 1:
         per_group = shape[grouped_axis] // groups
         align = math.gcd(align, per_group * strides[grouped_axis])
-    return Operand(unit=unit, align=align, outside=outside)
+    # a filter's taps and channels are one axis of its descriptor
+    boxed = is_nested(shape, strides) if grouped_axis == 1 else is_run(shape[1:], strides[1:])
+    return Operand(unit=unit, align=align, outside=outside, boxed=aligned and boxed)
 
 
 def block_diagonal(weight: torch.Tensor, groups: int, merge: int) -> torch.Tensor:
