@@ -253,7 +253,7 @@ def access(call: Call, plan: Plan) -> str:
 
 
 def stores_boxes(call: Call) -> bool:
-    """Whether a box of the result may leave as one: dense channels of a single group, and no stride between a phase's pixels."""
+    """Whether a box of the result may leave as one: dense channels of a single group, no stride between a phase's pixels."""
     strided = call.which == Pass.DGRAD and any(s > 1 for s in call.problem.stride)
     aligned = call.out.unit == 1 and call.out.boxed and call.out.outside * itemsize(call.dtype) % 16 == 0
     return aligned and call.problem.groups == 1 and not strided

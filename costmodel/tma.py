@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 
-from costmodel.device import Device
 from costmodel.problem import Pass
 from costmodel.tiling import Call, Operand, Plan, Tile, arithmetic, itemsize, merged
 
@@ -45,14 +44,17 @@ MENU: dict[str, tuple[Tile, ...]] = {
 }
 
 
-def serves(call: Call, plan: Plan, device: Device) -> str:
-    """Why a plan's kernel cannot run a call: "" where it can. `plan.block_k` of 0 leaves the depth of a tile open."""
+def serves(call: Call, plan: Plan, capability: int) -> str:
+    """Why a plan's kernel cannot run a call on a compute capability (90 for 9.0): "" where it can.
+
+    `plan.block_k` of 0 leaves the depth of a tile open.
+    """
     call, size = merged(call, plan.merge), itemsize(call.dtype)
     problem, which = call.problem, call.which
     if which == Pass.WGRAD:
         return "there is no TMA kernel for wgrad"
-    if device.capability // 10 not in (9, 10):
-        return f"TMA needs compute capability 9.x or 10.x, the device has {device.capability / 10:.1f}"
+    if capability // 10 not in (9, 10):
+        return f"TMA needs compute capability 9.x or 10.x, the device has {capability / 10:.1f}"
     kind = arithmetic(call.dtype, call.precision)
     if kind not in MENU:
         return f"there is no TMA kernel for {call.dtype} in {kind}"
@@ -71,12 +73,25 @@ def serves(call: Call, plan: Plan, device: Device) -> str:
     ):
         if reason := refuses(Operand(outside=math.gcd(16, channels)) if packed else operand, size):
             return f"{name} {reason}"
-    depth = problem.channels_per_group if which == Pass.FPROP else problem.filters_per_group
-    folded = strided and problem.stride[-1] > 1
-    if plan.block_k and depth % plan.block_k and (folded or problem.groups > 1):
-        beyond = "the next group" if problem.groups > 1 else "the next column, which a strided descriptor puts there"
-        return f"block_k {plan.block_k} must divide the {depth} channels of a group: the rest of a box would hold {beyond}"
-    return ""
+    return rest(call, plan.block_k) if plan.block_k else ""
+
+
+def rest(call: Call, block_k: int) -> str:
+    """Why a box of `block_k` channels may not reach beyond a group's last: "" where it may, or does not.
+
+    It holds zeros where nothing lies beyond; weights would cancel other data, but not an infinite element.
+    """
+    problem, fprop = call.problem, call.which == Pass.FPROP
+    depth = problem.channels_per_group if fprop else problem.filters_per_group
+    if depth % block_k == 0:
+        return ""
+    if problem.groups > 1:
+        beyond = "the next group"
+    elif fprop and problem.stride[-1] > 1:
+        beyond = "the next column, which the descriptor of a strided axis puts there"
+    else:
+        return ""
+    return f"block_k {block_k} must divide the {depth} channels of a group: the rest of a box would hold {beyond}"
 
 
 def refuses(operand: Operand, size: int) -> str:

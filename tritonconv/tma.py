@@ -32,7 +32,7 @@ def checked(call: Call, plan: Plan, device: Device) -> Plan:
         raise ValueError(f"plan {plan}: merge must divide the {problem.groups} groups, got {plan.merge}")
     if plan.split != 1:
         raise ValueError(f"plan {plan}: split must be 1 for {call.which}, got {plan.split}")
-    if reason := shape_error(call, plan) or serves(call, plan, device):
+    if reason := shape_error(call, plan) or serves(call, plan, device.capability):
         raise ValueError(f"plan {plan} does not serve {problem}: {reason}")
     shared = plan.num_stages * (plan.block_m + plan.block_n) * plan.block_k * itemsize(call.dtype)
     if shared > limit:
