@@ -125,8 +125,8 @@ def diagonal_blocks(merged: torch.Tensor, groups: int, merge: int) -> torch.Tens
 
 
 def channels_last_copy(tensor: torch.Tensor) -> torch.Tensor:
-    """The same tensor with its channels contiguous, in any rank."""
-    return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
+    """A copy of the tensor, even of one that lies so already, with its channels contiguous, in any rank."""
+    return tensor.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
 
 
 def depthwise_operand(shape: Sequence[int], strides: Sequence[int]) -> Operand:
