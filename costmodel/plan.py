@@ -160,14 +160,15 @@ def _options(call: Call, merge: int, device: Device) -> Iterator[Option]:
         covers, reach = extent(problem, which, family), access(call, plain)
         for of in compiled(which, family, kind, reach, vector_widths(call, plain), size, device):
             tile = of.tile
-            fits = epilogue_fits(call.epilogue, reach, tile, size, device.capability)
+            if family == "tma":
+                fits = tma.epilogue_fits(call.epilogue, tile) and not tma.rest(call, tile.k)
+            else:
+                fits = epilogue_fits(call.epilogue, reach, tile, size, device.capability)
             if not ((fits and addresses_fit(call, family, tile)) or device.interpreted):
                 continue
             m_tiles = ceil_div(covers.m, tile.m)
             step, steps, ways = None, ceil_div(covers.depth, tile.k) * covers.loops, [1]
             if family == "tma":
-                if tma.rest(call, tile.k):
-                    continue
                 step = pixel_box(problem, which, tile.m)
                 m_tiles = boxes(problem, which, step)
             tiles = m_tiles * ceil_div(covers.n, tile.n) * covers.repeats

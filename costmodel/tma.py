@@ -43,6 +43,15 @@ MENU: dict[str, tuple[Tile, ...]] = {
     ),
 }
 
+#: Most sums a thread may hold where something follows in the same kernel, by `Call.epilogue`: what compiles without a spill,
+#: whatever the result's strides. `tests/test_tma_aot.py` compiles the largest.
+EPILOGUE_SUMS = {"": 128, "channels": 128, "tensors": 64, "heavy": 64}
+
+
+def epilogue_fits(epilogue: str, tile: Tile) -> bool:
+    """Whether a tile leaves its threads registers for what follows it."""
+    return tile.m * tile.n <= EPILOGUE_SUMS[epilogue] * 32 * tile.warps
+
 
 def serves(call: Call, plan: Plan, capability: int) -> str:
     """Why a plan's kernel cannot run a call on a compute capability (90 for 9.0): "" where it can.

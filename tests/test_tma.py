@@ -183,6 +183,18 @@ def test_an_empty_batch_launches_nothing(device, launches):
     assert not launches()
 
 
+def test_phases_without_taps_meet_neither_tensor(device, fenced, launched):
+    """They hold the bias, whatever the tensors do: zero times an infinite element would be NaN."""
+    case = TRANSPOSED["phases_without_taps"]
+    x, w, b = case.tensors(device)
+    for infinite, other in ((x, w), (w, x)):
+        infinite, other = torch.full_like(infinite, torch.inf), other
+        a, weights = (infinite, other) if other is w else (other, infinite)
+        y = tritonconv.conv_transpose2d(a, weights, b, **case.arguments, plan=Plan.parse(DGRAD))
+        assert torch.equal(y[:, :, 1::2], b.view(-1, 1, 1).expand_as(y[:, :, 1::2]))
+    assert launched()["tma dgrad"] == 2
+
+
 def shifted(t: torch.Tensor) -> torch.Tensor:
     """The same values and strides, one element further in memory."""
     room = torch.zeros(t.untyped_storage().nbytes() // t.element_size() + 8, dtype=t.dtype, device=t.device)
