@@ -325,7 +325,7 @@ def test_a_descriptor_of_a_slice_keeps_its_strides():
 
 H100 = DEVICES["NVIDIA H100 80GB HBM3"]
 LAYERS = {
-    "resnet_3x3": ConvProblem.conv((32, 256, 14, 14), (256, 256, 3, 3), (1, 1), (1, 1), (1, 1)),
+    "resnet_3x3": ConvProblem.conv((32, 64, 56, 56), (64, 64, 3, 3), (1, 1), (1, 1), (1, 1)),
     "stride_2": ConvProblem.conv((32, 128, 56, 56), (128, 128, 3, 3), (2, 2), (1, 1), (1, 1)),
     "video": ConvProblem.conv((2, 64, 16, 56, 56), (64, 64, 3, 3, 3), (1,) * 3, (1,) * 3, (1,) * 3),
 }
