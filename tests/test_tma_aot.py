@@ -31,7 +31,7 @@ def rows():
     yield Row(Pass.FPROP, "tma", "tf32", "wide", MENU["tf32"][0], 90)
 
 
-@pytest.mark.parametrize("row", rows(), ids=lambda row: row.key)
+@pytest.mark.parametrize("row", list(rows()), ids=lambda row: row.key)
 def test_boxes_meet_in_shared_memory(row):
     found = compile_row(row)
     trip, tile = found.trip, row.tile
