@@ -214,13 +214,15 @@ def write_table(found: dict[str, dict[str, Any]], path: Path = TABLE) -> None:
 def headline() -> list[Row]:
     """The largest channels-last tiles, for the README."""
     tiles = {"half": (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3)), "tf32": (Tile(128, 128, 32, 8, 3),)}
-    return [
+    by_tma = {"half": (Tile(256, 128, 64, 8, 4), Tile(256, 64, 64, 4, 4)), "tf32": (Tile(256, 128, 32, 8, 4),)}
+    rows = [
         Row(which, family, kind, "wide", tile, 90)
-        for kind, of_kind in tiles.items()
+        for kind in tiles
         for which in Pass
-        for family in FAMILIES
-        for tile in of_kind
+        for family in (*FAMILIES, "tma")
+        for tile in (by_tma if family == "tma" else tiles)[kind]
     ]
+    return [row for row in rows if row.exists]
 
 
 def summary() -> str:
