@@ -245,7 +245,7 @@ def access(call: Call, plan: Plan) -> str:
     "folded" where they do and taps share an axis with the channels (patches), else "narrow". tma's results are what differs:
     "wide" where they leave as boxes, "scattered" where each thread stores its own."""
     if plan.family == "tma":
-        return "wide" if stores_boxes(call) else "scattered"
+        return "wide" if stores_boxes(merged(call, plan.merge)) else "scattered"
     widest = max(1, 16 // itemsize(call.dtype))
     if vector_widths(call, plan) != (widest, widest):
         return "narrow"

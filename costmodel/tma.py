@@ -15,8 +15,6 @@ from costmodel.tiling import Call, Operand, Plan, Tile, arithmetic, itemsize, me
 
 #: Elements of a box along one axis.
 MAX_AXIS = 256
-#: Rows of a warpgroup's MMA; they are channels of the result here.
-LEAST_CHANNELS = 64
 
 #: Tiles are pixels x channels of the result x depth.
 MENU: dict[str, tuple[Tile, ...]] = {

@@ -14,7 +14,7 @@ from costmodel import tma
 from costmodel.device import DEVICES, INTERPRETER
 from costmodel.plan import candidates, predict, select
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import Operand, Plan, channels_last, grid, issued_macs, stores_boxes
+from costmodel.tiling import Operand, Plan, access, channels_last, grid, issued_macs, stores_boxes
 from tritonconv.launch import describe, key
 from tritonconv.layout import channels_last_strides
 from tritonconv.tma import described
@@ -35,6 +35,8 @@ CASES = {
     "8_channels": conv("conv2d", (2, 8, 5, 5), (8, 8, 3, 3), padding=1),
     "rest_of_channels": conv("conv2d", (1, 24, 5, 6), (40, 24, 3, 2), padding=1),
     "72_channels": conv("conv1d", (2, 72, 9), (72, 72, 3), padding=1),
+    "one_pixel": conv("conv2d", (1, 8, 1, 1), (8, 8, 1, 1)),
+    "one_row": conv("conv2d", (1, 16, 1, 6), (8, 16, 1, 3), padding=(0, 1)),
     "rest_of_boxes": conv("conv2d", (5, 16, 9, 11), (72, 16, 1, 1)),
     "kernel_above_input": conv("conv2d", (1, 16, 2, 3), (16, 16, 5, 5), padding=2),
     "same_even_kernel": conv("conv2d", (1, 16, 5, 4), (16, 16, 4, 2), padding="same"),
@@ -290,6 +292,8 @@ def test_rows_and_columns_that_changed_places_are_no_box():
         assert (a.boxed, w.boxed, y.boxed) == (boxed, True, True)
     a, w, _ = describe(problem, Pass.FPROP, (shape, dense), weights, out, (False, True))
     assert (a.boxed, w.boxed) == (False, True)
+    same = (problem.weight_shape, (0, *weights[1][1:]))  # one filter for all
+    assert not describe(problem, Pass.FPROP, (shape, dense), same, out)[1].boxed
     wider = (problem.weight_shape, tuple(2 * s if s > 1 else s for s in weights[1]))  # a slice of more channels
     assert not describe(problem, Pass.FPROP, (shape, dense), wider, out)[1].boxed
 
@@ -342,6 +346,17 @@ def test_large_layers_take_boxes_on_hopper_alone(name, which):
         assert select(call, device).family != "tma"
         assert all(plan.family != "tma" for plan in candidates(call, device))
     assert "9.x or 10.x" in tma.serves(call, chosen, 80) and not tma.serves(call, chosen, 90)
+
+
+def test_groups_laid_together_are_predicted_as_one():
+    """What `select` ranks is what `predict` says, whether the result leaves as boxes or not."""
+    merged_groups = ConvProblem.conv((32, 128, 28, 28), (128, 16, 3, 3), (1, 1), (1, 1), (1, 1), 8)
+    call = channels_last(merged_groups, Pass.FPROP, "bfloat16")
+    whole = Plan.parse("fprop:tma:256x128x64:w8:s4:merge8")
+    assert access(call, whole) == "wide" and access(call, replace(whole, merge=4)) == "scattered"
+    best = predict(call, select(call, H100), H100).seconds
+    assert best == min(predict(call, plan, H100).seconds for plan in candidates(call, H100))
+    assert any(plan.family == "tma" and plan.merge > 1 for plan in candidates(call, H100))
 
 
 def test_no_candidate_is_one_that_would_be_refused():

@@ -12,7 +12,7 @@ import torch
 from costmodel import depthwise
 from costmodel.plan import candidates, predict
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import Call, Plan, grid, pixel_box, stores_boxes, trips, vector_widths
+from costmodel.tiling import Call, Plan, access, grid, pixel_box, trips, vector_widths
 from costmodel.timing import Prediction, extra_bytes
 from tritonconv import check, functional, fused, launch
 from tritonconv.epilogue import Epilogue, needs_z
@@ -133,7 +133,7 @@ def _words(call: Call, plan: Plan, found: Prediction, choices: int, forced: bool
         lines.append(f"  reduction split {plan.split} ways, partial sums added in a fixed order")
     if plan.family == "tma":
         box = plan.step or pixel_box(problem, which, plan.block_m)
-        leave = "the result leaves as boxes too" if stores_boxes(call) else "each thread stores its own results"
+        leave = "the result leaves as boxes too" if access(call, plan) == "wide" else "each thread stores its own results"
         lines.append(f"  boxes of {' x '.join(map(str, box))} pixels; {leave}")
     else:
         widths = dict(zip(_OPERANDS[which], vector_widths(call, plan), strict=True))

@@ -110,7 +110,7 @@ def describe(
     """How the three tensors of a pass lie in memory. Weights [K, C / G, ...] share out axis 0, activations axis 1. `aligned`
     says of a and b whether they begin on a multiple of 16 bytes; a result that is allocated here does."""
     if is_depthwise(problem):
-        return depthwise_operand(*a), depthwise_operand(*b), depthwise_operand(*out)
+        return depthwise_operand(*a, aligned[0]), depthwise_operand(*b, aligned[1]), depthwise_operand(*out)
     weight = {Pass.FPROP: 1, Pass.DGRAD: 1, Pass.WGRAD: 2}[which]
     found = [
         operand(*tensor, problem.groups, 0 if i == weight else 1, begins)

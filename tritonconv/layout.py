@@ -72,14 +72,14 @@ def is_nested(shape: Sequence[int], strides: Sequence[int]) -> bool:
     return strides[1] == 1 or shape[1] == 1
 
 
-def is_run(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """Whether a filter [channel, *kernel] is one run of memory, channels first."""
+def is_filters(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether each filter of [filter, channel, *kernel] is one run of memory of its own, channels first."""
     extent = 1
-    for axis in (0, *range(len(shape) - 1, 0, -1)):
+    for axis in (1, *range(len(shape) - 1, 1, -1)):
         if shape[axis] > 1 and strides[axis] != extent:
             return False
         extent *= shape[axis]
-    return True
+    return shape[0] == 1 or strides[0] >= extent
 
 
 def operand(shape: Sequence[int], strides: Sequence[int], groups: int, grouped_axis: int, aligned: bool = True) -> Operand:
@@ -101,7 +101,7 @@ def operand(shape: Sequence[int], strides: Sequence[int], groups: int, grouped_a
         per_group = shape[grouped_axis] // groups
         align = math.gcd(align, per_group * strides[grouped_axis])
     # a filter's taps and channels are one axis of its descriptor
-    boxed = is_nested(shape, strides) if grouped_axis == 1 else is_run(shape[1:], strides[1:])
+    boxed = is_nested(shape, strides) if grouped_axis == 1 else is_filters(shape, strides)
     return Operand(unit=unit, align=align, outside=outside, boxed=aligned and boxed)
 
 
@@ -129,15 +129,15 @@ def channels_last_copy(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
 
 
-def depthwise_operand(shape: Sequence[int], strides: Sequence[int]) -> Operand:
-    """What the depthwise kernels may assume of a tensor, activations and weights [K, 1, ...] alike."""
+def depthwise_operand(shape: Sequence[int], strides: Sequence[int], aligned: bool = True) -> Operand:
+    """What the depthwise kernels may assume of a tensor, activations and weights [K, 1, ...] alike; `aligned` as `operand`."""
     axes = {1: 1, 0: 0, 4: len(shape) - 1} if shape[1] > 1 else {0: 0, 4: len(shape) - 1}
     unit = next((axis for axis, at in axes.items() if strides[at] == 1 and (shape[at] > 1 or axis == 4)), -1)
     align = MAX_ALIGN
     for axis, (size, stride) in enumerate(zip(shape, strides, strict=True)):
         if size > 1 and not (unit >= 0 and axes[unit] == axis):
             align = math.gcd(align, stride)
-    return Operand(unit=unit, align=align, outside=align)
+    return Operand(unit=unit, align=align, outside=align, boxed=aligned and is_nested(shape, strides))
 
 
 def filters_last_strides(shape: Sequence[int]) -> tuple[int, ...]:

@@ -62,15 +62,15 @@ def described(tensor: TensorKey, size: int, block: list[int], stride: tuple[int,
     return sizes, steps, block
 
 
-def weights(tensor: TensorKey, block: list[int]) -> Box:
+def weights(tensor: TensorKey, size: int, block: list[int]) -> Box:
     """The descriptor of w [K, C / G, *kernel] as [K, (*kernel, C / G)].
 
     Where channels leave a rest in a box of fprop, the box holds the next tap's weights there, for x to multiply by zeros. An
     infinite one becomes a NaN then, in results of its own filter, which it makes infinite anyway.
     """
     (filters, *rest), strides = tensor
-    row = math.prod(rest)
-    return [filters, row], [strides[0] if filters > 1 else row, 1], block
+    row, unit = math.prod(rest), 16 // size
+    return [filters, row], [strides[0] if filters > 1 else ceil_div(row, unit) * unit, 1], block
 
 
 def fits_int32(call: Call, plan: Plan, *tensors: TensorKey) -> bool:
@@ -113,7 +113,7 @@ def prepare(
     store = stores_boxes(call)
     descriptors = (
         described(a, size, taken, stride),
-        weights(b, [plan.block_k, plan.block_n] if dgrad else [plan.block_n, plan.block_k]),
+        weights(b, size, [plan.block_k, plan.block_n] if dgrad else [plan.block_n, plan.block_k]),
         described(out, size, [*pixels, plan.block_n]) if store else None,
     )
     residual = None if fused is None else fused.residual
