@@ -279,6 +279,7 @@ def boxes(problem: ConvProblem, which: Pass, box: tuple[int, int, int, int]) -> 
     return math.prod(ceil_div(s, b) for s, b in zip(_boxed_sizes(problem, which), box, strict=True))
 
 
+@lru_cache(maxsize=4096)
 def _boxed_sizes(problem: ConvProblem, which: Pass) -> tuple[int, ...]:
     """(n, o, p, q): the output pixels, or dgrad's of the largest stride phase, with axes of size 1 in front up to three."""
     sizes = problem.output_size
