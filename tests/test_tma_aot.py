@@ -74,9 +74,11 @@ CASES = {
     "large_images": ConvProblem.conv((2, 64, 8192, 8192), (64, 64, 3, 3), (1, 1), (1, 1), (1, 1)),
 }
 
+SLOW = ("stride_4", "24_channels", "large_images")
+
 
 @pytest.mark.parametrize("which", [Pass.FPROP, Pass.DGRAD], ids=str)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES])
 def test_every_kind_of_problem_compiles_alike(name, which):
     found = compile_plan(CASES[name], Plan(which, "tma", 256, 64, 32, 4, 4), torch.float16, "ieee", 90)
     assert found.spills == 0 and not found.trip.serialized and found.registers <= 200
