@@ -22,7 +22,9 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
 import tritonconv
-from tritonconv.epilogue import ACTIVATIONS, Epilogue, by_torch
+from tritonconv import op
+from tritonconv.epilogue import ACTIVATIONS
+from tritonconv.layout import output_strides
 
 NAMES = (None, *ACTIVATIONS)
 FUNCTIONS = tuple(f"{function}_fused" for function in cases.FUNCTIONS)
@@ -283,18 +285,29 @@ def test_activations_are_accurate_where_they_are_small(dtype, device, launched) 
         assert error <= 64 * UNIT[dtype], f"{activation}: {error / UNIT[dtype]:.3g} units"
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("function", SMALL)
 @pytest.mark.parametrize("activation", NAMES)
-def test_on_cpu_tensors_by_torch(activation) -> None:
-    """The way CPU tensors go outside the interpreter."""
-    case = SMALL["conv2d"]
-    tensors = {name: t.double() for name, t in operands(case).items()}
-    x, w, b = (tensors.pop(name) for name in ("input", "weight", "bias"))
-    problem = tritonconv.check.conv("conv2d", 2, x, w, b, **case.arguments)
-    sums = F.conv2d(x, w, b, **case.arguments)
-    z = chain("conv2d", x, w, b, **tensors, **case.arguments)
-    y, kept = by_torch(sums, problem, Epilogue(**tensors, activation=activation or "", keep=True))
-    torch.testing.assert_close(y, value_of(activation, z))
-    torch.testing.assert_close(kept, z)
+def test_on_cpu_tensors_by_torch(activation, function, dtype) -> None:
+    """The way CPU tensors go outside the interpreter: rounded once, and laid out as the kernels' results are."""
+    case = Case(**vars(SMALL[function]) | {"dtype": dtype, "x": "channels_last"})
+    tensors = operands(case)
+    x, w, b, *after = tensors.values()
+    if case.transposed:
+        problem = tritonconv.check.conv_transpose(function, 2, x, w, b, **case.arguments)
+    else:
+        problem = tritonconv.check.conv(function, 2, x, w, b, **case.arguments)
+    place = (problem.stride, op.flat(problem.padding), problem.dilation, problem.groups)
+    window = (problem.input_size, *place) if case.transposed else place
+    by_torch = op._fused_by_torch(op._PRIMITIVES["dgrad" if case.transposed else "fprop"])
+    got = by_torch(x, w, b, *window, *after, activation or "", 0.01, True)
+    exact = {name: t.double().contiguous() for name, t in tensors.items()}
+    want = chain(case.function, *(exact.pop(name) for name in ("input", "weight", "bias")), **exact, **case.arguments)
+    for result, value in zip(got, (value_of(activation, want), want), strict=True):
+        assert result.dtype == case.torch_dtype and result.stride() == output_strides(result.shape, x, w)
+        wide = torch.float64 if dtype == "float64" else torch.float32
+        torch.testing.assert_close(result.double(), value, rtol=1.01 * UNIT[result.dtype], atol=64 * UNIT[wide])
+    assert by_torch(x, w, b, *window, *after, activation or "")[1].numel() == 0
 
 
 # --- derivatives ------------------------------------------------------------------------------------------------------
@@ -420,12 +433,8 @@ def test_opcheck(function, activation, requires_grad, device, launched) -> None:
     case = SMALL[function]
     x, w, b, *after = (t.detach().clone().requires_grad_(requires_grad) for t in operands(case, device=device).values())
     if case.transposed:
-        window = ([5, 3], [2, 2], [1, 1, 1, 1], [1, 1], 2)
-        after[2] = torch.randn(2, 6, 5, 3, device=device, requires_grad=requires_grad)
-        operator = torch.ops.tritonconv.dgrad_fused.default
-        x = torch.randn(2, 4, 3, 2, device=device, requires_grad=requires_grad)
         window = ([5, 2], [2, 2], [1, 1, 1, 1], [1, 1], 2)
-        after[2] = torch.randn(2, 6, 5, 2, device=device, requires_grad=requires_grad)
+        operator = torch.ops.tritonconv.dgrad_fused.default
     else:
         window = ([2, 1], [1, 1, 1, 1], [1, 1], 2)
         operator = torch.ops.tritonconv.fprop_fused.default

@@ -159,3 +159,13 @@ def test_a_bias_may_have_any_stride(case, layout, device):
     assert bias.stride() != (1,)
     got, want = (function(x, w, t, **case.arguments) for t in (bias, bias.contiguous()))
     assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv2d_fused"])
+def test_explain_plans_for_what_autocast_casts_to(name, device):
+    function = getattr(tritonconv, name)
+    x, w, b = (t.to(device, torch.float32) for t in PLAIN.tensors())
+    with torch.autocast(device, dtype=torch.bfloat16):
+        cast, wide = tritonconv.explain(function, x, w, b), tritonconv.explain(function, x.double(), w.double(), b.double())
+    assert str(cast) == str(tritonconv.explain(function, x.bfloat16(), w.bfloat16(), b.bfloat16()))
+    assert "bfloat16" in str(cast) and "float64" in str(wide) and "float32" in str(tritonconv.explain(function, x, w, b))

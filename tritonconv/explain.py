@@ -61,6 +61,7 @@ def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) ->
     after = {key: given.pop(key) for key in _EPILOGUE if key in given}
     tensors = {key: after.get(key) for key in ("scale", "shift", "residual")}
     check.tensors(name, rank, x, weight, bias, **tensors)
+    dtype = check.cast_dtype(x)
     batched = x.dim() == rank + 2
     x = x if batched else x.unsqueeze(0)
     if "transpose" in name:
@@ -91,14 +92,14 @@ def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) ->
     device = x.device.index if x.is_cuda else -1
     precision = launch.fp32_precision()
     passes = [forward, Pass.DGRAD if forward == Pass.FPROP else Pass.FPROP, Pass.WGRAD]
-    plans, predictions, lines = {}, {}, [f"{name}: {problem}, {launch.DTYPES[x.dtype]}"]
+    plans, predictions, lines = {}, {}, [f"{name}: {problem}, {launch.DTYPES[dtype]}"]
     if not x.is_cuda and not launch.INTERPRETED:
         lines.append("CPU tensors: torch's own convolution computes them; what Triton's interpreter would run:")
     for which in passes if problem.macs else []:
         described = launch.describe(problem, which, *operands[which], aligned[which])
         follows = kind if which == forward else ""
-        chosen = launch.choose(which, problem, x.dtype, precision, device, *described, plan, follows)
-        call = Call(problem, which, launch.DTYPES[x.dtype], precision, *described, follows)
+        chosen = launch.choose(which, problem, dtype, precision, device, *described, plan, follows)
+        call = Call(problem, which, launch.DTYPES[dtype], precision, *described, follows)
         model = launch.device_model(device)
         found = predict(call, chosen, model)
         plans[str(which)], predictions[str(which)] = chosen, found

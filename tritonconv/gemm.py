@@ -37,6 +37,8 @@ from tritonconv.kernels.wgrad import wgrad_kernel
 from tritonconv.layout import operand
 from tritonconv.prepared import INT32_MAX, FusedKey, Prepared, TensorKey, accumulator, packed_strides, wide
 
+#: Which of the three tensors a, b and the result of a pass holds weights.
+WEIGHT = {Pass.FPROP: 1, Pass.DGRAD: 1, Pass.WGRAD: 2}
 #: Results that one program of a reduction's second stage writes, and the most channels of them.
 REDUCE_BLOCK, REDUCE_CHANNELS = 1024, 128
 
@@ -73,7 +75,10 @@ def checked(call: Call, plan: Plan, device: Device) -> Plan:
 
 
 def fits_int32(problem: ConvProblem, plan: Plan, *tensors: TensorKey) -> bool:
-    """Whether 32-bit offsets reach everything a program touches from its 64-bit base pointer."""
+    """Whether 32-bit offsets reach everything a program touches from its 64-bit base pointer.
+
+    `tensors` are a, b, the result, and what is laid over it. A program walks over all filters of a group, and a few images.
+    """
     which, full = plan.which, problem.with_unit_axes()
     pixels = (
         product(full.output_size)
@@ -84,9 +89,11 @@ def fits_int32(problem: ConvProblem, plan: Plan, *tensors: TensorKey) -> bool:
     if max(pixels, product(full.output_size)) + plan.block_m > INT32_MAX:
         return False
     slack = max((*problem.effective_kernel, *problem.stride)) + max(abs(p) for pair in problem.padding for p in pair)
-    for shape, strides in tensors:
+    filters = problem.filters_per_group + max(plan.block_m, plan.block_n, plan.block_k)
+    for i, (shape, strides) in enumerate(tensors):
+        outer = filters if i == WEIGHT[which] else max(images, 1)
         spatial = sum((n + 2 * slack) * stride for n, stride in zip(shape[2:], strides[2:], strict=True))
-        if spatial + (shape[1] + plan.block_n + plan.block_k) * strides[1] + max(images, 1) * strides[0] > INT32_MAX:
+        if spatial + (shape[1] + plan.block_n + plan.block_k) * strides[1] + outer * strides[0] > INT32_MAX:
             return False
     return True
 
@@ -137,6 +144,8 @@ def prepare_sums(
     c_align, k_align = math.gcd(c, MAX_ALIGN), math.gcd(k, MAX_ALIGN)
     residual = None if fused is None else fused.residual
     small = fits_int32(problem, plan, a, b, out, *(() if residual is None else (residual,)))
+    widest = max(bias_stride or 0, *(() if fused is None else (fused.scale or 0, fused.shift or 0)), 0)
+    small = small and out[0][1] * widest <= INT32_MAX
     m_tiles, n_tiles, repeats = grid(problem, plan)
     programs = m_tiles * n_tiles * repeats
     if programs > INT32_MAX:
