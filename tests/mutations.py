@@ -205,7 +205,7 @@ MUTATIONS = [
     Mutation("tma", "images beyond the last", "tma.py", "(n < unpack(sizes.n) - image)", "(n >= 0)", TMA),
     Mutation("tma", "columns beyond the last", "tma.py", "(v < bound[2] - i_w)", "(v >= 0)", TMA),
     Mutation("tma", "a box a row too low", "tma.py", "out.store([image, i_h, i_w", "out.store([image, i_h + 1, i_w", TMA),
-    Mutation("tma", "a missing bias", "tma.py", "columns, HAS_BIAS)", "columns, False)", TMA),
+    Mutation("tma", "a missing bias", "tma.py", "elif HAS_BIAS:", "elif False:", TMA),
     Mutation("tma", "a residual of another image", "tma.py", "image * wide(packed.outer", "0 * wide(packed.outer", TMA),
     Mutation("epilogue", "a bias that is not scaled", "epilogue.py", "added *= scale", "added *= 1.0", FUSED),
     Mutation(
