@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -23,21 +24,23 @@ from rich.table import Table
 
 from bench.aot import Pointer, compile_ahead
 from bench.sass import KernelAudit, audit
+from costmodel import tma as boxed
 from costmodel.plan import MENU
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import resource_key, resource_table
-from costmodel.tiling import Call, Plan, Tile, reduction_step
-from tritonconv import launch
+from costmodel.tiling import Call, Plan, Tile, channels_last, reduction_step
+from tritonconv import launch, tma
 from tritonconv.depthwise import kernel_of
 from tritonconv.kernels.dgrad import dgrad_kernel
 from tritonconv.kernels.fprop import fprop_kernel
+from tritonconv.kernels.tma import tma_kernel
 from tritonconv.kernels.wgrad import wgrad_kernel
 from tritonconv.layout import channels_last_strides, dense_strides
 from tritonconv.prepared import wide
 
 ARCHITECTURES = (80, 90, 100)
 FAMILIES = ("gather", "patch")
-ACCESS = {"gather": ("wide", "narrow"), "patch": ("wide", "folded", "narrow")}
+ACCESS = {"gather": ("wide", "narrow"), "patch": ("wide", "folded", "narrow"), "tma": ("wide", "scattered")}
 TABLE = Path(__file__).parent.parent / "costmodel" / "data" / "resources.json"
 
 #: The element type that stands for each arithmetic of the menu, and its float32 precision.
@@ -48,12 +51,15 @@ DTYPES = {
     "fp64": (torch.float64, "ieee"),
 }
 #: "wide": channels-last, channels that divide by every tile. "folded": contiguous
-#: patches. "narrow": contiguous, odd channels, all masks and bounds on.
+#: patches. "narrow": contiguous, odd channels, all masks and bounds on. "scattered": a stride, and a contiguous result of odd
+#: sizes.
 PROBLEMS = {
     ("gather", "wide"): ConvProblem.conv((32, 256, 56, 56), (256, 256, 3, 3), (1, 1), (1, 1), (1, 1)),
     ("gather", "narrow"): ConvProblem.conv((32, 35, 57, 57), (37, 35, 7, 7), (2, 2), (3, 3), (1, 1)),
     ("patch", "wide"): ConvProblem.conv((32, 256, 56, 56), (256, 256, 1, 1), (1, 1), (0, 0), (1, 1)),
     ("patch", "folded"): ConvProblem.conv((32, 16, 224, 224), (256, 16, 16, 16), (16, 16), (0, 0), (1, 1)),
+    ("tma", "wide"): ConvProblem.conv((32, 256, 56, 56), (256, 256, 3, 3), (1, 1), (1, 1), (1, 1)),
+    ("tma", "scattered"): ConvProblem.conv((32, 320, 58, 58), (320, 320, 3, 3), (2, 2), (1, 1), (1, 1)),
     ("patch", "narrow"): ConvProblem.conv((32, 3, 227, 227), (37, 3, 5, 5), (5, 5), (0, 0), (1, 1)),
 }
 
@@ -82,6 +88,12 @@ class Row:
         return replace(plan, split=4, step=reduction_step(self.problem, tile.k))
 
     @property
+    def exists(self) -> bool:
+        """Whether its family has such a kernel."""
+        call = channels_last(self.problem, self.which, launch.DTYPES[DTYPES[self.kind][0]], DTYPES[self.kind][1])
+        return self.family != "tma" or not boxed.serves(call, self.plan, self.arch)
+
+    @property
     def key(self) -> str:
         return resource_key(self.plan, self.kind, self.access, self.arch)
 
@@ -95,23 +107,31 @@ def menu(archs: Iterable[int] = ARCHITECTURES) -> Iterator[Row]:
                     for access in ACCESS[family]:
                         for tile in tiles:
                             yield Row(which, family, kind, access, tile, arch)
+            for kind, tiles in boxed.MENU.items():
+                for access, tile in itertools.product(ACCESS["tma"], tiles):
+                    row = Row(which, "tma", kind, access, tile, arch)
+                    if row.exists:
+                        yield row
 
 
-def operands(problem: ConvProblem, which: Pass, channels_last: bool) -> tuple[launch.TensorKey, ...]:
-    """Shape and strides of a pass's two inputs and its result, all dense."""
+def operands(
+    problem: ConvProblem, which: Pass, channels_last: bool, result_last: bool | None = None
+) -> tuple[launch.TensorKey, ...]:
+    """Shape and strides of a pass's two inputs and its result, all dense; the result's may be said apart."""
 
-    def key(shape: tuple[int, ...]) -> launch.TensorKey:
-        return shape, channels_last_strides(shape) if channels_last else dense_strides(shape, range(len(shape) - 1, -1, -1))
+    def key(shape: tuple[int, ...], last: bool) -> launch.TensorKey:
+        return shape, channels_last_strides(shape) if last else dense_strides(shape, range(len(shape) - 1, -1, -1))
 
-    x, w, y = map(key, (problem.input_shape, problem.weight_shape, problem.output_shape))
-    return {Pass.FPROP: (x, w, y), Pass.DGRAD: (y, w, x), Pass.WGRAD: (y, x, w)}[which]
+    x, w, y = problem.input_shape, problem.weight_shape, problem.output_shape
+    a, b, out = {Pass.FPROP: (x, w, y), Pass.DGRAD: (y, w, x), Pass.WGRAD: (y, x, w)}[which]
+    return key(a, channels_last), key(b, channels_last), key(out, channels_last if result_last is None else result_last)
 
 
 def prepared_launch(
     problem: ConvProblem, plan: Plan, dtype: torch.dtype, precision: str, channels_last: bool, has_bias: bool = True
 ) -> launch.Prepared:
-    """What `tritonconv.launch` would run for dense tensors."""
-    a, b, out = operands(problem, plan.which, channels_last)
+    """What `tritonconv.launch` would run for dense tensors; tma takes no inputs but channels-last."""
+    a, b, out = operands(problem, plan.which, channels_last or plan.family == "tma", channels_last)
     bias_stride = 1 if has_bias and plan.which != Pass.WGRAD else None
     call = Call(problem, plan.which, launch.DTYPES[dtype], precision, *launch.describe(problem, plan.which, a, b, out))
     return launch.prepare(plan, call, a, b, out, bias_stride)
@@ -129,6 +149,9 @@ def kernel_arguments(prepared: launch.Prepared, dtype: torch.dtype) -> tuple[Any
         pointers = [element, element, bias, Pointer(wide(dtype) if prepared.workspace else dtype)]
     if plan.family == "depthwise":
         kernel = kernel_of(plan)
+    elif plan.family == "tma":
+        a, b, out = tma.operands_of(prepared, pointers[0], pointers[1], pointers[3])
+        kernel, pointers = tma_kernel, [a, b, pointers[2], out]
     return kernel, dict(zip(kernel.arg_names, [*pointers, *prepared.arguments], strict=False)) | prepared.constants
 
 
@@ -192,13 +215,15 @@ def write_table(found: dict[str, dict[str, Any]], path: Path = TABLE) -> None:
 def headline() -> list[Row]:
     """The largest channels-last tiles, for the README."""
     tiles = {"half": (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3)), "tf32": (Tile(128, 128, 32, 8, 3),)}
-    return [
+    by_tma = {"half": (Tile(256, 128, 64, 8, 4), Tile(256, 64, 64, 4, 4)), "tf32": (Tile(256, 128, 32, 8, 4),)}
+    rows = [
         Row(which, family, kind, "wide", tile, 90)
-        for kind, of_kind in tiles.items()
+        for kind in tiles
         for which in Pass
-        for family in FAMILIES
-        for tile in of_kind
+        for family in (*FAMILIES, "tma")
+        for tile in (by_tma if family == "tma" else tiles)[kind]
     ]
+    return [row for row in rows if row.exists]
 
 
 def summary() -> str:

@@ -18,6 +18,7 @@ MODEL = Path(__file__).parent
 ENTRIES = {
     "gather": ("fprop", "dgrad", "wgrad", "reduce"),
     "patch": ("fprop", "dgrad", "wgrad", "reduce"),
+    "tma": ("tma",),
     "depthwise": ("depthwise", "depthwise_taps", "depthwise_wgrad"),
 }
 
@@ -70,7 +71,7 @@ def family_hash(family: str, sources: Path = SOURCES) -> str:
 def model_hash() -> str:
     """The same for the arithmetic of predicted times and the counts that it starts from."""
     digest = hashlib.sha256((MODEL / "data" / "resources.json").read_bytes())
-    for name in ("depthwise", "depthwise_choice", "recast", "tiling", "timing"):
+    for name in ("depthwise", "depthwise_choice", "recast", "tiling", "timing", "tma"):
         digest.update(f"{name}\n{normalised(ast.parse((MODEL / f'{name}.py').read_text()))}\n".encode())
     return digest.hexdigest()[:16]
 

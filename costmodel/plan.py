@@ -6,12 +6,13 @@ of compiled kernels (`costmodel.resources`) is no candidate.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-from costmodel import depthwise_choice, timing
+from costmodel import depthwise_choice, timing, tma
 from costmodel.algebra import ceil_div
 from costmodel.depthwise import is_narrow
 from costmodel.device import Device
@@ -26,11 +27,13 @@ from costmodel.tiling import (
     Tile,
     access,
     arithmetic,
+    boxes,
     extent,
     folded,
     full_shares,
     itemsize,
     merged,
+    pixel_box,
     reduction_step,
     reduction_steps,
     shares,
@@ -144,7 +147,8 @@ def compiled(
 ) -> list[Kernel]:
     """The menu's kernels that compile without a spill and fit the device, for operands reached as `costmodel.tiling.access`."""
     found = []
-    for tile in INTERPRETED_MENU if device.interpreted else MENU[kind]:
+    menu = tma.MENU[kind] if family == "tma" else INTERPRETED_MENU if device.interpreted else MENU[kind]
+    for tile in menu:
         needs = resource_table().get(resource_key(Plan(which, family, *tile), kind, reach, device.capability))
         fits = needs is not None and not needs.spills and needs.shared <= device.shared_per_block
         if fits or device.interpreted:
@@ -162,25 +166,38 @@ def options(call: Call, device: Device) -> Iterator[Option]:
 
 def _options(call: Call, merge: int, fold: bool, device: Device) -> Iterator[Option]:
     problem, which, size = call.problem, call.which, itemsize(call.dtype)
-    family = "patch" if problem.is_patch else "gather"
     kind = arithmetic(call.dtype, call.precision)
-    covers = extent(problem, which, family)
-    for pack in packings(call):
+    for family, pack in itertools.product(families(call, device), packings(call)):
         plain = Plan(which, family, 0, 0, 0, 0, 0, pack=pack)
-        reach = access(call, plain)
+        if family == "tma" and tma.serves(call, plain, device.capability):
+            continue
+        covers, reach = extent(problem, which, family), access(call, plain)
         for of in compiled(which, family, kind, reach, vector_widths(call, plain), size, device):
             tile = of.tile
-            fits = epilogue_fits(call.epilogue, reach, tile, size, device.capability)
+            if family == "tma":
+                fits = tma.epilogue_fits(call.epilogue, tile) and not tma.rest(call, tile.k)
+            else:
+                fits = epilogue_fits(call.epilogue, reach, tile, size, device.capability)
             if not ((fits and addresses_fit(call, family, tile)) or device.interpreted):
                 continue
-            tiles = ceil_div(covers.m, tile.m) * ceil_div(covers.n, tile.n) * covers.repeats
+            m_tiles = ceil_div(covers.m, tile.m)
             step, blocks, ways = None, ceil_div(covers.depth, tile.k), [1]
+            if family == "tma":
+                step = pixel_box(problem, which, tile.m)
+                m_tiles = boxes(problem, which, step)
+            tiles = m_tiles * ceil_div(covers.n, tile.n) * covers.repeats
             if which == Pass.WGRAD:
                 step = reduction_step(problem, tile.k)
                 blocks = reduction_steps(problem, step)
             if shares(problem, which, family):
                 ways = splits(tiles, blocks, device, which != Pass.WGRAD)
             yield Option(of, call, merge, fold, family, pack, step, covers, tiles, blocks, covers.loops, ways)
+
+
+def families(call: Call, device: Device) -> list[str]:
+    """The GEMM kernels to consider. The interpreter takes boxes where a plan asks for them."""
+    own = "patch" if call.problem.is_patch else "gather"
+    return [own] if device.interpreted else [own, "tma"]
 
 
 def merges(call: Call, device: Device) -> list[int]:

@@ -15,6 +15,8 @@ from costmodel.recast import fold_columns, fold_width, merge_groups
 MAX_ALIGN = 16
 #: Validity bits of a pixel's taps live in one 32-bit word.
 MAX_BIT_TAPS = 32
+#: Elements of the largest box that one instruction copies: 256 along an axis, 64 along the channels.
+LARGEST_BOX = 256 * 64
 
 
 class Tile(NamedTuple):
@@ -43,11 +45,14 @@ def itemsize(dtype: str) -> int:
 class Operand:
     """How a tensor lies in memory: `unit` is the axis of stride 1 (0 batch or filter, 1 channel, 4 last spatial, -1 none),
     `align` a power of two that divides every other stride and the offset of a group, in elements, `outside` one that divides
-    the strides."""
+    the strides. `boxed`: a TMA descriptor may describe it, if its channels are contiguous and its strides multiples of 16
+    bytes. The first element's address is one too, and each axis of (batch, *spatial, channel) steps over what lies within it;
+    a filter is one run of memory."""
 
     unit: int = 1
     align: int = MAX_ALIGN
     outside: int = MAX_ALIGN
+    boxed: bool = True
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ def merged(call: Call, merge: int) -> Call:
 def folded(call: Call) -> Call:
     """The call as its kernel sees it with the columns of a filter as channels, in padded copies."""
     problem = fold_columns(call.problem)
-    x = Operand(1, fold_width(call.problem), fold_width(call.problem))
+    x = Operand(1, fold_width(call.problem), fold_width(call.problem), boxed=False)  # windows overlap
     w = Operand(1, *(math.gcd(MAX_ALIGN, problem.in_channels),) * 2)
     if call.which == Pass.WGRAD:
         return replace(call, problem=problem, b=x, out=w)
@@ -114,10 +119,12 @@ def folded(call: Call) -> Call:
 @dataclass(frozen=True)
 class Plan:
     """A kernel with its tile. `family`: "gather" (implicit GEMM over taps) or "patch" (windows tile the input: a plain GEMM,
-    1x1 included). `split` counts the programs that share one reduction: over channels in fprop, filters in dgrad, pixels in
-    wgrad. `step` is wgrad's box of output pixels (n, o, p, q), whose product is `block_k`. `pack` names operands that are
-    first copied to channels-last. `merge` counts the groups that are laid together in one block-diagonal weight, so that
-    narrow groups fill a tile. `fold` makes the columns of a filter channels (`costmodel.recast`), so that few channels do.
+    1x1 included) or "tma" (the gather with both operands copied as boxes). `split` counts the programs that share one
+    reduction: over channels in fprop, filters in dgrad, pixels in wgrad. `step` is a box of pixels (n, o, p, q): wgrad's of
+    the output, whose product is `block_k`, and tma's of the result (of a stride phase in dgrad), whose product is `block_m`.
+    `pack` names operands that are first copied to channels-last. `merge` counts the groups that are laid together in one
+    block-diagonal weight, so that narrow groups fill a tile. `fold` makes the columns of a filter channels
+    (`costmodel.recast`), so that few channels do.
 
     "depthwise" reads its tile as columns x channels (wgrad: pairs of a filter and a channel) x column tiles. `rows` is
     what a program walks down, in groups of output rows; `taps` the filter rows and columns that it unrolls, None for all of
@@ -214,7 +221,9 @@ def seen(call: Call, plan: Plan) -> Call:
 
 
 def vector_widths(call: Call, plan: Plan) -> tuple[int, int]:
-    """Elements per load of operands a and b under a plan: what alignment and the axis of stride 1 allow."""
+    """Elements per load of operands a and b under a plan: what alignment and the axis of stride 1 allow; a box for tma."""
+    if plan.family == "tma":
+        return LARGEST_BOX, LARGEST_BOX
     call = seen(call, plan)
     problem = call.problem
     packed_a = "a" in plan.pack
@@ -258,26 +267,50 @@ def vector_widths(call: Call, plan: Plan) -> tuple[int, int]:
 
 def access(call: Call, plan: Plan) -> str:
     """How a plan's kernel reaches memory, which decides its registers: "wide" where both operands come in 16-byte loads,
-    "folded" where they do and taps share an axis with the channels (patches), else "narrow"."""
+    "folded" where they do and taps share an axis with the channels (patches), else "narrow". tma's results are what differs:
+    "wide" where they leave as boxes, "scattered" where each thread stores its own."""
+    if plan.family == "tma":
+        return "wide" if stores_boxes(merged(call, plan.merge)) else "scattered"
     widest = max(1, 16 // itemsize(call.dtype))
     if vector_widths(call, plan) != (widest, widest):
         return "narrow"
     return "folded" if plan.family == "patch" and call.problem.taps > 1 else "wide"
 
 
+def stores_boxes(call: Call) -> bool:
+    """Whether a box of the result may leave as one: dense channels of a single group, no stride between a phase's pixels."""
+    strided = call.which == Pass.DGRAD and any(s > 1 for s in call.problem.stride)
+    aligned = call.out.unit == 1 and call.out.boxed and call.out.outside * itemsize(call.dtype) % 16 == 0
+    return aligned and call.problem.groups == 1 and not strided
+
+
 def reduction_step(problem: ConvProblem, block_k: int) -> tuple[int, int, int, int]:
     """wgrad's box (n, o, p, q) of `block_k` output pixels, powers of two, that wastes least, and of those the widest."""
-    return _least_box(_reduced_sizes(problem), block_k.bit_length() - 1)
+    return pixel_box(problem, Pass.WGRAD, block_k)
 
 
 def reduction_steps(problem: ConvProblem, step: tuple[int, int, int, int]) -> int:
     """Boxes that cover the output pixels."""
-    return math.prod(ceil_div(s, b) for s, b in zip(_reduced_sizes(problem), step, strict=True))
+    return boxes(problem, Pass.WGRAD, step)
 
 
-def _reduced_sizes(problem: ConvProblem) -> tuple[int, ...]:
-    """(n, o, p, q): what wgrad sums over, with axes of size 1 in front up to three."""
-    return (problem.batch, *(1,) * (3 - problem.rank), *problem.output_size)
+def pixel_box(problem: ConvProblem, which: Pass, pixels: int) -> tuple[int, int, int, int]:
+    """The box (n, o, p, q) of `pixels` pixels, powers of two, that wastes least, and of those the widest."""
+    return _least_box(_boxed_sizes(problem, which), pixels.bit_length() - 1)
+
+
+def boxes(problem: ConvProblem, which: Pass, box: tuple[int, int, int, int]) -> int:
+    """Boxes that cover the pixels of a pass."""
+    return math.prod(ceil_div(s, b) for s, b in zip(_boxed_sizes(problem, which), box, strict=True))
+
+
+@lru_cache(maxsize=4096)
+def _boxed_sizes(problem: ConvProblem, which: Pass) -> tuple[int, ...]:
+    """(n, o, p, q): the output pixels, or dgrad's of the largest stride phase, with axes of size 1 in front up to three."""
+    sizes = problem.output_size
+    if which == Pass.DGRAD:
+        sizes = tuple(ceil_div(n, s) for n, s in zip(problem.input_size, problem.stride, strict=True))
+    return (problem.batch, *(1,) * (3 - problem.rank), *sizes)
 
 
 @lru_cache(maxsize=4096)
@@ -309,7 +342,7 @@ class Extent(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def extent(problem: ConvProblem, which: Pass, family: str) -> Extent:
-    """The extent of a pass for the "gather" or the "patch" family."""
+    """The extent of a pass for the "gather", the "patch" or the "tma" family."""
     c, k, taps, patch = problem.channels_per_group, problem.filters_per_group, problem.taps, family == "patch"
     if which == Pass.FPROP:
         pixels = problem.batch * product(problem.output_size)
@@ -327,7 +360,10 @@ def grid(problem: ConvProblem, plan: Plan) -> tuple[int, int, int]:
     """(m tiles, n tiles, repeats) of a launch; repeats are groups, phases, taps and splits."""
     problem = seen_problem(problem, plan)
     of = extent(problem, plan.which, plan.family)
-    return ceil_div(of.m, plan.block_m), ceil_div(of.n, plan.block_n), of.repeats * plan.split
+    m_tiles = ceil_div(of.m, plan.block_m)
+    if plan.family == "tma":
+        m_tiles = boxes(problem, plan.which, plan.step or pixel_box(problem, plan.which, plan.block_m))
+    return m_tiles, ceil_div(of.n, plan.block_n), of.repeats * plan.split
 
 
 def trips(problem: ConvProblem, plan: Plan) -> float:
@@ -342,7 +378,7 @@ def trips(problem: ConvProblem, plan: Plan) -> float:
 
 def shares(problem: ConvProblem, which: Pass, family: str) -> bool:
     """Whether programs may share a reduction. fprop's patches have taps and channels on one axis, which is not cut."""
-    return which != Pass.FPROP or family == "gather" or problem.taps == 1
+    return family != "tma" and (which != Pass.FPROP or family == "gather" or problem.taps == 1)
 
 
 def full_shares(blocks: int, split: int) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 TESTS = ("tests/test_paths.py",)
+TMA = ("tests/test_tma.py", "-k", "test_every_kind or test_phases or test_an_epilogue")
 DEPTHWISE = ("tests/test_depthwise.py",)
 DEPTHWISE_GROUPS = ("tests/test_depthwise_groups.py",)
 ON_DEPTHWISE = ("tests/test_fused.py", "-k", "test_depthwise_kernels or test_depthwise_taps")
@@ -76,7 +77,7 @@ MUTATIONS = [
         "(plane.to(tl.int64) * pixels + start)",
         "(0 * pixels + start)",
     ),
-    Mutation("reduce", "a missing bias", "reduce.py", "elif HAS_BIAS:", "elif False:"),
+    Mutation("reduce", "a missing bias", "reduce.py", "columns, HAS_BIAS)", "columns, False)"),
     Mutation("wgrad", "a split that starts late", "wgrad.py", "first = split * steps", "first = split * steps + 1"),
     Mutation("epilogue", "no rounding where the interpreter truncates", "epilogue.py", "bits += 0x7FFF", "bits += 0 * 0x7FFF"),
     Mutation(
@@ -175,6 +176,37 @@ MUTATIONS = [
     Mutation("slide", "a tap that is not scaled", "depthwise.py", "weight * scale", "weight * 1.0", ON_DEPTHWISE),
     Mutation("slide", "a residual of another row", "depthwise.py", "(p + e_out) * r_h", "(p + e_out + 1) * r_h", ON_DEPTHWISE),
     Mutation("taps", "sums that are not scaled", "depthwise_taps.py", "acc[j] * scale", "acc[j] * 1.0", ON_DEPTHWISE),
+    Mutation("tma", "an off-by-one tap", "tma.py", "i_w = floor_div(at[2]", "i_w = 1 + floor_div(at[2]", TMA),
+    Mutation("tma", "a wrong padding sign", "tma.py", "(-low[0], -low[1], -low[2])", "(-low[0], low[1], -low[2])", TMA),
+    Mutation("tma", "columns of another phase", "tma.py", "STRIDE[2]) * fold", "STRIDE[2]) * 0", TMA),
+    Mutation("tma", "rows of another phase", "tma.py", "at[1] - i_h * STRIDE[1], corner", "0, corner", TMA),
+    Mutation("tma", "a quotient rounded towards zero", "tma.py", "(value + DIVISOR * 1048576)", "(value + 1048576)", TMA),
+    Mutation("tma", "a step of dgrad the wrong way", "tma.py", "-DELTA[1]", "DELTA[1]", TMA),
+    Mutation("tma", "a dropped phase", "tma.py", "i_w = i_w * STRIDE[2] + w_0", "i_w = i_w * STRIDE[2]", TMA),
+    Mutation(
+        "tma", "dy where a phase has no tap", "tma.py", "tl.where(has_taps, image, unpack(sizes.n))", "image + 0 * phase", TMA
+    ),
+    Mutation("tma", "weights where a phase has no tap", "tma.py", "tl.where(has_taps, row, n_groups * filters)", "row", TMA),
+    Mutation("tma", "a skipped share of the reduction", "tma.py", "trips = counts[0]", "trips = -1 + counts[0]", TMA),
+    Mutation(
+        "tma",
+        "weights of another row of taps",
+        "tma.py",
+        "w_step[1] - counts[2] * w_step[2], 0",
+        "w_step[1] - w_step[2], 0",
+        TMA,
+    ),
+    Mutation(
+        "tma", "another group's channels", "tma.py", "group * channels,\n            unpack", "0,\n            unpack", TMA
+    ),
+    Mutation("tma", "filters of another group", "tma.py", "group * filters + first_n", "first_n", TMA),
+    Mutation("tma", "boxes as wide as they are high", "tma.py", "tl.cdiv(size[1], BOX[2])", "tl.cdiv(size[1], BOX[3])", TMA),
+    Mutation("tma", "a pixel of another row", "tma.py", "(m // BOX[3]) % BOX[2]", "(m // BOX[3]) % BOX[3]", TMA),
+    Mutation("tma", "images beyond the last", "tma.py", "(n < unpack(sizes.n) - image)", "(n >= 0)", TMA),
+    Mutation("tma", "columns beyond the last", "tma.py", "(v < bound[2] - i_w)", "(v >= 0)", TMA),
+    Mutation("tma", "a box a row too low", "tma.py", "out.store([image, i_h, i_w", "out.store([image, i_h + 1, i_w", TMA),
+    Mutation("tma", "a missing bias", "tma.py", "elif HAS_BIAS:", "elif False:", TMA),
+    Mutation("tma", "a residual of another image", "tma.py", "image * wide(packed.outer", "0 * wide(packed.outer", TMA),
     Mutation("epilogue", "a bias that is not scaled", "epilogue.py", "added *= scale", "added *= 1.0", FUSED),
     Mutation(
         "epilogue",

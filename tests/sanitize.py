@@ -32,6 +32,13 @@ CASES = [
     (Case("conv3d", (1, 5, 5, 6, 7), (6, 5, 3, 2, 3), padding=1, stride=2, dtype="float16"), ""),
     (Case("conv_transpose2d", (2, 24, 5, 6), (24, 9, 3, 3), stride=3, output_padding=2, dtype="float16"), ""),
 ]
+#: Where the GPU has TMA: boxes that reach beyond every edge of a tensor that ends with its allocation.
+BOXED = [
+    (Case("conv2d", (2, 64, 9, 11), (72, 64, 3, 3), padding=1, **WIDE), "fprop:tma:128x64x64:w4:s4"),
+    (Case("conv2d", (2, 64, 9, 11), (72, 64, 3, 3), padding=1, **WIDE), "dgrad:tma:128x64x64:w4:s4"),
+    (Case("conv2d", (2, 32, 10, 8), (24, 32, 3, 3), stride=2, padding=1, **WIDE), "fprop:tma:64x64x32:w4:s4"),
+    (Case("conv2d", (2, 32, 10, 8), (24, 32, 3, 3), stride=2, padding=1, **WIDE), "dgrad:tma:64x64x32:w4:s4"),
+]
 
 
 def alone(t: torch.Tensor | None) -> torch.Tensor | None:
@@ -62,7 +69,8 @@ def main() -> None:
     if "--plant" in sys.argv:
         write_past_the_end(device)
     else:
-        for case, plan in CASES:
+        boxed = device == "cpu" or torch.cuda.get_device_capability()[0] in (9, 10)
+        for case, plan in CASES + BOXED * boxed:
             check(case, plan, device)
     print("all right")
 

@@ -14,7 +14,7 @@ from costmodel.device import Device
 from costmodel.plan import candidates, measured, predict
 from costmodel.problem import ConvProblem, Pass
 from costmodel.recast import fold_width
-from costmodel.tiling import Call, Plan, grid, trips, vector_widths
+from costmodel.tiling import Call, Plan, access, grid, pixel_box, trips, vector_widths
 from costmodel.timing import Prediction, extra_bytes
 from tritonconv import check, functional, fused, launch
 from tritonconv.epilogue import Epilogue, needs_z
@@ -24,6 +24,7 @@ _FAMILY = {
     "gather": "implicit GEMM, a gather over the taps",
     "patch": "plain GEMM, the windows tile the input",
     "depthwise": "depthwise, multiply-adds in registers",
+    "tma": "implicit GEMM, boxes of pixels copied by TMA tap by tap",
 }
 _OPERANDS = {Pass.FPROP: ("x", "w"), Pass.DGRAD: ("dy", "w"), Pass.WGRAD: ("dy", "x")}
 
@@ -83,6 +84,9 @@ def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) ->
     x_key, y_key = (outside, inside) if forward == Pass.FPROP else (inside, outside)
     w_key = launch.key(weight)
     operands = {Pass.FPROP: (x_key, w_key, y_key), Pass.DGRAD: (y_key, w_key, x_key), Pass.WGRAD: (y_key, x_key, w_key)}
+    here, there = launch.is_aligned(x), launch.is_aligned(weight)  # and a gradient is taken to be
+    x_here, y_here = (here, True) if forward == Pass.FPROP else (True, here)
+    aligned = {Pass.FPROP: (x_here, there), Pass.DGRAD: (y_here, there), Pass.WGRAD: (y_here, x_here)}
     device = x.device.index if x.is_cuda else -1
     precision = launch.fp32_precision()
     passes = [forward, Pass.DGRAD if forward == Pass.FPROP else Pass.FPROP, Pass.WGRAD]
@@ -90,7 +94,7 @@ def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) ->
     if not x.is_cuda and not launch.INTERPRETED:
         lines.append("CPU tensors: torch's own convolution computes them; what Triton's interpreter would run:")
     for which in passes if problem.macs else []:
-        described = launch.describe(problem, which, *operands[which])
+        described = launch.describe(problem, which, *operands[which], aligned[which])
         follows = kind if which == forward else ""
         chosen = launch.choose(which, problem, dtype, precision, device, *described, plan, follows)
         call = Call(problem, which, launch.DTYPES[dtype], precision, *described, follows)
@@ -112,7 +116,7 @@ def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) ->
 def _words(call: Call, plan: Plan, found: Prediction, device: Device, forced: bool) -> list[str]:
     problem, which = call.problem, call.which
     lines = [f"{which}: {_FAMILY[plan.family]}"]
-    if which == Pass.DGRAD and plan.family == "gather":
+    if which == Pass.DGRAD and plan.family in ("gather", "tma"):
         phases = problem.phases()
         empty = sum(phase.taps == 0 for phase in phases)
         lines[0] += f", {len(phases)} stride phase{'s' if len(phases) > 1 else ''} in one launch"
@@ -134,8 +138,13 @@ def _words(call: Call, plan: Plan, found: Prediction, device: Device, forced: bo
         lines.append(f"  {plan.merge} groups laid together in one block-diagonal weight")
     if plan.split > 1:
         lines.append(f"  reduction split {plan.split} ways, partial sums added in a fixed order")
-    widths = dict(zip(_OPERANDS[which], vector_widths(call, plan), strict=True))
-    lines.append("  elements a load: " + ", ".join(f"{name} {width}" for name, width in widths.items()))
+    if plan.family == "tma":
+        box = plan.step or pixel_box(problem, which, plan.block_m)
+        leave = "the result leaves as boxes too" if access(call, plan) == "wide" else "each thread stores its own results"
+        lines.append(f"  boxes of {' x '.join(map(str, box))} pixels; {leave}")
+    else:
+        widths = dict(zip(_OPERANDS[which], vector_widths(call, plan), strict=True))
+        lines.append("  elements a load: " + ", ".join(f"{name} {width}" for name, width in widths.items()))
     if plan.pack:
         names = [_OPERANDS[which]["ab".index(p)] for p in plan.pack]
         lines.append(f"  {' and '.join(names)} copied to channels-last first")

@@ -20,7 +20,7 @@ from costmodel.legality import checked
 from costmodel.plan import select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, Operand, Plan, seen_problem
-from tritonconv import depthwise, gemm
+from tritonconv import depthwise, gemm, tma
 from tritonconv.epilogue import Epilogue, by_torch, widened
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.layout import (
@@ -39,10 +39,10 @@ from tritonconv.layout import (
     padded_columns,
     unfolded_weights,
 )
-from tritonconv.prepared import FusedKey, Prepared, TensorKey, key
+from tritonconv.prepared import FusedKey, Prepared, TensorKey, is_aligned, key
 
 #: What launches a plan's family: each prepares a launch (`prepare`) and runs it (`run`).
-FAMILIES: dict[str, Any] = {"gather": gemm, "patch": gemm, "depthwise": depthwise}
+FAMILIES: dict[str, Any] = {"gather": gemm, "patch": gemm, "depthwise": depthwise, "tma": tma}
 
 #: Kernel launches so far, by name. Tests read it to see that a kernel really ran.
 COUNTS: Counter[str] = Counter()
@@ -111,12 +111,21 @@ def choose(
     return checked(call, plan, device_model(device))
 
 
-def describe(problem: ConvProblem, which: Pass, a: TensorKey, b: TensorKey, out: TensorKey) -> tuple[Operand, Operand, Operand]:
-    """How the three tensors of a pass lie in memory. Weights [K, C / G, ...] share out axis 0, activations axis 1."""
+def describe(
+    problem: ConvProblem,
+    which: Pass,
+    a: TensorKey,
+    b: TensorKey,
+    out: TensorKey,
+    aligned: tuple[bool, bool] = (True, True),
+) -> tuple[Operand, Operand, Operand]:
+    """How the three tensors of a pass lie in memory. Weights [K, C / G, ...] share out axis 0, activations axis 1. `aligned`
+    says of a and b whether they begin on a multiple of 16 bytes; a result that is allocated here does."""
     weight = {Pass.FPROP: 1, Pass.DGRAD: 1, Pass.WGRAD: 2}[which]
     described = depthwise_operand if is_narrow(problem) else operand
     found = [
-        described(shape, strides, problem.groups, 0 if i == weight else 1) for i, (shape, strides) in enumerate((a, b, out))
+        described(*tensor, problem.groups, 0 if i == weight else 1, begins)
+        for i, (tensor, begins) in enumerate(zip((a, b, out), (*aligned, True), strict=True))
     ]
     return found[0], found[1], found[2]
 
@@ -134,10 +143,11 @@ def prepare_call(
     bias_stride: int | None,
     forced: str,
     fused: FusedKey | None = None,
+    aligned: tuple[bool, bool] = (True, True),
 ) -> Prepared:
-    """The launch of a call: its plan, for operands as that plan wants them."""
+    """The launch of a call: its plan, for operands as that plan wants them. `aligned` as in `describe`."""
     kind = "" if fused is None else fused.kind(out)
-    plan = choose(which, problem, dtype, precision, device, *describe(problem, which, a, b, out), forced, kind)
+    plan = choose(which, problem, dtype, precision, device, *describe(problem, which, a, b, out, aligned), forced, kind)
     if plan.fold:
         a, b = (a, folded_key(problem)) if which == Pass.WGRAD else (folded_key(problem), b)
     if recasts_weights(plan):
@@ -147,7 +157,9 @@ def prepare_call(
     a = (a[0], channels_last_strides(a[0])) if "a" in plan.pack else a
     if "b" in plan.pack:
         b = (b[0], (filters_last_strides if plan.family == "depthwise" else channels_last_strides)(b[0]))
-    call = Call(problem, which, DTYPES[dtype], precision, *describe(problem, which, a, b, out), kind)
+    copied = recasts_weights(plan) and which != Pass.WGRAD
+    aligned = aligned[0] or "a" in plan.pack, aligned[1] or "b" in plan.pack or copied
+    call = Call(problem, which, DTYPES[dtype], precision, *describe(problem, which, a, b, out, aligned), kind)
     prepared = prepare(replace(plan, merge=1, fold=False), call, a, b, out, bias_stride, fused)
     return replace(prepared, plan=plan)
 
@@ -184,8 +196,9 @@ def execute(
     device = a.device.index if a.is_cuda else -1
     bias_stride = None if bias is None else bias.stride(0)
     fused = None if epilogue is None else FusedKey.of(epilogue)
+    aligned = is_aligned(a), is_aligned(b)
     prepared = prepare_call(
-        which, problem, a.dtype, fp32_precision(), device, key(a), key(b), key(out), bias_stride, forced, fused
+        which, problem, a.dtype, fp32_precision(), device, key(a), key(b), key(out), bias_stride, forced, fused, aligned
     )
     plan, asked = prepared.plan, out
     if recasts_weights(plan) and which == Pass.WGRAD:

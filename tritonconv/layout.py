@@ -62,8 +62,36 @@ def allocate_channels_last(shape: Sequence[int], like: torch.Tensor) -> torch.Te
     return torch.empty_strided(tuple(shape), channels_last_strides(shape), dtype=like.dtype, device=like.device)
 
 
-def operand(shape: Sequence[int], strides: Sequence[int], groups: int, grouped_axis: int) -> Operand:
-    """What the kernels may assume of a tensor [outer, channel, *spatial]; `groups` share out its `grouped_axis`."""
+def is_nested(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether channels are contiguous and each axis of (outer, *spatial) steps over a whole number of the next inner one's
+    steps, at least as many as that has elements."""
+    inner, extent = 1, shape[1]
+    for axis in (*range(len(shape) - 1, 1, -1), 0):
+        if shape[axis] > 1:
+            if strides[axis] < extent or strides[axis] % inner:
+                return False
+            inner, extent = strides[axis], strides[axis] * shape[axis]
+    return strides[1] == 1 or shape[1] == 1
+
+
+def is_filters(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether each filter of [filter, channel, *kernel] is one run of memory of its own, channels first."""
+    extent = 1
+    for axis in (1, *range(len(shape) - 1, 1, -1)):
+        if shape[axis] > 1 and strides[axis] != extent:
+            return False
+        extent *= shape[axis]
+    return shape[0] == 1 or strides[0] >= extent
+
+
+def is_boxed(shape: Sequence[int], strides: Sequence[int], grouped_axis: int) -> bool:
+    """Whether a descriptor may describe a tensor whose groups share `grouped_axis`; taps and channels of a filter are one."""
+    return is_nested(shape, strides) if grouped_axis == 1 else is_filters(shape, strides)
+
+
+def operand(shape: Sequence[int], strides: Sequence[int], groups: int, grouped_axis: int, aligned: bool = True) -> Operand:
+    """What the kernels may assume of a tensor [outer, channel, *spatial]; `groups` share out its `grouped_axis`, and `aligned`
+    says whether it begins on a multiple of 16 bytes."""
     axes = (0, 1, 4) if len(shape) > 2 else (0, 1)
     position = {0: 0, 1: 1, 4: len(shape) - 1}
     unit = -1
@@ -79,7 +107,7 @@ def operand(shape: Sequence[int], strides: Sequence[int], groups: int, grouped_a
     if groups > 1:
         per_group = shape[grouped_axis] // groups
         align = math.gcd(align, per_group * strides[grouped_axis])
-    return Operand(unit=unit, align=align, outside=outside)
+    return Operand(unit=unit, align=align, outside=outside, boxed=aligned and is_boxed(shape, strides, grouped_axis))
 
 
 def block_diagonal(weight: torch.Tensor, groups: int, merge: int) -> torch.Tensor:
@@ -131,11 +159,13 @@ def unfolded_weights(folded: torch.Tensor, problem: ConvProblem) -> torch.Tensor
 
 
 def channels_last_copy(tensor: torch.Tensor) -> torch.Tensor:
-    """The same tensor with its channels contiguous, in any rank."""
-    return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
+    """A copy of the tensor, even of one that lies so already, with its channels contiguous, in any rank."""
+    return tensor.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
 
 
-def depthwise_operand(shape: Sequence[int], strides: Sequence[int], groups: int = 1, grouped_axis: int = 1) -> Operand:
+def depthwise_operand(
+    shape: Sequence[int], strides: Sequence[int], groups: int = 1, grouped_axis: int = 1, aligned: bool = True
+) -> Operand:
     """As `operand`, for problems that the depthwise kernels may take: an axis of size 1 is no axis to read along. They read
     all groups at once and go by `outside`."""
     axes = {1: 1, 0: 0, 4: len(shape) - 1} if shape[1] > 1 else {0: 0, 4: len(shape) - 1}
@@ -145,7 +175,8 @@ def depthwise_operand(shape: Sequence[int], strides: Sequence[int], groups: int 
         if size > 1 and not (unit >= 0 and axes[unit] == axis):
             align = math.gcd(align, stride)
     per_group = shape[grouped_axis] // groups
-    return Operand(unit, math.gcd(align, per_group * strides[grouped_axis]) if groups > 1 else align, align)
+    shared = math.gcd(align, per_group * strides[grouped_axis]) if groups > 1 else align
+    return Operand(unit, shared, align, aligned and is_boxed(shape, strides, grouped_axis))
 
 
 def filters_last_strides(shape: Sequence[int]) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from tritonconv.kernels.index import Strides, pack
 from tritonconv.layout import five
 
 TensorKey = tuple[tuple[int, ...], tuple[int, ...]]  # shape, strides
+Box = tuple[list[int], list[int], list[int]]  # shape, strides and block of a TMA descriptor
 INT32_MAX = 2**31 - 1
 
 
@@ -52,7 +53,8 @@ class FusedKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Prepared:
-    """A launch without its tensors. `workspace` is the shape of wgrad's partial sums, `reduce` the launch that adds them."""
+    """A launch without its tensors. `workspace` is the shape of wgrad's partial sums, `reduce` the launch that adds them.
+    `boxes` describes the tensors that a kernel takes as TMA descriptors, None for one that it takes as a pointer."""
 
     plan: Plan
     programs: int
@@ -61,10 +63,16 @@ class Prepared:
     workspace: tuple[int, ...] = ()
     reduce: Prepared | None = None
     fused: tuple[Any, ...] = ()  # the last fields of `Fused`, after its pointers
+    boxes: tuple[Box | None, ...] = ()  # of a, b and out
 
 
 def key(tensor: torch.Tensor) -> TensorKey:
     return tuple(tensor.shape), tensor.stride()
+
+
+def is_aligned(tensor: torch.Tensor) -> bool:
+    """Whether the first element lies on a multiple of 16 bytes, as a TMA descriptor asks; a slice may not."""
+    return tensor.data_ptr() % 16 == 0
 
 
 def packed_strides(tensor: TensorKey, described: Operand) -> Strides:
@@ -78,6 +86,12 @@ def packed_strides(tensor: TensorKey, described: Operand) -> Strides:
             for axis, (size, stride) in enumerate(zip(sizes, real, strict=True))
         )
     )
+
+
+def channels_fit_int32(out: TensorKey, bias_stride: int | None, fused: FusedKey | None) -> bool:
+    """Whether 32-bit offsets reach all values per channel: bias, scale and shift."""
+    strides = (bias_stride, *(() if fused is None else (fused.scale, fused.shift)))
+    return all(out[0][1] * (stride or 0) <= INT32_MAX for stride in strides)
 
 
 def follow(

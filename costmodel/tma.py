@@ -1,0 +1,126 @@
+"""The "tma" family: what its kernels serve, and their tiles. Operands come as boxes that the copy engine of sm_90 and later
+fetches by coordinates, zeros outside of the tensor.
+
+A descriptor has five axes at most, the innermost contiguous, and every other stride is a multiple of 16 bytes; axes of 256
+elements at most make a box. ("CUDA driver API", cuTensorMapEncodeTiled.) Its further limits, strides below 2^40 bytes and
+axes below 2^32, no tensor in a GPU's memory exceeds.
+"""
+
+from __future__ import annotations
+
+import math
+
+from costmodel.problem import Pass
+from costmodel.tiling import Call, Operand, Plan, Tile, arithmetic, itemsize, merged
+
+#: Elements of a box along one axis.
+MAX_AXIS = 256
+
+#: Tiles are pixels x channels of the result x depth.
+MENU: dict[str, tuple[Tile, ...]] = {
+    "half": (
+        Tile(256, 128, 64, 8, 4),
+        Tile(128, 256, 64, 8, 4),
+        Tile(256, 64, 64, 4, 4),
+        Tile(128, 128, 64, 8, 3),
+        Tile(128, 128, 64, 4, 3),
+        Tile(128, 64, 64, 4, 4),
+        Tile(64, 128, 64, 4, 4),
+        Tile(64, 64, 64, 4, 6),
+        Tile(256, 128, 32, 8, 4),
+        Tile(256, 64, 32, 4, 4),
+        Tile(128, 128, 32, 8, 4),
+        Tile(128, 64, 32, 4, 4),
+        Tile(64, 64, 32, 4, 6),
+    ),
+    "tf32": (
+        Tile(256, 128, 32, 8, 4),
+        Tile(128, 128, 32, 8, 3),
+        Tile(128, 64, 32, 4, 4),
+        Tile(64, 64, 32, 4, 6),
+    ),
+}
+
+#: Most sums a thread may hold where something follows in the same kernel, by `Call.epilogue`: what compiles without a spill,
+#: whatever the result's strides. `tests/test_tma_aot.py` compiles the largest.
+EPILOGUE_SUMS = {"": 128, "channels": 128, "tensors": 64, "heavy": 64}
+
+
+def epilogue_fits(epilogue: str, tile: Tile) -> bool:
+    """Whether a tile leaves its threads registers for what follows it."""
+    return tile.m * tile.n <= EPILOGUE_SUMS[epilogue] * 32 * tile.warps
+
+
+def serves(call: Call, plan: Plan, capability: int) -> str:
+    """Why a plan's kernel cannot run a call on a compute capability (90 for 9.0): "" where it can.
+
+    `plan.block_k` of 0 leaves the depth of a tile open.
+    """
+    call, size = merged(call, plan.merge), itemsize(call.dtype)
+    problem, which = call.problem, call.which
+    if which == Pass.WGRAD:
+        return "there is no TMA kernel for wgrad"
+    if capability // 10 not in (9, 10):
+        return f"TMA needs compute capability 9.x or 10.x, the device has {capability / 10:.1f}"
+    kind = arithmetic(call.dtype, call.precision)
+    if kind not in MENU:
+        return f"there is no TMA kernel for {call.dtype} in {kind}"
+    if kind == "tf32" and which == Pass.DGRAD:
+        return "a warpgroup's MMA cannot transpose 32-bit weights"
+    strided = which == Pass.FPROP and any(s > 1 for s in problem.stride)
+    if strided:
+        if problem.rank == 3 and problem.stride[:2] != (1, 1):
+            return f"in 3-D a descriptor has room for a stride of the last axis alone, got {problem.stride}"
+        if any(n % s for n, s in zip(problem.input_size, problem.stride, strict=True)):
+            return f"strides {problem.stride} must divide the input sizes {problem.input_size}"
+    activations = ("x", problem.in_channels) if which == Pass.FPROP else ("dy", problem.out_channels)
+    for packed, operand, (name, channels) in (
+        ("a" in plan.pack, call.a, activations),
+        ("b" in plan.pack, call.b, ("w", problem.channels_per_group)),
+    ):
+        if reason := refuses(Operand(outside=math.gcd(16, channels)) if packed else operand, size):
+            return f"{name} {reason}"
+    return rest(call, plan.block_k) if plan.block_k else ""
+
+
+def rest(call: Call, block_k: int) -> str:
+    """Why a box of `block_k` channels may not reach beyond a group's last: "" where it may, or does not.
+
+    It holds zeros where nothing lies beyond; weights would cancel other data, but not an infinite element.
+    """
+    problem, fprop = call.problem, call.which == Pass.FPROP
+    depth = problem.channels_per_group if fprop else problem.filters_per_group
+    if depth % block_k == 0:
+        return ""
+    if problem.groups > 1:
+        beyond = "the next group"
+    elif fprop and problem.stride[-1] > 1:
+        beyond = "the next column, which the descriptor of a strided axis puts there"
+    else:
+        return ""
+    return f"block_k {block_k} must divide the {depth} channels of a group: the rest of a box would hold {beyond}"
+
+
+def refuses(operand: Operand, size: int) -> str:
+    """Why no descriptor describes an operand of elements of `size` bytes."""
+    if operand.unit != 1:
+        return "must have contiguous channels"
+    if operand.outside * size % 16:
+        return f"must have strides that are multiples of 16 bytes, got multiples of {operand.outside * size}"
+    if not operand.boxed:
+        return "must begin on a multiple of 16 bytes and lie channels-last"
+    return ""
+
+
+def shape_error(call: Call, plan: Plan) -> str:
+    """What is wrong with a plan's tile and box: "" where nothing is."""
+    for name, block in (("block_m", plan.block_m), ("block_n", plan.block_n), ("block_k", plan.block_k)):
+        if not 16 <= block <= MAX_AXIS or block & (block - 1):
+            return f"{name} must be a power of two from 16 to {MAX_AXIS}, got {block}"
+    if plan.step is not None and (
+        math.prod(plan.step) != plan.block_m
+        or any(n < 1 or n & (n - 1) for n in plan.step)
+        or any(n > 1 for n in plan.step[1 : 4 - call.problem.rank])
+    ):
+        return f"step {plan.step} must be powers of two with product {plan.block_m}, 1 along axes that the problem has not"
+    return ""
