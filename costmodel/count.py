@@ -12,7 +12,7 @@ from costmodel import depthwise
 from costmodel.algebra import Size, product
 from costmodel.legality import checked
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import Call, Plan, channels_last, issued_macs, itemsize
+from costmodel.tiling import Call, Plan, issued_macs, itemsize
 
 
 @dataclass(frozen=True)
@@ -97,16 +97,17 @@ def cost(
     return Cost(
         useful_macs=problem.useful_macs,
         dense_macs=problem.macs,
-        issued_macs=None if plan is None else _issued(channels_last(problem, which, dtype), plan),
+        issued_macs=None if plan is None else _issued(problem, dtype, plan),
         bias_flops=bias_flops,
         bytes=moved,
         im2col_bytes=moved + 2 * size * column,
     )
 
 
-def _issued(call: Call, plan: Plan) -> int:
-    plan = checked(call, plan)
-    return (depthwise.issued_macs if plan.family == "depthwise" else issued_macs)(call.problem, plan)
+def _issued(problem: ConvProblem, dtype: str, plan: Plan) -> int:
+    """A cost knows neither strides nor the precision of float32: they are taken to be what the plan asks for."""
+    plan = checked(Call(problem, plan.which, dtype, "tf32"), plan)
+    return (depthwise.issued_macs if plan.family == "depthwise" else issued_macs)(problem, plan)
 
 
 def training_cost(
