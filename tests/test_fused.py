@@ -9,6 +9,7 @@ same chain, with the activation's taken where the library takes it: at its own r
 products of which some were rounded to the output's type on the way, at most `ROUNDS` times, each by u_out of its size.
 """
 
+import inspect
 import itertools
 import math
 
@@ -230,7 +231,19 @@ def test_no_epilogue_is_the_convolution(device, launched) -> None:
     for case in SMALL.values():
         x, w, b = case.tensors(device)
         want = getattr(tritonconv, case.function)(x, w, b, **case.arguments)
-        assert torch.equal(fused(case, {"input": x, "weight": w, "bias": b}), want)
+        alone = {"input": x, "weight": w, "bias": b}
+        assert torch.equal(fused(case, alone), want)
+        said = tritonconv.explain(getattr(tritonconv, f"{case.function}_fused"), **alone, **case.arguments)
+        assert "followed" not in str(said)
+
+
+def test_the_fused_functions_take_the_plain_ones_arguments_and_five_more() -> None:
+    for function in cases.FUNCTIONS:
+        plain, more = (inspect.signature(getattr(tritonconv, name)).parameters for name in (function, f"{function}_fused"))
+        added = [parameter for name, parameter in more.items() if name not in plain]
+        assert [parameter for name, parameter in more.items() if name in plain] == list(plain.values())
+        assert {parameter.name for parameter in added} == {"activation", "residual", "scale", "shift", "negative_slope"}
+        assert {parameter.kind for parameter in added} == {inspect.Parameter.KEYWORD_ONLY}
 
 
 @pytest.mark.parametrize("function", SMALL)

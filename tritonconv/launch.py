@@ -16,6 +16,7 @@ import triton
 
 from costmodel.depthwise import is_narrow
 from costmodel.device import INTERPRETER, Device, find
+from costmodel.legality import checked
 from costmodel.plan import select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, Operand, Plan, seen_problem
@@ -40,7 +41,7 @@ from tritonconv.layout import (
 )
 from tritonconv.prepared import FusedKey, Prepared, TensorKey, is_aligned, key
 
-#: What launches a plan's family: each checks a forced plan (`checked`), prepares a launch (`prepare`) and runs it (`run`).
+#: What launches a plan's family: each prepares a launch (`prepare`) and runs it (`run`).
 FAMILIES: dict[str, Any] = {"gather": gemm, "patch": gemm, "depthwise": depthwise, "tma": tma}
 
 #: Kernel launches so far, by name. Tests read it to see that a kernel really ran.
@@ -107,10 +108,7 @@ def choose(
     plan, call = plan_for(which, forced), Call(problem, which, DTYPES[dtype], precision, a, b, out, epilogue)
     if plan is None:
         return select(call, device_model(device))
-    if plan.family not in FAMILIES:
-        raise ValueError(f"plan {plan} forces family {plan.family!r}; there are {', '.join(FAMILIES)}")
-    checked: Plan = FAMILIES[plan.family].checked(call, plan, device_model(device))
-    return checked
+    return checked(call, plan, device_model(device))
 
 
 def describe(

@@ -1,4 +1,4 @@
-"""Launches of the TMA kernels: what a forced plan must be, descriptors, arguments, grid, the launch.
+"""Launches of the TMA kernels: descriptors, arguments, grid, the launch.
 
 A descriptor is made for each call, since it holds the tensor's address; what it says besides is prepared once.
 """
@@ -6,7 +6,6 @@ A descriptor is made for each call, since it holds the tensor's address; what it
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,30 +13,13 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from costmodel.algebra import ceil_div
-from costmodel.device import Device
 from costmodel.problem import Pass
 from costmodel.tiling import MAX_ALIGN, Call, Plan, grid, itemsize, pixel_box, stores_boxes
-from costmodel.tma import serves, shape_error
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.kernels.index import Sizes, pack
 from tritonconv.kernels.tma import tma_kernel
 from tritonconv.layout import operand
 from tritonconv.prepared import INT32_MAX, Box, FusedKey, Prepared, TensorKey, accumulator, packed_strides
-
-
-def checked(call: Call, plan: Plan, device: Device) -> Plan:
-    """A forced plan with what it leaves open filled in. Raises ValueError where it cannot run the call."""
-    problem, limit = call.problem, device.shared_per_block
-    if plan.merge < 1 or problem.groups % plan.merge:
-        raise ValueError(f"plan {plan}: merge must divide the {problem.groups} groups, got {plan.merge}")
-    if plan.split != 1:
-        raise ValueError(f"plan {plan}: split must be 1 for {call.which}, got {plan.split}")
-    if reason := shape_error(call, plan) or serves(call, plan, device.capability):
-        raise ValueError(f"plan {plan} does not serve {problem}: {reason}")
-    shared = plan.num_stages * (plan.block_m + plan.block_n) * plan.block_k * itemsize(call.dtype)
-    if shared > limit:
-        raise ValueError(f"plan {plan} needs about {shared} bytes of shared memory, the device has {limit}")
-    return replace(plan, step=plan.step or pixel_box(problem, plan.which, plan.block_m))
 
 
 def described(tensor: TensorKey, size: int, block: list[int], stride: tuple[int, ...] = ()) -> Box:
