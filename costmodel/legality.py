@@ -11,7 +11,17 @@ from costmodel.algebra import ceil_div, product
 from costmodel.device import Device
 from costmodel.problem import Pass
 from costmodel.recast import FOLDED_WIDTHS, folds
-from costmodel.tiling import Call, Plan, extent, full_shares, itemsize, pixel_box, reduction_step, seen_problem, shares
+from costmodel.tiling import (
+    Call,
+    Plan,
+    extent,
+    full_shares,
+    itemsize,
+    pixel_box,
+    reduction_step,
+    seen_problem,
+    shares,
+)
 
 
 class Family(NamedTuple):
@@ -29,6 +39,8 @@ def gemm_serves(call: Call, plan: Plan, device: Device | None) -> str:
     if plan.fold and not folds(problem, which):
         few = f"fprop and wgrad of up to {FOLDED_WIDTHS[-1]} channels in one group, under several columns without dilation"
         return f"fold is for {few}"
+    if plan.x3 and call.dtype != "float32":
+        return f"x3 is for float32, not for {call.dtype}"
     problem = seen_problem(problem, plan)
     if plan.family == "patch" and not problem.is_patch:
         return "its windows do not tile the input"
@@ -104,6 +116,8 @@ def refuses(call: Call, plan: Plan, device: Device | None = None) -> str:
         return f"there is no family {plan.family!r}, there are {', '.join(FAMILIES)}"
     if plan.num_warps < 1 or plan.num_warps & (plan.num_warps - 1):
         return f"warps must be a power of two, got {plan.num_warps}"
+    if plan.x3 and plan.family not in ("gather", "patch"):
+        return f"family {plan.family!r} has no x3"
     if not {*plan.pack} <= {"a", "b"}:
         return f"pack names operands a and b, got {', '.join(plan.pack)}"
     return FAMILIES[plan.family].serves(call, plan, device)
