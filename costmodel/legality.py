@@ -11,17 +11,7 @@ from costmodel.algebra import ceil_div, product
 from costmodel.device import Device
 from costmodel.problem import Pass
 from costmodel.recast import FOLDED_WIDTHS, folds
-from costmodel.tiling import (
-    Call,
-    Plan,
-    extent,
-    full_shares,
-    itemsize,
-    pixel_box,
-    reduction_step,
-    seen_problem,
-    shares,
-)
+from costmodel.tiling import Call, Plan, extent, full_shares, itemsize, pixel_box, reduction_step, seen_problem, shares
 
 
 class Family(NamedTuple):
@@ -29,6 +19,14 @@ class Family(NamedTuple):
 
     serves: Callable[[Call, Plan, Device | None], str]  # why a plan cannot run a call, "" where it can
     completed: Callable[[Call, Plan], Plan]  # the plan with what it leaves open filled in
+
+
+def too_large(call: Call, plan: Plan, device: Device | None) -> str:
+    """Why a tile's operands do not fit a device; "" where they do."""
+    shared = plan.num_stages * (plan.block_m + plan.block_n) * plan.block_k * itemsize(call.dtype)
+    if device is None or shared <= device.shared_per_block:
+        return ""
+    return f"it needs about {shared} bytes of shared memory, the device has {device.shared_per_block}"
 
 
 def gemm_serves(call: Call, plan: Plan, device: Device | None) -> str:
@@ -47,8 +45,6 @@ def gemm_serves(call: Call, plan: Plan, device: Device | None) -> str:
     for name, block in (("block_m", plan.block_m), ("block_n", plan.block_n), ("block_k", plan.block_k)):
         if block < 16 or block & (block - 1):
             return f"{name} must be a power of two of at least 16, got {block}"
-    if plan.group_m < 1 or plan.num_stages < 1:
-        return f"group and stages must be positive, got {plan.group_m} and {plan.num_stages}"
     if reason := too_large(call, plan, device):
         return reason
     blocks = ceil_div(extent(problem, which, plan.family).depth, plan.block_k)
@@ -69,6 +65,11 @@ def gemm_completed(call: Call, plan: Plan) -> Plan:
     return replace(plan, step=reduction_step(seen_problem(call.problem, plan), plan.block_k))
 
 
+def tma_completed(call: Call, plan: Plan) -> Plan:
+    """The box of pixels, where a plan leaves it open."""
+    return replace(plan, step=plan.step or pixel_box(call.problem, plan.which, plan.block_m))
+
+
 def depthwise_serves(call: Call, plan: Plan, device: Device | None) -> str:
     """Why the depthwise kernels cannot run a plan; "" where they can."""
     if plan.merge != 1 or plan.fold:
@@ -81,30 +82,17 @@ def tma_serves(call: Call, plan: Plan, device: Device | None) -> str:
     if plan.merge < 1 or call.problem.groups % plan.merge:
         return f"merge must divide the {call.problem.groups} groups, got {plan.merge}"
     if plan.split != 1 or plan.fold:
-        return f"its reduction is not split and its columns are not folded, got split {plan.split}, fold {plan.fold}"
+        return f"split must be 1 and nothing folded, got split {plan.split}"
     if reason := tma.shape_error(call, plan) or tma.serves(call, plan, device.capability if device else tma.LEAST_CAPABILITY):
         return reason
     return too_large(call, plan, device)
 
 
-def too_large(call: Call, plan: Plan, device: Device | None) -> str:
-    """Whether a pipeline of tiles exceeds the device's shared memory."""
-    shared = plan.num_stages * (plan.block_m + plan.block_n) * plan.block_k * itemsize(call.dtype)
-    if device is None or shared <= device.shared_per_block:
-        return ""
-    return f"it needs about {shared} bytes of shared memory, the device has {device.shared_per_block}"
-
-
-def tma_completed(call: Call, plan: Plan) -> Plan:
-    """The box of pixels, where a plan leaves it open."""
-    return replace(plan, step=plan.step or pixel_box(call.problem, plan.which, plan.block_m))
-
-
 FAMILIES = {
     "gather": Family(gemm_serves, gemm_completed),
     "patch": Family(gemm_serves, gemm_completed),
-    "tma": Family(tma_serves, tma_completed),
     "depthwise": Family(depthwise_serves, lambda call, plan: plan),
+    "tma": Family(tma_serves, tma_completed),
 }
 
 
@@ -118,6 +106,8 @@ def refuses(call: Call, plan: Plan, device: Device | None = None) -> str:
         return f"warps must be a power of two, got {plan.num_warps}"
     if plan.x3 and plan.family not in ("gather", "patch"):
         return f"family {plan.family!r} has no x3"
+    if plan.group_m < 1 or plan.num_stages < 1:
+        return f"group and stages must be positive, got {plan.group_m} and {plan.num_stages}"
     if not {*plan.pack} <= {"a", "b"}:
         return f"pack names operands a and b, got {', '.join(plan.pack)}"
     return FAMILIES[plan.family].serves(call, plan, device)

@@ -41,7 +41,7 @@ GROUPED = ConvProblem.conv((2, 12, 9, 9), (12, 2, 3, 3), (1, 1), (1, 1), (1, 1),
 STEM = ConvProblem.conv((2, 3, 9, 9), (8, 3, 3, 3), (2, 2), (1, 1), (1, 1))
 IMPOSSIBLE = [
     (LAYER, "fprop:depthwise:4x32x1:w4:s3", "groups of 64 channels"),
-    (LAYER, "fprop:banana:128x128x64:w8:s3", "no family 'banana', there are gather, patch, tma, depthwise"),
+    (LAYER, "fprop:banana:128x128x64:w8:s3", "no family 'banana', there are gather, patch, depthwise, tma"),
     (LAYER, "fprop:patch:128x128x64:w8:s3", "windows do not tile the input"),
     (LAYER, "fprop:gather:128x128x24:w8:s3", "block_k must be a power of two of at least 16, got 24"),
     (LAYER, "fprop:gather:128x128x64:w3:s3", "warps must be a power of two, got 3"),
@@ -53,6 +53,9 @@ IMPOSSIBLE = [
     (LAYER, "fprop:gather:128x128x64:w8:s3:fold", "fold is for fprop and wgrad of up to 8 channels"),
     (LAYER, "wgrad:gather:64x64x64:w4:s4:step1x1x8x4", "powers of two with product 64"),
     (STEM, "dgrad:gather:64x64x64:w4:s4:fold", "fold is for fprop and wgrad"),
+    (LAYER, "fprop:tma:64x48x16:w4:s3", "block_n must be a power of two from 16 to 256, got 48"),
+    (LAYER, "wgrad:tma:64x64x16:w4:s3", "no TMA kernel for wgrad"),
+    (LAYER, "fprop:tma:64x64x16:w4:s3:split2", "split must be 1"),
     (GROUPED, "fprop:gather:16x16x16:w4:s3:merge7", "merge must divide the 6 groups, got 7"),
     (GROUPED, "dgrad:gather:16x16x16:w4:s3:merge0", "merge must divide the 6 groups, got 0"),
     (GROUPED, "fprop:depthwise:4x8x1:w1:s3:merge2", "neither merged nor folded"),

@@ -28,7 +28,17 @@ from tritonconv.kernels.index import Sizes, pack
 from tritonconv.kernels.reduce import Results, Shared, reduce_kernel
 from tritonconv.kernels.wgrad import wgrad_kernel
 from tritonconv.layout import operand
-from tritonconv.prepared import INT32_MAX, FusedKey, Prepared, TensorKey, accumulator, follow, packed_strides, wide
+from tritonconv.prepared import (
+    INT32_MAX,
+    FusedKey,
+    Prepared,
+    TensorKey,
+    accumulator,
+    channels_fit_int32,
+    follow,
+    packed_strides,
+    wide,
+)
 
 #: Which of the three tensors a, b and the result of a pass holds weights.
 WEIGHT = {Pass.FPROP: 1, Pass.DGRAD: 1, Pass.WGRAD: 2}
@@ -106,8 +116,7 @@ def prepare_sums(
     c_align, k_align = math.gcd(c, MAX_ALIGN), math.gcd(k, MAX_ALIGN)
     residual = None if fused is None else fused.residual
     small = fits_int32(problem, plan, a, b, out, *(() if residual is None else (residual,)))
-    widest = max(bias_stride or 0, *(() if fused is None else (fused.scale or 0, fused.shift or 0)), 0)
-    small = small and out[0][1] * widest <= INT32_MAX
+    small = small and channels_fit_int32(out, bias_stride, fused)
     m_tiles, n_tiles, repeats = grid(problem, plan)
     programs = m_tiles * n_tiles * repeats
     if programs > INT32_MAX:

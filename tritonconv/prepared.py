@@ -88,6 +88,12 @@ def packed_strides(tensor: TensorKey, described: Operand) -> Strides:
     )
 
 
+def channels_fit_int32(out: TensorKey, bias_stride: int | None, fused: FusedKey | None) -> bool:
+    """Whether 32-bit offsets reach all values per channel: bias, scale and shift."""
+    strides = (bias_stride, *(() if fused is None else (fused.scale, fused.shift)))
+    return all(out[0][1] * (stride or 0) <= INT32_MAX for stride in strides)
+
+
 def follow(
     fused: FusedKey | None, describe: Callable[[tuple[int, ...], tuple[int, ...]], Operand]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:

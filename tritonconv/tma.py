@@ -19,7 +19,17 @@ from tritonconv.kernels.epilogue import Fused
 from tritonconv.kernels.index import Sizes, pack
 from tritonconv.kernels.tma import tma_kernel
 from tritonconv.layout import operand
-from tritonconv.prepared import INT32_MAX, Box, FusedKey, Prepared, TensorKey, accumulator, packed_strides
+from tritonconv.prepared import (
+    INT32_MAX,
+    Box,
+    FusedKey,
+    Prepared,
+    TensorKey,
+    accumulator,
+    channels_fit_int32,
+    follow,
+    packed_strides,
+)
 
 
 def described(tensor: TensorKey, size: int, block: list[int], stride: tuple[int, ...] = ()) -> Box:
@@ -100,6 +110,7 @@ def prepare(
     )
     residual = None if fused is None else fused.residual
     laid_over = (out,) if residual is None else (out, residual)
+    small = fits_int32(call, plan, *laid_over) and channels_fit_int32(out, bias_stride, fused)
     sizes = Sizes(
         *map(
             pack,
@@ -134,7 +145,7 @@ def prepare(
         "HAS_BIAS": bias_stride is not None,
         "ACC": accumulator(call.dtype),
         "PRECISION": call.precision if call.dtype == "float32" else "ieee",
-        "INDEX": tl.int32 if fits_int32(call, plan, *laid_over) else tl.int64,
+        "INDEX": tl.int32 if small else tl.int64,
         "UPCAST": upcast,
         "BLOCK_M": plan.block_m,
         "BLOCK_N": plan.block_n,
@@ -143,14 +154,9 @@ def prepare(
         "num_warps": plan.num_warps,
         "num_stages": plan.num_stages,
     }
-    follows: tuple[Any, ...] = ()
+    follows, fused_constants = follow(fused, lambda shape, strides: operand(shape, strides, problem.groups, 1))
     if fused is not None:
-        constants |= {"FUSED": True, "ACTIVATION": fused.activation, "SLOPE": fused.slope}
-        follows = (pack(fused.scale or 0), pack(fused.shift or 0), None)
-        if residual is not None:
-            lies = operand(*residual, problem.groups, 1)
-            constants |= {"R_ALIGN": lies.align, "R_UNIT": lies.unit}
-            follows = (*follows[:2], packed_strides(residual, lies))
+        constants |= {"FUSED": True, **fused_constants}
     arguments = (packed_strides(out, call.out), sizes, pack(problem.groups), pack(a[1][-1]))
     return Prepared(plan, programs, arguments, constants, fused=follows, boxes=descriptors)
 
