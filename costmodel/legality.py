@@ -37,6 +37,8 @@ def gemm_serves(call: Call, plan: Plan, device: Device | None) -> str:
     if plan.fold and not folds(problem, which):
         few = f"fprop and wgrad of up to {FOLDED_WIDTHS[-1]} channels in one group, under several columns without dilation"
         return f"fold is for {few}"
+    if plan.x3 and call.dtype != "float32":
+        return f"x3 is for float32, not for {call.dtype}"
     problem = seen_problem(problem, plan)
     if plan.family == "patch" and not problem.is_patch:
         return "its windows do not tile the input"
@@ -81,7 +83,7 @@ def tma_serves(call: Call, plan: Plan, device: Device | None) -> str:
         return f"merge must divide the {call.problem.groups} groups, got {plan.merge}"
     if plan.split != 1 or plan.fold:
         return f"split must be 1 and nothing folded, got split {plan.split}"
-    if reason := tma.shape_error(call, plan) or tma.serves(call, plan, 90 if device is None else device.capability):
+    if reason := tma.shape_error(call, plan) or tma.serves(call, plan, device.capability if device else tma.LEAST_CAPABILITY):
         return reason
     return too_large(call, plan, device)
 
@@ -102,6 +104,8 @@ def refuses(call: Call, plan: Plan, device: Device | None = None) -> str:
         return f"there is no family {plan.family!r}, there are {', '.join(FAMILIES)}"
     if plan.num_warps < 1 or plan.num_warps & (plan.num_warps - 1):
         return f"warps must be a power of two, got {plan.num_warps}"
+    if plan.x3 and plan.family not in ("gather", "patch"):
+        return f"family {plan.family!r} has no x3"
     if plan.group_m < 1 or plan.num_stages < 1:
         return f"group and stages must be positive, got {plan.group_m} and {plan.num_stages}"
     if not {*plan.pack} <= {"a", "b"}:

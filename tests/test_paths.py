@@ -71,6 +71,8 @@ FORCED = [
     (PATCHES, "wgrad:gather:16x16x64:w4:s4"),
     (PATCHES_3D, "dgrad:patch:16x16x16:w4:s3:pack-a"),
     (EMPTY_PHASES, "dgrad:gather:16x16x16:w4:s3"),
+    (PLAIN, "fprop:gather:32x32x32:w4:s4:x3"),
+    (PLAIN, "wgrad:gather:32x32x32:w4:s4:x3"),
     (DEEP, "fprop:gather:64x32x16:w4:s4:split2"),
     (DEEP, "dgrad:gather:64x32x16:w4:s4:split2"),
     (DEEP_STRIDED, "fprop:gather:16x64x16:w4:s4:split3"),

@@ -153,7 +153,7 @@ def prepare_sums(
         "K_ALIGN": k_align,
         "EVEN_N": n_columns % plan.block_n == 0,
         "ACC": accumulator(call.dtype),
-        "PRECISION": call.precision if call.dtype == "float32" else "ieee",
+        "PRECISION": "tf32x3" if plan.x3 else call.precision if call.dtype == "float32" else "ieee",
         "INDEX": tl.int32 if small else tl.int64,
         "UPCAST": upcast,
         "BLOCK_M": plan.block_m,
