@@ -119,9 +119,10 @@ def folded(call: Call) -> Call:
 @dataclass(frozen=True)
 class Plan:
     """A kernel with its tile. `family`: "gather" (implicit GEMM over taps) or "patch" (windows tile the input: a plain GEMM,
-    1x1 included) or "tma" (the gather with both operands copied as boxes). `split` counts the programs that share one
+    1x1 included) or "tma" (the gather with both operands copied as boxes, or x alone in wgrad). `split` counts the programs that share one
     reduction: over channels in fprop, filters in dgrad, pixels in wgrad. `step` is a box of pixels (n, o, p, q): wgrad's of
-    the output, whose product is `block_k`, and tma's of the result (of a stride phase in dgrad), whose product is `block_m`.
+    the output, whose product is `block_k`, and in tma's fprop and dgrad one of the result (of a stride phase in dgrad), whose
+    product is `block_m`.
     `pack` names operands that are first copied to channels-last. `merge` counts the groups that are laid together in one
     block-diagonal weight, so that narrow groups fill a tile. `fold` makes the columns of a filter channels
     (`costmodel.recast`), so that few channels do.
@@ -221,8 +222,9 @@ def seen(call: Call, plan: Plan) -> Call:
 
 
 def vector_widths(call: Call, plan: Plan) -> tuple[int, int]:
-    """Elements per load of operands a and b under a plan: what alignment and the axis of stride 1 allow; a box for tma."""
-    if plan.family == "tma":
+    """Elements per load of operands a and b under a plan: what alignment and the axis of stride 1 allow; a box for tma, whose
+    wgrad loads dy by threads."""
+    if plan.family == "tma" and plan.which != Pass.WGRAD:
         return LARGEST_BOX, LARGEST_BOX
     call = seen(call, plan)
     problem = call.problem
@@ -262,17 +264,17 @@ def vector_widths(call: Call, plan: Plan) -> tuple[int, int]:
         if plan.family == "patch" and call.b.unit == 4 and not packed_b:
             b = math.gcd(call.b.align, problem.kernel_size[-1], MAX_ALIGN)
     widest = max(1, 16 // itemsize(call.dtype))
-    return min(a, widest), min(b, widest)
+    return min(a, widest), LARGEST_BOX if plan.family == "tma" else min(b, widest)
 
 
 def access(call: Call, plan: Plan) -> str:
     """How a plan's kernel reaches memory, which decides its registers: "wide" where both operands come in 16-byte loads,
     "folded" where they do and taps share an axis with the channels (patches), else "narrow". tma's results are what differs:
-    "wide" where they leave as boxes, "scattered" where each thread stores its own."""
-    if plan.family == "tma":
+    "wide" where they leave as boxes, "scattered" where each thread stores its own; but for wgrad, whose dy is."""
+    if plan.family == "tma" and plan.which != Pass.WGRAD:
         return "wide" if stores_boxes(merged(call, plan.merge)) else "scattered"
     widest = max(1, 16 // itemsize(call.dtype))
-    if vector_widths(call, plan) != (widest, widest):
+    if min(vector_widths(call, plan)) < widest:
         return "narrow"
     return "folded" if plan.family == "patch" and call.problem.taps > 1 else "wide"
 
@@ -361,7 +363,7 @@ def grid(problem: ConvProblem, plan: Plan) -> tuple[int, int, int]:
     problem = seen_problem(problem, plan)
     of = extent(problem, plan.which, plan.family)
     m_tiles = ceil_div(of.m, plan.block_m)
-    if plan.family == "tma":
+    if plan.family == "tma" and plan.which != Pass.WGRAD:
         m_tiles = boxes(problem, plan.which, plan.step or pixel_box(problem, plan.which, plan.block_m))
     return m_tiles, ceil_div(of.n, plan.block_n), of.repeats * plan.split
 
@@ -378,7 +380,9 @@ def trips(problem: ConvProblem, plan: Plan) -> float:
 
 def shares(problem: ConvProblem, which: Pass, family: str) -> bool:
     """Whether programs may share a reduction. fprop's patches have taps and channels on one axis, which is not cut."""
-    return family != "tma" and (which != Pass.FPROP or family == "gather" or problem.taps == 1)
+    if family == "tma":
+        return which == Pass.WGRAD
+    return which != Pass.FPROP or family == "gather" or problem.taps == 1
 
 
 def full_shares(blocks: int, split: int) -> int:

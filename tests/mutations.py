@@ -61,7 +61,7 @@ MUTATIONS = [
         "wgrad", "an off-by-one tap", "wgrad.py", "w_shift = 0 if PATCH else tap_s", "w_shift = 0 if PATCH else 1 + tap_s"
     ),
     Mutation("wgrad", "a dropped mask", "wgrad.py", "x_mask = x_pixels[:, None]", "x_mask = (i_q >= 0)[:, None]"),
-    Mutation("wgrad", "a wrong group offset", "wgrad.py", "x_base = x_ptr + group * channels", "x_base = x_ptr + 0 * channels"),
+    Mutation("wgrad", "a wrong group offset", "wgrad.py", "x_base = x + group * channels", "x_base = x + 0 * channels"),
     Mutation(
         "reduce",
         "a skipped share",

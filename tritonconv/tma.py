@@ -16,8 +16,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from costmodel.algebra import ceil_div
 from costmodel.device import Device
 from costmodel.problem import Pass
-from costmodel.tiling import MAX_ALIGN, Call, Plan, grid, itemsize, pixel_box, stores_boxes
+from costmodel.tiling import MAX_ALIGN, Call, Plan, grid, itemsize, pixel_box, reduction_step, stores_boxes
 from costmodel.tma import serves, shape_error
+from tritonconv import gemm
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.kernels.index import Sizes, pack
 from tritonconv.kernels.tma import tma_kernel
@@ -27,17 +28,17 @@ from tritonconv.prepared import INT32_MAX, Box, FusedKey, Prepared, TensorKey, a
 
 def checked(call: Call, plan: Plan, device: Device) -> Plan:
     """A forced plan with what it leaves open filled in. Raises ValueError where it cannot run the call."""
-    problem, limit = call.problem, device.shared_per_block
+    problem, limit, wgrad = call.problem, device.shared_per_block, call.which == Pass.WGRAD
     if plan.merge < 1 or problem.groups % plan.merge:
         raise ValueError(f"plan {plan}: merge must divide the {problem.groups} groups, got {plan.merge}")
-    if plan.split != 1:
+    if plan.split < 1 or (plan.split > 1 and not wgrad):
         raise ValueError(f"plan {plan}: split must be 1 for {call.which}, got {plan.split}")
     if reason := shape_error(call, plan) or serves(call, plan, device.capability):
         raise ValueError(f"plan {plan} does not serve {problem}: {reason}")
     shared = plan.num_stages * (plan.block_m + plan.block_n) * plan.block_k * itemsize(call.dtype)
     if shared > limit:
         raise ValueError(f"plan {plan} needs about {shared} bytes of shared memory, the device has {limit}")
-    return replace(plan, step=plan.step or pixel_box(problem, plan.which, plan.block_m))
+    return replace(plan, step=plan.step or pixel_box(problem, plan.which, plan.block_k if wgrad else plan.block_m))
 
 
 def described(tensor: TensorKey, size: int, block: list[int], stride: tuple[int, ...] = ()) -> Box:
@@ -60,6 +61,14 @@ def described(tensor: TensorKey, size: int, block: list[int], stride: tuple[int,
         steps.insert(0, distance * by)
         extent = length * distance
     return sizes, steps, block
+
+
+def taken(box: tuple[int, int, int, int], stride: tuple[int, ...], channels: int) -> list[int]:
+    """The extents of a box of pixels and channels along the axes of `described`."""
+    extents = [box[0]]
+    for axis, by in zip(box[4 - len(stride) : 3], stride[:-1], strict=True):
+        extents += [axis, 1] if by > 1 else [axis]
+    return [*extents, box[3], channels]
 
 
 def weights(tensor: TensorKey, size: int, block: list[int]) -> Box:
@@ -95,8 +104,16 @@ def prepare(
     fused: FusedKey | None,
     upcast: bool,
 ) -> Prepared:
-    """Descriptors, scalars, constexprs and grid of a launch whose operands already lie as the plan wants them."""
+    """Descriptors, scalars, constexprs and grid of a launch whose operands already lie as the plan wants them.
+
+    wgrad's is the gather's, but that x comes as boxes.
+    """
     which, problem, size = plan.which, call.problem, itemsize(call.dtype)
+    if which == Pass.WGRAD:
+        step = plan.step or reduction_step(problem, plan.block_k)
+        gathered = gemm.prepare(replace(plan, family="gather", step=step), call, a, b, out, bias_stride, fused, upcast)
+        x = described(b, size, taken(step, problem.stride, plan.block_n), problem.stride)
+        return replace(gathered, plan=plan, constants=gathered.constants | {"BOXED": True}, boxes=(None, x, None))
     full, rank, dgrad = problem.with_unit_axes(), problem.rank, which == Pass.DGRAD
     c_align, k_align = (math.gcd(n, MAX_ALIGN) for n in (problem.channels_per_group, problem.filters_per_group))
     box = plan.step or pixel_box(problem, which, plan.block_m)
@@ -106,13 +123,9 @@ def prepare(
     if programs > INT32_MAX:
         raise RuntimeError(f"{which} of {problem} needs {programs} programs, more than a CUDA grid of {INT32_MAX} holds")
     stride = (1,) * rank if dgrad else problem.stride
-    taken = [box[0]]
-    for axis, by in zip(box[4 - rank : 3], stride[:-1], strict=True):
-        taken += [axis, 1] if by > 1 else [axis]
-    taken += [box[3], plan.block_k]
     store = stores_boxes(call)
     descriptors = (
-        described(a, size, taken, stride),
+        described(a, size, taken(box, stride, plan.block_k), stride),
         weights(b, size, [plan.block_k, plan.block_n] if dgrad else [plan.block_n, plan.block_k]),
         described(out, size, [*pixels, plan.block_n]) if store else None,
     )
@@ -182,5 +195,8 @@ def run(
     prepared: Prepared, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, fused: Fused | None
 ) -> None:
     """The launch itself."""
-    x, w, y = operands_of(prepared, a, b, out)
-    tma_kernel[(prepared.programs,)](x, w, bias, y, *prepared.arguments, fused=fused, **prepared.constants)
+    taken_a, taken_b, result = operands_of(prepared, a, b, out)
+    if prepared.plan.which == Pass.WGRAD:
+        gemm.run(prepared, taken_a, taken_b, bias, result, fused)
+    else:
+        tma_kernel[(prepared.programs,)](taken_a, taken_b, bias, result, *prepared.arguments, fused=fused, **prepared.constants)
