@@ -28,7 +28,7 @@ from costmodel import tma as boxed
 from costmodel.plan import MENU
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import resource_key, resource_table
-from costmodel.tiling import Call, Plan, Tile, channels_last, reduction_step
+from costmodel.tiling import Call, Plan, Tile, channels_last, step_of
 from tritonconv import launch, tma
 from tritonconv.depthwise import kernel_of
 from tritonconv.kernels.dgrad import dgrad_kernel
@@ -86,7 +86,7 @@ class Row:
         plan = Plan(self.which, self.family, tile.m, tile.n, tile.k, tile.warps, tile.stages)
         if self.which != Pass.WGRAD:
             return plan
-        return replace(plan, split=4, step=reduction_step(self.problem, tile.k))
+        return replace(plan, split=4, step=step_of(self.problem, plan))
 
     @property
     def exists(self) -> bool:
@@ -116,9 +116,7 @@ def menu(archs: Iterable[int] = ARCHITECTURES) -> Iterator[Row]:
                         yield row
 
 
-def operands(
-    problem: ConvProblem, which: Pass, channels_last: bool, boxes: bool = False
-) -> tuple[launch.TensorKey, ...]:
+def operands(problem: ConvProblem, which: Pass, channels_last: bool, boxes: bool = False) -> tuple[launch.TensorKey, ...]:
     """Shape and strides of a pass's two inputs and its result, all dense, `boxes` channels-last: tma's inputs, x for wgrad."""
 
     def key(shape: tuple[int, ...], last: bool) -> launch.TensorKey:
@@ -126,7 +124,7 @@ def operands(
 
     x, w, y = problem.input_shape, problem.weight_shape, problem.output_shape
     a, b, out = {Pass.FPROP: (x, w, y), Pass.DGRAD: (y, w, x), Pass.WGRAD: (y, x, w)}[which]
-    return key(a, channels_last or boxes and which != Pass.WGRAD), key(b, channels_last or boxes), key(out, channels_last)
+    return key(a, channels_last or (boxes and which != Pass.WGRAD)), key(b, channels_last or boxes), key(out, channels_last)
 
 
 def prepared_launch(

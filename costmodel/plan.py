@@ -183,7 +183,7 @@ def _options(call: Call, merge: int, fold: bool, device: Device) -> Iterator[Opt
             m_tiles = ceil_div(covers.m, tile.m)
             step, blocks, ways = None, ceil_div(covers.depth, tile.k), [1]
             if which == Pass.WGRAD:
-                step = reduction_step(problem, tile.k)
+                step = reduction_step(problem, tile.k, family == "tma")
                 blocks = reduction_steps(problem, step)
             elif family == "tma":
                 step = pixel_box(problem, which, tile.m)

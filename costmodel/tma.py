@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from costmodel.problem import Pass
+from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, Operand, Plan, Tile, arithmetic, itemsize, merged
 
 #: Elements of a box along one axis.
@@ -41,16 +41,17 @@ MENU: dict[str, tuple[Tile, ...]] = {
     ),
 }
 
-#: wgrad's are filters x channels x output pixels. A warpgroup's MMA transposes both of its operands, which it cannot in 32 bits.
+#: wgrad's are filters x channels x output pixels. Its MMA transposes both operands, which a warpgroup's cannot in 32 bits.
 WGRAD_MENU: dict[str, tuple[Tile, ...]] = {
     "half": (
-        Tile(128, 256, 64, 8, 3),
-        Tile(256, 128, 64, 8, 3),
+        Tile(128, 256, 64, 8, 4),
+        Tile(256, 128, 64, 8, 4),
+        Tile(128, 128, 128, 8, 3),
         Tile(128, 128, 64, 8, 3),
         Tile(64, 256, 64, 4, 4),
         Tile(128, 64, 64, 4, 4),
         Tile(64, 128, 64, 4, 4),
-        Tile(64, 64, 128, 4, 4),
+        Tile(64, 64, 128, 4, 3),
         Tile(64, 64, 64, 4, 4),
         Tile(64, 32, 64, 4, 4),
     ),
@@ -147,11 +148,15 @@ def shape_error(call: Call, plan: Plan) -> str:
     for name, block in (("block_m", plan.block_m), ("block_n", plan.block_n), ("block_k", plan.block_k)):
         if not 16 <= block <= MAX_AXIS or block & (block - 1):
             return f"{name} must be a power of two from 16 to {MAX_AXIS}, got {block}"
-    pixels = plan.block_k if plan.which == Pass.WGRAD else plan.block_m
+    wgrad = plan.which == Pass.WGRAD
+    pixels = plan.block_k if wgrad else plan.block_m
     if plan.step is not None and (
         math.prod(plan.step) != pixels
         or any(n < 1 or n & (n - 1) for n in plan.step)
         or any(n > 1 for n in plan.step[1 : 4 - call.problem.rank])
     ):
         return f"step {plan.step} must be powers of two with product {pixels}, 1 along axes that the problem has not"
+    output = call.problem.with_unit_axes().output_size
+    if wgrad and plan.step is not None and any(n > size for n, size in zip(plan.step[1:], output, strict=True)):
+        return f"step {plan.step} must be no wider than the output, {output}"
     return ""

@@ -23,9 +23,9 @@ from costmodel.tiling import (
     full_shares,
     grid,
     itemsize,
-    reduction_step,
     seen_problem,
     shares,
+    step_of,
     trips,
 )
 from tritonconv.kernels.dgrad import dgrad_kernel
@@ -65,7 +65,7 @@ def checked(call: Call, plan: Plan, device: Device) -> Plan:
     if which != Pass.WGRAD and plan.split != full_shares(blocks, plan.split):
         raise ValueError(f"plan {plan}: {blocks} blocks of the reduction cannot be split {plan.split} ways evenly")
     if which == Pass.WGRAD:
-        step = plan.step or reduction_step(problem, plan.block_k)
+        step = step_of(problem, plan)
         if product(step) != plan.block_k or any(size & (size - 1) for size in step):
             raise ValueError(f"plan {plan}: step {step} must be powers of two with product {plan.block_k}")
         plan = replace(plan, step=step)

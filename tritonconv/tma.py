@@ -16,7 +16,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from costmodel.algebra import ceil_div
 from costmodel.device import Device
 from costmodel.problem import Pass
-from costmodel.tiling import MAX_ALIGN, Call, Plan, grid, itemsize, pixel_box, reduction_step, stores_boxes
+from costmodel.tiling import MAX_ALIGN, Call, Plan, grid, itemsize, step_of, stores_boxes
 from costmodel.tma import serves, shape_error
 from tritonconv import gemm
 from tritonconv.kernels.epilogue import Fused
@@ -38,7 +38,7 @@ def checked(call: Call, plan: Plan, device: Device) -> Plan:
     shared = plan.num_stages * (plan.block_m + plan.block_n) * plan.block_k * itemsize(call.dtype)
     if shared > limit:
         raise ValueError(f"plan {plan} needs about {shared} bytes of shared memory, the device has {limit}")
-    return replace(plan, step=plan.step or pixel_box(problem, plan.which, plan.block_k if wgrad else plan.block_m))
+    return replace(plan, step=step_of(problem, plan))
 
 
 def described(tensor: TensorKey, size: int, block: list[int], stride: tuple[int, ...] = ()) -> Box:
@@ -84,7 +84,7 @@ def weights(tensor: TensorKey, size: int, block: list[int]) -> Box:
 
 def fits_int32(call: Call, plan: Plan, *tensors: TensorKey) -> bool:
     """Whether 32-bit offsets reach every element of a tile of these tensors from its first."""
-    n, *spatial = plan.step or pixel_box(call.problem, plan.which, plan.block_m)
+    n, *spatial = step_of(call.problem, plan)
     by = call.problem.with_unit_axes().stride if plan.which == Pass.DGRAD else (1, 1, 1)
     for shape, strides in tensors:
         rank = len(shape) - 2
@@ -110,13 +110,13 @@ def prepare(
     """
     which, problem, size = plan.which, call.problem, itemsize(call.dtype)
     if which == Pass.WGRAD:
-        step = plan.step or reduction_step(problem, plan.block_k)
+        step = step_of(problem, plan)
         gathered = gemm.prepare(replace(plan, family="gather", step=step), call, a, b, out, bias_stride, fused, upcast)
         x = described(b, size, taken(step, problem.stride, plan.block_n), problem.stride)
         return replace(gathered, plan=plan, constants=gathered.constants | {"BOXED": True}, boxes=(None, x, None))
     full, rank, dgrad = problem.with_unit_axes(), problem.rank, which == Pass.DGRAD
     c_align, k_align = (math.gcd(n, MAX_ALIGN) for n in (problem.channels_per_group, problem.filters_per_group))
-    box = plan.step or pixel_box(problem, which, plan.block_m)
+    box = step_of(problem, plan)
     pixels = [box[0], *box[4 - rank :]]
     m_tiles, n_tiles, repeats = grid(problem, plan)
     programs = m_tiles * n_tiles * repeats

@@ -9,6 +9,21 @@ from tritonconv.kernels.index import fold_taps, inside, strides, unpack, wide
 
 
 @triton.jit
+def new_pixels(start, i, size, BOX: tl.constexpr, WITHIN: tl.constexpr):
+    """(first, mask) of the box from `start` on an axis: which of its pixels first + i exist.
+
+    WITHIN shifts the last box back to lie within the axis (BOX <= size) and masks what the box before it had. An infinite x
+    then meets a zero of dy only where the sum has it as a term; x past the output's last pixel is no term of this tap's.
+    """
+    first = start
+    mask = i < size - start
+    if WITHIN:
+        first = tl.minimum(start, size - BOX)
+        mask = i >= start - first
+    return first, mask
+
+
+@triton.jit
 def wgrad_kernel(
     dy_ptr,
     x,  # a pointer, or where BOXED a descriptor as `load_pixels` takes it
@@ -50,8 +65,8 @@ def wgrad_kernel(
     GEMM axes: m = k, n = c (one tap per program; (c, t, r, s) where PATCH), k = output pixels. The pixels are walked in boxes
     of STEP with carried scalars, so the loop holds no division; every offset inside a box is hoisted.
 
-    Where BOXED, a box of x is one copy by coordinates, with neither mask nor addresses. Of what it holds beside the tap's
-    pixels, columns of other channels are not stored, and pixels past the output's last meet zeros of dy.
+    Where BOXED, a box of x is one copy by coordinates, with neither mask nor addresses: of its columns those of other channels
+    are not stored, and all its pixels are the tap's (`new_pixels`), or images beyond the last, which are zero.
     """
     BOX_O: tl.constexpr = STEP[1]
     BOX_P: tl.constexpr = STEP[2]
@@ -146,17 +161,22 @@ def wgrad_kernel(
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
     for _ in range(0, tl.maximum(steps, 1)):
-        dy_start = n0.to(INDEX) * y_n + q0 * y_q
-        x_start = n0.to(INDEX) * x_n + x_tap + q0 * (STRIDE[2] * x_w)
-        pixels = (i_n < size_n - n0) & (i_q < size_q - q0)  # [BLOCK_K]
+        q1, fresh = new_pixels(q0, i_q, size_q, BOX_Q, BOXED)
+        dy_start = n0.to(INDEX) * y_n + q1 * y_q
+        x_start = n0.to(INDEX) * x_n + x_tap + q1 * (STRIDE[2] * x_w)
+        pixels = (i_n < size_n - n0) & fresh  # [BLOCK_K]
+        p1 = p0
+        o1 = o0
         if RANK >= 2:
-            dy_start += p0 * y_p
-            x_start += p0 * (STRIDE[1] * x_h)
-            pixels = pixels & (i_p < size_p - p0)
+            p1, fresh = new_pixels(p0, i_p, size_p, BOX_P, BOXED)
+            dy_start += p1 * y_p
+            x_start += p1 * (STRIDE[1] * x_h)
+            pixels = pixels & fresh
         if RANK >= 3:
-            dy_start += o0 * y_o
-            x_start += o0 * (STRIDE[0] * x_d)
-            pixels = pixels & (i_o < size_o - o0)
+            o1, fresh = new_pixels(o0, i_o, size_o, BOX_O, BOXED)
+            dy_start += o1 * y_o
+            x_start += o1 * (STRIDE[0] * x_d)
+            pixels = pixels & fresh
         x_pixels = pixels
         if BOUNDS == "range":
             x_pixels = x_pixels & inside((q0 + i_q) * STRIDE[2] + w_shift, unpack(sizes.w))
@@ -171,7 +191,7 @@ def wgrad_kernel(
         if BOXED:
             at = (d_shift, h_shift, w_shift)
             channel = group * channels + pid_n * BLOCK_N
-            pixels_x = load_pixels(x, n0, at, channel, x_w.to(tl.int32), (o0, p0, q0), STRIDE, RANK)
+            pixels_x = load_pixels(x, n0, at, channel, x_w.to(tl.int32), (o1, p1, q1), STRIDE, RANK)
             taken = pixels_x.reshape(BLOCK_K, BLOCK_N)
         else:
             x_mask = x_pixels[:, None]
