@@ -28,7 +28,7 @@ from costmodel import tma as boxed
 from costmodel.plan import MENU
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import resource_key, resource_table
-from costmodel.tiling import Call, Plan, Tile, channels_last, reduction_step
+from costmodel.tiling import Call, Plan, Tile, channels_last, step_of
 from tritonconv import launch, tma
 from tritonconv.depthwise import kernel_of
 from tritonconv.kernels.dgrad import dgrad_kernel
@@ -40,7 +40,7 @@ from tritonconv.prepared import wide
 
 ARCHITECTURES = (80, 90, 100)
 FAMILIES = ("gather", "patch")
-ACCESS = {"gather": ("wide", "narrow"), "patch": ("wide", "folded", "narrow"), "tma": ("wide", "scattered")}
+ACCESS = {"gather": ("wide", "narrow"), "patch": ("wide", "folded", "narrow")}
 TABLE = Path(__file__).parent.parent / "costmodel" / "data" / "resources.json"
 
 #: The element type that stands for each arithmetic of the menu, and its float32 precision.
@@ -51,8 +51,8 @@ DTYPES = {
     "fp64": (torch.float64, "ieee"),
 }
 #: "wide": channels-last, channels that divide by every tile. "folded": contiguous
-#: patches. "narrow": contiguous, odd channels, all masks and bounds on. "scattered": a stride, and a contiguous result of odd
-#: sizes.
+#: patches. "narrow": contiguous, odd channels, all masks and bounds on; a strided x by TMA. "scattered": a stride, and a
+#: contiguous result of odd sizes.
 PROBLEMS = {
     ("gather", "wide"): ConvProblem.conv((32, 256, 56, 56), (256, 256, 3, 3), (1, 1), (1, 1), (1, 1)),
     ("gather", "narrow"): ConvProblem.conv((32, 35, 57, 57), (37, 35, 7, 7), (2, 2), (3, 3), (1, 1)),
@@ -60,6 +60,7 @@ PROBLEMS = {
     ("patch", "folded"): ConvProblem.conv((32, 16, 224, 224), (256, 16, 16, 16), (16, 16), (0, 0), (1, 1)),
     ("tma", "wide"): ConvProblem.conv((32, 256, 56, 56), (256, 256, 3, 3), (1, 1), (1, 1), (1, 1)),
     ("tma", "scattered"): ConvProblem.conv((32, 320, 58, 58), (320, 320, 3, 3), (2, 2), (1, 1), (1, 1)),
+    ("tma", "narrow"): ConvProblem.conv((32, 40, 58, 58), (37, 40, 7, 7), (2, 2), (3, 3), (1, 1)),
     ("patch", "narrow"): ConvProblem.conv((32, 3, 227, 227), (37, 3, 5, 5), (5, 5), (0, 0), (1, 1)),
 }
 
@@ -85,7 +86,7 @@ class Row:
         plan = Plan(self.which, self.family, tile.m, tile.n, tile.k, tile.warps, tile.stages)
         if self.which != Pass.WGRAD:
             return plan
-        return replace(plan, split=4, step=reduction_step(self.problem, tile.k))
+        return replace(plan, split=4, step=step_of(self.problem, plan))
 
     @property
     def exists(self) -> bool:
@@ -107,31 +108,30 @@ def menu(archs: Iterable[int] = ARCHITECTURES) -> Iterator[Row]:
                     for access in ACCESS[family]:
                         for tile in tiles:
                             yield Row(which, family, kind, access, tile, arch)
-            for kind, tiles in boxed.MENU.items():
-                for access, tile in itertools.product(ACCESS["tma"], tiles):
+            reached = ("wide", "narrow" if which == Pass.WGRAD else "scattered")
+            for kind, access in itertools.product(DTYPES, reached):
+                for tile in boxed.menu(which, kind):
                     row = Row(which, "tma", kind, access, tile, arch)
                     if row.exists:
                         yield row
 
 
-def operands(
-    problem: ConvProblem, which: Pass, channels_last: bool, result_last: bool | None = None
-) -> tuple[launch.TensorKey, ...]:
-    """Shape and strides of a pass's two inputs and its result, all dense; the result's may be said apart."""
+def operands(problem: ConvProblem, which: Pass, channels_last: bool, boxes: bool = False) -> tuple[launch.TensorKey, ...]:
+    """Shape and strides of a pass's two inputs and its result, all dense, `boxes` channels-last: tma's inputs, x for wgrad."""
 
     def key(shape: tuple[int, ...], last: bool) -> launch.TensorKey:
         return shape, channels_last_strides(shape) if last else dense_strides(shape, range(len(shape) - 1, -1, -1))
 
     x, w, y = problem.input_shape, problem.weight_shape, problem.output_shape
     a, b, out = {Pass.FPROP: (x, w, y), Pass.DGRAD: (y, w, x), Pass.WGRAD: (y, x, w)}[which]
-    return key(a, channels_last), key(b, channels_last), key(out, channels_last if result_last is None else result_last)
+    return key(a, channels_last or (boxes and which != Pass.WGRAD)), key(b, channels_last or boxes), key(out, channels_last)
 
 
 def prepared_launch(
     problem: ConvProblem, plan: Plan, dtype: torch.dtype, precision: str, channels_last: bool, has_bias: bool = True
 ) -> launch.Prepared:
-    """What `tritonconv.launch` would run for dense tensors; tma takes no inputs but channels-last."""
-    a, b, out = operands(problem, plan.which, channels_last or plan.family == "tma", channels_last)
+    """What `tritonconv.launch` would run for dense tensors; what tma takes as boxes is channels-last."""
+    a, b, out = operands(problem, plan.which, channels_last, plan.family == "tma")
     bias_stride = 1 if has_bias and plan.which != Pass.WGRAD else None
     call = Call(problem, plan.which, launch.DTYPES[dtype], precision, *launch.describe(problem, plan.which, a, b, out))
     return launch.prepare(plan, call, a, b, out, bias_stride)
@@ -143,13 +143,15 @@ def kernel_arguments(prepared: launch.Prepared, dtype: torch.dtype) -> tuple[Any
     if plan.which == Pass.WGRAD:
         kernel = wgrad_kernel
         pointers: list[Any] = [element, element, Pointer(wide(dtype) if prepared.workspace else dtype)]
+        if prepared.boxes:
+            pointers = tma.operands_of(prepared, *pointers)
     else:
         kernel = fprop_kernel if plan.which == Pass.FPROP else dgrad_kernel
         bias = element if prepared.constants["HAS_BIAS"] else None
         pointers = [element, element, bias, Pointer(wide(dtype) if prepared.workspace else dtype)]
     if plan.family == "depthwise":
         kernel = kernel_of(plan)
-    elif plan.family == "tma":
+    elif plan.family == "tma" and plan.which != Pass.WGRAD:
         a, b, out = tma.operands_of(prepared, pointers[0], pointers[1], pointers[3])
         kernel, pointers = tma_kernel, [a, b, pointers[2], out]
     return kernel, dict(zip(kernel.arg_names, [*pointers, *prepared.arguments], strict=False)) | prepared.constants
@@ -216,12 +218,13 @@ def headline() -> list[Row]:
     """The largest channels-last tiles, for the README."""
     tiles = {"half": (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3)), "tf32": (Tile(128, 128, 32, 8, 3),)}
     by_tma = {"half": (Tile(256, 128, 64, 8, 4), Tile(256, 64, 64, 4, 4)), "tf32": (Tile(256, 128, 32, 8, 4),)}
+    of_weights = {"half": (Tile(128, 256, 64, 8, 4), Tile(128, 128, 64, 8, 3)), "tf32": ()}
     rows = [
         Row(which, family, kind, "wide", tile, 90)
         for kind in tiles
         for which in Pass
         for family in (*FAMILIES, "tma")
-        for tile in (by_tma if family == "tma" else tiles)[kind]
+        for tile in (tiles if family != "tma" else of_weights if which == Pass.WGRAD else by_tma)[kind]
     ]
     return [row for row in rows if row.exists]
 

@@ -18,7 +18,7 @@ MODEL = Path(__file__).parent
 ENTRIES = {
     "gather": ("fprop", "dgrad", "wgrad", "reduce"),
     "patch": ("fprop", "dgrad", "wgrad", "reduce"),
-    "tma": ("tma",),
+    "tma": ("tma", "wgrad", "reduce"),
     "depthwise": ("depthwise", "depthwise_taps", "depthwise_wgrad"),
 }
 

@@ -11,7 +11,7 @@ from costmodel.algebra import ceil_div, product
 from costmodel.device import Device
 from costmodel.problem import Pass
 from costmodel.recast import FOLDED_WIDTHS, folds
-from costmodel.tiling import Call, Plan, extent, full_shares, itemsize, pixel_box, reduction_step, seen_problem, shares
+from costmodel.tiling import Call, Plan, extent, full_shares, itemsize, reduction_step, seen_problem, shares, step_of
 
 
 class Family(NamedTuple):
@@ -67,7 +67,7 @@ def gemm_completed(call: Call, plan: Plan) -> Plan:
 
 def tma_completed(call: Call, plan: Plan) -> Plan:
     """The box of pixels, where a plan leaves it open."""
-    return replace(plan, step=plan.step or pixel_box(call.problem, plan.which, plan.block_m))
+    return replace(plan, step=step_of(call.problem, plan))
 
 
 def depthwise_serves(call: Call, plan: Plan, device: Device | None) -> str:
@@ -81,8 +81,10 @@ def tma_serves(call: Call, plan: Plan, device: Device | None) -> str:
     """Why the TMA kernels cannot run a plan; "" where they can."""
     if plan.merge < 1 or call.problem.groups % plan.merge:
         return f"merge must divide the {call.problem.groups} groups, got {plan.merge}"
-    if plan.split != 1 or plan.fold:
-        return f"split must be 1 and nothing folded, got split {plan.split}"
+    if plan.fold:
+        return "it does not fold columns"
+    if plan.split < 1 or (plan.split > 1 and not shares(call.problem, plan.which, plan.family)):
+        return f"split must be 1 for {plan.which}, got {plan.split}"
     if reason := tma.shape_error(call, plan) or tma.serves(call, plan, device.capability if device else tma.LEAST_CAPABILITY):
         return reason
     return too_large(call, plan, device)

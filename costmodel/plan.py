@@ -147,7 +147,7 @@ def compiled(
 ) -> list[Kernel]:
     """The menu's kernels that compile without a spill and fit the device, for operands reached as `costmodel.tiling.access`."""
     found = []
-    menu = tma.MENU[kind] if family == "tma" else INTERPRETED_MENU if device.interpreted else MENU[kind]
+    menu = tma.menu(which, kind) if family == "tma" else INTERPRETED_MENU if device.interpreted else MENU[kind]
     for tile in menu:
         needs = resource_table().get(resource_key(Plan(which, family, *tile), kind, reach, device.capability))
         fits = needs is not None and not needs.spills and needs.shared <= device.shared_per_block
@@ -182,13 +182,13 @@ def _options(call: Call, merge: int, fold: bool, device: Device) -> Iterator[Opt
                 continue
             m_tiles = ceil_div(covers.m, tile.m)
             step, blocks, ways = None, ceil_div(covers.depth, tile.k), [1]
-            if family == "tma":
+            if which == Pass.WGRAD:
+                step = reduction_step(problem, tile.k, family == "tma")
+                blocks = reduction_steps(problem, step)
+            elif family == "tma":
                 step = pixel_box(problem, which, tile.m)
                 m_tiles = boxes(problem, which, step)
             tiles = m_tiles * ceil_div(covers.n, tile.n) * covers.repeats
-            if which == Pass.WGRAD:
-                step = reduction_step(problem, tile.k)
-                blocks = reduction_steps(problem, step)
             if shares(problem, which, family):
                 ways = splits(tiles, blocks, device, which != Pass.WGRAD)
             yield Option(of, call, merge, fold, family, pack, step, covers, tiles, blocks, covers.loops, ways)

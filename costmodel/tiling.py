@@ -119,11 +119,11 @@ def folded(call: Call) -> Call:
 @dataclass(frozen=True)
 class Plan:
     """A kernel with its tile. `family`: "gather" (implicit GEMM over taps) or "patch" (windows tile the input: a plain GEMM,
-    1x1 included) or "tma" (the gather with both operands copied as boxes). `split` counts the programs that share one
-    reduction: over channels in fprop, filters in dgrad, pixels in wgrad. `step` is a box of pixels (n, o, p, q): wgrad's of
-    the output, whose product is `block_k`, and tma's of the result (of a stride phase in dgrad), whose product is `block_m`.
-    `pack` names operands that are first copied to channels-last. `merge` counts the groups that are laid together in one
-    block-diagonal weight, so that narrow groups fill a tile. `fold` makes the columns of a filter channels
+    1x1 included) or "tma" (the gather with both operands copied as boxes, in wgrad x alone). `split` counts the programs that
+    share one reduction: over channels in fprop, filters in dgrad, pixels in wgrad. `step` is a box of pixels (n, o, p, q):
+    wgrad's of the output, whose product is `block_k`, and tma's of the result (of a stride phase in dgrad), whose product is
+    `block_m`. `pack` names operands that are first copied to channels-last. `merge` counts the groups that are laid together
+    in one block-diagonal weight, so that narrow groups fill a tile. `fold` makes the columns of a filter channels
     (`costmodel.recast`), so that few channels do. `x3` makes each product of float32 of three in tf32, whatever the
     precision asked for: only where a plan is forced, since ieee's last bits are lost.
 
@@ -232,8 +232,9 @@ def arithmetic_of(call: Call, plan: Plan) -> str:
 
 
 def vector_widths(call: Call, plan: Plan) -> tuple[int, int]:
-    """Elements per load of operands a and b under a plan: what alignment and the axis of stride 1 allow; a box for tma."""
-    if plan.family == "tma":
+    """Elements per load of operands a and b under a plan: what alignment and the axis of stride 1 allow; a box for tma, whose
+    wgrad loads dy by threads."""
+    if plan.family == "tma" and plan.which != Pass.WGRAD:
         return LARGEST_BOX, LARGEST_BOX
     call = seen(call, plan)
     problem = call.problem
@@ -273,17 +274,17 @@ def vector_widths(call: Call, plan: Plan) -> tuple[int, int]:
         if plan.family == "patch" and call.b.unit == 4 and not packed_b:
             b = math.gcd(call.b.align, problem.kernel_size[-1], MAX_ALIGN)
     widest = max(1, 16 // itemsize(call.dtype))
-    return min(a, widest), min(b, widest)
+    return min(a, widest), LARGEST_BOX if plan.family == "tma" else min(b, widest)
 
 
 def access(call: Call, plan: Plan) -> str:
     """How a plan's kernel reaches memory, which decides its registers: "wide" where both operands come in 16-byte loads,
     "folded" where they do and taps share an axis with the channels (patches), else "narrow". tma's results are what differs:
-    "wide" where they leave as boxes, "scattered" where each thread stores its own."""
-    if plan.family == "tma":
+    "wide" where they leave as boxes, "scattered" where each thread stores its own; but for wgrad, whose dy is."""
+    if plan.family == "tma" and plan.which != Pass.WGRAD:
         return "wide" if stores_boxes(merged(call, plan.merge)) else "scattered"
     widest = max(1, 16 // itemsize(call.dtype))
-    if vector_widths(call, plan) != (widest, widest):
+    if min(vector_widths(call, plan)) < widest:
         return "narrow"
     return "folded" if plan.family == "patch" and call.problem.taps > 1 else "wide"
 
@@ -295,9 +296,12 @@ def stores_boxes(call: Call) -> bool:
     return aligned and call.problem.groups == 1 and not strided
 
 
-def reduction_step(problem: ConvProblem, block_k: int) -> tuple[int, int, int, int]:
-    """wgrad's box (n, o, p, q) of `block_k` output pixels, powers of two, that wastes least, and of those the widest."""
-    return pixel_box(problem, Pass.WGRAD, block_k)
+def reduction_step(problem: ConvProblem, block_k: int, within: bool = False) -> tuple[int, int, int, int]:
+    """wgrad's box (n, o, p, q) of `block_k` output pixels, powers of two, that wastes least, and of those the widest.
+
+    tma's lies `within` the output along o, p and q: the kernel shifts the last box of an axis back.
+    """
+    return _least_box(_boxed_sizes(problem, Pass.WGRAD), block_k.bit_length() - 1, within)
 
 
 def reduction_steps(problem: ConvProblem, step: tuple[int, int, int, int]) -> int:
@@ -307,7 +311,14 @@ def reduction_steps(problem: ConvProblem, step: tuple[int, int, int, int]) -> in
 
 def pixel_box(problem: ConvProblem, which: Pass, pixels: int) -> tuple[int, int, int, int]:
     """The box (n, o, p, q) of `pixels` pixels, powers of two, that wastes least, and of those the widest."""
-    return _least_box(_boxed_sizes(problem, which), pixels.bit_length() - 1)
+    return _least_box(_boxed_sizes(problem, which), pixels.bit_length() - 1, False)
+
+
+def step_of(problem: ConvProblem, plan: Plan) -> tuple[int, int, int, int]:
+    """The box of a plan that has one: its `step`, or the best where it leaves that open."""
+    if plan.which == Pass.WGRAD:
+        return plan.step or reduction_step(problem, plan.block_k, plan.family == "tma")
+    return plan.step or pixel_box(problem, plan.which, plan.block_m)
 
 
 def boxes(problem: ConvProblem, which: Pass, box: tuple[int, int, int, int]) -> int:
@@ -325,11 +336,13 @@ def _boxed_sizes(problem: ConvProblem, which: Pass) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=4096)
-def _least_box(sizes: tuple[int, ...], bits: int) -> tuple[int, int, int, int]:
+def _least_box(sizes: tuple[int, ...], bits: int, within: bool) -> tuple[int, int, int, int]:
     covered = [[-(-size >> e) for e in range(bits + 1)] for size in sizes]  # boxes along an axis, 2^e wide
-    widest = [min(bits, max(0, (2 * size - 1).bit_length() - 1)) for size in sizes[:3]]
+    widest = [min(bits, max(0, (2 * size - 1).bit_length() - 1)) for size in sizes[:3]] + [bits]
+    if within:  # images alone may be fewer than a box's
+        widest = [bits] + [min(bits, max(0, size.bit_length() - 1)) for size in sizes[1:]]
     best, found = math.inf, (0, 0, 0, bits)
-    for q in range(bits, -1, -1):
+    for q in range(widest[3], -1, -1):
         for p in range(min(bits - q, widest[2]), -1, -1):
             for o in range(min(bits - q - p, widest[1]), -1, -1):
                 n = bits - q - p - o
@@ -372,8 +385,8 @@ def grid(problem: ConvProblem, plan: Plan) -> tuple[int, int, int]:
     problem = seen_problem(problem, plan)
     of = extent(problem, plan.which, plan.family)
     m_tiles = ceil_div(of.m, plan.block_m)
-    if plan.family == "tma":
-        m_tiles = boxes(problem, plan.which, plan.step or pixel_box(problem, plan.which, plan.block_m))
+    if plan.family == "tma" and plan.which != Pass.WGRAD:
+        m_tiles = boxes(problem, plan.which, step_of(problem, plan))
     return m_tiles, ceil_div(of.n, plan.block_n), of.repeats * plan.split
 
 
@@ -382,14 +395,15 @@ def trips(problem: ConvProblem, plan: Plan) -> float:
     problem = seen_problem(problem, plan)
     of = extent(problem, plan.which, plan.family)
     if plan.which == Pass.WGRAD:
-        step = plan.step or reduction_step(problem, plan.block_k)
-        return ceil_div(reduction_steps(problem, step), plan.split)
+        return ceil_div(reduction_steps(problem, step_of(problem, plan)), plan.split)
     return ceil_div(ceil_div(of.depth, plan.block_k), plan.split) * of.loops
 
 
 def shares(problem: ConvProblem, which: Pass, family: str) -> bool:
     """Whether programs may share a reduction. fprop's patches have taps and channels on one axis, which is not cut."""
-    return family != "tma" and (which != Pass.FPROP or family == "gather" or problem.taps == 1)
+    if family == "tma":
+        return which == Pass.WGRAD
+    return which != Pass.FPROP or family == "gather" or problem.taps == 1
 
 
 def full_shares(blocks: int, split: int) -> int:

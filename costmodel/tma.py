@@ -1,5 +1,5 @@
 """The "tma" family: what its kernels serve, and their tiles. Operands come as boxes that the copy engine of sm_90 and later
-fetches by coordinates, zeros outside of the tensor.
+fetches by coordinates, zeros outside of the tensor; of wgrad's x alone.
 
 A descriptor has five axes at most, the innermost contiguous, and every other stride is a multiple of 16 bytes; axes of 256
 elements at most make a box. ("CUDA driver API", cuTensorMapEncodeTiled.) Its further limits, strides below 2^40 bytes and
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from costmodel.problem import Pass
+from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, Operand, Plan, Tile, arithmetic, itemsize, merged
 
 #: The oldest compute capability that has a copy engine.
@@ -18,7 +18,7 @@ LEAST_CAPABILITY = 90
 #: Elements of a box along one axis.
 MAX_AXIS = 256
 
-#: Tiles are pixels x channels of the result x depth.
+#: Tiles of fprop and dgrad are pixels x channels of the result x depth.
 MENU: dict[str, tuple[Tile, ...]] = {
     "half": (
         Tile(256, 128, 64, 8, 4),
@@ -43,9 +43,30 @@ MENU: dict[str, tuple[Tile, ...]] = {
     ),
 }
 
+#: wgrad's are filters x channels x output pixels. Its MMA transposes both operands, which a warpgroup's cannot in 32 bits.
+WGRAD_MENU: dict[str, tuple[Tile, ...]] = {
+    "half": (
+        Tile(128, 256, 64, 8, 4),
+        Tile(256, 128, 64, 8, 4),
+        Tile(128, 128, 128, 8, 3),
+        Tile(128, 128, 64, 8, 3),
+        Tile(64, 256, 64, 4, 4),
+        Tile(128, 64, 64, 4, 4),
+        Tile(64, 128, 64, 4, 4),
+        Tile(64, 64, 128, 4, 3),
+        Tile(64, 64, 64, 4, 4),
+        Tile(64, 32, 64, 4, 4),
+    ),
+}
+
 #: Most sums a thread may hold where something follows in the same kernel, by `Call.epilogue`: what compiles without a spill,
 #: whatever the result's strides. `tests/test_tma_aot.py` compiles the largest.
 EPILOGUE_SUMS = {"": 128, "channels": 128, "tensors": 64, "heavy": 64}
+
+
+def menu(which: Pass, kind: str) -> tuple[Tile, ...]:
+    """The tiles of a pass in an arithmetic, none where it has no TMA kernel."""
+    return (WGRAD_MENU if which == Pass.WGRAD else MENU).get(kind, ())
 
 
 def epilogue_fits(epilogue: str, tile: Tile) -> bool:
@@ -60,36 +81,46 @@ def serves(call: Call, plan: Plan, capability: int) -> str:
     """
     call, size = merged(call, plan.merge), itemsize(call.dtype)
     problem, which = call.problem, call.which
-    if which == Pass.WGRAD:
-        return "there is no TMA kernel for wgrad"
     if capability // 10 not in (9, 10):
         return f"TMA needs compute capability 9.x or 10.x, the device has {capability / 10:.1f}"
     kind = arithmetic(call.dtype, call.precision)
     if kind not in MENU:
         return f"there is no TMA kernel for {call.dtype} in {kind}"
-    if kind == "tf32" and which == Pass.DGRAD:
-        return "a warpgroup's MMA cannot transpose 32-bit weights"
-    strided = which == Pass.FPROP and any(s > 1 for s in problem.stride)
+    if kind == "tf32" and which != Pass.FPROP:
+        return f"a warpgroup's MMA cannot transpose 32-bit {'weights' if which == Pass.DGRAD else 'pixels'}"
+    strided = which != Pass.DGRAD and any(s > 1 for s in problem.stride)
     if strided:
         if problem.rank == 3 and problem.stride[:2] != (1, 1):
             return f"in 3-D a descriptor has room for a stride of the last axis alone, got {problem.stride}"
         if any(n % s for n, s in zip(problem.input_size, problem.stride, strict=True)):
             return f"strides {problem.stride} must divide the input sizes {problem.input_size}"
-    activations = ("x", problem.in_channels) if which == Pass.FPROP else ("dy", problem.out_channels)
-    for packed, operand, (name, channels) in (
-        ("a" in plan.pack, call.a, activations),
-        ("b" in plan.pack, call.b, ("w", problem.channels_per_group)),
-    ):
-        if reason := refuses(Operand(outside=math.gcd(16, channels)) if packed else operand, size):
+    for letter, name, channels in boxed_operands(problem, which):
+        operand = call.a if letter == "a" else call.b
+        if reason := refuses(Operand(outside=math.gcd(16, channels)) if letter in plan.pack else operand, size):
             return f"{name} {reason}"
+    if which == Pass.WGRAD and problem.groups > 1 and problem.channels_per_group * size % 16:
+        return f"each group's channels must be a multiple of 16 bytes, got {problem.channels_per_group} of {size}"
     return rest(call, plan.block_k) if plan.block_k else ""
+
+
+def boxed_operands(problem: ConvProblem, which: Pass) -> tuple[tuple[str, str, int], ...]:
+    """Which operands come as boxes: "a" or "b", their name, and the channels that a copy of them would lay side by side."""
+    x, w, dy = ("x", problem.in_channels), ("w", problem.channels_per_group), ("dy", problem.out_channels)
+    return {
+        Pass.FPROP: (("a", *x), ("b", *w)),
+        Pass.DGRAD: (("a", *dy), ("b", *w)),
+        Pass.WGRAD: (("b", *x),),
+    }[which]
 
 
 def rest(call: Call, block_k: int) -> str:
     """Why a box of `block_k` channels may not reach beyond a group's last: "" where it may, or does not.
 
-    It holds zeros where nothing lies beyond; weights would cancel other data, but not an infinite element.
+    It holds zeros where nothing lies beyond; weights would cancel other data, but not an infinite element. wgrad sums over
+    pixels, and stores no column of other channels.
     """
+    if call.which == Pass.WGRAD:
+        return ""
     problem, fprop = call.problem, call.which == Pass.FPROP
     depth = problem.channels_per_group if fprop else problem.filters_per_group
     if depth % block_k == 0:
@@ -119,10 +150,15 @@ def shape_error(call: Call, plan: Plan) -> str:
     for name, block in (("block_m", plan.block_m), ("block_n", plan.block_n), ("block_k", plan.block_k)):
         if not 16 <= block <= MAX_AXIS or block & (block - 1):
             return f"{name} must be a power of two from 16 to {MAX_AXIS}, got {block}"
+    wgrad = plan.which == Pass.WGRAD
+    pixels = plan.block_k if wgrad else plan.block_m
     if plan.step is not None and (
-        math.prod(plan.step) != plan.block_m
+        math.prod(plan.step) != pixels
         or any(n < 1 or n & (n - 1) for n in plan.step)
         or any(n > 1 for n in plan.step[1 : 4 - call.problem.rank])
     ):
-        return f"step {plan.step} must be powers of two with product {plan.block_m}, 1 along axes that the problem has not"
+        return f"step {plan.step} must be powers of two with product {pixels}, 1 along axes that the problem has not"
+    output = call.problem.with_unit_axes().output_size
+    if wgrad and plan.step is not None and any(n > size for n, size in zip(plan.step[1:], output, strict=True)):
+        return f"step {plan.step} must be no wider than the output, {output}"
     return ""

@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 TESTS = ("tests/test_paths.py",)
 TMA = ("tests/test_tma.py", "-k", "test_every_kind or test_phases or test_an_epilogue")
+TMA_WGRAD = ("tests/test_tma_wgrad.py", "-k", "test_dy_may or test_a_forced or test_what_is_finite or test_a_nan")
 DEPTHWISE = ("tests/test_depthwise.py",)
 DEPTHWISE_GROUPS = ("tests/test_depthwise_groups.py",)
 ON_DEPTHWISE = ("tests/test_fused.py", "-k", "test_depthwise_kernels or test_depthwise_taps")
@@ -61,7 +62,7 @@ MUTATIONS = [
         "wgrad", "an off-by-one tap", "wgrad.py", "w_shift = 0 if PATCH else tap_s", "w_shift = 0 if PATCH else 1 + tap_s"
     ),
     Mutation("wgrad", "a dropped mask", "wgrad.py", "x_mask = x_pixels[:, None]", "x_mask = (i_q >= 0)[:, None]"),
-    Mutation("wgrad", "a wrong group offset", "wgrad.py", "x_base = x_ptr + group * channels", "x_base = x_ptr + 0 * channels"),
+    Mutation("wgrad", "a wrong group offset", "wgrad.py", "x_base = x + group * channels", "x_base = x + 0 * channels"),
     Mutation(
         "reduce",
         "a skipped share",
@@ -176,11 +177,11 @@ MUTATIONS = [
     Mutation("slide", "a tap that is not scaled", "depthwise.py", "weight * scale", "weight * 1.0", ON_DEPTHWISE),
     Mutation("slide", "a residual of another row", "depthwise.py", "(p + e_out) * r_h", "(p + e_out + 1) * r_h", ON_DEPTHWISE),
     Mutation("taps", "sums that are not scaled", "depthwise_taps.py", "acc[j] * scale", "acc[j] * 1.0", ON_DEPTHWISE),
-    Mutation("tma", "an off-by-one tap", "tma.py", "i_w = floor_div(at[2]", "i_w = 1 + floor_div(at[2]", TMA),
+    Mutation("tma", "an off-by-one tap", "boxes.py", "i_w = floor_div(at[2]", "i_w = 1 + floor_div(at[2]", TMA),
     Mutation("tma", "a wrong padding sign", "tma.py", "(-low[0], -low[1], -low[2])", "(-low[0], low[1], -low[2])", TMA),
-    Mutation("tma", "columns of another phase", "tma.py", "STRIDE[2]) * fold", "STRIDE[2]) * 0", TMA),
-    Mutation("tma", "rows of another phase", "tma.py", "at[1] - i_h * STRIDE[1], corner", "0, corner", TMA),
-    Mutation("tma", "a quotient rounded towards zero", "tma.py", "(value + DIVISOR * 1048576)", "(value + 1048576)", TMA),
+    Mutation("tma", "columns of another phase", "boxes.py", "STRIDE[2]) * fold", "STRIDE[2]) * 0", TMA),
+    Mutation("tma", "rows of another phase", "boxes.py", "at[1] - i_h * STRIDE[1], corner", "0, corner", TMA),
+    Mutation("tma", "a quotient rounded towards zero", "boxes.py", "(value + DIVISOR * 1048576)", "(value + 1048576)", TMA),
     Mutation("tma", "a step of dgrad the wrong way", "tma.py", "-DELTA[1]", "DELTA[1]", TMA),
     Mutation("tma", "a dropped phase", "tma.py", "i_w = i_w * STRIDE[2] + w_0", "i_w = i_w * STRIDE[2]", TMA),
     Mutation(
@@ -207,6 +208,31 @@ MUTATIONS = [
     Mutation("tma", "a box a row too low", "tma.py", "out.store([image, i_h, i_w", "out.store([image, i_h + 1, i_w", TMA),
     Mutation("tma", "a missing bias", "tma.py", "elif HAS_BIAS:", "elif False:", TMA),
     Mutation("tma", "a residual of another image", "tma.py", "image * wide(packed.outer", "0 * wide(packed.outer", TMA),
+    Mutation(
+        "boxed wgrad", "a box a row too low", "wgrad.py", "at = (d_shift, h_shift,", "at = (d_shift, h_shift + 1,", TMA_WGRAD
+    ),
+    Mutation("boxed wgrad", "columns of another phase", "wgrad.py", "x_w.to(tl.int32)", "0", TMA_WGRAD),
+    Mutation(
+        "boxed wgrad", "another group's channels", "wgrad.py", "channel = group * channels", "channel = 0 * channels", TMA_WGRAD
+    ),
+    Mutation("boxed wgrad", "channels of another tile", "wgrad.py", "channels + pid_n * BLOCK_N", "channels", TMA_WGRAD),
+    Mutation("boxed wgrad", "x of a box that is not shifted", "wgrad.py", "(o1, p1, q1)", "(o0, p0, q0)", TMA_WGRAD),
+    Mutation("boxed wgrad", "pixels counted twice", "wgrad.py", "mask = i >= start - first", "mask = i >= 0", TMA_WGRAD),
+    Mutation(
+        "boxed wgrad",
+        "columns past the last",
+        "wgrad.py",
+        "i_q, size_q, BOX_Q, BOXED)",
+        "i_q, size_q, BOX_Q, False)",
+        TMA_WGRAD,
+    ),
+    Mutation(
+        "boxed wgrad", "rows past the last", "wgrad.py", "i_p, size_p, BOX_P, BOXED)", "i_p, size_p, BOX_P, False)", TMA_WGRAD
+    ),
+    Mutation(
+        "boxed wgrad", "a split that starts late", "wgrad.py", "first = split * steps", "first = split * steps + 1", TMA_WGRAD
+    ),
+    Mutation("boxed wgrad", "images past the last", "wgrad.py", "(i_n < size_n - n0) & fresh", "fresh", TMA_WGRAD),
     Mutation("epilogue", "a bias that is not scaled", "epilogue.py", "added *= scale", "added *= 1.0", FUSED),
     Mutation(
         "epilogue",

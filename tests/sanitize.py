@@ -38,6 +38,8 @@ BOXED = [
     (Case("conv2d", (2, 64, 9, 11), (72, 64, 3, 3), padding=1, **WIDE), "dgrad:tma:128x64x64:w4:s4"),
     (Case("conv2d", (2, 32, 10, 8), (24, 32, 3, 3), stride=2, padding=1, **WIDE), "fprop:tma:64x64x32:w4:s4"),
     (Case("conv2d", (2, 32, 10, 8), (24, 32, 3, 3), stride=2, padding=1, **WIDE), "dgrad:tma:64x64x32:w4:s4"),
+    (Case("conv2d", (2, 64, 9, 11), (72, 64, 3, 3), padding=1, **WIDE), "wgrad:tma:128x64x64:w4:s4:split2"),
+    (Case("conv2d", (2, 40, 10, 8), (37, 40, 3, 3), stride=2, padding=1, **WIDE), "wgrad:tma:64x64x32:w4:s4"),
 ]
 
 

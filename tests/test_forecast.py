@@ -54,7 +54,6 @@ IMPOSSIBLE = [
     (LAYER, "wgrad:gather:64x64x64:w4:s4:step1x1x8x4", "powers of two with product 64"),
     (STEM, "dgrad:gather:64x64x64:w4:s4:fold", "fold is for fprop and wgrad"),
     (LAYER, "fprop:tma:64x48x16:w4:s3", "block_n must be a power of two from 16 to 256, got 48"),
-    (LAYER, "wgrad:tma:64x64x16:w4:s3", "no TMA kernel for wgrad"),
     (LAYER, "fprop:tma:64x64x16:w4:s3:split2", "split must be 1"),
     (GROUPED, "fprop:gather:16x16x16:w4:s3:merge7", "merge must divide the 6 groups, got 7"),
     (GROUPED, "dgrad:gather:16x16x16:w4:s3:merge0", "merge must divide the 6 groups, got 0"),

@@ -14,12 +14,12 @@ import pytest
 import torch
 from cases import Case
 from gpu import RESULT, check, expected, fp32_precision, on, run_pass
-from test_tma import CASES, LAST, TRANSPOSED
+from test_tma import CASES, LAST, TRANSPOSED, WGRAD
 
 import tritonconv
 from costmodel.problem import Pass
 from costmodel.tiling import Plan, Tile
-from costmodel.tma import MENU
+from costmodel.tma import menu
 
 pytest_plugins = ["gpu"]  # its fixtures
 pytestmark = [
@@ -34,9 +34,10 @@ NARROW = "64x64x16:w4:s4"
 
 
 def plans(case: Case) -> list[Plan]:
-    """Forced plans for the passes that TMA serves in both directions."""
+    """Forced plans: fprop, dgrad, wgrad."""
     narrow = case.weight[1] == 16 or (case.transposed and case.groups > 1)
-    return [Plan.parse(f"{which}:tma:{NARROW}" if narrow else f"{which}:tma:128x64x32:w4:s4") for which in ("fprop", "dgrad")]
+    words = [f"{which}:tma:{NARROW}" if narrow else f"{which}:tma:128x64x32:w4:s4" for which in ("fprop", "dgrad")]
+    return [*map(Plan.parse, words), Plan.parse(WGRAD)]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -45,7 +46,14 @@ def test_small(name: str, dtype: str, device: str, fenced, launches) -> None:
     """The interpreter's cases, compiled."""
     case = dataclasses.replace(CASES[name], dtype=dtype)
     oracle.check(case, device, plan=plans(case))
-    assert launches()["tma fprop"] == launches()["tma dgrad"] == 1
+    assert launches()["tma fprop"] == launches()["tma dgrad"] == launches()["tma wgrad"] == 1
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "sliced", "permuted", "expanded"])
+@pytest.mark.parametrize("name", ["3x3", "rest_of_channels", "stride_2", "groups", "line", "space"])
+def test_a_weight_gradient_takes_any_dy(name: str, layout: str, device: str, fenced, launches) -> None:
+    oracle.check(dataclasses.replace(CASES[name], g=layout), device, plan=Plan.parse(WGRAD))
+    assert launches()["tma wgrad"] == 1
 
 
 @pytest.mark.parametrize("name", TRANSPOSED)
@@ -71,6 +79,8 @@ LAYERS = {
     "transposed_space": Case("conv_transpose3d", (2, 64, 8, 14, 14), (64, 32, 2, 2, 2), stride=2),
 }
 TILES = ("128x64x64:w4:s4", "256x128x32:w8:s4")
+#: What goes with each of them.
+WGRAD_TILES = {TILES[0]: "128x64x64:w4:s4:split3", TILES[1]: "128x256x64:w8:s4"}
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["channels-last", "packed"])
@@ -80,11 +90,14 @@ def test_layers(name: str, tile: str, packed: bool, device: str, fenced, launche
     """Results that leave as boxes, and contiguous ones that threads store."""
     case = dataclasses.replace(LAYERS[name], **({"dtype": "float16"} if packed else LAST))
     packs = ":pack-a:pack-b" if packed else ""
-    wanted = [Plan.parse(f"{which}:tma:{tile}{packs}") for which in ("fprop", "dgrad")]
+    words = {which: f"{which}:tma:{tile}{packs}" for which in ("fprop", "dgrad")}
+    words["wgrad"] = f"wgrad:tma:{WGRAD_TILES[tile]}{':pack-b' if packed else ''}"
     if case.transposed:
-        wanted = wanted[1:]
-    check(case, device, plan=wanted)
-    assert launches()["tma dgrad"] == 1 and launches()["tma fprop"] == (not case.transposed)
+        del words["fprop"]
+    if name == "transposed_space":  # its x, the gradient of the result, has three strides
+        del words["wgrad"]
+    check(case, device, plan=[Plan.parse(text) for text in words.values()])
+    assert {name.split()[1] for name in launches() if name.startswith("tma ")} == set(words)
 
 
 @functools.cache
@@ -96,9 +109,9 @@ def operands(channels: int, dtype: str, device: str) -> tuple:
 
 
 def tiles():
-    for kind, row in MENU.items():
-        for tile in row:
-            for which in (Pass.FPROP, Pass.DGRAD) if kind == "half" else (Pass.FPROP,):
+    for kind, passes in (("half", tuple(Pass)), ("tf32", (Pass.FPROP,))):
+        for which in passes:
+            for tile in menu(which, kind):
                 for channels in (160, 256):
                     yield kind, which, channels, tile
 
@@ -108,7 +121,7 @@ def test_every_tile(kind: str, which: Pass, channels: int, tile: Tile, device: s
     """160 channels leave a rest in most tiles, 256 in none; and ten runs give the same bits."""
     dtype = "float16" if kind == "half" else "float32"
     x, w, dy, problem, want, repro = operands(channels, dtype, device)
-    plan, name = Plan(which, "tma", *tile), RESULT[which]
+    plan, name = Plan(which, "tma", *tile, split=3 if which == Pass.WGRAD else 1), RESULT[which]
     with fp32_precision("tf32"):
         first = run_pass(which, problem, x, w, dy, str(plan))
         for _ in range(9):
@@ -117,19 +130,34 @@ def test_every_tile(kind: str, which: Pass, channels: int, tile: Tile, device: s
     oracle.assert_close({name: first}, {name: want[name]}, f"plan {plan}\n{repro}", kind == "tf32")
 
 
-@pytest.mark.parametrize("name", ["3x3", "stride_2", "transposed", "space"])
-def test_the_same_bits_every_time(name: str, device: str, launches) -> None:
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("3x3", f"fprop:tma:{TILES[1]}"),
+        ("stride_2", f"fprop:tma:{TILES[1]}"),
+        ("transposed", f"dgrad:tma:{TILES[1]}"),
+        ("space", f"fprop:tma:{TILES[1]}"),
+        ("3x3", "wgrad:tma:128x256x64:w8:s4:split5"),
+        ("stride_2", "wgrad:tma:64x64x64:w4:s4:split7"),
+    ],
+)
+def test_the_same_bits_every_time(name: str, text: str, device: str, launches) -> None:
     """Under load too: another stream keeps the copy engines and the L2 cache busy."""
-    case = dataclasses.replace(LAYERS[name], **LAST)
+    case, plan = dataclasses.replace(LAYERS[name], **LAST), Plan.parse(text)
     x, w, b = case.tensors(device)
-    function, plan = getattr(tritonconv, case.function), Plan.parse(f"{'dgrad' if case.transposed else 'fprop'}:tma:{TILES[1]}")
-    first = function(x, w, b, **case.arguments, plan=plan)
+    w.requires_grad_(plan.which == Pass.WGRAD)
+
+    def result() -> torch.Tensor:
+        y = getattr(tritonconv, case.function)(x, w, b, **case.arguments, plan=plan)
+        return torch.autograd.grad(y, w, case.gradient(y))[0] if w.requires_grad else y
+
+    first = result()
     noise, beside = torch.randn(1 << 25, device=device), torch.cuda.Stream()
     for i in range(200):
         if i % 2:
             with torch.cuda.stream(beside):
                 noise.mul_(1.0)
-        assert torch.equal(function(x, w, b, **case.arguments, plan=plan), first)
+        assert torch.equal(result(), first)
     torch.cuda.synchronize()
 
 

@@ -14,7 +14,7 @@ from costmodel.device import Device
 from costmodel.plan import candidates, measured, predict
 from costmodel.problem import ConvProblem, Pass
 from costmodel.recast import fold_width
-from costmodel.tiling import Call, Plan, access, grid, pixel_box, trips, vector_widths
+from costmodel.tiling import Call, Plan, access, grid, step_of, trips, vector_widths
 from costmodel.timing import Prediction, extra_bytes
 from tritonconv import check, functional, fused, launch
 from tritonconv.epilogue import Epilogue, needs_z
@@ -138,8 +138,11 @@ def _words(call: Call, plan: Plan, found: Prediction, device: Device, forced: bo
         lines.append(f"  {plan.merge} groups laid together in one block-diagonal weight")
     if plan.split > 1:
         lines.append(f"  reduction split {plan.split} ways, partial sums added in a fixed order")
-    if plan.family == "tma":
-        box = plan.step or pixel_box(problem, which, plan.block_m)
+    if plan.family == "tma" and which == Pass.WGRAD:
+        box, (width, _) = step_of(problem, plan), vector_widths(call, plan)
+        lines.append(f"  boxes of {' x '.join(map(str, box))} pixels of x; elements a load: dy {width}")
+    elif plan.family == "tma":
+        box = step_of(problem, plan)
         leave = "the result leaves as boxes too" if access(call, plan) == "wide" else "each thread stores its own results"
         lines.append(f"  boxes of {' x '.join(map(str, box))} pixels; {leave}")
     else:

@@ -239,7 +239,7 @@ def run(
     COUNTS[str(which)] += 1
     if FAMILIES[family] is not gemm:
         COUNTS[f"{family} {which}"] += 1
-    elif prepared.reduce is not None:
+    if prepared.reduce is not None and FAMILIES[family] is not depthwise:
         COUNTS["reduce"] += 1
     FAMILIES[family].run(prepared, a, b, bias, out, fused)
 

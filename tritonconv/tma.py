@@ -6,6 +6,7 @@ A descriptor is made for each call, since it holds the tensor's address; what it
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from costmodel.algebra import ceil_div
 from costmodel.problem import Pass
-from costmodel.tiling import MAX_ALIGN, Call, Plan, grid, itemsize, pixel_box, stores_boxes
+from costmodel.tiling import MAX_ALIGN, Call, Plan, grid, itemsize, step_of, stores_boxes
+from tritonconv import gemm
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.kernels.index import Sizes, pack
 from tritonconv.kernels.tma import tma_kernel
@@ -54,6 +56,14 @@ def described(tensor: TensorKey, size: int, block: list[int], stride: tuple[int,
     return sizes, steps, block
 
 
+def taken(box: tuple[int, int, int, int], stride: tuple[int, ...], channels: int) -> list[int]:
+    """The extents of a box of pixels and channels along the axes of `described`."""
+    extents = [box[0]]
+    for axis, by in zip(box[4 - len(stride) : 3], stride[:-1], strict=True):
+        extents += [axis, 1] if by > 1 else [axis]
+    return [*extents, box[3], channels]
+
+
 def weights(tensor: TensorKey, size: int, block: list[int]) -> Box:
     """The descriptor of w [K, C / G, *kernel] as [K, (*kernel, C / G)].
 
@@ -67,7 +77,7 @@ def weights(tensor: TensorKey, size: int, block: list[int]) -> Box:
 
 def fits_int32(call: Call, plan: Plan, *tensors: TensorKey) -> bool:
     """Whether 32-bit offsets reach every element of a tile of these tensors from its first."""
-    n, *spatial = plan.step or pixel_box(call.problem, plan.which, plan.block_m)
+    n, *spatial = step_of(call.problem, plan)
     by = call.problem.with_unit_axes().stride if plan.which == Pass.DGRAD else (1, 1, 1)
     for shape, strides in tensors:
         rank = len(shape) - 2
@@ -87,24 +97,28 @@ def prepare(
     fused: FusedKey | None,
     upcast: bool,
 ) -> Prepared:
-    """Descriptors, scalars, constexprs and grid of a launch whose operands already lie as the plan wants them."""
+    """Descriptors, scalars, constexprs and grid of a launch whose operands already lie as the plan wants them.
+
+    wgrad's is the gather's, but that x comes as boxes.
+    """
     which, problem, size = plan.which, call.problem, itemsize(call.dtype)
+    if which == Pass.WGRAD:
+        step = step_of(problem, plan)
+        gathered = gemm.prepare(replace(plan, family="gather", step=step), call, a, b, out, bias_stride, fused, upcast)
+        x = described(b, size, taken(step, problem.stride, plan.block_n), problem.stride)
+        return replace(gathered, plan=plan, constants=gathered.constants | {"BOXED": True}, boxes=(None, x, None))
     full, rank, dgrad = problem.with_unit_axes(), problem.rank, which == Pass.DGRAD
     c_align, k_align = (math.gcd(n, MAX_ALIGN) for n in (problem.channels_per_group, problem.filters_per_group))
-    box = plan.step or pixel_box(problem, which, plan.block_m)
+    box = step_of(problem, plan)
     pixels = [box[0], *box[4 - rank :]]
     m_tiles, n_tiles, repeats = grid(problem, plan)
     programs = m_tiles * n_tiles * repeats
     if programs > INT32_MAX:
         raise RuntimeError(f"{which} of {problem} needs {programs} programs, more than a CUDA grid of {INT32_MAX} holds")
     stride = (1,) * rank if dgrad else problem.stride
-    taken = [box[0]]
-    for axis, by in zip(box[4 - rank : 3], stride[:-1], strict=True):
-        taken += [axis, 1] if by > 1 else [axis]
-    taken += [box[3], plan.block_k]
     store = stores_boxes(call)
     descriptors = (
-        described(a, size, taken, stride),
+        described(a, size, taken(box, stride, plan.block_k), stride),
         weights(b, size, [plan.block_k, plan.block_n] if dgrad else [plan.block_n, plan.block_k]),
         described(out, size, [*pixels, plan.block_n]) if store else None,
     )
@@ -170,5 +184,8 @@ def run(
     prepared: Prepared, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, fused: Fused | None
 ) -> None:
     """The launch itself."""
-    x, w, y = operands_of(prepared, a, b, out)
-    tma_kernel[(prepared.programs,)](x, w, bias, y, *prepared.arguments, fused=fused, **prepared.constants)
+    taken_a, taken_b, result = operands_of(prepared, a, b, out)
+    if prepared.plan.which == Pass.WGRAD:
+        gemm.run(prepared, taken_a, taken_b, bias, result, fused)
+    else:
+        tma_kernel[(prepared.programs,)](taken_a, taken_b, bias, result, *prepared.arguments, fused=fused, **prepared.constants)

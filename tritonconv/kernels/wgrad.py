@@ -3,14 +3,30 @@
 import triton
 import triton.language as tl
 
+from tritonconv.kernels.boxes import load_pixels
 from tritonconv.kernels.epilogue import rounded
 from tritonconv.kernels.index import fold_taps, inside, strides, unpack, wide
 
 
 @triton.jit
+def new_pixels(start, i, size, BOX: tl.constexpr, WITHIN: tl.constexpr):
+    """(first, mask) of the box from `start` on an axis: which of its pixels first + i exist.
+
+    WITHIN shifts the last box back to lie within the axis (BOX <= size) and masks what the box before it had. An infinite x
+    then meets a zero of dy only where the sum has it as a term; x past the output's last pixel is no term of this tap's.
+    """
+    first = start
+    mask = i < size - start
+    if WITHIN:
+        first = tl.minimum(start, size - BOX)
+        mask = i >= start - first
+    return first, mask
+
+
+@triton.jit
 def wgrad_kernel(
     dy_ptr,
-    x_ptr,
+    x,  # a pointer, or where BOXED a descriptor as `load_pixels` takes it
     dw_ptr,  # dw, or where SPLIT the workspace [splits, K, T, R, S, C / G] in the accumulator's type
     dy_strides,  # Strides of dy [N, K, O, P, Q]
     x_strides,  # Strides of x [N, C, D, H, W]
@@ -42,11 +58,15 @@ def wgrad_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     STEP: tl.constexpr,  # output pixels of one reduction step: (n, o, p, q), powers of two
+    BOXED: tl.constexpr = False,  # TMA copies x
 ):
     """dw[k, c, t, r, s] = sum over n, o, p, q of dy[n, k, o, p, q] * x[n, c, o*s_d - low_d + t*d_d, p*.., q*..]
 
     GEMM axes: m = k, n = c (one tap per program; (c, t, r, s) where PATCH), k = output pixels. The pixels are walked in boxes
     of STEP with carried scalars, so the loop holds no division; every offset inside a box is hoisted.
+
+    Where BOXED, a box of x is one copy by coordinates, with neither mask nor addresses: of its columns those of other channels
+    are not stored, and all its pixels are the tap's (`new_pixels`), or images beyond the last, which are zero.
     """
     BOX_O: tl.constexpr = STEP[1]
     BOX_P: tl.constexpr = STEP[2]
@@ -97,7 +117,7 @@ def wgrad_kernel(
     i_o = (i // (BOX_Q * BOX_P)) % BOX_O
     i_n = i // (BOX_Q * BOX_P * BOX_O)
     dy_offset = i_n * y_n + i_q * y_q
-    x_offset = i_n * x_n + i_q * (STRIDE[2] * x_w)
+    x_offset = i_n * x_n + i_q * (STRIDE[2] * x_w)  # not used where BOXED, as all of x's
     # patches have neither a tap of their own nor padding, and a constant 0 keeps the alignment of their rows
     w_shift = 0 if PATCH else tap_s * DILATION[2] - unpack(sizes.low_w)
     x_tap = w_shift * x_w
@@ -114,12 +134,13 @@ def wgrad_kernel(
         d_shift = 0 if PATCH else tap_t * DILATION[0] - unpack(sizes.low_d)
         x_tap += d_shift * x_d
     dy_base = dy_ptr + group * filters * wide(dy_strides.channel, DY_ALIGN, DY_UNIT == 1)
-    x_base = x_ptr + group * channels * wide(x_strides.channel, X_ALIGN, X_UNIT == 1)
     dy_ptrs = dy_base + ((offs_m * y_k)[:, None] + dy_offset[None, :])  # [BLOCK_M, BLOCK_K]
-    column_offset = c * x_c
-    if PATCH:
-        column_offset += t * x_d + r * x_h + s * x_w
-    x_ptrs = x_base + (x_offset[:, None] + column_offset[None, :])  # [BLOCK_K, BLOCK_N]
+    if not BOXED:
+        x_base = x + group * channels * wide(x_strides.channel, X_ALIGN, X_UNIT == 1)
+        column_offset = c * x_c
+        if PATCH:
+            column_offset += t * x_d + r * x_h + s * x_w
+        x_ptrs = x_base + (x_offset[:, None] + column_offset[None, :])  # [BLOCK_K, BLOCK_N]
 
     steps = unpack(sizes.tiles)
     boxes_q = tl.cdiv(size_q, BOX_Q)
@@ -140,17 +161,22 @@ def wgrad_kernel(
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
     for _ in range(0, tl.maximum(steps, 1)):
-        dy_start = n0.to(INDEX) * y_n + q0 * y_q
-        x_start = n0.to(INDEX) * x_n + x_tap + q0 * (STRIDE[2] * x_w)
-        pixels = (i_n < size_n - n0) & (i_q < size_q - q0)  # [BLOCK_K]
+        q1, fresh = new_pixels(q0, i_q, size_q, BOX_Q, BOXED)
+        dy_start = n0.to(INDEX) * y_n + q1 * y_q
+        x_start = n0.to(INDEX) * x_n + x_tap + q1 * (STRIDE[2] * x_w)
+        pixels = (i_n < size_n - n0) & fresh  # [BLOCK_K]
+        p1 = p0
+        o1 = o0
         if RANK >= 2:
-            dy_start += p0 * y_p
-            x_start += p0 * (STRIDE[1] * x_h)
-            pixels = pixels & (i_p < size_p - p0)
+            p1, fresh = new_pixels(p0, i_p, size_p, BOX_P, BOXED)
+            dy_start += p1 * y_p
+            x_start += p1 * (STRIDE[1] * x_h)
+            pixels = pixels & fresh
         if RANK >= 3:
-            dy_start += o0 * y_o
-            x_start += o0 * (STRIDE[0] * x_d)
-            pixels = pixels & (i_o < size_o - o0)
+            o1, fresh = new_pixels(o0, i_o, size_o, BOX_O, BOXED)
+            dy_start += o1 * y_o
+            x_start += o1 * (STRIDE[0] * x_d)
+            pixels = pixels & fresh
         x_pixels = pixels
         if BOUNDS == "range":
             x_pixels = x_pixels & inside((q0 + i_q) * STRIDE[2] + w_shift, unpack(sizes.w))
@@ -161,15 +187,21 @@ def wgrad_kernel(
         dy_mask = pixels[None, :]
         if not EVEN_M:
             dy_mask = dy_mask & filters_mask[:, None]
-        x_mask = x_pixels[:, None]
-        if not EVEN_N:
-            x_mask = x_mask & columns[None, :]
         dy = tl.load(dy_ptrs + dy_start, mask=dy_mask, other=0.0)
-        x = tl.load(x_ptrs + x_start, mask=x_mask, other=0.0)
+        if BOXED:
+            at = (d_shift, h_shift, w_shift)
+            channel = group * channels + pid_n * BLOCK_N
+            pixels_x = load_pixels(x, n0, at, channel, x_w.to(tl.int32), (o1, p1, q1), STRIDE, RANK)
+            taken = pixels_x.reshape(BLOCK_K, BLOCK_N)
+        else:
+            x_mask = x_pixels[:, None]
+            if not EVEN_N:
+                x_mask = x_mask & columns[None, :]
+            taken = tl.load(x_ptrs + x_start, mask=x_mask, other=0.0)
         if UPCAST:  # the interpreter multiplies raw bfloat16 bits
             dy = dy.to(tl.float32)
-            x = x.to(tl.float32)
-        acc = tl.dot(dy, x, acc, input_precision=PRECISION, out_dtype=ACC)
+            taken = taken.to(tl.float32)
+        acc = tl.dot(dy, taken, acc, input_precision=PRECISION, out_dtype=ACC)
         # next box; past the last along q, the next along p, then o, then n
         q0 += BOX_Q
         wrap = q0 >= size_q
