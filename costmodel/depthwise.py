@@ -280,8 +280,7 @@ def work_of(call: Call, columns: int, taps: tuple[int, int] | None) -> Work:
     block_r, block_s = taps or (r, s)
     window = axis_of(full, of.which, 2, block_s).window(columns, dgrad)
     loads = ceil_div(window, width) + (1 if width > 1 else 0)
-    density = of.stride[2] // math.gcd(of.stride[2], of.dilation[2]) if dgrad else 1
-    products = ceil_div(columns * block_s, density)
+    products = columns // of.out_group[2] * block_s  # a tap meets one output of a group
     if of.which == Pass.WGRAD:
         rows = min(block_r, of.in_step[1])
         lag = axis_of(full, of.which, 1, block_r).lag
