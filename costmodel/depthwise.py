@@ -291,10 +291,9 @@ def work_of(call: Call, columns: int, taps: tuple[int, int] | None) -> Work:
         return Work(columns + block_s, window, loads, block_s, block_s, products, 0)
     rows = t * min(r, of.in_step[1])
     made = (of.lag + 1) * of.out_group[1] * columns
-    met = ceil_div(r * products, of.tap_step[1] // of.out_group[1] or 1)
     loads *= rows if loads_together(call, taps) else rows * of.summed
     stored = of.out_group[1] * columns
-    return Work(of.summed * t * r * s + made, of.summed * rows * window, loads, 0, 0, of.summed * t * met, stored)
+    return Work(of.summed * t * r * s + made, of.summed * rows * window, loads, 0, 0, of.summed * t * r * products, stored)
 
 
 def registers(call: Call, plan: Plan) -> int:
