@@ -13,7 +13,7 @@ from typing import NamedTuple
 from costmodel.algebra import ceil_div, product
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import Call, Operand, Plan, itemsize
+from costmodel.tiling import Call, Operand, Plan, ignored, itemsize
 
 #: Most channels, and filters, of a group that has several of both. From 4 on a 3x3 filter takes 36 multiply-adds an output,
 #: about as many as a GPU issues in the time that DRAM needs for two elements: beyond, tensor cores are the better way.
@@ -323,6 +323,8 @@ def can_slide(of: Layer) -> bool:
 def serves(call: Call, plan: Plan) -> str:
     """Why a depthwise plan cannot serve a call; "" where it can."""
     problem, of = call.problem, layer_of(call.problem, call.which)
+    if reason := ignored(plan):
+        return reason
     if not is_narrow(problem):
         return f"groups of {problem.channels_per_group} channels and {problem.filters_per_group} filters"
     for name, block in (("block_n", plan.block_n), ("block_k", plan.block_k), ("warps", plan.num_warps)):

@@ -154,11 +154,16 @@ def test_a_forced_depthwise_plan_is_taken_and_right(case, text, device, launches
         ("fprop:depthwise:4x8x1:w1:s3:taps3x3", "taps"),
         ("fprop:depthwise:4x8x1:w1:s3:split2", "split"),
         ("fprop:depthwise:4x8x1:w1:s3:pack-a", "only weights"),
+        ("fprop:depthwise:4x8x1:w1:s3:merge2", "'depthwise' knows no merge, got 2"),
+        ("dgrad:depthwise:4x8x1:w1:s3:fold", "knows no fold"),
+        ("wgrad:depthwise:4x8x1:w1:s3:step1x1x2x2", "knows no step"),
+        ("fprop:depthwise:4x8x1:w1:s3:group4", "knows no group_m"),
     ],
 )
 def test_a_depthwise_plan_that_does_not_serve_is_refused(text, message, device, launches):
     x, w, b = STRIDED.tensors(device)
     x.requires_grad_()
+    w.requires_grad_()
     with pytest.raises(ValueError, match=message):
         y = tritonconv.conv2d(x, w, b, **STRIDED.arguments, plan=Plan.parse(text))
         y.sum().backward()

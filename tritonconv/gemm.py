@@ -22,6 +22,7 @@ from costmodel.tiling import (
     extent,
     full_shares,
     grid,
+    ignored,
     itemsize,
     reduction_step,
     seen_problem,
@@ -46,6 +47,8 @@ REDUCE_BLOCK, REDUCE_CHANNELS = 1024, 128
 def checked(call: Call, plan: Plan, device: Device) -> Plan:
     """A forced plan with what it leaves open filled in. Raises ValueError where it cannot run the call."""
     problem, which = call.problem, call.which
+    if reason := ignored(plan):
+        raise ValueError(f"plan {plan}: {reason}")
     if plan.merge < 1 or problem.groups % plan.merge:
         raise ValueError(f"plan {plan}: merge must divide the {problem.groups} groups, got {plan.merge}")
     if plan.fold and not folds(problem, which):

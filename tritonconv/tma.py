@@ -16,7 +16,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from costmodel.algebra import ceil_div
 from costmodel.device import Device
 from costmodel.problem import Pass
-from costmodel.tiling import MAX_ALIGN, Call, Plan, grid, itemsize, pixel_box, stores_boxes
+from costmodel.tiling import MAX_ALIGN, Call, Plan, grid, ignored, itemsize, pixel_box, stores_boxes
 from costmodel.tma import serves, shape_error
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.kernels.index import Sizes, pack
@@ -30,9 +30,7 @@ def checked(call: Call, plan: Plan, device: Device) -> Plan:
     problem, limit = call.problem, device.shared_per_block
     if plan.merge < 1 or problem.groups % plan.merge:
         raise ValueError(f"plan {plan}: merge must divide the {problem.groups} groups, got {plan.merge}")
-    if plan.split != 1:
-        raise ValueError(f"plan {plan}: split must be 1 for {call.which}, got {plan.split}")
-    if reason := shape_error(call, plan) or serves(call, plan, device.capability):
+    if reason := ignored(plan) or shape_error(call, plan) or serves(call, plan, device.capability):
         raise ValueError(f"plan {plan} does not serve {problem}: {reason}")
     shared = plan.num_stages * (plan.block_m + plan.block_n) * plan.block_k * itemsize(call.dtype)
     if shared > limit:
