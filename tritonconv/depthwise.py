@@ -34,12 +34,18 @@ from tritonconv.layout import depthwise_operand
 from tritonconv.prepared import INT32_MAX, FusedKey, Prepared, TensorKey, accumulator, packed_strides, wide
 
 
-def fits_int32(problem: ConvProblem, plan: Plan, *tensors: TensorKey) -> bool:
-    """Whether 32-bit offsets reach every element of an image, masked columns and rows beyond it included."""
+def fits_int32(problem: ConvProblem, plan: Plan, weights: TensorKey, *images: TensorKey) -> bool:
+    """Whether 32-bit offsets reach every element of an image, masked columns and rows beyond it included, and of the weights
+    (for wgrad of a part of its workspace)."""
     beyond = 2 * (max((*problem.effective_kernel, *problem.stride)) + plan.block_m * plan.block_k * plan.rows)
     beyond += max(abs(p) for pair in problem.padding for p in pair)
     per_group = problem.channels_per_group, problem.filters_per_group
-    for shape, strides in tensors:
+    # lanes without a channel have filters, or pairs of a filter and a channel, beyond the last
+    (filters, *inner), (outer, *steps) = weights
+    reach = sum((n - 1) * stride for n, stride in zip(inner, steps, strict=True))
+    if reach + (filters + plan.block_n * max(per_group)) * outer > INT32_MAX:
+        return False
+    for shape, strides in images:
         spatial = sum((n + beyond) * stride for n, stride in zip(shape[2:], strides[2:], strict=True))
         # a lane without a channel may lie a group's channels further
         if spatial + (shape[1] + plan.block_n * max(per_group)) * strides[1] > INT32_MAX:
@@ -74,10 +80,11 @@ def prepare(
     which, problem = plan.which, call.problem
     full, shape, launch = problem.with_unit_axes(), layer_of(problem, which), planned(problem, plan)
     dgrad, wgrad = which == Pass.DGRAD, which == Pass.WGRAD
-    activations: tuple[TensorKey, ...] = (a, b) if wgrad else (a, out)
+    images: tuple[TensorKey, ...] = (a, b) if wgrad else (a, out)
+    part = (shape.channels, problem.taps), (1, shape.channels)
     residual = None if fused is None else fused.residual
     if residual is not None:
-        activations += (residual,)
+        images += (residual,)
     align = math.gcd(shape.channels, MAX_ALIGN)
     width, other_width = load_width(call, plan), store_width(call, plan)
     block_r, block_s = plan.taps or full.kernel_size[1:]
@@ -114,7 +121,7 @@ def prepare(
         "LEAD": early * width - columns.shift,
         "X_EVEN": shape.inputs[2] % width == 0,
         "ACC": accumulator(call.dtype),
-        "INDEX": tl.int32 if fits_int32(problem, plan, *activations) else tl.int64,
+        "INDEX": tl.int32 if fits_int32(problem, plan, part if wgrad else b, *images) else tl.int64,
         "CHANNELS": plan.block_n,
         "GROUPS": plan.block_k,
         "COLUMNS": plan.block_m,
