@@ -119,7 +119,6 @@ def prepare(
         "EVEN_C": shape.channels % plan.block_n == 0,
         "X_WIDTH": width,
         "LEAD": early * width - columns.shift,
-        "X_EVEN": shape.inputs[2] % width == 0,
         "ACC": accumulator(call.dtype),
         "INDEX": tl.int32 if fits_int32(problem, plan, part if wgrad else b, *images) else tl.int64,
         "CHANNELS": plan.block_n,
@@ -145,7 +144,6 @@ def prepare(
             "BLOCK_S": block_s,
             "LAG": rows.lag,
             "DY_WIDTH": other_width,
-            "DY_EVEN": shape.outputs[2] % other_width == 0,
         }
         elements = product(problem.weight_shape)
         reduce = Prepared(
@@ -172,7 +170,6 @@ def prepare(
         "SUMMED": shape.summed,
         "DGRAD": dgrad,
         "Y_WIDTH": other_width,
-        "Y_EVEN": shape.outputs[2] % other_width == 0,
         "HAS_BIAS": bias_stride is not None,
         "UPCAST": upcast,
     }

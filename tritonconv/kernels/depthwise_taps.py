@@ -62,14 +62,13 @@ def add_taps(
     RADIX: tl.constexpr,  # taps that OFFSETS counts for a column
     X_WIDTH: tl.constexpr,
     LEAD: tl.constexpr,
-    X_EVEN: tl.constexpr,
     LANED: tl.constexpr,
     ACC: tl.constexpr,
 ):
     """acc[j] += sum over TAPS neighbouring taps of one filter row"""
     USED: tl.constexpr = first_taps(OFFSETS, RADIX, TAPS)
     WINDOW: tl.constexpr = 1 + highest(USED)
-    masks = column_masks(column, width, lanes, (LEAD + WINDOW + X_WIDTH - 1) // X_WIDTH, X_WIDTH, X_EVEN, LANED)
+    masks = column_masks(column, width, lanes, (LEAD + WINDOW + X_WIDTH - 1) // X_WIDTH, X_WIDTH, LANED)
     row = read_row(x_ptrs, x_step, masks, tl.full((), True, tl.int1), USED, X_WIDTH, LEAD, WINDOW, ACC)
     for s in tl.static_range(TAPS):
         weight = tl.load(w_ptrs + s * w_step, mask=lanes, other=0.0).to(ACC)
@@ -115,8 +114,6 @@ def taps_kernel(
     EVEN_C: tl.constexpr,
     X_WIDTH: tl.constexpr,
     LEAD: tl.constexpr,
-    X_EVEN: tl.constexpr,
-    Y_EVEN: tl.constexpr,
     Y_WIDTH: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ACC: tl.constexpr,
@@ -223,7 +220,6 @@ def taps_kernel(
                         CHUNK,
                         X_WIDTH,
                         LEAD,
-                        X_EVEN,
                         LANED,
                         ACC,
                     )
@@ -243,7 +239,6 @@ def taps_kernel(
                         CHUNK,
                         X_WIDTH,
                         LEAD,
-                        X_EVEN,
                         LANED,
                         ACC,
                     )
@@ -267,7 +262,7 @@ def taps_kernel(
                 fused.z, y_strides, Y_ALIGN, Y_UNIT, image, channel, y_column, out_depth, Y_WIDTH, INDEX
             )
             z_ptrs += p * z_h
-    y_masks = column_masks(y_column, out_w, lanes, COLUMNS // Y_WIDTH, Y_WIDTH, Y_EVEN, LANED)
+    y_masks = column_masks(y_column, out_w, lanes, COLUMNS // Y_WIDTH, Y_WIDTH, LANED)
     store_row(
         y_ptrs,
         y_w,
