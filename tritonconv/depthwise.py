@@ -46,9 +46,11 @@ def fits_int32(problem: ConvProblem, plan: Plan, weights: TensorKey, *images: Te
     if reach + (filters + plan.block_n * max(per_group)) * outer > INT32_MAX:
         return False
     for shape, strides in images:
-        spatial = sum((n + beyond) * stride for n, stride in zip(shape[2:], strides[2:], strict=True))
+        # an axis of one element has no stride (`packed_strides`); it and an expanded one have coordinates all the same
+        _, channel, *steps = (0 if n == 1 else stride for n, stride in zip(shape, strides, strict=True))
+        spatial = sum((n + beyond) * max(step, 1) for n, step in zip(shape[2:], steps, strict=True))
         # a lane without a channel may lie a group's channels further
-        if spatial + (shape[1] + plan.block_n * max(per_group)) * strides[1] > INT32_MAX:
+        if spatial + (shape[1] + plan.block_n * max(per_group)) * channel > INT32_MAX:
             return False
     return True
 

@@ -110,16 +110,16 @@ def slide_kernel(
     if RANK >= 2:
         groups_h = tl.cdiv(out_h, OUT_H)
         runs = tl.cdiv(groups_h, rows)
-        first = (pid % runs) * rows
+        first = ((pid % runs) * rows).to(INDEX)
         pid = pid // runs
     o = first * 0
     if RANK >= 3:
         size_o = unpack(sizes.out_d)
-        o = pid % size_o
+        o = (pid % size_o).to(INDEX)
         pid = pid // size_o
     image = pid.to(tl.int64)
 
-    channel, tile = lanes_of(pid_q * walk, CHANNELS, GROUPS, X_UNIT == 4)
+    channel, tile = lanes_of((pid_q * walk).to(INDEX), CHANNELS, GROUPS, X_UNIT == 4)
     channel += pid_c * CHANNELS
     lanes = channel < channels  # [LANES]
     x_base = x_ptr + image * wide(x_strides.outer, X_ALIGN, X_UNIT == 0)

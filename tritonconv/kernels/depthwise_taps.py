@@ -166,20 +166,20 @@ def taps_kernel(
     out_depth = pid * 0
     if RANK >= 2:
         out_h = unpack(sizes.out_h)
-        p = pid % out_h
+        p = (pid % out_h).to(INDEX)
         pid = pid // out_h
         y_row += p * y_h
         h, r, r_begin, r_end = walk(p, unpack(sizes.shift_h), unpack(sizes.in_h), R, STRIDE[1], DILATION[1], STEP[1], DGRAD)
     if RANK >= 3:
         out_d = unpack(sizes.out_d)
-        o = pid % out_d
+        o = (pid % out_d).to(INDEX)
         out_depth = o
         pid = pid // out_d
         y_row += o * y_d
         d, t, t_begin, t_end = walk(o, unpack(sizes.shift_d), unpack(sizes.in_d), T, STRIDE[0], DILATION[0], STEP[0], DGRAD)
     image = pid.to(tl.int64)
 
-    channel, tile = lanes_of(pid_q, CHANNELS, GROUPS, X_UNIT == 4)
+    channel, tile = lanes_of(pid_q.to(INDEX), CHANNELS, GROUPS, X_UNIT == 4)
     channel += pid_c * CHANNELS
     lanes = channel < channels  # [LANES]
     x_base = x_ptr + image * wide(x_strides.outer, X_ALIGN, X_UNIT == 0)

@@ -82,7 +82,7 @@ def strip_kernel(
     pid_q = pid % tiles_q
     split = pid // tiles_q
 
-    pair, tile = lanes_of(pid_q, CHANNELS, GROUPS, X_UNIT == 4)
+    pair, tile = lanes_of(pid_q.to(INDEX), CHANNELS, GROUPS, X_UNIT == 4)
     pair += pid_c * CHANNELS
     lanes = pair < pairs  # [LANES]
     channel = pair // (FILTERS * PER_FILTER) * PER_FILTER
@@ -108,10 +108,10 @@ def strip_kernel(
         x_plane = (run * 0).to(INDEX)
         y_plane = (run * 0).to(INDEX)
         if RANK >= 2:
-            first = (run % runs_h) * rows
+            first = ((run % runs_h) * rows).to(INDEX)
             image = run // runs_h
         if RANK >= 3:
-            o = image % size_o
+            o = (image % size_o).to(INDEX)
             image = image // size_o
             d = o * STRIDE[0] + (t * DILATION[0] - unpack(sizes.shift_d))
             plane_ok = inside(d, unpack(sizes.in_d))

@@ -72,8 +72,12 @@ def meets_row(OFFSETS, row, ROWS):
 
 @triton.jit
 def within(coordinate, size):
-    """0 <= coordinate < size in one comparison: as an unsigned number a negative coordinate is above every size."""
-    return coordinate.to(tl.uint32, bitcast=True) < size.to(tl.uint32, bitcast=True)
+    """0 <= coordinate < size in one comparison: as an unsigned number a negative coordinate is above every size.
+
+    The coordinate's type holds both. A size of 2^30 or more travels in 64 bits, one that has few elements in 32.
+    """
+    UNSIGNED: tl.constexpr = tl.uint64 if coordinate.dtype == tl.int64 else tl.uint32
+    return coordinate.to(UNSIGNED, bitcast=True) < size.to(coordinate.dtype).to(UNSIGNED, bitcast=True)
 
 
 @triton.jit
