@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -212,6 +212,24 @@ class Plan:
         except ValueError as error:
             raise ValueError(f"plan {text!r} is not of the form {cls.__str__.__doc__}") from error
         return plan
+
+
+#: What plans of a family may say besides their tile. A family that is not here is none.
+SAYS = {
+    "gather": ("split", "group_m", "step", "pack", "merge", "fold", "x3"),
+    "patch": ("split", "group_m", "step", "pack", "merge", "fold", "x3"),
+    "tma": ("split", "group_m", "step", "pack", "merge"),
+    "depthwise": ("split", "pack", "rows", "taps"),
+}
+
+
+def ignored(plan: Plan) -> str:
+    """What a plan asks of a family that has no such thing, in words; "" where all of it is heeded."""
+    tile = ("which", "family", "block_m", "block_n", "block_k", "num_warps", "num_stages")
+    for field in fields(plan):
+        if field.name not in (*tile, *SAYS[plan.family]) and getattr(plan, field.name) != field.default:
+            return f"family {plan.family!r} knows no {field.name}, got {getattr(plan, field.name)}"
+    return ""
 
 
 def seen_problem(problem: ConvProblem, plan: Plan) -> ConvProblem:

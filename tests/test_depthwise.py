@@ -1,6 +1,7 @@
 """Depthwise convolutions through kernels of their own, in both layouts, against the float64 oracle."""
 
 import dataclasses
+import itertools
 import math
 import os
 import random
@@ -16,6 +17,7 @@ from costmodel.device import DEVICES
 from costmodel.plan import select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, Operand, Plan
+from tritonconv.kernels.window import tap_offsets
 
 PASSES = {f"depthwise {which}" for which in Pass}
 LAYOUTS = ("contiguous", "channels_last")
@@ -152,11 +154,16 @@ def test_a_forced_depthwise_plan_is_taken_and_right(case, text, device, launches
         ("fprop:depthwise:4x8x1:w1:s3:taps3x3", "taps"),
         ("fprop:depthwise:4x8x1:w1:s3:split2", "split"),
         ("fprop:depthwise:4x8x1:w1:s3:pack-a", "only weights"),
+        ("fprop:depthwise:4x8x1:w1:s3:merge2", "'depthwise' knows no merge, got 2"),
+        ("dgrad:depthwise:4x8x1:w1:s3:fold", "knows no fold"),
+        ("wgrad:depthwise:4x8x1:w1:s3:step1x1x2x2", "knows no step"),
+        ("fprop:depthwise:4x8x1:w1:s3:group4", "knows no group_m"),
     ],
 )
 def test_a_depthwise_plan_that_does_not_serve_is_refused(text, message, device, launches):
     x, w, b = STRIDED.tensors(device)
     x.requires_grad_()
+    w.requires_grad_()
     with pytest.raises(ValueError, match=message):
         y = tritonconv.conv2d(x, w, b, **STRIDED.arguments, plan=Plan.parse(text))
         y.sum().backward()
@@ -284,6 +291,21 @@ def test_the_geometry_of_an_axis():
     assert depthwise.axis_of(problem, Pass.DGRAD, 0) == (3, 2, 1, 1, 0, 1, 0)
     assert depthwise.axis_of(problem, Pass.FPROP, 0).window(4, False) == 9
     assert depthwise.axis_of(problem, Pass.DGRAD, 0).window(4, True) == 3
+
+
+@pytest.mark.parametrize("which", [Pass.FPROP, Pass.DGRAD], ids=str)
+def test_multiply_adds_are_those_that_the_kernels_unroll(which):
+    """For every stride and dilation, with a factor in common or not: what meets in a trip by `tap_offsets`."""
+    for kernel, stride, dilation in itertools.product(range(1, 5), repeat=3):
+        call = Call(channelwise((1, 8, 40, 40), (kernel,) * 2, stride, 1, dilation), which, "float16")
+        rows, columns = (depthwise.axis_of(call.problem, which, axis) for axis in (0, 1))
+        unit, dgrad = stride if which == Pass.DGRAD else 1, which == Pass.DGRAD
+        met = [
+            sum(offset >= 0 for offset in tap_offsets(count, kernel, stride, dilation, axis.phase, axis.reach, dgrad))
+            for count, axis in ((unit, rows), (4 * unit, columns))
+        ]
+        assert depthwise.work_of(call, 4 * unit, None).multiply_adds == math.prod(met), (kernel, stride, dilation)
+        assert depthwise.work_of(call, 4 * unit, (1, kernel)).multiply_adds == met[1], (kernel, stride, dilation)
 
 
 def test_explain_says_how_a_depthwise_call_runs():

@@ -120,6 +120,8 @@ def test_several_plans_are_forced_at_once(device):
         ("fprop:winograd:64x64x32:w4:s4", "winograd"),
         ("fprop:gather:64x64x32:w4:s4:fold", "fold is for"),
         ("fprop:gather:64x64x32:w4:s4:merge0", "merge"),
+        ("fprop:gather:64x64x32:w4:s4:rows2", "'gather' knows no rows, got 2"),
+        ("fprop:patch:64x64x32:w4:s4:taps1x2", "'patch' knows no taps"),
     ],
 )
 def test_a_plan_that_does_not_serve_the_call_is_refused(text, message, device):

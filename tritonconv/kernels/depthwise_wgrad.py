@@ -34,9 +34,7 @@ def strip_kernel(
     EVEN_C: tl.constexpr,
     X_WIDTH: tl.constexpr,  # columns a load of x brings, and by how many it starts early
     LEAD: tl.constexpr,
-    X_EVEN: tl.constexpr,  # the widths of x and dy are multiples of their loads'
     DY_WIDTH: tl.constexpr,
-    DY_EVEN: tl.constexpr,
     ACC: tl.constexpr,
     INDEX: tl.constexpr,
     CHANNELS: tl.constexpr,  # pairs (k, i) of a program,
@@ -84,7 +82,7 @@ def strip_kernel(
     pid_q = pid % tiles_q
     split = pid // tiles_q
 
-    pair, tile = lanes_of(pid_q, CHANNELS, GROUPS, X_UNIT == 4)
+    pair, tile = lanes_of(pid_q.to(INDEX), CHANNELS, GROUPS, X_UNIT == 4)
     pair += pid_c * CHANNELS
     lanes = pair < pairs  # [LANES]
     channel = pair // (FILTERS * PER_FILTER) * PER_FILTER
@@ -96,8 +94,8 @@ def strip_kernel(
     x_offset = channel * x_c + x_column * x_w
     y_offset = (pair // PER_FILTER) * y_k + y_column * y_q
     LOADS: tl.constexpr = (LEAD + WINDOW + X_WIDTH - 1) // X_WIDTH
-    x_masks = column_masks(x_column, unpack(sizes.in_w), lanes, LOADS, X_WIDTH, X_EVEN, LANED)
-    y_masks = column_masks(y_column, size_q, lanes, COLUMNS // DY_WIDTH, DY_WIDTH, DY_EVEN, LANED)
+    x_masks = column_masks(x_column, unpack(sizes.in_w), lanes, LOADS, X_WIDTH, LANED)
+    y_masks = column_masks(y_column, size_q, lanes, COLUMNS // DY_WIDTH, DY_WIDTH, LANED)
 
     sums = zeros(BLOCK_R * BLOCK_S, LANES, ACC)
     runs_h = tl.cdiv(size_p, rows)
@@ -110,10 +108,10 @@ def strip_kernel(
         x_plane = (run * 0).to(INDEX)
         y_plane = (run * 0).to(INDEX)
         if RANK >= 2:
-            first = (run % runs_h) * rows
+            first = ((run % runs_h) * rows).to(INDEX)
             image = run // runs_h
         if RANK >= 3:
-            o = image % size_o
+            o = (image % size_o).to(INDEX)
             image = image // size_o
             d = o * STRIDE[0] + (t * DILATION[0] - unpack(sizes.shift_d))
             plane_ok = inside(d, unpack(sizes.in_d))
