@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from tritonconv.kernels.epilogue import add_bias, finish, rounded
+from tritonconv.kernels.epilogue import TRANSPOSED, add_bias, finish, rounded, store_transposed
 from tritonconv.kernels.gather import gather_gemm
 from tritonconv.kernels.index import fold_taps, pixels_of, strides, tile_of, unpack, wide, window_bits
 from tritonconv.kernels.reduce import share_of, store_share
@@ -315,6 +315,11 @@ def dgrad_kernel(
             ACTIVATION,
             SLOPE,
             UPCAST,
+            TRANSPOSED and R_UNIT != 1,
+            TRANSPOSED and DX_UNIT != 1,
         )
     dx = rounded(acc, dx_ptr.dtype.element_ty, UPCAST)
-    tl.store(dx_base + (dx_row[:, None] + dx_column[None, :]), dx, mask=mask)
+    if DX_UNIT == 1 or not TRANSPOSED:
+        tl.store(dx_base + (dx_row[:, None] + dx_column[None, :]), dx, mask=mask)
+    else:
+        store_transposed(dx_base + (dx_row[:, None] + dx_column[None, :]), dx, mask)

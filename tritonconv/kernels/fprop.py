@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from tritonconv.kernels.epilogue import add_bias, finish, rounded
+from tritonconv.kernels.epilogue import TRANSPOSED, add_bias, finish, rounded, store_transposed
 from tritonconv.kernels.gather import gather_gemm, patch_gemm
 from tritonconv.kernels.index import pixels_of, strides, tile_of, unpack, wide, window_bits
 from tritonconv.kernels.reduce import share_of, store_share
@@ -195,7 +195,12 @@ def fprop_kernel(
             ACTIVATION,
             SLOPE,
             UPCAST,
+            TRANSPOSED and R_UNIT != 1,
+            TRANSPOSED and Y_UNIT != 1,
         )
     base, row, step = placed(y_ptr, y_strides, Y_ALIGN, Y_UNIT, image, first, n, (o, p, q), RANK, INDEX)
     y = rounded(acc, y_ptr.dtype.element_ty, UPCAST)
-    tl.store(base + (row[:, None] + offs_n[None, :] * step), y, mask=rows[:, None] & columns[None, :])
+    if Y_UNIT == 1 or not TRANSPOSED:
+        tl.store(base + (row[:, None] + offs_n[None, :] * step), y, mask=rows[:, None] & columns[None, :])
+    else:
+        store_transposed(base + (row[:, None] + offs_n[None, :] * step), y, rows[:, None] & columns[None, :])
