@@ -94,6 +94,7 @@ def dgrad_kernel(
     DX_UNIT: tl.constexpr,
     C_ALIGN: tl.constexpr,
     K_ALIGN: tl.constexpr,
+    ROW_ALIGN: tl.constexpr,  # divides a row of dx; of dy too, where PATCH
     W_FOLD: tl.constexpr,  # the patch axis runs (t, r, s, c) instead of (c, t, r, s)
     EVEN_K: tl.constexpr,
     EVEN_N: tl.constexpr,
@@ -127,7 +128,7 @@ def dgrad_kernel(
     filters = unpack(sizes.k) * K_ALIGN
     size_d = unpack(sizes.d)
     size_h = unpack(sizes.h)
-    size_w = unpack(sizes.w)
+    size_w = unpack(sizes.w) * ROW_ALIGN
     n_total = unpack(sizes.n)
     columns_total = channels
     if PATCH:
@@ -151,7 +152,7 @@ def dgrad_kernel(
         part = phase // PHASES
         phase = phase % PHASES
         dy_base, w_base, filters = share_of(part, shared, dy_base, w_base, filters, y_k, w_k, BLOCK_K)
-    size = (unpack(sizes.o), unpack(sizes.p), unpack(sizes.q))
+    size = (unpack(sizes.o), unpack(sizes.p), unpack(sizes.q) * (ROW_ALIGN if PATCH else 1))
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
     offs_k = tl.arange(0, BLOCK_K)

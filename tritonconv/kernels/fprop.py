@@ -59,7 +59,7 @@ def fprop_kernel(
     Y_UNIT: tl.constexpr,
     C_ALIGN: tl.constexpr,
     K_ALIGN: tl.constexpr,
-    Q_ALIGN: tl.constexpr,
+    ROW_ALIGN: tl.constexpr,
     EVEN_K: tl.constexpr,
     EVEN_N: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -86,7 +86,7 @@ def fprop_kernel(
     w_k, w_c, w_t, w_r, w_s = strides(w_strides, W_ALIGN, W_UNIT, INDEX)
     channels = unpack(sizes.c) * C_ALIGN
     filters = unpack(sizes.k) * K_ALIGN
-    size_q = unpack(sizes.q) * Q_ALIGN
+    size_q = unpack(sizes.q) * ROW_ALIGN
     pid_m, pid_n, rest = tile_of(tl.program_id(0), unpack(sizes.tiles), tl.cdiv(filters, BLOCK_N), GROUP_M)
     group = rest
     if shared is not None:
