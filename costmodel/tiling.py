@@ -44,11 +44,12 @@ def itemsize(dtype: str) -> int:
 class Operand:
     """How a tensor lies in memory: `unit` is the axis of stride 1 (0 batch or filter, 1 channel, 4 last spatial, -1 none),
     `align` a power of two that divides every other stride and the offset of a group, in elements, `outside` one that divides
-    the strides."""
+    the strides, `far` that a program of the largest tile needs 64-bit offsets into it."""
 
     unit: int = 1
     align: int = MAX_ALIGN
     outside: int = MAX_ALIGN
+    far: bool = False
 
 
 @dataclass(frozen=True)

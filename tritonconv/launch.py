@@ -7,6 +7,7 @@ steady-state path looks it up, allocates and launches. No autotuning, no device 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -16,9 +17,9 @@ import triton
 
 from costmodel.depthwise import is_depthwise
 from costmodel.device import INTERPRETER, Device, find
-from costmodel.plan import select
+from costmodel.plan import MENU, select
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import Call, Operand, Plan, merge_groups
+from costmodel.tiling import Call, Operand, Plan, Tile, merge_groups
 from tritonconv import depthwise, gemm
 from tritonconv.epilogue import Epilogue, by_torch
 from tritonconv.kernels.epilogue import Fused
@@ -38,6 +39,9 @@ from tritonconv.prepared import FusedKey, Prepared, TensorKey, key
 
 #: What launches a plan's family: each checks a forced plan (`checked`), prepares a launch (`prepare`) and runs it (`run`).
 FAMILIES: dict[str, Any] = {"gather": gemm, "patch": gemm, "depthwise": depthwise}
+
+#: A tile as large as any of the menu along every axis.
+LARGEST = Tile(*map(max, zip(*itertools.chain(*MENU.values()), strict=True)))
 
 #: Kernel launches so far, by name. Tests read it to see that a kernel really ran.
 COUNTS: Counter[str] = Counter()
@@ -104,8 +108,12 @@ def describe(problem: ConvProblem, which: Pass, a: TensorKey, b: TensorKey, out:
     if is_depthwise(problem):
         return depthwise_operand(*a), depthwise_operand(*b), depthwise_operand(*out)
     weight = {Pass.FPROP: 1, Pass.DGRAD: 1, Pass.WGRAD: 2}[which]
-    found = [operand(shape, strides, problem.groups, 0 if i == weight else 1) for i, (shape, strides) in enumerate((a, b, out))]
-    return found[0], found[1], found[2]
+
+    def described(i: int, tensor: TensorKey) -> Operand:
+        found = operand(*tensor, problem.groups, 0 if i == weight else 1)
+        return found if gemm.fits_int32(problem, Plan(which, "gather", *LARGEST), tensor) else replace(found, far=True)
+
+    return described(0, a), described(1, b), described(2, out)
 
 
 @functools.lru_cache(maxsize=4096)
