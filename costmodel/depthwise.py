@@ -232,9 +232,8 @@ def launch_of(of: Layer, tile: Tile, rows: int, split: int) -> Launch:
         runs = -(-total // split)
         splits = -(-total // runs)
         lag = of.lag if block_r == r else 0
-        return Launch(
-            tiles_c, tiles_q, t * (r // block_r) * -(-s // block_s) * splits, runs * (min(rows, height) + lag), splits, runs
-        )
+        steps = rows if walks_columns(of, tile.taps) else min(rows, height) + lag
+        return Launch(tiles_c, tiles_q, t * (r // block_r) * -(-s // block_s) * splits, runs * steps, splits, runs)
     outer = of.outputs[0] * of.batch
     if tile.taps is not None:
         met = -(-t // of.tap_step[0]) * -(-r // of.tap_step[1]) * of.summed
@@ -246,8 +245,8 @@ def launch_of(of: Layer, tile: Tile, rows: int, split: int) -> Launch:
 
 
 def walks_columns(of: Layer, taps: tuple[int, int] | None) -> bool:
-    """Whether a program walks `rows` tiles along a row, for want of rows: the sliding window in 1-D."""
-    return of.rank < 2 and of.which != Pass.WGRAD and taps is None
+    """Whether a program walks `rows` tiles along a row, for want of rows: in 1-D the sliding window, and wgrad."""
+    return of.rank < 2 and (of.which == Pass.WGRAD or taps is None)
 
 
 def row_runs(of: Layer, rows: int) -> int:

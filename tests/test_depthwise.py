@@ -14,7 +14,7 @@ from oracle import check
 import tritonconv
 from costmodel import depthwise
 from costmodel.device import DEVICES
-from costmodel.plan import select
+from costmodel.plan import candidates, select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, Operand, Plan
 from tritonconv.kernels.window import tap_offsets
@@ -131,6 +131,8 @@ FORCED = [
     (LINE, "fprop:depthwise:2x8x1:w1:s3:rows3"),
     (LINE, "dgrad:depthwise:1x8x2:w1:s3:rows4"),
     (LINE, "wgrad:depthwise:4x8x1:w1:s3:split2"),
+    (LINE, "wgrad:depthwise:1x8x2:w1:s3:split2:rows3"),
+    (CASES["strided_line"], "wgrad:depthwise:2x4x2:w1:s3:rows2:taps1x2"),
 ]
 
 
@@ -282,6 +284,17 @@ def test_depthwise_is_chosen_by_predicted_time(which, operand):
     if which == Pass.DGRAD:  # the sum over 512 filters of one channel is a matrix product
         one = channelwise((32, 1, 56, 56), (7, 7), padding=3, multiplier=512)
         assert select(Call(one, which, "float16", "ieee", operand, operand, operand), device).family in ("gather", "tma")
+
+
+@pytest.mark.parametrize("operand", [Operand(), Operand(4, 8, 8)], ids=["channels-last", "contiguous"])
+def test_the_workspace_of_a_weight_gradient_does_not_grow_with_its_rows(operand):
+    """A row of 2^20 pixels takes no more parts than a picture."""
+    device = DEVICES["NVIDIA H100 80GB HBM3"]
+    for problem in (channelwise((1, 1024, 2**20), (4,)), channelwise((4, 64, 2**20), (63,), padding=31)):
+        call = Call(problem, Pass.WGRAD, "bfloat16", "ieee", operand, operand, operand)
+        for plan in candidates(call, device):
+            if plan.family == "depthwise":
+                assert depthwise.extra_bytes(call, plan) <= 2 * 4 * 1024 * math.prod(problem.weight_shape), plan
 
 
 def test_the_geometry_of_an_axis():

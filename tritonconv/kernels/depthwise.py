@@ -105,7 +105,7 @@ def slide_kernel(
     if RANK < 2:
         walk = rows
     pid_c, pid_q, pid = place_of(tl.program_id(0), channels, tl.cdiv(out_w, COLUMNS * GROUPS * walk), CHANNELS)
-    first = pid * 0
+    first = (pid * 0).to(INDEX)
     groups_h = 1
     if RANK >= 2:
         groups_h = tl.cdiv(out_h, OUT_H)

@@ -44,8 +44,8 @@ def strip_kernel(
     """partial[strip, (t, r, s), (k, i)] = sum over the rows and columns of a strip of dy[n, k, o, p, q] * x[n, group(k) * C / G
     + i, o*s_d - low_d + t*d_d, p*.., q*..]
 
-    A lane is a filter k with one channel i of its group. A program walks down the rows with BLOCK_R x BLOCK_S sums in
-    registers. Each row of x is read once and meets the LAG + 1 rows of dy that its taps reach.
+    A lane is a filter k with one channel i of its group. A program walks down the rows, in 1-D along its row, with BLOCK_R x
+    BLOCK_S sums in registers. Each row of x is read once and meets the LAG + 1 rows of dy that its taps reach.
     """
     T: tl.constexpr = KERNEL[0]
     R: tl.constexpr = KERNEL[1]
@@ -68,7 +68,10 @@ def strip_kernel(
     # program -> (pairs, taps, column tiles, part), pairs fastest; programs of other taps read the same rows next
     pid = tl.program_id(0)
     tiles_c = tl.cdiv(pairs, CHANNELS)
-    tiles_q = tl.cdiv(size_q, COLUMNS * GROUPS)
+    walk = 1  # 1-D has no rows: a program walks along its only row instead
+    if RANK < 2:
+        walk = rows
+    tiles_q = tl.cdiv(size_q, COLUMNS * GROUPS * walk)
     pid_c = pid % tiles_c
     pid = pid // tiles_c
     S_BLOCKS: tl.constexpr = (S + BLOCK_S - 1) // BLOCK_S
@@ -82,7 +85,7 @@ def strip_kernel(
     pid_q = pid % tiles_q
     split = pid // tiles_q
 
-    pair, tile = lanes_of(pid_q.to(INDEX), CHANNELS, GROUPS, X_UNIT == 4)
+    pair, tile = lanes_of((pid_q * walk).to(INDEX), CHANNELS, GROUPS, X_UNIT == 4)
     pair += pid_c * CHANNELS
     lanes = pair < pairs  # [LANES]
     channel = pair // (FILTERS * PER_FILTER) * PER_FILTER
@@ -102,7 +105,7 @@ def strip_kernel(
     begin = split * unpack(runs[0])
     for step in range(0, tl.minimum(unpack(runs[0]), unpack(runs[1]) - begin)):
         run = begin + step
-        first = run * 0
+        first = (run * 0).to(INDEX)
         image = run
         plane_ok = tl.full((), True, tl.int1)
         x_plane = (run * 0).to(INDEX)
@@ -121,7 +124,7 @@ def strip_kernel(
         y_base = dy_ptr + image.to(tl.int64) * wide(dy_strides.outer, DY_ALIGN, DY_UNIT == 0)
         x_ptrs = spread(x_base, x_offset + x_plane, x_w, X_WIDTH)
         y_ptrs = spread(y_base, y_offset + y_plane, y_q, DY_WIDTH)
-        end = first + 1
+        end = first + rows
         if RANK >= 2:
             end = tl.minimum(first + rows, size_p)
         # rows i - LAG to i - 1 of dy, as loaded: Triton 3.6's compiler aborts on converted values that a loop carries
@@ -131,7 +134,10 @@ def strip_kernel(
             for e in tl.static_range(IN_H):
                 if meets_row(ROWS, e, IN_H):
                     x_ok = plane_ok
-                    x_row = i * 0
+                    if RANK < 2:
+                        x_walked = i * (GROUPS * COLUMNS * STRIDE[2])
+                        x_row = x_walked * x_w
+                        x_masks = column_masks(x_column + x_walked, unpack(sizes.in_w), lanes, LOADS, X_WIDTH, LANED)
                     if RANK >= 2:
                         h = i * IN_H + (e + r_first * DILATION[1] - unpack(sizes.shift_h))
                         x_ok = x_ok & inside(h, unpack(sizes.in_h))
@@ -140,7 +146,10 @@ def strip_kernel(
                 else:
                     window = window + zeros(WINDOW, LANES, ACC)
             y_ok = plane_ok
-            y_row = i * 0
+            if RANK < 2:
+                y_walked = i * (GROUPS * COLUMNS)
+                y_row = y_walked * y_q
+                y_masks = column_masks(y_column + y_walked, size_q, lanes, COLUMNS // DY_WIDTH, DY_WIDTH, LANED)
             if RANK >= 2:
                 y_ok = y_ok & (i < end)
                 y_row = i * y_p
