@@ -7,6 +7,7 @@ and adds up differs. Plain arithmetic, standard library only.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 from costmodel import depthwise_choice as choice
 from costmodel.algebra import ceil_div
@@ -29,6 +30,8 @@ from costmodel.timing import Prediction
 
 #: Most taps: all of them stay in registers, and the code is unrolled over them.
 MAX_TAPS = 16
+#: Registers a thread that the backward pass may count on: above, the compiler kept values on the stack (sm_90, 16 taps).
+MAX_REGISTERS_BACKWARD = 160
 #: Instructions of an exponential activation, and of its derivative, beside the multiply-adds.
 SILU, SILU_BACKWARD = 10, 14
 
@@ -51,19 +54,30 @@ def compulsory(problem: ConvProblem, size: int, backward: bool = False, state: b
     return int(size * ((3 if backward else 2) * (rows + channels * taps) + states))
 
 
-def work(call: Call, columns: int, activation: bool, backward: bool) -> Work:
+class Kind(NamedTuple):
+    """What a call asks for besides the sums."""
+
+    activation: bool = False
+    backward: bool = False
+    state: bool = False
+    ids: bool = False
+
+
+def work(call: Call, columns: int, kind: Kind) -> Work:
     """What a thread does in a trip, for each of its lanes."""
-    forward = work_of(call, columns, None)
+    forward, activation = work_of(call, columns, None), kind.activation
     (taps,) = call.problem.kernel_size
-    if not backward:
-        return forward._replace(multiply_adds=forward.multiply_adds + SILU * columns * activation)
+    besides = (taps - 1) * (kind.state + columns * kind.ids)  # states, and what a column sees where that is not the window
+    if not kind.backward:
+        adds = forward.multiply_adds + SILU * columns * activation
+        return forward._replace(held=forward.held + besides, multiply_adds=adds)
     made = columns + taps - 1  # columns of dz
     window = (made if activation else columns) + taps - 1
     width = width_of(call, columns, None)
     extra = 1 if width > 1 else 0
     adds = 2 * columns * taps + columns + activation * made * (taps + SILU_BACKWARD)
     return Work(
-        held=2 * taps + 1 + columns,
+        held=2 * taps + 1 + columns + besides,
         read=window,
         loads=ceil_div(window, width) + extra,
         beside=made,
@@ -83,9 +97,9 @@ def parts(call: Call, plan: Plan) -> int:
     return call.problem.batch * launch(call, plan).tiles_q
 
 
-def registers(call: Call, plan: Plan, activation: bool, backward: bool) -> int:
+def registers(call: Call, plan: Plan, kind: Kind) -> int:
     """Registers a thread needs, roughly."""
-    done = work(call, plan.block_m, activation, backward)
+    done = work(call, plan.block_m, kind)
     return int(40 + tile_of(plan).each * registers_a_lane(call, done, None))
 
 
@@ -94,27 +108,25 @@ def stored_together(call: Call, plan: Plan) -> int:
     return together_of(call, plan.block_m)
 
 
-def candidates(call: Call, device: Device, activation: bool, backward: bool) -> list[Plan]:
-    """Tiles that fit the registers, each with every length of a program's walk."""
+def candidates(call: Call, device: Device, kind: Kind) -> list[Plan]:
+    """Tiles that fit the registers, each with every length of a program's walk; where none does, those that need the fewest."""
     of, most = layer_of(call.problem, Pass.FPROP), max_registers(call, device)
+    most = min(most, MAX_REGISTERS_BACKWARD) if kind.backward else most
     found = []
     for option in choice.options(call, of, device):
-        tile = option.tile
-        if tile.taps is not None or tile.pack:
-            continue
-        for rows, _ in choice.walks(of, tile, device):
-            plan = option.plan(Pass.FPROP, rows, 1)
-            if registers(call, plan, activation, backward) <= most:
-                found.append(plan)
-    return found
+        if option.tile.taps is None and not option.tile.pack:
+            plans = [option.plan(Pass.FPROP, rows, 1) for rows, _ in choice.walks(of, option.tile, device)]
+            found += [(registers(call, plan, kind), plan) for plan in plans]
+    most = max(most, min(needed for needed, _ in found))
+    return [plan for needed, plan in found if needed <= most]
 
 
-def predict(call: Call, plan: Plan, device: Device, *, activation: bool = False, backward: bool = False) -> Prediction:
+def predict(call: Call, plan: Plan, device: Device, kind: Kind) -> Prediction:
     """Seconds of a pass under a plan: launches, then the largest of DRAM, L2, instruction issue and exposed latency."""
     of, tile, size = layer_of(call.problem, Pass.FPROP), tile_of(plan), itemsize(call.dtype)
-    done, launched = work(call, tile.columns, activation, backward), launch(call, plan)
-    moved = compulsory(call.problem, size, backward)
-    if backward:
+    done, launched = work(call, tile.columns, kind), launch(call, plan)
+    moved = compulsory(call.problem, size, kind.backward, kind.state)
+    if kind.backward:
         (taps,) = call.problem.kernel_size
         moved += 2 * max(4, size) * parts(call, plan) * call.problem.in_channels * (taps + 1)
     constants = device.calibration("depthwise")
@@ -122,9 +134,9 @@ def predict(call: Call, plan: Plan, device: Device, *, activation: bool = False,
         seconds, waves, bound = choice.interpreted(done, launched, tile.lanes), float(launched.programs), "the interpreter"
     else:
         pace = choice.pace_of(device)
-        option = choice.Option(tile, done, registers(call, plan, activation, backward))
+        option = choice.Option(tile, done, registers(call, plan, kind))
         rates = choice.rates_of(call, of, option, pace)
-        rates = rates._replace(overhead=rates.overhead * (2 if backward else 1))
+        rates = rates._replace(overhead=rates.overhead * (2 if kind.backward else 1))
         terms = choice.terms_of(rates, launched, tile, moved, pace)
         seconds = choice.seconds_of(rates, terms, pace)
         waves = launched.programs * tile.warps / (device.sm_count * rates.resident)
@@ -136,10 +148,9 @@ def predict(call: Call, plan: Plan, device: Device, *, activation: bool = False,
 
 
 @lru_cache(maxsize=1024)
-def select(call: Call, device: Device, activation: bool, backward: bool) -> Plan:
+def select(call: Call, device: Device, kind: Kind) -> Plan:
     """The plan of least predicted time."""
-    found = candidates(call, device, activation, backward)
-    return min(found, key=lambda plan: predict(call, plan, device, activation=activation, backward=backward).seconds)
+    return min(candidates(call, device, kind), key=lambda plan: predict(call, plan, device, kind).seconds)
 
 
 def forecast(
@@ -160,5 +171,5 @@ def forecast(
     """
     device = find_device(device) if isinstance(device, str) else device
     call = channels_last(problem_of(batch, channels, length, taps), Pass.FPROP, dtype)
-    plan = select(call, device, activation, backward)
-    return predict(call, plan, device, activation=activation, backward=backward)
+    kind = Kind(activation, backward)
+    return predict(call, select(call, device, kind), device, kind)

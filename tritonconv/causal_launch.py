@@ -105,7 +105,7 @@ def prepare(
     """Tile, arguments and constants of the forward pass, or with `dy` of the backward pass."""
     a, b, out = (depthwise_operand(*t) for t in (x, w, y))
     call = Call(problem, Pass.FPROP, DTYPES[dtype], "ieee", a, b, out, "heavy" if activation else "")
-    plan = model.select(call, device_model(device), bool(activation), dy is not None)
+    plan = model.select(call, device_model(device), model.Kind(bool(activation), dy is not None, *features[:2]))
     programs = model.launch(call, plan).programs
     if programs > INT32_MAX:
         raise RuntimeError(f"causal_conv1d of {problem} needs {programs} programs, more than a CUDA grid of {INT32_MAX} holds")

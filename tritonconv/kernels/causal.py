@@ -87,7 +87,7 @@ def seen(
     COUNT: tl.constexpr,
     TAPS: tl.constexpr,
     IDS: tl.constexpr,
-    PACKED: tl.constexpr,
+    PACKED: tl.constexpr,  # with a state
     ACC: tl.constexpr,
 ):
     """Entry j * TAPS + d: what column j sees d columns back. Zero in another sequence; its own state where it has one."""
@@ -96,15 +96,31 @@ def seen(
         for d in tl.static_range(TAPS):
             value = window[j + TAPS - 1 - d]
             if IDS and d > 0:
-                own = ids[j + TAPS - 1]
-                same = ids[j + TAPS - 1 - d] == own
-                value = tl.where(same, value, 0.0)
-                if PACKED:
-                    start = tl.load(sequences.starts + own, mask=own >= 0, other=0)
-                    at = own.to(tl.int64) * unpack(sequences.state_strides[0])
-                    at += (column + (j + TAPS - 1 - d) - start) * unpack(sequences.state_strides[2])
-                    mask = tl.where((own >= 0) & (column + (j - d) < start), lanes, False)
-                    value += tl.load(state_ptrs + at, mask=mask, other=0.0).to(ACC)
+                value = tl.where(ids[j + TAPS - 1 - d] == ids[j + TAPS - 1], value, 0.0)
+            found = found + (value,)
+    if PACKED:
+        changes = tl.max((ids[0] != ids[COUNT + TAPS - 2] + tl.zeros_like(lanes).to(tl.int32)).to(tl.int32), 0)
+        if changes > 0:  # few tiles meet the start of a sequence
+            found = before_starts(found, ids, sequences, state_ptrs, column, lanes, COUNT, TAPS, ACC)
+    return found
+
+
+@triton.jit
+def before_starts(
+    values, ids, sequences, state_ptrs, column, lanes, COUNT: tl.constexpr, TAPS: tl.constexpr, ACC: tl.constexpr
+):
+    """The values of `seen`, with a sequence's state where a column sees what lies before its start."""
+    found = ()
+    for j in tl.static_range(COUNT):
+        own = ids[j + TAPS - 1]
+        start = tl.load(sequences.starts + own, mask=own >= 0, other=0)
+        state = own.to(tl.int64) * unpack(sequences.state_strides[0])
+        for d in tl.static_range(TAPS):
+            value = values[j * TAPS + d]
+            if d > 0:
+                mask = tl.where((own >= 0) & (column + (j - d) < start), lanes, False)
+                at = state + (column + (j + TAPS - 1 - d) - start) * unpack(sequences.state_strides[2])
+                value += tl.load(state_ptrs + at, mask=mask, other=0.0).to(ACC)
             found = found + (value,)
     return found
 
