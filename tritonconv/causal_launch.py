@@ -16,6 +16,7 @@ import triton.language as tl
 from costmodel import causal as model
 from costmodel.algebra import ceil_div
 from costmodel.depthwise import REDUCE_BLOCK, REDUCE_PARTS, is_planes, width_of
+from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import MAX_ALIGN, Call, Operand, Plan, itemsize
 from tritonconv.depthwise import fits_int32
@@ -93,7 +94,7 @@ def width_along(tensor: Operand, call: Call, columns: int) -> int:
 def prepare(
     problem: ConvProblem,
     dtype: torch.dtype,
-    device: int,
+    device: Device,
     x: TensorKey,
     w: TensorKey,
     y: TensorKey,  # dx for the backward pass
@@ -101,11 +102,13 @@ def prepare(
     bias_stride: int | None,
     activation: str,
     features: tuple[bool, bool, bool],  # a state, ids, and those of packed sequences
+    forced: str = "",  # a plan
 ) -> Prepared:
     """Tile, arguments and constants of the forward pass, or with `dy` of the backward pass."""
     a, b, out = (depthwise_operand(*t) for t in (x, w, y))
     call = Call(problem, Pass.FPROP, DTYPES[dtype], "ieee", a, b, out, "heavy" if activation else "")
-    plan = model.select(call, device_model(device), model.Kind(bool(activation), dy is not None, *features[:2]))
+    kind = model.Kind(bool(activation), dy is not None, *features[:2])
+    plan = Plan.parse(forced) if forced else model.select(call, device, kind)
     programs = model.launch(call, plan).programs
     if programs > INT32_MAX:
         raise RuntimeError(f"causal_conv1d of {problem} needs {programs} programs, more than a CUDA grid of {INT32_MAX} holds")
@@ -159,7 +162,7 @@ def prepared_for(
 ) -> Prepared:
     batch, channels, length = x.shape
     problem = model.problem_of(batch, channels, length, w.shape[1])
-    device = x.device.index if x.is_cuda else -1
+    device = device_model(x.device.index if x.is_cuda else -1)
     state = given.state is not None and w.shape[1] > 1
     features = state, given.ids is not None, given.starts is not None
     stride = None if b is None else b.stride(0)
