@@ -127,13 +127,21 @@ def measured() -> Iterator[tuple[Row, Figures]]:
 
 
 def run() -> None:
-    """Print the table."""
+    """Print the table, and the causal convolution's behind it."""
+    from bench import causal  # which takes `Figures` from here
+
     console = Console()
     shown = Table(title=f"Triton {triton.__version__}, sm_90, bfloat16", box=SIMPLE, padding=(0, 1, 0, 0))
     for heading in ("kernel", "plan", "regs", "spills", "trip", "an output", "loads", "FMA a load"):
         shown.add_column(heading, justify="left" if heading in ("kernel", "plan", "loads") else "right", no_wrap=True)
+
+    def add(name: str, plan: str, got: Figures) -> None:
+        counts = (str(got.found.registers), str(got.found.spills), str(got.found.trip.instructions), f"{got.per_output:.2f}")
+        shown.add_row(name, plan.split(":", 2)[2], *counts, got.loads, f"{got.fma_per_load:.1f}")
+
     for row, got in measured():
-        plan = row.plan.split(":", 2)[2]
-        figures = (str(got.found.registers), str(got.found.spills), str(got.found.trip.instructions), f"{got.per_output:.2f}")
-        shown.add_row(row.name, plan, *figures, got.loads, f"{got.fma_per_load:.1f}")
+        add(row.name, row.plan, got)
+    for each in causal.ROWS:
+        name = f"{each.name} {'channels-last' if each.channels_last else 'contiguous'}"
+        add(name, each.plan, causal.figures(each))
     Console(width=None if console.is_terminal else 200).print(shown)

@@ -20,6 +20,7 @@ TMA_WGRAD = ("tests/test_tma_wgrad.py", "-k", "test_dy_may or test_a_forced or t
 DEPTHWISE = ("tests/test_depthwise.py",)
 DEPTHWISE_GROUPS = ("tests/test_depthwise_groups.py",)
 ON_DEPTHWISE = ("tests/test_fused.py", "-k", "test_depthwise_kernels or test_depthwise_taps")
+CAUSAL = ("tests/test_causal.py", "-k", "definition or single_tokens or shorter or behind_the_last")
 FUSED = ("tests/test_fused.py", "-k", "test_each_part_alone or test_second_derivative or test_small_tiles")
 
 
@@ -263,6 +264,85 @@ MUTATIONS = [
     ),
     Mutation(
         "epilogue", "a residual of another image", "fprop.py", "base = ptr + image * wide", "base = ptr + 0 * wide", FUSED
+    ),
+    Mutation("causal", "an off-by-one tap", "causal.py", "weights[TAPS - 1 - d]", "weights[d]", CAUSAL),
+    Mutation(
+        "causal", "a state one column late", "causal.py", "(column + v) * step, mask", "(column + v - 1) * step, mask", CAUSAL
+    ),
+    Mutation(
+        "causal", "another sequence's columns", "causal.py", "ids[j + TAPS - 1 - d] == ids[j + TAPS - 1]", "d == d", CAUSAL
+    ),
+    Mutation("causal", "starts without their state", "causal.py", "if changes > 0:", "if changes > 1:", CAUSAL),
+    Mutation(
+        "causal",
+        "another sequence's state",
+        "causal.py",
+        "state = own.to(tl.int64) *",
+        "state = 0 * own.to(tl.int64) *",
+        CAUSAL,
+    ),
+    Mutation("causal", "columns of nobody kept", "causal.py", ">= 0, made[j], 0.0)", ">= -1, made[j], 0.0)", CAUSAL),
+    Mutation(
+        "causal", "the derivative of another z", "causal_backward.py", "(1.0 + z * (1.0 - s))", "(1.0 - z * (1.0 - s))", CAUSAL
+    ),
+    Mutation(
+        "causal",
+        "a gradient from another sequence",
+        "causal_backward.py",
+        "ids[j + d + TAPS - 1] == ids[j + TAPS - 1]",
+        "d == d",
+        CAUSAL,
+    ),
+    Mutation(
+        "causal",
+        "the final state's gradient lost",
+        "causal_backward.py",
+        "reached = (place >= 0) &",
+        "reached = (place > 0) &",
+        CAUSAL,
+    ),
+    Mutation(
+        "causal",
+        "a part that overwrites another",
+        "causal_backward.py",
+        "part.to(tl.int64) * ((TAPS",
+        "0 * part.to(tl.int64) * ((TAPS",
+        CAUSAL,
+    ),
+    Mutation(
+        "causal",
+        "a short sequence forgets",
+        "causal_state.py",
+        "value = tl.where(u < 0, before, value)",
+        "value = value",
+        CAUSAL,
+    ),
+    Mutation(
+        "causal",
+        "a state's gradient one tap off",
+        "causal_state.py",
+        "weights[i - t] * dz[t]",
+        "weights[i - t + 1] * dz[t]",
+        CAUSAL,
+    ),
+    Mutation(
+        "causal",
+        "a state that is not handed on",
+        "causal_state.py",
+        "mask=tl.where(i >= length, lanes",
+        "mask=tl.where(i > length, lanes",
+        CAUSAL,
+    ),
+    Mutation(
+        "causal", "a ring read from its wrong end", "causal_state.py", "(had + (STATE - (TAPS - 1) + i))", "(had + i)", CAUSAL
+    ),
+    Mutation(
+        "causal",
+        "a state of nobody written",
+        "causal_state.py",
+        "ours = tl.where(entry >= 0, lanes",
+        "ours = tl.where(entry >= -1, lanes",
+        CAUSAL,
     ),
 ]
 

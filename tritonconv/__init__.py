@@ -1,6 +1,7 @@
 """The convolutions of torch.nn.functional as Triton kernels, forward and backward, called exactly as torch's."""
 
 from tritonconv import nn
+from tritonconv.causal import causal_conv1d, causal_conv1d_update
 from tritonconv.convert import convert
 from tritonconv.explain import Explanation, explain
 from tritonconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
@@ -15,6 +16,8 @@ from tritonconv.fused import (
 
 __all__ = [
     "Explanation",
+    "causal_conv1d",
+    "causal_conv1d_update",
     "conv1d",
     "conv1d_fused",
     "conv2d",

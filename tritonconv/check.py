@@ -5,7 +5,7 @@ Every message names the argument, what came and what was expected. Nothing is la
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -71,6 +71,13 @@ def tensors(function: str, rank: int, input: Any, weight: Any, bias: Any, **othe
         raise RuntimeError(
             f"{function}(): expected {rank + 1}D (unbatched) or {rank + 2}D (batched) input, got input {list(input.shape)}"
         )
+    alike(function, "input", given)
+
+
+def alike(function: str, first: str, given: Mapping[str, torch.Tensor | None]) -> None:
+    """One device and, as autocast leaves them, one of the dtypes served: those of the argument named `first`."""
+    input = given[first]
+    assert input is not None
     dtype = cast_dtype(input)
     for name, value in given.items():
         if value is None:
@@ -83,11 +90,12 @@ def tensors(function: str, rank: int, input: Any, weight: Any, bias: Any, **othe
             )
         if cast_dtype(value) != dtype:
             raise RuntimeError(
-                f"{function}(): input and {name} must have the same dtype, got input {input.dtype} and {name} {value.dtype}"
+                f"{function}(): {first} and {name} must have the same dtype, got {first} {input.dtype} and {name} {value.dtype}"
             )
         if value.device != input.device:
             raise RuntimeError(
-                f"{function}(): input and {name} must be on the same device, got input {input.device} and {name} {value.device}"
+                f"{function}(): {first} and {name} must be on the same device, got {first} {input.device} and {name} "
+                f"{value.device}"
             )
 
 

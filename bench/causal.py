@@ -1,0 +1,112 @@
+"""What the compiler makes of the causal convolution, read back from machine code; needs no GPU. `bench.depthwise` prints it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from bench.aot import Pointer, compile_ahead
+from bench.depthwise import Figures
+from bench.sass import audit
+from costmodel import causal as model
+from costmodel.depthwise import is_planes
+from costmodel.device import DEVICES, Device
+from costmodel.problem import ConvProblem, Pass
+from costmodel.tiling import Call, Plan
+from tritonconv import causal_launch
+from tritonconv.kernels.causal import Sequences, causal_kernel
+from tritonconv.kernels.causal_backward import causal_backward_kernel
+from tritonconv.layout import depthwise_operand
+from tritonconv.prepared import TensorKey, wide
+
+#: A GPU of each architecture.
+NAMED = {80: "NVIDIA A100-SXM4-80GB", 90: "NVIDIA H100 80GB HBM3", 100: "NVIDIA B200"}
+NOTHING, STATE, IDS, PACKED = (False, False, False), (True, False, False), (False, True, False), (True, True, True)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel to compile, of x [8, 2048, 2048]. `plan`: "" for the one that the library takes. `limit`: instructions an
+    output."""
+
+    name: str
+    taps: int
+    channels_last: bool
+    plan: str = ""
+    limit: float = float("inf")
+    activation: str = ""
+    backward: bool = False
+    features: tuple[bool, bool, bool] = NOTHING
+    arch: int = 90
+    dtype: torch.dtype = torch.bfloat16
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return 8, 2048, 2048
+
+    @property
+    def x(self) -> TensorKey:
+        _, channels, length = self.shape
+        strides = (length * channels, 1, channels) if self.channels_last else (channels * length, length, 1)
+        return self.shape, strides
+
+    @property
+    def kind(self) -> model.Kind:
+        return model.Kind(bool(self.activation), self.backward, *self.features[:2])
+
+    def chosen(self) -> Plan:
+        """The plan to compile."""
+        if self.plan:
+            return Plan.parse(self.plan)
+        x, w = (depthwise_operand(*t) for t in (self.x, self.w))
+        after = "heavy" if self.activation else ""
+        call = Call(self.problem, Pass.FPROP, str(self.dtype).removeprefix("torch."), "ieee", x, w, x, after)
+        assert is_planes(call) != self.channels_last
+        return model.select(call, self.device, self.kind)
+
+    @property
+    def problem(self) -> ConvProblem:
+        return model.problem_of(*self.shape, self.taps)
+
+    @property
+    def w(self) -> TensorKey:
+        return (2048, 1, self.taps), (self.taps, 1, 1)
+
+    @property
+    def device(self) -> Device:
+        return DEVICES[NAMED[self.arch]]
+
+
+ROWS = (
+    Row("causal, 4 taps", 4, True, "fprop:depthwise:16x256x1:w1:s3:rows8", 8.9),
+    Row("causal, 4 taps", 4, False, "fprop:depthwise:8x1x32:w1:s3:rows8", 12.6),
+    Row("causal, 4 taps, silu", 4, True, "fprop:depthwise:16x256x1:w1:s3:rows8", 25, "silu"),
+    Row("causal, 4 taps, silu", 4, False, "fprop:depthwise:8x1x32:w1:s3:rows8", 31, "silu"),
+    Row("gradients, 4 taps, silu", 4, True, "fprop:depthwise:8x64x1:w1:s3:rows16", 65, "silu", True),
+    Row("gradients, 4 taps, silu", 4, False, "fprop:depthwise:8x2x32:w1:s3:rows4", 54, "silu", True),
+)
+
+
+def figures(row: Row) -> Figures:
+    """Compile a row and count."""
+    plan, element = row.chosen(), Pointer(row.dtype)
+    dy = row.x if row.backward else None
+    prepared = causal_launch.prepare(
+        row.problem, row.dtype, row.device, row.x, row.w, row.x, dy, 1, row.activation, row.features, str(plan)
+    )
+    state, ids, packed = row.features
+    number = Pointer(torch.int32)
+    sequences = Sequences(element if state else None, number if ids else None, number if packed else None, (5, 5, 5))
+    if row.backward:
+        *strides, lengths = prepared.arguments
+        dfinal, partial = element if state else None, Pointer(wide(row.dtype))
+        tensors = (element, element, element, element, dfinal, element, partial)
+        kernel, arguments = causal_backward_kernel, (*tensors, sequences, *strides, (5, 5, 5), lengths)
+    else:
+        kernel, arguments = causal_kernel, (element, element, element, element, sequences, *prepared.arguments)
+    named = dict(zip(kernel.arg_names, arguments, strict=False)) | prepared.constants
+    warps, stages = named.pop("num_warps"), named.pop("num_stages")
+    found = audit(compile_ahead(kernel, named, arch=row.arch, num_warps=warps, num_stages=stages))
+    outputs = plan.block_m * plan.block_n * plan.block_k / (32 * plan.num_warps)
+    return Figures(found, outputs, found.trip.instructions / outputs)

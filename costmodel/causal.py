@@ -1,0 +1,175 @@
+"""The causal depthwise convolution of sequences: what it counts, which tile its kernels take, how long that takes.
+
+Its tiles are those of the depthwise kernels in 1-D, its time theirs too (`depthwise_choice`): only what a thread reads, holds
+and adds up differs. Plain arithmetic, standard library only.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from costmodel import depthwise_choice as choice
+from costmodel.algebra import ceil_div
+from costmodel.depthwise import (
+    Launch,
+    Work,
+    launch_of,
+    layer_of,
+    max_registers,
+    registers_a_lane,
+    tile_of,
+    together_of,
+    width_of,
+    work_of,
+)
+from costmodel.device import Device, find_device
+from costmodel.problem import ConvProblem, Pass
+from costmodel.tiling import Call, Plan, channels_last, itemsize
+from costmodel.timing import Prediction
+
+#: Most taps: all of them stay in registers, and the code is unrolled over them.
+MAX_TAPS = 16
+#: Registers a thread that the backward pass may count on: above, the compiler kept values on the stack (sm_90, 16 taps).
+MAX_REGISTERS_BACKWARD = 160
+#: Instructions of an exponential activation, and of its derivative, beside the multiply-adds.
+SILU, SILU_BACKWARD = 10, 14
+
+
+def problem_of(batch: int, channels: int, length: int, taps: int) -> ConvProblem:
+    """The convolution that a call is without states: x [B, C, L], w [C, 1, K], K - 1 zeros before each row."""
+    return ConvProblem.conv((batch, channels, length), (channels, 1, taps), (1,), ((taps - 1, 0),), (1,), channels)
+
+
+def flops(batch: int, channels: int, length: int, taps: int, backward: bool = False) -> int:
+    """Dense FLOP, 2 * MAC, of the forward pass, or of both gradients; the activation is not counted."""
+    return 2 * batch * channels * length * taps * (2 if backward else 1)
+
+
+def compulsory(problem: ConvProblem, size: int, backward: bool = False, state: bool = False) -> int:
+    """Bytes that a pass moves at least: x and y, or x, dy and dx; the weights; states where there are any."""
+    (taps,), channels = problem.kernel_size, problem.in_channels
+    rows = problem.batch * channels * problem.input_size[0]
+    states = 2 * problem.batch * channels * (taps - 1) if state else 0
+    return int(size * ((3 if backward else 2) * (rows + channels * taps) + states))
+
+
+class Kind(NamedTuple):
+    """What a call asks for besides the sums."""
+
+    activation: bool = False
+    backward: bool = False
+    state: bool = False
+    ids: bool = False
+
+
+def work(call: Call, columns: int, kind: Kind) -> Work:
+    """What a thread does in a trip, for each of its lanes."""
+    forward, activation = work_of(call, columns, None), kind.activation
+    (taps,) = call.problem.kernel_size
+    besides = (taps - 1) * (kind.state + columns * kind.ids)  # states, and what a column sees where that is not the window
+    if not kind.backward:
+        adds = forward.multiply_adds + SILU * columns * activation
+        return forward._replace(held=forward.held + besides, multiply_adds=adds)
+    made = columns + taps - 1  # columns of dz
+    window = (made if activation else columns) + taps - 1
+    width = width_of(call, columns, None)
+    extra = 1 if width > 1 else 0
+    adds = 2 * columns * taps + columns + activation * made * (taps + SILU_BACKWARD)
+    return Work(
+        held=2 * taps + 1 + columns + besides,
+        read=window,
+        loads=ceil_div(window, width) + extra,
+        beside=made,
+        beside_loads=ceil_div(made, width) + extra,
+        multiply_adds=adds,
+        stored=columns,
+    )
+
+
+def launch(call: Call, plan: Plan) -> Launch:
+    """Programs of a plan."""
+    return launch_of(layer_of(call.problem, Pass.FPROP), tile_of(plan), plan.rows, 1)
+
+
+def parts(call: Call, plan: Plan) -> int:
+    """Partial sums of every weight that the backward pass makes: one of each program along a sequence."""
+    return call.problem.batch * launch(call, plan).tiles_q
+
+
+def registers(call: Call, plan: Plan, kind: Kind) -> int:
+    """Registers a thread needs, roughly."""
+    done = work(call, plan.block_m, kind)
+    return int(40 + tile_of(plan).each * registers_a_lane(call, done, None))
+
+
+def stored_together(call: Call, plan: Plan) -> int:
+    """Columns of the result that go together: all of a tile or one."""
+    return together_of(call, plan.block_m)
+
+
+def candidates(call: Call, device: Device, kind: Kind) -> list[Plan]:
+    """Tiles that fit the registers, each with every length of a program's walk; where none does, those that need the fewest."""
+    of, most = layer_of(call.problem, Pass.FPROP), max_registers(call, device)
+    most = min(most, MAX_REGISTERS_BACKWARD) if kind.backward else most
+    found = []
+    for option in choice.options(call, of, device):
+        if option.tile.taps is None and not option.tile.pack:
+            plans = [option.plan(Pass.FPROP, rows, 1) for rows, _ in choice.walks(of, option.tile, device)]
+            found += [(registers(call, plan, kind), plan) for plan in plans]
+    most = max(most, min(needed for needed, _ in found))
+    return [plan for needed, plan in found if needed <= most]
+
+
+def predict(call: Call, plan: Plan, device: Device, kind: Kind) -> Prediction:
+    """Seconds of a pass under a plan: launches, then the largest of DRAM, L2, instruction issue and exposed latency."""
+    of, tile, size = layer_of(call.problem, Pass.FPROP), tile_of(plan), itemsize(call.dtype)
+    done, launched = work(call, tile.columns, kind), launch(call, plan)
+    moved = compulsory(call.problem, size, kind.backward, kind.state)
+    if kind.backward:
+        (taps,) = call.problem.kernel_size
+        moved += 2 * max(4, size) * parts(call, plan) * call.problem.in_channels * (taps + 1)
+    constants = device.calibration("depthwise")
+    if device.interpreted:
+        seconds, waves, bound = choice.interpreted(done, launched, tile.lanes), float(launched.programs), "the interpreter"
+    else:
+        pace = choice.pace_of(device)
+        option = choice.Option(tile, done, registers(call, plan, kind))
+        rates = choice.rates_of(call, of, option, pace)
+        rates = rates._replace(overhead=rates.overhead * (2 if kind.backward else 1))
+        terms = choice.terms_of(rates, launched, tile, moved, pace)
+        seconds = choice.seconds_of(rates, terms, pace)
+        waves = launched.programs * tile.warps / (device.sm_count * rates.resident)
+        bound = ("DRAM", "instruction issue", "latency", "L2")[terms.index(max(terms))]
+        bound = "launch" if rates.overhead > seconds - rates.overhead else bound
+    use = min(1.0, call.problem.macs / max(1, launched.programs * launched.trips * tile.lanes * tile.columns * of.kernel[2]))
+    interval = constants.low * seconds, constants.high * seconds
+    return Prediction(seconds, launched.programs, waves, use, moved, bound, *interval, constants.source)
+
+
+@lru_cache(maxsize=1024)
+def select(call: Call, device: Device, kind: Kind) -> Plan:
+    """The plan of least predicted time."""
+    return min(candidates(call, device, kind), key=lambda plan: predict(call, plan, device, kind).seconds)
+
+
+def forecast(
+    batch: int,
+    channels: int,
+    length: int,
+    taps: int,
+    device: Device | str = "h100",
+    *,
+    dtype: str = "bfloat16",
+    activation: bool = True,
+    backward: bool = False,
+) -> Prediction:
+    """Seconds of one pass on dense channels-last tensors, for a caller without tensors. ValueError for an unknown device.
+
+    >>> print(f"{forecast(8, 2048, 2048, 4).bytes / 1e6:.0f} MB")
+    134 MB
+    """
+    device = find_device(device) if isinstance(device, str) else device
+    call = channels_last(problem_of(batch, channels, length, taps), Pass.FPROP, dtype)
+    kind = Kind(activation, backward)
+    return predict(call, select(call, device, kind), device, kind)

@@ -1,0 +1,94 @@
+"""The short convolutions of state-space models: depthwise, along a sequence, each output of its own and earlier columns only.
+
+The meaning is that of the package causal-conv1d (https://github.com/Dao-AILab/causal-conv1d, `causal_conv1d_fn` and
+`causal_conv1d_update`); this file takes its arguments. Kernels: `tritonconv.kernels.causal`.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from tritonconv import causal_check as check
+from tritonconv import causal_op  # noqa: F401  registers the ops
+
+_OPS = torch.ops.tritonconv
+_ACTIVATIONS = {None: "", "silu": "silu", "swish": "silu"}
+
+
+def causal_conv1d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+    initial_state: torch.Tensor | None = None,
+    return_final_state: bool = False,
+    seq_idx: torch.Tensor | None = None,
+    cu_seqlens: torch.Tensor | None = None,
+    *,
+    layout: str = "BCL",
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """out[b, c, t] = act(bias[c] + sum_j weight[c, j] * x[b, c, t - K + 1 + j]), zeros or `initial_state` before t = 0.
+
+    x [B, C, L], weight [C, K] with K from 1 to 16, bias [C]; out has the shape of x and its memory layout. Channels-last is
+    fastest: x whose channels are neighbours in memory (`(B, L, C)` transposed) is read as it lies, and `layout="BLC"` takes x
+    and answers out as [B, L, C]. activation: None, "silu" or "swish", which is the same. float16, bfloat16, float32, float64,
+    added up in float32 (float64 for float64) and rounded once.
+
+    initial_state [B, C, K - 1]: the columns before t = 0, the oldest first. return_final_state: answers (out, final), where
+    final [B, C, K - 1] is the initial_state of what follows, also where L < K - 1. Both may be differentiated.
+
+    seq_idx int32 [B, L]: taps that reach a column of another number add nothing, and a column of a negative number is zero.
+    cu_seqlens int32 [S + 1], rising from 0 to L: x [1, C, L] is S sequences one after another, some perhaps empty; both states
+    are then [S, C, K - 1]. Columns behind its last entry are zero. seq_idx goes with no state and not with cu_seqlens.
+
+    First derivatives of every tensor, the same bits on every run; a second one raises RuntimeError. The package writes
+    `initial_states`, `return_final_states` and takes its arguments in another order; here one row has one state.
+
+    Raises TypeError, ValueError or RuntimeError naming the argument, before anything is launched.
+    """
+    function = "causal_conv1d"
+    check.tensors(function, x=x, weight=weight, bias=bias, initial_state=initial_state)
+    check.layout(function, layout, x)
+    if layout == "BLC":
+        x = x.transpose(1, 2)
+    check.causal(function, x, weight, bias, activation, initial_state, return_final_state, seq_idx, cu_seqlens)
+    if cu_seqlens is not None:
+        # the sequence of each column, in two small launches: no value is read back
+        columns = torch.arange(x.shape[2], device=x.device, dtype=cu_seqlens.dtype)
+        found = torch.bucketize(columns, cu_seqlens[1:], out_int32=True, right=True)
+        seq_idx = torch.where(found < cu_seqlens.shape[0] - 1, found, -1).unsqueeze(0)
+    ids = None if seq_idx is None else seq_idx.contiguous()
+    starts = None if cu_seqlens is None else cu_seqlens.contiguous()
+    out, final = _OPS.causal(x, weight, bias, initial_state, ids, starts, _ACTIVATIONS[activation], return_final_state)
+    out = out.transpose(1, 2) if layout == "BLC" else out
+    return (out, final) if return_final_state else out
+
+
+def causal_conv1d_update(
+    x: torch.Tensor,
+    conv_state: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+    cache_seqlens: torch.Tensor | None = None,
+    conv_state_indices: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The next token of every sequence, or the next few; `conv_state` is changed in place. One kernel.
+
+    x [B, C] or [B, C, T], weight [C, K], bias [C]; out has the shape of x. conv_state [B, C, S] with S >= K - 1 holds the last
+    S columns, the oldest first: what `causal_conv1d(..., return_final_state=True)` answers will do.
+
+    cache_seqlens int32 [B]: how many columns each sequence has had; the state is then a ring, whose column n % S is column n of
+    the sequence. conv_state_indices int32 [B]: conv_state has more rows than B, and these are whose; a negative one answers
+    zeros and changes nothing, and no row may be named twice.
+
+    No gradients: raises RuntimeError where one would be recorded. Other errors as `causal_conv1d`.
+    """
+    function = "causal_conv1d_update"
+    check.tensors(function, x=x, conv_state=conv_state, weight=weight, bias=bias)
+    check.update(function, x, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices)
+    before = None if cache_seqlens is None else cache_seqlens.contiguous()
+    entries = None if conv_state_indices is None else conv_state_indices.contiguous()
+    tokens = x if x.dim() == 3 else x.unsqueeze(-1)
+    out = _OPS.causal_update(tokens, conv_state, weight, bias, before, entries, _ACTIVATIONS[activation])
+    return out if x.dim() == 3 else out.squeeze(-1)

@@ -1,0 +1,343 @@
+"""From the tensors of a causal convolution to launches: tile, allocation, arguments, grid. Nothing is tuned or measured.
+
+x and y are [B, C, L] of any strides; where channels are neighbours in memory lanes are channels, else columns.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import triton.language as tl
+
+from costmodel import causal as model
+from costmodel.algebra import ceil_div
+from costmodel.depthwise import REDUCE_BLOCK, REDUCE_PARTS, is_planes, width_of
+from costmodel.device import Device
+from costmodel.problem import ConvProblem, Pass
+from costmodel.tiling import MAX_ALIGN, Call, Operand, Plan, itemsize
+from tritonconv.depthwise import fits_int32
+from tritonconv.kernels.causal import Lengths, Sequences, causal_kernel
+from tritonconv.kernels.causal_backward import causal_backward_kernel
+from tritonconv.kernels.causal_state import causal_update_kernel, final_state_kernel, state_gradient_kernel
+from tritonconv.kernels.depthwise_wgrad import strip_reduce_kernel
+from tritonconv.kernels.index import pack
+from tritonconv.launch import COUNTS, DTYPES, INTERPRETED, device_model
+from tritonconv.layout import dense_strides, depthwise_operand
+from tritonconv.prepared import INT32_MAX, TensorKey, accumulator, key, packed_strides, wide
+
+#: Lanes of the kernels that go by sequence instead of by column.
+STATE_CHANNELS = 128
+
+
+class Given(NamedTuple):
+    """What a call has besides x, weight and bias."""
+
+    state: torch.Tensor | None  # [sequences, C, K - 1]
+    ids: torch.Tensor | None  # int32 [B, L], contiguous: the sequence of each column, negative for none
+    starts: torch.Tensor | None  # int32 [sequences + 1]: sequences are packed in one row
+
+    def sequences(self, x: torch.Tensor) -> int:
+        return x.shape[0] if self.starts is None else self.starts.shape[0] - 1
+
+
+class Prepared(NamedTuple):
+    """A launch without its tensors."""
+
+    plan: Plan
+    programs: int
+    arguments: tuple[Any, ...]
+    constants: dict[str, Any]
+    parts: int = 0  # of the partial sums
+
+
+def on(x: torch.Tensor) -> AbstractContextManager[Any]:
+    """The device of `x` made current, where it is not."""
+    away = x.is_cuda and x.device.index != torch.cuda.current_device()
+    return torch.cuda.device(x.device) if away else nullcontext()
+
+
+def is_channels_last(x: torch.Tensor) -> bool:
+    """Whether [B, C, L] has neighbouring channels next to each other, and not neighbouring columns."""
+    return x.stride(1) == 1 and x.stride(2) != 1
+
+
+def allocate(shape: tuple[Any, ...], like: torch.Tensor) -> torch.Tensor:
+    """An uninitialised [outer, C, columns], its channels contiguous where those of `like` are."""
+    order = (1, 2, 0) if is_channels_last(like) else (2, 1, 0)
+    return torch.empty_strided(shape, dense_strides(shape, order), dtype=like.dtype, device=like.device)
+
+
+def packed_axes(tensor: torch.Tensor | None) -> tuple[int, int, int]:
+    """The strides of three axes, packed; zeros without a tensor."""
+    outer, channel, column = (0, 0, 0) if tensor is None else tensor.stride()
+    return pack(outer), pack(channel), pack(column)
+
+
+def as_weight(w: torch.Tensor) -> TensorKey:
+    """Shape and strides of w [C, K] as a convolution's [C, 1, K]."""
+    return (w.shape[0], 1, w.shape[1]), (w.stride(0), w.stride(1), w.stride(1))
+
+
+def width_along(tensor: Operand, call: Call, columns: int) -> int:
+    """Columns of a tensor that one load brings where lanes are columns."""
+    if not is_planes(call) or tensor.unit != 4:
+        return 1
+    width = math.gcd(tensor.outside, call.problem.input_size[0], columns, max(1, 16 // itemsize(call.dtype)))
+    return width & -width
+
+
+@functools.lru_cache(maxsize=1024)
+def prepare(
+    problem: ConvProblem,
+    dtype: torch.dtype,
+    device: Device,
+    x: TensorKey,
+    w: TensorKey,
+    y: TensorKey,  # dx for the backward pass
+    dy: TensorKey | None,  # of the backward pass
+    bias_stride: int | None,
+    activation: str,
+    features: tuple[bool, bool, bool],  # a state, ids, and those of packed sequences
+    forced: str = "",  # a plan
+) -> Prepared:
+    """Tile, arguments and constants of the forward pass, or with `dy` of the backward pass."""
+    a, b, out = (depthwise_operand(*t) for t in (x, w, y))
+    call = Call(problem, Pass.FPROP, DTYPES[dtype], "ieee", a, b, out, "heavy" if activation else "")
+    kind = model.Kind(bool(activation), dy is not None, *features[:2])
+    plan = Plan.parse(forced) if forced else model.select(call, device, kind)
+    programs = model.launch(call, plan).programs
+    if programs > INT32_MAX:
+        raise RuntimeError(f"causal_conv1d of {problem} needs {programs} programs, more than a CUDA grid of {INT32_MAX} holds")
+    align = math.gcd(problem.in_channels, MAX_ALIGN)
+    sizes = (problem.in_channels // align, problem.input_size[0], bias_stride or 0, plan.rows)
+    activations = (x, y) if dy is None else (x, y, dy)
+    state, ids, packed = features
+    constants: dict[str, Any] = {
+        "TAPS": problem.kernel_size[0],
+        "ACTIVATION": activation,
+        "HAS_STATE": state,
+        "IDS": ids,
+        "PACKED": packed,
+        "X_ALIGN": a.align,
+        "X_UNIT": a.unit,
+        "W_ALIGN": b.align,
+        "W_UNIT": b.unit,
+        "C_ALIGN": align,
+        "EVEN_C": problem.in_channels % plan.block_n == 0,
+        "X_WIDTH": width_of(call, plan.block_m, None),
+        "ACC": accumulator(call.dtype),
+        "INDEX": tl.int32 if fits_int32(problem, plan, *activations) else tl.int64,
+        "UPCAST": INTERPRETED and call.dtype == "bfloat16",
+        "CHANNELS": plan.block_n,
+        "GROUPS": plan.block_k,
+        "COLUMNS": plan.block_m,
+        "num_warps": plan.num_warps,
+        "num_stages": plan.num_stages,
+    }
+    prefix = "Y" if dy is None else "DX"
+    constants |= {f"{prefix}_ALIGN": out.align, f"{prefix}_UNIT": out.unit}
+    constants[f"{prefix}_WIDTH"] = model.stored_together(call, plan)
+    lengths = Lengths(*map(pack, sizes))
+    strides = packed_strides(x, a), packed_strides(w, b), packed_strides(y, out)
+    if dy is None:
+        return Prepared(plan, programs, (*strides, lengths), constants)
+    described = depthwise_operand(*dy)
+    width = width_along(described, call, plan.block_m)
+    constants |= {"DY_ALIGN": described.align, "DY_UNIT": described.unit, "DY_WIDTH": width}
+    return Prepared(plan, programs, (packed_strides(dy, described), *strides, lengths), constants, model.parts(call, plan))
+
+
+def prepared_for(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    b: torch.Tensor | None,
+    y: TensorKey,
+    dy: TensorKey | None,
+    activation: str,
+    given: Given,
+) -> Prepared:
+    batch, channels, length = x.shape
+    problem = model.problem_of(batch, channels, length, w.shape[1])
+    device = device_model(x.device.index if x.is_cuda else -1)
+    state = given.state is not None and w.shape[1] > 1
+    features = state, given.ids is not None, given.starts is not None
+    stride = None if b is None else b.stride(0)
+    return prepare(problem, x.dtype, device, key(x), as_weight(w), y, dy, stride, activation, features)
+
+
+def sequences_of(given: Given, taps: int) -> Sequences:
+    state = given.state if taps > 1 else None
+    return Sequences(state, given.ids, given.starts, packed_axes(state))
+
+
+def forward(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, activation: str, given: Given) -> torch.Tensor:
+    """y [B, C, L] of x [B, C, L], w [C, K] and b [C]."""
+    y = allocate(tuple(x.shape), x)
+    if y.numel() == 0:
+        return y
+    prepared = prepared_for(x, w, b, key(y), None, activation, given)
+    COUNTS["causal"] += 1
+    with on(x):
+        causal_kernel[(prepared.programs,)](
+            x, w, b, y, sequences_of(given, w.shape[1]), *prepared.arguments, **prepared.constants
+        )
+    return y
+
+
+def final_state(x: torch.Tensor, taps: int, given: Given) -> torch.Tensor:
+    """[sequences, C, K - 1]: the last K - 1 columns of each sequence with its state before it."""
+    count, channels = given.sequences(x), x.shape[1]
+    final = allocate((count, channels, taps - 1), x)
+    if final.numel() == 0:
+        return final
+    COUNTS["causal final"] += 1
+    with on(x):
+        final_state_kernel[(count * ceil_div(channels, STATE_CHANNELS),)](
+            x,
+            given.state,
+            final,
+            given.starts,
+            packed_axes(x),
+            packed_axes(given.state),
+            packed_axes(final),
+            (pack(channels), pack(x.shape[2])),
+            TAPS=taps,
+            CHANNELS=STATE_CHANNELS,
+        )
+    return final
+
+
+def backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    w: torch.Tensor,
+    b: torch.Tensor | None,
+    dfinal: torch.Tensor | None,
+    activation: str,
+    given: Given,
+    wants: tuple[bool, bool, bool],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(dx [B, C, L], dw with db behind it [C, K + 1], dstate); `wants` says which, the others have no elements."""
+    (channels, taps), dfinal = w.shape, dfinal if w.shape[1] > 1 else None
+    wants_x, wants_w, wants_state = wants
+    dx = allocate(tuple(x.shape), x) if wants_x else x.new_empty(0)
+    dwb = w.new_empty((channels, taps + 1)) if wants_w else w.new_empty(0)
+    with on(x):
+        if x.numel() == 0:
+            dwb.zero_()
+        elif wants_x or wants_w:
+            prepared = prepared_for(x, w, b, key(dx) if wants_x else key(x), key(dy), activation, given)
+            partial = None
+            if wants_w:
+                partial = torch.empty((prepared.parts, taps + 1, channels), dtype=wide(x.dtype), device=x.device)
+            COUNTS["causal backward"] += 1
+            *strides, lengths = prepared.arguments
+            causal_backward_kernel[(prepared.programs,)](
+                dy,
+                x,
+                w,
+                b,
+                dfinal,
+                dx if wants_x else None,
+                partial,
+                sequences_of(given, taps),
+                *strides,
+                packed_axes(dfinal),
+                lengths,
+                **prepared.constants,
+            )
+            if partial is not None:
+                sum_parts(partial, dwb)
+        if not wants_state or given.state is None:
+            return dx, dwb, x.new_empty(0)
+        dstate = allocate(tuple(given.state.shape), given.state)
+        if dstate.numel():
+            COUNTS["causal state gradient"] += 1
+            state_gradient_kernel[(given.sequences(x) * ceil_div(channels, STATE_CHANNELS),)](
+                dy,
+                x,
+                w,
+                b,
+                given.state,
+                dfinal,
+                dstate,
+                given.starts,
+                packed_axes(dy),
+                packed_axes(x),
+                (pack(w.stride(0)), pack(0), pack(w.stride(1))),
+                packed_axes(given.state),
+                packed_axes(dfinal),
+                packed_axes(dstate),
+                (pack(channels), pack(x.shape[2]), pack(0 if b is None else b.stride(0))),
+                TAPS=taps,
+                ACTIVATION=activation,
+                ACC=accumulator(DTYPES[x.dtype]),
+                UPCAST=INTERPRETED and x.dtype == torch.bfloat16,
+                CHANNELS=STATE_CHANNELS,
+            )
+    return dx, dwb, dstate
+
+
+def sum_parts(partial: torch.Tensor, dwb: torch.Tensor) -> None:
+    """dwb[c, s] = sum over parts of partial[part, s, c], in a fixed order."""
+    count, entries, channels = partial.shape
+    described = ((channels, 1, entries), (entries, entries, 1))
+    of = depthwise_operand(*described)
+    elements = entries * channels
+    strip_reduce_kernel[(ceil_div(elements, REDUCE_BLOCK),)](
+        partial,
+        dwb,
+        packed_strides(described, of),
+        (pack(elements), pack(count), pack(channels)),
+        KERNEL=(1, 1, entries),
+        PER_FILTER=1,
+        DW_ALIGN=of.align,
+        DW_UNIT=of.unit,
+        ACC=accumulator(DTYPES[dwb.dtype]),
+        UPCAST=INTERPRETED and dwb.dtype == torch.bfloat16,
+        BLOCK_PARTS=REDUCE_PARTS,
+        BLOCK=REDUCE_BLOCK,
+    )
+
+
+def update(
+    x: torch.Tensor,
+    state: torch.Tensor,
+    w: torch.Tensor,
+    b: torch.Tensor | None,
+    activation: str,
+    before: torch.Tensor | None,
+    entries: torch.Tensor | None,
+) -> torch.Tensor:
+    """y [B, C, T] of the next tokens x [B, C, T]; `state` [entries, C, >= K - 1] is changed in place."""
+    y = allocate(tuple(x.shape), x)
+    if y.numel() == 0:
+        return y
+    channels = x.shape[1]
+    COUNTS["causal update"] += 1
+    with on(x):
+        causal_update_kernel[(x.shape[0] * ceil_div(channels, STATE_CHANNELS),)](
+            x,
+            state,
+            w,
+            b,
+            y,
+            before,
+            entries,
+            packed_axes(x),
+            packed_axes(state),
+            (pack(w.stride(0)), pack(0), pack(w.stride(1))),
+            packed_axes(y),
+            (pack(channels), pack(x.shape[2]), pack(0 if b is None else b.stride(0))),
+            TAPS=w.shape[1],
+            STATE=state.shape[2],
+            ACTIVATION=activation,
+            ACC=accumulator(DTYPES[x.dtype]),
+            UPCAST=INTERPRETED and x.dtype == torch.bfloat16,
+            CHANNELS=STATE_CHANNELS,
+        )
+    return y
