@@ -13,12 +13,11 @@ from bench.sass import audit
 from costmodel import causal as model
 from costmodel.depthwise import is_planes
 from costmodel.device import DEVICES, Device
-from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import Call, Plan
+from costmodel.problem import ConvProblem
+from costmodel.tiling import Plan
 from tritonconv import causal_launch
 from tritonconv.kernels.causal import Sequences, causal_kernel
 from tritonconv.kernels.causal_backward import causal_backward_kernel
-from tritonconv.layout import depthwise_operand
 from tritonconv.prepared import TensorKey, wide
 
 #: A GPU of each architecture.
@@ -60,9 +59,7 @@ class Row:
         """The plan to compile."""
         if self.plan:
             return Plan.parse(self.plan)
-        x, w = (depthwise_operand(*t) for t in (self.x, self.w))
-        after = "heavy" if self.activation else ""
-        call = Call(self.problem, Pass.FPROP, str(self.dtype).removeprefix("torch."), "ieee", x, w, x, after)
+        call = causal_launch.call_of(self.problem, self.dtype, self.x, self.w, self.x, self.activation)
         assert is_planes(call) != self.channels_last
         return model.select(call, self.device, self.kind)
 
