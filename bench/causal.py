@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -12,12 +13,11 @@ from bench.sass import audit
 from costmodel import causal as model
 from costmodel.depthwise import is_planes
 from costmodel.device import DEVICES, Device
-from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import Call, Plan
+from costmodel.problem import ConvProblem
+from costmodel.tiling import Plan
 from tritonconv import causal_launch
 from tritonconv.kernels.causal import Sequences, causal_kernel
 from tritonconv.kernels.causal_backward import causal_backward_kernel
-from tritonconv.layout import depthwise_operand
 from tritonconv.prepared import TensorKey, wide
 
 #: A GPU of each architecture.
@@ -59,9 +59,7 @@ class Row:
         """The plan to compile."""
         if self.plan:
             return Plan.parse(self.plan)
-        x, w = (depthwise_operand(*t) for t in (self.x, self.w))
-        after = "heavy" if self.activation else ""
-        call = Call(self.problem, Pass.FPROP, str(self.dtype).removeprefix("torch."), "ieee", x, w, x, after)
+        call = causal_launch.call_of(self.problem, self.dtype, self.x, self.w, self.x, self.activation)
         assert is_planes(call) != self.channels_last
         return model.select(call, self.device, self.kind)
 
@@ -88,25 +86,30 @@ ROWS = (
 )
 
 
-def figures(row: Row) -> Figures:
-    """Compile a row and count."""
-    plan, element = row.chosen(), Pointer(row.dtype)
+def launch_of(row: Row) -> tuple[Any, dict[str, Any]]:
+    """The kernel of a row and its arguments, pointers standing in for tensors."""
+    element, number = Pointer(row.dtype), Pointer(torch.int32)
     dy = row.x if row.backward else None
+    plan = str(row.chosen())
     prepared = causal_launch.prepare(
-        row.problem, row.dtype, row.device, row.x, row.w, row.x, dy, 1, row.activation, row.features, str(plan)
+        row.problem, row.dtype, row.device, row.x, row.w, row.x, dy, 1, row.activation, row.features, plan
     )
     state, ids, packed = row.features
-    number = Pointer(torch.int32)
     sequences = Sequences(element if state else None, number if ids else None, number if packed else None, (5, 5, 5))
     if row.backward:
         *strides, lengths = prepared.arguments
-        dfinal, partial = element if state else None, Pointer(wide(row.dtype))
-        tensors = (element, element, element, element, dfinal, element, partial)
+        tensors = (element, element, element, element, element if state else None, element, Pointer(wide(row.dtype)))
         kernel, arguments = causal_backward_kernel, (*tensors, sequences, *strides, (5, 5, 5), lengths)
     else:
         kernel, arguments = causal_kernel, (element, element, element, element, sequences, *prepared.arguments)
-    named = dict(zip(kernel.arg_names, arguments, strict=False)) | prepared.constants
-    warps, stages = named.pop("num_warps"), named.pop("num_stages")
-    found = audit(compile_ahead(kernel, named, arch=row.arch, num_warps=warps, num_stages=stages))
+    return kernel, dict(zip(kernel.arg_names, arguments, strict=False)) | prepared.constants
+
+
+def figures(row: Row) -> Figures:
+    """Compile a row and count."""
+    kernel, arguments = launch_of(row)
+    plan = row.chosen()
+    warps, stages = arguments.pop("num_warps"), arguments.pop("num_stages")
+    found = audit(compile_ahead(kernel, arguments, arch=row.arch, num_warps=warps, num_stages=stages))
     outputs = plan.block_m * plan.block_n * plan.block_k / (32 * plan.num_warps)
     return Figures(found, outputs, found.trip.instructions / outputs)

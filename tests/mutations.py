@@ -337,12 +337,7 @@ MUTATIONS = [
         "causal", "a ring read from its wrong end", "causal_state.py", "(had + (STATE - (TAPS - 1) + i))", "(had + i)", CAUSAL
     ),
     Mutation(
-        "causal",
-        "a state of nobody written",
-        "causal_state.py",
-        "ours = tl.where(entry >= 0, lanes",
-        "ours = tl.where(entry >= -1, lanes",
-        CAUSAL,
+        "causal", "tokens of nobody", "causal_state.py", "acc = tl.where(entry >= 0,", "acc = tl.where(entry >= -1,", CAUSAL
     ),
 ]
 

@@ -411,6 +411,15 @@ def test_the_cost_of_a_call():
     assert problem.output_size == (2048,) and problem.flops == model.flops(8, 2048, 2048, 4)
 
 
+def test_explain_says_what_a_call_takes(device, launches):
+    x, w = torch.zeros(2, 16, 24, device=device), torch.zeros(24, 4, device=device)
+    found = tritonconv.explain(tritonconv.causal_conv1d, x, w, activation="silu", layout="BLC")
+    assert list(found.plans) == ["forward", "backward"] and found.problem == model.problem_of(2, 24, 16, 4)
+    assert "programs of" in str(found) and "partial sums of every tap and bias" in str(found) and not launches()
+    with pytest.raises(RuntimeError, match="weight of 16 channels"):
+        tritonconv.explain(tritonconv.causal_conv1d, x, w)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("last", [True, False], ids=["channels-last", "contiguous"])

@@ -75,8 +75,8 @@ def causal_conv1d_update(
 ) -> torch.Tensor:
     """The next token of every sequence, or the next few; `conv_state` is changed in place. One kernel.
 
-    x [B, C] or [B, C, T], weight [C, K], bias [C]; out has the shape of x. conv_state [B, C, S] with S >= K - 1 holds the last
-    S columns, the oldest first: what `causal_conv1d(..., return_final_state=True)` answers will do.
+    x [B, C] or [B, C, T], weight [C, K], bias [C]; out has the shape of x. conv_state [B, C, S], S at least K - 1 and 1, holds
+    the last S columns, the oldest first: what `causal_conv1d(..., return_final_state=True)` answers will do.
 
     cache_seqlens int32 [B]: how many columns each sequence has had; the state is then a ring, whose column n % S is column n of
     the sequence. conv_state_indices int32 [B]: conv_state has more rows than B, and these are whose; a negative one answers

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -65,10 +66,14 @@ def is_channels_last(x: torch.Tensor) -> bool:
     return x.stride(1) == 1 and x.stride(2) != 1
 
 
+def strides_like(shape: Sequence[Any], like: torch.Tensor) -> tuple[int, ...]:
+    """Strides of a dense [outer, C, columns], its channels contiguous where those of `like` are."""
+    return dense_strides(shape, (1, 2, 0) if is_channels_last(like) else (2, 1, 0))
+
+
 def allocate(shape: tuple[Any, ...], like: torch.Tensor) -> torch.Tensor:
-    """An uninitialised [outer, C, columns], its channels contiguous where those of `like` are."""
-    order = (1, 2, 0) if is_channels_last(like) else (2, 1, 0)
-    return torch.empty_strided(shape, dense_strides(shape, order), dtype=like.dtype, device=like.device)
+    """An uninitialised tensor of `shape` with those strides."""
+    return torch.empty_strided(shape, strides_like(shape, like), dtype=like.dtype, device=like.device)
 
 
 def packed_axes(tensor: torch.Tensor | None) -> tuple[int, int, int]:
@@ -90,6 +95,12 @@ def width_along(tensor: Operand, call: Call, columns: int) -> int:
     return width & -width
 
 
+def call_of(problem: ConvProblem, dtype: torch.dtype, x: TensorKey, w: TensorKey, y: TensorKey, activation: str) -> Call:
+    """What the cost model wants to know of a call."""
+    a, b, out = (depthwise_operand(*t) for t in (x, w, y))
+    return Call(problem, Pass.FPROP, DTYPES[dtype], "ieee", a, b, out, "heavy" if activation else "")
+
+
 @functools.lru_cache(maxsize=1024)
 def prepare(
     problem: ConvProblem,
@@ -105,8 +116,8 @@ def prepare(
     forced: str = "",  # a plan
 ) -> Prepared:
     """Tile, arguments and constants of the forward pass, or with `dy` of the backward pass."""
-    a, b, out = (depthwise_operand(*t) for t in (x, w, y))
-    call = Call(problem, Pass.FPROP, DTYPES[dtype], "ieee", a, b, out, "heavy" if activation else "")
+    call = call_of(problem, dtype, x, w, y, activation)
+    a, b, out = call.a, call.b, call.out
     kind = model.Kind(bool(activation), dy is not None, *features[:2])
     plan = Plan.parse(forced) if forced else model.select(call, device, kind)
     programs = model.launch(call, plan).programs

@@ -17,6 +17,8 @@ from costmodel.recast import fold_width
 from costmodel.tiling import Call, Plan, access, grid, step_of, trips, vector_widths
 from costmodel.timing import Prediction, extra_bytes
 from tritonconv import check, functional, fused, launch
+from tritonconv.causal import causal_conv1d
+from tritonconv.causal_explain import explained
 from tritonconv.epilogue import Epilogue, needs_z
 from tritonconv.layout import output_strides
 
@@ -43,14 +45,18 @@ class Explanation:
 
 
 def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> Explanation:
-    """The plans of a call `function(*args, **kwargs)`, one of tritonconv's six functions, plain or fused, forward and backward;
-    runs nothing.
+    """The plans of a call `function(*args, **kwargs)`, one of tritonconv's six functions, plain or fused, or `causal_conv1d`,
+    forward and backward; runs nothing.
 
     Raises what the call itself would raise.
     """
+    if function is causal_conv1d:
+        return Explanation(*explained(*args, **kwargs))
     name = getattr(function, "__name__", repr(function))
     if getattr(fused if name.endswith("_fused") else functional, name, None) is not function:
-        raise TypeError(f"explain() takes one of tritonconv's six functions, plain or fused, got {function!r}")
+        raise TypeError(
+            f"explain() takes one of tritonconv's six functions, plain or fused, or causal_conv1d, got {function!r}"
+        )
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
     given = dict(bound.arguments)
