@@ -87,7 +87,7 @@ def sources(tmp_path):
 
 
 def test_a_family_is_its_kernels_and_what_they_import():
-    assert set(closure("gather")) == {"fprop", "dgrad", "wgrad", "reduce", "gather", "index", "epilogue"}
+    assert set(closure("gather")) == {"fprop", "dgrad", "wgrad", "reduce", "gather", "boxes", "index", "epilogue"}
     assert set(closure("depthwise")) >= {"depthwise", "depthwise_taps", "depthwise_wgrad", "window"}
     with pytest.raises(ValueError, match="unknown kernel family 'fft'"):
         family_hash("fft")
