@@ -10,8 +10,9 @@ from dataclasses import dataclass, fields
 
 from costmodel import depthwise
 from costmodel.algebra import Size, product
+from costmodel.legality import checked
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import Plan, issued_macs, itemsize
+from costmodel.tiling import Call, Plan, issued_macs, itemsize
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ def cost(
     """The cost of one pass of `problem` in `dtype` ("float16", "bfloat16", "float32" or "float64").
 
     `plan` (one of `costmodel.plan.candidates`, or its words) adds the multiply-adds it issues. Raises ValueError for a plan
-    of another pass. A layer's bias adds one FLOP an output to its forward pass, fprop, or dgrad of a transposed layer, and
-    as many to wgrad, for the sums that are its gradient.
+    of another pass, or that cannot run this one. A layer's bias adds one FLOP an output to its forward pass, fprop, or dgrad
+    of a transposed layer, and as many to wgrad, for the sums that are its gradient.
     """
     which, plan = Pass(which), Plan.parse(plan) if isinstance(plan, str) else plan
     if plan is not None and plan.which != which:
@@ -96,14 +97,16 @@ def cost(
     return Cost(
         useful_macs=problem.useful_macs,
         dense_macs=problem.macs,
-        issued_macs=None if plan is None else _issued(problem, plan),
+        issued_macs=None if plan is None else _issued(problem, dtype, plan),
         bias_flops=bias_flops,
         bytes=moved,
         im2col_bytes=moved + 2 * size * column,
     )
 
 
-def _issued(problem: ConvProblem, plan: Plan) -> int:
+def _issued(problem: ConvProblem, dtype: str, plan: Plan) -> int:
+    """A cost knows neither strides nor the precision of float32: they are taken to be what the plan asks for."""
+    plan = checked(Call(problem, plan.which, dtype, "tf32"), plan)
     return (depthwise.issued_macs if plan.family == "depthwise" else issued_macs)(problem, plan)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from costmodel.device import Device, find_device
+from costmodel.legality import checked
 from costmodel.plan import predict as predict_call
 from costmodel.plan import select
 from costmodel.problem import ConvProblem, Pass
@@ -31,7 +32,8 @@ def predict(
     """Seconds of one pass of `problem` on dense channels-last tensors, with an interval and what bounds it.
 
     `plan` is a Plan or its words; None takes the one that the library would choose. `device` is as `find_device` reads it.
-    Raises ValueError for an unknown device, a plan of another pass or a dtype that the device does not multiply.
+    Raises ValueError for an unknown device, a plan of another pass or that cannot run this one, or a dtype that the device does
+    not multiply.
     """
     which, device = Pass(which), find_device(device) if isinstance(device, str) else device
     plan = Plan.parse(plan) if isinstance(plan, str) else plan
@@ -40,4 +42,5 @@ def predict(
     if plan.which != which:
         raise ValueError(f"plan {plan} is for {plan.which}, the prediction asked for is of {which}")
     device.rate(dtype, precision)
-    return predict_call(channels_last(problem, which, dtype, precision), plan, device)
+    call = channels_last(problem, which, dtype, precision)
+    return predict_call(call, checked(call, plan, device), device)

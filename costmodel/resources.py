@@ -11,7 +11,7 @@ from importlib import resources
 from typing import NamedTuple
 
 from costmodel.device import Device
-from costmodel.tiling import Call, Plan, access, arithmetic
+from costmodel.tiling import Call, Plan, access, arithmetic_of
 
 
 class Resources(NamedTuple):
@@ -52,5 +52,5 @@ def resource_key(plan: Plan, kind: str, access: str, capability: int) -> str:
 
 def resources_of(call: Call, plan: Plan, device: Device) -> Resources | None:
     """The table's row for a plan, None where the plan is not in it."""
-    kind = arithmetic(call.dtype, call.precision)
+    kind = arithmetic_of(call, plan)
     return resource_table().get(resource_key(plan, kind, access(call, plan), device.capability))

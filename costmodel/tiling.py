@@ -124,7 +124,8 @@ class Plan:
     wgrad's of the output, whose product is `block_k`, and tma's of the result (of a stride phase in dgrad), whose product is
     `block_m`. `pack` names operands that are first copied to channels-last. `merge` counts the groups that are laid together
     in one block-diagonal weight, so that narrow groups fill a tile. `fold` makes the columns of a filter channels
-    (`costmodel.recast`), so that few channels do.
+    (`costmodel.recast`), so that few channels do. `x3` makes each product of float32 of three in tf32, whatever the
+    precision asked for: only where a plan is forced, since ieee's last bits are lost.
 
     "depthwise" reads its tile as columns x channels (wgrad: pairs of a filter and a channel) x column tiles. `rows` is
     what a program walks down, in groups of output rows; `taps` the filter rows and columns that it unrolls, None for all of
@@ -143,6 +144,7 @@ class Plan:
     pack: tuple[str, ...] = ()
     merge: int = 1
     fold: bool = False
+    x3: bool = False
     rows: int = 1
     taps: tuple[int, int] | None = None
 
@@ -152,7 +154,7 @@ class Plan:
 
     def __str__(self) -> str:
         """One word, which `Plan.parse` reads back:
-        fprop:patch:128x64x64:w4:s4[:split7][:group8][:step1x1x8x8][:merge4][:fold][:rows14][:taps1x8][:pack-a]."""
+        fprop:patch:128x64x64:w4:s4[:split7][:group8][:step1x1x8x8][:merge4][:fold][:x3][:rows14][:taps1x8][:pack-a]."""
         words = [str(self.which), self.family, f"{self.block_m}x{self.block_n}x{self.block_k}"]
         words += [f"w{self.num_warps}", f"s{self.num_stages}"]
         if self.split != 1:
@@ -165,6 +167,8 @@ class Plan:
             words.append(f"merge{self.merge}")
         if self.fold:
             words.append("fold")
+        if self.x3:
+            words.append("x3")
         if self.rows != 1:
             words.append(f"rows{self.rows}")
         if self.taps is not None:
@@ -190,6 +194,8 @@ class Plan:
                     plan = replace(plan, merge=int(word.removeprefix("merge")))
                 elif word == "fold":
                     plan = replace(plan, fold=True)
+                elif word == "x3":
+                    plan = replace(plan, x3=True)
                 elif word.startswith("rows"):
                     plan = replace(plan, rows=int(word.removeprefix("rows")))
                 elif word.startswith("taps"):
@@ -218,6 +224,11 @@ def seen(call: Call, plan: Plan) -> Call:
     """The call as the plan's kernel sees it, but for operands that are copied to channels-last."""
     call = merged(call, plan.merge)
     return folded(call) if plan.fold else call
+
+
+def arithmetic_of(call: Call, plan: Plan) -> str:
+    """`arithmetic` under a plan, which may ask for "tf32x3"."""
+    return "tf32x3" if plan.x3 else arithmetic(call.dtype, call.precision)
 
 
 def vector_widths(call: Call, plan: Plan) -> tuple[int, int]:

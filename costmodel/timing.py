@@ -22,7 +22,7 @@ from costmodel.tiling import (
     Extent,
     Plan,
     Tile,
-    arithmetic,
+    arithmetic_of,
     extent,
     grid,
     issued_macs,
@@ -45,6 +45,9 @@ INTERPRETED_ELEMENT = 3e-8
 
 #: The dtype and precision whose peak an arithmetic of the menu has.
 _RATE = {"half": ("float16", "ieee"), "tf32": ("float32", "tf32"), "fp32": ("float32", "ieee"), "fp64": ("float64", "ieee")}
+_RATE["tf32x3"] = _RATE["tf32"]
+#: Multiplications for each one asked for.
+_PRODUCTS = {"tf32x3": 3}
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def kernel(
         device.blocks_per_sm,
     )
     rate = device.rate(*_RATE[kind]) * constants.share(kind, f"{m}x{n}x{k}")
-    multiply = 2 * m * n * k / (rate / device.sm_count / clock)
+    multiply = 2 * m * n * k * _PRODUCTS.get(kind, 1) / (rate / device.sm_count / clock)
     loads = m * k / widths[0] / 32 + n * k / widths[1] / 32  # warp instructions
     issue = ((needs.trip if needs else TRIP_INSTRUCTIONS) * warps + 2 * loads) / (4 * constants.issue)
     if kind == "fp32":
@@ -264,7 +267,7 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
     tiles, n_trips = m_tiles * n_tiles * repeats, trips(problem, plan)
     moved = traffic(call).compulsory + extra_bytes(call, plan)
     issued = issued_macs(problem, plan)
-    needs, kind = resources_of(call, plan, device), arithmetic(call.dtype, call.precision)
+    needs, kind = resources_of(call, plan, device), arithmetic_of(call, plan)
     of = kernel(plan.family, plan.tile, needs, kind, itemsize(call.dtype), vector_widths(call, plan), device)
     swept = recast_traffic(call, kernels, plan.merge, plan.fold)[0].swept
     moved += read_again(of, covers, plan.split, plan.group_m, kernels, swept, device)

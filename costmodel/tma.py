@@ -13,6 +13,8 @@ import math
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, Operand, Plan, Tile, arithmetic, itemsize, merged
 
+#: The oldest compute capability that has a copy engine.
+LEAST_CAPABILITY = 90
 #: Elements of a box along one axis.
 MAX_AXIS = 256
 

@@ -78,7 +78,7 @@ MUTATIONS = [
         "(plane.to(tl.int64) * pixels + start)",
         "(0 * pixels + start)",
     ),
-    Mutation("reduce", "a missing bias", "reduce.py", "elif HAS_BIAS:", "elif False:"),
+    Mutation("reduce", "a missing bias", "reduce.py", "columns, HAS_BIAS)", "columns, False)"),
     Mutation("wgrad", "a split that starts late", "wgrad.py", "first = split * steps", "first = split * steps + 1"),
     Mutation("epilogue", "no rounding where the interpreter truncates", "epilogue.py", "bits += 0x7FFF", "bits += 0 * 0x7FFF"),
     Mutation(

@@ -171,6 +171,15 @@ def test_sharing_a_reduction_costs_no_occupancy(family, channels, stride, which,
     assert 65536 // (256 * found.registers) >= 65536 // (256 * whole.registers)
 
 
+@pytest.mark.parametrize("which", list(Pass), ids=str)
+def test_three_products_in_tf32_stand_for_one(which):
+    plan = replace(Plan(which, "gather", 64, 64, 32, 4, 3), x3=True)
+    plan = replace(plan, step=reduction_step(WIDE, 32)) if which == Pass.WGRAD else plan
+    found, once = (compile_plan(WIDE, p, torch.float32, "tf32", 90) for p in (plan, replace(plan, x3=False)))
+    assert found.spills == 0 and all("TF32" in form.opcode for form in found.trip.mma)
+    assert sum(form.count for form in found.trip.mma) == 3 * sum(form.count for form in once.trip.mma)
+
+
 @pytest.mark.parametrize("which", [Pass.FPROP, Pass.WGRAD], ids=str)
 def test_a_stem_folds_its_columns(which):
     """ResNet's first layer: four padded channels come in one 8-byte copy, and a filter row is one trip."""

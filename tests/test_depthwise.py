@@ -274,7 +274,7 @@ def test_depthwise_is_chosen_by_predicted_time(which, operand):
         assert plan.family == "depthwise", problem
     if which == Pass.DGRAD:  # the sum over 512 filters of one channel is a matrix product
         one = channelwise((32, 1, 56, 56), (7, 7), padding=3, multiplier=512)
-        assert select(Call(one, which, "float16", "ieee", operand, operand, operand), device).family == "gather"
+        assert select(Call(one, which, "float16", "ieee", operand, operand, operand), device).family in ("gather", "tma")
 
 
 def test_the_geometry_of_an_axis():

@@ -3,6 +3,7 @@
 torch is asked each time: no exception type is written down here for a call that torch itself refuses.
 """
 
+import contextlib
 import math
 import re
 from collections.abc import Callable
@@ -207,6 +208,54 @@ def test_good_call_is_accepted(function: str, device: str, launched) -> None:
     assert getattr(tritonconv, function)(x, w, b).shape == getattr(F, function)(call.x, call.w, call.b).shape
 
 
+MIXED = {
+    "weight float64": ("float32", "float64", None),
+    "input float64": ("float64", "float32", None),
+    "bias float64": ("float32", "float32", "float64"),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.parametrize("function", cases.FUNCTIONS)
+def test_autocast_does_not_mend_what_it_does_not_cast(function: str, name: str, device: str, launches) -> None:
+    """It leaves float64 alone, and with that float64 and others do not mix."""
+    good = good_call(function)
+    kinds = [kind and getattr(torch, kind) for kind in MIXED[name]]
+    tensors = [t.to(device, kind) for t, kind in zip((good.x, good.w, good.b), kinds, strict=True) if kind]
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(Exception) as theirs:
+        getattr(F, function)(*(t.cpu() for t in tensors))
+    for call in (getattr(tritonconv, function), getattr(tritonconv, f"{function}_fused")):
+        with torch.autocast(device, torch.bfloat16), pytest.raises(type(theirs.value), match="float64") as ours:
+            call(*tensors)
+        assert "float32" in str(ours.value)
+    assert not launches()
+
+
+@pytest.mark.parametrize("kinds", [("float32", "float64"), ("float16", "bfloat16")])
+@pytest.mark.parametrize("fake", [False, True])
+def test_operators_refuse_mixed_dtypes(fake: bool, kinds: tuple[str, str], device: str, launches) -> None:
+    """Called by themselves, as autograd calls them."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    window = ([1, 1], [0, 0, 0, 0], [1, 1], 1)
+    one, other = (getattr(torch, kind) for kind in kinds)
+    ops = torch.ops.tritonconv
+    with FakeTensorMode() if fake else contextlib.nullcontext():
+        x, w, b = (torch.ones(s, dtype=one, device=device) for s in ((1, 2, 4, 4), (2, 2, 3, 3), (2,)))
+        dy = torch.ones(1, 2, 2, 2, dtype=one, device=device)
+        for call in (
+            lambda: ops.fprop(x, w.to(other), None, *window),
+            lambda: ops.fprop(x, w, b.to(other), *window),
+            lambda: ops.dgrad(dy.to(other), w, None, [4, 4], *window),
+            lambda: ops.wgrad(dy, x.to(other), [3, 3], *window),
+            lambda: ops.fprop_fused(x, w, b, *window, None, b.to(other)),
+            lambda: ops.dgrad_fused(dy, w, None, [4, 4], *window, None, None, x.to(other), "relu"),
+        ):
+            with pytest.raises(RuntimeError, match=f"same dtype, got.*({kinds[0]}|{kinds[1]}).*({kinds[0]}|{kinds[1]})"):
+                call()
+    assert not launches()
+
+
 UNSERVED = ["complex64", "complex128", "int8", "uint8", "int32", "int64", "bool", "float8_e4m3fn", "float8_e5m2"]
 
 
@@ -272,3 +321,19 @@ def test_error_is_raised_before_the_input_is_read(function: str, device: str, la
     with pytest.raises(RuntimeError, match=numbers(5)):
         getattr(tritonconv, function)(huge, call.w.to(device))
     assert math.prod(huge.shape) > 2**25 and not launches()
+
+
+def test_a_gpu_that_triton_does_not_support_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from tritonconv.launch import device_model
+
+    properties = {7: ("Tesla T4", 7, 5, 40), 8: ("NVIDIA A100-SXM4-40GB", 8, 0, 108)}
+
+    def answer(index: int) -> SimpleNamespace:
+        return SimpleNamespace(**dict(zip(("name", "major", "minor", "multi_processor_count"), properties[index], strict=True)))
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", answer)
+    with pytest.raises(RuntimeError, match=r"needs a GPU of compute capability 8\.0 or newer.*Tesla T4 has 7\.5"):
+        device_model.__wrapped__(7)
+    assert device_model.__wrapped__(8).capability == 80

@@ -9,6 +9,7 @@ same chain, with the activation's taken where the library takes it: at its own r
 products of which some were rounded to the output's type on the way, at most `ROUNDS` times, each by u_out of its size.
 """
 
+import inspect
 import itertools
 import math
 
@@ -22,7 +23,9 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
 import tritonconv
-from tritonconv.epilogue import ACTIVATIONS, Epilogue, by_torch
+from tritonconv import op
+from tritonconv.epilogue import ACTIVATIONS
+from tritonconv.layout import output_strides
 
 NAMES = (None, *ACTIVATIONS)
 FUNCTIONS = tuple(f"{function}_fused" for function in cases.FUNCTIONS)
@@ -228,7 +231,19 @@ def test_no_epilogue_is_the_convolution(device, launched) -> None:
     for case in SMALL.values():
         x, w, b = case.tensors(device)
         want = getattr(tritonconv, case.function)(x, w, b, **case.arguments)
-        assert torch.equal(fused(case, {"input": x, "weight": w, "bias": b}), want)
+        alone = {"input": x, "weight": w, "bias": b}
+        assert torch.equal(fused(case, alone), want)
+        said = tritonconv.explain(getattr(tritonconv, f"{case.function}_fused"), **alone, **case.arguments)
+        assert "followed" not in str(said)
+
+
+def test_the_fused_functions_take_the_plain_ones_arguments_and_five_more() -> None:
+    for function in cases.FUNCTIONS:
+        plain, more = (inspect.signature(getattr(tritonconv, name)).parameters for name in (function, f"{function}_fused"))
+        added = [parameter for name, parameter in more.items() if name not in plain]
+        assert [parameter for name, parameter in more.items() if name in plain] == list(plain.values())
+        assert {parameter.name for parameter in added} == {"activation", "residual", "scale", "shift", "negative_slope"}
+        assert {parameter.kind for parameter in added} == {inspect.Parameter.KEYWORD_ONLY}
 
 
 @pytest.mark.parametrize("function", SMALL)
@@ -283,18 +298,29 @@ def test_activations_are_accurate_where_they_are_small(dtype, device, launched) 
         assert error <= 64 * UNIT[dtype], f"{activation}: {error / UNIT[dtype]:.3g} units"
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("function", SMALL)
 @pytest.mark.parametrize("activation", NAMES)
-def test_on_cpu_tensors_by_torch(activation) -> None:
-    """The way CPU tensors go outside the interpreter."""
-    case = SMALL["conv2d"]
-    tensors = {name: t.double() for name, t in operands(case).items()}
-    x, w, b = (tensors.pop(name) for name in ("input", "weight", "bias"))
-    problem = tritonconv.check.conv("conv2d", 2, x, w, b, **case.arguments)
-    sums = F.conv2d(x, w, b, **case.arguments)
-    z = chain("conv2d", x, w, b, **tensors, **case.arguments)
-    y, kept = by_torch(sums, problem, Epilogue(**tensors, activation=activation or "", keep=True))
-    torch.testing.assert_close(y, value_of(activation, z))
-    torch.testing.assert_close(kept, z)
+def test_on_cpu_tensors_by_torch(activation, function, dtype) -> None:
+    """The way CPU tensors go outside the interpreter: rounded once, and laid out as the kernels' results are."""
+    case = Case(**vars(SMALL[function]) | {"dtype": dtype, "x": "channels_last"})
+    tensors = operands(case)
+    x, w, b, *after = tensors.values()
+    if case.transposed:
+        problem = tritonconv.check.conv_transpose(function, 2, x, w, b, **case.arguments)
+    else:
+        problem = tritonconv.check.conv(function, 2, x, w, b, **case.arguments)
+    place = (problem.stride, op.flat(problem.padding), problem.dilation, problem.groups)
+    window = (problem.input_size, *place) if case.transposed else place
+    by_torch = op._fused_by_torch(op._PRIMITIVES["dgrad" if case.transposed else "fprop"])
+    got = by_torch(x, w, b, *window, *after, activation or "", 0.01, True)
+    exact = {name: t.double().contiguous() for name, t in tensors.items()}
+    want = chain(case.function, *(exact.pop(name) for name in ("input", "weight", "bias")), **exact, **case.arguments)
+    for result, value in zip(got, (value_of(activation, want), want), strict=True):
+        assert result.dtype == case.torch_dtype and result.stride() == output_strides(result.shape, x, w)
+        wide = torch.float64 if dtype == "float64" else torch.float32
+        torch.testing.assert_close(result.double(), value, rtol=1.01 * UNIT[result.dtype], atol=64 * UNIT[wide])
+    assert by_torch(x, w, b, *window, *after, activation or "")[1].numel() == 0
 
 
 # --- derivatives ------------------------------------------------------------------------------------------------------
@@ -420,12 +446,8 @@ def test_opcheck(function, activation, requires_grad, device, launched) -> None:
     case = SMALL[function]
     x, w, b, *after = (t.detach().clone().requires_grad_(requires_grad) for t in operands(case, device=device).values())
     if case.transposed:
-        window = ([5, 3], [2, 2], [1, 1, 1, 1], [1, 1], 2)
-        after[2] = torch.randn(2, 6, 5, 3, device=device, requires_grad=requires_grad)
-        operator = torch.ops.tritonconv.dgrad_fused.default
-        x = torch.randn(2, 4, 3, 2, device=device, requires_grad=requires_grad)
         window = ([5, 2], [2, 2], [1, 1, 1, 1], [1, 1], 2)
-        after[2] = torch.randn(2, 6, 5, 2, device=device, requires_grad=requires_grad)
+        operator = torch.ops.tritonconv.dgrad_fused.default
     else:
         window = ([2, 1], [1, 1, 1, 1], [1, 1], 2)
         operator = torch.ops.tritonconv.fprop_fused.default
@@ -655,6 +677,7 @@ def compiled_ahead(problem, plan, dtype, precision, arch, activation, residual, 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
 def test_the_plan_takes_no_tile_that_spills(dtype) -> None:
     """Where the convolution alone would take a larger one."""
+    from costmodel import tma
     from costmodel.device import DEVICES
     from costmodel.plan import EPILOGUE_LIMIT, epilogue_fits, select
     from costmodel.problem import ConvProblem, Pass
@@ -665,8 +688,12 @@ def test_the_plan_takes_no_tile_that_spills(dtype) -> None:
     for kind in ("", *EPILOGUE_LIMIT):
         for which in (Pass.FPROP, Pass.DGRAD):
             for device in ("NVIDIA H200", "NVIDIA B200"):
-                tile = select(Call(problem, which, dtype, "tf32", epilogue=kind), DEVICES[device]).tile
-                assert epilogue_fits(kind, "wide", tile, itemsize(dtype), DEVICES[device].capability)
+                plan = select(Call(problem, which, dtype, "tf32", epilogue=kind), DEVICES[device])
+                tile = plan.tile
+                if plan.family == "tma":
+                    assert tma.epilogue_fits(kind, tile)
+                else:
+                    assert epilogue_fits(kind, "wide", tile, itemsize(dtype), DEVICES[device].capability)
                 tiles[kind, which, device] = tile.m * tile.n
     assert dtype == "float64" or tiles["", Pass.FPROP, "NVIDIA H200"] > tiles["heavy", Pass.FPROP, "NVIDIA H200"]
 

@@ -232,6 +232,17 @@ def test_tf32_and_ieee(layout: str, device: str, launched) -> None:
             assert errors[1] > 8 * errors[0], f"{name}: ieee errs by {errors[0]:.3g}, tf32 by {errors[1]:.3g}"
 
 
+def test_three_tf32_products_err_little_more_than_ieee(device: str, launched) -> None:
+    case = shrunken(dataclasses.replace(GEOMETRIES["resnet_3x3"], bias=True), device)
+    x, w, b = case.tensors(device)
+    want = F.conv2d(x.double(), w.double(), None if b is None else b.double(), **case.arguments)
+    errors = []
+    with fp32_precision("ieee"):
+        for plan in (None, Plan.parse("fprop:gather:64x64x32:w4:s3:x3")):
+            errors.append(float((tritonconv.conv2d(x, w, b, **case.arguments, plan=plan).double() - want).abs().max()))
+    assert errors[1] < 8 * errors[0]
+
+
 def test_autocast(device: str, launched) -> None:
     """As torch's convolutions: float32 is cast, the result has the region's dtype, gradients come back in float32."""
     for function, dtype in itertools.product(("conv2d", "conv_transpose2d"), (torch.float16, torch.bfloat16)):

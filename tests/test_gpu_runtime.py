@@ -14,7 +14,7 @@ import oracle
 import pytest
 import torch
 from cases import Case
-from gpu import GEOMETRIES, KERNELS, RESULT, expected, fp32_precision, on, run_pass, shrunken
+from gpu import DEPTHWISE_KERNELS, GEOMETRIES, KERNELS, RESULT, expected, fp32_precision, on, run_pass, shrunken
 from oracle import Results
 
 import tritonconv
@@ -46,6 +46,9 @@ REPEATED = {
     "pointwise": (half((8, 256, 28, 28), (128, 256, 1, 1)), ""),
     "odd_contiguous": (Case("conv2d", (4, 35, 29, 31), (37, 35, 3, 3), bias=False, dtype="float16"), ""),
     "tf32": (half((4, 128, 28, 28), (128, 128, 3, 3), padding=1, dtype="float32"), ""),
+    "merged_groups": (half((8, 128, 28, 28), (128, 4, 3, 3), padding=1, groups=32), "64x64x64:w4:s4:merge2"),
+    "depthwise": (half((8, 144, 56, 56), (144, 1, 3, 3), padding=1, groups=144), ""),
+    "depthwise_contiguous": (Case("conv2d", (8, 96, 28, 28), (96, 1, 7, 7), padding=3, groups=96, bias=False), ""),
 }
 
 
@@ -88,9 +91,25 @@ def test_a_thousand_runs_give_the_same_bits(name: str, which: Pass, loaded: bool
             differing += (bits(run_pass(which, problem, x, w, dy, plan)) != bits(first)).any()
         assert int(differing) == 0, f"{int(differing)} of {runs} runs differ from the first"
         assert launches()[which] == runs + 1
+        assert launches()[f"depthwise {which}"] == (runs + 1 if "depthwise" in name else 0)
         want = {RESULT[which]: expected("conv2d", x, w, None, dy, **case.arguments)[RESULT[which]]}
         tf32 = oracle.uses_tf32(case.torch_dtype, device)
         oracle.assert_close({RESULT[which]: first}, want, oracle.repro(case), tf32)
+
+
+@pytest.mark.parametrize("name", ["resnet_3x3", "merged_groups", "depthwise"])
+def test_a_thousand_fused_runs_give_the_same_bits(name: str, device: str, size, launched) -> None:
+    """The value and what is kept of it, where a residual and a scale follow in the same kernel."""
+    case = shrunken(REPEATED[name][0], device)
+    x, w, residual, problem = on(device, case)
+    scale, shift = (case.values(what, (case.out_channels,)).to(device) for what in ("scale", "shift"))
+    window = (problem.stride, [p for pair in problem.padding for p in pair], problem.dilation, problem.groups)
+    follows = (scale, shift, residual, "gelu", 0.01, True)
+    first, differing = torch.ops.tritonconv.fprop_fused(x, w, None, *window, *follows), 0
+    for _ in range(size(1000, 3)):
+        again = torch.ops.tritonconv.fprop_fused(x, w, None, *window, *follows)
+        differing += sum((bits(a) != bits(b)).any() for a, b in zip(first, again, strict=True))
+    assert int(differing) == 0
 
 
 # --- graphs, streams, devices -----------------------------------------------------------------------------------------
@@ -102,13 +121,31 @@ STEPS = {
     "conv1d": GEOMETRIES["whisper_1d"],
     "conv3d": GEOMETRIES["resnet_3d"],
     "conv_transpose2d": GEOMETRIES["dcgan_transposed"],
+    "depthwise": GEOMETRIES["convnext_depthwise"],
+    "merged_groups": dataclasses.replace(GEOMETRIES["resnext_grouped"], x="channels_last", g="channels_last"),
+    "fused": GEOMETRIES["resnet_3x3"],
+    "fused_depthwise": dataclasses.replace(GEOMETRIES["convnext_depthwise"], x="channels_last", g="channels_last"),
 }
+#: What some of them take besides. Merged: the weight gradient too, taken apart after its kernel.
+MORE: dict[str, dict[str, object]] = {
+    "merged_groups": {
+        "plan": [Plan.parse(f"{which}:gather:64x64x64:w4:s4:merge2{':split2' * (which == Pass.WGRAD)}") for which in Pass]
+    },
+    "fused": {"activation": "silu"},
+    "fused_depthwise": {"activation": "silu"},
+}
+
+
+def function_of(name: str) -> Callable[..., torch.Tensor]:
+    """The function of a step."""
+    return getattr(tritonconv, STEPS[name].function + "_fused" * name.startswith("fused"))
 
 
 @dataclass(frozen=True)
 class Step:
     """Forward and backward of a case on fixed tensors, as a training step would repeat it."""
 
+    name: str
     case: Case
     tensors: tuple[torch.Tensor | None, ...]
     gradient: torch.Tensor
@@ -117,12 +154,12 @@ class Step:
     def of(cls, name: str, device: str, seed: int = 0) -> Step:
         case = shrunken(dataclasses.replace(STEPS[name], dtype="float16", seed=seed), device)
         tensors = case.tensors(device)
-        y = getattr(tritonconv, case.function)(*tensors, **case.arguments)
-        return cls(case, tensors, case.gradient(y))
+        y = function_of(name)(*tensors, **case.arguments, **MORE.get(name, {}))
+        return cls(name, case, tensors, case.gradient(y))
 
     def __call__(self) -> Results:
-        call = getattr(tritonconv, self.case.function)
-        return oracle.run(call, *self.tensors, self.gradient, **self.case.arguments)
+        more = MORE.get(self.name, {})
+        return oracle.run(function_of(self.name), *self.tensors, self.gradient, **self.case.arguments, **more)
 
     def take(self, other: Step) -> None:
         """The values of another step, in place."""
@@ -329,8 +366,11 @@ def names_on_the_gpu(step: Callable[[], object]) -> list[str]:
 def test_only_kernels_of_this_library_convolve(name: str, device: str, launches) -> None:
     step = Step.of(name, device)
     names = names_on_the_gpu(step)
-    ours = [kernel for found in names for kernel in KERNELS if kernel in found]
-    assert sorted(ours) == sorted(KERNELS), f"the profiler saw {names}"
+    depthwise = "depthwise" in name
+    ours = [kernel for found in names for kernel in (DEPTHWISE_KERNELS if depthwise else KERNELS) if kernel in found]
+    assert len(ours) == len(list(Pass)) and ("strip_kernel" if depthwise else "wgrad_kernel") in ours, (
+        f"the profiler saw {names}"
+    )
     foreign = [found for found in names if FOREIGN.search(found)]
     assert not foreign, foreign
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from cases import Case
 from oracle import check
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tritonconv
 from costmodel.device import DEVICES, INTERPRETER
@@ -13,6 +14,7 @@ from costmodel.plan import candidates, merges, predict, select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, Operand, Plan, channels_last, issued_macs, merge_groups, merged, vector_widths
 from costmodel.timing import extra_bytes, launches
+from tritonconv import launch
 from tritonconv.layout import block_diagonal, channels_last_strides, diagonal_blocks, operand
 
 H200 = DEVICES["NVIDIA H200"]
@@ -61,7 +63,36 @@ def test_block_diagonal_weights_are_those_of_an_equal_dense_convolution(merge, c
         torch.nn.functional.conv2d(x, *each) for each in ((w, None, 1, 0, 1, 6), (together, None, 1, 0, 1, 6 // merge))
     )
     torch.testing.assert_close(got, want)
-    assert torch.equal(diagonal_blocks(together, 6, merge), w)
+    assert torch.equal(diagonal_blocks(together, 6, merge).flatten(0, 2), w)
+
+
+class Copies(TorchDispatchMode):
+    """The operators that write memory, besides kernels of this library: a launch each on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if not func.is_view and not name.startswith(("empty", "new_empty", "fill_")):  # memory of tests is filled
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("pack", [(), ("a",)])
+@pytest.mark.parametrize("merge", [1, 2])
+@pytest.mark.parametrize("which", list(Pass))
+def test_every_launch_around_the_kernel_is_counted(which, merge, pack, monkeypatch):
+    monkeypatch.setattr(launch, "run", lambda *arguments: None)
+    problem = ConvProblem.conv((2, 8, 6, 5), (12, 2, 3, 3), (1, 1), (1, 1), (1, 1), 4)
+    x, w, dy = (torch.randn(shape) for shape in (problem.input_shape, problem.weight_shape, problem.output_shape))
+    plan = Plan(which, "gather", 16, 16, 16, 4, 3, merge=merge, pack=pack)
+    call = {Pass.FPROP: (launch.fprop, x, w, None), Pass.DGRAD: (launch.dgrad, dy, w, None), Pass.WGRAD: (launch.wgrad, dy, x)}
+    function, *operands = call[which]
+    with Copies() as copies:
+        function(*operands, problem, str(plan))
+    assert 1 + len(copies.names) == launches(which, pack, 1, merge), copies.names
 
 
 def test_the_plan_of_a_resnext_layer_merges_its_groups():

@@ -18,8 +18,10 @@ from costmodel.networks.network import Layer, Network, trace
 from costmodel.networks.operators import ELEMENTWISE, REDUCTIONS
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import channels_last
-from tritonconv import conv2d
+from tritonconv import conv2d, conv2d_fused, conv_transpose2d_fused
+from tritonconv.epilogue import ACTIVATIONS
 from tritonconv.layout import channels_last_strides, operand
+from tritonconv.nn import DepthwiseSeparableConv2d
 
 N, C, H, W = X = 2, 32, 20, 24
 needs_torchvision = pytest.mark.skipif(find_spec("torchvision") is None, reason="torchvision is not installed")
@@ -88,6 +90,54 @@ def test_every_convolution_is_found_and_counted_once(case: str) -> None:
     assert not network.unknown and not network.notes
     assert network.parameters == sum(p.numel() for p in module.parameters()) == sum(row.parameters for row in network.layers)
     assert not [row for row in crosscheck(module, shape, network=network) if not row.explained]
+
+
+class Fused(nn.Module):
+    """A fused layer with every input, as one operator or as its chain."""
+
+    def __init__(self, activation: str | None, transposed: bool = False, chained: bool = False) -> None:
+        super().__init__()
+        self.activation, self.transposed, self.chained = activation, transposed, chained
+        self.w = nn.Parameter(torch.empty(C, C, 3, 3))
+        self.b, self.scale, self.shift = (nn.Parameter(torch.empty(C)) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.chained:
+            call = conv_transpose2d_fused if self.transposed else conv2d_fused
+            after = {"scale": self.scale, "shift": self.shift, "residual": x, "activation": self.activation}
+            return call(x, self.w, self.b, padding=1, **after)
+        y = (F.conv_transpose2d if self.transposed else F.conv2d)(x, self.w, self.b, padding=1)
+        y = y * self.scale[:, None, None] + self.shift[:, None, None] + x
+        return ACTIVATIONS[self.activation].forward(y, 0.01) if self.activation else y
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+def test_a_fused_layer_is_its_chain_with_less_traffic(activation: str | None, transposed: bool) -> None:
+    fused, chain = (trace(Fused(activation, transposed, chained), X) for chained in (False, True))
+    (layer,) = fused.convolutions
+    assert layer.op == ("conv_transpose2d" if transposed else "conv2d") and fused.layers == (layer,)
+    assert not fused.unknown and not fused.notes
+    ours, theirs = fused.inference, chain.inference
+    assert (ours.useful_macs, ours.dense_macs) == (theirs.useful_macs, theirs.dense_macs)
+    assert (ours.bias_flops, ours.other_flops) == (theirs.bias_flops, theirs.other_flops)
+    result = prod(X)  # as large as the input and the residual
+    weights = fused.parameters
+    assert ours.bytes == 4 * (3 * result + weights)
+    # the backward pass of these asks for z, which inference does not write
+    kept = [step.cost.bytes for step in layer.backward if step.op == layer.operator]
+    assert kept == ([4 * result] if activation in ("gelu", "gelu_tanh", "silu", "hardswish") else [])
+    assert layer.fields == chain.layers[-1].fields
+    assert {"wgrad"} <= {step.which for step in layer.backward}
+
+
+def test_fused_modules_are_traced_with_their_gradients() -> None:
+    network = trace(DepthwiseSeparableConv2d(8, 16, 3, padding=1, activation="relu"), (2, 8, 14, 14))
+    assert len(network.convolutions) == 2
+    macs = 2 * 14 * 14 * 8 * (9 + 16)
+    assert network.inference.dense_macs == macs and not network.unknown
+    assert network.training_step.dense_macs == 3 * macs - 2 * 14 * 14 * 8 * 9  # the image needs no gradient
+    assert network.inference.other_flops == 2 * 14 * 14 * (8 + 16)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 32])

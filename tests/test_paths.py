@@ -71,6 +71,8 @@ FORCED = [
     (PATCHES, "wgrad:gather:16x16x64:w4:s4"),
     (PATCHES_3D, "dgrad:patch:16x16x16:w4:s3:pack-a"),
     (EMPTY_PHASES, "dgrad:gather:16x16x16:w4:s3"),
+    (PLAIN, "fprop:gather:32x32x32:w4:s4:x3"),
+    (PLAIN, "wgrad:gather:32x32x32:w4:s4:x3"),
     (DEEP, "fprop:gather:64x32x16:w4:s4:split2"),
     (DEEP, "dgrad:gather:64x32x16:w4:s4:split2"),
     (DEEP_STRIDED, "fprop:gather:16x64x16:w4:s4:split3"),
@@ -159,3 +161,13 @@ def test_a_bias_may_have_any_stride(case, layout, device):
     assert bias.stride() != (1,)
     got, want = (function(x, w, t, **case.arguments) for t in (bias, bias.contiguous()))
     assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv2d_fused"])
+def test_explain_plans_for_what_autocast_casts_to(name, device):
+    function = getattr(tritonconv, name)
+    x, w, b = (t.to(device, torch.float32) for t in PLAIN.tensors())
+    with torch.autocast(device, dtype=torch.bfloat16):
+        cast, wide = tritonconv.explain(function, x, w, b), tritonconv.explain(function, x.double(), w.double(), b.double())
+    assert str(cast) == str(tritonconv.explain(function, x.bfloat16(), w.bfloat16(), b.bfloat16()))
+    assert "bfloat16" in str(cast) and "float64" in str(wide) and "float32" in str(tritonconv.explain(function, x, w, b))

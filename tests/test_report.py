@@ -21,7 +21,7 @@ from costmodel.networks.crosscheck import Comparison
 from costmodel.problem import ConvProblem, Pass
 from costmodel.reports import export, html, pictures
 from costmodel.reports.options import rate_named
-from costmodel.reports.report import Report, Total
+from costmodel.reports.report import Report, Total, study
 from costmodel.reports.rows import LayerRow, figures, with_measured
 from costmodel.reports.units import duration, exact, interval, share, si
 
@@ -332,3 +332,9 @@ getComputedStyle(document.body).backgroundColor].join("§")})</script>"""
     slowest, quickest = (f(report.rows, key=lambda r: r.seconds).name for f in (max, min))
     assert (slow, fits, background) == (slowest, "true", "rgb(20, 24, 29)")
     assert quick == quickest
+
+
+def test_a_training_run_without_multiply_adds_takes_time():
+    found = study("torch.nn:PReLU", [(4, 3, 8, 8)], find_device("h100"), "float32", "ieee", training=True, samples=10, epochs=3)
+    _, step, run = found.totals
+    assert run.useful_macs == 0 and run.seconds == pytest.approx(9 * step.seconds) and run.seconds > 0

@@ -48,6 +48,14 @@ def ints(function: str, name: str, value: Any, rank: int, least: int) -> tuple[i
     return values
 
 
+def cast_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """The dtype that a convolution takes a tensor in: torch's autocast changes all but float64."""
+    device = tensor.device.type
+    if tensor.dtype == torch.float64 or device not in ("cuda", "cpu") or not torch.is_autocast_enabled(device):
+        return tensor.dtype
+    return torch.get_autocast_dtype(device)
+
+
 def tensors(function: str, rank: int, input: Any, weight: Any, bias: Any, **others: Any) -> None:
     """Kinds, ranks, dtypes and devices; `others`, as bias, may be None."""
     optional = {"bias": bias, **others}
@@ -63,8 +71,7 @@ def tensors(function: str, rank: int, input: Any, weight: Any, bias: Any, **othe
         raise RuntimeError(
             f"{function}(): expected {rank + 1}D (unbatched) or {rank + 2}D (batched) input, got input {list(input.shape)}"
         )
-    device = input.device.type
-    autocast = device in ("cuda", "cpu") and torch.is_autocast_enabled(device)
+    dtype = cast_dtype(input)
     for name, value in given.items():
         if value is None:
             continue
@@ -74,7 +81,7 @@ def tensors(function: str, rank: int, input: Any, weight: Any, bias: Any, **othe
             raise RuntimeError(
                 f"{function}(): {name} has dtype {value.dtype}; tritonconv takes float16, bfloat16, float32 and float64"
             )
-        if value.dtype != input.dtype and not autocast:
+        if cast_dtype(value) != dtype:
             raise RuntimeError(
                 f"{function}(): input and {name} must have the same dtype, got input {input.dtype} and {name} {value.dtype}"
             )

@@ -18,10 +18,8 @@ from costmodel.depthwise import (
     loads_together,
     planned,
     row_runs,
-    serves,
     store_width,
 )
-from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass, ceil_div, product
 from costmodel.tiling import MAX_ALIGN, Call, Operand, Plan
 from tritonconv.kernels.depthwise import slide_kernel
@@ -31,7 +29,7 @@ from tritonconv.kernels.epilogue import Fused
 from tritonconv.kernels.index import pack
 from tritonconv.kernels.window import Extents
 from tritonconv.layout import depthwise_operand
-from tritonconv.prepared import INT32_MAX, FusedKey, Prepared, TensorKey, accumulator, packed_strides, wide
+from tritonconv.prepared import INT32_MAX, FusedKey, Prepared, TensorKey, accumulator, follow, packed_strides, wide
 
 
 def fits_int32(problem: ConvProblem, plan: Plan, *tensors: TensorKey) -> bool:
@@ -50,13 +48,6 @@ def fits_int32(problem: ConvProblem, plan: Plan, *tensors: TensorKey) -> bool:
 def of_all_groups(operand: Operand) -> Operand:
     """What is known of all groups at once, which these kernels read as one."""
     return replace(operand, align=operand.outside)
-
-
-def checked(call: Call, plan: Plan, device: Device) -> Plan:
-    """A forced plan. Raises ValueError where it cannot run the call."""
-    if reason := serves(call, plan):
-        raise ValueError(f"plan {plan} does not serve {call.problem}: {reason}")
-    return plan
 
 
 def prepare(
@@ -169,14 +160,9 @@ def prepare(
         "HAS_BIAS": bias_stride is not None,
         "UPCAST": upcast,
     }
-    follows: tuple[Any, ...] = ()
+    follows, fused_constants = follow(fused, depthwise_operand)
     if fused is not None:
-        constants |= {"FUSED": True, "ACTIVATION": fused.activation, "SLOPE": fused.slope}
-        follows = (pack(fused.scale or 0), pack(fused.shift or 0), None)
-        if residual is not None:
-            described = depthwise_operand(*residual)
-            name("R", described)
-            follows = (*follows[:2], packed_strides(residual, described))
+        constants |= {"FUSED": True, **fused_constants}
     if plan.taps is None:
         axes = [axis_of(full, which, i) for i in range(3)]
         constants |= {"PHASE": tuple(x.phase for x in axes), "REACH": tuple(x.reach for x in axes), "LAG": rows.lag}

@@ -138,11 +138,22 @@ def weight_sums(products: torch.Tensor, which: Pass, groups: int) -> torch.Tenso
     return products.flatten(2).sum(2).view(groups, -1, products.shape[1]).sum(1).flatten()
 
 
-def by_torch(sums: torch.Tensor, problem: ConvProblem, epilogue: Epilogue) -> tuple[torch.Tensor, torch.Tensor]:
-    """(y, z) of a convolution's result with its bias, by torch's operators; z is empty where nobody asks."""
-    scale, shift, residual, activation, slope, keep = epilogue
+def widened(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in the precision that sums have: float32, or float64 for float64."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def by_torch(
+    sums: torch.Tensor, problem: ConvProblem, epilogue: Epilogue, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(y, z) of a convolution's sums with its bias, by torch's operators; z is empty where nobody asks.
+
+    As in the kernels all of it is computed in the precision of `widened` sums, and rounded once, to `dtype`.
+    """
+    *tensors, activation, slope, keep = epilogue
+    scale, shift, residual = (None if t is None else widened(t) for t in tensors)
     z = sums if scale is None else sums * per_channel(scale, problem.rank)
     z = z if shift is None else z + per_channel(shift, problem.rank)
     z = z if residual is None else z + residual
     y = ACTIVATIONS[activation].forward(z, slope) if activation else z.clone() if keep else z
-    return y, z if keep else z.new_empty(0)
+    return y.to(dtype), z.to(dtype) if keep else z.new_empty(0, dtype=dtype)

@@ -26,7 +26,6 @@ _FAMILY = {
     "depthwise": "depthwise, multiply-adds in registers",
     "tma": "implicit GEMM, boxes of pixels copied by TMA tap by tap",
 }
-_EPILOGUE = ("activation", "negative_slope", "scale", "shift", "residual")
 _OPERANDS = {Pass.FPROP: ("x", "w"), Pass.DGRAD: ("dy", "w"), Pass.WGRAD: ("dy", "x")}
 
 
@@ -58,9 +57,10 @@ def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) ->
     plan = functional._plan_text(given.pop("plan"))
     x, weight, bias = given.pop("input"), given.pop("weight"), given.pop("bias")
     rank = int(name.removesuffix("_fused")[-2])
-    after = {key: given.pop(key) for key in _EPILOGUE if key in given}
-    tensors = {key: after.get(key) for key in ("scale", "shift", "residual")}
+    after = functional.After(**{key: given.pop(key) for key in functional.After._fields if key in given})
+    tensors = after.tensors()
     check.tensors(name, rank, x, weight, bias, **tensors)
+    dtype = check.cast_dtype(x)
     batched = x.dim() == rank + 2
     x = x if batched else x.unsqueeze(0)
     if "transpose" in name:
@@ -70,15 +70,14 @@ def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) ->
         problem = check.conv(name, rank, x, weight, bias, **given)
         forward, shape = Pass.FPROP, problem.output_shape
     kind = ""
-    if after:
-        check.epilogue(name, rank, shape if batched else shape[1:], **after)
-        activation, slope = after["activation"] or "", after["negative_slope"]
+    check.epilogue(name, rank, shape if batched else shape[1:], *after)
+    if not after.is_empty():
+        activation, slope = after.activation or "", after.negative_slope
         given_tensors = [x, weight, bias, *tensors.values()]
         recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given_tensors)
         keep = recorded and needs_z(activation, slope)
-        residual = tensors["residual"]
-        r = residual if residual is None or batched else residual.unsqueeze(0)
-        followed = launch.FusedKey.of(Epilogue(tensors["scale"], tensors["shift"], r, activation, slope, keep))
+        residual = after.residual if after.residual is None or batched else after.residual.unsqueeze(0)
+        followed = launch.FusedKey.of(Epilogue(after.scale, after.shift, residual, activation, slope, keep))
         kind = followed.kind((tuple(shape), output_strides(shape, x, weight)))
     outside = launch.key(x)
     inside = (tuple(shape), output_strides(shape, x, weight))
@@ -91,14 +90,14 @@ def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) ->
     device = x.device.index if x.is_cuda else -1
     precision = launch.fp32_precision()
     passes = [forward, Pass.DGRAD if forward == Pass.FPROP else Pass.FPROP, Pass.WGRAD]
-    plans, predictions, lines = {}, {}, [f"{name}: {problem}, {launch.DTYPES[x.dtype]}"]
+    plans, predictions, lines = {}, {}, [f"{name}: {problem}, {launch.DTYPES[dtype]}"]
     if not x.is_cuda and not launch.INTERPRETED:
         lines.append("CPU tensors: torch's own convolution computes them; what Triton's interpreter would run:")
     for which in passes if problem.macs else []:
         described = launch.describe(problem, which, *operands[which], aligned[which])
         follows = kind if which == forward else ""
-        chosen = launch.choose(which, problem, x.dtype, precision, device, *described, plan, follows)
-        call = Call(problem, which, launch.DTYPES[x.dtype], precision, *described, follows)
+        chosen = launch.choose(which, problem, dtype, precision, device, *described, plan, follows)
+        call = Call(problem, which, launch.DTYPES[dtype], precision, *described, follows)
         model = launch.device_model(device)
         found = predict(call, chosen, model)
         plans[str(which)], predictions[str(which)] = chosen, found
@@ -106,7 +105,7 @@ def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) ->
         if follows:
             named = [key for key, tensor in tensors.items() if tensor is not None] + [activation] * bool(activation)
             kernel = "the kernel that adds up the partial sums" if chosen.split > 1 else "the same kernel"
-            lines.append(f"  followed in {kernel} by {', '.join(named) or 'nothing'}")
+            lines.append(f"  followed in {kernel} by {', '.join(named)}")
             if keep:
                 lines.append("  the value before the activation is kept for the backward pass")
     if not problem.macs:

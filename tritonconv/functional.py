@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 
+from costmodel.problem import ConvProblem
 from costmodel.tiling import Plan
 from tritonconv import check
 from tritonconv.autograd import _OPS
@@ -25,54 +26,50 @@ def _plan_text(plan: Plans) -> str:
     return ";".join(map(str, [plan] if isinstance(plan, Plan) else plan))
 
 
-def _conv(
+class After(NamedTuple):
+    """What the fused functions take besides. Empty, it is the plain convolution."""
+
+    activation: str | None = None
+    negative_slope: float = 0.01
+    scale: torch.Tensor | None = None  # [C_out]
+    shift: torch.Tensor | None = None  # [C_out]
+    residual: torch.Tensor | None = None  # of the output's shape
+
+    def tensors(self) -> dict[str, torch.Tensor | None]:
+        return {"scale": self.scale, "shift": self.shift, "residual": self.residual}
+
+    def is_empty(self) -> bool:
+        return self.activation is None and self.scale is None and self.shift is None and self.residual is None
+
+
+def _call(
+    function: str,
     rank: int,
+    checked: Callable[..., ConvProblem],
     input: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: int,
+    window: tuple[Any, ...],
     plan: Plans,
+    after: After | None = None,
 ) -> torch.Tensor:
-    function = f"conv{rank}d"
-    check.tensors(function, rank, input, weight, bias)
+    """One of the functions: `window` is what `checked`, which is check.conv or check.conv_transpose, takes of its arguments."""
+    check.tensors(function, rank, input, weight, bias, **({} if after is None else after.tensors()))
     batched = input.dim() == rank + 2
-    x = input if batched else input.unsqueeze(0)
-    problem = check.conv(function, rank, x, weight, bias, stride, padding, dilation, groups)
-    y = _OPS.fprop(x, weight, bias, problem.stride, flat(problem.padding), problem.dilation, problem.groups, _plan_text(plan))
-    return y if batched else y.squeeze(0)
-
-
-def _conv_transpose(
-    rank: int,
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    stride: Any,
-    padding: Any,
-    output_padding: Any,
-    groups: int,
-    dilation: Any,
-    plan: Plans,
-) -> torch.Tensor:
-    function = f"conv_transpose{rank}d"
-    check.tensors(function, rank, input, weight, bias)
-    batched = input.dim() == rank + 2
-    dy = input if batched else input.unsqueeze(0)
-    problem = check.conv_transpose(function, rank, dy, weight, bias, stride, padding, output_padding, groups, dilation)
-    y = _OPS.dgrad(
-        dy,
-        weight,
-        bias,
-        problem.input_size,
-        problem.stride,
-        flat(problem.padding),
-        problem.dilation,
-        problem.groups,
-        _plan_text(plan),
-    )
+    a = input if batched else input.unsqueeze(0)
+    problem = checked(function, rank, a, weight, bias, *window)
+    forward = checked is check.conv
+    place: tuple[Any, ...] = (problem.stride, flat(problem.padding), problem.dilation, problem.groups)
+    place = place if forward else (problem.input_size, *place)
+    if after is not None:
+        shape = problem.output_shape if forward else problem.input_shape
+        check.epilogue(function, rank, shape if batched else shape[1:], *after)
+    if after is None or after.is_empty():
+        y = (_OPS.fprop if forward else _OPS.dgrad)(a, weight, bias, *place, _plan_text(plan))
+    else:
+        residual = after.residual if after.residual is None or batched else after.residual.unsqueeze(0)
+        follows = (after.scale, after.shift, residual, after.activation or "", float(after.negative_slope), False)
+        y, _ = (_OPS.fprop_fused if forward else _OPS.dgrad_fused)(a, weight, bias, *place, *follows, _plan_text(plan))
     return y if batched else y.squeeze(0)
 
 
@@ -88,7 +85,7 @@ def conv1d(
     plan: Plans = None,
 ) -> torch.Tensor:
     """input [N, C, L] or [C, L], weight [K, C / groups, S], bias [K]; see `torch.nn.functional.conv1d`."""
-    return _conv(1, input, weight, bias, stride, padding, dilation, groups, plan)
+    return _call("conv1d", 1, check.conv, input, weight, bias, (stride, padding, dilation, groups), plan)
 
 
 def conv2d(
@@ -103,7 +100,7 @@ def conv2d(
     plan: Plans = None,
 ) -> torch.Tensor:
     """input [N, C, H, W] or [C, H, W], weight [K, C / groups, R, S], bias [K]; see `torch.nn.functional.conv2d`."""
-    return _conv(2, input, weight, bias, stride, padding, dilation, groups, plan)
+    return _call("conv2d", 2, check.conv, input, weight, bias, (stride, padding, dilation, groups), plan)
 
 
 def conv3d(
@@ -118,7 +115,7 @@ def conv3d(
     plan: Plans = None,
 ) -> torch.Tensor:
     """input [N, C, D, H, W] or [C, D, H, W], weight [K, C / groups, T, R, S], bias [K]; see `torch.nn.functional.conv3d`."""
-    return _conv(3, input, weight, bias, stride, padding, dilation, groups, plan)
+    return _call("conv3d", 3, check.conv, input, weight, bias, (stride, padding, dilation, groups), plan)
 
 
 def conv_transpose1d(
@@ -134,7 +131,8 @@ def conv_transpose1d(
     plan: Plans = None,
 ) -> torch.Tensor:
     """input [N, K, L] or [K, L], weight [K, C / groups, S], bias [C]; see `torch.nn.functional.conv_transpose1d`."""
-    return _conv_transpose(1, input, weight, bias, stride, padding, output_padding, groups, dilation, plan)
+    window = (stride, padding, output_padding, groups, dilation)
+    return _call("conv_transpose1d", 1, check.conv_transpose, input, weight, bias, window, plan)
 
 
 def conv_transpose2d(
@@ -150,7 +148,8 @@ def conv_transpose2d(
     plan: Plans = None,
 ) -> torch.Tensor:
     """input [N, K, H, W] or [K, H, W], weight [K, C / groups, R, S], bias [C]; see `torch.nn.functional.conv_transpose2d`."""
-    return _conv_transpose(2, input, weight, bias, stride, padding, output_padding, groups, dilation, plan)
+    window = (stride, padding, output_padding, groups, dilation)
+    return _call("conv_transpose2d", 2, check.conv_transpose, input, weight, bias, window, plan)
 
 
 def conv_transpose3d(
@@ -166,4 +165,5 @@ def conv_transpose3d(
     plan: Plans = None,
 ) -> torch.Tensor:
     """input [N, K, D, H, W] or unbatched, weight [K, C / groups, T, R, S], bias [C]: torch.nn.functional.conv_transpose3d."""
-    return _conv_transpose(3, input, weight, bias, stride, padding, output_padding, groups, dilation, plan)
+    window = (stride, padding, output_padding, groups, dilation)
+    return _call("conv_transpose3d", 3, check.conv_transpose, input, weight, bias, window, plan)

@@ -1,4 +1,4 @@
-"""Launches of the implicit GEMM kernels ("gather" and "patch"): what a forced plan must be, arguments, grid, the launch."""
+"""Launches of the implicit GEMM kernels ("gather" and "patch"): arguments, grid, the launch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import torch
 import triton.language as tl
 
 from costmodel.algebra import ceil_div, product
-from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
-from costmodel.recast import FOLDED_WIDTHS, folds
 from costmodel.tiling import (
     MAX_ALIGN,
     MAX_BIT_TAPS,
@@ -20,12 +18,7 @@ from costmodel.tiling import (
     Operand,
     Plan,
     extent,
-    full_shares,
     grid,
-    itemsize,
-    seen_problem,
-    shares,
-    step_of,
     trips,
 )
 from tritonconv.kernels.dgrad import dgrad_kernel
@@ -35,45 +28,29 @@ from tritonconv.kernels.index import Sizes, pack
 from tritonconv.kernels.reduce import Results, Shared, reduce_kernel
 from tritonconv.kernels.wgrad import wgrad_kernel
 from tritonconv.layout import operand
-from tritonconv.prepared import INT32_MAX, FusedKey, Prepared, TensorKey, accumulator, packed_strides, wide
+from tritonconv.prepared import (
+    INT32_MAX,
+    FusedKey,
+    Prepared,
+    TensorKey,
+    accumulator,
+    channels_fit_int32,
+    follow,
+    packed_strides,
+    wide,
+)
 
+#: Which of the three tensors a, b and the result of a pass holds weights.
+WEIGHT = {Pass.FPROP: 1, Pass.DGRAD: 1, Pass.WGRAD: 2}
 #: Results that one program of a reduction's second stage writes, and the most channels of them.
 REDUCE_BLOCK, REDUCE_CHANNELS = 1024, 128
 
 
-def checked(call: Call, plan: Plan, device: Device) -> Plan:
-    """A forced plan with what it leaves open filled in. Raises ValueError where it cannot run the call."""
-    problem, which = call.problem, call.which
-    if plan.merge < 1 or problem.groups % plan.merge:
-        raise ValueError(f"plan {plan}: merge must divide the {problem.groups} groups, got {plan.merge}")
-    if plan.fold and not folds(problem, which):
-        few = f"fprop and wgrad of up to {FOLDED_WIDTHS[-1]} channels in one group, under several columns without dilation"
-        raise ValueError(f"plan {plan}: fold is for {few}, not for {problem}")
-    if plan.family == "patch" and not seen_problem(problem, plan).is_patch:
-        raise ValueError(f"plan {plan} forces family {plan.family!r}, which does not serve {problem}")
-    for name, block in (("block_m", plan.block_m), ("block_n", plan.block_n), ("block_k", plan.block_k)):
-        if block < 16 or block & (block - 1):
-            raise ValueError(f"plan {plan}: {name} must be a power of two of at least 16, got {block}")
-    limit = device.shared_per_block
-    shared = plan.num_stages * (plan.block_m + plan.block_n) * plan.block_k * itemsize(call.dtype)
-    if shared > limit:
-        raise ValueError(f"plan {plan} needs about {shared} bytes of shared memory, the device has {limit}")
-    problem = seen_problem(problem, plan)
-    blocks = ceil_div(extent(problem, which, plan.family).depth, plan.block_k)
-    if plan.split < 1 or (plan.split > 1 and not shares(problem, which, plan.family)):
-        raise ValueError(f"plan {plan}: split must be 1 for {which} of patches, got {plan.split}")
-    if which != Pass.WGRAD and plan.split != full_shares(blocks, plan.split):
-        raise ValueError(f"plan {plan}: {blocks} blocks of the reduction cannot be split {plan.split} ways evenly")
-    if which == Pass.WGRAD:
-        step = step_of(problem, plan)
-        if product(step) != plan.block_k or any(size & (size - 1) for size in step):
-            raise ValueError(f"plan {plan}: step {step} must be powers of two with product {plan.block_k}")
-        plan = replace(plan, step=step)
-    return plan
-
-
 def fits_int32(problem: ConvProblem, plan: Plan, *tensors: TensorKey) -> bool:
-    """Whether 32-bit offsets reach everything a program touches from its 64-bit base pointer."""
+    """Whether 32-bit offsets reach everything a program touches from its 64-bit base pointer.
+
+    `tensors` are a, b, the result, and what is laid over it. A program walks over all filters of a group, and a few images.
+    """
     which, full = plan.which, problem.with_unit_axes()
     pixels = (
         product(full.output_size)
@@ -84,9 +61,11 @@ def fits_int32(problem: ConvProblem, plan: Plan, *tensors: TensorKey) -> bool:
     if max(pixels, product(full.output_size)) + plan.block_m > INT32_MAX:
         return False
     slack = max((*problem.effective_kernel, *problem.stride)) + max(abs(p) for pair in problem.padding for p in pair)
-    for shape, strides in tensors:
+    filters = problem.filters_per_group + max(plan.block_m, plan.block_n, plan.block_k)
+    for i, (shape, strides) in enumerate(tensors):
+        outer = filters if i == WEIGHT[which] else max(images, 1)
         spatial = sum((n + 2 * slack) * stride for n, stride in zip(shape[2:], strides[2:], strict=True))
-        if spatial + (shape[1] + plan.block_n + plan.block_k) * strides[1] + max(images, 1) * strides[0] > INT32_MAX:
+        if spatial + (shape[1] + plan.block_n + plan.block_k) * strides[1] + outer * strides[0] > INT32_MAX:
             return False
     return True
 
@@ -137,6 +116,7 @@ def prepare_sums(
     c_align, k_align = math.gcd(c, MAX_ALIGN), math.gcd(k, MAX_ALIGN)
     residual = None if fused is None else fused.residual
     small = fits_int32(problem, plan, a, b, out, *(() if residual is None else (residual,)))
+    small = small and channels_fit_int32(out, bias_stride, fused)
     m_tiles, n_tiles, repeats = grid(problem, plan)
     programs = m_tiles * n_tiles * repeats
     if programs > INT32_MAX:
@@ -173,7 +153,7 @@ def prepare_sums(
         "K_ALIGN": k_align,
         "EVEN_N": n_columns % plan.block_n == 0,
         "ACC": accumulator(call.dtype),
-        "PRECISION": call.precision if call.dtype == "float32" else "ieee",
+        "PRECISION": "tf32x3" if plan.x3 else call.precision if call.dtype == "float32" else "ieee",
         "INDEX": tl.int32 if small else tl.int64,
         "UPCAST": upcast,
         "BLOCK_M": plan.block_m,
@@ -186,7 +166,7 @@ def prepare_sums(
         constants[f"{prefix}_ALIGN"] = described.align
         constants[f"{prefix}_UNIT"] = described.unit
 
-    fused_arguments, fused_constants = follow(fused, problem.groups)
+    fused_arguments, fused_constants = follow(fused, lambda shape, strides: operand(shape, strides, problem.groups, 1))
     if fused is not None:
         constants |= {"FUSED": True, **fused_constants}
     shared = None
@@ -240,19 +220,6 @@ def prepare_sums(
     return Prepared(plan, programs, (*strides, sizes, pack(problem.groups)), constants)
 
 
-def follow(fused: FusedKey | None, groups: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The last fields of `Fused` and the constexprs of an epilogue."""
-    if fused is None:
-        return (), {}
-    constants = {"ACTIVATION": fused.activation, "SLOPE": fused.slope}
-    strides = None
-    if fused.residual is not None:
-        described = operand(*fused.residual, groups, 1)
-        strides = packed_strides(fused.residual, described)
-        constants |= {"R_ALIGN": described.align, "R_UNIT": described.unit}
-    return (pack(fused.scale or 0), pack(fused.shift or 0), strides), constants
-
-
 def prepare_reduce(
     plan: Plan, out: TensorKey, steps: tuple[int, ...], bias_stride: int | None, fused: FusedKey | None, upcast: bool
 ) -> Prepared:
@@ -262,7 +229,7 @@ def prepare_reduce(
     phases, pixels, _ = phased(out[0], steps)
     block_n = min(REDUCE_CHANNELS, 1 << (channels - 1).bit_length())
     block_m = REDUCE_BLOCK // block_n
-    fused_arguments, constants = follow(fused, 1)
+    fused_arguments, constants = follow(fused, lambda shape, strides: operand(shape, strides, 1, 1))
     sizes = (images, channels, *(1,) * (3 - len(spatial)), *spatial, bias_stride or 0, plan.split)
     constants |= {
         "OUT_ALIGN": described.align,

@@ -16,11 +16,12 @@ import triton
 
 from costmodel.depthwise import is_narrow
 from costmodel.device import INTERPRETER, Device, find
+from costmodel.legality import checked
 from costmodel.plan import select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, Operand, Plan, seen_problem
 from tritonconv import depthwise, gemm, tma
-from tritonconv.epilogue import Epilogue, by_torch
+from tritonconv.epilogue import Epilogue, by_torch, widened
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.layout import (
     allocate,
@@ -40,7 +41,7 @@ from tritonconv.layout import (
 )
 from tritonconv.prepared import FusedKey, Prepared, TensorKey, is_aligned, key
 
-#: What launches a plan's family: each checks a forced plan (`checked`), prepares a launch (`prepare`) and runs it (`run`).
+#: What launches a plan's family: each prepares a launch (`prepare`) and runs it (`run`).
 FAMILIES: dict[str, Any] = {"gather": gemm, "patch": gemm, "depthwise": depthwise, "tma": tma}
 
 #: Kernel launches so far, by name. Tests read it to see that a kernel really ran.
@@ -48,6 +49,9 @@ COUNTS: Counter[str] = Counter()
 
 #: Whether Triton's interpreter runs the kernels (TRITON_INTERPRET=1 when triton was imported).
 INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+#: The least compute capability, 80 for 8.0: what Triton supports, and what the kernels are compiled for ahead of time.
+LEAST_CAPABILITY = 80
 
 DTYPES = {
     torch.float16: "float16",
@@ -65,11 +69,18 @@ def fp32_precision() -> str:
 
 @functools.cache
 def device_model(index: int) -> Device:
-    """The cost model's description of CUDA device `index`; -1 is the interpreter."""
+    """The cost model's description of CUDA device `index`; -1 is the interpreter. RuntimeError where the device is too old."""
     if index < 0:
         return INTERPRETER
     found = torch.cuda.get_device_properties(index)
-    return find(found.name, found.major * 10 + found.minor, found.multi_processor_count)
+    capability = found.major * 10 + found.minor
+    if capability < LEAST_CAPABILITY:
+        needed = ".".join(str(LEAST_CAPABILITY))
+        raise RuntimeError(
+            f"tritonconv needs a GPU of compute capability {needed} or newer, as Triton does; {found.name} has "
+            f"{found.major}.{found.minor}"
+        )
+    return find(found.name, capability, found.multi_processor_count)
 
 
 def plan_for(which: Pass, text: str) -> Plan | None:
@@ -97,10 +108,7 @@ def choose(
     plan, call = plan_for(which, forced), Call(problem, which, DTYPES[dtype], precision, a, b, out, epilogue)
     if plan is None:
         return select(call, device_model(device))
-    if plan.family not in FAMILIES:
-        raise ValueError(f"plan {plan} forces family {plan.family!r}; there are {', '.join(FAMILIES)}")
-    checked: Plan = FAMILIES[plan.family].checked(call, plan, device_model(device))
-    return checked
+    return checked(call, plan, device_model(device))
 
 
 def describe(
@@ -211,7 +219,11 @@ def execute(
         run(prepared, a, b, bias, out, follows)
     if out is asked:
         return out
-    return asked.copy_(unfolded_weights(out, problem) if plan.fold else diagonal_blocks(out, problem.groups, plan.merge))
+    if plan.fold:
+        return asked.copy_(unfolded_weights(out, problem))
+    blocks = diagonal_blocks(out, problem.groups, plan.merge)
+    asked.unflatten(0, blocks.shape[:3]).copy_(blocks)
+    return asked
 
 
 def recasts_weights(plan: Plan) -> bool:
@@ -263,7 +275,7 @@ def followed(
     shape = problem.output_shape if which == Pass.FPROP else problem.input_shape
     y = allocate(shape, a, b)
     if problem.macs == 0:
-        return by_torch(execute(which, problem, a, b, y, bias), problem, epilogue)
+        return by_torch(widened(execute(which, problem, a, b, y, bias)), problem, epilogue, y.dtype)
     z = allocate(shape, a, b) if epilogue.keep else None
     execute(which, problem, a, b, y, bias, plan, epilogue, z)
     return y, y.new_empty(0) if z is None else z

@@ -122,11 +122,9 @@ def block_diagonal(weight: torch.Tensor, groups: int, merge: int) -> torch.Tenso
 
 
 def diagonal_blocks(merged: torch.Tensor, groups: int, merge: int) -> torch.Tensor:
-    """The weights [K, C / G, *kernel] that `block_diagonal` made into the channels-last `merged`."""
-    k, wide, *kernel = merged.shape
-    c = wide // merge
-    blocks = merged.movedim(1, -1).view(groups // merge, merge, k // groups, *kernel, merge, c)
-    return blocks.diagonal(dim1=1, dim2=-2).movedim(-1, 1).reshape(k, *kernel, c).movedim(-1, 1)
+    """A view of the weights that `block_diagonal` made into `merged`: [G / merge, merge, K / G, C / G, *kernel]."""
+    blocks = merged.unflatten(1, (merge, -1)).unflatten(0, (groups // merge, merge, -1))
+    return blocks.diagonal(dim1=1, dim2=3).movedim(-1, 1)
 
 
 def padded_columns(x: torch.Tensor, problem: ConvProblem) -> torch.Tensor:

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from costmodel.problem import ConvProblem, Pass
 from tritonconv import cpu, launch
-from tritonconv.epilogue import Epilogue, by_torch
+from tritonconv.epilogue import Epilogue, by_torch, widened
 from tritonconv.layout import allocate
 
 LIBRARY = torch.library.Library("tritonconv", "DEF")
@@ -92,25 +92,31 @@ _PRIMITIVES = {
 }
 
 
+def _problem(of: _Primitive, a: torch.Tensor, b: torch.Tensor, rest: Sequence[Any]) -> ConvProblem:
+    """The problem of an op's arguments. RuntimeError where they do not fit together; a kernel is compiled for one dtype."""
+    for other in (b, *rest):
+        if isinstance(other, torch.Tensor) and other.dtype != a.dtype:
+            raise RuntimeError(f"tritonconv: all tensors must have the same dtype, got {a.dtype} and {other.dtype}")
+    return of.problem(a.shape, b.shape, *rest[: of.arguments - 2])
+
+
 def _by_kernel(of: _Primitive) -> Callable[..., torch.Tensor]:
     def call(a: torch.Tensor, b: torch.Tensor, *rest: Any) -> torch.Tensor:
-        problem = of.problem(a.shape, b.shape, *rest[: of.arguments - 2])
-        return of.kernel(a, b, *rest[: of.has_bias], problem, *rest[of.arguments - 2 :])
+        return of.kernel(a, b, *rest[: of.has_bias], _problem(of, a, b, rest), *rest[of.arguments - 2 :])
 
     return call
 
 
 def _by_torch(of: _Primitive) -> Callable[..., torch.Tensor]:
     def call(a: torch.Tensor, b: torch.Tensor, *rest: Any) -> torch.Tensor:
-        return of.torch(a, b, *rest[: of.has_bias], of.problem(a.shape, b.shape, *rest[: of.arguments - 2]))
+        return of.torch(a, b, *rest[: of.has_bias], _problem(of, a, b, rest))
 
     return call
 
 
 def _fake(of: _Primitive) -> Callable[..., torch.Tensor]:
     def call(a: torch.Tensor, b: torch.Tensor, *rest: Any) -> torch.Tensor:
-        problem = of.problem(a.shape, b.shape, *rest[: of.arguments - 2])
-        return allocate(getattr(problem, of.result), a, b)
+        return allocate(getattr(_problem(of, a, b, rest), of.result), a, b)
 
     return call
 
@@ -120,20 +126,27 @@ def _fake(of: _Primitive) -> Callable[..., torch.Tensor]:
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
+def _split(of: _Primitive, a: torch.Tensor, b: torch.Tensor, rest: Sequence[Any]) -> tuple[ConvProblem, Epilogue, str]:
+    """The problem, the epilogue and the forced plans of a fused op's arguments, of which trailing defaults do not come."""
+    after = rest[of.arguments - 2 :]
+    size = len(Epilogue._fields)
+    return _problem(of, a, b, rest), Epilogue(*after[:size]), after[size] if len(after) > size else ""
+
+
 def _fused_by_kernel(which: Pass, of: _Primitive) -> Callable[..., Pair]:
     def call(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, *rest: Any) -> Pair:
-        window, after = rest[: of.arguments - 3], rest[of.arguments - 3 :]
-        problem = of.problem(a.shape, b.shape, bias, *window)
-        return launch.followed(which, problem, a, b, bias, Epilogue(*after[:6]), *after[6:])
+        problem, epilogue, plan = _split(of, a, b, (bias, *rest))
+        return launch.followed(which, problem, a, b, bias, epilogue, plan)
 
     return call
 
 
 def _fused_by_torch(of: _Primitive) -> Callable[..., Pair]:
     def call(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, *rest: Any) -> Pair:
-        window, after = rest[: of.arguments - 3], rest[of.arguments - 3 :]
-        problem = of.problem(a.shape, b.shape, bias, *window)
-        y, z = by_torch(of.torch(a, b, bias, problem), problem, Epilogue(*after[:6]))
+        problem, epilogue, _ = _split(of, a, b, (bias, *rest))
+        y, z = by_torch(
+            of.torch(widened(a), widened(b), bias if bias is None else widened(bias), problem), problem, epilogue, a.dtype
+        )
         return cpu.laid_out(y, a, b), cpu.laid_out(z, a, b) if z.numel() else z
 
     return call
@@ -141,9 +154,9 @@ def _fused_by_torch(of: _Primitive) -> Callable[..., Pair]:
 
 def _fused_fake(of: _Primitive) -> Callable[..., Pair]:
     def call(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, *rest: Any) -> Pair:
-        window, after = rest[: of.arguments - 3], rest[of.arguments - 3 :]
-        shape = getattr(of.problem(a.shape, b.shape, bias, *window), of.result)
-        return allocate(shape, a, b), allocate(shape, a, b) if Epilogue(*after[:6]).keep else a.new_empty(0)
+        problem, epilogue, _ = _split(of, a, b, (bias, *rest))
+        shape = getattr(problem, of.result)
+        return allocate(shape, a, b), allocate(shape, a, b) if epilogue.keep else a.new_empty(0)
 
     return call
 

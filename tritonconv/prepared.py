@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -85,6 +86,27 @@ def packed_strides(tensor: TensorKey, described: Operand) -> Strides:
             for axis, (size, stride) in enumerate(zip(sizes, real, strict=True))
         )
     )
+
+
+def channels_fit_int32(out: TensorKey, bias_stride: int | None, fused: FusedKey | None) -> bool:
+    """Whether 32-bit offsets reach all values per channel: bias, scale and shift."""
+    strides = (bias_stride, *(() if fused is None else (fused.scale, fused.shift)))
+    return all(out[0][1] * (stride or 0) <= INT32_MAX for stride in strides)
+
+
+def follow(
+    fused: FusedKey | None, describe: Callable[[tuple[int, ...], tuple[int, ...]], Operand]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The last fields of `Fused` and the constexprs of an epilogue, whose residual lies as `describe` says of its key."""
+    if fused is None:
+        return (), {}
+    constants: dict[str, Any] = {"ACTIVATION": fused.activation, "SLOPE": fused.slope}
+    strides = None
+    if fused.residual is not None:
+        described = describe(*fused.residual)
+        strides = packed_strides(fused.residual, described)
+        constants |= {"R_ALIGN": described.align, "R_UNIT": described.unit}
+    return (pack(fused.scale or 0), pack(fused.shift or 0), strides), constants
 
 
 def accumulator(dtype: str) -> Any:

@@ -1,4 +1,4 @@
-"""Launches of the TMA kernels: what a forced plan must be, descriptors, arguments, grid, the launch.
+"""Launches of the TMA kernels: descriptors, arguments, grid, the launch.
 
 A descriptor is made for each call, since it holds the tensor's address; what it says besides is prepared once.
 """
@@ -14,31 +14,24 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from costmodel.algebra import ceil_div
-from costmodel.device import Device
 from costmodel.problem import Pass
 from costmodel.tiling import MAX_ALIGN, Call, Plan, grid, itemsize, step_of, stores_boxes
-from costmodel.tma import serves, shape_error
 from tritonconv import gemm
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.kernels.index import Sizes, pack
 from tritonconv.kernels.tma import tma_kernel
 from tritonconv.layout import operand
-from tritonconv.prepared import INT32_MAX, Box, FusedKey, Prepared, TensorKey, accumulator, packed_strides
-
-
-def checked(call: Call, plan: Plan, device: Device) -> Plan:
-    """A forced plan with what it leaves open filled in. Raises ValueError where it cannot run the call."""
-    problem, limit, wgrad = call.problem, device.shared_per_block, call.which == Pass.WGRAD
-    if plan.merge < 1 or problem.groups % plan.merge:
-        raise ValueError(f"plan {plan}: merge must divide the {problem.groups} groups, got {plan.merge}")
-    if plan.split < 1 or (plan.split > 1 and not wgrad):
-        raise ValueError(f"plan {plan}: split must be 1 for {call.which}, got {plan.split}")
-    if reason := shape_error(call, plan) or serves(call, plan, device.capability):
-        raise ValueError(f"plan {plan} does not serve {problem}: {reason}")
-    shared = plan.num_stages * (plan.block_m + plan.block_n) * plan.block_k * itemsize(call.dtype)
-    if shared > limit:
-        raise ValueError(f"plan {plan} needs about {shared} bytes of shared memory, the device has {limit}")
-    return replace(plan, step=step_of(problem, plan))
+from tritonconv.prepared import (
+    INT32_MAX,
+    Box,
+    FusedKey,
+    Prepared,
+    TensorKey,
+    accumulator,
+    channels_fit_int32,
+    follow,
+    packed_strides,
+)
 
 
 def described(tensor: TensorKey, size: int, block: list[int], stride: tuple[int, ...] = ()) -> Box:
@@ -131,6 +124,7 @@ def prepare(
     )
     residual = None if fused is None else fused.residual
     laid_over = (out,) if residual is None else (out, residual)
+    small = fits_int32(call, plan, *laid_over) and channels_fit_int32(out, bias_stride, fused)
     sizes = Sizes(
         *map(
             pack,
@@ -165,7 +159,7 @@ def prepare(
         "HAS_BIAS": bias_stride is not None,
         "ACC": accumulator(call.dtype),
         "PRECISION": call.precision if call.dtype == "float32" else "ieee",
-        "INDEX": tl.int32 if fits_int32(call, plan, *laid_over) else tl.int64,
+        "INDEX": tl.int32 if small else tl.int64,
         "UPCAST": upcast,
         "BLOCK_M": plan.block_m,
         "BLOCK_N": plan.block_n,
@@ -174,14 +168,9 @@ def prepare(
         "num_warps": plan.num_warps,
         "num_stages": plan.num_stages,
     }
-    follows: tuple[Any, ...] = ()
+    follows, fused_constants = follow(fused, lambda shape, strides: operand(shape, strides, problem.groups, 1))
     if fused is not None:
-        constants |= {"FUSED": True, "ACTIVATION": fused.activation, "SLOPE": fused.slope}
-        follows = (pack(fused.scale or 0), pack(fused.shift or 0), None)
-        if residual is not None:
-            lies = operand(*residual, problem.groups, 1)
-            constants |= {"R_ALIGN": lies.align, "R_UNIT": lies.unit}
-            follows = (*follows[:2], packed_strides(residual, lies))
+        constants |= {"FUSED": True, **fused_constants}
     arguments = (packed_strides(out, call.out), sizes, pack(problem.groups), pack(a[1][-1]))
     return Prepared(plan, programs, arguments, constants, fused=follows, boxes=descriptors)
 

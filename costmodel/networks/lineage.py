@@ -155,7 +155,9 @@ class Tracker:
         if x is None:
             return None
         if convolution is not None:
-            return self._convolution(x, result, convolution) if position == 0 else None
+            if position or not result.numel():
+                return None
+            return self._joined(self._convolution(x, result, convolution), self._of(convolution.residual))
         if name in _REDUCTIONS:
             return _reduced(x, args, result)
         if name in _VIEWS:
@@ -165,6 +167,13 @@ class Tracker:
         if name.startswith(_RESAMPLES):
             return None if name.startswith("grid") else _upsampled(x, name, args, result)
         return _rearranged(x, name, args, results, position)
+
+    def _joined(self, one: Lineage, other: Lineage | None) -> Lineage:
+        """What a sum sees, in the layout of its first term."""
+        if other is None:
+            return one
+        fields = tuple(receptive.merged(axis) for axis in zip(one.fields, other.fields, strict=True))
+        return Lineage(one.layout, fields)
 
     def _convolution(self, x: Lineage, result: torch.Tensor, found: operators.Convolution) -> Lineage:
         problem = found.problem

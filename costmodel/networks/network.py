@@ -137,12 +137,16 @@ class Network:
         """Forward and backward of one batch. The optimiser's own work is not in it."""
         return sum((layer.training_cost for layer in self.layers), Cost())
 
-    def training_run(self, samples: int, epochs: int = 1) -> Cost:
-        """All steps over `samples` examples, `epochs` times; a last, smaller batch counts as a whole one."""
+    def steps(self, samples: int, epochs: int = 1) -> int:
+        """Training steps over `samples` examples, `epochs` times; a last, smaller batch counts as a whole one."""
         for name, value in (("samples", samples), ("epochs", epochs)):
             if value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}")
-        return self.training_step * (math.ceil(samples / self.batch) * epochs)
+        return math.ceil(samples / self.batch) * epochs
+
+    def training_run(self, samples: int, epochs: int = 1) -> Cost:
+        """All steps over `samples` examples, `epochs` times."""
+        return self.training_step * self.steps(samples, epochs)
 
     def groups(self, depth: int) -> list[Group]:
         """Rows added up by the first `depth` parts of the module's path, in order of first use."""

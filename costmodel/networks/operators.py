@@ -10,7 +10,7 @@ tanh, erf, pow, sin) count one FLOP each, as the operator's defining formula has
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -69,6 +69,8 @@ ELEMENTWISE: dict[str, int] = {
     }.items()
     for name in names.split()
 }
+#: Activations of the fused operators by the table's name for them.
+SAME_FLOPS = {"relu6": "hardtanh", "gelu_tanh": "gelu"}
 #: FLOP for each element of the first tensor: reductions, scans, normalisations, and gradients that scatter.
 #: Normalisation by the batch's or row's own statistics: mean and variance 4, then subtract, scale, scale, shift 4.
 REDUCTIONS: dict[str, int] = {
@@ -118,6 +120,9 @@ class Convolution:
     which: Pass
     bias: bool
     weight: int = 1  # position of the weight among the arguments
+    after: Cost = field(default_factory=Cost)  # what follows in the same kernel
+    kept: Cost = field(default_factory=Cost)  # what it writes for the backward pass alone
+    residual: torch.Tensor | None = None  # added to the result in the same kernel
 
     @property
     def name(self) -> str:
@@ -126,7 +131,8 @@ class Convolution:
     def cost(self, which: Pass, dtype: torch.dtype, bias: bool = False) -> Cost:
         """Cost of a pass. A bias is added to the forward result (one FLOP an output); its gradient's sums go with wgrad."""
         name = str(dtype).removeprefix("torch.")
-        return cost(self.problem, which, dtype=name, bias=bias, transposed=self.which == Pass.DGRAD)
+        spent = cost(self.problem, which, dtype=name, bias=bias, transposed=self.which == Pass.DGRAD)
+        return spent + self.after if which == self.which else spent
 
 
 def name_of(func: Any) -> str:
@@ -171,7 +177,7 @@ def convolution(func: Any, args: Sequence[Any]) -> Convolution | None:
     named = {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)}
     padding = list(zip(named["padding"][::2], named["padding"][1::2], strict=True))
     window = (named["stride"], padding, named["dilation"], named["groups"])
-    which = Pass(name_of(func).partition("::")[2])
+    which = Pass(name_of(func).partition("::")[2].removesuffix("_fused"))
     if which == Pass.FPROP:
         x_shape, w_shape = named["x"].shape, named["w"].shape
     elif which == Pass.DGRAD:
@@ -180,7 +186,22 @@ def convolution(func: Any, args: Sequence[Any]) -> Convolution | None:
     else:
         x_shape = named["x"].shape
         w_shape = (named["dy"].shape[1], x_shape[1] // named["groups"], *named["kernel_size"])
-    return Convolution(ConvProblem.conv(x_shape, w_shape, *window), which, named.get("b") is not None)
+    problem = ConvProblem.conv(x_shape, w_shape, *window)
+    after, kept = _epilogue(problem.output_shape if which == Pass.FPROP else problem.input_shape, named, args[0].element_size())
+    return Convolution(problem, which, named.get("b") is not None, after=after, kept=kept, residual=named.get("residual"))
+
+
+def _epilogue(result: Sequence[int], named: dict[str, Any], size: int) -> tuple[Cost, Cost]:
+    """What a fused operator adds to its convolution, and what it writes for the backward pass, of elements of `size` bytes:
+    each step by the tables above, tensors read once."""
+    given = [named[name] for name in ("scale", "shift", "residual") if named.get(name) is not None]
+    activation = named.get("activation", "")
+    each = len(given) + (ELEMENTWISE[SAME_FLOPS.get(activation, activation)] if activation else 0)
+    moved, kept = size * sum(map(elements, given)), size * product(result) if named.get("keep") else 0
+    return (
+        Cost(other_flops=each * product(result), bytes=moved, im2col_bytes=moved),
+        Cost(bytes=kept, im2col_bytes=kept),
+    )
 
 
 def _from_torch(

@@ -171,6 +171,8 @@ class Recorder(TorchDispatchMode):
             record.convolution, record.op = found, found.name
             record.weight_shape = tuple(args[1].shape)
             record.forward = found.cost(found.which, written[0].dtype, found.bias)
+            if found.kept != Cost():
+                record.backward.append((name, "", found.kept))  # no part of inference
         elif not record.free:
             record.forward, record.known = operators.cost_of(func, args, kwargs, out)
             if not record.known:

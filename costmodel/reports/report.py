@@ -139,7 +139,6 @@ def _totals(
         total("training step", network.training_step, 1.0 if training else None),
     ]
     if samples is not None:
-        run = network.training_run(round(samples), epochs)
-        steps = run.useful_macs / network.training_step.useful_macs if network.training_step.useful_macs else 0.0
-        found.append(total("training run", run, steps if training else None))
+        steps = network.steps(round(samples), epochs)
+        found.append(total("training run", network.training_run(round(samples), epochs), steps if training else None))
     return found

@@ -252,7 +252,7 @@ def dgrad_kernel(
             plane += (d_0 * STRIDE[1] + h_0) * STRIDE[2] + w_0
         store_share(acc, dx_ptr, plane, tap, pid_m, first + c, columns, channels * n_groups, shared, BLOCK_M)
         return
-    acc = add_bias(acc, b_ptr, (first + c) * unpack(sizes.b), columns, HAS_BIAS and not FUSED)
+    acc = add_bias(acc, b_ptr, (first + c) * unpack(sizes.b).to(INDEX), columns, HAS_BIAS and not FUSED)
     pixel = (i_d, i_h, i_w)
     corner = (0, 0, 0)
     tap = (t, r, s)
@@ -315,6 +315,7 @@ def dgrad_kernel(
             ACTIVATION,
             SLOPE,
             UPCAST,
+            INDEX,
         )
     dx = rounded(acc, dx_ptr.dtype.element_ty, UPCAST)
     tl.store(dx_base + (dx_row[:, None] + dx_column[None, :]), dx, mask=mask)

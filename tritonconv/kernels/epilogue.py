@@ -33,9 +33,9 @@ def add_bias(acc, b_ptr, offset, mask, HAS_BIAS: tl.constexpr):
 
 
 @triton.jit
-def per_channel(ptr, stride, channel, exists, DTYPE: tl.constexpr):
+def per_channel(ptr, stride, channel, exists, DTYPE: tl.constexpr, INDEX: tl.constexpr = tl.int64):
     """Values [C_out] of a packed stride, where `channel` says."""
-    return tl.load(ptr + channel * unpack(stride), mask=exists, other=0.0).to(DTYPE)
+    return tl.load(ptr + channel * unpack(stride).to(INDEX), mask=exists, other=0.0).to(DTYPE)
 
 
 @triton.jit
@@ -53,20 +53,21 @@ def finish(
     ACTIVATION: tl.constexpr,
     SLOPE: tl.constexpr,
     EMULATE_BF16: tl.constexpr,
+    INDEX: tl.constexpr = tl.int64,  # of offsets of values per channel
 ):
     """act((acc + b[channel]) * scale[channel] + shift[channel] + residual)
 
     What a channel adds is summed up before it meets the tile, which keeps fewer registers alive.
     """
     if HAS_BIAS:
-        added = per_channel(b_ptr, b_stride, channel, exists, acc.dtype)
+        added = per_channel(b_ptr, b_stride, channel, exists, acc.dtype, INDEX)
     if fused.scale is not None:
-        scale = per_channel(fused.scale, fused.scale_stride, channel, exists, acc.dtype)
+        scale = per_channel(fused.scale, fused.scale_stride, channel, exists, acc.dtype, INDEX)
         acc *= scale
         if HAS_BIAS:
             added *= scale
     if fused.shift is not None:
-        shift = per_channel(fused.shift, fused.shift_stride, channel, exists, acc.dtype)
+        shift = per_channel(fused.shift, fused.shift_stride, channel, exists, acc.dtype, INDEX)
         if HAS_BIAS:
             added += shift
         else:

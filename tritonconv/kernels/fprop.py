@@ -168,7 +168,7 @@ def fprop_kernel(
         total = filters * unpack(shared.groups)
         store_share(acc, y_ptr, part, 0, pid_m, first + offs_n, columns, total, shared, BLOCK_M)
         return
-    acc = add_bias(acc, b_ptr, (first + offs_n) * unpack(sizes.b), columns, HAS_BIAS and not FUSED)
+    acc = add_bias(acc, b_ptr, (first + offs_n) * unpack(sizes.b).to(INDEX), columns, HAS_BIAS and not FUSED)
     if FUSED:
         r_ptrs = None
         z_ptrs = None
@@ -195,6 +195,7 @@ def fprop_kernel(
             ACTIVATION,
             SLOPE,
             UPCAST,
+            INDEX,
         )
     base, row, step = placed(y_ptr, y_strides, Y_ALIGN, Y_UNIT, image, first, n, (o, p, q), RANK, INDEX)
     y = rounded(acc, y_ptr.dtype.element_ty, UPCAST)

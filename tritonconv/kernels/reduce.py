@@ -5,7 +5,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from tritonconv.kernels.epilogue import finish, rounded
+from tritonconv.kernels.epilogue import add_bias, finish, rounded
 from tritonconv.kernels.index import pixels_of, strides, unpack, wide
 
 
@@ -153,8 +153,8 @@ def reduce_kernel(
             SLOPE,
             UPCAST,
         )
-    elif HAS_BIAS:
-        acc += tl.load(b_ptr + c * unpack(results.b), mask=columns, other=0.0).to(acc.dtype)[None, :]
+    else:
+        acc = add_bias(acc, b_ptr, c * unpack(results.b).to(tl.int64), columns, HAS_BIAS)
     tl.store(out_ptr + place, rounded(acc, out_ptr.dtype.element_ty, UPCAST), mask=mask)
 
 

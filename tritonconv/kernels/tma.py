@@ -281,9 +281,11 @@ def tma_kernel(
             )
         if fused.z is not None:
             z_ptrs = placed(fused.z, out_strides, OUT_ALIGN, OUT_UNIT, image, first, corner, pixel, RANK, BLOCK_N, INDEX)
-        acc = finish(acc, channel, exists, b_ptr, sizes.b, r_ptrs, z_ptrs, mask, fused, HAS_BIAS, ACTIVATION, SLOPE, UPCAST)
+        acc = finish(
+            acc, channel, exists, b_ptr, sizes.b, r_ptrs, z_ptrs, mask, fused, HAS_BIAS, ACTIVATION, SLOPE, UPCAST, INDEX
+        )
     elif HAS_BIAS:
-        acc += per_channel(b_ptr, sizes.b, channel, exists, ACC)
+        acc += per_channel(b_ptr, sizes.b, channel, exists, ACC, INDEX)
     y = rounded(acc, out.dtype if STORE else out.dtype.element_ty, UPCAST)
     if not STORE:
         tl.store(placed(out, out_strides, OUT_ALIGN, OUT_UNIT, image, first, corner, pixel, RANK, BLOCK_N, INDEX), y, mask=mask)

@@ -224,9 +224,10 @@ def wgrad_kernel(
     if SPLIT:
         # workspace[split, k, t, r, s, c]
         row = split.to(tl.int64) * n_groups * filters + group * filters
-        base = dw_ptr + row * (channels * TAPS)
-        column = ((t * KERNEL[1] + r) * KERNEL[2] + s) * channels + c
-        tl.store(base + (offs_m.to(INDEX)[:, None] * (channels * TAPS) + column[None, :]), acc, mask=mask)
+        filter_size = channels.to(INDEX) * TAPS
+        base = dw_ptr + row * filter_size
+        column = ((t * KERNEL[1] + r) * KERNEL[2] + s) * channels.to(INDEX) + c
+        tl.store(base + (offs_m[:, None] * filter_size + column[None, :]), acc, mask=mask)
     else:
         w_k, w_c, w_t, w_r, w_s = strides(dw_strides, DW_ALIGN, DW_UNIT, INDEX)
         base = dw_ptr + group * filters * wide(dw_strides.outer, DW_ALIGN, DW_UNIT == 0)

@@ -1,0 +1,84 @@
+"""Offsets of weights and of values per channel, all of which a program may reach: strides that add up past 32 bits.
+
+The values are those of tensors that lie close together, bit by bit. In the interpreter only: most of the memory is never there.
+"""
+
+import itertools
+
+import pytest
+import torch
+
+import tritonconv
+from costmodel.problem import ConvProblem, Pass
+from costmodel.tiling import Plan
+from tritonconv import gemm, launch
+from tritonconv.layout import channels_last_strides, dense_strides
+
+CHANNELS, STEP = 5, 2**29  # four steps reach 2^31; one, or an image's worth, does not
+WINDOW = {"padding": 1, "stride": (2, 1)}
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(device: str) -> None:
+    if device != "cpu":
+        pytest.skip("needs the interpreter")
+
+
+def far(t: torch.Tensor) -> torch.Tensor:
+    """The values of `t` in memory where a step along axis 0 is STEP elements, none of them touched."""
+    memory = torch.UntypedStorage((1 + (len(t) - 1) * STEP + t[0].numel()) * t.element_size())
+    return torch.tensor([], dtype=t.dtype).set_(memory, 0, t.shape, (STEP, *t.contiguous().stride()[1:])).copy_(t)
+
+
+def plan_of(which: Pass, split: int = 1) -> Plan:
+    return Plan(which, "gather", 16, 16, 16, 4, 3, split=split)
+
+
+@pytest.mark.parametrize("which", [Pass.FPROP, Pass.DGRAD])
+def test_filters_far_apart(which: Pass, launched) -> None:
+    w = torch.randn(CHANNELS, 2, 3, 3).half()
+    call = tritonconv.conv2d if which == Pass.FPROP else tritonconv.conv_transpose2d
+    x = torch.randn(1, 2 if which == Pass.FPROP else CHANNELS, 5, 4).half()
+    near, apart = (call(x, weight, **WINDOW, plan=plan_of(which)) for weight in (w, far(w)))
+    assert torch.equal(near, apart)
+
+
+def test_a_weight_gradient_with_filters_far_apart(launched) -> None:
+    problem = ConvProblem.conv((1, 2, 5, 4), (CHANNELS, 2, 3, 3), (2, 1), ((1, 1), (1, 1)), (1, 1), 1)
+    x, dy = torch.randn(problem.input_shape).half(), torch.randn(problem.output_shape).half()
+    results = [torch.zeros(problem.weight_shape).half(), far(torch.zeros(problem.weight_shape).half())]
+    for split, out in ((split, out) for split in (1, 2) for out in results):
+        launch.execute(Pass.WGRAD, problem, dy, x, out.zero_(), None, str(plan_of(Pass.WGRAD, split)))
+        assert results[0].any() and (out is results[0] or torch.equal(*results))
+
+
+@pytest.mark.parametrize("name", ["bias", "scale", "shift"])
+@pytest.mark.parametrize("function", ["conv2d", "conv_transpose2d"])
+def test_values_per_channel_far_apart(function: str, name: str, launched) -> None:
+    """In the kernel itself, in the one that adds up a shared reduction, and in the depthwise ones."""
+    which = Pass.FPROP if function == "conv2d" else Pass.DGRAD
+    values, x, wide = torch.randn(CHANNELS).half(), torch.randn(1, CHANNELS, 5, 4).half(), torch.randn(1, 32, 5, 4).half()
+    w, summed = torch.randn(CHANNELS, CHANNELS, 3, 3).half(), torch.randn(CHANNELS, 32, 3, 3).half()
+    settings = [
+        (x, w, 1, plan_of(which)),
+        (wide, summed if which == Pass.FPROP else summed.transpose(0, 1), 1, plan_of(which, split=2)),
+        (x, w[:, :1], CHANNELS, Plan(which, "depthwise", 4, 8, 2, 1, 3)),
+    ]
+    functions = [getattr(tritonconv, f"{function}_fused")] + [getattr(tritonconv, function)] * (name == "bias")
+    for call, (a, weight, groups, plan) in itertools.product(functions, settings):
+        near, apart = (call(a, weight, groups=groups, plan=plan, **{name: v}) for v in (values, far(values)))
+        assert torch.equal(near, apart), plan
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("which", list(Pass))
+def test_large_weights_take_64_bits(which: Pass, channels_last: bool) -> None:
+    """Weights of 2^32 elements, and of 2^30, whose groups are half of that."""
+    for channels, groups, small in ((2**15, 1, False), (2**13, 1, True), (2**13, 2, True)):
+        problem = ConvProblem.conv((1, channels * groups, 2, 2), (2**17, channels, 1, 1), (1, 1), (0, 0), (1, 1), groups)
+        shapes = problem.input_shape, problem.weight_shape, problem.output_shape
+        x, w, y = (
+            (s, channels_last_strides(s) if channels_last else dense_strides(s, range(len(s) - 1, -1, -1))) for s in shapes
+        )
+        tensors = {Pass.FPROP: (x, w, y), Pass.DGRAD: (y, w, x), Pass.WGRAD: (y, x, w)}[which]
+        assert gemm.fits_int32(problem, plan_of(which), *tensors) == small
