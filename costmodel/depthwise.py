@@ -232,9 +232,8 @@ def launch_of(of: Layer, tile: Tile, rows: int, split: int) -> Launch:
         runs = -(-total // split)
         splits = -(-total // runs)
         lag = of.lag if block_r == r else 0
-        return Launch(
-            tiles_c, tiles_q, t * (r // block_r) * -(-s // block_s) * splits, runs * (min(rows, height) + lag), splits, runs
-        )
+        steps = rows if walks_columns(of, tile.taps) else min(rows, height) + lag
+        return Launch(tiles_c, tiles_q, t * (r // block_r) * -(-s // block_s) * splits, runs * steps, splits, runs)
     outer = of.outputs[0] * of.batch
     if tile.taps is not None:
         met = -(-t // of.tap_step[0]) * -(-r // of.tap_step[1]) * of.summed
@@ -246,8 +245,8 @@ def launch_of(of: Layer, tile: Tile, rows: int, split: int) -> Launch:
 
 
 def walks_columns(of: Layer, taps: tuple[int, int] | None) -> bool:
-    """Whether a program walks `rows` tiles along a row, for want of rows: the sliding window in 1-D."""
-    return of.rank < 2 and of.which != Pass.WGRAD and taps is None
+    """Whether a program walks `rows` tiles along a row, for want of rows: in 1-D the sliding window, and wgrad."""
+    return of.rank < 2 and (of.which == Pass.WGRAD or taps is None)
 
 
 def row_runs(of: Layer, rows: int) -> int:
@@ -280,8 +279,7 @@ def work_of(call: Call, columns: int, taps: tuple[int, int] | None) -> Work:
     block_r, block_s = taps or (r, s)
     window = axis_of(full, of.which, 2, block_s).window(columns, dgrad)
     loads = ceil_div(window, width) + (1 if width > 1 else 0)
-    density = of.stride[2] // math.gcd(of.stride[2], of.dilation[2]) if dgrad else 1
-    products = ceil_div(columns * block_s, density)
+    products = columns // of.out_group[2] * block_s  # a tap meets one output of a group
     if of.which == Pass.WGRAD:
         rows = min(block_r, of.in_step[1])
         lag = axis_of(full, of.which, 1, block_r).lag
@@ -292,10 +290,9 @@ def work_of(call: Call, columns: int, taps: tuple[int, int] | None) -> Work:
         return Work(columns + block_s, window, loads, block_s, block_s, products, 0)
     rows = t * min(r, of.in_step[1])
     made = (of.lag + 1) * of.out_group[1] * columns
-    met = ceil_div(r * products, of.tap_step[1] // of.out_group[1] or 1)
     loads *= rows if loads_together(call, taps) else rows * of.summed
     stored = of.out_group[1] * columns
-    return Work(of.summed * t * r * s + made, of.summed * rows * window, loads, 0, 0, of.summed * t * met, stored)
+    return Work(of.summed * t * r * s + made, of.summed * rows * window, loads, 0, 0, of.summed * t * r * products, stored)
 
 
 def registers(call: Call, plan: Plan) -> int:

@@ -134,7 +134,11 @@ def walks(of: Layer, tile: Tile, device: Device) -> Iterator[tuple[int, int]]:
         for rows in sorted(lengths):
             yield rows, 1
         return
-    for rows in sorted({groups, ceil_div(groups, 4)}):
+    lengths = {groups, ceil_div(groups, 4)}
+    if walks_columns(of, tile.taps):
+        least = ceil_div(launch_of(of, tile, 1, 1).tiles_q, MAX_PARTS)
+        lengths = {max(least, n) for n in (1, 4, 16)}
+    for rows in sorted(lengths):
         alone = launch_of(of, tile, rows, 1)
         most = min(row_runs(of, rows), MAX_PARTS // min(MAX_PARTS, alone.tiles_q))
         wanted = 1 if device.interpreted else 32 * device.sm_count // (tile.warps * alone.programs)

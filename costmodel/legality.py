@@ -11,7 +11,7 @@ from costmodel.algebra import ceil_div, product
 from costmodel.device import Device
 from costmodel.problem import Pass
 from costmodel.recast import FOLDED_WIDTHS, folds
-from costmodel.tiling import Call, Plan, extent, full_shares, itemsize, reduction_step, seen_problem, shares, step_of
+from costmodel.tiling import Call, Plan, extent, full_shares, ignored, itemsize, reduction_step, seen_problem, shares, step_of
 
 
 class Family(NamedTuple):
@@ -70,19 +70,10 @@ def tma_completed(call: Call, plan: Plan) -> Plan:
     return replace(plan, step=step_of(call.problem, plan))
 
 
-def depthwise_serves(call: Call, plan: Plan, device: Device | None) -> str:
-    """Why the depthwise kernels cannot run a plan; "" where they can."""
-    if plan.merge != 1 or plan.fold:
-        return "its weights are neither merged nor folded"
-    return depthwise.serves(call, plan)
-
-
 def tma_serves(call: Call, plan: Plan, device: Device | None) -> str:
     """Why the TMA kernels cannot run a plan; "" where they can."""
     if plan.merge < 1 or call.problem.groups % plan.merge:
         return f"merge must divide the {call.problem.groups} groups, got {plan.merge}"
-    if plan.fold:
-        return "it does not fold columns"
     if plan.split < 1 or (plan.split > 1 and not shares(call.problem, plan.which, plan.family)):
         return f"split must be 1 for {plan.which}, got {plan.split}"
     if reason := tma.shape_error(call, plan) or tma.serves(call, plan, device.capability if device else tma.LEAST_CAPABILITY):
@@ -93,7 +84,7 @@ def tma_serves(call: Call, plan: Plan, device: Device | None) -> str:
 FAMILIES = {
     "gather": Family(gemm_serves, gemm_completed),
     "patch": Family(gemm_serves, gemm_completed),
-    "depthwise": Family(depthwise_serves, lambda call, plan: plan),
+    "depthwise": Family(lambda call, plan, device: depthwise.serves(call, plan), lambda call, plan: plan),
     "tma": Family(tma_serves, tma_completed),
 }
 
@@ -106,8 +97,8 @@ def refuses(call: Call, plan: Plan, device: Device | None = None) -> str:
         return f"there is no family {plan.family!r}, there are {', '.join(FAMILIES)}"
     if plan.num_warps < 1 or plan.num_warps & (plan.num_warps - 1):
         return f"warps must be a power of two, got {plan.num_warps}"
-    if plan.x3 and plan.family not in ("gather", "patch"):
-        return f"family {plan.family!r} has no x3"
+    if reason := ignored(plan):
+        return reason
     if plan.group_m < 1 or plan.num_stages < 1:
         return f"group and stages must be positive, got {plan.group_m} and {plan.num_stages}"
     if not {*plan.pack} <= {"a", "b"}:

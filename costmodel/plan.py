@@ -172,12 +172,13 @@ def _options(call: Call, merge: int, fold: bool, device: Device) -> Iterator[Opt
         if family == "tma" and tma.serves(call, plain, device.capability):
             continue
         covers, reach = extent(problem, which, family), access(call, plain)
+        beside = "folded" if reach == "wide" and call.out.unit != 1 else reach
         for of in compiled(which, family, kind, reach, vector_widths(call, plain), size, device):
             tile = of.tile
             if family == "tma":
                 fits = tma.epilogue_fits(call.epilogue, tile) and not tma.rest(call, tile.k)
             else:
-                fits = epilogue_fits(call.epilogue, reach, tile, size, device.capability)
+                fits = epilogue_fits(call.epilogue, beside, tile, size, device.capability)
             if not ((fits and addresses_fit(call, family, tile)) or device.interpreted):
                 continue
             m_tiles = ceil_div(covers.m, tile.m)
@@ -229,14 +230,24 @@ def serves_depthwise(problem: ConvProblem, device: Device) -> bool:
 
 
 def addresses_fit(call: Call, family: str, tile: Tile) -> bool:
-    """Whether a tile is small enough to keep its addresses: patches of tensors whose channels are not contiguous need many
-    (above 64 x 64, Triton 3.7.1 spilled on every such kernel tried)."""
-    planes = any(operand.unit != 1 for operand in (call.a, call.b, call.out))
-    return not (family == "patch" and call.problem.taps > 1 and planes) or tile.m * tile.n <= 64 * 64
+    """Whether a tile is small enough to keep its addresses where the table of kernels, compiled for 32-bit offsets, does not
+    say so. What is let through was compiled with Triton 3.6 and 3.7.1 without a spill.
+
+    Patches of tensors whose channels are not contiguous need many addresses: above 64 x 64, Triton 3.7.1 spilled on every such
+    kernel tried. 64-bit offsets take twice the registers: tiles of 128 x 256 spilled, and where results lie in planes 128 x 128
+    of a strided dgrad.
+    """
+    tensors = (call.a, call.b, call.out)
+    planes = any(operand.unit != 1 for operand in tensors)
+    if family == "patch" and call.problem.taps > 1 and planes:
+        return tile.m * tile.n <= 64 * 64
+    if call.which != Pass.WGRAD and any(operand.far for operand in tensors):
+        return tile.m * tile.n <= (64 * 64 if call.which == Pass.DGRAD and call.out.unit != 1 else 128 * 128)
+    return True
 
 
-#: Most bytes of results in a tile whose epilogue compiles without a spill, by `Call.epilogue` and `costmodel.tiling.access`.
-#: `tests/test_fused.py` compiles the largest.
+#: Most bytes of results in a tile whose epilogue compiles without a spill, by `Call.epilogue` and `costmodel.tiling.access`;
+#: "folded" stands for wide operands of a contiguous result too. `tests/test_fused.py` compiles the largest.
 EPILOGUE_LIMIT = {
     "channels": {"wide": 32768, "folded": 32768, "narrow": 2048},
     "tensors": {"wide": 16384, "folded": 8192, "narrow": 2048},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -13,6 +13,8 @@ from costmodel.recast import fold_columns, fold_width, merge_groups
 
 #: Elements in the widest load (16 bytes of a 16-bit type); alignments beyond it tell the compiler nothing more.
 MAX_ALIGN = 16
+#: What must divide a row of pixels for a kernel to be told so: then it loads and stores several of them at once.
+ROW_ALIGN = 8
 #: Validity bits of a pixel's taps live in one 32-bit word.
 MAX_BIT_TAPS = 32
 #: Elements of the largest box that one instruction copies: 256 along an axis, 64 along the channels.
@@ -47,12 +49,13 @@ class Operand:
     `align` a power of two that divides every other stride and the offset of a group, in elements, `outside` one that divides
     the strides. `boxed`: a TMA descriptor may describe it, if its channels are contiguous and its strides multiples of 16
     bytes. The first element's address is one too, and each axis of (batch, *spatial, channel) steps over what lies within it;
-    a filter is one run of memory."""
+    a filter is one run of memory. `far`: a program of the largest tile needs 64-bit offsets."""
 
     unit: int = 1
     align: int = MAX_ALIGN
     outside: int = MAX_ALIGN
     boxed: bool = True
+    far: bool = False
 
 
 @dataclass(frozen=True)
@@ -214,6 +217,24 @@ class Plan:
         return plan
 
 
+#: What plans of a family may say besides their tile. A family that is not here is none.
+SAYS = {
+    "gather": ("split", "group_m", "step", "pack", "merge", "fold", "x3"),
+    "patch": ("split", "group_m", "step", "pack", "merge", "fold", "x3"),
+    "tma": ("split", "group_m", "step", "pack", "merge"),
+    "depthwise": ("split", "pack", "rows", "taps"),
+}
+
+
+def ignored(plan: Plan) -> str:
+    """What a plan asks of a family that has no such thing, in words; "" where all of it is heeded."""
+    tile = ("which", "family", "block_m", "block_n", "block_k", "num_warps", "num_stages")
+    for field in fields(plan):
+        if field.name not in (*tile, *SAYS[plan.family]) and getattr(plan, field.name) != field.default:
+            return f"family {plan.family!r} knows no {field.name}, got {getattr(plan, field.name)}"
+    return ""
+
+
 def seen_problem(problem: ConvProblem, plan: Plan) -> ConvProblem:
     """The problem as the plan's kernel sees it."""
     problem = merge_groups(problem, plan.merge)
@@ -229,6 +250,16 @@ def seen(call: Call, plan: Plan) -> Call:
 def arithmetic_of(call: Call, plan: Plan) -> str:
     """`arithmetic` under a plan, which may ask for "tf32x3"."""
     return "tf32x3" if plan.x3 else arithmetic(call.dtype, call.precision)
+
+
+def row_align(problem: ConvProblem, which: Pass) -> int:
+    """A divisor, `ROW_ALIGN` or 1, of the row of pixels that a tile of results runs along: y's, or dx's where one stride phase
+    is all of it; of patches, which may leave a rest of dx over, dy's too."""
+    x, y = problem.input_size[-1], problem.output_size[-1]
+    if which == Pass.WGRAD or (which == Pass.DGRAD and problem.stride[-1] != 1):
+        return 1
+    row = y if which == Pass.FPROP else math.gcd(x, y) if problem.is_patch else x
+    return 1 if row % ROW_ALIGN else ROW_ALIGN
 
 
 def vector_widths(call: Call, plan: Plan) -> tuple[int, int]:
@@ -248,7 +279,7 @@ def vector_widths(call: Call, plan: Plan) -> tuple[int, int]:
 
     def on_pixels(operand: Operand) -> int:
         # channels-first: neighbouring pixels are contiguous where nothing shifts them
-        return math.gcd(operand.align, problem.output_size[-1], MAX_ALIGN) if operand.unit == 4 else 1
+        return math.gcd(operand.align, row_align(problem, call.which)) if operand.unit == 4 else 1
 
     c, k = problem.channels_per_group, problem.filters_per_group
     pointwise = problem.taps == 1 and problem.is_patch
@@ -261,7 +292,7 @@ def vector_widths(call: Call, plan: Plan) -> tuple[int, int]:
             b = math.gcd(call.b.align, problem.kernel_size[-1], MAX_ALIGN)
     elif call.which == Pass.DGRAD:
         a = along_channels(call.a, packed_a, k)
-        if call.a.unit == 4 and not packed_a and problem.is_patch:
+        if call.a.unit == 4 and not packed_a and pointwise:
             a = on_pixels(call.a)
         b = along_channels(call.b, packed_b, c)
         if plan.family == "patch" and call.b.unit == 4 and not packed_b:

@@ -246,8 +246,8 @@ MUTATIONS = [
         "epilogue",
         "z kept after the activation",
         "epilogue.py",
-        "rounded(acc, z_ptrs",
-        "rounded(activated(acc, ACTIVATION, SLOPE), z_ptrs",
+        "tl.store(z_ptrs, rounded(acc, z_ptrs",
+        "tl.store(z_ptrs, rounded(activated(acc, ACTIVATION, SLOPE), z_ptrs",
         FUSED,
     ),
     Mutation(

@@ -195,18 +195,61 @@ def test_a_stem_folds_its_columns(which):
     assert found.spills == 0 and found.trip.narrowest_load >= narrowest and "LDGSTS" in found.trip.copies
 
 
+def compiled_as_chosen(problem, which, channels_last, arch=90):
+    """(plan, audit) of what the H200's plans run for dense bfloat16 tensors."""
+    a, b, out = operands(problem, which, channels_last)
+    call = Call(problem, which, "bfloat16", "ieee", *describe(problem, which, a, b, out))
+    plan = select(call, DEVICES["NVIDIA H200"])
+    bias = None if which == Pass.WGRAD else 1
+    launch = prepare_call(which, problem, torch.bfloat16, "ieee", -1, a, b, out, bias, str(plan))
+    return plan, compile_prepared(launch, torch.bfloat16, arch)
+
+
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels-last"])
 @pytest.mark.parametrize("which", list(Pass), ids=str)
 def test_the_plan_chosen_for_patches_does_not_spill(which, channels_last):
     """ViT's embedding and a downsampling layer as the H200's plans run them."""
     for shape, weight in (((64, 3, 224, 224), (768, 3, 16, 16)), ((64, 96, 56, 56), (192, 96, 2, 2))):
         problem = ConvProblem.conv(shape, weight, weight[2:], (0, 0), (1, 1))
-        a, b, out = operands(problem, which, channels_last)
-        described = describe(problem, which, a, b, out)
-        plan = select(Call(problem, which, "bfloat16", "ieee", *described), DEVICES["NVIDIA H200"])
-        bias = None if which == Pass.WGRAD else 1
-        launch = prepare_call(which, problem, torch.bfloat16, "ieee", -1, a, b, out, bias, str(plan))
-        found = compile_prepared(launch, torch.bfloat16, 90)
+        plan, found = compiled_as_chosen(problem, which, channels_last)
         assert found.spills == 0, plan
         if which == Pass.FPROP and not channels_last and weight[1] == 3:
             assert found.trip.narrowest_load == 16, "sixteen neighbouring pixels of a patch are one run of memory"
+
+
+CONTIGUOUS = {
+    "1-D": ConvProblem.conv((32, 256, 4096), (256, 256, 4), (1,), (1,), (1,)),
+    "3x3": ConvProblem.conv((32, 128, 28, 28), (128, 128, 3, 3), (1, 1), (1, 1), (1, 1)),
+    "3x3 stride 2": ConvProblem.conv((32, 128, 57, 57), (256, 128, 3, 3), (2, 2), (1, 1), (1, 1)),
+    "1x1": ConvProblem.conv((32, 64, 56, 56), (256, 64, 1, 1), (1, 1), (0, 0), (1, 1)),
+    "1x1 of 14x14": ConvProblem.conv((32, 1024, 14, 14), (256, 1024, 1, 1), (1, 1), (0, 0), (1, 1)),
+    "3-D": ConvProblem.conv((2, 64, 15, 56, 56), (64, 64, 3, 3, 3), (1,) * 3, (1,) * 3, (1,) * 3),
+    "1-D above 2^31": ConvProblem.conv((2, 64, 1 << 27), (64, 64, 4), (2,), (1,), (1,)),
+    "2-D above 2^31": ConvProblem.conv((8, 128, 4096, 8191), (128, 128, 3, 3), (1, 1), (1, 1), (1, 1)),
+    "3-D above 2^31": ConvProblem.conv((8, 128, 63, 512, 512), (256, 128, 3, 3, 3), (2,) * 3, (1,) * 3, (1,) * 3),
+}
+QUICK = {("3x3", Pass.FPROP), ("3x3 stride 2", Pass.DGRAD), ("1x1", Pass.DGRAD), ("2-D above 2^31", Pass.DGRAD)}
+
+
+@pytest.mark.parametrize(
+    "name, which",
+    [
+        pytest.param(name, which, marks=() if (name, which) in QUICK else pytest.mark.slow, id=f"{name} {which}")
+        for name in CONTIGUOUS
+        for which in (Pass.FPROP, Pass.DGRAD)
+    ],
+)
+def test_the_plan_chosen_for_contiguous_tensors_does_not_spill(name, which):
+    """Their results are stored otherwise than those of the table's "wide" rows."""
+    plan, found = compiled_as_chosen(CONTIGUOUS[name], which, channels_last=False)
+    assert found.spills == 0 and found.stack_bytes == 0 and not found.trip.serialized, plan
+    if name == "1x1":
+        assert found.trip.narrowest_load == 16, "neighbouring pixels are one run of memory"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [Pass.FPROP, Pass.DGRAD], ids=str)
+def test_64_bit_offsets_of_channels_last_tensors_do_not_spill(which):
+    for name in ("2-D above 2^31", "3-D above 2^31"):
+        plan, found = compiled_as_chosen(CONTIGUOUS[name], which, channels_last=True)
+        assert found.spills == 0 and not found.trip.serialized, plan

@@ -1,6 +1,7 @@
 """Depthwise convolutions through kernels of their own, in both layouts, against the float64 oracle."""
 
 import dataclasses
+import itertools
 import math
 import os
 import random
@@ -13,9 +14,10 @@ from oracle import check
 import tritonconv
 from costmodel import depthwise
 from costmodel.device import DEVICES
-from costmodel.plan import select
+from costmodel.plan import candidates, select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, Operand, Plan
+from tritonconv.kernels.window import tap_offsets
 
 PASSES = {f"depthwise {which}" for which in Pass}
 LAYOUTS = ("contiguous", "channels_last")
@@ -129,6 +131,8 @@ FORCED = [
     (LINE, "fprop:depthwise:2x8x1:w1:s3:rows3"),
     (LINE, "dgrad:depthwise:1x8x2:w1:s3:rows4"),
     (LINE, "wgrad:depthwise:4x8x1:w1:s3:split2"),
+    (LINE, "wgrad:depthwise:1x8x2:w1:s3:split2:rows3"),
+    (CASES["strided_line"], "wgrad:depthwise:2x4x2:w1:s3:rows2:taps1x2"),
 ]
 
 
@@ -152,11 +156,16 @@ def test_a_forced_depthwise_plan_is_taken_and_right(case, text, device, launches
         ("fprop:depthwise:4x8x1:w1:s3:taps3x3", "taps"),
         ("fprop:depthwise:4x8x1:w1:s3:split2", "split"),
         ("fprop:depthwise:4x8x1:w1:s3:pack-a", "only weights"),
+        ("fprop:depthwise:4x8x1:w1:s3:merge2", "'depthwise' knows no merge, got 2"),
+        ("dgrad:depthwise:4x8x1:w1:s3:fold", "knows no fold"),
+        ("wgrad:depthwise:4x8x1:w1:s3:step1x1x2x2", "knows no step"),
+        ("fprop:depthwise:4x8x1:w1:s3:group4", "knows no group_m"),
     ],
 )
 def test_a_depthwise_plan_that_does_not_serve_is_refused(text, message, device, launches):
     x, w, b = STRIDED.tensors(device)
     x.requires_grad_()
+    w.requires_grad_()
     with pytest.raises(ValueError, match=message):
         y = tritonconv.conv2d(x, w, b, **STRIDED.arguments, plan=Plan.parse(text))
         y.sum().backward()
@@ -277,6 +286,17 @@ def test_depthwise_is_chosen_by_predicted_time(which, operand):
         assert select(Call(one, which, "float16", "ieee", operand, operand, operand), device).family in ("gather", "tma")
 
 
+@pytest.mark.parametrize("operand", [Operand(), Operand(4, 8, 8)], ids=["channels-last", "contiguous"])
+def test_the_workspace_of_a_weight_gradient_does_not_grow_with_its_rows(operand):
+    """A row of 2^20 pixels takes no more parts than a picture."""
+    device = DEVICES["NVIDIA H100 80GB HBM3"]
+    for problem in (channelwise((1, 1024, 2**20), (4,)), channelwise((4, 64, 2**20), (63,), padding=31)):
+        call = Call(problem, Pass.WGRAD, "bfloat16", "ieee", operand, operand, operand)
+        for plan in candidates(call, device):
+            if plan.family == "depthwise":
+                assert depthwise.extra_bytes(call, plan) <= 2 * 4 * 1024 * math.prod(problem.weight_shape), plan
+
+
 def test_the_geometry_of_an_axis():
     """3 taps, stride 2, padding 1: pixel 2i meets tap 1 of output i, pixel 2i + 1 taps 2 of i and 0 of i + 1."""
     problem = channelwise((1, 1, 9), (3,), stride=2, padding=1)
@@ -284,6 +304,21 @@ def test_the_geometry_of_an_axis():
     assert depthwise.axis_of(problem, Pass.DGRAD, 0) == (3, 2, 1, 1, 0, 1, 0)
     assert depthwise.axis_of(problem, Pass.FPROP, 0).window(4, False) == 9
     assert depthwise.axis_of(problem, Pass.DGRAD, 0).window(4, True) == 3
+
+
+@pytest.mark.parametrize("which", [Pass.FPROP, Pass.DGRAD], ids=str)
+def test_multiply_adds_are_those_that_the_kernels_unroll(which):
+    """For every stride and dilation, with a factor in common or not: what meets in a trip by `tap_offsets`."""
+    for kernel, stride, dilation in itertools.product(range(1, 5), repeat=3):
+        call = Call(channelwise((1, 8, 40, 40), (kernel,) * 2, stride, 1, dilation), which, "float16")
+        rows, columns = (depthwise.axis_of(call.problem, which, axis) for axis in (0, 1))
+        unit, dgrad = stride if which == Pass.DGRAD else 1, which == Pass.DGRAD
+        met = [
+            sum(offset >= 0 for offset in tap_offsets(count, kernel, stride, dilation, axis.phase, axis.reach, dgrad))
+            for count, axis in ((unit, rows), (4 * unit, columns))
+        ]
+        assert depthwise.work_of(call, 4 * unit, None).multiply_adds == math.prod(met), (kernel, stride, dilation)
+        assert depthwise.work_of(call, 4 * unit, (1, kernel)).multiply_adds == met[1], (kernel, stride, dilation)
 
 
 def test_explain_says_how_a_depthwise_call_runs():

@@ -165,6 +165,39 @@ def test_the_sum_of_strips_compiles(dtype, arch):
     assert found.spills == 0 and found.trip.classes["ldg"] > 0
 
 
+#: An axis of 2^30 elements travels as 64 bits, though 32 hold its offsets; one of 2^31 takes 64 throughout.
+LONG = {
+    "half_of_it_1d": ConvProblem.conv((1, 1, 2**30 + 38), (1, 1, 3), (1,), (1,), (1,)),
+    "pixels_1d": ConvProblem.conv((2, 1, 2**31 + 77), (1, 1, 3), (1,), (1,), (1,)),
+    "half_of_it_2d": ConvProblem.conv((1, 1, 1, 2**30 + 40), (1, 1, 3, 3), (1, 1), (1, 1), (1, 1)),
+    "strided": ConvProblem.conv((1, 1, 2**31 + 77), (1, 1, 3), (3,), (1,), (1,)),  # the result's axis travels as 32
+}
+
+
+@pytest.mark.parametrize("which", list(Pass), ids=str)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "strided" else ()) for n in LONG])
+def test_an_axis_of_2_30_elements_compiles(name, which):
+    """In all passes by the plans chosen, and by taps in a loop."""
+    layer = LONG[name]
+    a, b, out = operands(layer, which, False)
+    looped = {Pass.FPROP: "fprop:depthwise:8x1x32:w1:s3:taps1x3", Pass.DGRAD: "dgrad:depthwise:12x1x32:w1:s3:taps1x3"}
+    for plan in ("", looped[which]) if which in looped else ("",):
+        call = Call(layer, which, "float16", "ieee", *describe(layer, which, a, b, out))
+        plan = plan or str(select(call, DEVICES[DEVICE[90]]))
+        prepared = prepare_call(which, layer, torch.float16, "ieee", -1, a, b, out, None, plan)
+        assert prepared.constants["INDEX"].name == ("int32" if "half" in name else "int64")
+        found = compile_prepared(prepared, torch.float16, 90)
+        assert prepared.plan.family == "depthwise" and found.spills == 0
+
+
+def test_an_expanded_axis_of_2_31_elements_has_64_bit_coordinates():
+    layer = LONG["pixels_1d"]
+    a, b, out = operands(layer, Pass.WGRAD, False)
+    expanded = [(shape, (0, 0, 0)) for shape, _ in (a, b)]
+    prepared = prepare_call(Pass.WGRAD, layer, torch.float16, "ieee", -1, *expanded, out, None, "")
+    assert prepared.constants["INDEX"].name == "int64"
+
+
 def test_an_image_above_2_31_elements_gets_64_bit_offsets():
     large = problem((1, 64, 8192, 8192), (3, 3), 1, 1)
     a, b, out = operands(large, Pass.FPROP, True)

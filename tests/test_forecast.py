@@ -57,7 +57,7 @@ IMPOSSIBLE = [
     (LAYER, "fprop:tma:64x64x16:w4:s3:split2", "split must be 1"),
     (GROUPED, "fprop:gather:16x16x16:w4:s3:merge7", "merge must divide the 6 groups, got 7"),
     (GROUPED, "dgrad:gather:16x16x16:w4:s3:merge0", "merge must divide the 6 groups, got 0"),
-    (GROUPED, "fprop:depthwise:4x8x1:w1:s3:merge2", "neither merged nor folded"),
+    (GROUPED, "fprop:depthwise:4x8x1:w1:s3:merge2", "knows no merge, got 2"),
     (GROUPED, "fprop:depthwise:4x12x1:w1:s3", "block_n must be a power of two"),
 ]
 

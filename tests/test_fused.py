@@ -652,8 +652,27 @@ def test_the_largest_tile_compiles_without_a_spill(arch, which, arithmetic, fami
     assert found.spills == 0 and found.stack_bytes == 0 and not found.trip.serialized
 
 
-def compiled_ahead(problem, plan, dtype, precision, arch, activation, residual, keep):
-    """The audit of a fused kernel for dense channels-last tensors, with bias, scale and shift."""
+@pytest.mark.aot
+@pytest.mark.parametrize(
+    "kind, activation, residual, keep", [("channels", "relu", False, False), ("tensors", "relu", True, False)]
+)
+@pytest.mark.parametrize("which, stride", [pytest.param("fprop", 1, marks=pytest.mark.slow), ("dgrad", 2)])
+@pytest.mark.parametrize("arch", [pytest.param(80, marks=pytest.mark.slow), 90, pytest.param(100, marks=pytest.mark.slow)])
+def test_the_largest_tile_of_a_contiguous_result_compiles_without_a_spill(
+    arch, which, stride, kind, activation, residual, keep
+):
+    from costmodel.plan import MENU, epilogue_fits
+    from costmodel.problem import ConvProblem
+    from costmodel.tiling import Plan
+
+    plan = next(Plan(which, "gather", *tile) for tile in MENU["half"] if epilogue_fits(kind, "folded", tile, 2, arch))
+    problem = ConvProblem.conv((32, 256, 28, 28), (256, 256, 3, 3), (stride,) * 2, (1, 1), (1, 1))
+    found = compiled_ahead(problem, plan, torch.bfloat16, "ieee", arch, activation, residual, keep, contiguous=True)
+    assert found.spills == 0 and found.stack_bytes == 0 and not found.trip.serialized
+
+
+def compiled_ahead(problem, plan, dtype, precision, arch, activation, residual, keep, contiguous=False):
+    """The audit of a fused kernel for dense channels-last operands, with bias, scale and shift."""
     from bench.aot import Pointer, compile_ahead
     from bench.audit import kernel_arguments, operands
     from bench.sass import audit
@@ -663,7 +682,8 @@ def compiled_ahead(problem, plan, dtype, precision, arch, activation, residual, 
     from tritonconv.kernels.epilogue import Fused
 
     which = Pass(plan.which)
-    a, b, out = operands(problem, which, True)
+    a, b, _ = operands(problem, which, True)
+    _, _, out = operands(problem, which, not contiguous)
     key = launch.FusedKey(1, 1, out if residual else None, activation, 0.01, keep)
     call = Call(problem, which, launch.DTYPES[dtype], precision, *launch.describe(problem, which, a, b, out), key.kind(out))
     prepared = launch.prepare(plan, call, a, b, out, 1, key)

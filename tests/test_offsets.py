@@ -34,6 +34,19 @@ def plan_of(which: Pass, split: int = 1) -> Plan:
     return Plan(which, "gather", 16, 16, 16, 4, 3, split=split)
 
 
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("which", [Pass.FPROP, Pass.DGRAD])
+def test_depthwise_filters_far_apart(which: Pass, channels_last: bool, launched) -> None:
+    """All taps in registers, and in a loop."""
+    x, w = torch.randn(1, CHANNELS, 5, 4).half(), torch.randn(CHANNELS, 1, 3, 3).half()
+    x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    call = tritonconv.conv2d if which == Pass.FPROP else tritonconv.conv_transpose2d
+    for taps in (None, (1, 3)):
+        plan = Plan(which, "depthwise", 4, 8, 2, 1, 3, taps=taps)
+        near, apart = (call(x, weight, groups=CHANNELS, **WINDOW, plan=plan) for weight in (w, far(w)))
+        assert torch.equal(near, apart), plan
+
+
 @pytest.mark.parametrize("which", [Pass.FPROP, Pass.DGRAD])
 def test_filters_far_apart(which: Pass, launched) -> None:
     w = torch.randn(CHANNELS, 2, 3, 3).half()

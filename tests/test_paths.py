@@ -23,6 +23,9 @@ EMPTY_PHASES = Case("conv_transpose2d", (1, 4, 3, 4), (4, 3, 1, 1), stride=2, ou
 GROUPED = Case("conv2d", (2, 6, 6, 7), (4, 3, 3, 2), padding=1, groups=2, dtype="bfloat16")
 PLAIN = Case("conv2d", (2, 16, 6, 7), (24, 16, 3, 3), padding=1)
 
+POINTWISE_ROWS = Case("conv2d", (2, 8, 3, 16), (8, 8, 1, 1))
+PADDED_ROWS = Case("conv2d", (2, 8, 3, 16), (8, 8, 3, 3), padding=(1, 2))
+
 DEEP = Case("conv2d", (2, 40, 5, 6), (40, 20, 3, 3), padding=1, groups=2)
 DEEP_STRIDED = Case("conv2d", (1, 40, 7, 8), (48, 40, 3, 1), stride=2, padding=(1, 0), dtype="bfloat16")
 DEEP_TRANSPOSED = Case("conv_transpose3d", (1, 36, 2, 3, 2), (36, 5, 1, 2, 2), stride=(1, 2, 2), x="channels_last")
@@ -73,6 +76,9 @@ FORCED = [
     (EMPTY_PHASES, "dgrad:gather:16x16x16:w4:s3"),
     (PLAIN, "fprop:gather:32x32x32:w4:s4:x3"),
     (PLAIN, "wgrad:gather:32x32x32:w4:s4:x3"),
+    (POINTWISE_ROWS, "fprop:patch:64x16x16:w4:s4"),
+    (POINTWISE_ROWS, "dgrad:patch:64x16x16:w4:s4"),
+    (PADDED_ROWS, "dgrad:gather:64x16x16:w4:s4"),
     (DEEP, "fprop:gather:64x32x16:w4:s4:split2"),
     (DEEP, "dgrad:gather:64x32x16:w4:s4:split2"),
     (DEEP_STRIDED, "fprop:gather:16x64x16:w4:s4:split3"),
@@ -120,6 +126,8 @@ def test_several_plans_are_forced_at_once(device):
         ("fprop:winograd:64x64x32:w4:s4", "winograd"),
         ("fprop:gather:64x64x32:w4:s4:fold", "fold is for"),
         ("fprop:gather:64x64x32:w4:s4:merge0", "merge"),
+        ("fprop:gather:64x64x32:w4:s4:rows2", "'gather' knows no rows, got 2"),
+        ("fprop:patch:64x64x32:w4:s4:taps1x2", "'patch' knows no taps"),
     ],
 )
 def test_a_plan_that_does_not_serve_the_call_is_refused(text, message, device):

@@ -19,6 +19,7 @@ from costmodel.tiling import (
     grid,
     reduction_step,
     reduction_steps,
+    row_align,
     trips,
     vector_widths,
 )
@@ -206,3 +207,33 @@ def test_arithmetic_and_devices():
     assert unknown.sm_count == 66 and unknown.fp16 == pytest.approx(H200.fp16 / 2)
     assert isinstance(resource_table(), dict) and all(isinstance(r, Resources) for r in resource_table().values())
     assert all(isinstance(t, Tile) for tiles in MENU.values() for t in tiles)
+
+
+def test_a_row_of_pixels_is_read_at_once_where_vectors_divide_it():
+    """As the kernels are told (`row_align`): a model that claims more picks plans whose loads are then a pixel each."""
+    contiguous = Operand(4, 16)
+    plan = Plan(Pass.DGRAD, "patch", 128, 64, 64, 4, 4)
+    for size, width in ((56, 8), (28, 1), (7, 1)):
+        for which in (Pass.FPROP, Pass.DGRAD):
+            call = Call(conv(size=size, kernel=1, padding=0), which, "bfloat16", a=contiguous)
+            assert vector_widths(call, replace(plan, which=which)) == (width, 8)
+    halved = ConvProblem.conv((8, 64, 56, 56), (64, 64, 2, 2), (2, 2), (0, 0), (1, 1))
+    assert vector_widths(Call(halved, Pass.DGRAD, "bfloat16", a=contiguous), plan) == (1, 8)
+    cropped = ConvProblem.conv((8, 64, 1, 16), (64, 64, 1, 1), (1, 1), ((0, 0), (0, -1)), (1, 1))
+    assert cropped.output_size == (1, 15) and row_align(cropped, Pass.DGRAD) == 1
+
+
+@pytest.mark.parametrize("which", [Pass.FPROP, Pass.DGRAD])
+def test_64_bit_offsets_take_smaller_tiles(which):
+    problem = conv(n=8, c=256, k=256, size=4096)
+    for out, most in ((Operand(), 128 * 128), (Operand(4), 64 * 64 if which == Pass.DGRAD else 128 * 128)):
+        near = select(Call(problem, which, "bfloat16", out=out), H200).tile
+        far = select(Call(problem, which, "bfloat16", out=replace(out, far=True)), H200).tile
+        assert far.m * far.n <= most < near.m * near.n
+
+
+def test_a_contiguous_residual_takes_smaller_tiles():
+    def residual(out):
+        return select(Call(conv(n=64, c=256, k=256), Pass.DGRAD, "bfloat16", out=out, epilogue="tensors"), H200).tile
+
+    assert residual(Operand(4)).m * residual(Operand(4)).n <= 64 * 64 < residual(Operand()).m * residual(Operand()).n

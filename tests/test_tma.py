@@ -247,6 +247,8 @@ def test_an_infinite_weight_stays_in_its_filter(device, launched):
         ("3x3", "fprop:tma:256x256x128:w8:s4", "shared memory"),
         ("3x3", "fprop:tma:64x64x16:w4:s3:split2", "split"),
         ("3x3", "fprop:tma:64x64x16:w4:s3:merge2", "merge"),
+        ("3x3", "fprop:tma:64x64x16:w4:s3:fold", "'tma' knows no fold"),
+        ("3x3", "dgrad:tma:64x64x16:w4:s3:rows2", "knows no rows"),
         ("groups", "fprop:tma:64x64x32:w4:s3", "the next group"),
         ("stride_2", "fprop:tma:64x64x32:w4:s3", "the next column"),
     ],

@@ -32,15 +32,23 @@ from tritonconv.layout import depthwise_operand
 from tritonconv.prepared import INT32_MAX, FusedKey, Prepared, TensorKey, accumulator, follow, packed_strides, wide
 
 
-def fits_int32(problem: ConvProblem, plan: Plan, *tensors: TensorKey) -> bool:
-    """Whether 32-bit offsets reach every element of an image, masked columns and rows beyond it included."""
+def fits_int32(problem: ConvProblem, plan: Plan, weights: TensorKey, *images: TensorKey) -> bool:
+    """Whether 32-bit offsets reach every element of an image, masked columns and rows beyond it included, and of the weights
+    (for wgrad of a part of its workspace)."""
     beyond = 2 * (max((*problem.effective_kernel, *problem.stride)) + plan.block_m * plan.block_k * plan.rows)
     beyond += max(abs(p) for pair in problem.padding for p in pair)
     per_group = problem.channels_per_group, problem.filters_per_group
-    for shape, strides in tensors:
-        spatial = sum((n + beyond) * stride for n, stride in zip(shape[2:], strides[2:], strict=True))
+    # lanes without a channel have filters, or pairs of a filter and a channel, beyond the last
+    (filters, *inner), (outer, *steps) = weights
+    reach = sum((n - 1) * stride for n, stride in zip(inner, steps, strict=True))
+    if reach + (filters + plan.block_n * max(per_group)) * outer > INT32_MAX:
+        return False
+    for shape, strides in images:
+        # an axis of one element has no stride (`packed_strides`); it and an expanded one have coordinates all the same
+        _, channel, *steps = (0 if n == 1 else stride for n, stride in zip(shape, strides, strict=True))
+        spatial = sum((n + beyond) * max(step, 1) for n, step in zip(shape[2:], steps, strict=True))
         # a lane without a channel may lie a group's channels further
-        if spatial + (shape[1] + plan.block_n * max(per_group)) * strides[1] > INT32_MAX:
+        if spatial + (shape[1] + plan.block_n * max(per_group)) * channel > INT32_MAX:
             return False
     return True
 
@@ -65,10 +73,11 @@ def prepare(
     which, problem = plan.which, call.problem
     full, shape, launch = problem.with_unit_axes(), layer_of(problem, which), planned(problem, plan)
     dgrad, wgrad = which == Pass.DGRAD, which == Pass.WGRAD
-    activations: tuple[TensorKey, ...] = (a, b) if wgrad else (a, out)
+    images: tuple[TensorKey, ...] = (a, b) if wgrad else (a, out)
+    part = (shape.channels, problem.taps), (1, shape.channels)
     residual = None if fused is None else fused.residual
     if residual is not None:
-        activations += (residual,)
+        images += (residual,)
     align = math.gcd(shape.channels, MAX_ALIGN)
     width, other_width = load_width(call, plan), store_width(call, plan)
     block_r, block_s = plan.taps or full.kernel_size[1:]
@@ -103,9 +112,8 @@ def prepare(
         "EVEN_C": shape.channels % plan.block_n == 0,
         "X_WIDTH": width,
         "LEAD": early * width - columns.shift,
-        "X_EVEN": shape.inputs[2] % width == 0,
         "ACC": accumulator(call.dtype),
-        "INDEX": tl.int32 if fits_int32(problem, plan, *activations) else tl.int64,
+        "INDEX": tl.int32 if fits_int32(problem, plan, part if wgrad else b, *images) else tl.int64,
         "CHANNELS": plan.block_n,
         "GROUPS": plan.block_k,
         "COLUMNS": plan.block_m,
@@ -129,7 +137,6 @@ def prepare(
             "BLOCK_S": block_s,
             "LAG": rows.lag,
             "DY_WIDTH": other_width,
-            "DY_EVEN": shape.outputs[2] % other_width == 0,
         }
         elements = product(problem.weight_shape)
         reduce = Prepared(
@@ -156,7 +163,6 @@ def prepare(
         "SUMMED": shape.summed,
         "DGRAD": dgrad,
         "Y_WIDTH": other_width,
-        "Y_EVEN": shape.outputs[2] % other_width == 0,
         "HAS_BIAS": bias_stride is not None,
         "UPCAST": upcast,
     }

@@ -19,6 +19,7 @@ from costmodel.tiling import (
     Plan,
     extent,
     grid,
+    row_align,
     trips,
 )
 from tritonconv.kernels.dgrad import dgrad_kernel
@@ -121,15 +122,17 @@ def prepare_sums(
     programs = m_tiles * n_tiles * repeats
     if programs > INT32_MAX:
         raise RuntimeError(f"{which} of {problem} needs {programs} programs, more than a CUDA grid of {INT32_MAX} holds")
-    q_align = 1
-    if which == Pass.FPROP and 4 in (in_a.unit, in_out.unit) and full.output_size[2] % 8 == 0:
-        q_align = 8
+    patch = plan.family == "patch"
+    row = row_align(full, which) if 4 in (in_a.unit, in_out.unit) else 1
+    w_align = row if which == Pass.DGRAD else 1
+    q_align = row if which == Pass.FPROP or patch else 1
     sizes = Sizes(
         *map(
             pack,
             (
                 problem.batch,
-                *full.input_size,
+                *full.input_size[:2],
+                full.input_size[2] // w_align,
                 *full.output_size[:2],
                 full.output_size[2] // q_align,
                 c // c_align,
@@ -142,7 +145,6 @@ def prepare_sums(
     )
     strides = tuple(packed_strides(t, d) for t, d in ((a, in_a), (b, in_b), (out, in_out)))
     n_columns = extent(problem, plan.which, plan.family).n
-    patch = plan.family == "patch"
     constants: dict[str, Any] = {
         "KERNEL": full.kernel_size,
         "STRIDE": full.stride,
@@ -181,7 +183,7 @@ def prepare_sums(
         bounds = "none" if patch or not problem.needs_bounds else "bits" if problem.taps <= MAX_BIT_TAPS else "range"
         constants |= {
             "BOUNDS": bounds,
-            "Q_ALIGN": q_align,
+            "ROW_ALIGN": row,
             "EVEN_K": depth % plan.block_k == 0,
             "HAS_BIAS": bias_stride is not None,
             "BLOCK_K": plan.block_k,
@@ -201,6 +203,7 @@ def prepare_sums(
             "EMPTY": empty,
             "BOUNDS": "bits" if product(counts) <= MAX_BIT_TAPS else "range",
             "W_FOLD": in_b.unit == 1,
+            "ROW_ALIGN": row,
             "EVEN_K": k % plan.block_k == 0,
             "EVEN_N": constants["EVEN_N"] and not empty,
             "HAS_BIAS": bias_stride is not None,

@@ -7,6 +7,7 @@ steady-state path looks it up, allocates and launches. No autotuning, no device 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -17,9 +18,9 @@ import triton
 from costmodel.depthwise import is_narrow
 from costmodel.device import INTERPRETER, Device, find
 from costmodel.legality import checked
-from costmodel.plan import select
+from costmodel.plan import MENU, select
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import Call, Operand, Plan, seen_problem
+from costmodel.tiling import Call, Operand, Plan, Tile, seen_problem
 from tritonconv import depthwise, gemm, tma
 from tritonconv.epilogue import Epilogue, by_torch, widened
 from tritonconv.kernels.epilogue import Fused
@@ -43,6 +44,9 @@ from tritonconv.prepared import FusedKey, Prepared, TensorKey, is_aligned, key
 
 #: What launches a plan's family: each prepares a launch (`prepare`) and runs it (`run`).
 FAMILIES: dict[str, Any] = {"gather": gemm, "patch": gemm, "depthwise": depthwise, "tma": tma}
+
+#: A tile as large as any of the menu along every axis.
+LARGEST = Tile(*map(max, zip(*itertools.chain(*MENU.values()), strict=True)))
 
 #: Kernel launches so far, by name. Tests read it to see that a kernel really ran.
 COUNTS: Counter[str] = Counter()
@@ -123,8 +127,9 @@ def describe(
     says of a and b whether they begin on a multiple of 16 bytes; a result that is allocated here does."""
     weight = {Pass.FPROP: 1, Pass.DGRAD: 1, Pass.WGRAD: 2}[which]
     described = depthwise_operand if is_narrow(problem) else operand
+    far = not gemm.fits_int32(problem, Plan(which, "gather", *LARGEST), a, b, out)
     found = [
-        described(*tensor, problem.groups, 0 if i == weight else 1, begins)
+        replace(described(*tensor, problem.groups, 0 if i == weight else 1, begins), far=far)
         for i, (tensor, begins) in enumerate(zip((a, b, out), (*aligned, True), strict=True))
     ]
     return found[0], found[1], found[2]

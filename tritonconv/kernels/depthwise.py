@@ -53,9 +53,7 @@ def slide_kernel(
     EVEN_C: tl.constexpr,  # every lane has a channel
     X_WIDTH: tl.constexpr,  # columns a load brings and, below, LEAD: by how many it starts early
     LEAD: tl.constexpr,
-    X_EVEN: tl.constexpr,  # the input's width is a multiple of X_WIDTH, the output's one of COLUMNS
-    Y_EVEN: tl.constexpr,
-    Y_WIDTH: tl.constexpr,  # columns a store takes: 1 or COLUMNS
+    Y_WIDTH: tl.constexpr,  # columns a store takes: 1 or COLUMNS, which then divides the width
     HAS_BIAS: tl.constexpr,
     ACC: tl.constexpr,
     INDEX: tl.constexpr,
@@ -107,21 +105,21 @@ def slide_kernel(
     if RANK < 2:
         walk = rows
     pid_c, pid_q, pid = place_of(tl.program_id(0), channels, tl.cdiv(out_w, COLUMNS * GROUPS * walk), CHANNELS)
-    first = pid * 0
+    first = (pid * 0).to(INDEX)
     groups_h = 1
     if RANK >= 2:
         groups_h = tl.cdiv(out_h, OUT_H)
         runs = tl.cdiv(groups_h, rows)
-        first = (pid % runs) * rows
+        first = ((pid % runs) * rows).to(INDEX)
         pid = pid // runs
     o = first * 0
     if RANK >= 3:
         size_o = unpack(sizes.out_d)
-        o = pid % size_o
+        o = (pid % size_o).to(INDEX)
         pid = pid // size_o
     image = pid.to(tl.int64)
 
-    channel, tile = lanes_of(pid_q * walk, CHANNELS, GROUPS, X_UNIT == 4)
+    channel, tile = lanes_of((pid_q * walk).to(INDEX), CHANNELS, GROUPS, X_UNIT == 4)
     channel += pid_c * CHANNELS
     lanes = channel < channels  # [LANES]
     x_base = x_ptr + image * wide(x_strides.outer, X_ALIGN, X_UNIT == 0)
@@ -136,8 +134,8 @@ def slide_kernel(
     y_ptrs = spread(y_base, y_offset, y_w, Y_WIDTH)
     LOADS: tl.constexpr = (LEAD + WINDOW + X_WIDTH - 1) // X_WIDTH
     in_w = unpack(sizes.in_w)
-    x_masks = column_masks(x_column, in_w, lanes, LOADS, X_WIDTH, X_EVEN, LANED)
-    y_masks = column_masks(y_column, out_w, lanes, COLUMNS // Y_WIDTH, Y_WIDTH, Y_EVEN, LANED)
+    x_masks = column_masks(x_column, in_w, lanes, LOADS, X_WIDTH, LANED)
+    y_masks = column_masks(y_column, out_w, lanes, COLUMNS // Y_WIDTH, Y_WIDTH, LANED)
 
     scale = None
     if FUSED:
@@ -185,7 +183,7 @@ def slide_kernel(
                     row_ok = tl.full((), True, tl.int1)
                     x_walked = i * (GROUPS * COLUMNS // OUT_W * IN_W)
                     x_row = x_walked * x_w
-                    x_masks = column_masks(x_column + x_walked, in_w, lanes, LOADS, X_WIDTH, X_EVEN, LANED)
+                    x_masks = column_masks(x_column + x_walked, in_w, lanes, LOADS, X_WIDTH, LANED)
                 if RANK >= 3:
                     d = o * IN_D - unpack(sizes.shift_d) + DEPTHS[t]
                     row_ok = row_ok & inside(d, unpack(sizes.in_d))
@@ -236,7 +234,7 @@ def slide_kernel(
                 row_ok = tl.full((), True, tl.int1)
                 y_walked = i * (GROUPS * COLUMNS)
                 y_row = y_walked * y_w
-                y_masks = column_masks(y_column + y_walked, out_w, lanes, COLUMNS // Y_WIDTH, Y_WIDTH, Y_EVEN, LANED)
+                y_masks = column_masks(y_column + y_walked, out_w, lanes, COLUMNS // Y_WIDTH, Y_WIDTH, LANED)
             r_row = None
             z_row = None
             if r_ptrs is not None:

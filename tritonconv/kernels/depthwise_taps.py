@@ -62,14 +62,13 @@ def add_taps(
     RADIX: tl.constexpr,  # taps that OFFSETS counts for a column
     X_WIDTH: tl.constexpr,
     LEAD: tl.constexpr,
-    X_EVEN: tl.constexpr,
     LANED: tl.constexpr,
     ACC: tl.constexpr,
 ):
     """acc[j] += sum over TAPS neighbouring taps of one filter row"""
     USED: tl.constexpr = first_taps(OFFSETS, RADIX, TAPS)
     WINDOW: tl.constexpr = 1 + highest(USED)
-    masks = column_masks(column, width, lanes, (LEAD + WINDOW + X_WIDTH - 1) // X_WIDTH, X_WIDTH, X_EVEN, LANED)
+    masks = column_masks(column, width, lanes, (LEAD + WINDOW + X_WIDTH - 1) // X_WIDTH, X_WIDTH, LANED)
     row = read_row(x_ptrs, x_step, masks, tl.full((), True, tl.int1), USED, X_WIDTH, LEAD, WINDOW, ACC)
     for s in tl.static_range(TAPS):
         weight = tl.load(w_ptrs + s * w_step, mask=lanes, other=0.0).to(ACC)
@@ -115,8 +114,6 @@ def taps_kernel(
     EVEN_C: tl.constexpr,
     X_WIDTH: tl.constexpr,
     LEAD: tl.constexpr,
-    X_EVEN: tl.constexpr,
-    Y_EVEN: tl.constexpr,
     Y_WIDTH: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ACC: tl.constexpr,
@@ -169,20 +166,20 @@ def taps_kernel(
     out_depth = pid * 0
     if RANK >= 2:
         out_h = unpack(sizes.out_h)
-        p = pid % out_h
+        p = (pid % out_h).to(INDEX)
         pid = pid // out_h
         y_row += p * y_h
         h, r, r_begin, r_end = walk(p, unpack(sizes.shift_h), unpack(sizes.in_h), R, STRIDE[1], DILATION[1], STEP[1], DGRAD)
     if RANK >= 3:
         out_d = unpack(sizes.out_d)
-        o = pid % out_d
+        o = (pid % out_d).to(INDEX)
         out_depth = o
         pid = pid // out_d
         y_row += o * y_d
         d, t, t_begin, t_end = walk(o, unpack(sizes.shift_d), unpack(sizes.in_d), T, STRIDE[0], DILATION[0], STEP[0], DGRAD)
     image = pid.to(tl.int64)
 
-    channel, tile = lanes_of(pid_q, CHANNELS, GROUPS, X_UNIT == 4)
+    channel, tile = lanes_of(pid_q.to(INDEX), CHANNELS, GROUPS, X_UNIT == 4)
     channel += pid_c * CHANNELS
     lanes = channel < channels  # [LANES]
     x_base = x_ptr + image * wide(x_strides.outer, X_ALIGN, X_UNIT == 0)
@@ -223,7 +220,6 @@ def taps_kernel(
                         CHUNK,
                         X_WIDTH,
                         LEAD,
-                        X_EVEN,
                         LANED,
                         ACC,
                     )
@@ -243,7 +239,6 @@ def taps_kernel(
                         CHUNK,
                         X_WIDTH,
                         LEAD,
-                        X_EVEN,
                         LANED,
                         ACC,
                     )
@@ -267,7 +262,7 @@ def taps_kernel(
                 fused.z, y_strides, Y_ALIGN, Y_UNIT, image, channel, y_column, out_depth, Y_WIDTH, INDEX
             )
             z_ptrs += p * z_h
-    y_masks = column_masks(y_column, out_w, lanes, COLUMNS // Y_WIDTH, Y_WIDTH, Y_EVEN, LANED)
+    y_masks = column_masks(y_column, out_w, lanes, COLUMNS // Y_WIDTH, Y_WIDTH, LANED)
     store_row(
         y_ptrs,
         y_w,

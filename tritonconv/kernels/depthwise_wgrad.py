@@ -34,9 +34,7 @@ def strip_kernel(
     EVEN_C: tl.constexpr,
     X_WIDTH: tl.constexpr,  # columns a load of x brings, and by how many it starts early
     LEAD: tl.constexpr,
-    X_EVEN: tl.constexpr,  # the widths of x and dy are multiples of their loads'
     DY_WIDTH: tl.constexpr,
-    DY_EVEN: tl.constexpr,
     ACC: tl.constexpr,
     INDEX: tl.constexpr,
     CHANNELS: tl.constexpr,  # pairs (k, i) of a program,
@@ -46,8 +44,8 @@ def strip_kernel(
     """partial[strip, (t, r, s), (k, i)] = sum over the rows and columns of a strip of dy[n, k, o, p, q] * x[n, group(k) * C / G
     + i, o*s_d - low_d + t*d_d, p*.., q*..]
 
-    A lane is a filter k with one channel i of its group. A program walks down the rows with BLOCK_R x BLOCK_S sums in
-    registers. Each row of x is read once and meets the LAG + 1 rows of dy that its taps reach.
+    A lane is a filter k with one channel i of its group. A program walks down the rows, in 1-D along its row, with BLOCK_R x
+    BLOCK_S sums in registers. Each row of x is read once and meets the LAG + 1 rows of dy that its taps reach.
     """
     T: tl.constexpr = KERNEL[0]
     R: tl.constexpr = KERNEL[1]
@@ -70,7 +68,10 @@ def strip_kernel(
     # program -> (pairs, taps, column tiles, part), pairs fastest; programs of other taps read the same rows next
     pid = tl.program_id(0)
     tiles_c = tl.cdiv(pairs, CHANNELS)
-    tiles_q = tl.cdiv(size_q, COLUMNS * GROUPS)
+    walk = 1  # 1-D has no rows: a program walks along its only row instead
+    if RANK < 2:
+        walk = rows
+    tiles_q = tl.cdiv(size_q, COLUMNS * GROUPS * walk)
     pid_c = pid % tiles_c
     pid = pid // tiles_c
     S_BLOCKS: tl.constexpr = (S + BLOCK_S - 1) // BLOCK_S
@@ -84,7 +85,7 @@ def strip_kernel(
     pid_q = pid % tiles_q
     split = pid // tiles_q
 
-    pair, tile = lanes_of(pid_q, CHANNELS, GROUPS, X_UNIT == 4)
+    pair, tile = lanes_of((pid_q * walk).to(INDEX), CHANNELS, GROUPS, X_UNIT == 4)
     pair += pid_c * CHANNELS
     lanes = pair < pairs  # [LANES]
     channel = pair // (FILTERS * PER_FILTER) * PER_FILTER
@@ -96,24 +97,24 @@ def strip_kernel(
     x_offset = channel * x_c + x_column * x_w
     y_offset = (pair // PER_FILTER) * y_k + y_column * y_q
     LOADS: tl.constexpr = (LEAD + WINDOW + X_WIDTH - 1) // X_WIDTH
-    x_masks = column_masks(x_column, unpack(sizes.in_w), lanes, LOADS, X_WIDTH, X_EVEN, LANED)
-    y_masks = column_masks(y_column, size_q, lanes, COLUMNS // DY_WIDTH, DY_WIDTH, DY_EVEN, LANED)
+    x_masks = column_masks(x_column, unpack(sizes.in_w), lanes, LOADS, X_WIDTH, LANED)
+    y_masks = column_masks(y_column, size_q, lanes, COLUMNS // DY_WIDTH, DY_WIDTH, LANED)
 
     sums = zeros(BLOCK_R * BLOCK_S, LANES, ACC)
     runs_h = tl.cdiv(size_p, rows)
     begin = split * unpack(runs[0])
     for step in range(0, tl.minimum(unpack(runs[0]), unpack(runs[1]) - begin)):
         run = begin + step
-        first = run * 0
+        first = (run * 0).to(INDEX)
         image = run
         plane_ok = tl.full((), True, tl.int1)
         x_plane = (run * 0).to(INDEX)
         y_plane = (run * 0).to(INDEX)
         if RANK >= 2:
-            first = (run % runs_h) * rows
+            first = ((run % runs_h) * rows).to(INDEX)
             image = run // runs_h
         if RANK >= 3:
-            o = image % size_o
+            o = (image % size_o).to(INDEX)
             image = image // size_o
             d = o * STRIDE[0] + (t * DILATION[0] - unpack(sizes.shift_d))
             plane_ok = inside(d, unpack(sizes.in_d))
@@ -123,7 +124,7 @@ def strip_kernel(
         y_base = dy_ptr + image.to(tl.int64) * wide(dy_strides.outer, DY_ALIGN, DY_UNIT == 0)
         x_ptrs = spread(x_base, x_offset + x_plane, x_w, X_WIDTH)
         y_ptrs = spread(y_base, y_offset + y_plane, y_q, DY_WIDTH)
-        end = first + 1
+        end = first + rows
         if RANK >= 2:
             end = tl.minimum(first + rows, size_p)
         # rows i - LAG to i - 1 of dy, as loaded: Triton 3.6's compiler aborts on converted values that a loop carries
@@ -133,7 +134,10 @@ def strip_kernel(
             for e in tl.static_range(IN_H):
                 if meets_row(ROWS, e, IN_H):
                     x_ok = plane_ok
-                    x_row = i * 0
+                    if RANK < 2:
+                        x_walked = i * (GROUPS * COLUMNS * STRIDE[2])
+                        x_row = x_walked * x_w
+                        x_masks = column_masks(x_column + x_walked, unpack(sizes.in_w), lanes, LOADS, X_WIDTH, LANED)
                     if RANK >= 2:
                         h = i * IN_H + (e + r_first * DILATION[1] - unpack(sizes.shift_h))
                         x_ok = x_ok & inside(h, unpack(sizes.in_h))
@@ -142,7 +146,10 @@ def strip_kernel(
                 else:
                     window = window + zeros(WINDOW, LANES, ACC)
             y_ok = plane_ok
-            y_row = i * 0
+            if RANK < 2:
+                y_walked = i * (GROUPS * COLUMNS)
+                y_row = y_walked * y_q
+                y_masks = column_masks(y_column + y_walked, size_q, lanes, COLUMNS // DY_WIDTH, DY_WIDTH, LANED)
             if RANK >= 2:
                 y_ok = y_ok & (i < end)
                 y_row = i * y_p

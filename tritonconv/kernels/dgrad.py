@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from tritonconv.kernels.epilogue import add_bias, finish, rounded
+from tritonconv.kernels.epilogue import TRANSPOSED, add_bias, finish, rounded, store_transposed
 from tritonconv.kernels.gather import gather_gemm
 from tritonconv.kernels.index import fold_taps, pixels_of, strides, tile_of, unpack, wide, window_bits
 from tritonconv.kernels.reduce import share_of, store_share
@@ -94,6 +94,7 @@ def dgrad_kernel(
     DX_UNIT: tl.constexpr,
     C_ALIGN: tl.constexpr,
     K_ALIGN: tl.constexpr,
+    ROW_ALIGN: tl.constexpr,  # divides a row of dx; of dy too, where PATCH
     W_FOLD: tl.constexpr,  # the patch axis runs (t, r, s, c) instead of (c, t, r, s)
     EVEN_K: tl.constexpr,
     EVEN_N: tl.constexpr,
@@ -127,7 +128,7 @@ def dgrad_kernel(
     filters = unpack(sizes.k) * K_ALIGN
     size_d = unpack(sizes.d)
     size_h = unpack(sizes.h)
-    size_w = unpack(sizes.w)
+    size_w = unpack(sizes.w) * ROW_ALIGN
     n_total = unpack(sizes.n)
     columns_total = channels
     if PATCH:
@@ -151,7 +152,7 @@ def dgrad_kernel(
         part = phase // PHASES
         phase = phase % PHASES
         dy_base, w_base, filters = share_of(part, shared, dy_base, w_base, filters, y_k, w_k, BLOCK_K)
-    size = (unpack(sizes.o), unpack(sizes.p), unpack(sizes.q))
+    size = (unpack(sizes.o), unpack(sizes.p), unpack(sizes.q) * (ROW_ALIGN if PATCH else 1))
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
     offs_k = tl.arange(0, BLOCK_K)
@@ -316,6 +317,11 @@ def dgrad_kernel(
             SLOPE,
             UPCAST,
             INDEX,
+            TRANSPOSED and R_UNIT != 1,
+            TRANSPOSED and DX_UNIT != 1,
         )
     dx = rounded(acc, dx_ptr.dtype.element_ty, UPCAST)
-    tl.store(dx_base + (dx_row[:, None] + dx_column[None, :]), dx, mask=mask)
+    if DX_UNIT == 1 or not TRANSPOSED:
+        tl.store(dx_base + (dx_row[:, None] + dx_column[None, :]), dx, mask=mask)
+    else:
+        store_transposed(dx_base + (dx_row[:, None] + dx_column[None, :]), dx, mask)

@@ -11,6 +11,10 @@ import triton.language as tl
 
 from tritonconv.kernels.index import unpack
 
+#: Whether a tile of pixels x channels is stored transposed where pixels lie side by side. Where Triton knows no run of memory
+#: along either axis (rows of 7 or 28 pixels) it hands neighbouring threads the last axis, since 3.7; 3.6 hands them the first.
+TRANSPOSED = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7))
+
 
 class Fused(NamedTuple):
     """What a kernel does after the bias besides the activation. Pointers are None where there is nothing to do."""
@@ -54,6 +58,8 @@ def finish(
     SLOPE: tl.constexpr,
     EMULATE_BF16: tl.constexpr,
     INDEX: tl.constexpr = tl.int64,  # of offsets of values per channel
+    R_TRANSPOSED: tl.constexpr = False,  # how the residual is read
+    Z_TRANSPOSED: tl.constexpr = False,  # and z written
 ):
     """act((acc + b[channel]) * scale[channel] + shift[channel] + residual)
 
@@ -74,16 +80,32 @@ def finish(
             added = shift
     if HAS_BIAS or fused.shift is not None:
         acc += added
-    return conclude(acc, residual_ptrs, z_ptrs, mask, ACTIVATION, SLOPE, EMULATE_BF16)
+    return conclude(acc, residual_ptrs, z_ptrs, mask, ACTIVATION, SLOPE, EMULATE_BF16, R_TRANSPOSED, Z_TRANSPOSED)
 
 
 @triton.jit
-def conclude(acc, residual_ptrs, z_ptrs, mask, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, EMULATE_BF16: tl.constexpr):
+def conclude(
+    acc,
+    residual_ptrs,
+    z_ptrs,
+    mask,
+    ACTIVATION: tl.constexpr,
+    SLOPE: tl.constexpr,
+    EMULATE_BF16: tl.constexpr,
+    R_TRANSPOSED: tl.constexpr = False,
+    Z_TRANSPOSED: tl.constexpr = False,
+):
     """act(acc + residual); acc + residual is kept at `z_ptrs` where there are any"""
     if residual_ptrs is not None:
-        acc += tl.load(residual_ptrs, mask=mask, other=0.0).to(acc.dtype)
+        if R_TRANSPOSED:
+            acc += load_transposed(residual_ptrs, mask).to(acc.dtype)
+        else:
+            acc += tl.load(residual_ptrs, mask=mask, other=0.0).to(acc.dtype)
     if z_ptrs is not None:
-        tl.store(z_ptrs, rounded(acc, z_ptrs.dtype.element_ty, EMULATE_BF16), mask=mask)
+        if Z_TRANSPOSED:
+            store_transposed(z_ptrs, rounded(acc, z_ptrs.dtype.element_ty, EMULATE_BF16), mask)
+        else:
+            tl.store(z_ptrs, rounded(acc, z_ptrs.dtype.element_ty, EMULATE_BF16), mask=mask)
     return activated(acc, ACTIVATION, SLOPE)
 
 
@@ -152,3 +174,18 @@ def rounded(acc, DTYPE: tl.constexpr, EMULATE_BF16: tl.constexpr):
         bits += 0x7FFF + ((bits >> 16) & 1)
         acc = tl.where(acc == acc, (bits & -65536).to(tl.float32, bitcast=True), acc)
     return acc.to(DTYPE)
+
+
+@triton.jit
+def load_transposed(ptrs, mask):
+    """What lies at `ptrs` [BLOCK_M, BLOCK_N], 0 where masked, read as `store_transposed` writes."""
+    return tl.trans(tl.load(tl.trans(ptrs), mask=tl.trans(mask), other=0.0))
+
+
+@triton.jit
+def store_transposed(ptrs, tile, mask):
+    """Puts a tile [BLOCK_M, BLOCK_N] at `ptrs`, neighbouring threads on neighbouring pixels.
+
+    So a warp writes one run of a contiguous result, and a thread has few pixels to place: otherwise their addresses spill.
+    """
+    tl.store(tl.trans(ptrs), tl.trans(tile), mask=tl.trans(mask))

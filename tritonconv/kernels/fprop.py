@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from tritonconv.kernels.epilogue import add_bias, finish, rounded
+from tritonconv.kernels.epilogue import TRANSPOSED, add_bias, finish, rounded, store_transposed
 from tritonconv.kernels.gather import gather_gemm, patch_gemm
 from tritonconv.kernels.index import pixels_of, strides, tile_of, unpack, wide, window_bits
 from tritonconv.kernels.reduce import share_of, store_share
@@ -59,7 +59,7 @@ def fprop_kernel(
     Y_UNIT: tl.constexpr,
     C_ALIGN: tl.constexpr,
     K_ALIGN: tl.constexpr,
-    Q_ALIGN: tl.constexpr,
+    ROW_ALIGN: tl.constexpr,
     EVEN_K: tl.constexpr,
     EVEN_N: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -86,7 +86,7 @@ def fprop_kernel(
     w_k, w_c, w_t, w_r, w_s = strides(w_strides, W_ALIGN, W_UNIT, INDEX)
     channels = unpack(sizes.c) * C_ALIGN
     filters = unpack(sizes.k) * K_ALIGN
-    size_q = unpack(sizes.q) * Q_ALIGN
+    size_q = unpack(sizes.q) * ROW_ALIGN
     pid_m, pid_n, rest = tile_of(tl.program_id(0), unpack(sizes.tiles), tl.cdiv(filters, BLOCK_N), GROUP_M)
     group = rest
     if shared is not None:
@@ -196,7 +196,12 @@ def fprop_kernel(
             SLOPE,
             UPCAST,
             INDEX,
+            TRANSPOSED and R_UNIT != 1,
+            TRANSPOSED and Y_UNIT != 1,
         )
     base, row, step = placed(y_ptr, y_strides, Y_ALIGN, Y_UNIT, image, first, n, (o, p, q), RANK, INDEX)
     y = rounded(acc, y_ptr.dtype.element_ty, UPCAST)
-    tl.store(base + (row[:, None] + offs_n[None, :] * step), y, mask=rows[:, None] & columns[None, :])
+    if Y_UNIT == 1 or not TRANSPOSED:
+        tl.store(base + (row[:, None] + offs_n[None, :] * step), y, mask=rows[:, None] & columns[None, :])
+    else:
+        store_transposed(base + (row[:, None] + offs_n[None, :] * step), y, rows[:, None] & columns[None, :])

@@ -72,8 +72,12 @@ def meets_row(OFFSETS, row, ROWS):
 
 @triton.jit
 def within(coordinate, size):
-    """0 <= coordinate < size in one comparison: as an unsigned number a negative coordinate is above every size."""
-    return coordinate.to(tl.uint32, bitcast=True) < size.to(tl.uint32, bitcast=True)
+    """0 <= coordinate < size in one comparison: as an unsigned number a negative coordinate is above every size.
+
+    The coordinate's type holds both. A size of 2^30 or more travels in 64 bits, one that has few elements in 32.
+    """
+    UNSIGNED: tl.constexpr = tl.uint64 if coordinate.dtype == tl.int64 else tl.uint32
+    return coordinate.to(UNSIGNED, bitcast=True) < size.to(coordinate.dtype).to(UNSIGNED, bitcast=True)
 
 
 @triton.jit
@@ -174,10 +178,11 @@ def join_columns(columns, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def column_masks(first, size, lanes, COUNT: tl.constexpr, WIDTH: tl.constexpr, EVEN: tl.constexpr, LANED: tl.constexpr):
-    """COUNT masks of the columns from `first` on, WIDTH to a mask: scalars, [LANES], or with WIDTH > 1 [LANES, WIDTH or 1].
+def column_masks(first, size, lanes, COUNT: tl.constexpr, WIDTH: tl.constexpr, LANED: tl.constexpr):
+    """COUNT masks of the columns from `first` on, WIDTH to a mask: scalars, [LANES], or with WIDTH > 1 [LANES, 1].
 
-    LANED: the mask is per lane, because `first` is, or because some lanes do not exist. EVEN: size is a multiple of WIDTH.
+    LANED: the mask is per lane, because `first` is, or because some lanes do not exist. `first` and `size` are multiples of
+    WIDTH (`costmodel.depthwise.load_width`, `store_width`).
     """
     masks = ()
     for i in tl.static_range(COUNT):
@@ -185,10 +190,8 @@ def column_masks(first, size, lanes, COUNT: tl.constexpr, WIDTH: tl.constexpr, E
             ok = within(first + i, size)
             if LANED:
                 ok = tl.where(ok, lanes, False)  # Triton 3.9's interpreter takes no block & scalar
-        elif EVEN:
-            ok = (lanes & within(first + i * WIDTH, size))[:, None]
         else:
-            ok = lanes[:, None] & within((first + i * WIDTH)[:, None] + tl.arange(0, WIDTH)[None, :], size)
+            ok = (lanes & within(first + i * WIDTH, size))[:, None]
         masks = masks + (ok,)
     return masks
 
