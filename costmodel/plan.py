@@ -233,7 +233,7 @@ def addresses_fit(call: Call, family: str, tile: Tile) -> bool:
     """Whether a tile is small enough to keep its addresses where the table of kernels does not say so.
 
     Patches of tensors whose channels are not contiguous need many; 64-bit offsets, which no row of the table has, take twice
-    the registers: Triton 3.7.1 spilled on 128 x 128 tiles of a strided dgrad. `tests/test_aot.py` compiles some of what is left.
+    the registers: Triton 3.7.1 spilled on 128 x 128 tiles of a strided dgrad. `tests/test_aot.py` compiles some of the rest.
     """
     tensors = (call.a, call.b, call.out)
     planes = any(operand.unit != 1 for operand in tensors)

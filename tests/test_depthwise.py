@@ -188,6 +188,19 @@ def test_rows_and_channels_keep_to_themselves(device, launched):
         assert torch.equal(y.isfinite(), ~reached)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_an_infinite_weight_is_nan_only_where_it_meets_padding(device, launched):
+    """The README's limit: infinite where its tap lies inside; NaN or finite where it hangs over the border."""
+    x, w = torch.ones(1, 1, 5, 6, device=device), torch.ones(1, 1, 3, 3, device=device)
+    w[0, 0, 0, 0] = math.inf
+    padded = torch.zeros(1, 1, 5, 6, dtype=torch.bool, device=device)
+    padded[..., 0, :] = padded[..., 0] = True
+    for plan in ("fprop:depthwise:4x2x2:w1:s3:rows5", "fprop:depthwise:4x2x2:w1:s3:taps1x2"):
+        y = tritonconv.conv2d(x, w, padding=1, plan=Plan.parse(plan))
+        assert (y[~padded] == math.inf).all() and y.isnan().any()
+        assert torch.equal(y.isnan() | y.isfinite(), padded), plan
+
+
 def test_partial_sums_give_the_same_bits_every_time(device):
     plan = Plan.parse("wgrad:depthwise:2x8x2:w1:s3:split3:rows2")
     x, w, b = CHANNELS_LAST.tensors(device)

@@ -76,8 +76,11 @@ def within(coordinate, size):
 
     The coordinate's type holds both. A size of 2^30 or more travels in 64 bits, one that has few elements in 32.
     """
-    UNSIGNED: tl.constexpr = tl.uint64 if coordinate.dtype == tl.int64 else tl.uint32
-    return coordinate.to(UNSIGNED, bitcast=True) < size.to(coordinate.dtype).to(UNSIGNED, bitcast=True)
+    size = size.to(coordinate.dtype)
+    if coordinate.dtype == tl.int64:
+        return coordinate.to(tl.uint64, bitcast=True) < size.to(tl.uint64, bitcast=True)
+    else:
+        return coordinate.to(tl.uint32, bitcast=True) < size.to(tl.uint32, bitcast=True)
 
 
 @triton.jit
