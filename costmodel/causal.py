@@ -63,21 +63,26 @@ class Kind(NamedTuple):
     ids: bool = False
 
 
+def kept(taps: int, columns: int, kind: Kind) -> int:
+    """Values that are not the window's: of the state, and what each of `columns` sees where another sequence may begin."""
+    return (taps - 1) * (kind.state + columns * kind.ids)
+
+
 def work(call: Call, columns: int, kind: Kind) -> Work:
     """What a thread does in a trip, for each of its lanes."""
     forward, activation = work_of(call, columns, None), kind.activation
     (taps,) = call.problem.kernel_size
-    besides = (taps - 1) * (kind.state + columns * kind.ids)  # states, and what a column sees where that is not the window
     if not kind.backward:
         adds = forward.multiply_adds + SILU * columns * activation
-        return forward._replace(held=forward.held + besides, multiply_adds=adds)
+        return forward._replace(held=forward.held + kept(taps, columns, kind), multiply_adds=adds)
     made = columns + taps - 1  # columns of dz
-    window = (made if activation else columns) + taps - 1
+    read = made if activation else columns
+    window = read + taps - 1
     width = width_of(call, columns, None)
     extra = 1 if width > 1 else 0
     adds = 2 * columns * taps + columns + activation * made * (taps + SILU_BACKWARD)
     return Work(
-        held=2 * taps + 1 + columns + besides,
+        held=2 * taps + 1 + columns + kept(taps, read, kind),
         read=window,
         loads=ceil_div(window, width) + extra,
         beside=made,
