@@ -78,14 +78,22 @@ class Call:
 
 
 def channels_last(problem: ConvProblem, which: Pass, dtype: str, precision: str = "ieee") -> Call:
-    """The call with all three tensors dense and channels-last: every other stride is a multiple of the channel count."""
+    """The call that tensors make which are dense and channels-last: other strides are multiples of the channel count."""
 
-    def dense(channels: int, per_group: int) -> Operand:
-        return Operand(1, math.gcd(MAX_ALIGN, per_group), math.gcd(MAX_ALIGN, channels))
+    def dense(shape: tuple[int, ...], per_group: int) -> Operand:
+        outer, channels, *spatial = shape
+        if channels > 1:
+            return Operand(1, math.gcd(MAX_ALIGN, per_group), math.gcd(MAX_ALIGN, channels))
+        # one channel is no axis to read along: weights of depthwise layers lie filter after filter, row after row
+        if product(spatial) == 1 < outer:
+            return Operand(0)
+        steps = (product(spatial[axis:]) for axis in range(len(spatial)))  # of the outer axis and all but the last
+        align = math.gcd(MAX_ALIGN, *(step for n, step in zip((outer, *spatial), steps, strict=False) if n > 1))
+        return Operand(4, align, align)
 
-    x = dense(problem.in_channels, problem.channels_per_group)
-    y = dense(problem.out_channels, problem.filters_per_group)
-    w = dense(problem.channels_per_group, problem.channels_per_group)
+    x = dense(problem.input_shape, problem.channels_per_group)
+    y = dense(problem.output_shape, problem.filters_per_group)
+    w = dense(problem.weight_shape, problem.channels_per_group)
     a, b, out = {Pass.FPROP: (x, w, y), Pass.DGRAD: (y, w, x), Pass.WGRAD: (y, x, w)}[which]
     return Call(problem, which, dtype, precision, a, b, out)
 

@@ -10,11 +10,13 @@ from oracle import check
 from torch.autograd import gradcheck
 
 import tritonconv
+from bench.audit import operands
 from costmodel import depthwise, depthwise_choice
 from costmodel.device import DEVICES, INTERPRETER
 from costmodel.plan import predict, select, serves_depthwise
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, Operand, Plan, channels_last
+from tritonconv.launch import describe
 from tritonconv.layout import filters_last_copy, filters_last_strides
 
 H100 = DEVICES["NVIDIA H100 80GB HBM3"]
@@ -181,6 +183,37 @@ def test_groups_of_two_are_chosen_by_predicted_time(which):
     merged = dataclasses.replace(merged, merge=16, pack=(), split=1)
     assert chosen.family == "depthwise"
     assert predict(call, chosen, H100).seconds < predict(call, merged, H100).seconds
+
+
+@pytest.mark.parametrize("which", list(Pass), ids=str)
+@pytest.mark.parametrize(
+    "problem",
+    [
+        grouped(1, 1),
+        grouped(1, 1, (1, 7, 9, 9), (4, 5)),
+        grouped(1, 1, (8, 64, 16, 28, 28), (3, 3, 4)),
+        grouped(1, 1, (8, 64, 2048), (4,)),
+        grouped(1, 2, (8, 64, 28, 28), (1, 8)),
+        grouped(1, 2, (8, 64, 28, 28), (8, 1)),
+        grouped(1, 1, (8, 48, 28, 28), (1, 1)),
+        grouped(1, 16, (8, 1, 28, 28)),
+        grouped(1, 1, (8, 1, 16, 28)),
+        grouped(1, 1, (1, 1, 28), (3,)),
+        grouped(2, 2),
+        grouped(2, 1),
+        grouped(3, 1, (1, 384, 5, 5)),
+        grouped(5, 1, (1, 5, 5, 6)),
+        grouped(4, 3, (1, 384, 5, 5)),
+        grouped(3, 4, (1, 384, 1, 5)),
+    ],
+    ids=str,
+)
+def test_a_prediction_is_of_the_call_that_channels_last_tensors_make(problem, which):
+    """By `costmodel.predict`, which has no tensors."""
+    assumed = channels_last(problem, which, "bfloat16")
+    real = describe(problem, which, *operands(problem, which, True))
+    for said, true in zip((assumed.a, assumed.b, assumed.out), real, strict=True):
+        assert (said.unit, said.outside) == (true.unit, true.outside), (said, true)
 
 
 @pytest.mark.parametrize("planes", [False, True], ids=["channels-last", "contiguous"])
