@@ -195,20 +195,16 @@ def candidates(call: Call, device: Device) -> list[Plan]:
 
 
 def addresses_fit(call: Call, family: str, tile: Tile) -> bool:
-    """Whether a tile is small enough to keep its addresses where the table of kernels, compiled for 32-bit offsets, does not
-    say so. What is let through was compiled with Triton 3.6 and 3.7.1 without a spill.
+    """Whether a tile is small enough to keep its addresses where the table of kernels does not say so.
 
-    Patches of tensors whose channels are not contiguous need many addresses: above 64 x 64, Triton 3.7.1 spilled on every such
-    kernel tried. 64-bit offsets take twice the registers: tiles of 128 x 256 spilled, and where results lie in planes 128 x 128
-    of a strided dgrad.
+    Patches of tensors whose channels are not contiguous need many; 64-bit offsets, which no row of the table has, take twice
+    the registers: Triton 3.7.1 spilled on 128 x 128 tiles of a strided dgrad. `tests/test_aot.py` compiles some of the rest.
     """
     tensors = (call.a, call.b, call.out)
     planes = any(operand.unit != 1 for operand in tensors)
-    if family == "patch" and call.problem.taps > 1 and planes:
-        return tile.m * tile.n <= 64 * 64
-    if call.which != Pass.WGRAD and any(operand.far for operand in tensors):
-        return tile.m * tile.n <= (64 * 64 if call.which == Pass.DGRAD and call.out.unit != 1 else 128 * 128)
-    return True
+    patches = family == "patch" and call.problem.taps > 1 and planes
+    far = call.which != Pass.WGRAD and any(operand.far for operand in tensors)
+    return not (patches or far) or tile.m * tile.n <= 64 * 64
 
 
 #: Most bytes of results in a tile whose epilogue compiles without a spill, by `Call.epilogue` and `costmodel.tiling.access`;

@@ -226,10 +226,10 @@ def test_a_row_of_pixels_is_read_at_once_where_vectors_divide_it():
 @pytest.mark.parametrize("which", [Pass.FPROP, Pass.DGRAD])
 def test_64_bit_offsets_take_smaller_tiles(which):
     problem = conv(n=8, c=256, k=256, size=4096)
-    for out, most in ((Operand(), 128 * 128), (Operand(4), 64 * 64 if which == Pass.DGRAD else 128 * 128)):
+    for out in (Operand(), Operand(4)):
         near = select(Call(problem, which, "bfloat16", out=out), H200).tile
         far = select(Call(problem, which, "bfloat16", out=replace(out, far=True)), H200).tile
-        assert far.m * far.n <= most < near.m * near.n
+        assert far.m * far.n <= 64 * 64 < near.m * near.n
 
 
 def test_a_contiguous_residual_takes_smaller_tiles():
