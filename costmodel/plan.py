@@ -179,7 +179,7 @@ def _options(call: Call, merge: int, fold: bool, device: Device) -> Iterator[Opt
                 fits = tma.epilogue_fits(call.epilogue, tile) and not tma.rest(call, tile.k)
             else:
                 fits = epilogue_fits(call.epilogue, beside, tile, size, device.capability)
-            if not ((fits and addresses_fit(call, family, tile)) or device.interpreted):
+            if not ((fits and addresses_fit(call, family, tile, device.capability)) or device.interpreted):
                 continue
             m_tiles = ceil_div(covers.m, tile.m)
             step, blocks, ways = None, ceil_div(covers.depth, tile.k), [1]
@@ -229,17 +229,22 @@ def serves_depthwise(problem: ConvProblem, device: Device) -> bool:
     return is_narrow(problem) and (alone or not device.interpreted)
 
 
-def addresses_fit(call: Call, family: str, tile: Tile) -> bool:
+def addresses_fit(call: Call, family: str, tile: Tile, capability: int) -> bool:
     """Whether a tile is small enough to keep its addresses where the table of kernels does not say so.
 
     Patches of tensors whose channels are not contiguous need many; 64-bit offsets, which no row of the table has, take twice
-    the registers: Triton 3.7.1 spilled on 128 x 128 tiles of a strided dgrad. `tests/test_aot.py` compiles some of the rest.
+    the registers: Triton 3.7.1 spilled on 128 x 128 tiles of a strided dgrad. Contiguous results may take a few more than the
+    table's channels-last ones, which sm_80 has not: Triton 3.6 spilled on 128 x 256. `tests/test_aot.py` compiles some of what
+    is left.
     """
     tensors = (call.a, call.b, call.out)
     planes = any(operand.unit != 1 for operand in tensors)
     patches = family == "patch" and call.problem.taps > 1 and planes
     far = call.which != Pass.WGRAD and any(operand.far for operand in tensors)
-    return not (patches or far) or tile.m * tile.n <= 64 * 64
+    if patches or far:
+        return tile.m * tile.n <= 64 * 64
+    full = compiled_for(capability) == 80 and call.which != Pass.WGRAD and call.out.unit != 1
+    return not full or tile.m * tile.n <= 128 * 128
 
 
 #: Most bytes of results in a tile whose epilogue compiles without a spill, by `Call.epilogue` and `costmodel.tiling.access`;

@@ -195,11 +195,15 @@ def test_a_stem_folds_its_columns(which):
     assert found.spills == 0 and found.trip.narrowest_load >= narrowest and "LDGSTS" in found.trip.copies
 
 
+#: The GPU whose plans are compiled for an architecture.
+GPUS = {80: "NVIDIA A100-SXM4-80GB", 90: "NVIDIA H200", 100: "NVIDIA B200"}
+
+
 def compiled_as_chosen(problem, which, channels_last, arch=90):
-    """(plan, audit) of what the H200's plans run for dense bfloat16 tensors."""
+    """(plan, audit) of what is chosen for dense bfloat16 tensors."""
     a, b, out = operands(problem, which, channels_last)
     call = Call(problem, which, "bfloat16", "ieee", *describe(problem, which, a, b, out))
-    plan = select(call, DEVICES["NVIDIA H200"])
+    plan = select(call, DEVICES[GPUS[arch]])
     bias = None if which == Pass.WGRAD else 1
     launch = prepare_call(which, problem, torch.bfloat16, "ieee", -1, a, b, out, bias, str(plan))
     return plan, compile_prepared(launch, torch.bfloat16, arch)
@@ -245,6 +249,15 @@ def test_the_plan_chosen_for_contiguous_tensors_does_not_spill(name, which):
     assert found.spills == 0 and found.stack_bytes == 0 and not found.trip.serialized, plan
     if name == "1x1":
         assert found.trip.narrowest_load == 16, "neighbouring pixels are one run of memory"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [80, 100])
+@pytest.mark.parametrize("which", [Pass.FPROP, Pass.DGRAD], ids=str)
+@pytest.mark.parametrize("name", ["1-D", "3x3 stride 2", "1x1", "3-D", "2-D above 2^31"])
+def test_nor_does_it_on_other_architectures(name, which, arch):
+    plan, found = compiled_as_chosen(CONTIGUOUS[name], which, channels_last=False, arch=arch)
+    assert found.spills == 0 and found.stack_bytes == 0 and not found.trip.serialized, plan
 
 
 @pytest.mark.slow
