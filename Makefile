@@ -19,7 +19,7 @@ ENV := .venv/.stamp
 endif
 
 OLDEST := 3.6.0
-PYTEST := -m pytest --no-header
+PYTEST := -m pytest --no-header --dist worksteal
 
 .PHONY: help env demo test aot-slow aot-oldest mutate gpu gpu-run lint
 
