@@ -50,6 +50,12 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() and not interpreted() else "cpu"
 
 
+@pytest.fixture(autouse=True)
+def torch_flags_may_be_set() -> None:
+    """torch's own test helpers, which `torch.library.opcheck` imports, forbid setting flags of its backends from then on."""
+    torch.backends.__allow_nonbracketed_mutation_flag = True  # type: ignore[attr-defined]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def interpreter_made_fast() -> None:
     """Four times as fast, by leaving out what Triton's interpreter does over and over. No result depends on it.
