@@ -30,7 +30,7 @@ help:
 	make gpu         everything that needs a GPU, with its log and results kept
 	make lint        ruff and mypy
 	make mutate      breaks the kernels on purpose and checks that tests notice
-	make aot-slow    more ahead-of-time tests: other types, sm_80 and sm_100
+	make aot-slow    more of both: other types, sm_80 and sm_100
 	make aot-oldest  the ahead-of-time tests on the oldest Triton, $(OLDEST)
 	make env         only the environment, .venv, as constraints.txt pins it
 	VENV=0 PYTHON=... uses that Python as it is instead of .venv
@@ -58,13 +58,14 @@ lint: $(ENV)
 # One thread a process: torch's own convolutions would otherwise fight the other workers for the cores.
 test: $(ENV)
 	@export OMP_NUM_THREADS=1
-	TRITON_INTERPRET=1 $(PY) $(PYTEST) -q -n $(JOBS) -m "not gpu and not aot" tests
+	TRITON_INTERPRET=1 $(PY) $(PYTEST) -q -n $(JOBS) -m "not gpu and not aot and not slow" tests
 	TRITON_INTERPRET=0 $(PY) $(PYTEST) -q -n $(JOBS) -m "aot and not slow" tests
 	listed=$$($(PY) $(PYTEST) -q --collect-only -m gpu tests) || [ $$? -eq 5 ]
 	echo "not run here: $$(grep -c '::' <<<"$$listed" || true) tests that need a GPU (make gpu)"
 
 aot-slow: $(ENV)
 	@export OMP_NUM_THREADS=1
+	TRITON_INTERPRET=1 $(PY) $(PYTEST) -q -n $(JOBS) -m "slow and not gpu and not aot" tests
 	TRITON_INTERPRET=0 $(PY) $(PYTEST) -q -n $(JOBS) -m "aot and slow" tests
 
 aot-oldest: $(ENV) build/triton-$(OLDEST)/.stamp
