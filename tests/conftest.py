@@ -53,7 +53,7 @@ def device() -> str:
 @pytest.fixture(autouse=True)
 def torch_flags_may_be_set() -> None:
     """torch's own test helpers, which `torch.library.opcheck` imports, forbid setting flags of its backends from then on."""
-    torch.backends.__allow_nonbracketed_mutation_flag = True  # type: ignore[attr-defined]
+    torch.backends.flags_frozen.__globals__["__allow_nonbracketed_mutation_flag"] = True
 
 
 @pytest.fixture(scope="session", autouse=True)
