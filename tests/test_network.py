@@ -350,6 +350,12 @@ def test_weights_may_be_anywhere_and_are_left_alone() -> None:
     assert trace(model, torch.empty(4, 3, 10, 10, device="meta"), train=True) == real
 
 
+def test_a_trace_may_follow_torchs_own_test_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.library.opcheck` imports them, and they forbid setting flags of torch's backends but in a `with`."""
+    monkeypatch.setitem(torch.backends.flags_frozen.__globals__, "__allow_nonbracketed_mutation_flag", False)
+    assert len(trace(nn.Conv2d(3, 8, 3), (1, 3, 8, 8)).layers) == 1
+
+
 def test_tensors_kept_outside_buffers_join_in() -> None:
     class Offset(nn.Module):
         def __init__(self) -> None:

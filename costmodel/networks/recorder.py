@@ -308,16 +308,15 @@ def settings(model: nn.Module, train: bool) -> Iterator[None]:
     """The model in its training or inference mode, and torch without fused kernels that hide matrix products (recurrent and
     attention layers on a CPU). All as before afterwards."""
     before = [(module, module.training) for module in model.modules()]
-    fused = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
+    fused = torch.backends.mha.get_fastpath_enabled()
     try:
         model.train(train)
         torch.backends.mha.set_fastpath_enabled(False)
-        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]  # a descriptor, typed as such
-        with torch.enable_grad():
+        # not `mkldnn.enabled = False`, which raises where somebody froze torch's flags
+        with torch.backends.mkldnn.flags(enabled=False), torch.enable_grad():
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fused[0])
-        torch.backends.mkldnn.enabled = fused[1]
+        torch.backends.mha.set_fastpath_enabled(fused)
         for module, training in before:
             module.training = training
 
