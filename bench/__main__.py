@@ -100,6 +100,23 @@ def model(
 
 
 @app.command()
+def chains(
+    suite: Annotated[str, typer.Option(help="Suites of bench/chains, a pattern such as 'mamba*'.")] = "*",
+    step: Annotated[bool, typer.Option("--step", help="Forward and backward instead of forward alone.")] = False,
+    dtype: Annotated[str, typer.Option(help="fp16, bf16, fp32, tf32 or fp64.")] = "bf16",
+    minutes: Annotated[float | None, typer.Option(help="Begin no chain after this much time; rows are kept.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The directory of the rows.")] = None,
+) -> None:
+    """Functions that stand for several calls of torch, beside those calls and a copy of as many bytes."""
+    from bench.chains.run import command
+
+    try:
+        command(suite, step, dtype, minutes, out)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+@app.command()
 def sweep(
     suite: Annotated[list[str] | None, typer.Option(help="A suite of bench/workloads, such as resnet50 or 'mamba*'.")] = None,
     problem: Annotated[list[str] | None, typer.Option(help="A layer in words: 'conv2d n32 c64 56x56 -> 64 k3 p1'.")] = None,
