@@ -47,11 +47,12 @@ def flops(batch: int, channels: int, length: int, taps: int, backward: bool = Fa
 
 
 def compulsory(problem: ConvProblem, size: int, backward: bool = False, state: bool = False) -> int:
-    """Bytes that a pass moves at least: x and y, or x, dy and dx; the weights; states where there are any."""
+    """Bytes that a pass moves at least: x, w and y, or x, w, dy, dx and dw; states where there are any."""
     (taps,), channels = problem.kernel_size, problem.in_channels
     rows = problem.batch * channels * problem.input_size[0]
     states = 2 * problem.batch * channels * (taps - 1) if state else 0
-    return int(size * ((3 if backward else 2) * (rows + channels * taps) + states))
+    weights = (2 if backward else 1) * channels * taps
+    return int(size * ((3 if backward else 2) * rows + weights + states))
 
 
 class Kind(NamedTuple):

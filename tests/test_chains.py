@@ -76,7 +76,7 @@ def test_the_listed_layers_are_those_of_the_suites() -> None:
     assert len(chains) == 2 * 14 and {chain.suite for chain in chains} == set(causal.SUITES)
     chain = next(c for c in chains if c.layer.endswith("8x2048x2048 BLC"))
     assert chain.inputs[0] == Input((8, 2048, 2048), (2048 * 2048, 1, 2048))
-    moved = 2 * (2 * 8 * 2048 * 2048 + 2 * 2048 * 4)
+    moved = 2 * (2 * 8 * 2048 * 2048 + 2048 * 4)  # x, y and w
     assert chain.compulsory == moved and chain.predicted is not None
     assert 1 < chain.predicted / (moved / (1e9 * H100.bandwidth)) < 3
     assert chain.input_bytes == 2 * (8 * 2048 * 2048 + 2048 * 4 + 2048)
