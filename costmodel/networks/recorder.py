@@ -312,8 +312,8 @@ def settings(model: nn.Module, train: bool) -> Iterator[None]:
     try:
         model.train(train)
         torch.backends.mha.set_fastpath_enabled(False)
-        # not `mkldnn.enabled = False`, which raises where somebody froze torch's flags
-        with torch.backends.mkldnn.flags(enabled=False), torch.enable_grad():
+        # not `mkldnn.enabled = False`, which raises where somebody froze torch's flags; None leaves tf32 alone
+        with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None), torch.enable_grad():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
