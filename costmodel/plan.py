@@ -248,7 +248,7 @@ def addresses_fit(call: Call, family: str, tile: Tile, capability: int) -> bool:
 
 
 #: Most bytes of results in a tile whose epilogue compiles without a spill, by `Call.epilogue` and `costmodel.tiling.access`;
-#: "folded" stands for wide operands of a contiguous result too. `tests/test_fused.py` compiles the largest.
+#: "folded" stands for wide operands of a contiguous result too. `tests/test_fused_aot.py` compiles the largest.
 EPILOGUE_LIMIT = {
     "channels": {"wide": 32768, "folded": 32768, "narrow": 2048},
     "tensors": {"wide": 16384, "folded": 8192, "narrow": 2048},

@@ -138,7 +138,7 @@ EPILOGUES = [("channels", "relu6", False, False), ("tensors", "hardswish", True,
 @pytest.mark.parametrize("which", ["fprop", "dgrad"])
 @pytest.mark.parametrize("arch", [90, pytest.param(100, marks=pytest.mark.slow)])
 def test_what_follows_a_tile_does_not_spill(arch, which, kind, activation, residual, keep):
-    from test_fused import compiled_ahead
+    from test_fused_aot import compiled_ahead
 
     tile = next(tile for tile in MENU["half"] if epilogue_fits(kind, tile))
     assert tile.m * tile.n == 32 * tile.warps * EPILOGUE_SUMS[kind]
