@@ -21,7 +21,12 @@ DEPTHWISE = ("tests/test_depthwise.py",)
 DEPTHWISE_GROUPS = ("tests/test_depthwise_groups.py",)
 ON_DEPTHWISE = ("tests/test_fused.py", "-k", "test_depthwise_kernels or test_depthwise_taps")
 CAUSAL = ("tests/test_causal.py", "-k", "definition or single_tokens or shorter or behind_the_last")
-FUSED = ("tests/test_fused.py", "tests/test_fused_gradients.py", "-k", "test_each_part_alone or test_second_derivative or test_small_tiles")
+FUSED = (
+    "tests/test_fused.py",
+    "tests/test_fused_gradients.py",
+    "-k",
+    "test_each_part_alone or test_second_derivative or test_small_tiles",
+)
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def of(layer: Workload, dtype: torch.dtype, device: Device, channels_last: bool)
     predicted = causal.forecast(batch, channels, length, taps, device, dtype=str(dtype).removeprefix("torch."))
     layout = "BLC" if channels_last else "BCL"
     name = f"{layer.layer} {batch}x{channels}x{length} {layout}"
-    return Chain(layer.suite, name.strip(), dtype, inputs, compulsory, predicted.seconds, ways)
+    return Chain(layer.suite, name.strip(), dtype, inputs, compulsory, ways, {OURS: predicted.seconds})
 
 
 def chains(dtype: torch.dtype, device: Device) -> Iterator[Chain]:

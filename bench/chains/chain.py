@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 #: Computes the result from one set of tensors.
 Way = Callable[..., torch.Tensor]
 
-#: torch's own calls, which every chain has and is checked by, and ours.
+#: torch's own calls, which every chain has and is checked by, and ours. Another setting's name has another word behind.
 TORCH, OURS = "torch", "tritonconv"
 
 
@@ -28,12 +28,17 @@ class Input:
         return made.normal_(generator=generator).mul_(self.scale)
 
 
+def whole(y: torch.Tensor) -> torch.Tensor:
+    return y
+
+
 @dataclass(frozen=True)
 class Chain:
     """One layer, whose `inputs` are the arguments of every way, in order.
 
-    `compulsory` counts the bytes that the forward must move at least; `predicted` is the cost model's seconds for ours, None
-    where it has none. `ways` begins with `TORCH` and holds `OURS`.
+    `compulsory` counts the bytes that the forward must move at least; `predicted` holds the cost model's seconds of the ways
+    that it knows. `ways` begins with `TORCH` and holds `OURS`. `exact` computes from float64 tensors what `seen` takes of a
+    result to check it: a whole result may be too large in float64.
     """
 
     suite: str
@@ -41,8 +46,10 @@ class Chain:
     dtype: torch.dtype
     inputs: tuple[Input, ...]
     compulsory: int
-    predicted: float | None
     ways: Mapping[str, Way]
+    predicted: Mapping[str, float] = field(default_factory=dict)
+    exact: Way | None = None  # `TORCH` unless given
+    seen: Callable[[torch.Tensor], torch.Tensor] = whole
 
     @property
     def input_bytes(self) -> int:
