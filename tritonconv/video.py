@@ -44,7 +44,7 @@ def causal_conv3d(
     next_cache is what makes the next chunk go on where this one ends; it never shares memory with x or cache. It holds the
     last D frames of cache and x, with those that were made up before them where there are fewer: always D, whatever F. Chunks
     but the last are then a multiple of stride_t frames (of the last one ask no cache). With "valid" it holds the frames from
-    the next window's first one on, any number below t * dilation_t, and chunks may have any length: Wan's downsampler is
+    the next window's first one on, at most D, and chunks may have any length: Wan's downsampler is
     t = 3, stride_t = 2 with "valid" and one cached frame.
 
     upsample=2: the convolution of every frame magnified twice, F.interpolate(scale_factor=(1, 2, 2)), "nearest", without

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ import triton.language as tl
 from costmodel import video as model
 from costmodel.algebra import product
 from costmodel.device import Device
-from costmodel.tiling import MAX_ALIGN, MAX_BIT_TAPS, Plan
+from costmodel.tiling import MAX_BIT_TAPS, Plan, itemsize
 from costmodel.video import Chunk
 from tritonconv.causal_launch import on
 from tritonconv.kernels.index import pack
@@ -24,6 +23,10 @@ from tritonconv.kernels.video import Frames, video_kernel
 from tritonconv.launch import COUNTS, DTYPES, INTERPRETED, device_model, fp32_precision
 from tritonconv.layout import allocate, allocate_channels_last, channels_last_copy, channels_last_strides, operand
 from tritonconv.prepared import INT32_MAX, TensorKey, accumulator, key, packed_strides
+
+
+#: Most bytes of the unit that the kernel counts x and cache in.
+UNIT_BYTES = 32
 
 
 class Prepared(NamedTuple):
@@ -37,21 +40,43 @@ class Prepared(NamedTuple):
     precision: str
 
 
-def lies(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """Whether each [C, T, H, W] of a tensor is channels-last and dense, and images lie a whole number of aligned steps apart."""
-    dense = channels_last_strides(shape)
-    rest = all(n == 1 or s == t for n, s, t in zip(shape[1:], strides[1:], dense[1:], strict=True))
-    return rest and (shape[0] == 1 or strides[0] % math.gcd(shape[1], MAX_ALIGN) == 0)
+def aligned_channels(channels: int, size: int) -> int:
+    """Elements of `size` bytes, a divisor of the channels, in which the kernel counts: the more, the farther 32 bits reach."""
+    return math.gcd(channels, UNIT_BYTES // size)
 
 
-def copied(**tensors: torch.Tensor | None) -> tuple[str, ...]:
+def lies(tensor: torch.Tensor, batch_dense: bool = False) -> bool:
+    """Whether the kernel reads a tensor as it lies: each [C, T, H, W] is channels-last and dense; images, unless they are
+    dense too, and the first of them lie on whole units of the kernel."""
+    shape, strides, size = tensor.shape, tensor.stride(), tensor.element_size()
+    dense, unit = channels_last_strides(shape), aligned_channels(shape[1], size)
+    for axis, (n, stride) in enumerate(zip(shape, strides, strict=True)):
+        free = axis == 0 and not batch_dense and stride % unit == 0
+        if n > 1 and stride != dense[axis] and not free:
+            return False
+    return batch_dense or tensor.data_ptr() % (unit * size) == 0
+
+
+def copied(x: torch.Tensor, weight: torch.Tensor, cache: torch.Tensor | None) -> tuple[str, ...]:
     """The names of the tensors that are laid out anew before the launch."""
-    return tuple(name for name, t in tensors.items() if t is not None and t.numel() and not lies(t.shape, t.stride()))
+    given = {"x": x, "cache": cache}
+    found = [name for name, t in given.items() if t is not None and t.numel() and not lies(t)]
+    return (*found, *(() if lies(weight, True) else ("weight",)))
 
 
-def laid(tensor: torch.Tensor) -> torch.Tensor:
+def laid(tensor: torch.Tensor, batch_dense: bool = False) -> torch.Tensor:
     """The tensor, or a channels-last copy where the kernel cannot read it as it lies."""
-    return tensor if lies(tensor.shape, tensor.stride()) else channels_last_copy(tensor)
+    return tensor if lies(tensor, batch_dense) else channels_last_copy(tensor)
+
+
+def near(chunk: Chunk, x: torch.Tensor, before: torch.Tensor) -> bool:
+    """Whether 32 bits count the units from the first frame of the cache to every frame of x, and from that to all it knows."""
+    size = x.element_size()
+    unit = aligned_channels(x.shape[1], size)
+    frame = x.shape[1] * product(x.shape[3:])
+    apart = x.data_ptr() // size - before.data_ptr() // size - chunk.cached * frame
+    last = apart + (x.shape[0] - 1) * (x.stride(0) - before.stride(0))
+    return (max(abs(apart), abs(last)) + (chunk.known + chunk.front + 2 * chunk.reach + 4) * frame) // unit <= INT32_MAX
 
 
 def fits_int32(chunk: Chunk, plan: Plan, y: TensorKey) -> bool:
@@ -75,6 +100,7 @@ def prepare(
     images: tuple[int, int],  # strides of x and the cache from image to image
     bias_stride: int | None,
     keeps: bool,  # a next cache is asked for
+    near: bool,  # x and the cache, as `near` says
     forced: str,
 ) -> Prepared:
     """Plan, arguments and constants of a launch whose operands lie as the kernel reads them."""
@@ -88,7 +114,7 @@ def prepare(
     total = programs + (model.copies(chunk) if keeps else 0)
     if total > INT32_MAX:
         raise RuntimeError(f"causal_conv3d of {chunk} needs {total} programs, more than a CUDA grid of {INT32_MAX} holds")
-    align = math.gcd(problem.in_channels, MAX_ALIGN)
+    align = aligned_channels(problem.in_channels, itemsize(dtype))
     out = operand(*y, 1, 1)
     (low_h, _), (low_w, _) = problem.padding[1:]
     sizes = Frames(
@@ -112,7 +138,7 @@ def prepare(
             ),
         )
     )
-    small = fits_int32(chunk, plan, y) and problem.out_channels * (bias_stride or 0) <= INT32_MAX
+    small = near and fits_int32(chunk, plan, y) and problem.out_channels * (bias_stride or 0) <= INT32_MAX
     spatial = any(p != 0 for pair in problem.padding[1:] for p in pair)
     constants: dict[str, Any] = {
         "KERNEL": problem.kernel_size,
@@ -157,7 +183,7 @@ def forward(
     keeps = after.numel() > 0
     if y.numel() == 0 and not keeps:
         return y, after
-    x, w = laid(x), laid(w)
+    x, w = laid(x), laid(w, True)
     before = x if cache is None or not cache.numel() else laid(cache)
     prepared = prepare(
         chunk,
@@ -168,6 +194,7 @@ def forward(
         (x.stride(0), before.stride(0)),
         None if b is None else b.stride(0),
         keeps,
+        near(chunk, x, before),
         forced,
     )
     COUNTS["video"] += 1

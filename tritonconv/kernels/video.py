@@ -68,11 +68,18 @@ def copy_frames(
 
 
 @triton.jit
+def seen_at(corner, r, s, DILATION: tl.constexpr, width, pixel, INDEX: tl.constexpr):
+    """Offset in a frame of the pixel that tap (r, s) sees of a magnified one, from where the tile's own pixel lies."""
+    h = (corner[0] + r * DILATION[1]) >> 1
+    return (h * width + ((corner[1] + s * DILATION[2]) >> 1)).to(INDEX) * pixel
+
+
+@triton.jit
 def frames_gemm(
     acc,  # [BLOCK_M, BLOCK_N]
     x_base,  # of the image, where known frame 0 would be if it were in x
     cache_base,  # of the image, known frame 0
-    x_offsets,  # [BLOCK_M, BLOCK_K] of tap (0, 0), channel 0 in a frame
+    x_ptrs,  # [BLOCK_M, BLOCK_K] at tap (0, 0), channel 0 of known frame 0
     w_ptrs,  # [BLOCK_K, BLOCK_N] at tap 0, channel 0
     rows,  # [BLOCK_M] whether the pixel exists
     columns,  # [BLOCK_N] whether the filter exists
@@ -91,6 +98,7 @@ def frames_gemm(
     UP: tl.constexpr,
     REPLICATE: tl.constexpr,
     BOUNDS: tl.constexpr,
+    C_ALIGN: tl.constexpr,
     EVEN_K: tl.constexpr,
     EVEN_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -103,19 +111,37 @@ def frames_gemm(
     One flat loop, channels fastest; a frame is a scalar, so that no pixel knows which tensor it comes from.
     """
     TAPS: tl.constexpr = KERNEL[1] * KERNEL[2]
+    UNIT: tl.constexpr = x_ptrs.dtype.element_ty.primitive_bitwidth // 8 * C_ALIGN  # bytes of C_ALIGN elements
     k = tl.arange(0, BLOCK_K)
-    step_h = (width * channels * DILATION[1]).to(INDEX)
-    step_w = (channels * DILATION[2]).to(INDEX)
+    blocks = tl.cdiv(channels, BLOCK_K)
     known = frame + first * DILATION[0]
-    w_tap = (first * TAPS * channels).to(INDEX)
-    tap = tl.full((), 0, INDEX)
-    if UP > 1:
-        tap = ((corner[0] >> 1) * width + (corner[1] >> 1)).to(INDEX) * channels
+    # offsets in x are counted in C_ALIGN elements, so that 32 bits reach from the cache to x
+    pixel = channels // C_ALIGN
+    back = (blocks - 1) * (BLOCK_K // C_ALIGN)  # to the first block of channels from the last
+    frame_units = frame_size // C_ALIGN
+    jump = ((x_base.to(tl.int64) - cache_base.to(tl.int64)) // UNIT).to(INDEX)
+    left_t = tl.cdiv(cached - known, DILATION[0])  # taps in time that see the cache
+    x_tap = ((tl.maximum(known, 0) if REPLICATE else known) * frame_units).to(INDEX) + tl.where(left_t <= 0, jump, 0)
+    place = tl.full((), 0, INDEX)
+    if UP == 1:
+        next_s = (pixel * DILATION[2] - back).to(INDEX)
+        next_r = next_s + pixel * (width * DILATION[1] - KERNEL[2] * DILATION[2])
+        next_t = next_r - pixel * (KERNEL[1] * width * DILATION[1])
+    else:
+        place = seen_at(corner, 0, 0, DILATION, width, pixel, INDEX)
+        x_tap += place
+        next_s = (0 - back).to(INDEX)
+        next_r = next_s
+        next_t = next_s + place - seen_at(corner, KERNEL[1] - 1, KERNEL[2] - 1, DILATION, width, pixel, INDEX)
+    if not REPLICATE:
+        next_t += (frame_units * DILATION[0]).to(INDEX)
+    w_ptrs += first * TAPS * channels
+    w_tap = tl.full((), 0, INDEX)
     r = 0
     s = 0
     c = 0
     bit = 1  # 1 << (r * S + s)
-    for _ in range(0, (KERNEL[0] - first) * (TAPS * tl.cdiv(channels, BLOCK_K))):
+    for _ in range(0, tl.maximum((KERNEL[0] - first) * (TAPS * blocks), 1)):
         if BOUNDS == "bits":
             x_mask = ((bits & bit) != 0)[:, None]
         elif BOUNDS == "range":
@@ -123,17 +149,16 @@ def frames_gemm(
             x_mask = (rows & ok)[:, None]
         else:
             x_mask = rows[:, None]
-        source = frame_at(known, cached, x_base, cache_base, frame_size, REPLICATE) + (tap + c)
         if EVEN_K:
             if EVEN_N:
-                w = tl.load(w_ptrs + (w_tap + c))
+                w = tl.load(w_ptrs + w_tap)
             else:
-                w = tl.load(w_ptrs + (w_tap + c), mask=columns[None, :], other=0.0)
+                w = tl.load(w_ptrs + w_tap, mask=columns[None, :], other=0.0)
         else:
             left = k < channels - c
             x_mask = x_mask & left[None, :]
-            w = tl.load(w_ptrs + (w_tap + c), mask=columns[None, :] & left[:, None], other=0.0)
-        x = tl.load(source + x_offsets, mask=x_mask, other=0.0)
+            w = tl.load(w_ptrs + w_tap, mask=columns[None, :] & left[:, None], other=0.0)
+        x = tl.load(x_ptrs + x_tap.to(tl.int64) * C_ALIGN, mask=x_mask, other=0.0)
         if UPCAST:  # the interpreter multiplies raw bfloat16 bits
             x = x.to(tl.float32)
             w = w.to(tl.float32)
@@ -142,26 +167,33 @@ def frames_gemm(
         # past the last channel, the next tap along s, then r, then t
         wrap = c >= channels
         c = tl.where(wrap, 0, c)
-        w_tap += tl.where(wrap, channels, 0)
+        if EVEN_K:
+            w_tap += BLOCK_K
+        else:
+            w_tap += tl.where(wrap, channels - back * C_ALIGN, BLOCK_K)
+        step = tl.where(wrap, next_s, BLOCK_K // C_ALIGN)
         if TAPS > 1:
-            s += tl.where(wrap, 1, 0)
             bit = tl.where(wrap, bit << 1, bit)
-            if UP == 1:
-                tap += tl.where(wrap, step_w, 0)
+            s += tl.where(wrap, 1, 0)
             wrap = s >= KERNEL[2]
             s = tl.where(wrap, 0, s)
             r += tl.where(wrap, 1, 0)
-            if UP == 1:
-                tap += tl.where(wrap, step_h - KERNEL[2] * step_w, 0)
+            step = tl.where(wrap, next_r, step)
             wrap = r >= KERNEL[1]
             r = tl.where(wrap, 0, r)
             bit = tl.where(wrap, 1, bit)
-            if UP == 1:
-                tap -= tl.where(wrap, KERNEL[1] * step_h, 0)
-            else:
-                h = (corner[0] + r * DILATION[1]) >> 1
-                tap = (h * width + ((corner[1] + s * DILATION[2]) >> 1)).to(INDEX) * channels
-        known += tl.where(wrap, DILATION[0], 0)
+            if UP > 1:
+                before = place
+                place = seen_at(corner, r, s, DILATION, width, pixel, INDEX)
+                step += place - before
+        over = next_t
+        if REPLICATE:
+            ahead = tl.maximum(known + DILATION[0], 0) - tl.maximum(known, 0)
+            over += (ahead * frame_units).to(INDEX)
+            known += tl.where(wrap, DILATION[0], 0)
+        over = tl.where(left_t == 1, over + jump, over)  # from the last tap that sees the cache to x
+        left_t -= tl.where(wrap, 1, 0)
+        x_tap += tl.where(wrap, over, step)
     return acc
 
 
@@ -271,7 +303,7 @@ def video_kernel(
         tl.zeros((BLOCK_M, BLOCK_N), ACC),
         x_ptr + image * x_n - cached * frame_size,
         cache_ptr + image * cache_n,
-        offset[:, None] + offs_k[None, :],
+        cache_ptr + image * cache_n + (offset[:, None] + offs_k[None, :]),
         w_ptr + (offs_n[None, :].to(INDEX) * depth + offs_k[:, None]),
         rows,
         columns,
@@ -290,6 +322,7 @@ def video_kernel(
         UP,
         REPLICATE,
         BOUNDS,
+        C_ALIGN,
         EVEN_K,
         EVEN_N,
         BLOCK_K,
