@@ -11,7 +11,6 @@ from bench.aot import Pointer, compile_ahead
 from bench.causal import NAMED
 from bench.sass import KernelAudit, audit
 from costmodel.device import DEVICES
-from costmodel.tiling import Plan
 from costmodel.video import Chunk
 from tritonconv import video_launch
 from tritonconv.kernels.video import video_kernel
@@ -48,8 +47,8 @@ def launch_of(row: Row) -> video_launch.Prepared:
     shape = row.chunk.output_shape
     strides = channels_last_strides(shape) if row.channels_last else dense_strides(shape, (4, 3, 2, 1, 0))
     x_n = row.channels * 60 * 104
-    device, y = DEVICES[NAMED[row.arch]], (shape, strides)
-    return video_launch.prepare(row.chunk, DTYPES[row.dtype], row.precision, device, y, (4 * x_n, 2 * x_n), 1, True, True, row.plan)
+    device, y, images = DEVICES[NAMED[row.arch]], (shape, strides), (4 * x_n, 2 * x_n)
+    return video_launch.prepare(row.chunk, DTYPES[row.dtype], row.precision, device, y, images, 1, True, True, row.plan)
 
 
 def figures(row: Row) -> KernelAudit:

@@ -17,7 +17,7 @@ from costmodel.algebra import ceil_div, product
 from costmodel.device import Device, find_device
 from costmodel.plan import INTERPRETED_MENU, MENU
 from costmodel.problem import ConvProblem, Pass
-from costmodel.resources import Resources, compiled_for, resource_key, resource_table
+from costmodel.resources import Resources, resource_key, resource_table
 from costmodel.tiling import MAX_ALIGN, Extent, Plan, Tile, arithmetic, channels_last, itemsize
 from costmodel.timing import (
     Kernel,

@@ -1,4 +1,4 @@
-"""The causal convolution of video VAEs, chunk by chunk: frames before a chunk come from a cache, the next one is written beside.
+"""The causal convolution of video VAEs, chunk by chunk: frames before a chunk come from a cache, and the next is written too.
 
 What it stands for: torch.cat of the cache and the chunk, F.pad, conv3d, its bias, and the clone of the last frames, as in
 diffusers' WanCausalConv3d, CogVideoXCausalConv3d and HunyuanVideoCausalConv3d. Kernel: `tritonconv.kernels.video`.

@@ -63,7 +63,7 @@ def _cache(chunk: Chunk, x: torch.Tensor, cache: torch.Tensor | None) -> None:
         raise RuntimeError(f"{NAME}(): expected cache of shape [{words}] for x {list(x.shape)}, got cache {list(shape)}")
 
 
-def _kept(chunk: Chunk, x: torch.Tensor) -> None:
+def follows(chunk: Chunk, x: torch.Tensor) -> None:
     """Whether the next chunk can go on where this one ends."""
     stride = chunk.problem.stride[0]
     if not chunk.valid and x.shape[2] % stride:
@@ -73,8 +73,8 @@ def _kept(chunk: Chunk, x: torch.Tensor) -> None:
         )
     if chunk.kept < 0:
         raise RuntimeError(
-            f"{NAME}(): the window of the next chunk begins {-chunk.kept} frames behind x {list(x.shape)}, with stride {stride} "
-            "in time, and no cache can say so; end the chunk later, or pass return_cache=False"
+            f"{NAME}(): the window of the next chunk begins {-chunk.kept} frames behind x {list(x.shape)}, with stride "
+            f"{stride} in time, and no cache can say so; end the chunk later, or pass return_cache=False"
         )
 
 
@@ -115,5 +115,5 @@ def call(
             f"{list(x.shape)} with padding={padding!r}"
         )
     if return_cache:
-        _kept(chunk, x)
+        follows(chunk, x)
     return stride, pads, dilation, upsample, time_padding

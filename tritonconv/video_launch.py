@@ -24,7 +24,6 @@ from tritonconv.launch import COUNTS, DTYPES, INTERPRETED, device_model, fp32_pr
 from tritonconv.layout import allocate, allocate_channels_last, channels_last_copy, channels_last_strides, operand
 from tritonconv.prepared import INT32_MAX, TensorKey, accumulator, key, packed_strides
 
-
 #: Most bytes of the unit that the kernel counts x and cache in.
 UNIT_BYTES = 32
 

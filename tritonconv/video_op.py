@@ -63,9 +63,7 @@ def _by(where: Callable[..., Pair]) -> Callable[..., Pair]:
     return call
 
 
-def _fake(
-    chunk: Chunk, x: torch.Tensor, w: torch.Tensor, b: Maybe, cache: Maybe, keeps: bool, plan: str
-) -> Pair:
+def _fake(chunk: Chunk, x: torch.Tensor, w: torch.Tensor, b: Maybe, cache: Maybe, keeps: bool, plan: str) -> Pair:
     after = allocate_channels_last(chunk.next_shape, x) if keeps else x.new_empty(0)
     return allocate(chunk.output_shape, x, w), after
 
