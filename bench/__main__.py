@@ -196,5 +196,16 @@ def depthwise() -> None:
     run()
 
 
+@app.command()
+def video(
+    out: Annotated[Path | None, typer.Option(help="Where video.json is written.")] = None,
+    suite: Annotated[str, typer.Option(help="Of those with causal convolutions, with commas; all unless named.")] = "",
+) -> None:
+    """Time causal_conv3d on the layers of video VAEs against cat, pad, conv3d and clone of torch, on a GPU."""
+    from bench.video_chain import SUITES, command
+
+    raise typer.Exit(0 if command(out, words(suite) or SUITES) else 1)
+
+
 if __name__ == "__main__":
     app()

@@ -17,7 +17,7 @@ from costmodel.algebra import ceil_div, product
 from costmodel.device import Device, find_device
 from costmodel.plan import INTERPRETED_MENU, MENU
 from costmodel.problem import ConvProblem, Pass
-from costmodel.resources import Resources, resource_key, resource_table
+from costmodel.resources import Resources, compiled_for, resource_key, resource_table
 from costmodel.tiling import MAX_ALIGN, Extent, Plan, Tile, arithmetic, channels_last, itemsize
 from costmodel.timing import (
     Kernel,
@@ -228,14 +228,31 @@ def resources_of(chunk: Chunk, tile: Tile, dtype: str, precision: str, device: D
     return found and found._replace(trip=found.trip + FRAME_INSTRUCTIONS)
 
 
-def candidates(chunk: Chunk, dtype: str, precision: str, device: Device) -> list[Plan]:
-    """The menu's tiles that compile without a spill and fit the device."""
+def addresses_fit(tile: Tile, wide: bool, last: bool, far: bool, capability: int) -> bool:
+    """Whether a tile is small enough to keep its addresses in registers where the table of fprop's gather does not say so.
+
+    sm_80 has none left at 128 x 256 where filters end inside a tile, nor at 128 rows of channels that are not read 16 bytes at
+    a time, sm_100 at 128 x 256 of a contiguous result; 64-bit offsets take twice as many.
+    """
+    size, arch = tile.m * tile.n, compiled_for(capability)
+    if far:
+        return size <= 64 * 64
+    if arch == 80:
+        return size <= 128 * 128 and (wide or tile.m <= 64)
+    return arch != 100 or last or size <= 128 * 128
+
+
+def candidates(chunk: Chunk, dtype: str, precision: str, device: Device, last: bool = True, far: bool = False) -> list[Plan]:
+    """The menu's tiles that compile without a spill and fit the device, for a result that is channels-last or not; `far`: a
+    frame, the weights or a frame of the result take 64-bit offsets."""
     if device.interpreted:
         return [Plan(Pass.FPROP, FAMILY, *tile) for tile in INTERPRETED_MENU]
     found = []
+    wide = width_of(chunk.problem.in_channels, dtype) * itemsize(dtype) == 16
     for tile in MENU[arithmetic(dtype, precision)]:
         needs = resources_of(chunk, tile, dtype, precision, device)
-        if needs is not None and not needs.spills and needs.shared <= device.shared_per_block:
+        fits = needs is not None and not needs.spills and needs.shared <= device.shared_per_block
+        if fits and addresses_fit(tile, wide, last, far, device.capability):
             found.append(Plan(Pass.FPROP, FAMILY, *tile))
     return found
 
@@ -278,9 +295,9 @@ def predict(chunk: Chunk, plan: Plan, dtype: str, precision: str, device: Device
 
 
 @lru_cache(maxsize=1024)
-def select(chunk: Chunk, dtype: str, precision: str, device: Device) -> Plan:
+def select(chunk: Chunk, dtype: str, precision: str, device: Device, last: bool = True, far: bool = False) -> Plan:
     """The candidate of least predicted time. RuntimeError where there is none."""
-    found = candidates(chunk, dtype, precision, device)
+    found = candidates(chunk, dtype, precision, device, last, far)
     if not found:
         raise RuntimeError(f"no plan for {chunk} in {dtype} on {device.name}")
     return min(found, key=lambda plan: predict(chunk, plan, dtype, precision, device).seconds)

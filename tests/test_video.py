@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+import costmodel
 import tritonconv
 from bench.tolerance import UNIT
 from costmodel import video as model
@@ -450,6 +451,26 @@ def test_a_plan_for_every_device():
             assert not model.refuses(chunk, plan, dtype, device)
         with pytest.raises(ValueError, match="shared memory"):
             model.checked(chunk, Plan.parse("fprop:video:256x256x128:w8:s4"), "float32", device)
+
+
+class Decoder(torch.nn.Module):
+    """A causal layer of a model, on a chunk of two frames behind two cached ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv3d(8, 16, 3)
+        self.register_buffer("cache", torch.zeros(1, 8, 2, 4, 5))
+
+    def forward(self, x):
+        return tritonconv.causal_conv3d(x, self.conv.weight, self.conv.bias, padding=1, cache=self.cache)[0]
+
+
+def test_a_traced_model_counts_it():
+    found = costmodel.trace(Decoder(), (1, 8, 2, 4, 5))
+    (record,) = [layer for layer in found.layers if layer.operator == "tritonconv::video"]
+    chunk = model.Chunk.of((1, 8, 2, 4, 5), (16, 8, 3, 3, 3), 2, padding=(1,) * 4)
+    assert record.forward.dense_macs == chunk.problem.macs and not found.unknown
+    assert record.forward.bytes == model.compulsory(chunk, 4) + 4 * 16  # and the bias
 
 
 @pytest.mark.gpu

@@ -13,6 +13,7 @@ from tritonconv import video_launch as launch
 from tritonconv.check import cast_dtype
 from tritonconv.functional import _plan_text
 from tritonconv.launch import DTYPES, INTERPRETED, device_model, fp32_precision
+from tritonconv.layout import operand, output_strides
 from tritonconv.video import causal_conv3d
 from tritonconv.video_op import chunk_of
 
@@ -34,7 +35,10 @@ def explained(*args: Any, **kwargs: Any) -> tuple[model.ConvProblem, dict[str, P
     if 0 in chunk.output_shape:
         return chunk.problem, {}, {}, "\n".join([*lines, "nothing to multiply"])
     copied = launch.copied(x, weight, cache)
-    plan = model.checked(chunk, Plan.parse(forced), dtype, device) if forced else model.select(chunk, dtype, precision, device)
+    y = chunk.output_shape, output_strides(chunk.output_shape, x, weight)
+    lies = operand(*y, 1, 1).unit == 1, not launch.fits_int32(chunk, y)
+    plan = model.checked(chunk, Plan.parse(forced), dtype, device) if forced else None
+    plan = plan or model.select(chunk, dtype, precision, device, *lies)
     found = model.predict(chunk, plan, dtype, precision, device, copied)
     m_tiles, n_tiles = model.tiles(chunk, plan)
     lines += [
@@ -53,7 +57,7 @@ def explained(*args: Any, **kwargs: Any) -> tuple[model.ConvProblem, dict[str, P
     )
     why = "forced by plan="
     if not forced:
-        why = f"least predicted time of {len(model.candidates(chunk, dtype, precision, device))} candidates"
+        why = f"least predicted time of {len(model.candidates(chunk, dtype, precision, device, *lies))} candidates"
     lines.append(
         f"  {why}: {found.seconds * 1e6:.3g} us, bound by {found.bound}; {found.waves:.2g} waves, {found.tile_use:.0%} of the "
         f"issued multiply-adds needed ({device.name})"

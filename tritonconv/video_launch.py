@@ -20,7 +20,7 @@ from costmodel.video import Chunk
 from tritonconv.causal_launch import on
 from tritonconv.kernels.index import pack
 from tritonconv.kernels.video import Frames, video_kernel
-from tritonconv.launch import COUNTS, DTYPES, INTERPRETED, device_model, fp32_precision
+from tritonconv.launch import COUNTS, DTYPES, INTERPRETED, LARGEST, device_model, fp32_precision
 from tritonconv.layout import allocate, allocate_channels_last, channels_last_copy, channels_last_strides, operand
 from tritonconv.prepared import INT32_MAX, TensorKey, accumulator, key, packed_strides
 
@@ -78,15 +78,15 @@ def near(chunk: Chunk, x: torch.Tensor, before: torch.Tensor) -> bool:
     return (max(abs(apart), abs(last)) + (chunk.known + chunk.front + 2 * chunk.reach + 4) * frame) // unit <= INT32_MAX
 
 
-def fits_int32(chunk: Chunk, plan: Plan, y: TensorKey) -> bool:
+def fits_int32(chunk: Chunk, y: TensorKey) -> bool:
     """Whether 32-bit offsets reach all of a frame of x with what windows hang over, all weights, and a frame of y."""
     problem = chunk.problem
     slack = max((*problem.effective_kernel, *problem.stride)) + max(abs(p) for pair in problem.padding[1:] for p in pair)
-    rows, columns = (n + 2 * slack + plan.block_m for n in problem.input_size[1:])
-    depth = problem.in_channels * problem.taps + plan.block_k
+    rows, columns = (n + 2 * slack + LARGEST.m for n in problem.input_size[1:])
+    depth = problem.in_channels * problem.taps + LARGEST.k
     shape, strides = y
-    reached = sum(n * s for n, s in zip(shape[3:], strides[3:], strict=True)) + (shape[1] + plan.block_n) * strides[1]
-    return max(rows * columns * problem.in_channels, (shape[1] + plan.block_n) * depth, reached) <= INT32_MAX
+    reached = sum(n * s for n, s in zip(shape[3:], strides[3:], strict=True)) + (shape[1] + LARGEST.n) * strides[1]
+    return max(rows * columns * problem.in_channels, (shape[1] + LARGEST.n) * depth, reached) <= INT32_MAX
 
 
 @functools.lru_cache(maxsize=1024)
@@ -103,18 +103,18 @@ def prepare(
     forced: str,
 ) -> Prepared:
     """Plan, arguments and constants of a launch whose operands lie as the kernel reads them."""
-    problem = chunk.problem
+    problem, out = chunk.problem, operand(*y, 1, 1)
+    small = fits_int32(chunk, y) and problem.out_channels * (bias_stride or 0) <= INT32_MAX
     if forced:
         plan = model.checked(chunk, Plan.parse(forced), dtype, device)
     else:
-        plan = model.select(chunk, dtype, precision, device)
+        plan = model.select(chunk, dtype, precision, device, out.unit == 1, not small)
     m_tiles, n_tiles = model.tiles(chunk, plan)
     programs = m_tiles * n_tiles
     total = programs + (model.copies(chunk) if keeps else 0)
     if total > INT32_MAX:
         raise RuntimeError(f"causal_conv3d of {chunk} needs {total} programs, more than a CUDA grid of {INT32_MAX} holds")
     align = aligned_channels(problem.in_channels, itemsize(dtype))
-    out = operand(*y, 1, 1)
     (low_h, _), (low_w, _) = problem.padding[1:]
     sizes = Frames(
         *map(
@@ -137,7 +137,6 @@ def prepare(
             ),
         )
     )
-    small = near and fits_int32(chunk, plan, y) and problem.out_channels * (bias_stride or 0) <= INT32_MAX
     spatial = any(p != 0 for pair in problem.padding[1:] for p in pair)
     constants: dict[str, Any] = {
         "KERNEL": problem.kernel_size,
@@ -155,6 +154,7 @@ def prepare(
         "ACC": accumulator(dtype),
         "PRECISION": precision if dtype == "float32" else "ieee",
         "INDEX": tl.int32 if small else tl.int64,
+        "REACH": tl.int32 if near else tl.int64,
         "UPCAST": INTERPRETED and dtype == "bfloat16",
         "BLOCK_M": plan.block_m,
         "BLOCK_N": plan.block_n,

@@ -103,6 +103,7 @@ def frames_gemm(
     EVEN_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     INDEX: tl.constexpr,
+    REACH: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
@@ -119,22 +120,22 @@ def frames_gemm(
     pixel = channels // C_ALIGN
     back = (blocks - 1) * (BLOCK_K // C_ALIGN)  # to the first block of channels from the last
     frame_units = frame_size // C_ALIGN
-    jump = ((x_base.to(tl.int64) - cache_base.to(tl.int64)) // UNIT).to(INDEX)
+    jump = ((x_base.to(tl.int64) - cache_base.to(tl.int64)) // UNIT).to(REACH)
     left_t = tl.cdiv(cached - known, DILATION[0])  # taps in time that see the cache
-    x_tap = ((tl.maximum(known, 0) if REPLICATE else known) * frame_units).to(INDEX) + tl.where(left_t <= 0, jump, 0)
-    place = tl.full((), 0, INDEX)
+    x_tap = ((tl.maximum(known, 0) if REPLICATE else known) * frame_units).to(REACH) + tl.where(left_t <= 0, jump, 0)
+    place = tl.full((), 0, REACH)
     if UP == 1:
-        next_s = (pixel * DILATION[2] - back).to(INDEX)
+        next_s = (pixel * DILATION[2] - back).to(REACH)
         next_r = next_s + pixel * (width * DILATION[1] - KERNEL[2] * DILATION[2])
         next_t = next_r - pixel * (KERNEL[1] * width * DILATION[1])
     else:
-        place = seen_at(corner, 0, 0, DILATION, width, pixel, INDEX)
+        place = seen_at(corner, 0, 0, DILATION, width, pixel, REACH)
         x_tap += place
-        next_s = (0 - back).to(INDEX)
+        next_s = (0 - back).to(REACH)
         next_r = next_s
-        next_t = next_s + place - seen_at(corner, KERNEL[1] - 1, KERNEL[2] - 1, DILATION, width, pixel, INDEX)
+        next_t = next_s + place - seen_at(corner, KERNEL[1] - 1, KERNEL[2] - 1, DILATION, width, pixel, REACH)
     if not REPLICATE:
-        next_t += (frame_units * DILATION[0]).to(INDEX)
+        next_t += (frame_units * DILATION[0]).to(REACH)
     w_ptrs += first * TAPS * channels
     w_tap = tl.full((), 0, INDEX)
     r = 0
@@ -184,12 +185,12 @@ def frames_gemm(
             bit = tl.where(wrap, 1, bit)
             if UP > 1:
                 before = place
-                place = seen_at(corner, r, s, DILATION, width, pixel, INDEX)
+                place = seen_at(corner, r, s, DILATION, width, pixel, REACH)
                 step += place - before
         over = next_t
         if REPLICATE:
             ahead = tl.maximum(known + DILATION[0], 0) - tl.maximum(known, 0)
-            over += (ahead * frame_units).to(INDEX)
+            over += (ahead * frame_units).to(REACH)
             known += tl.where(wrap, DILATION[0], 0)
         over = tl.where(left_t == 1, over + jump, over)  # from the last tap that sees the cache to x
         left_t -= tl.where(wrap, 1, 0)
@@ -221,7 +222,8 @@ def video_kernel(
     HAS_BIAS: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
-    INDEX: tl.constexpr,
+    INDEX: tl.constexpr,  # of offsets in a frame, in the weights and in a frame of y
+    REACH: tl.constexpr,  # of offsets from frame to frame, in C_ALIGN elements
     UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -327,6 +329,7 @@ def video_kernel(
         EVEN_N,
         BLOCK_K,
         INDEX,
+        REACH,
         PRECISION,
         UPCAST,
     )
