@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,14 @@ class Row:
         return Chunk.of(x, w, t - 1, padding=pads, upsample=self.upsample, time_padding=self.time_padding)
 
 
+ROWS = (
+    Row("fprop:video:128x128x64:w8:s3", 109, channels=256, filters=512),
+    Row("fprop:video:128x256x64:w8:s3", 120, channels=256, filters=512),
+    Row("fprop:video:128x128x64:w8:s3", 118, 2, channels=256, filters=512),
+    Row("fprop:video:128x256x64:w8:s3", 128, 2, channels=256, filters=512),
+)
+
+
 def launch_of(row: Row) -> video_launch.Prepared:
     shape = row.chunk.output_shape
     strides = channels_last_strides(shape) if row.channels_last else dense_strides(shape, (4, 3, 2, 1, 0))
@@ -51,10 +60,10 @@ def launch_of(row: Row) -> video_launch.Prepared:
     return video_launch.prepare(row.chunk, DTYPES[row.dtype], row.precision, device, y, images, 1, True, True, row.plan)
 
 
-def figures(row: Row) -> KernelAudit:
-    """Compile a row and count."""
+def figures(row: Row, change: Mapping[str, Any] | None = None) -> KernelAudit:
+    """Compile a row, some of its constants changed, and count."""
     prepared, tensor = launch_of(row), Pointer(row.dtype)
-    constants: dict[str, Any] = dict(prepared.constants)
+    constants: dict[str, Any] = prepared.constants | dict(change or {})
     warps, stages = constants.pop("num_warps"), constants.pop("num_stages")
     values = (*(tensor,) * 6, prepared.strides, prepared.sizes)
     arguments = dict(zip(video_kernel.arg_names, values, strict=False)) | constants

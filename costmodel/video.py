@@ -37,8 +37,9 @@ FAMILY = "video"
 TIME_PADDING = ("zeros", "replicate", "valid")
 #: Elements of the next cache that one program copies.
 COPY = 8192
-#: Instructions of a trip beside those of fprop's gather, for the frame's address (sm_90, `tests/test_video_aot.py`).
-FRAME_INSTRUCTIONS = 8
+#: Instructions of a trip beside those of fprop's gather, by `upsample`: for the frame's address, and for a tap's that is seen
+#: magnified (sm_90, `tests/test_video_aot.py`).
+FRAME_INSTRUCTIONS = {1: 8, 2: 17}
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,7 @@ def resources_of(chunk: Chunk, tile: Tile, dtype: str, precision: str, device: D
     reach = "wide" if width * itemsize(dtype) == 16 else "narrow"
     key = resource_key(Plan(Pass.FPROP, "gather", *tile), arithmetic(dtype, precision), reach, device.capability)
     found = resource_table().get(key)
-    return found and found._replace(trip=found.trip + FRAME_INSTRUCTIONS)
+    return found and found._replace(trip=found.trip + FRAME_INSTRUCTIONS[chunk.upsample])
 
 
 def addresses_fit(tile: Tile, wide: bool, last: bool, far: bool, capability: int) -> bool:
