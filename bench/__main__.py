@@ -200,8 +200,14 @@ def depthwise() -> None:
 def video(
     out: Annotated[Path | None, typer.Option(help="Where video.json is written.")] = None,
     suite: Annotated[str, typer.Option(help="Of those with causal convolutions, with commas; all unless named.")] = "",
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile ahead of time instead: instructions of a trip.")] = False,
 ) -> None:
     """Time causal_conv3d on the layers of video VAEs against cat, pad, conv3d and clone of torch, on a GPU."""
+    if compiled:
+        from bench.video import run
+
+        run()
+        return
     from bench.video_chain import SUITES, command
 
     raise typer.Exit(0 if command(out, words(suite) or SUITES) else 1)

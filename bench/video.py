@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import triton
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
 
 from bench.aot import Pointer, compile_ahead
 from bench.causal import NAMED
@@ -45,10 +49,10 @@ class Row:
 
 
 ROWS = (
-    Row("fprop:video:128x128x64:w8:s3", 109, channels=256, filters=512),
-    Row("fprop:video:128x256x64:w8:s3", 120, channels=256, filters=512),
-    Row("fprop:video:128x128x64:w8:s3", 118, 2, channels=256, filters=512),
-    Row("fprop:video:128x256x64:w8:s3", 128, 2, channels=256, filters=512),
+    Row("fprop:video:128x128x64:w8:s3", 109),
+    Row("fprop:video:128x256x64:w8:s3", 120, filters=512),
+    Row("fprop:video:128x128x64:w8:s3", 118, 2),
+    Row("fprop:video:128x256x64:w8:s3", 128, 2, filters=512),
 )
 
 
@@ -68,3 +72,15 @@ def figures(row: Row, change: Mapping[str, Any] | None = None) -> KernelAudit:
     values = (*(tensor,) * 6, prepared.strides, prepared.sizes)
     arguments = dict(zip(video_kernel.arg_names, values, strict=False)) | constants
     return audit(compile_ahead(video_kernel, arguments, arch=row.arch, num_warps=warps, num_stages=stages))
+
+
+def run() -> None:
+    """Print the table."""
+    shown = Table(title=f"Triton {triton.__version__}, sm_90, bfloat16", box=SIMPLE, padding=(0, 1, 0, 0))
+    for heading in ("call", "plan", "registers", "spills", "instructions a trip"):
+        shown.add_column(heading, justify="left" if heading in ("call", "plan") else "right", no_wrap=True)
+    for row in ROWS:
+        found = figures(row)
+        shown.add_row(str(row.chunk), row.plan, str(found.registers), str(found.spills), str(found.trip.instructions))
+    console = Console()
+    Console(width=None if console.is_terminal else 200).print(shown)

@@ -1,5 +1,8 @@
 """The causal convolution of video against its definition in float64: the known frames written out, then torch's conv3d."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -471,6 +474,19 @@ def test_a_traced_model_counts_it():
     chunk = model.Chunk.of((1, 8, 2, 4, 5), (16, 8, 3, 3, 3), 2, padding=(1,) * 4)
     assert record.forward.dense_macs == chunk.problem.macs and not found.unknown
     assert record.forward.bytes == model.compulsory(chunk, 4) + 4 * 16  # and the bias
+
+
+def test_the_recipe_of_the_readme(device, launched):
+    """As it is written, but for the sizes and the device."""
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    (recipe,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "causal_conv3d" in block]
+    small = recipe.replace('"cuda"', f'"{device}"').replace("384", "16").replace("60, 104", "3, 4")
+    names = {"torch": torch, "tritonconv": tritonconv}
+    exec(small, names)
+    layer, video = names["layer"], names["video"]
+    got = torch.cat(names["results"], 2)
+    assert_close(got, by_definition(video, layer.weight, layer.bias, padding=1).detach(), 1.01 * UNIT[torch.bfloat16])
+    assert torch.equal(names["cache"], video[:, :, -2:])
 
 
 @pytest.mark.gpu
