@@ -229,18 +229,18 @@ def resources_of(chunk: Chunk, tile: Tile, dtype: str, precision: str, device: D
     return found and found._replace(trip=found.trip + FRAME_INSTRUCTIONS[chunk.upsample])
 
 
-def addresses_fit(tile: Tile, wide: bool, last: bool, far: bool, capability: int) -> bool:
+def addresses_fit(tile: Tile, size: int, wide: bool, last: bool, far: bool, capability: int) -> bool:
     """Whether a tile is small enough to keep its addresses in registers where the table of fprop's gather does not say so.
 
     sm_80 has none left at 128 x 256 where filters end inside a tile, nor at 128 rows of channels that are not read 16 bytes at
-    a time, sm_100 at 128 x 256 of a contiguous result; 64-bit offsets take twice as many.
+    a time, sm_100 at 128 x 256 of a contiguous result, at 64 x 128 of 4 bytes each; 64-bit offsets take twice as many.
     """
-    size, arch = tile.m * tile.n, compiled_for(capability)
+    results, arch = tile.m * tile.n, compiled_for(capability)
     if far:
-        return size <= 64 * 64
+        return results <= 64 * 64
     if arch == 80:
-        return size <= 128 * 128 and (wide or tile.m <= 64)
-    return arch != 100 or last or size <= 128 * 128
+        return results <= 128 * 128 and (wide or tile.m <= 64)
+    return arch != 100 or last or results <= (128 * 128 if size == 2 else 64 * 64)
 
 
 def candidates(chunk: Chunk, dtype: str, precision: str, device: Device, last: bool = True, far: bool = False) -> list[Plan]:
@@ -249,11 +249,12 @@ def candidates(chunk: Chunk, dtype: str, precision: str, device: Device, last: b
     if device.interpreted:
         return [Plan(Pass.FPROP, FAMILY, *tile) for tile in INTERPRETED_MENU]
     found = []
-    wide = width_of(chunk.problem.in_channels, dtype) * itemsize(dtype) == 16
+    size = itemsize(dtype)
+    wide = width_of(chunk.problem.in_channels, dtype) * size == 16
     for tile in MENU[arithmetic(dtype, precision)]:
         needs = resources_of(chunk, tile, dtype, precision, device)
         fits = needs is not None and not needs.spills and needs.shared <= device.shared_per_block
-        if fits and addresses_fit(tile, wide, last, far, device.capability):
+        if fits and addresses_fit(tile, size, wide, last, far, device.capability):
             found.append(Plan(Pass.FPROP, FAMILY, *tile))
     return found
 
