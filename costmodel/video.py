@@ -35,8 +35,8 @@ from costmodel.timing import (
 FAMILY = "video"
 #: What stands for the frames before the first known one: zeros, that frame again, or nothing, so that windows begin with it.
 TIME_PADDING = ("zeros", "replicate", "valid")
-#: Elements of the next cache that one program copies.
-COPY = 8192
+#: Loads of the next cache that a thread has in flight at once, and as many elements at least: single ones need registers.
+COPIED_LOADS, COPIED = 4, 16
 #: Instructions of a trip beside those of fprop's gather, by `upsample`: for the frame's address, and for a tap's that is seen
 #: magnified (sm_90, `tests/test_video_aot.py`).
 FRAME_INSTRUCTIONS = {1: 8, 2: 17}
@@ -176,10 +176,15 @@ def tiles(chunk: Chunk, plan: Plan) -> tuple[int, int]:
     return batch * each, ceil_div(filters, plan.block_n)
 
 
-def copies(chunk: Chunk) -> int:
+def copied_by_one(chunk: Chunk, plan: Plan, dtype: str) -> int:
+    """Elements of the next cache that one program copies."""
+    return 32 * plan.num_warps * max(COPIED, COPIED_LOADS * width_of(chunk.problem.in_channels, dtype))
+
+
+def copies(chunk: Chunk, plan: Plan, dtype: str) -> int:
     """Programs that fill the next cache."""
     frame = chunk.problem.in_channels * product(chunk.frame)
-    return chunk.problem.batch * chunk.kept * ceil_div(frame, COPY)
+    return chunk.problem.batch * chunk.kept * ceil_div(frame, copied_by_one(chunk, plan, dtype))
 
 
 def trips(chunk: Chunk, plan: Plan) -> float:

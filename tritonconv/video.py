@@ -1,7 +1,7 @@
 """The causal convolution of video VAEs, chunk by chunk: frames before a chunk come from a cache, and the next is written too.
 
 What it stands for: torch.cat of the cache and the chunk, F.pad, conv3d, its bias, and the clone of the last frames, as in
-diffusers' WanCausalConv3d, CogVideoXCausalConv3d and HunyuanVideoCausalConv3d. Kernel: `tritonconv.kernels.video`.
+diffusers' WanCausalConv3d (zeros) and CogVideoXCausalConv3d (the first frame again). Kernel: `tritonconv.kernels.video`.
 """
 
 from __future__ import annotations

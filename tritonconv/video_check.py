@@ -109,7 +109,7 @@ def call(
     before = 0 if cache is None else cache.shape[2]
     chunk = Chunk.of(x.shape, weight.shape, before, stride, pads, dilation, upsample, time_padding)
     _cache(chunk, x, cache)
-    if any(n < extent for n, extent in zip(chunk.spatial.padded_size[1:], chunk.problem.effective_kernel[1:], strict=True)):
+    if any(n < extent for n, extent in zip(chunk.problem.padded_size[1:], chunk.problem.effective_kernel[1:], strict=True)):
         raise RuntimeError(
             f"{NAME}(): the kernel is larger than the padded frame: weight {list(weight.shape)} with dilation={dilation}, x "
             f"{list(x.shape)} with padding={padding!r}"

@@ -47,7 +47,7 @@ def explained(*args: Any, **kwargs: Any) -> tuple[model.ConvProblem, dict[str, P
         f"{m_tiles} x {n_tiles} programs of {model.trips(chunk, plan):g} trips",
     ]
     if given["return_cache"] and chunk.kept:
-        lines.append(f"  {model.copies(chunk)} more programs write the next cache, {chunk.kept} frames")
+        lines.append(f"  {model.copies(chunk, plan, dtype)} more programs write the next cache, {chunk.kept} frames")
     if copied:
         lines.append(f"  {', '.join(copied)} copied first: the kernel reads dense channels-last images")
     chain = model.chain(chunk, itemsize(dtype))

@@ -111,7 +111,7 @@ def prepare(
         plan = model.select(chunk, dtype, precision, device, out.unit == 1, not small)
     m_tiles, n_tiles = model.tiles(chunk, plan)
     programs = m_tiles * n_tiles
-    total = programs + (model.copies(chunk) if keeps else 0)
+    total = programs + (model.copies(chunk, plan, dtype) if keeps else 0)
     if total > INT32_MAX:
         raise RuntimeError(f"causal_conv3d of {chunk} needs {total} programs, more than a CUDA grid of {INT32_MAX} holds")
     align = aligned_channels(problem.in_channels, itemsize(dtype))
@@ -160,7 +160,7 @@ def prepare(
         "BLOCK_N": plan.block_n,
         "BLOCK_K": plan.block_k,
         "GROUP_M": plan.group_m,
-        "COPY": model.COPY,
+        "COPY": model.copied_by_one(chunk, plan, dtype),
         "num_warps": plan.num_warps,
         "num_stages": plan.num_stages,
     }
