@@ -213,5 +213,13 @@ def depthwise() -> None:
     run()
 
 
+@app.command()
+def video() -> None:
+    """Compile the kernel of causal_conv3d ahead of time, without a GPU: registers, instructions of a trip."""
+    from bench.video import run
+
+    run()
+
+
 if __name__ == "__main__":
     app()

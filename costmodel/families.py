@@ -22,6 +22,7 @@ ENTRIES = {
     "tma": ("tma", "wgrad", "reduce"),
     "depthwise": ("depthwise", "depthwise_taps", "depthwise_wgrad"),
     "causal": ("causal", "causal_backward", "causal_state"),
+    "video": ("video",),
 }
 
 

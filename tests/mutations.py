@@ -21,6 +21,7 @@ DEPTHWISE = ("tests/test_depthwise.py",)
 DEPTHWISE_GROUPS = ("tests/test_depthwise_groups.py",)
 ON_DEPTHWISE = ("tests/test_fused.py", "-k", "test_depthwise_kernels or test_depthwise_taps")
 CAUSAL = ("tests/test_causal.py", "-k", "definition or single_tokens or shorter or behind_the_last")
+VIDEO = ("tests/test_video.py", "-k", "test_the_definition or test_tiles_that_end_inside")
 FUSED = (
     "tests/test_fused.py",
     "tests/test_fused_gradients.py",
@@ -344,6 +345,16 @@ MUTATIONS = [
     Mutation(
         "causal", "tokens of nobody", "causal_state.py", "acc = tl.where(entry >= 0,", "acc = tl.where(entry >= -1,", CAUSAL
     ),
+    Mutation("video", "a frame too early", "video.py", "o * STRIDE[0] - unpack(sizes.front)", "o * STRIDE[0]", VIDEO),
+    Mutation("video", "x taken for the cache", "video.py", "tl.where(left_t <= 0, jump, 0)", "0", VIDEO),
+    Mutation("video", "a tap too long in the cache", "video.py", "left_t == 1, over", "left_t == 0, over", VIDEO),
+    Mutation("video", "weights of another frame", "video.py", "w_ptrs += first * TAPS", "w_ptrs += 0 * TAPS", VIDEO),
+    Mutation("video", "a rest of the channels skipped", "video.py", "channels - back * C_ALIGN, B", "BLOCK_K, B", VIDEO),
+    Mutation("video", "the cache of another image", "video.py", "cache_n + (offset", "0 + (offset", VIDEO),
+    Mutation("video", "a dropped mask", "video.py", "bits = window_bits(", "bits = -1 + 0 * window_bits(", VIDEO),
+    Mutation("video", "a row of another parity", "video.py", "h = (corner[0] + r", "h = (1 + corner[0] + r", VIDEO),
+    Mutation("video", "pixels of one parity", "video.py", "parity_q = place % UP", "parity_q = 0 * place", VIDEO),
+    Mutation("video", "a frame kept twice", "video.py", "kept + place % kept", "kept + 0 * place", VIDEO),
 ]
 
 

@@ -13,11 +13,13 @@ from tritonconv.fused import (
     conv_transpose2d_fused,
     conv_transpose3d_fused,
 )
+from tritonconv.video import causal_conv3d
 
 __all__ = [
     "Explanation",
     "causal_conv1d",
     "causal_conv1d_update",
+    "causal_conv3d",
     "conv1d",
     "conv1d_fused",
     "conv2d",

@@ -21,6 +21,8 @@ from tritonconv.causal import causal_conv1d
 from tritonconv.causal_explain import explained
 from tritonconv.epilogue import Epilogue, needs_z
 from tritonconv.layout import output_strides
+from tritonconv.video import causal_conv3d
+from tritonconv.video_explain import explained as video_explained
 
 _FAMILY = {
     "gather": "implicit GEMM, a gather over the taps",
@@ -45,17 +47,20 @@ class Explanation:
 
 
 def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> Explanation:
-    """The plans of a call `function(*args, **kwargs)`, one of tritonconv's six functions, plain or fused, or `causal_conv1d`,
-    forward and backward; runs nothing.
+    """The plans of a call `function(*args, **kwargs)`, one of tritonconv's six functions, plain or fused, `causal_conv1d` or
+    `causal_conv3d` (forward only); runs nothing.
 
     Raises what the call itself would raise.
     """
     if function is causal_conv1d:
         return Explanation(*explained(*args, **kwargs))
+    if function is causal_conv3d:
+        return Explanation(*video_explained(*args, **kwargs))
     name = getattr(function, "__name__", repr(function))
     if getattr(fused if name.endswith("_fused") else functional, name, None) is not function:
         raise TypeError(
-            f"explain() takes one of tritonconv's six functions, plain or fused, or causal_conv1d, got {function!r}"
+            "explain() takes one of tritonconv's six functions, plain or fused, causal_conv1d or causal_conv3d, got "
+            f"{function!r}"
         )
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()

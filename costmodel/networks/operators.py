@@ -172,12 +172,13 @@ def convolution(func: Any, args: Sequence[Any]) -> Convolution | None:
     if packet is aten.convolution_backward:
         _, x, w, sizes, stride, padding, dilation, transposed, extra, groups = args[:10]
         return _from_torch(x, w, bool(sizes), stride, padding, dilation, transposed, extra, groups)
-    if func.namespace != "tritonconv":
+    primitive = name_of(func).partition("::")[2].removesuffix("_fused")
+    if func.namespace != "tritonconv" or primitive not in set(Pass):  # a causal one counts as its tensors and its formula say
         return None
     named = {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)}
     padding = list(zip(named["padding"][::2], named["padding"][1::2], strict=True))
     window = (named["stride"], padding, named["dilation"], named["groups"])
-    which = Pass(name_of(func).partition("::")[2].removesuffix("_fused"))
+    which = Pass(primitive)
     if which == Pass.FPROP:
         x_shape, w_shape = named["x"].shape, named["w"].shape
     elif which == Pass.DGRAD:

@@ -1,0 +1,86 @@
+"""What the compiler makes of the causal convolution of video, read back from machine code; needs no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from bench.aot import Pointer, compile_ahead
+from bench.causal import NAMED
+from bench.sass import KernelAudit, audit
+from costmodel.device import DEVICES
+from costmodel.video import Chunk
+from tritonconv import video_launch
+from tritonconv.kernels.video import video_kernel
+from tritonconv.launch import DTYPES
+from tritonconv.layout import channels_last_strides, dense_strides
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel to compile: `channels` to `filters` by `kernel` on frames of 60x104, two of them cached. `plan`: "" for the
+    one that the library takes. `limit`: instructions of a trip."""
+
+    plan: str = ""
+    limit: float = float("inf")
+    upsample: int = 1
+    time_padding: str = "zeros"
+    channels: int = 384
+    filters: int = 384
+    kernel: tuple[int, int, int] = (3, 3, 3)
+    channels_last: bool = True  # the result
+    arch: int = 90
+    dtype: torch.dtype = torch.bfloat16
+    precision: str = "ieee"
+
+    @property
+    def chunk(self) -> Chunk:
+        t, r, s = self.kernel
+        pads = (r // 2, r // 2, s // 2, s // 2)
+        x, w = (1, self.channels, 4, 60, 104), (self.filters, self.channels, *self.kernel)
+        return Chunk.of(x, w, t - 1, padding=pads, upsample=self.upsample, time_padding=self.time_padding)
+
+
+ROWS = (
+    Row("fprop:video:128x128x64:w8:s3", 109),
+    Row("fprop:video:128x256x64:w8:s3", 120, filters=512),
+    Row("fprop:video:128x128x64:w8:s3", 118, 2),
+    Row("fprop:video:128x256x64:w8:s3", 128, 2, filters=512),
+)
+
+
+def launch_of(row: Row) -> video_launch.Prepared:
+    shape = row.chunk.output_shape
+    strides = channels_last_strides(shape) if row.channels_last else dense_strides(shape, (4, 3, 2, 1, 0))
+    x_n = row.channels * 60 * 104
+    device, y, images = DEVICES[NAMED[row.arch]], (shape, strides), (4 * x_n, 2 * x_n)
+    return video_launch.prepare(row.chunk, DTYPES[row.dtype], row.precision, device, y, images, 1, True, True, row.plan)
+
+
+def figures(row: Row, change: Mapping[str, Any] | None = None) -> KernelAudit:
+    """Compile a row, some of its constants changed, and count."""
+    prepared, tensor = launch_of(row), Pointer(row.dtype)
+    constants: dict[str, Any] = prepared.constants | dict(change or {})
+    warps, stages = constants.pop("num_warps"), constants.pop("num_stages")
+    values = (*(tensor,) * 6, prepared.strides, prepared.sizes)
+    arguments = dict(zip(video_kernel.arg_names, values, strict=False)) | constants
+    return audit(compile_ahead(video_kernel, arguments, arch=row.arch, num_warps=warps, num_stages=stages))
+
+
+def run() -> None:
+    """Print the table."""
+    shown = Table(title=f"Triton {triton.__version__}, sm_90, bfloat16", box=SIMPLE, padding=(0, 1, 0, 0))
+    for heading in ("call", "plan", "registers", "spills", "instructions a trip"):
+        shown.add_column(heading, justify="left" if heading in ("call", "plan") else "right", no_wrap=True)
+    for row in ROWS:
+        found = figures(row)
+        shown.add_row(str(row.chunk), row.plan, str(found.registers), str(found.spills), str(found.trip.instructions))
+    console = Console()
+    Console(width=None if console.is_terminal else 200).print(shown)

@@ -1,0 +1,331 @@
+"""The causal convolution of a chunk of video: which frames it sees, keeps and moves, which tile its kernel takes, how long
+that takes. Plain arithmetic, standard library only.
+
+The known frames are those of the cache, then those of x. A result sees the frames up to its own, `front` of which may lie
+before the first known one. All geometry is `ConvProblem`'s: the convolution of the known frames, `front` its low padding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from costmodel.algebra import ceil_div, product
+from costmodel.device import Device, find_device
+from costmodel.plan import INTERPRETED_MENU, MENU
+from costmodel.problem import ConvProblem, Pass
+from costmodel.resources import Resources, compiled_for, resource_key, resource_table
+from costmodel.tiling import MAX_ALIGN, Extent, Plan, Tile, arithmetic, channels_last, itemsize
+from costmodel.timing import (
+    Kernel,
+    Prediction,
+    borrowed,
+    from_dram,
+    interpreted,
+    kernel,
+    on_chip,
+    overhead,
+    read_again,
+    trip_clocks,
+)
+
+FAMILY = "video"
+#: What stands for the frames before the first known one: zeros, that frame again, or nothing, so that windows begin with it.
+TIME_PADDING = ("zeros", "replicate", "valid")
+#: Loads of the next cache that a thread has in flight at once, and as many elements at least: single ones need registers.
+COPIED_LOADS, COPIED = 4, 16
+#: Instructions of a trip beside those of fprop's gather, by `upsample`: for the frame's address, and for a tap's that is seen
+#: magnified (sm_90, `tests/test_video_aot.py`).
+FRAME_INSTRUCTIONS = {1: 8, 2: 17}
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A call: the convolution of its known frames, `cached` of which come from the cache. Height and width of `problem` are
+    those of frames magnified by `upsample`. `replicate`: frames before the first known one are that one, not zeros."""
+
+    problem: ConvProblem
+    cached: Any = 0
+    upsample: int = 1
+    replicate: bool = False
+    valid: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        x: Sequence[Any],
+        weight: Sequence[Any],
+        cached: Any = 0,
+        stride: Sequence[Any] = (1, 1, 1),
+        padding: Sequence[Any] = (0, 0, 0, 0),
+        dilation: Sequence[Any] = (1, 1, 1),
+        upsample: int = 1,
+        time_padding: str = "zeros",
+    ) -> Chunk:
+        """The call for x [N, C, T, H, W], weight [K, C, t, r, s]; `padding` is (low, high) of height, then of width."""
+        batch, channels, frames, height, width = x
+        valid = time_padding == "valid"
+        front = 0 if valid else dilation[0] * (weight[2] - 1) - cached
+        known = (batch, channels, cached + frames, height * upsample, width * upsample)
+        pads = ((front, 0), (padding[0], padding[1]), (padding[2], padding[3]))
+        problem = ConvProblem.conv(known, weight, stride, pads, dilation)
+        return cls(problem, cached, upsample, time_padding == "replicate", valid)
+
+    @property
+    def reach(self) -> Any:
+        """Frames before its own that a result sees."""
+        return self.problem.effective_kernel[0] - 1
+
+    @property
+    def front(self) -> Any:
+        return self.problem.padding[0][0]
+
+    @property
+    def known(self) -> Any:
+        return self.problem.input_size[0]
+
+    @property
+    def spatial(self) -> ConvProblem:
+        """The same convolution of the known frames with those before them written out: no padding in time."""
+        problem = self.problem
+        size = (self.front + self.known, *problem.input_size[1:])
+        return replace(problem, input_size=size, padding=((0, 0), *problem.padding[1:]))
+
+    @property
+    def flops(self) -> Any:
+        """Dense FLOP, 2 * MAC, frames that stand for none included; bias not counted."""
+        return 0 if self.output_shape[2] == 0 else self.problem.flops
+
+    @property
+    def frame(self) -> tuple[Any, Any]:
+        """Height and width of a frame of x."""
+        _, height, width = self.problem.input_size
+        return height // self.upsample, width // self.upsample
+
+    @property
+    def output_shape(self) -> tuple[Any, ...]:
+        """[N, K, O, P, Q]; no frames where a valid call knows fewer than a window sees."""
+        shape = self.problem.output_shape
+        if self.valid and self.known <= self.reach:
+            return (*shape[:2], 0, *shape[3:])
+        return shape
+
+    @property
+    def kept(self) -> Any:
+        """Frames of the next cache: all that a window reaches back, or in a valid call those from the next window's first on.
+
+        Negative where that one begins behind x.
+        """
+        return self.known - self.output_shape[2] * self.problem.stride[0] if self.valid else self.reach
+
+    @property
+    def next_shape(self) -> tuple[Any, ...]:
+        return (self.problem.batch, self.problem.in_channels, self.kept, *self.frame)
+
+    @property
+    def live_taps(self) -> int:
+        """Taps in time that the kernel runs, summed over the frames of the result: those on zeros are left out."""
+        if self.output_shape[2] == 0:
+            return 0
+        every = self.problem.kernel_size[0] * self.problem.output_size[0]
+        return int(every if self.replicate else self.problem.valid_pairs[0])
+
+    def __str__(self) -> str:
+        parts = [str(self.problem), f"{self.cached} of {self.known} frames cached"]
+        parts += ["magnified by 2"] * (self.upsample > 1)
+        return ", ".join(parts + ["the first frame replicated"] * self.replicate)
+
+
+def elements(chunk: Chunk) -> dict[str, int]:
+    """Elements of each tensor of a call: "x" and "cache" as they lie, before magnification."""
+    batch, channels = chunk.problem.batch, chunk.problem.in_channels
+    frame = batch * channels * product(chunk.frame)
+    return {
+        "x": frame * (chunk.known - chunk.cached),
+        "cache": frame * chunk.cached,
+        "weight": product(chunk.problem.weight_shape),
+        "y": product(chunk.output_shape),
+        "next": frame * chunk.kept,
+    }
+
+
+def compulsory(chunk: Chunk, size: int) -> int:
+    """Bytes that a call moves at least: each tensor once; what the next cache takes from x is read again from L2."""
+    return size * sum(elements(chunk).values())
+
+
+def chain(chunk: Chunk, size: int) -> dict[str, int]:
+    """Bytes that each operator moves of what users write instead: torch.cat, F.interpolate, F.pad, conv3d, its bias, clone."""
+    of, problem = elements(chunk), chunk.problem
+    known, u = of["x"] + of["cache"], chunk.upsample**2
+    padded = problem.batch * problem.in_channels * product(problem.padded_size)
+    moved = {"cat": 2 * known if chunk.cached else 0, "interpolate": known * (1 + u) if u > 1 else 0}
+    moved["pad"] = known * u + padded if padded != known * u else 0
+    moved |= {"conv3d": padded + of["weight"] + of["y"], "bias": 2 * of["y"], "clone": 2 * of["next"]}
+    return {name: size * count for name, count in moved.items() if count}
+
+
+def tiles(chunk: Chunk, plan: Plan) -> tuple[int, int]:
+    """(m tiles, n tiles) of a launch. An m tile holds pixels of one frame, with `upsample` those of one parity."""
+    batch, filters, frames, *size = chunk.output_shape
+    pixels = product(ceil_div(n, chunk.upsample) for n in size)
+    each = frames * chunk.upsample**2 * ceil_div(pixels, plan.block_m)
+    return batch * each, ceil_div(filters, plan.block_n)
+
+
+def copied_by_one(chunk: Chunk, plan: Plan, dtype: str) -> int:
+    """Elements of the next cache that one program copies."""
+    return 32 * plan.num_warps * max(COPIED, COPIED_LOADS * width_of(chunk.problem.in_channels, dtype))
+
+
+def copies(chunk: Chunk, plan: Plan, dtype: str) -> int:
+    """Programs that fill the next cache."""
+    frame = chunk.problem.in_channels * product(chunk.frame)
+    return chunk.problem.batch * chunk.kept * ceil_div(frame, copied_by_one(chunk, plan, dtype))
+
+
+def trips(chunk: Chunk, plan: Plan) -> float:
+    """Main-loop trips of one program, on average over the frames of the result."""
+    _, r, s = chunk.problem.kernel_size
+    each = r * s * ceil_div(chunk.problem.in_channels, plan.block_k)
+    return each * chunk.live_taps / max(1, chunk.output_shape[2])
+
+
+def refuses(chunk: Chunk, plan: Plan, dtype: str, device: Device) -> str:
+    """Why a plan cannot run a call; "" where it can."""
+    if plan.which != Pass.FPROP or plan.family != FAMILY:
+        return f"a causal convolution takes plans fprop:{FAMILY}, got {plan.which}:{plan.family}"
+    if plan != Plan(plan.which, plan.family, *plan.tile, group_m=plan.group_m):
+        return f"family {FAMILY!r} knows a tile, warps, stages and group only"
+    for name, block in (("block_m", plan.block_m), ("block_n", plan.block_n), ("block_k", plan.block_k)):
+        if block < 16 or block & (block - 1):
+            return f"{name} must be a power of two of at least 16, got {block}"
+    if plan.num_warps < 1 or plan.num_warps & (plan.num_warps - 1):
+        return f"warps must be a power of two, got {plan.num_warps}"
+    if plan.group_m < 1 or plan.num_stages < 1:
+        return f"group and stages must be positive, got {plan.group_m} and {plan.num_stages}"
+    shared = plan.num_stages * (plan.block_m + plan.block_n) * plan.block_k * itemsize(dtype)
+    if shared > device.shared_per_block:
+        return f"it needs about {shared} bytes of shared memory, the device has {device.shared_per_block}"
+    return ""
+
+
+def checked(chunk: Chunk, plan: Plan, dtype: str, device: Device) -> Plan:
+    """A forced plan. ValueError where it cannot run the call."""
+    if reason := refuses(chunk, plan, dtype, device):
+        raise ValueError(f"plan {plan} cannot run {chunk}: {reason}")
+    return plan
+
+
+def width_of(channels: int, dtype: str) -> int:
+    """Elements a load: channels are contiguous, everything else steps over a whole number of them."""
+    return math.gcd(channels, MAX_ALIGN, max(1, 16 // itemsize(dtype)))
+
+
+def resources_of(chunk: Chunk, tile: Tile, dtype: str, precision: str, device: Device) -> Resources | None:
+    """What the compiled kernel needs: the table's row of fprop's gather, and a few instructions for the frame's address."""
+    width = width_of(chunk.problem.in_channels, dtype)
+    reach = "wide" if width * itemsize(dtype) == 16 else "narrow"
+    key = resource_key(Plan(Pass.FPROP, "gather", *tile), arithmetic(dtype, precision), reach, device.capability)
+    found = resource_table().get(key)
+    return found and found._replace(trip=found.trip + FRAME_INSTRUCTIONS[chunk.upsample])
+
+
+def addresses_fit(tile: Tile, size: int, wide: bool, last: bool, far: bool, capability: int) -> bool:
+    """Whether a tile is small enough to keep its addresses in registers where the table of fprop's gather does not say so.
+
+    sm_80 has none left at 128 x 256 where filters end inside a tile, nor at 128 rows of channels that are not read 16 bytes at
+    a time, sm_100 at 128 x 256 of a contiguous result, at 64 x 128 of 4 bytes each; 64-bit offsets take twice as many.
+    """
+    results, arch = tile.m * tile.n, compiled_for(capability)
+    if far:
+        return results <= 64 * 64
+    if arch == 80:
+        return results <= 128 * 128 and (wide or tile.m <= 64)
+    return arch != 100 or last or results <= (128 * 128 if size == 2 else 64 * 64)
+
+
+def candidates(chunk: Chunk, dtype: str, precision: str, device: Device, last: bool = True, far: bool = False) -> list[Plan]:
+    """The menu's tiles that compile without a spill and fit the device, for a result that is channels-last or not; `far`: a
+    frame, the weights or a frame of the result take 64-bit offsets."""
+    if device.interpreted:
+        return [Plan(Pass.FPROP, FAMILY, *tile) for tile in INTERPRETED_MENU]
+    found = []
+    size = itemsize(dtype)
+    wide = width_of(chunk.problem.in_channels, dtype) * size == 16
+    for tile in MENU[arithmetic(dtype, precision)]:
+        needs = resources_of(chunk, tile, dtype, precision, device)
+        fits = needs is not None and not needs.spills and needs.shared <= device.shared_per_block
+        if fits and addresses_fit(tile, size, wide, last, far, device.capability):
+            found.append(Plan(Pass.FPROP, FAMILY, *tile))
+    return found
+
+
+def kernel_of(chunk: Chunk, plan: Plan, dtype: str, precision: str, device: Device) -> Kernel:
+    needs, width = resources_of(chunk, plan.tile, dtype, precision, device), width_of(chunk.problem.in_channels, dtype)
+    return kernel(FAMILY, plan.tile, needs, arithmetic(dtype, precision), itemsize(dtype), (width, width), device)
+
+
+def predict(chunk: Chunk, plan: Plan, dtype: str, precision: str, device: Device, copied: tuple[str, ...] = ()) -> Prediction:
+    """Seconds of a call under a plan; `copied` names the tensors (of `elements`) that are laid out anew first."""
+    problem, size, of = chunk.problem, itemsize(dtype), kernel_of(chunk, plan, dtype, precision, device)
+    m_tiles, n_tiles = tiles(chunk, plan)
+    count, n_trips = m_tiles * n_tiles, trips(chunk, plan)
+    moved = compulsory(chunk, size) + sum(2 * size * elements(chunk)[name] for name in copied)
+    covers = Extent(m_tiles * plan.block_m, problem.out_channels, 1, problem.in_channels, problem.taps)
+    weights = size * product(problem.weight_shape)
+    moved += read_again(of, covers, 1, plan.group_m, channels_last(problem, Pass.FPROP, dtype), weights, device)
+    launched = 1 + len(copied)
+    if device.interpreted:
+        total, bound = interpreted(plan.tile, count, n_trips), of.bound
+    else:
+        busy, dram = on_chip(of, count, n_trips, device), from_dram(moved, device, of.constants)
+        start = overhead(launched, device, of.constants)
+        total, bound = start + max(busy, dram), of.bound if of.clocks >= trip_clocks(of, count, device) else "L2"
+        bound = "DRAM" if dram > busy else bound
+        bound = "launch" if start > max(busy, dram) else bound
+    issued = count * n_trips * plan.block_m * plan.block_n * plan.block_k
+    return Prediction(
+        seconds=total,
+        tiles=count,
+        waves=count / (device.sm_count * of.resident),
+        tile_use=min(1.0, problem.macs / issued) if issued else 1.0,
+        bytes=moved,
+        bound=bound,
+        low=total * of.constants.low,
+        high=total * of.constants.high,
+        source=of.constants.source + borrowed(device),
+    )
+
+
+@lru_cache(maxsize=1024)
+def select(chunk: Chunk, dtype: str, precision: str, device: Device, last: bool = True, far: bool = False) -> Plan:
+    """The candidate of least predicted time. RuntimeError where there is none."""
+    found = candidates(chunk, dtype, precision, device, last, far)
+    if not found:
+        raise RuntimeError(f"no plan for {chunk} in {dtype} on {device.name}")
+    return min(found, key=lambda plan: predict(chunk, plan, dtype, precision, device).seconds)
+
+
+def forecast(
+    x: Sequence[int],
+    weight: Sequence[int],
+    cached: int = 0,
+    device: Device | str = "h100",
+    *,
+    dtype: str = "bfloat16",
+    precision: str = "tf32",
+    **window: Any,
+) -> Prediction:
+    """Seconds of a call on channels-last tensors for a caller without tensors; `window` as `Chunk.of` takes it.
+
+    >>> found = forecast((1, 384, 1, 60, 104), (384, 384, 3, 3, 3), 2, padding=(1, 1, 1, 1))
+    >>> print(f"{found.bytes / 1e6:.0f} MB")
+    41 MB
+    """
+    device = find_device(device) if isinstance(device, str) else device
+    chunk = Chunk.of(x, weight, cached, **window)
+    return predict(chunk, select(chunk, dtype, precision, device), dtype, precision, device)

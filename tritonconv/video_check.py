@@ -1,0 +1,119 @@
+"""Arguments of the causal convolution of video. Every message names the argument, what came and what was expected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from costmodel.problem import padding_pairs
+from costmodel.video import TIME_PADDING, Chunk
+from tritonconv.check import _bias, _is_int, alike, ints
+
+NAME = "causal_conv3d"
+Window = tuple[tuple[int, ...], list[int], tuple[int, ...], int, str]
+
+
+def _tensors(x: Any, weight: Any, bias: Any, cache: Any) -> None:
+    given = {"x": x, "weight": weight, "bias": bias, "cache": cache}
+    for name, value in given.items():
+        if not isinstance(value, torch.Tensor) and not (value is None and name in ("bias", "cache")):
+            raise TypeError(f"{NAME}(): argument {name!r} must be a Tensor, got {type(value).__name__}")
+    for name, axes in (("x", "[N, C, T, H, W]"), ("weight", "[K, C, t, r, s]"), ("cache", "[N, C, F, H, W]")):
+        value = given[name]
+        if value is not None and value.dim() != 5:
+            raise RuntimeError(f"{NAME}(): expected {name} of 5 axes {axes}, got {name} {list(value.shape)}")
+    alike(NAME, "x", given)
+    for name, value in (("x", x.shape[1:]), ("weight", weight.shape)):
+        if any(n == 0 for n in value):
+            raise RuntimeError(f"{NAME}(): only the batch may be empty, got {name} of shape {list(given[name].shape)}")
+    if weight.shape[1] != x.shape[1]:
+        raise RuntimeError(
+            f"{NAME}(): expected weight of {x.shape[1]} channels for x {list(x.shape)} (groups are not served), got weight "
+            f"{list(weight.shape)}"
+        )
+    _bias(NAME, bias, weight.shape[0], weight)
+
+
+def _padding(padding: Any, weight: torch.Tensor, stride: tuple[int, ...], dilation: tuple[int, ...]) -> list[int]:
+    """(low, high) of height, then of width."""
+    if isinstance(padding, str):
+        if padding != "same":
+            raise RuntimeError(f"{NAME}(): padding must be 'same', an int or (height, width), got padding={padding!r}")
+        if stride[1:] != (1, 1):
+            raise RuntimeError(f"{NAME}(): padding='same' is not supported for spatial strides, got stride={stride}")
+        pairs = padding_pairs("same", weight.shape[3:], dilation[1:])
+    else:
+        if isinstance(padding, (tuple, list)) and len(padding) == 3:
+            raise RuntimeError(
+                f"{NAME}(): padding is (height, width), got padding={tuple(padding)}: time is padded with the cache and "
+                f"time_padding, so of a conv3d's padding pass the last two, {tuple(padding[1:])}"
+            )
+        pairs = padding_pairs(ints(NAME, "padding", padding, 2, 0), weight.shape[3:], dilation[1:])
+    return [p for pair in pairs for p in pair]
+
+
+def _cache(chunk: Chunk, x: torch.Tensor, cache: torch.Tensor | None) -> None:
+    if cache is None:
+        return
+    expected = [x.shape[0], x.shape[1], f"0 to {chunk.reach}", *x.shape[3:]]
+    shape = cache.shape
+    if (*shape[:2], *shape[3:]) != (*x.shape[:2], *x.shape[3:]) or shape[2] > chunk.reach:
+        words = ", ".join(map(str, expected))
+        raise RuntimeError(f"{NAME}(): expected cache of shape [{words}] for x {list(x.shape)}, got cache {list(shape)}")
+
+
+def follows(chunk: Chunk, x: torch.Tensor) -> None:
+    """Whether the next chunk can go on where this one ends."""
+    stride = chunk.problem.stride[0]
+    if not chunk.valid and x.shape[2] % stride:
+        raise RuntimeError(
+            f"{NAME}(): a chunk that another follows must have a multiple of {stride} frames, the stride in time, got x "
+            f"{list(x.shape)}; for the last one pass return_cache=False"
+        )
+    if chunk.kept < 0:
+        raise RuntimeError(
+            f"{NAME}(): the window of the next chunk begins {-chunk.kept} frames behind x {list(x.shape)}, with stride "
+            f"{stride} in time, and no cache can say so; end the chunk later, or pass return_cache=False"
+        )
+
+
+def call(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    cache: Any,
+    return_cache: Any,
+    dilation: Any,
+    upsample: Any,
+    time_padding: Any,
+) -> Window:
+    """stride, padding, dilation, upsample and time_padding as the op takes them."""
+    _tensors(x, weight, bias, cache)
+    stride = ints(NAME, "stride", stride, 3, 1)
+    dilation = ints(NAME, "dilation", dilation, 3, 1)
+    pads = _padding(padding, weight, stride, dilation)
+    if not isinstance(return_cache, bool):
+        raise TypeError(
+            f"{NAME}(): argument 'return_cache' must be bool, got {return_cache!r} of type {type(return_cache).__name__}"
+        )
+    if not _is_int(upsample) or upsample not in (1, 2):
+        raise ValueError(f"{NAME}(): upsample must be 1 or 2, got upsample={upsample!r}")
+    if upsample == 2 and stride[1:] != (1, 1):
+        raise RuntimeError(f"{NAME}(): upsample=2 goes with stride 1 in height and width, got stride={stride}")
+    if time_padding not in TIME_PADDING:
+        names = ", ".join(map(repr, TIME_PADDING))
+        raise ValueError(f"{NAME}(): time_padding must be one of {names}, got time_padding={time_padding!r}")
+    before = 0 if cache is None else cache.shape[2]
+    chunk = Chunk.of(x.shape, weight.shape, before, stride, pads, dilation, upsample, time_padding)
+    _cache(chunk, x, cache)
+    if any(n < extent for n, extent in zip(chunk.problem.padded_size[1:], chunk.problem.effective_kernel[1:], strict=True)):
+        raise RuntimeError(
+            f"{NAME}(): the kernel is larger than the padded frame: weight {list(weight.shape)} with dilation={dilation}, x "
+            f"{list(x.shape)} with padding={padding!r}"
+        )
+    if return_cache:
+        follows(chunk, x)
+    return stride, pads, dilation, upsample, time_padding

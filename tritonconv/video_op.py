@@ -1,0 +1,133 @@
+"""The library op of the causal convolution of video: schema, fake tensors, autocast, FLOP formula, gradients.
+
+    video(x [N, C, T, H, W], w [K, C, t, r, s], b, cache [N, C, F, H, W], stride, padding, dilation, upsample, time_padding,
+          keeps, plan) -> (y [N, K, O, P, Q], the next cache, or nothing)
+
+`padding` is (low, high) of height, then of width. CUDA tensors run one Triton kernel. CPU tensors run it where Triton's
+interpreter is on, else torch. The gradients are the other ops' on the known frames written out, so they go to any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import register_flop_formula
+
+from costmodel.video import Chunk
+from tritonconv import video_cpu, video_launch
+from tritonconv.autograd import _below_autograd, _bias_gradient, _Primitive
+from tritonconv.launch import INTERPRETED
+from tritonconv.layout import allocate, allocate_channels_last
+from tritonconv.op import LIBRARY, _autocast, flat
+from tritonconv.video_cpu import known_frames, magnified
+
+Maybe = torch.Tensor | None
+Pair = tuple[torch.Tensor, torch.Tensor]
+Ints = Sequence[Any]
+_SCHEMA = (
+    "video(Tensor x, Tensor w, Tensor? b, Tensor? cache, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
+    "int upsample, str time_padding, bool keeps, str plan='') -> (Tensor, Tensor)"
+)
+_OPS = torch.ops.tritonconv
+
+
+def chunk_of(
+    x: Ints, w: Ints, cache: Ints | None, stride: Ints, padding: Ints, dilation: Ints, upsample: int, time_padding: str
+) -> Chunk:
+    """The call of an op's arguments, tensors as shapes."""
+    cached = 0 if cache is None else cache[2]
+    return Chunk.of(x, w, cached, tuple(stride), tuple(padding), tuple(dilation), upsample, time_padding)
+
+
+def _by(where: Callable[..., Pair]) -> Callable[..., Pair]:
+    def call(
+        x: torch.Tensor,
+        w: torch.Tensor,
+        b: Maybe,
+        cache: Maybe,
+        stride: Ints,
+        padding: Ints,
+        dilation: Ints,
+        upsample: int,
+        time_padding: str,
+        keeps: bool,
+        plan: str = "",
+    ) -> Pair:
+        before = None if cache is None else cache.shape
+        chunk = chunk_of(x.shape, w.shape, before, stride, padding, dilation, upsample, time_padding)
+        return where(chunk, x, w, b, cache, keeps, plan)
+
+    return call
+
+
+def _fake(chunk: Chunk, x: torch.Tensor, w: torch.Tensor, b: Maybe, cache: Maybe, keeps: bool, plan: str) -> Pair:
+    after = allocate_channels_last(chunk.next_shape, x) if keeps else x.new_empty(0)
+    return allocate(chunk.output_shape, x, w), after
+
+
+def _flops(x: Ints, w: Ints, b: Any, cache: Ints | None, *window: Any, out_shape: Any = None, **_: Any) -> int:
+    """Dense FLOP, 2 * MAC, of the frames with those that stand for none; bias not counted."""
+    chunk = chunk_of(x, w, cache, *window[:5])
+    return chunk.flops
+
+
+class _Video(_Primitive):
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        return _below_autograd(_OPS.video, *args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        x, w, _, cache, *ctx.window = inputs
+        keeps = ctx.window[5]
+        ctx.set_materialize_grads(False)
+        if not keeps:
+            ctx.mark_non_differentiable(output[1])
+        ctx.shapes = x.shape, w.shape, None if cache is None else cache.shape
+        needs_x, needs_w, _, needs_cache, *_ = ctx.needs_input_grad
+        weights = needs_x or needs_cache
+        ctx.save_for_backward(*((x, cache) if needs_w else (None, None)), w if weights else None)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Maybe, dafter: Maybe) -> Any:
+        """Through y to the frames that are written out, and what the next cache took from them; then to whose they are."""
+        x, cache, w = ctx.saved_tensors
+        chunk = chunk_of(*ctx.shapes, *ctx.window[:5])
+        needs_x, needs_w, needs_b, needs_cache, *_ = ctx.needs_input_grad
+        if dy is not None and 0 in chunk.output_shape:
+            dy = None
+        of = chunk.spatial
+        window = of.stride, flat(of.padding), of.dilation, of.groups
+        dx = dw = db = dcache = dline = None
+        if dy is not None:
+            if needs_x or needs_cache:
+                dline = _OPS.dgrad(dy, w, None, of.input_size, *window)
+                if chunk.upsample > 1:
+                    pairs = (*dline.shape[:3], chunk.frame[0], chunk.upsample, chunk.frame[1], chunk.upsample)
+                    dline = dline.reshape(pairs).sum((4, 6))
+            if needs_w:
+                dw = _OPS.wgrad(dy, magnified(chunk, known_frames(chunk, x, cache)), of.kernel_size, *window)
+            db = _bias_gradient(dy) if needs_b else None
+        if dafter is not None and (needs_x or needs_cache):
+            taken = F.pad(dafter, (0, 0, 0, 0, chunk.front + chunk.known - chunk.kept, 0))
+            dline = taken if dline is None else dline + taken
+        if dline is not None:
+            made, dknown = dline[:, :, : chunk.front], dline[:, :, chunk.front :]
+            if chunk.replicate and chunk.front:
+                dknown = torch.cat([dknown[:, :, :1] + made.sum(2, keepdim=True), dknown[:, :, 1:]], 2)
+            dx = dknown[:, :, chunk.cached :] if needs_x else None
+            dcache = dknown[:, :, : chunk.cached] if needs_cache else None
+        return dx, dw, db, dcache, *(None,) * len(ctx.window)
+
+
+LIBRARY.define(_SCHEMA, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
+LIBRARY.impl("video", _by(video_launch.forward), "CUDA")
+LIBRARY.impl("video", _by(video_launch.forward if INTERPRETED else video_cpu.forward), "CPU")
+LIBRARY.impl("video", _Video.apply, "Autograd")
+torch.library.register_fake("tritonconv::video", _by(_fake), lib=LIBRARY)
+register_flop_formula(_OPS.video)(_flops)
+for _device in ("cuda", "cpu"):
+    LIBRARY.impl("video", _autocast(_OPS.video.default, _device), f"Autocast{_device.upper()}")
