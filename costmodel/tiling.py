@@ -140,7 +140,10 @@ class Plan:
 
     "depthwise" reads its tile as columns x channels (wgrad: pairs of a filter and a channel) x column tiles. `rows` is
     what a program walks down, in groups of output rows; `taps` the filter rows and columns that it unrolls, None for all of
-    them in a window that slides over the rows."""
+    them in a window that slides over the rows.
+
+    "band" reads `step` as a block of outputs, whose product is `block_n` (wgrad: `block_m`), and `rows` as the rows of a
+    window in the pixels that meet it, `block_k` (wgrad: `block_n`); what is left counts blocks."""
 
     which: Pass
     family: str
@@ -231,6 +234,7 @@ SAYS = {
     "patch": ("split", "group_m", "step", "pack", "merge", "fold", "x3"),
     "tma": ("split", "group_m", "step", "pack", "merge"),
     "depthwise": ("split", "pack", "rows", "taps"),
+    "band": ("split", "step", "rows"),
 }
 
 

@@ -21,7 +21,7 @@ from costmodel.legality import checked
 from costmodel.plan import MENU, select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, Operand, Plan, Tile, seen_problem
-from tritonconv import depthwise, gemm, tma
+from tritonconv import band, depthwise, gemm, tma
 from tritonconv.epilogue import Epilogue, by_torch, widened
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.layout import (
@@ -43,7 +43,7 @@ from tritonconv.layout import (
 from tritonconv.prepared import FusedKey, Prepared, TensorKey, is_aligned, key
 
 #: What launches a plan's family: each prepares a launch (`prepare`) and runs it (`run`).
-FAMILIES: dict[str, Any] = {"gather": gemm, "patch": gemm, "depthwise": depthwise, "tma": tma}
+FAMILIES: dict[str, Any] = {"gather": gemm, "patch": gemm, "depthwise": depthwise, "tma": tma, "band": band}
 
 #: A tile as large as any of the menu along every axis.
 LARGEST = Tile(*map(max, zip(*itertools.chain(*MENU.values()), strict=True)))
@@ -244,7 +244,7 @@ def run(
     COUNTS[str(which)] += 1
     if FAMILIES[family] is not gemm:
         COUNTS[f"{family} {which}"] += 1
-    if prepared.reduce is not None and FAMILIES[family] is not depthwise:
+    if prepared.reduce is not None and FAMILIES[family] not in (depthwise, band):
         COUNTS["reduce"] += 1
     FAMILIES[family].run(prepared, a, b, bias, out, fused)
 

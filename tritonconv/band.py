@@ -1,0 +1,107 @@
+"""Launches of the band kernels: scalars, constexprs and grids, and the launches themselves, two to a pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton.language as tl
+
+from costmodel import band
+from costmodel.algebra import ceil_div
+from costmodel.problem import Pass, product
+from costmodel.tiling import Call, Plan
+from tritonconv.kernels.band import Band, band_kernel, table_kernel
+from tritonconv.kernels.epilogue import Fused
+from tritonconv.kernels.index import pack
+from tritonconv.prepared import INT32_MAX, FusedKey, Prepared, TensorKey, packed_strides
+
+
+def fits_int32(of: band.Shape, *images: TensorKey) -> bool:
+    """Whether 32-bit offsets reach every pixel of a channel in all images, masked ones beyond them included."""
+    beyond = 2 * (max(of.kernel) + max(map(abs, of.low)) + 256)
+    for shape, (outer, _, *steps) in images:
+        spatial = sum((n + beyond) * step for n, step in zip(shape[2:], steps, strict=True))
+        if (shape[0] + 1) * outer + spatial > INT32_MAX:
+            return False
+    return True
+
+
+def prepare(
+    plan: Plan,
+    call: Call,
+    a: TensorKey,
+    b: TensorKey,
+    out: TensorKey,
+    bias_stride: int | None,
+    fused: FusedKey | None,
+    upcast: bool,
+) -> Prepared:
+    """Scalars, constexprs and grids: of the product, and in `reduce` of the kernel before it or, for wgrad, after it."""
+    which, problem = plan.which, call.problem
+    of, tile, launch = band.shape_of(problem, which), band.band_of(plan), band.planned(problem, plan)
+    if launch.programs > INT32_MAX:
+        raise RuntimeError(
+            f"{which} of {problem} needs {launch.programs} programs, more than a CUDA grid of {INT32_MAX} holds"
+        )
+    (x, _), (y, _) = band.images(call)
+    x_key, w_key, y_key = (a, b, out) if which != Pass.WGRAD else (b, out, a)
+    w = call.b if which != Pass.WGRAD else call.out
+    align = band.width_of(call)
+    extents = Band(
+        *map(
+            pack,
+            (
+                of.images,
+                of.inputs[0],
+                of.inputs[1] // align,
+                *of.outputs,
+                of.low[0],
+                of.lead // band.VECTOR,
+                launch.tiles,
+                bias_stride or 0,
+            ),
+        )
+    )
+    constants: dict[str, Any] = {
+        "KERNEL": of.kernel,
+        "BOX": tile.box,
+        "ROWS": tile.rows,
+        "GAP": of.gap,
+        "X_ALIGN": x.outside,
+        "Y_ALIGN": y.outside,
+        "W_ALIGN": align,
+        "INDEX": tl.int32 if fits_int32(of, x_key, y_key) else tl.int64,
+        "UPCAST": upcast,
+        "BLOCK_M": plan.block_m,
+        "BLOCK_N": plan.block_n,
+        "BLOCK_K": plan.block_k,
+        "num_warps": plan.num_warps,
+        "num_stages": plan.num_stages,
+    }
+    weights = {"KERNEL": of.kernel, "W_ALIGN": w.outside, "W_UNIT": w.unit}
+    workspace = band.workspace(of, which, tile, plan.split)
+    x_strides, w_strides, y_strides = packed_strides_of((x_key, x.outside, 4), (w_key, w.outside, w.unit), (y_key, y.outside, 4))
+    chunks = ceil_div(product(workspace[1:]), band.TABLE_BLOCK)
+    weights |= {"FLIP": which == Pass.DGRAD, "CHUNKS": chunks, "BLOCK": band.TABLE_BLOCK}
+    table = Prepared(plan, of.channels * chunks, (w_strides,), weights)
+    constants["HAS_BIAS"] = bias_stride is not None
+    return Prepared(plan, launch.programs, (x_strides, y_strides, extents), constants, workspace, table)
+
+
+def packed_strides_of(*tensors: tuple[TensorKey, int, int]) -> list[Any]:
+    """`packed_strides` of (tensor, alignment of the strides of all groups at once, unit axis)."""
+    from costmodel.tiling import Operand
+
+    return [packed_strides(tensor, Operand(unit, align, align)) for tensor, align, unit in tensors]
+
+
+def run(
+    prepared: Prepared, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, fused: Fused | None
+) -> None:
+    """Two launches."""
+    assert prepared.reduce is not None
+    other = prepared.reduce
+    table = torch.empty(prepared.workspace, dtype=b.dtype, device=b.device)
+    table_kernel[(other.programs,)](b, table, *other.arguments, **other.constants)
+    band_kernel[(prepared.programs,)](a, table, bias, out, *prepared.arguments, **prepared.constants)
