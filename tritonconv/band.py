@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from costmodel.algebra import ceil_div
 from costmodel.problem import Pass, product
 from costmodel.tiling import Call, Plan
 from tritonconv.kernels.band import Band, band_kernel, table_kernel
+from tritonconv.kernels.band_wgrad import diagonal_kernel, diagonal_reduce_kernel
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.kernels.index import pack
 from tritonconv.prepared import INT32_MAX, FusedKey, Prepared, TensorKey, packed_strides
@@ -47,15 +50,16 @@ def prepare(
     (x, _), (y, _) = band.images(call)
     x_key, w_key, y_key = (a, b, out) if which != Pass.WGRAD else (b, out, a)
     w = call.b if which != Pass.WGRAD else call.out
-    align = band.width_of(call)
+    in_align, out_align = (math.gcd(n, band.VECTOR) for n in (of.inputs[1], of.outputs[1]))
     extents = Band(
         *map(
             pack,
             (
                 of.images,
                 of.inputs[0],
-                of.inputs[1] // align,
-                *of.outputs,
+                of.inputs[1] // in_align,
+                of.outputs[0],
+                of.outputs[1] // out_align,
                 of.low[0],
                 of.lead // band.VECTOR,
                 launch.tiles,
@@ -63,37 +67,49 @@ def prepare(
             ),
         )
     )
-    constants: dict[str, Any] = {
+    shared: dict[str, Any] = {
         "KERNEL": of.kernel,
         "BOX": tile.box,
         "ROWS": tile.rows,
         "GAP": of.gap,
+        "IN_ALIGN": in_align,
+        "OUT_ALIGN": out_align,
+        "UPCAST": upcast,
+    }
+    constants = shared | {
         "X_ALIGN": x.outside,
         "Y_ALIGN": y.outside,
-        "W_ALIGN": align,
         "INDEX": tl.int32 if fits_int32(of, x_key, y_key) else tl.int64,
-        "UPCAST": upcast,
         "BLOCK_M": plan.block_m,
         "BLOCK_N": plan.block_n,
         "BLOCK_K": plan.block_k,
         "num_warps": plan.num_warps,
         "num_stages": plan.num_stages,
     }
-    weights = {"KERNEL": of.kernel, "W_ALIGN": w.outside, "W_UNIT": w.unit}
     workspace = band.workspace(of, which, tile, plan.split)
-    x_strides, w_strides, y_strides = packed_strides_of((x_key, x.outside, 4), (w_key, w.outside, w.unit), (y_key, y.outside, 4))
+    x_strides, w_strides, y_strides = (
+        packed_strides(tensor, replace(operand, align=operand.outside))
+        for tensor, operand in ((x_key, x), (w_key, w), (y_key, y))
+    )
+    if which == Pass.WGRAD:
+        reduce = shared | {
+            "COLUMNS": tile.columns,
+            "DW_ALIGN": w.outside,
+            "DW_UNIT": w.unit,
+            "SPLIT": plan.split,
+            "BLOCK": band.REDUCE_BLOCK,
+        }
+        programs = ceil_div(product(problem.weight_shape), band.REDUCE_BLOCK)
+        after = Prepared(plan, programs, (w_strides, extents, pack(of.channels)), reduce)
+        constants["SPLIT"] = plan.split
+        return Prepared(plan, launch.programs, (x_strides, y_strides, extents), constants, workspace, after)
     chunks = ceil_div(product(workspace[1:]), band.TABLE_BLOCK)
-    weights |= {"FLIP": which == Pass.DGRAD, "CHUNKS": chunks, "BLOCK": band.TABLE_BLOCK}
-    table = Prepared(plan, of.channels * chunks, (w_strides,), weights)
+    weights = {"KERNEL": of.kernel, "FLIP": which == Pass.DGRAD, "W_ALIGN": w.outside, "W_UNIT": w.unit}
+    before = Prepared(
+        plan, of.channels * chunks, (w_strides,), weights | {"CHUNKS": chunks, "BLOCK": band.TABLE_BLOCK}
+    )
     constants["HAS_BIAS"] = bias_stride is not None
-    return Prepared(plan, launch.programs, (x_strides, y_strides, extents), constants, workspace, table)
-
-
-def packed_strides_of(*tensors: tuple[TensorKey, int, int]) -> list[Any]:
-    """`packed_strides` of (tensor, alignment of the strides of all groups at once, unit axis)."""
-    from costmodel.tiling import Operand
-
-    return [packed_strides(tensor, Operand(unit, align, align)) for tensor, align, unit in tensors]
+    return Prepared(plan, launch.programs, (x_strides, y_strides, extents), constants, workspace, before)
 
 
 def run(
@@ -101,7 +117,12 @@ def run(
 ) -> None:
     """Two launches."""
     assert prepared.reduce is not None
-    other = prepared.reduce
-    table = torch.empty(prepared.workspace, dtype=b.dtype, device=b.device)
+    other, programs, device = prepared.reduce, (prepared.programs,), out.device
+    if prepared.plan.which == Pass.WGRAD:
+        parts = torch.empty(prepared.workspace, dtype=torch.float32, device=device)
+        diagonal_kernel[programs](a, b, parts, *prepared.arguments, **prepared.constants)
+        diagonal_reduce_kernel[(other.programs,)](parts, out, *other.arguments, **other.constants)
+        return
+    table = torch.empty(prepared.workspace, dtype=b.dtype, device=device)
     table_kernel[(other.programs,)](b, table, *other.arguments, **other.constants)
-    band_kernel[(prepared.programs,)](a, table, bias, out, *prepared.arguments, **prepared.constants)
+    band_kernel[programs](a, table, bias, out, *prepared.arguments, **prepared.constants)

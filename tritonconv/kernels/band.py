@@ -15,9 +15,9 @@ class Band(NamedTuple):
 
     images: int
     in_h: int
-    in_w: int  # divided by W_ALIGN
+    in_w: int  # divided by IN_ALIGN
     out_h: int
-    out_w: int
+    out_w: int  # divided by OUT_ALIGN
     low: int  # rows that a window starts above its block,
     lead: int  # and columns before it, rounded up to a multiple of 8 and divided by it
     tiles: int  # programs of a channel
@@ -62,11 +62,11 @@ def table_kernel(
 
 
 @triton.jit
-def blocks_of(row, sizes, BOX: tl.constexpr):
+def blocks_of(row, sizes, out_w, BOX: tl.constexpr):
     """(image, first row, first column, exists) of rows that count blocks of BOX outputs, images fastest."""
     images = unpack(sizes.images)
     blocks_p = tl.cdiv(unpack(sizes.out_h), BOX[0])
-    blocks_q = tl.cdiv(unpack(sizes.out_w), BOX[1])
+    blocks_q = tl.cdiv(out_w, BOX[1])
     block = row // images
     return row % images, block // blocks_q * BOX[0], block % blocks_q * BOX[1], block < blocks_p * blocks_q
 
@@ -86,7 +86,8 @@ def band_kernel(
     GAP: tl.constexpr,  # by how many columns a window starts early
     X_ALIGN: tl.constexpr,
     Y_ALIGN: tl.constexpr,
-    W_ALIGN: tl.constexpr,
+    IN_ALIGN: tl.constexpr,
+    OUT_ALIGN: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     INDEX: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -107,7 +108,8 @@ def band_kernel(
     x_n, x_c, _, x_h, _ = strides(x_strides, X_ALIGN, 4, INDEX)
     y_n, y_c, _, y_h, _ = strides(y_strides, Y_ALIGN, 4, INDEX)
     in_h = unpack(sizes.in_h)
-    in_w = unpack(sizes.in_w) * W_ALIGN
+    in_w = unpack(sizes.in_w) * IN_ALIGN
+    out_w = unpack(sizes.out_w) * OUT_ALIGN
     low = unpack(sizes.low)
     lead = unpack(sizes.lead) * 8
     tiles = unpack(sizes.tiles)
@@ -115,8 +117,8 @@ def band_kernel(
     channel = (tl.program_id(0) // tiles).to(tl.int64)
 
     offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    image, top, left, exists = blocks_of(offs_m, sizes, BOX)
-    first_t, end_t, first_j, end_j = window_of(pid_m * BLOCK_M, pid_m * BLOCK_M + BLOCK_M, sizes, in_w, lead, BOX, R, S, GAP)
+    image, top, left, exists = blocks_of(offs_m, sizes, out_w, BOX)
+    first_t, end_t, first_j, end_j = window_of(pid_m * BLOCK_M, pid_m * BLOCK_M + BLOCK_M, sizes, in_w, out_w, lead, BOX, R, S, GAP)
     trips_j = tl.maximum(tl.cdiv(end_j - first_j, COLUMNS), 1)
     trips = tl.maximum(tl.cdiv(end_t - first_t, ROWS) * trips_j, 1)
 
@@ -157,17 +159,17 @@ def band_kernel(
         acc += tl.load(b_ptr + channel * unpack(sizes.b)).to(tl.float32)
     y_row = top[:, None] + p[None, :]
     y_column = left[:, None] + q[None, :]
-    y_mask = exists[:, None] & (y_row < unpack(sizes.out_h)) & (y_column < unpack(sizes.out_w))
+    y_mask = exists[:, None] & (y_row < unpack(sizes.out_h)) & (y_column < out_w)
     y_ptrs = (y_ptr + channel * y_c) + (image.to(INDEX)[:, None] * y_n + y_row.to(INDEX) * y_h + y_column)
     tl.store(y_ptrs, rounded(acc, y_ptr.dtype.element_ty, UPCAST), mask=y_mask)
 
 
 @triton.jit
-def window_of(begin, end, sizes, in_w, lead, BOX: tl.constexpr, R: tl.constexpr, S: tl.constexpr, GAP: tl.constexpr):
+def window_of(begin, end, sizes, in_w, out_w, lead, BOX: tl.constexpr, R: tl.constexpr, S: tl.constexpr, GAP: tl.constexpr):
     """(first row, end, first column, end) of the window that some block of rows begin to end - 1 has inside its image."""
     images = unpack(sizes.images)
     blocks_p = tl.cdiv(unpack(sizes.out_h), BOX[0])
-    blocks_q = tl.cdiv(unpack(sizes.out_w), BOX[1])
+    blocks_q = tl.cdiv(out_w, BOX[1])
     low = unpack(sizes.low)
     first = begin // images
     last = tl.minimum((end - 1) // images, blocks_p * blocks_q - 1)
