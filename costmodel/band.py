@@ -10,21 +10,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
 from costmodel.algebra import ceil_div
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
-from costmodel.resources import Resources, compiled_for
-from costmodel.tiling import Call, Operand, Plan, Tile, arithmetic, itemsize
-from costmodel.timing import Kernel, Prediction, borrowed, from_dram, kernel, on_chip, overhead, trip_clocks
+from costmodel.resources import Resources
+from costmodel.tiling import MAX_ALIGN, Call, Operand, Plan, Tile, arithmetic, itemsize
+from costmodel.timing import Kernel, Prediction, borrowed, from_dram, kernel, on_chip, overhead, packed_bytes, trip_clocks
 
 #: Elements of a vector that the kernels align windows and taps to.
 VECTOR = 8
 #: Pixels of a result that a program of `table_kernel` and of wgrad's sum makes.
 TABLE_BLOCK, REDUCE_BLOCK = 1024, 128
-#: Most channels' worth of parts of wgrad's workspace, by which its blocks are split.
+#: Taps of the smallest filter that plans are ranked for, 11 x 11: below, the FMA kernels are as fast within the error of both
+#: predictions.
+LEAST_TAPS = 121
+#: Instructions of a warp for each of its sums of wgrad to find their diagonals: exchanged through shared memory, then four
+#: masked additions (read off compiled kernels: 30 to 32).
+DIAGONAL_INSTRUCTIONS = 32
+#: Most programs that share the blocks of one tile of wgrad.
 MAX_SPLIT = 64
 
 
@@ -159,8 +166,6 @@ def serves(call: Call, plan: Plan, device: Device | None = None) -> str:
     """Why a band plan cannot serve a call; "" where it can."""
     if reason := refuses(call, plan.pack):
         return reason
-    if plan.pack:
-        return "it copies no operand"
     wgrad = call.which == Pass.WGRAD
     for name, block in (("block_m", plan.block_m), ("block_n", plan.block_n), ("block_k", plan.block_k)):
         if block < 16 or block & (block - 1):
@@ -170,6 +175,8 @@ def serves(call: Call, plan: Plan, device: Device | None = None) -> str:
         return f"step must be 1 x 1 x rows x a multiple of {VECTOR} columns with product {outputs}, got {plan.step}"
     if plan.rows < 1 or plan.rows & (plan.rows - 1) or window < VECTOR * plan.rows:
         return f"rows must be a power of two of at most {window // VECTOR}, got {plan.rows}"
+    if wgrad and (plan.rows < plan.step[2] or window // plan.rows < plan.step[3]):
+        return f"a tile of {plan.rows} x {window // plan.rows} pixels must hold a block of {plan.step[2]} x {plan.step[3]}"
     if plan.split < 1 or (plan.split > 1 and not wgrad):
         return f"split must be 1 for {call.which}, got {plan.split}"
     shared = resources(call, plan).shared
@@ -189,24 +196,41 @@ def refuses(call: Call, pack: tuple[str, ...] = ()) -> str:
         return f"tensor cores take its operands in 16 bits, got {call.dtype}"
     if call.epilogue:
         return "nothing but a bias follows in its kernel"
-    for operand, name in images(call):
-        if operand.unit != 4:
-            return f"{name} must be contiguous along its rows"
+    if "b" in pack and call.which != Pass.WGRAD:
+        return "weights are read as they lie"
+    names = {Pass.FPROP: ("x", "w"), Pass.DGRAD: ("dy", "w"), Pass.WGRAD: ("dy", "x")}[call.which]
+    for letter, name in zip("ab" if call.which == Pass.WGRAD else "a", names, strict=False):
+        if letter not in pack and (call.a if letter == "a" else call.b).unit != 4:
+            return f"{name} must be contiguous along its rows, or copied"
     return ""
 
 
-def images(call: Call) -> tuple[tuple[Operand, str], ...]:
-    """The two tensors of pixels, the one whose windows are read first, and their names."""
-    x, y = ("x", "y") if call.which == Pass.FPROP else ("dy", "dx")
-    if call.which == Pass.WGRAD:
-        return (call.b, "x"), (call.a, "dy")
-    return (call.a, x), (call.out, y)
+def packing(call: Call) -> tuple[str, ...]:
+    """The operands that must be copied to planes, contiguous along their rows."""
+    both = (("a", call.a), ("b", call.b)) if call.which == Pass.WGRAD else (("a", call.a),)
+    return tuple(letter for letter, operand in both if operand.unit != 4)
 
 
-def width_of(call: Call, wgrad_dy: bool = False) -> int:
-    """Columns of a load of the windows, or of wgrad's dy."""
-    of, operand = shape_of(call.problem, call.which), images(call)[1 if wgrad_dy else 0][0]
-    return math.gcd(operand.outside, (of.outputs if wgrad_dy else of.inputs)[1], VECTOR)
+def planes(shape: tuple[int, ...]) -> Operand:
+    """A dense copy with contiguous rows."""
+    align = math.gcd(MAX_ALIGN, shape[-1])
+    return Operand(4, align, align)
+
+
+def laid(call: Call, pack: tuple[str, ...]) -> Call:
+    """The call as the kernels see it: with copies of operands, and of a result that does not lie in planes."""
+    problem = call.problem
+    x, y = planes(problem.input_shape), planes(problem.output_shape)
+    a = (x if call.which == Pass.FPROP else y) if "a" in pack else call.a
+    b = x if "b" in pack else call.b
+    if call.which == Pass.WGRAD or call.out.unit == 4:
+        return replace(call, a=a, b=b)
+    return replace(call, a=a, b=b, out=y if call.which == Pass.FPROP else x)
+
+
+def images(call: Call) -> tuple[Operand, Operand]:
+    """The tensors of pixels: the one whose windows are read, and the one that lies in blocks."""
+    return (call.b, call.a) if call.which == Pass.WGRAD else (call.a, call.out)
 
 
 #: Tiles of fprop and dgrad: blocks, box, rows, columns, warps, stages.
@@ -228,24 +252,26 @@ MENU = (
 WGRAD_MENU = (
     (32, (4, 32), 4, 32, 8, 3),
     (32, (8, 16), 8, 16, 8, 3),
-    (32, (2, 32), 4, 16, 4, 3),
+    (32, (2, 32), 2, 32, 4, 3),
+    (32, (4, 16), 4, 16, 4, 3),
 )
 
 
 def plans(call: Call, device: Device) -> Iterator[Plan]:
     """The menu, for a device that holds it."""
-    if refuses(call):
+    pack = packing(call)
+    if refuses(call, pack) or call.problem.taps < LEAST_TAPS:
         return
     which, of = call.which, shape_of(call.problem, call.which)
     for blocks, box, rows, columns, warps, stages in WGRAD_MENU if which == Pass.WGRAD else MENU:
         outputs, window, step = math.prod(box), rows * columns, (1, 1, *box)
         tile = (outputs, window, blocks) if which == Pass.WGRAD else (blocks, outputs, window)
-        plan = Plan(which, "band", *tile, warps, stages, step=step, rows=rows)
+        plan = Plan(which, "band", *tile, warps, stages, step=step, pack=pack, rows=rows)
         if resources(call, plan).shared > device.shared_per_block:
             continue
         ways = splits(of, band_of(plan), device) if which == Pass.WGRAD else (1,)
         for split in ways:
-            yield Plan(which, "band", *tile, warps, stages, step=step, rows=rows, split=split)
+            yield replace(plan, split=split)
 
 
 def splits(of: Shape, band: Band, device: Device) -> list[int]:
@@ -266,7 +292,8 @@ def resources(call: Call, plan: Plan) -> Resources:
     size, threads = itemsize(call.dtype), 32 * plan.num_warps
     m, n, k = plan.block_m, plan.block_n, plan.block_k
     sums = m * n // threads
-    loads = m * k / threads / widths(call)[0] + n * k / threads / widths(call)[1]
+    a, b = widths(laid(call, plan.pack))
+    loads = m * k / threads / a + n * k / threads / b
     shared = plan.num_stages * (m + n) * k * size
     if plan.which == Pass.WGRAD:
         shared = max(shared, 4 * m * n)
@@ -274,10 +301,10 @@ def resources(call: Call, plan: Plan) -> Resources:
 
 
 def widths(call: Call) -> tuple[int, int]:
-    """Elements a load of the two operands of the matrix product."""
-    if call.which == Pass.WGRAD:
-        return width_of(call, True), width_of(call)
-    return width_of(call), VECTOR
+    """Elements a load of the two operands of the matrix product, of a call as `laid` says."""
+    of, (x, y) = shape_of(call.problem, call.which), images(call)
+    width = math.gcd(x.outside, of.inputs[1], VECTOR)
+    return (math.gcd(y.outside, of.outputs[1], VECTOR), width) if call.which == Pass.WGRAD else (width, VECTOR)
 
 
 def workspace(of: Shape, which: Pass, band: Band, split: int) -> tuple[int, ...]:
@@ -289,9 +316,18 @@ def workspace(of: Shape, which: Pass, band: Band, split: int) -> tuple[int, ...]
 
 
 def extra_bytes(call: Call, plan: Plan) -> int:
-    """Bytes beyond the compulsory ones: the workspace, written and read."""
-    elements = math.prod(workspace(shape_of(call.problem, plan.which), plan.which, band_of(plan), plan.split))
-    return 2 * elements * (4 if plan.which == Pass.WGRAD else itemsize(call.dtype))
+    """Bytes beyond the compulsory ones, each written and read: the workspace, and copies."""
+    size, which = itemsize(call.dtype), plan.which
+    elements = math.prod(workspace(shape_of(call.problem, which), which, band_of(plan), plan.split))
+    copied = packed_bytes(call.problem, which, plan.pack, size)
+    if copies_result(call):
+        copied += 2 * size * math.prod(call.problem.output_shape if which == Pass.FPROP else call.problem.input_shape)
+    return 2 * elements * (4 if which == Pass.WGRAD else size) + copied
+
+
+def copies_result(call: Call) -> bool:
+    """Whether a result is made in planes first: where it is to lie otherwise."""
+    return call.which != Pass.WGRAD and call.out.unit != 4
 
 
 def issued_macs(problem: ConvProblem, plan: Plan) -> int:
@@ -300,14 +336,20 @@ def issued_macs(problem: ConvProblem, plan: Plan) -> int:
 
 
 def predict(call: Call, plan: Plan, device: Device) -> Prediction:
-    """Two launches, then the larger of the chip's time, of a program of mean length, and DRAM's."""
+    """Launches, then the larger of the chip's time, of a program of mean length, and DRAM's; copies come before or after."""
     problem, launch, size = call.problem, planned(call.problem, plan), itemsize(call.dtype)
-    needs = resources(call, plan)
     tile = Tile(plan.block_m, plan.block_n, plan.block_k, plan.num_warps, plan.num_stages)
-    of: Kernel = kernel("band", tile, needs, "half", size, widths(call), device)
+    needs, wide = resources(call, plan), widths(laid(call, plan.pack))
+    of: Kernel = kernel("band", tile, needs, "half", size, wide, device)
+    if plan.which == Pass.WGRAD:
+        diagonals = DIAGONAL_INSTRUCTIONS * plan.block_m * plan.block_n / 32 / (4 * of.constants.issue)
+        of = of._replace(epilogue=diagonals)
     moved = int(problem.bytes(size, call.which)) + extra_bytes(call, plan)
     busy = on_chip(of, launch.programs, launch.trips / launch.programs, device)
-    dram, launched = from_dram(moved, device, of.constants), overhead(2, device, of.constants)
+    dram, launched = (
+        from_dram(moved, device, of.constants),
+        overhead(2 + len(plan.pack) + copies_result(call), device, of.constants),
+    )
     total = launched + max(busy, dram)
     bound = of.bound if of.clocks >= trip_clocks(of, launch.programs, device) else "L2"
     bound = "DRAM" if dram > busy else bound

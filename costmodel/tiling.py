@@ -234,7 +234,7 @@ SAYS = {
     "patch": ("split", "group_m", "step", "pack", "merge", "fold", "x3"),
     "tma": ("split", "group_m", "step", "pack", "merge"),
     "depthwise": ("split", "pack", "rows", "taps"),
-    "band": ("split", "step", "rows"),
+    "band": ("split", "step", "pack", "rows"),
 }
 
 

@@ -17,6 +17,7 @@ from tritonconv.kernels.band import Band, band_kernel, table_kernel
 from tritonconv.kernels.band_wgrad import diagonal_kernel, diagonal_reduce_kernel
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.kernels.index import pack
+from tritonconv.layout import planes_strides
 from tritonconv.prepared import INT32_MAX, FusedKey, Prepared, TensorKey, packed_strides
 
 
@@ -44,10 +45,11 @@ def prepare(
     which, problem = plan.which, call.problem
     of, tile, launch = band.shape_of(problem, which), band.band_of(plan), band.planned(problem, plan)
     if launch.programs > INT32_MAX:
-        raise RuntimeError(
-            f"{which} of {problem} needs {launch.programs} programs, more than a CUDA grid of {INT32_MAX} holds"
-        )
-    (x, _), (y, _) = band.images(call)
+        raise RuntimeError(f"{which} of {problem} needs {launch.programs} programs, more than a CUDA grid of {INT32_MAX} holds")
+    result = (out[0], planes_strides(out[0])) if band.copies_result(call) else None
+    out = result or out
+    call = band.laid(call, ())
+    x, y = band.images(call)
     x_key, w_key, y_key = (a, b, out) if which != Pass.WGRAD else (b, out, a)
     w = call.b if which != Pass.WGRAD else call.out
     in_align, out_align = (math.gcd(n, band.VECTOR) for n in (of.inputs[1], of.outputs[1]))
@@ -105,17 +107,15 @@ def prepare(
         return Prepared(plan, launch.programs, (x_strides, y_strides, extents), constants, workspace, after)
     chunks = ceil_div(product(workspace[1:]), band.TABLE_BLOCK)
     weights = {"KERNEL": of.kernel, "FLIP": which == Pass.DGRAD, "W_ALIGN": w.outside, "W_UNIT": w.unit}
-    before = Prepared(
-        plan, of.channels * chunks, (w_strides,), weights | {"CHUNKS": chunks, "BLOCK": band.TABLE_BLOCK}
-    )
+    before = Prepared(plan, of.channels * chunks, (w_strides,), weights | {"CHUNKS": chunks, "BLOCK": band.TABLE_BLOCK})
     constants["HAS_BIAS"] = bias_stride is not None
-    return Prepared(plan, launch.programs, (x_strides, y_strides, extents), constants, workspace, before)
+    return Prepared(plan, launch.programs, (x_strides, y_strides, extents), constants, workspace, before, result=result)
 
 
 def run(
     prepared: Prepared, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, fused: Fused | None
 ) -> None:
-    """Two launches."""
+    """Two launches, and a copy of a result that does not lie in planes."""
     assert prepared.reduce is not None
     other, programs, device = prepared.reduce, (prepared.programs,), out.device
     if prepared.plan.which == Pass.WGRAD:
@@ -125,4 +125,7 @@ def run(
         return
     table = torch.empty(prepared.workspace, dtype=b.dtype, device=device)
     table_kernel[(other.programs,)](b, table, *other.arguments, **other.constants)
-    band_kernel[programs](a, table, bias, out, *prepared.arguments, **prepared.constants)
+    result = out if prepared.result is None else torch.empty_strided(*prepared.result, dtype=out.dtype, device=device)
+    band_kernel[programs](a, table, bias, result, *prepared.arguments, **prepared.constants)
+    if result is not out:
+        out.copy_(result)

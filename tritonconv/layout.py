@@ -194,3 +194,13 @@ def five(values: Sequence[int], lead: int) -> tuple[int, int, int, int, int]:
     missing = 5 - len(values)
     outer, channel, *spatial = values
     return (outer, channel, *(lead,) * missing, *spatial)  # type: ignore[return-value]
+
+
+def planes_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides of a dense contiguous tensor."""
+    return dense_strides(shape, range(len(shape) - 1, -1, -1))
+
+
+def planes_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A contiguous copy, even of a tensor that is."""
+    return tensor.clone(memory_format=torch.contiguous_format)

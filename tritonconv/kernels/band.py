@@ -118,7 +118,9 @@ def band_kernel(
 
     offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
     image, top, left, exists = blocks_of(offs_m, sizes, out_w, BOX)
-    first_t, end_t, first_j, end_j = window_of(pid_m * BLOCK_M, pid_m * BLOCK_M + BLOCK_M, sizes, in_w, out_w, lead, BOX, R, S, GAP)
+    first_t, end_t, first_j, end_j = window_of(
+        pid_m * BLOCK_M, pid_m * BLOCK_M + BLOCK_M, sizes, in_w, out_w, lead, BOX, R, S, GAP
+    )
     trips_j = tl.maximum(tl.cdiv(end_j - first_j, COLUMNS), 1)
     trips = tl.maximum(tl.cdiv(end_t - first_t, ROWS) * trips_j, 1)
 
@@ -136,9 +138,7 @@ def band_kernel(
     moved = -q - GAP
     tap_row = k_row[:, None] - p[None, :] + first_t
     position = k_column[:, None] + ((moved >> 3) * 8 + 8)[None, :]  # in a row of the table
-    table_ptrs = (table_ptr + channel * (R * 8 * PITCH)) + (
-        tap_row * (8 * PITCH) + ((moved & 7) * PITCH)[None, :] + position
-    )
+    table_ptrs = (table_ptr + channel * (R * 8 * PITCH)) + (tap_row * (8 * PITCH) + ((moved & 7) * PITCH)[None, :] + position)
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     t = first_j * 0
     c = first_j

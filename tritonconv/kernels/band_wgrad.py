@@ -101,9 +101,7 @@ def diagonal_kernel(
         column = q - lead + j
         column = tl.multiple_of(column, 8)
         x_mask = inside(dt + h, in_h) & (dj + column >= 0) & (dj + column < in_w)
-        dy = tl.load(
-            dy_ptrs + (n.to(INDEX) * y_n + p.to(INDEX) * y_h + q), mask=dy_mask[:, None] & exists[None, :], other=0.0
-        )
+        dy = tl.load(dy_ptrs + (n.to(INDEX) * y_n + p.to(INDEX) * y_h + q), mask=dy_mask[:, None] & exists[None, :], other=0.0)
         x = tl.load(
             x_ptrs + (n.to(INDEX) * x_n + h.to(INDEX) * x_h + column), mask=exists[:, None] & x_mask[None, :], other=0.0
         )
@@ -123,7 +121,9 @@ def diagonal_kernel(
     skewed = tl.gather(acc, down % ROWS * COLUMNS + across % COLUMNS, 1)
     down = down < ROWS
     across = across < COLUMNS
-    part_ptrs = part_ptr + ((share * (tl.num_programs(0) // SPLIT)).to(tl.int64) + channel * tiles + tile) * (4 * BLOCK_N) + offs_n
+    part_ptrs = (
+        part_ptr + ((share * (tl.num_programs(0) // SPLIT)).to(tl.int64) + channel * tiles + tile) * (4 * BLOCK_N) + offs_n
+    )
     tl.store(part_ptrs, wrapped(skewed, down, across))
     tl.store(part_ptrs + BLOCK_N, wrapped(skewed, down, ~across))
     tl.store(part_ptrs + 2 * BLOCK_N, wrapped(skewed, ~down, across))
