@@ -3,7 +3,8 @@ take. Plain arithmetic, standard library only.
 
 A channel's filter is a banded (Toeplitz) matrix [pixels of a window, pixels of a block of outputs], the same for every block
 of every image. Blocks are the rows of a matrix product for each channel: fprop and dgrad multiply windows by the band, wgrad
-windows by blocks of dy, whose diagonals it sums. Windows are cut to what lies inside of the image.
+windows by blocks of dy, whose diagonals it sums. Windows are cut to what lies inside of the image. Pixels come and go in
+vectors of 8: a tensor whose rows are not made of such is copied to contiguous rows with zeros at their ends.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from costmodel.algebra import ceil_div
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import Resources
-from costmodel.tiling import MAX_ALIGN, Call, Operand, Plan, Tile, arithmetic, itemsize
-from costmodel.timing import Kernel, Prediction, borrowed, from_dram, kernel, on_chip, overhead, packed_bytes, trip_clocks
+from costmodel.tiling import Call, Operand, Plan, Tile, arithmetic, itemsize
+from costmodel.timing import Kernel, Prediction, borrowed, from_dram, kernel, on_chip, overhead, trip_clocks
 
 #: Elements of a vector that the kernels align windows and taps to.
 VECTOR = 8
@@ -37,7 +38,7 @@ MAX_SPLIT = 64
 
 class Shape(NamedTuple):
     """One pass as the kernels see it. "in" is the tensor whose windows are read, "out" the one that lies in blocks: y, or dx
-    for dgrad, dy for wgrad."""
+    for dgrad, dy for wgrad. Widths are rounded up to whole vectors."""
 
     images: int
     channels: int
@@ -49,7 +50,7 @@ class Shape(NamedTuple):
     @property
     def lead(self) -> int:
         """`low` of the columns, rounded up to whole vectors."""
-        return -(-self.low[1] // VECTOR) * VECTOR
+        return rounded_up(self.low[1])
 
     @property
     def gap(self) -> int:
@@ -61,14 +62,20 @@ class Shape(NamedTuple):
         return (self.kernel[1] - 1) // VECTOR * VECTOR + 2 * VECTOR
 
 
+def rounded_up(columns: int) -> int:
+    """Columns in whole vectors."""
+    return -(-columns // VECTOR) * VECTOR
+
+
 @lru_cache(maxsize=1024)
 def shape_of(problem: ConvProblem, which: Pass) -> Shape:
     """The shape of a pass of a 2-D problem of stride 1."""
-    x, y, kernel = problem.input_size, problem.output_size, problem.kernel_size
-    low = tuple(pair[0] for pair in problem.padding)
+    (height, width), (rows, columns), (r, c) = problem.input_size, problem.output_size, problem.kernel_size
+    x, y = (height, rounded_up(width)), (rows, rounded_up(columns))
+    low = problem.padding[0][0], problem.padding[1][0]
     if which == Pass.DGRAD:
-        x, y, low = y, x, tuple(k - 1 - before for k, before in zip(kernel, low, strict=True))
-    return Shape(problem.batch, problem.in_channels, x, y, kernel, low)  # type: ignore[arg-type]
+        return Shape(problem.batch, problem.in_channels, y, x, (r, c), (r - 1 - low[0], c - 1 - low[1]))
+    return Shape(problem.batch, problem.in_channels, x, y, (r, c), low)
 
 
 class Band(NamedTuple):
@@ -198,55 +205,49 @@ def refuses(call: Call, pack: tuple[str, ...] = ()) -> str:
         return "nothing but a bias follows in its kernel"
     if "b" in pack and call.which != Pass.WGRAD:
         return "weights are read as they lie"
-    names = {Pass.FPROP: ("x", "w"), Pass.DGRAD: ("dy", "w"), Pass.WGRAD: ("dy", "x")}[call.which]
-    for letter, name in zip("ab" if call.which == Pass.WGRAD else "a", names, strict=False):
-        if letter not in pack and (call.a if letter == "a" else call.b).unit != 4:
-            return f"{name} must be contiguous along its rows, or copied"
     return ""
 
 
 def packing(call: Call) -> tuple[str, ...]:
-    """The operands that must be copied to planes, contiguous along their rows."""
-    both = (("a", call.a), ("b", call.b)) if call.which == Pass.WGRAD else (("a", call.a),)
-    return tuple(letter for letter, operand in both if operand.unit != 4)
+    """The operands that must be copied: tensors of pixels that do not lie in vectors."""
+    x, y = call.problem.input_shape, call.problem.output_shape
+    pixels = [("a", call.a, x if call.which == Pass.FPROP else y)]
+    if call.which == Pass.WGRAD:
+        pixels.append(("b", call.b, x))
+    return tuple(letter for letter, operand, shape in pixels if not in_vectors(operand, shape))
 
 
-def planes(shape: tuple[int, ...]) -> Operand:
-    """A dense copy with contiguous rows."""
-    align = math.gcd(MAX_ALIGN, shape[-1])
-    return Operand(4, align, align)
+def completed(call: Call, plan: Plan) -> Plan:
+    """A plan with the copies that it needs."""
+    return replace(plan, pack=tuple(sorted({*plan.pack, *packing(call)})))
 
 
-def laid(call: Call, pack: tuple[str, ...]) -> Call:
-    """The call as the kernels see it: with copies of operands, and of a result that does not lie in planes."""
-    problem = call.problem
-    x, y = planes(problem.input_shape), planes(problem.output_shape)
-    a = (x if call.which == Pass.FPROP else y) if "a" in pack else call.a
-    b = x if "b" in pack else call.b
-    if call.which == Pass.WGRAD or call.out.unit == 4:
-        return replace(call, a=a, b=b)
-    return replace(call, a=a, b=b, out=y if call.which == Pass.FPROP else x)
+def in_vectors(operand: Operand, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor of pixels lies in contiguous rows of whole, aligned vectors."""
+    return operand.unit == 4 and operand.outside % VECTOR == 0 and shape[-1] % VECTOR == 0
 
 
-def images(call: Call) -> tuple[Operand, Operand]:
-    """The tensors of pixels: the one whose windows are read, and the one that lies in blocks."""
-    return (call.b, call.a) if call.which == Pass.WGRAD else (call.a, call.out)
+def copies_result(call: Call) -> bool:
+    """Whether a result is made elsewhere first, as its rows are no vectors."""
+    shape = call.problem.input_shape if call.which == Pass.DGRAD else call.problem.output_shape
+    return call.which != Pass.WGRAD and not in_vectors(call.out, shape)
 
 
 #: Tiles of fprop and dgrad: blocks, box, rows, columns, warps, stages.
 MENU = (
-    (128, (8, 32), 1, 32, 8, 3),
-    (128, (4, 64), 1, 32, 8, 3),
-    (128, (16, 16), 2, 16, 8, 3),
-    (128, (16, 16), 1, 32, 8, 3),
-    (64, (8, 32), 1, 32, 4, 3),
-    (64, (16, 16), 2, 16, 4, 3),
-    (64, (4, 32), 1, 32, 4, 3),
-    (64, (8, 16), 2, 16, 4, 3),
-    (64, (2, 16), 1, 32, 4, 3),
-    (16, (8, 16), 2, 16, 4, 3),
-    (16, (2, 32), 1, 32, 4, 3),
-    (16, (2, 16), 2, 16, 4, 3),
+    (128, (8, 32), 1, 32, 8, 4),
+    (128, (8, 32), 2, 32, 8, 3),
+    (128, (4, 64), 1, 32, 8, 4),
+    (128, (16, 16), 2, 16, 8, 4),
+    (128, (16, 16), 1, 32, 8, 4),
+    (64, (8, 32), 1, 32, 4, 4),
+    (64, (16, 16), 2, 16, 4, 4),
+    (64, (4, 32), 1, 32, 4, 4),
+    (64, (8, 16), 2, 16, 4, 4),
+    (64, (2, 16), 1, 32, 4, 4),
+    (16, (8, 16), 2, 16, 4, 4),
+    (16, (2, 32), 1, 32, 4, 4),
+    (16, (2, 16), 2, 16, 4, 4),
 )
 #: Tiles of wgrad, whose blocks are a trip's.
 WGRAD_MENU = (
@@ -291,20 +292,11 @@ def resources(call: Call, plan: Plan) -> Resources:
     their addresses and masks. `tests/test_band_aot.py` holds them against the compiler."""
     size, threads = itemsize(call.dtype), 32 * plan.num_warps
     m, n, k = plan.block_m, plan.block_n, plan.block_k
-    sums = m * n // threads
-    a, b = widths(laid(call, plan.pack))
-    loads = m * k / threads / a + n * k / threads / b
+    sums, loads = m * n // threads, max(1, m * k // (VECTOR * threads)) + max(1, n * k // (VECTOR * threads))
     shared = plan.num_stages * (m + n) * k * size
     if plan.which == Pass.WGRAD:
         shared = max(shared, 4 * m * n)
-    return Resources(min(255, 64 + 4 * sums // 3), shared, 0, int(70 + 12 * loads))
-
-
-def widths(call: Call) -> tuple[int, int]:
-    """Elements a load of the two operands of the matrix product, of a call as `laid` says."""
-    of, (x, y) = shape_of(call.problem, call.which), images(call)
-    width = math.gcd(x.outside, of.inputs[1], VECTOR)
-    return (math.gcd(y.outside, of.outputs[1], VECTOR), width) if call.which == Pass.WGRAD else (width, VECTOR)
+    return Resources(min(255, 64 + 4 * sums // 3), shared, 0, 70 + 12 * loads)
 
 
 def workspace(of: Shape, which: Pass, band: Band, split: int) -> tuple[int, ...]:
@@ -317,17 +309,26 @@ def workspace(of: Shape, which: Pass, band: Band, split: int) -> tuple[int, ...]
 
 def extra_bytes(call: Call, plan: Plan) -> int:
     """Bytes beyond the compulsory ones, each written and read: the workspace, and copies."""
-    size, which = itemsize(call.dtype), plan.which
-    elements = math.prod(workspace(shape_of(call.problem, which), which, band_of(plan), plan.split))
-    copied = packed_bytes(call.problem, which, plan.pack, size)
-    if copies_result(call):
-        copied += 2 * size * math.prod(call.problem.output_shape if which == Pass.FPROP else call.problem.input_shape)
-    return 2 * elements * (4 if which == Pass.WGRAD else size) + copied
+    of, which = shape_of(call.problem, plan.which), plan.which
+    elements = math.prod(workspace(of, which, band_of(plan), plan.split))
+    return 2 * elements * (4 if which == Pass.WGRAD else itemsize(call.dtype)) + copied_bytes(call, plan)
 
 
-def copies_result(call: Call) -> bool:
-    """Whether a result is made in planes first: where it is to lie otherwise."""
-    return call.which != Pass.WGRAD and call.out.unit != 4
+def copied_bytes(call: Call, plan: Plan) -> int:
+    """Bytes of copies of operands and result."""
+    of = shape_of(call.problem, plan.which)
+    windows, blocks = (of.images * of.channels * math.prod(n) for n in (of.inputs, of.outputs))
+    a, b = (blocks, windows) if plan.which == Pass.WGRAD else (windows, 0)
+    copied = a * ("a" in plan.pack) + b * ("b" in plan.pack) + blocks * copies_result(call)
+    return 2 * copied * itemsize(call.dtype)
+
+
+def launches(call: Call, plan: Plan) -> int:
+    """Kernels of a pass: its two, a copy and another for the zeros at the ends of rows, the copy of a result."""
+    widths = {"a": call.problem.input_size[1], "b": call.problem.input_size[1]}
+    if call.which != Pass.FPROP:
+        widths["a"] = call.problem.output_size[1]
+    return 2 + sum(1 + (widths[letter] % VECTOR > 0) for letter in plan.pack) + copies_result(call)
 
 
 def issued_macs(problem: ConvProblem, plan: Plan) -> int:
@@ -339,20 +340,18 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
     """Launches, then the larger of the chip's time, of a program of mean length, and DRAM's; copies come before or after."""
     problem, launch, size = call.problem, planned(call.problem, plan), itemsize(call.dtype)
     tile = Tile(plan.block_m, plan.block_n, plan.block_k, plan.num_warps, plan.num_stages)
-    needs, wide = resources(call, plan), widths(laid(call, plan.pack))
-    of: Kernel = kernel("band", tile, needs, "half", size, wide, device)
+    of: Kernel = kernel("band", tile, resources(call, plan), "half", size, (VECTOR, VECTOR), device)
     if plan.which == Pass.WGRAD:
         diagonals = DIAGONAL_INSTRUCTIONS * plan.block_m * plan.block_n / 32 / (4 * of.constants.issue)
         of = of._replace(epilogue=diagonals)
     moved = int(problem.bytes(size, call.which)) + extra_bytes(call, plan)
     busy = on_chip(of, launch.programs, launch.trips / launch.programs, device)
-    dram, launched = (
-        from_dram(moved, device, of.constants),
-        overhead(2 + len(plan.pack) + copies_result(call), device, of.constants),
-    )
-    total = launched + max(busy, dram)
+    copied = from_dram(copied_bytes(call, plan), device, of.constants)
+    dram = from_dram(moved, device, of.constants) - copied
+    launched = overhead(launches(call, plan), device, of.constants)
+    total = launched + copied + max(busy, dram)
     bound = of.bound if of.clocks >= trip_clocks(of, launch.programs, device) else "L2"
-    bound = "DRAM" if dram > busy else bound
+    bound = "DRAM" if copied + dram > busy else bound
     bound = "launch" if launched > max(busy, dram) else bound
     return Prediction(
         seconds=total,

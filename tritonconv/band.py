@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -12,12 +11,12 @@ import triton.language as tl
 from costmodel import band
 from costmodel.algebra import ceil_div
 from costmodel.problem import Pass, product
-from costmodel.tiling import Call, Plan
+from costmodel.tiling import Call, Operand, Plan
 from tritonconv.kernels.band import Band, band_kernel, table_kernel
 from tritonconv.kernels.band_wgrad import diagonal_kernel, diagonal_reduce_kernel
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.kernels.index import pack
-from tritonconv.layout import planes_strides
+from tritonconv.layout import vectored_strides
 from tritonconv.prepared import INT32_MAX, FusedKey, Prepared, TensorKey, packed_strides
 
 
@@ -46,22 +45,21 @@ def prepare(
     of, tile, launch = band.shape_of(problem, which), band.band_of(plan), band.planned(problem, plan)
     if launch.programs > INT32_MAX:
         raise RuntimeError(f"{which} of {problem} needs {launch.programs} programs, more than a CUDA grid of {INT32_MAX} holds")
-    result = (out[0], planes_strides(out[0])) if band.copies_result(call) else None
-    out = result or out
-    call = band.laid(call, ())
-    x, y = band.images(call)
+    result: tuple[int, ...] = ()
+    if band.copies_result(call):
+        out = out[0], vectored_strides(out[0])
+        result = (*out[0][:-1], band.rounded_up(out[0][-1]))
     x_key, w_key, y_key = (a, b, out) if which != Pass.WGRAD else (b, out, a)
     w = call.b if which != Pass.WGRAD else call.out
-    in_align, out_align = (math.gcd(n, band.VECTOR) for n in (of.inputs[1], of.outputs[1]))
     extents = Band(
         *map(
             pack,
             (
                 of.images,
                 of.inputs[0],
-                of.inputs[1] // in_align,
+                of.inputs[1] // band.VECTOR,
                 of.outputs[0],
-                of.outputs[1] // out_align,
+                of.outputs[1] // band.VECTOR,
                 of.low[0],
                 of.lead // band.VECTOR,
                 launch.tiles,
@@ -74,13 +72,9 @@ def prepare(
         "BOX": tile.box,
         "ROWS": tile.rows,
         "GAP": of.gap,
-        "IN_ALIGN": in_align,
-        "OUT_ALIGN": out_align,
         "UPCAST": upcast,
     }
     constants = shared | {
-        "X_ALIGN": x.outside,
-        "Y_ALIGN": y.outside,
         "INDEX": tl.int32 if fits_int32(of, x_key, y_key) else tl.int64,
         "BLOCK_M": plan.block_m,
         "BLOCK_N": plan.block_n,
@@ -89,10 +83,9 @@ def prepare(
         "num_stages": plan.num_stages,
     }
     workspace = band.workspace(of, which, tile, plan.split)
-    x_strides, w_strides, y_strides = (
-        packed_strides(tensor, replace(operand, align=operand.outside))
-        for tensor, operand in ((x_key, x), (w_key, w), (y_key, y))
-    )
+    vectors = Operand(4, band.VECTOR, band.VECTOR)
+    x_strides, y_strides = packed_strides(x_key, vectors), packed_strides(y_key, vectors)
+    w_strides = packed_strides(w_key, replace(w, align=w.outside))
     if which == Pass.WGRAD:
         reduce = shared | {
             "COLUMNS": tile.columns,
@@ -112,10 +105,15 @@ def prepare(
     return Prepared(plan, launch.programs, (x_strides, y_strides, extents), constants, workspace, before, result=result)
 
 
+def kernel_of(plan: Plan) -> Any:
+    """The kernel of a plan that multiplies."""
+    return diagonal_kernel if plan.which == Pass.WGRAD else band_kernel
+
+
 def run(
     prepared: Prepared, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, fused: Fused | None
 ) -> None:
-    """Two launches, and a copy of a result that does not lie in planes."""
+    """Two launches, and a copy of a result whose rows are no vectors."""
     assert prepared.reduce is not None
     other, programs, device = prepared.reduce, (prepared.programs,), out.device
     if prepared.plan.which == Pass.WGRAD:
@@ -125,7 +123,7 @@ def run(
         return
     table = torch.empty(prepared.workspace, dtype=b.dtype, device=device)
     table_kernel[(other.programs,)](b, table, *other.arguments, **other.constants)
-    result = out if prepared.result is None else torch.empty_strided(*prepared.result, dtype=out.dtype, device=device)
+    result = torch.empty(prepared.result, dtype=out.dtype, device=device) if prepared.result else out
     band_kernel[programs](a, table, bias, result, *prepared.arguments, **prepared.constants)
     if result is not out:
-        out.copy_(result)
+        out.copy_(result[..., : out.shape[-1]])

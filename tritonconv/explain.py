@@ -198,14 +198,13 @@ def _band_words(call: Call, plan: Plan) -> list[str]:
     else:
         how = f"{tile.blocks} blocks of {box} outputs, {window} pixels of a window a trip"
     lines = [f"  {how}, {plan.num_warps} warps, {plan.num_stages} stages; {trips} on average"]
-    widths = zip(_OPERANDS[plan.which], band.widths(band.laid(call, plan.pack)), strict=True)
-    lines.append("  elements a load: " + ", ".join(f"{name} {width}" for name, width in widths))
     if wgrad:
         lines.append(f"  diagonals summed in the kernel, {launch.splits} parts of each added in a fixed order")
     if plan.pack:
-        lines.append(f"  {' and '.join(_OPERANDS[plan.which]['ab'.index(p)] for p in plan.pack)} copied to contiguous first")
+        names = [_OPERANDS[plan.which]["ab".index(p)] for p in plan.pack]
+        lines.append(f"  {' and '.join(names)} copied to contiguous rows of whole vectors first")
     if band.copies_result(call):
-        lines.append("  the result is made contiguous and then copied to where it belongs")
+        lines.append("  the result is made in contiguous rows of whole vectors, then copied to its place")
     return lines
 
 

@@ -38,9 +38,9 @@ from tritonconv.layout import (
     folded_weights,
     operand,
     padded_columns,
-    planes_copy,
-    planes_strides,
     unfolded_weights,
+    vectored_copy,
+    vectored_strides,
 )
 from tritonconv.prepared import FusedKey, Prepared, TensorKey, is_aligned, key
 
@@ -51,7 +51,7 @@ FAMILIES: dict[str, Any] = {"gather": gemm, "patch": gemm, "depthwise": depthwis
 CHANNELS_LAST = ((channels_last_strides, channels_last_copy),) * 2
 COPIES = {
     "depthwise": (CHANNELS_LAST[0], (filters_last_strides, filters_last_copy)),
-    "band": ((planes_strides, planes_copy),) * 2,
+    "band": ((vectored_strides, vectored_copy),) * 2,
 }
 
 #: A tile as large as any of the menu along every axis.

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
+from costmodel.band import rounded_up
 from costmodel.problem import ConvProblem
 from costmodel.recast import fold_columns, fold_row, fold_width, folded_input
 from costmodel.tiling import MAX_ALIGN, Operand
@@ -196,11 +197,15 @@ def five(values: Sequence[int], lead: int) -> tuple[int, int, int, int, int]:
     return (outer, channel, *(lead,) * missing, *spatial)  # type: ignore[return-value]
 
 
-def planes_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    """Strides of a dense contiguous tensor."""
-    return dense_strides(shape, range(len(shape) - 1, -1, -1))
+def vectored_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides of a contiguous tensor whose rows are whole vectors of pixels, longer than its last axis if need be."""
+    return dense_strides((*shape[:-1], rounded_up(shape[-1])), range(len(shape) - 1, -1, -1))
 
 
-def planes_copy(tensor: torch.Tensor) -> torch.Tensor:
-    """A contiguous copy, even of a tensor that is."""
-    return tensor.clone(memory_format=torch.contiguous_format)
+def vectored_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy with `vectored_strides`; zeros follow each row."""
+    *outer, width = tensor.shape
+    rows = tensor.new_empty((*outer, rounded_up(width)))
+    rows[..., width:].zero_()
+    rows[..., :width] = tensor
+    return rows[..., :width]

@@ -15,9 +15,9 @@ class Band(NamedTuple):
 
     images: int
     in_h: int
-    in_w: int  # divided by IN_ALIGN
+    in_w: int  # in vectors of 8
     out_h: int
-    out_w: int  # divided by OUT_ALIGN
+    out_w: int  # likewise
     low: int  # rows that a window starts above its block,
     lead: int  # and columns before it, rounded up to a multiple of 8 and divided by it
     tiles: int  # programs of a channel
@@ -84,10 +84,6 @@ def band_kernel(
     BOX: tl.constexpr,  # rows and columns of a block of outputs
     ROWS: tl.constexpr,  # of a window, in a trip
     GAP: tl.constexpr,  # by how many columns a window starts early
-    X_ALIGN: tl.constexpr,
-    Y_ALIGN: tl.constexpr,
-    IN_ALIGN: tl.constexpr,
-    OUT_ALIGN: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     INDEX: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -105,11 +101,11 @@ def band_kernel(
     S: tl.constexpr = KERNEL[1]
     PITCH: tl.constexpr = pitch(S)
     COLUMNS: tl.constexpr = BLOCK_K // ROWS
-    x_n, x_c, _, x_h, _ = strides(x_strides, X_ALIGN, 4, INDEX)
-    y_n, y_c, _, y_h, _ = strides(y_strides, Y_ALIGN, 4, INDEX)
+    x_n, x_c, _, x_h, _ = strides(x_strides, 8, 4, INDEX)
+    y_n, y_c, _, y_h, _ = strides(y_strides, 8, 4, INDEX)
     in_h = unpack(sizes.in_h)
-    in_w = unpack(sizes.in_w) * IN_ALIGN
-    out_w = unpack(sizes.out_w) * OUT_ALIGN
+    in_w = unpack(sizes.in_w) * 8
+    out_w = unpack(sizes.out_w) * 8
     low = unpack(sizes.low)
     lead = unpack(sizes.lead) * 8
     tiles = unpack(sizes.tiles)

@@ -35,10 +35,6 @@ def diagonal_kernel(
     BOX: tl.constexpr,  # rows and columns of a block of dy
     ROWS: tl.constexpr,  # of a window, in a tile
     GAP: tl.constexpr,  # by how many columns a window starts early
-    X_ALIGN: tl.constexpr,
-    Y_ALIGN: tl.constexpr,
-    IN_ALIGN: tl.constexpr,
-    OUT_ALIGN: tl.constexpr,
     SPLIT: tl.constexpr,
     INDEX: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -54,13 +50,13 @@ def diagonal_kernel(
     which some row of the tile lies inside the image.
     """
     COLUMNS: tl.constexpr = BLOCK_N // ROWS
-    x_n, x_c, _, x_h, _ = strides(x_strides, X_ALIGN, 4, INDEX)
-    y_n, y_c, _, y_h, _ = strides(y_strides, Y_ALIGN, 4, INDEX)
+    x_n, x_c, _, x_h, _ = strides(x_strides, 8, 4, INDEX)
+    y_n, y_c, _, y_h, _ = strides(y_strides, 8, 4, INDEX)
     images = unpack(sizes.images)
     in_h = unpack(sizes.in_h)
-    in_w = unpack(sizes.in_w) * IN_ALIGN
+    in_w = unpack(sizes.in_w) * 8
     out_h = unpack(sizes.out_h)
-    out_w = unpack(sizes.out_w) * OUT_ALIGN
+    out_w = unpack(sizes.out_w) * 8
     low = unpack(sizes.low)
     lead = unpack(sizes.lead) * 8
     tiles = unpack(sizes.tiles)
@@ -142,8 +138,6 @@ def diagonal_reduce_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     GAP: tl.constexpr,
-    IN_ALIGN: tl.constexpr,
-    OUT_ALIGN: tl.constexpr,
     DW_ALIGN: tl.constexpr,
     DW_UNIT: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -157,8 +151,8 @@ def diagonal_reduce_kernel(
     PIXELS: tl.constexpr = ROWS * COLUMNS
     channels = unpack(channels)
     tiles = unpack(sizes.tiles)
-    in_w = unpack(sizes.in_w) * IN_ALIGN
-    out_w = unpack(sizes.out_w) * OUT_ALIGN
+    in_w = unpack(sizes.in_w) * 8
+    out_w = unpack(sizes.out_w) * 8
     first_j, tiles_j = first_columns(sizes, in_w, out_w, unpack(sizes.lead) * 8, BOX, KERNEL, GAP, COLUMNS)
     tiles_t = tiles // tiles_j
     element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
