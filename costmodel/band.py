@@ -130,6 +130,7 @@ class Launch(NamedTuple):
     splits: int
     programs: int
     trips: int
+    read: float  # share of the band's vectors that are read, at most: the others are known to be zeros
 
 
 @lru_cache(maxsize=4096)
@@ -146,13 +147,18 @@ def launch_of(of: Shape, which: Pass, band: Band, split: int) -> Launch:
             steps = ceil_div(max(0, end - first) * across * of.images, band.blocks)
             trips += max(1, ceil_div(steps, split)) * split
         tiles = tiles_t * tiles_j
-        return Launch(tiles, split, of.channels * tiles * split, of.channels * tiles_j * trips)
-    trips, tiles = 0, ceil_div(rows, band.blocks)
+        return Launch(tiles, split, of.channels * tiles * split, of.channels * tiles_j * trips, 1.0)
+    trips, read, tiles = 0, 0, ceil_div(rows, band.blocks)
     for tile in range(tiles):
         found = window_of(of, band.box, tile * band.blocks // of.images, (min((tile + 1) * band.blocks, rows) - 1) // of.images)
-        across = ceil_div(found.end_j - found.first_j, band.columns)
-        trips += max(1, ceil_div(found.end_t - found.first_t, band.rows) * across)
-    return Launch(tiles, 1, of.channels * tiles, of.channels * trips)
+        down, across = (
+            ceil_div(found.end_t - found.first_t, band.rows),
+            ceil_div(found.end_j - found.first_j, band.columns),
+        )
+        trips += max(1, down * across)
+        # an output meets the rows of its taps, and of each the vectors that hold them
+        read += min(of.kernel[0], max(0, down) * band.rows) * min(of.pitch, max(0, across) * band.columns)
+    return Launch(tiles, 1, of.channels * tiles, of.channels * trips, read / (trips * band.rows * band.columns))
 
 
 def rows_met(of: Shape, band: Band, tile: int) -> tuple[int, int]:
@@ -344,6 +350,8 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
     if plan.which == Pass.WGRAD:
         diagonals = DIAGONAL_INSTRUCTIONS * plan.block_m * plan.block_n / 32 / (4 * of.constants.issue)
         of = of._replace(epilogue=diagonals)
+    share = (plan.block_m + plan.block_n * launch.read) / (plan.block_m + plan.block_n)
+    of = of._replace(from_l2=of.from_l2 * share, from_l2_alone=of.from_l2_alone * share)
     moved = int(problem.bytes(size, call.which)) + extra_bytes(call, plan)
     busy = on_chip(of, launch.programs, launch.trips / launch.programs, device)
     copied = from_dram(copied_bytes(call, plan), device, of.constants)

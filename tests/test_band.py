@@ -148,7 +148,7 @@ def test_the_goal_of_replknet(which):
     """31 x 31 on 32 x 32: five times what the FMA units take at least, at their peak, and its weight gradient three times."""
     of = problem((31, 31))
     found = predict(call(of, which), select(call(of, which), H100), H100)
-    at_peak = 2 * of.macs / (H100.fp32 * 1e12)
+    at_peak = 2 * of.macs / H100.rate("float32")
     assert found.seconds < at_peak / (3 if which == Pass.WGRAD else 5)
 
 
