@@ -25,7 +25,7 @@ def menu():
                 yield pytest.param(arch, plan, id=f"{plan}:sm{arch}", marks=[] if quick else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("arch, plan", menu())
+@pytest.mark.parametrize("arch, plan", list(menu()))
 def test_tensor_cores_are_fed_from_shared_memory(arch, plan):
     found = compile_plan(PROBLEM, plan, torch.bfloat16, "ieee", arch, channels_last=False)
     trip, counted = found.trip, band.resources(call_of(PROBLEM, plan.which), plan)
