@@ -21,6 +21,7 @@ DEPTHWISE = ("tests/test_depthwise.py",)
 DEPTHWISE_GROUPS = ("tests/test_depthwise_groups.py",)
 ON_DEPTHWISE = ("tests/test_fused.py", "-k", "test_depthwise_kernels or test_depthwise_taps")
 CAUSAL = ("tests/test_causal.py", "-k", "definition or single_tokens or shorter or behind_the_last")
+BAND = ("tests/test_band.py", "-k", "test_every_kind and (rows_of_23 or stripes or even_same or transposed)")
 FUSED = ("tests/test_fused.py", "-k", "test_each_part_alone or test_second_derivative or test_small_tiles")
 
 
@@ -339,6 +340,15 @@ MUTATIONS = [
     Mutation(
         "causal", "tokens of nobody", "causal_state.py", "acc = tl.where(entry >= 0,", "acc = tl.where(entry >= -1,", CAUSAL
     ),
+    Mutation("band", "an off-by-one tap", "band.py", "moved = -q - GAP", "moved = 1 - q - GAP", BAND),
+    Mutation("band", "taps that are not reversed", "band.py", "s = S - 1 - s", "s = s + 0", BAND),
+    Mutation("band", "a window cut too short", "band.py", "low - last_p * BOX[0], 0)", "low - first_p * BOX[0], 0)", BAND),
+    Mutation("band", "columns of the row before", "band.py", "& (j + c >= 0) &", "&", BAND),
+    Mutation("band", "a missing bias", "band.py", "if HAS_BIAS:", "if False:", BAND),
+    Mutation("band", "a diagonal summed twice", "band_wgrad.py", "down = down < ROWS", "down = down <= ROWS", BAND),
+    Mutation("band", "a share that starts late", "band_wgrad.py", "first = share * trips", "first = share * trips + 1", BAND),
+    Mutation("band", "a tile to the left", "band_wgrad.py", "moved // COLUMNS - 1", "moved // COLUMNS", BAND),
+    Mutation("band", "images beyond the last", "band_wgrad.py", "(offs_k + n < images)", "(offs_k + n >= 0)", BAND),
 ]
 
 
