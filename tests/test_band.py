@@ -1,6 +1,7 @@
 """Large depthwise filters on tensor cores: right wherever a plan may ask for them, refused elsewhere, chosen where they pay."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from cases import LAYOUTS, Case
 from oracle import check
 
 import tritonconv
+from bench.band import summary
 from costmodel import band
 from costmodel.count import cost
 from costmodel.device import DEVICES, INTERPRETER
@@ -295,3 +297,17 @@ def test_a_result_that_lies_elsewhere_costs_its_copy():
     inside = call(problem((13, 13)), Pass.FPROP)
     plan = next(band.plans(inside, H100))
     assert band.launches(inside, plan) == 2 and band.copied_bytes(inside, plan) == 0
+
+
+def test_explain_says_what_is_copied_and_cut(device):
+    x, w, b = depthwise((2, 2, 16, 23), (13, 13)).tensors(device)
+    words = str(tritonconv.explain(tritonconv.conv2d, x, w, b, padding=6, groups=2, plan=plans(split=2)))
+    assert "fprop: depthwise on tensor cores, each channel's taps a banded matrix" in words
+    assert "x copied to contiguous rows of whole vectors first" in words and "then copied to its place" in words
+    assert "16 blocks of 4 x 16 outputs, 2 x 16 pixels of a window a trip" in words
+    assert "dy and x copied" in words and "2 parts of each added in a fixed order" in words
+
+
+def test_the_table_of_the_readme_is_what_the_model_says():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    assert f"<!-- band -->\n{summary()}\n<!-- /band -->" in readme, "python -m bench band"
