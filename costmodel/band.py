@@ -230,7 +230,7 @@ def completed(call: Call, plan: Plan) -> Plan:
 
 def in_vectors(operand: Operand, shape: tuple[int, ...]) -> bool:
     """Whether a tensor of pixels lies in contiguous rows of whole, aligned vectors."""
-    return operand.unit == 4 and operand.outside % VECTOR == 0 and shape[-1] % VECTOR == 0
+    return operand.unit == 4 and operand.aligned and operand.outside % VECTOR == 0 and shape[-1] % VECTOR == 0
 
 
 def copies_result(call: Call) -> bool:

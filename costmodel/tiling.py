@@ -49,13 +49,15 @@ class Operand:
     `align` a power of two that divides every other stride and the offset of a group, in elements, `outside` one that divides
     the strides. `boxed`: a TMA descriptor may describe it, if its channels are contiguous and its strides multiples of 16
     bytes. The first element's address is one too, and each axis of (batch, *spatial, channel) steps over what lies within it;
-    a filter is one run of memory. `far`: a program of the largest tile needs 64-bit offsets."""
+    a filter is one run of memory. `far`: a program of the largest tile needs 64-bit offsets. `aligned`: the first element's
+    address is a multiple of 16 bytes, whatever the strides."""
 
     unit: int = 1
     align: int = MAX_ALIGN
     outside: int = MAX_ALIGN
     boxed: bool = True
     far: bool = False
+    aligned: bool = True
 
 
 @dataclass(frozen=True)

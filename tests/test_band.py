@@ -71,6 +71,15 @@ def test_any_strides_are_right(x, gradient, device, launches):
     assert PASSES.items() <= launches().items()
 
 
+def test_a_tensor_that_begins_between_vectors_is_copied(device, launches):
+    x, w, b = depthwise((2, 2, 6, 16), (5, 5)).tensors(device)
+    odd = torch.zeros(x.numel() + 8, dtype=x.dtype, device=device).as_strided(x.shape, x.stride(), 1).copy_(x)
+    got, want = (tritonconv.conv2d(t, w, b, padding=2, groups=2, plan=plans()) for t in (odd, x))
+    assert torch.equal(got, want) and launches()["band fprop"] == 2
+    explained = tritonconv.explain(tritonconv.conv2d, odd, w, b, padding=2, groups=2, plan=plans())
+    assert explained.plans["fprop"].pack == ("a",) and explained.plans["dgrad"].pack == ()
+
+
 def test_an_empty_batch_launches_nothing(device, launches):
     check(depthwise((0, 2, 16, 16), (13, 13), padding=6), device, plan=plans())
     assert not launches()

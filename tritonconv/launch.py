@@ -138,7 +138,7 @@ def describe(
     described = depthwise_operand if is_narrow(problem) else operand
     far = not gemm.fits_int32(problem, Plan(which, "gather", *LARGEST), a, b, out)
     found = [
-        replace(described(*tensor, problem.groups, 0 if i == weight else 1, begins), far=far)
+        replace(described(*tensor, problem.groups, 0 if i == weight else 1, begins), far=far, aligned=begins)
         for i, (tensor, begins) in enumerate(zip((a, b, out), (*aligned, True), strict=True))
     ]
     return found[0], found[1], found[2]
