@@ -221,5 +221,13 @@ def video() -> None:
     run()
 
 
+@app.command()
+def band() -> None:
+    """Print the README's table of large depthwise filters, from the cost model."""
+    from bench.band import summary
+
+    typer.echo(summary())
+
+
 if __name__ == "__main__":
     app()

@@ -29,6 +29,7 @@ from costmodel.plan import MENU
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import resource_key, resource_table
 from costmodel.tiling import Call, Plan, Tile, channels_last, step_of
+from tritonconv import band as tensor_cores
 from tritonconv import launch, tma
 from tritonconv.depthwise import kernel_of
 from tritonconv.kernels.dgrad import dgrad_kernel
@@ -151,6 +152,9 @@ def kernel_arguments(prepared: launch.Prepared, dtype: torch.dtype) -> tuple[Any
         pointers = [element, element, bias, Pointer(wide(dtype) if prepared.workspace else dtype)]
     if plan.family == "depthwise":
         kernel = kernel_of(plan)
+    elif plan.family == "band":
+        kernel = tensor_cores.kernel_of(plan)
+        pointers[-1] = Pointer(torch.float32 if plan.which == Pass.WGRAD else dtype)
     elif plan.family == "tma" and plan.which != Pass.WGRAD:
         a, b, out = tma.operands_of(prepared, pointers[0], pointers[1], pointers[3])
         kernel, pointers = tma_kernel, [a, b, pointers[2], out]

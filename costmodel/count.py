@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from costmodel import depthwise
+from costmodel import band, depthwise
 from costmodel.algebra import Size, product
 from costmodel.legality import checked
 from costmodel.problem import ConvProblem, Pass
@@ -107,7 +107,8 @@ def cost(
 def _issued(problem: ConvProblem, dtype: str, plan: Plan) -> int:
     """A cost knows neither strides nor the precision of float32: they are taken to be what the plan asks for."""
     plan = checked(Call(problem, plan.which, dtype, "tf32"), plan)
-    return (depthwise.issued_macs if plan.family == "depthwise" else issued_macs)(problem, plan)
+    own = {"depthwise": depthwise.issued_macs, "band": band.issued_macs}
+    return own.get(plan.family, issued_macs)(problem, plan)
 
 
 def training_cost(

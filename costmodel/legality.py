@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-from costmodel import depthwise, tma
+from costmodel import band, depthwise, tma
 from costmodel.algebra import ceil_div, product
 from costmodel.device import Device
 from costmodel.problem import Pass
@@ -86,6 +86,7 @@ FAMILIES = {
     "patch": Family(gemm_serves, gemm_completed),
     "depthwise": Family(lambda call, plan, device: depthwise.serves(call, plan), lambda call, plan: plan),
     "tma": Family(tma_serves, tma_completed),
+    "band": Family(band.serves, band.completed),
 }
 
 

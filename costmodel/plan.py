@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-from costmodel import depthwise_choice, timing, tma
+from costmodel import band, depthwise_choice, timing, tma
 from costmodel.algebra import ceil_div
 from costmodel.depthwise import is_narrow
 from costmodel.device import Device
@@ -217,6 +217,7 @@ def candidates(call: Call, device: Device) -> list[Plan]:
     """Every legal plan: rows of the menu that compile without a spill and fit, with and without packed operands, and the
     depthwise kernels' own."""
     own = depthwise_choice.candidates(call, device) if serves_depthwise(call.problem, device) else []
+    own += band.candidates(call, device)
     if own and device.interpreted:
         return own
     return own + [option.plan(split) for option in options(call, device) for split in option.splits]
@@ -290,7 +291,8 @@ def splits(tiles: int, blocks: int, device: Device, full: bool) -> list[int]:
 
 def predict(call: Call, plan: Plan, device: Device) -> Prediction:
     """The predicted time of a plan of any family."""
-    return (depthwise_choice.predict if plan.family == "depthwise" else timing.predict)(call, plan, device)
+    own = {"depthwise": depthwise_choice.predict, "band": band.predict}
+    return own.get(plan.family, timing.predict)(call, plan, device)
 
 
 def call_key(call: Call) -> str:
@@ -318,6 +320,8 @@ def select(call: Call, device: Device) -> Plan:
     least, best = math.inf, None
     if serves_depthwise(call.problem, device):
         least, best = depthwise_choice.quickest(call, device)
+    if (found := band.quickest(call, device, least))[1] is not None:
+        least, best = found
     if best is None or not device.interpreted:
         best = _quickest(call, device, least) or best
     if best is None:

@@ -49,13 +49,15 @@ class Operand:
     `align` a power of two that divides every other stride and the offset of a group, in elements, `outside` one that divides
     the strides. `boxed`: a TMA descriptor may describe it, if its channels are contiguous and its strides multiples of 16
     bytes. The first element's address is one too, and each axis of (batch, *spatial, channel) steps over what lies within it;
-    a filter is one run of memory. `far`: a program of the largest tile needs 64-bit offsets."""
+    a filter is one run of memory. `far`: a program of the largest tile needs 64-bit offsets. `aligned`: the first element's
+    address is a multiple of 16 bytes, whatever the strides."""
 
     unit: int = 1
     align: int = MAX_ALIGN
     outside: int = MAX_ALIGN
     boxed: bool = True
     far: bool = False
+    aligned: bool = True
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,10 @@ class Plan:
 
     "depthwise" reads its tile as columns x channels (wgrad: pairs of a filter and a channel) x column tiles. `rows` is
     what a program walks down, in groups of output rows; `taps` the filter rows and columns that it unrolls, None for all of
-    them in a window that slides over the rows."""
+    them in a window that slides over the rows.
+
+    "band" reads `step` as a block of outputs, whose product is `block_n` (wgrad: `block_m`), and `rows` as the rows of a
+    window in the pixels that meet it, `block_k` (wgrad: `block_n`); what is left counts blocks."""
 
     which: Pass
     family: str
@@ -231,6 +236,7 @@ SAYS = {
     "patch": ("split", "group_m", "step", "pack", "merge", "fold", "x3"),
     "tma": ("split", "group_m", "step", "pack", "merge"),
     "depthwise": ("split", "pack", "rows", "taps"),
+    "band": ("split", "step", "pack", "rows"),
 }
 
 

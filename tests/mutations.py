@@ -28,6 +28,7 @@ FUSED = (
     "-k",
     "test_each_part_alone or test_second_derivative or test_small_tiles",
 )
+BAND = ("tests/test_band.py", "-k", "test_every_kind and (rows_of_23 or stripes or even_same or transposed)")
 
 
 @dataclass(frozen=True)
@@ -355,6 +356,15 @@ MUTATIONS = [
     Mutation("video", "a row of another parity", "video.py", "h = (corner[0] + r", "h = (1 + corner[0] + r", VIDEO),
     Mutation("video", "pixels of one parity", "video.py", "parity_q = place % UP", "parity_q = 0 * place", VIDEO),
     Mutation("video", "a frame kept twice", "video.py", "kept + place % kept", "kept + 0 * place", VIDEO),
+    Mutation("band", "an off-by-one tap", "band.py", "moved = -q - GAP", "moved = 1 - q - GAP", BAND),
+    Mutation("band", "taps that are not reversed", "band.py", "s = S - 1 - s", "s = s + 0", BAND),
+    Mutation("band", "a window cut too short", "band.py", "low - last_p * BOX[0], 0)", "low - first_p * BOX[0], 0)", BAND),
+    Mutation("band", "columns of the row before", "band.py", "& (j + c >= 0) &", "&", BAND),
+    Mutation("band", "a missing bias", "band.py", "if HAS_BIAS:", "if False:", BAND),
+    Mutation("band", "a diagonal summed twice", "band_wgrad.py", "down = down < ROWS", "down = down <= ROWS", BAND),
+    Mutation("band", "a share that starts late", "band_wgrad.py", "first = share * trips", "first = share * trips + 1", BAND),
+    Mutation("band", "a tile to the left", "band_wgrad.py", "moved // COLUMNS - 1", "moved // COLUMNS", BAND),
+    Mutation("band", "images beyond the last", "band_wgrad.py", "(offs_k + n < images)", "(offs_k + n >= 0)", BAND),
 ]
 
 

@@ -13,6 +13,7 @@ from bench.aot import Pointer, compile_ahead, signature_of
 from bench.audit import compile_prepared, kernel_arguments, operands
 from bench.sass import audit
 from costmodel.depthwise import max_registers, registers
+from costmodel.depthwise_choice import quickest
 from costmodel.device import DEVICES
 from costmodel.plan import select
 from costmodel.problem import ConvProblem, Pass
@@ -73,8 +74,8 @@ SLOW = ("groups of 3, stride 2", "groups of 2, 5x5", "groups of 2 and 4, 3x3x3",
 def launch(layer: ConvProblem, which: Pass, channels_last: bool, dtype: str, device: str):
     a, b, out = operands(layer, which, channels_last)
     call = Call(layer, which, dtype, "ieee", *describe(layer, which, a, b, out))
-    plan = select(call, DEVICES[device])
-    assert plan.family == "depthwise" and registers(call, plan) <= max_registers(call, DEVICES[device])
+    _, plan = quickest(call, DEVICES[device])  # of this family; large filters may take another
+    assert plan is not None and registers(call, plan) <= max_registers(call, DEVICES[device])
     bias = None if which == Pass.WGRAD else 1
     return prepare_call(which, layer, getattr(torch, dtype), "ieee", -1, a, b, out, bias, str(plan))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from costmodel import depthwise
+from costmodel import band, depthwise
 from costmodel.device import Device
 from costmodel.plan import candidates, measured, predict
 from costmodel.problem import ConvProblem, Pass
@@ -29,6 +29,7 @@ _FAMILY = {
     "patch": "plain GEMM, the windows tile the input",
     "depthwise": "depthwise, multiply-adds in registers",
     "tma": "implicit GEMM, boxes of pixels copied by TMA tap by tap",
+    "band": "depthwise on tensor cores, each channel's taps a banded matrix",
 }
 _OPERANDS = {Pass.FPROP: ("x", "w"), Pass.DGRAD: ("dy", "w"), Pass.WGRAD: ("dy", "x")}
 
@@ -134,6 +135,8 @@ def _words(call: Call, plan: Plan, found: Prediction, device: Device, forced: bo
         lines[0] += f" ({empty} without a tap)" if empty else ""
     if plan.family == "depthwise":
         return lines + _depthwise_words(call, plan) + _cost_words(call, plan, found, device, forced)
+    if plan.family == "band":
+        return lines + _band_words(call, plan) + _cost_words(call, plan, found, device, forced)
     m, n, repeats = grid(problem, plan)
     lines.append(
         f"  tile {plan.block_m}x{plan.block_n}x{plan.block_k}, {plan.num_warps} warps, {plan.num_stages} stages; "
@@ -191,9 +194,29 @@ def _depthwise_words(call: Call, plan: Plan) -> list[str]:
     return lines
 
 
+def _band_words(call: Call, plan: Plan) -> list[str]:
+    launch, tile, wgrad = band.planned(call.problem, plan), band.band_of(plan), plan.which == Pass.WGRAD
+    box, window = f"{tile.box[0]} x {tile.box[1]}", f"{tile.rows} x {tile.columns}"
+    trips = f"{call.problem.groups} x {launch.tiles * launch.splits} programs of {launch.trips / launch.programs:.3g} trips"
+    if wgrad:
+        how = f"blocks of {box} pixels of dy by {window} pixels of x, {tile.blocks} images a trip"
+    else:
+        how = f"{tile.blocks} blocks of {box} outputs, {window} pixels of a window a trip"
+    lines = [f"  {how}, {plan.num_warps} warps, {plan.num_stages} stages; {trips} on average"]
+    if wgrad:
+        lines.append(f"  diagonals summed in the kernel, {launch.splits} parts of each added in a fixed order")
+    if plan.pack:
+        names = [_OPERANDS[plan.which]["ab".index(p)] for p in plan.pack]
+        lines.append(f"  {' and '.join(names)} copied to contiguous rows of whole vectors first")
+    if band.copies_result(call):
+        lines.append("  the result is made in contiguous rows of whole vectors, then copied to its place")
+    return lines
+
+
 def _cost_words(call: Call, plan: Plan, found: Prediction, device: Device, forced: bool) -> list[str]:
     lines, choices, known = [], len(candidates(call, device)), measured(call, device) is not None
-    if extra := (depthwise.extra_bytes if plan.family == "depthwise" else extra_bytes)(call, plan):
+    counted = {"depthwise": depthwise.extra_bytes, "band": band.extra_bytes}.get(plan.family, extra_bytes)
+    if extra := counted(call, plan):
         lines.append(f"  {extra / 1e6:.3g} MB moved beyond the compulsory {(found.bytes - extra) / 1e6:.3g} MB")
     why = "forced by plan="
     if not forced:

@@ -21,7 +21,7 @@ from costmodel.legality import checked
 from costmodel.plan import MENU, select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, Operand, Plan, Tile, seen_problem
-from tritonconv import depthwise, gemm, tma
+from tritonconv import band, depthwise, gemm, tma
 from tritonconv.epilogue import Epilogue, by_torch, widened
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.layout import (
@@ -39,11 +39,20 @@ from tritonconv.layout import (
     operand,
     padded_columns,
     unfolded_weights,
+    vectored_copy,
+    vectored_strides,
 )
 from tritonconv.prepared import FusedKey, Prepared, TensorKey, is_aligned, key
 
 #: What launches a plan's family: each prepares a launch (`prepare`) and runs it (`run`).
-FAMILIES: dict[str, Any] = {"gather": gemm, "patch": gemm, "depthwise": depthwise, "tma": tma}
+FAMILIES: dict[str, Any] = {"gather": gemm, "patch": gemm, "depthwise": depthwise, "tma": tma, "band": band}
+
+#: How a copy of operands a and b lies, by family: its strides, and what makes it.
+CHANNELS_LAST = ((channels_last_strides, channels_last_copy),) * 2
+COPIES = {
+    "depthwise": (CHANNELS_LAST[0], (filters_last_strides, filters_last_copy)),
+    "band": ((vectored_strides, vectored_copy),) * 2,
+}
 
 #: A tile as large as any of the menu along every axis.
 LARGEST = Tile(*map(max, zip(*itertools.chain(*MENU.values()), strict=True)))
@@ -129,7 +138,7 @@ def describe(
     described = depthwise_operand if is_narrow(problem) else operand
     far = not gemm.fits_int32(problem, Plan(which, "gather", *LARGEST), a, b, out)
     found = [
-        replace(described(*tensor, problem.groups, 0 if i == weight else 1, begins), far=far)
+        replace(described(*tensor, problem.groups, 0 if i == weight else 1, begins), far=far, aligned=begins)
         for i, (tensor, begins) in enumerate(zip((a, b, out), (*aligned, True), strict=True))
     ]
     return found[0], found[1], found[2]
@@ -159,9 +168,9 @@ def prepare_call(
         problem = seen_problem(problem, plan)
         weight = (problem.weight_shape, channels_last_strides(problem.weight_shape))
         b, out = (b, weight) if which == Pass.WGRAD else (weight, out)
-    a = (a[0], channels_last_strides(a[0])) if "a" in plan.pack else a
-    if "b" in plan.pack:
-        b = (b[0], (filters_last_strides if plan.family == "depthwise" else channels_last_strides)(b[0]))
+    (lie, _), (lie_b, _) = COPIES.get(plan.family, CHANNELS_LAST)
+    a = (a[0], lie(a[0])) if "a" in plan.pack else a
+    b = (b[0], lie_b(b[0])) if "b" in plan.pack else b
     copied = recasts_weights(plan) and which != Pass.WGRAD
     aligned = aligned[0] or "a" in plan.pack, aligned[1] or "b" in plan.pack or copied
     call = Call(problem, which, DTYPES[dtype], precision, *describe(problem, which, a, b, out, aligned), kind)
@@ -214,9 +223,9 @@ def execute(
         a, b = (a, padded_columns(b, problem)) if which == Pass.WGRAD else (padded_columns(a, problem), b)
     follows = None if epilogue is None else Fused(*epilogue[:3], z, *prepared.fused)
     if plan.pack:
-        a = channels_last_copy(a) if "a" in plan.pack else a
-        if "b" in plan.pack:
-            b = (filters_last_copy if plan.family == "depthwise" else channels_last_copy)(b)
+        (_, copy), (_, copy_b) = COPIES.get(plan.family, CHANNELS_LAST)
+        a = copy(a) if "a" in plan.pack else a
+        b = copy_b(b) if "b" in plan.pack else b
     if device >= 0 and device != torch.cuda.current_device():
         with torch.cuda.device(device):
             run(prepared, a, b, bias, out, follows)
@@ -244,7 +253,7 @@ def run(
     COUNTS[str(which)] += 1
     if FAMILIES[family] is not gemm:
         COUNTS[f"{family} {which}"] += 1
-    if prepared.reduce is not None and FAMILIES[family] is not depthwise:
+    if prepared.reduce is not None and FAMILIES[family] not in (depthwise, band):
         COUNTS["reduce"] += 1
     FAMILIES[family].run(prepared, a, b, bias, out, fused)
 

@@ -64,6 +64,7 @@ class Prepared:
     reduce: Prepared | None = None
     fused: tuple[Any, ...] = ()  # the last fields of `Fused`, after its pointers
     boxes: tuple[Box | None, ...] = ()  # of a, b and out
+    result: tuple[int, ...] = ()  # the shape of what the kernel makes instead, whose first columns are copied to out
 
 
 def key(tensor: torch.Tensor) -> TensorKey:

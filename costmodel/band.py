@@ -1,0 +1,384 @@
+"""The "band" family: depthwise convolution in 2-D by tensor cores, what its kernels serve, what they issue and how long they
+take. Plain arithmetic, standard library only.
+
+A channel's filter is a banded (Toeplitz) matrix [pixels of a window, pixels of a block of outputs], the same for every block
+of every image. Blocks are the rows of a matrix product for each channel: fprop and dgrad multiply windows by the band, wgrad
+windows by blocks of dy, whose diagonals it sums. Windows are cut to what lies inside of the image. Pixels come and go in
+vectors of 8: a tensor whose rows are not made of such is copied to contiguous rows with zeros at their ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from typing import NamedTuple
+
+from costmodel.algebra import ceil_div
+from costmodel.device import Device
+from costmodel.problem import ConvProblem, Pass
+from costmodel.resources import Resources
+from costmodel.tiling import Call, Operand, Plan, Tile, arithmetic, itemsize
+from costmodel.timing import Kernel, Prediction, borrowed, from_dram, kernel, on_chip, overhead, trip_clocks
+
+#: Elements of a vector that the kernels align windows and taps to.
+VECTOR = 8
+#: Pixels of a result that a program of `table_kernel` and of wgrad's sum makes.
+TABLE_BLOCK, REDUCE_BLOCK = 1024, 128
+#: Taps of the smallest filter that plans are ranked for, 11 x 11: below, the FMA kernels are as fast within the error of both
+#: predictions.
+LEAST_TAPS = 121
+#: Instructions of a warp for each of its sums of wgrad to find their diagonals: exchanged through shared memory, then four
+#: masked additions (read off compiled kernels: 30 to 32).
+DIAGONAL_INSTRUCTIONS = 32
+#: Most programs that share the blocks of one tile of wgrad.
+MAX_SPLIT = 64
+
+
+class Shape(NamedTuple):
+    """One pass as the kernels see it. "in" is the tensor whose windows are read, "out" the one that lies in blocks: y, or dx
+    for dgrad, dy for wgrad. Widths are rounded up to whole vectors."""
+
+    images: int
+    channels: int
+    inputs: tuple[int, int]
+    outputs: tuple[int, int]
+    kernel: tuple[int, int]
+    low: tuple[int, int]  # rows and columns that a window starts before its block
+
+    @property
+    def lead(self) -> int:
+        """`low` of the columns, rounded up to whole vectors."""
+        return rounded_up(self.low[1])
+
+    @property
+    def gap(self) -> int:
+        return self.lead - self.low[1]
+
+    @property
+    def pitch(self) -> int:
+        """Elements of a row of the table of taps: vectors that hold a row of taps moved by 1 to 8 elements."""
+        return (self.kernel[1] - 1) // VECTOR * VECTOR + 2 * VECTOR
+
+
+def rounded_up(columns: int) -> int:
+    """Columns in whole vectors."""
+    return -(-columns // VECTOR) * VECTOR
+
+
+@lru_cache(maxsize=1024)
+def shape_of(problem: ConvProblem, which: Pass) -> Shape:
+    """The shape of a pass of a 2-D problem of stride 1."""
+    (height, width), (rows, columns), (r, c) = problem.input_size, problem.output_size, problem.kernel_size
+    x, y = (height, rounded_up(width)), (rows, rounded_up(columns))
+    low = problem.padding[0][0], problem.padding[1][0]
+    if which == Pass.DGRAD:
+        return Shape(problem.batch, problem.in_channels, y, x, (r, c), (r - 1 - low[0], c - 1 - low[1]))
+    return Shape(problem.batch, problem.in_channels, x, y, (r, c), low)
+
+
+class Band(NamedTuple):
+    """A plan's tile: `blocks` of rows x columns of outputs, times `rows` x `columns` pixels of a window in a trip (for wgrad
+    in a tile, with `blocks` in a trip)."""
+
+    blocks: int
+    box: tuple[int, int]
+    rows: int
+    columns: int
+
+
+def band_of(plan: Plan) -> Band:
+    assert plan.step is not None
+    wgrad = plan.which == Pass.WGRAD
+    window = plan.block_n if wgrad else plan.block_k
+    return Band(plan.block_k if wgrad else plan.block_m, plan.step[2:], plan.rows, window // plan.rows)
+
+
+class Window(NamedTuple):
+    """The rows and columns of a window that some of its blocks have inside their image."""
+
+    first_t: int
+    end_t: int
+    first_j: int
+    end_j: int
+
+
+def window_of(of: Shape, box: tuple[int, int], first: int, last: int) -> Window:
+    """The window of blocks `first` to `last`, as the kernels cut it."""
+    across = ceil_div(of.outputs[1], box[1])
+    (first_p, first_q), (last_p, last_q) = divmod(first, across), divmod(last, across)
+    if first_p != last_p:
+        first_q, last_q = 0, across - 1
+    return Window(
+        max(of.low[0] - last_p * box[0], 0),
+        min(of.inputs[0] + of.low[0] - first_p * box[0], box[0] + of.kernel[0] - 1),
+        max(of.lead - last_q * box[1], 0),
+        min(of.inputs[1] + of.lead - first_q * box[1], box[1] + of.kernel[1] - 1 + of.gap),
+    )
+
+
+def blocks_of(of: Shape, box: tuple[int, int]) -> int:
+    """Blocks of an image."""
+    return ceil_div(of.outputs[0], box[0]) * ceil_div(of.outputs[1], box[1])
+
+
+class Launch(NamedTuple):
+    """Programs of a launch and the trips of all of them together."""
+
+    tiles: int  # of a channel, splits not counted
+    splits: int
+    programs: int
+    trips: int
+    read: float  # share of the band's vectors that are read, at most: the others are known to be zeros
+
+
+@lru_cache(maxsize=4096)
+def launch_of(of: Shape, which: Pass, band: Band, split: int) -> Launch:
+    """The launch of a tile."""
+    rows, blocks = of.images * blocks_of(of, band.box), blocks_of(of, band.box)
+    if which == Pass.WGRAD:
+        whole = window_of(of, band.box, 0, blocks - 1)
+        tiles_t = ceil_div(band.box[0] + of.kernel[0] - 1, band.rows)
+        tiles_j = max(1, ceil_div(whole.end_j - whole.first_j, band.columns))
+        across, trips = ceil_div(of.outputs[1], band.box[1]), 0
+        for tile in range(tiles_t):
+            first, end = rows_met(of, band, tile)
+            steps = ceil_div(max(0, end - first) * across * of.images, band.blocks)
+            trips += max(1, ceil_div(steps, split)) * split
+        tiles = tiles_t * tiles_j
+        return Launch(tiles, split, of.channels * tiles * split, of.channels * tiles_j * trips, 1.0)
+    trips, read, tiles = 0, 0, ceil_div(rows, band.blocks)
+    for tile in range(tiles):
+        found = window_of(of, band.box, tile * band.blocks // of.images, (min((tile + 1) * band.blocks, rows) - 1) // of.images)
+        down, across = (
+            ceil_div(found.end_t - found.first_t, band.rows),
+            ceil_div(found.end_j - found.first_j, band.columns),
+        )
+        trips += max(1, down * across)
+        # an output meets the rows of its taps, and of each the vectors that hold them
+        read += min(of.kernel[0], max(0, down) * band.rows) * min(of.pitch, max(0, across) * band.columns)
+    return Launch(tiles, 1, of.channels * tiles, of.channels * trips, read / (trips * band.rows * band.columns))
+
+
+def rows_met(of: Shape, band: Band, tile: int) -> tuple[int, int]:
+    """wgrad: the first and the end of the rows of blocks whose rows of the window numbered `tile` lie inside of the image."""
+    first, down = tile * band.rows, ceil_div(of.outputs[0], band.box[0])
+    # row p * box - low + t lies inside for some t of the tile
+    begin = max(0, ceil_div(of.low[0] - (first + band.rows - 1), band.box[0]))
+    end = min(down, (of.inputs[0] - 1 + of.low[0] - first) // band.box[0] + 1)
+    return begin, end
+
+
+def planned(problem: ConvProblem, plan: Plan) -> Launch:
+    """The launch of a plan."""
+    return launch_of(shape_of(problem, plan.which), plan.which, band_of(plan), plan.split)
+
+
+def serves(call: Call, plan: Plan, device: Device | None = None) -> str:
+    """Why a band plan cannot serve a call; "" where it can."""
+    if reason := refuses(call, plan.pack):
+        return reason
+    wgrad = call.which == Pass.WGRAD
+    for name, block in (("block_m", plan.block_m), ("block_n", plan.block_n), ("block_k", plan.block_k)):
+        if block < 16 or block & (block - 1):
+            return f"{name} must be a power of two of at least 16, got {block}"
+    outputs, window = (plan.block_m, plan.block_n) if wgrad else (plan.block_n, plan.block_k)
+    if plan.step is None or plan.step[:2] != (1, 1) or math.prod(plan.step) != outputs or plan.step[3] % VECTOR:
+        return f"step must be 1 x 1 x rows x a multiple of {VECTOR} columns with product {outputs}, got {plan.step}"
+    if plan.rows < 1 or plan.rows & (plan.rows - 1) or window < VECTOR * plan.rows:
+        return f"rows must be a power of two of at most {window // VECTOR}, got {plan.rows}"
+    if wgrad and (plan.rows < plan.step[2] or window // plan.rows < plan.step[3]):
+        return f"a tile of {plan.rows} x {window // plan.rows} pixels must hold a block of {plan.step[2]} x {plan.step[3]}"
+    if plan.split < 1 or (plan.split > 1 and not wgrad):
+        return f"split must be 1 for {call.which}, got {plan.split}"
+    shared = resources(call, plan).shared
+    if device is not None and shared > device.shared_per_block:
+        return f"it needs about {shared} bytes of shared memory, the device has {device.shared_per_block}"
+    return ""
+
+
+def refuses(call: Call, pack: tuple[str, ...] = ()) -> str:
+    """Why no band plan can serve a call; "" where one can."""
+    problem = call.problem
+    if problem.rank != 2 or not problem.groups == problem.in_channels == problem.out_channels:
+        return "it serves 2-D layers whose groups have one channel and one filter"
+    if {*problem.stride, *problem.dilation} != {1}:
+        return f"stride and dilation must be 1, got {problem.stride} and {problem.dilation}"
+    if arithmetic(call.dtype, call.precision) != "half":
+        return f"tensor cores take its operands in 16 bits, got {call.dtype}"
+    if call.epilogue:
+        return "nothing but a bias follows in its kernel"
+    if "b" in pack and call.which != Pass.WGRAD:
+        return "weights are read as they lie"
+    return ""
+
+
+def packing(call: Call) -> tuple[str, ...]:
+    """The operands that must be copied: tensors of pixels that do not lie in vectors."""
+    x, y = call.problem.input_shape, call.problem.output_shape
+    pixels = [("a", call.a, x if call.which == Pass.FPROP else y)]
+    if call.which == Pass.WGRAD:
+        pixels.append(("b", call.b, x))
+    return tuple(letter for letter, operand, shape in pixels if not in_vectors(operand, shape))
+
+
+def completed(call: Call, plan: Plan) -> Plan:
+    """A plan with the copies that it needs."""
+    return replace(plan, pack=tuple(sorted({*plan.pack, *packing(call)})))
+
+
+def in_vectors(operand: Operand, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor of pixels lies in contiguous rows of whole, aligned vectors."""
+    return operand.unit == 4 and operand.aligned and operand.outside % VECTOR == 0 and shape[-1] % VECTOR == 0
+
+
+def copies_result(call: Call) -> bool:
+    """Whether a result is made elsewhere first, as its rows are no vectors."""
+    shape = call.problem.input_shape if call.which == Pass.DGRAD else call.problem.output_shape
+    return call.which != Pass.WGRAD and not in_vectors(call.out, shape)
+
+
+#: Tiles of fprop and dgrad: blocks, box, rows, columns, warps, stages.
+MENU = (
+    (128, (8, 32), 1, 32, 8, 4),
+    (128, (8, 32), 2, 32, 8, 3),
+    (128, (4, 64), 1, 32, 8, 4),
+    (128, (16, 16), 2, 16, 8, 4),
+    (128, (16, 16), 1, 32, 8, 4),
+    (64, (8, 32), 1, 32, 4, 4),
+    (64, (16, 16), 2, 16, 4, 4),
+    (64, (4, 32), 1, 32, 4, 4),
+    (64, (8, 16), 2, 16, 4, 4),
+    (64, (2, 16), 1, 32, 4, 4),
+    (16, (8, 16), 2, 16, 4, 4),
+    (16, (2, 32), 1, 32, 4, 4),
+    (16, (2, 16), 2, 16, 4, 4),
+)
+#: Tiles of wgrad, whose blocks are a trip's.
+WGRAD_MENU = (
+    (32, (4, 32), 4, 32, 8, 3),
+    (32, (8, 16), 8, 16, 8, 3),
+    (32, (2, 32), 2, 32, 4, 3),
+    (32, (4, 16), 4, 16, 4, 3),
+)
+
+
+def plans(call: Call, device: Device) -> Iterator[Plan]:
+    """The menu, for a device that holds it."""
+    pack = packing(call)
+    if refuses(call, pack) or call.problem.taps < LEAST_TAPS:
+        return
+    which, of = call.which, shape_of(call.problem, call.which)
+    for blocks, box, rows, columns, warps, stages in WGRAD_MENU if which == Pass.WGRAD else MENU:
+        outputs, window, step = math.prod(box), rows * columns, (1, 1, *box)
+        tile = (outputs, window, blocks) if which == Pass.WGRAD else (blocks, outputs, window)
+        plan = Plan(which, "band", *tile, warps, stages, step=step, pack=pack, rows=rows)
+        if resources(call, plan).shared > device.shared_per_block:
+            continue
+        ways = splits(of, band_of(plan), device) if which == Pass.WGRAD else (1,)
+        for split in ways:
+            yield replace(plan, split=split)
+
+
+def splits(of: Shape, band: Band, device: Device) -> list[int]:
+    """How many programs may share wgrad's blocks."""
+    room = min(MAX_SPLIT, max(1, 4 * device.sm_count // launch_of(of, Pass.WGRAD, band, 1).programs))
+    steps = ceil_div(of.images * blocks_of(of, band.box), band.blocks)
+    return [1 << i for i in range(room.bit_length()) if 1 << i <= steps]
+
+
+def candidates(call: Call, device: Device) -> list[Plan]:
+    """Every band plan worth predicting. The interpreter runs them where a plan asks for it."""
+    return [] if device.interpreted else list(plans(call, device))
+
+
+def resources(call: Call, plan: Plan) -> Resources:
+    """Registers, shared bytes and instructions of a trip as they were read off compiled kernels, roughly: sums, then loads with
+    their addresses and masks. `tests/test_band_aot.py` holds them against the compiler."""
+    size, threads = itemsize(call.dtype), 32 * plan.num_warps
+    m, n, k = plan.block_m, plan.block_n, plan.block_k
+    sums, loads = m * n // threads, max(1, m * k // (VECTOR * threads)) + max(1, n * k // (VECTOR * threads))
+    shared = plan.num_stages * (m + n) * k * size
+    if plan.which == Pass.WGRAD:
+        shared = max(shared, 4 * m * n)
+    return Resources(min(255, 64 + 4 * sums // 3), shared, 0, 70 + 12 * loads)
+
+
+def workspace(of: Shape, which: Pass, band: Band, split: int) -> tuple[int, ...]:
+    """The table of taps [channel, row, 8, pitch] of fprop and dgrad; wgrad's parts [split, channel, tile, wrapped rows, wrapped
+    columns, pixels of a window]."""
+    if which != Pass.WGRAD:
+        return of.channels, of.kernel[0], VECTOR, of.pitch
+    return split, of.channels, launch_of(of, which, band, split).tiles, 2, 2, band.rows * band.columns
+
+
+def extra_bytes(call: Call, plan: Plan) -> int:
+    """Bytes beyond the compulsory ones, each written and read: the workspace, and copies."""
+    of, which = shape_of(call.problem, plan.which), plan.which
+    elements = math.prod(workspace(of, which, band_of(plan), plan.split))
+    return 2 * elements * (4 if which == Pass.WGRAD else itemsize(call.dtype)) + copied_bytes(call, plan)
+
+
+def copied_bytes(call: Call, plan: Plan) -> int:
+    """Bytes of copies of operands and result."""
+    of = shape_of(call.problem, plan.which)
+    windows, blocks = (of.images * of.channels * math.prod(n) for n in (of.inputs, of.outputs))
+    a, b = (blocks, windows) if plan.which == Pass.WGRAD else (windows, 0)
+    copied = a * ("a" in plan.pack) + b * ("b" in plan.pack) + blocks * copies_result(call)
+    return 2 * copied * itemsize(call.dtype)
+
+
+def launches(call: Call, plan: Plan) -> int:
+    """Kernels of a pass: its two, a copy and another for the zeros at the ends of rows, the copy of a result."""
+    widths = {"a": call.problem.input_size[1], "b": call.problem.input_size[1]}
+    if call.which != Pass.FPROP:
+        widths["a"] = call.problem.output_size[1]
+    return 2 + sum(1 + (widths[letter] % VECTOR > 0) for letter in plan.pack) + copies_result(call)
+
+
+def issued_macs(problem: ConvProblem, plan: Plan) -> int:
+    """Multiply-adds that the tiles compute, those on the zeros beside the band included."""
+    return planned(problem, plan).trips * plan.block_m * plan.block_n * plan.block_k
+
+
+def predict(call: Call, plan: Plan, device: Device) -> Prediction:
+    """Launches, then the larger of the chip's time, of a program of mean length, and DRAM's; copies come before or after."""
+    problem, launch, size = call.problem, planned(call.problem, plan), itemsize(call.dtype)
+    tile = Tile(plan.block_m, plan.block_n, plan.block_k, plan.num_warps, plan.num_stages)
+    of: Kernel = kernel("band", tile, resources(call, plan), "half", size, (VECTOR, VECTOR), device)
+    if plan.which == Pass.WGRAD:
+        diagonals = DIAGONAL_INSTRUCTIONS * plan.block_m * plan.block_n / 32 / (4 * of.constants.issue)
+        of = of._replace(epilogue=diagonals)
+    share = (plan.block_m + plan.block_n * launch.read) / (plan.block_m + plan.block_n)
+    of = of._replace(from_l2=of.from_l2 * share, from_l2_alone=of.from_l2_alone * share)
+    moved = int(problem.bytes(size, call.which)) + extra_bytes(call, plan)
+    busy = on_chip(of, launch.programs, launch.trips / launch.programs, device)
+    copied = from_dram(copied_bytes(call, plan), device, of.constants)
+    dram = from_dram(moved, device, of.constants) - copied
+    launched = overhead(launches(call, plan), device, of.constants)
+    total = launched + copied + max(busy, dram)
+    bound = of.bound if of.clocks >= trip_clocks(of, launch.programs, device) else "L2"
+    bound = "DRAM" if copied + dram > busy else bound
+    bound = "launch" if launched > max(busy, dram) else bound
+    return Prediction(
+        seconds=total,
+        tiles=launch.programs,
+        waves=launch.programs / (device.sm_count * of.resident),
+        tile_use=min(1.0, problem.macs / issued_macs(problem, plan)),
+        bytes=moved,
+        bound=bound,
+        low=total * of.constants.low,
+        high=total * of.constants.high,
+        source=of.constants.source + borrowed(device),
+    )
+
+
+def quickest(call: Call, device: Device, least: float) -> tuple[float, Plan | None]:
+    """(predicted seconds, plan) of the candidate of least time, if under `least` seconds."""
+    best = None
+    for plan in candidates(call, device):
+        time = predict(call, plan, device).seconds
+        if time < least:
+            least, best = time, plan
+    return least, best
