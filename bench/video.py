@@ -49,9 +49,9 @@ class Row:
 
 
 ROWS = (
-    Row("fprop:video:128x128x64:w8:s3", 109),
-    Row("fprop:video:128x256x64:w8:s3", 120, filters=512),
-    Row("fprop:video:128x128x64:w8:s3", 118, 2),
+    Row("fprop:video:128x128x64:w8:s3", 107),
+    Row("fprop:video:128x256x64:w8:s3", 118, filters=512),
+    Row("fprop:video:128x128x64:w8:s3", 115, 2),
     Row("fprop:video:128x256x64:w8:s3", 128, 2, filters=512),
 )
 

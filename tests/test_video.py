@@ -106,6 +106,28 @@ def test_the_definition(name, last, device, launched):
     assert torch.equal(alone, y)
 
 
+@pytest.mark.parametrize("name", CALLS)
+def test_torchs_operators_are_the_definition(name):
+    """What CPU tensors take without the interpreter."""
+    shape, weight, cached, window = CALLS[name]
+    x, w, b, cache = tensors(shape, weight, cached)
+    defaults = {"stride": 1, "padding": 0, "cache": cache, "keeps": True, "dilation": 1, "upsample": 1, "time_padding": "zeros"}
+    arguments = video_check.call(x, w, b, *(defaults | window).values())
+    chunk = chunk_of(x.shape, w.shape, None if cache is None else cache.shape, *arguments)
+    y, after = video_cpu.forward(chunk, x, w, b, cache, True)
+    assert_close(y, by_definition(x, w, b, cache=cache, **window))
+    assert y.shape == chunk.output_shape and after.shape == chunk.next_shape
+
+
+def test_nothing_overflows(device, overflow_checked):
+    x, w, b, cache = tensors((1, 4, 2, 4, 5), (3, 4, 3, 4, 8), 2, device=device)  # 32 taps in a frame: all bits of a word
+    y, _ = tritonconv.causal_conv3d(x, w, b, 1, (2, 4), cache)
+    assert_close(y, by_definition(x, w, b, 1, (2, 4), cache))
+    x, w, b, cache = tensors(*CALLS["upsample, odd"][:3], device=device)
+    y, _ = tritonconv.causal_conv3d(x, w, b, cache=cache, **CALLS["upsample, odd"][3])
+    assert_close(y, by_definition(x, w, b, cache=cache, **CALLS["upsample, odd"][3]))
+
+
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 2), st.integers(1, 3))  # taps, dilation, stride in time
 
 
@@ -500,3 +522,17 @@ def test_on_a_gpu(name, last, dtype, device, launched):
     assert_close(y, by_definition(x, w, b, cache=cache, **window), 1.01 * UNIT[dtype])
     want = tritonconv.causal_conv3d(*(t.cpu() for t in (x, w, b)), cache=None if cache is None else cache.cpu(), **window)[1]
     assert torch.equal(after.cpu(), want)
+
+
+@pytest.mark.gpu
+def test_a_result_above_2_to_31_elements(device, launched):
+    """Of a frame that 32-bit offsets do not reach across."""
+    x, cache = (torch.randn(1, 16, t, 4096, 4096, device=device, dtype=torch.bfloat16) for t in (2, 1))
+    w = torch.randn(80, 16, 2, 3, 3, device=device, dtype=torch.bfloat16)
+    y, after = tritonconv.causal_conv3d(x, w, padding=1, cache=cache)
+    assert y.is_contiguous() and y.numel() > 2**31
+    x_crop, before = (t[..., 4000:4018, 4069:4091] for t in (x, cache))
+    assert_close(
+        y[..., 4001:4017, 4070:4090], by_definition(x_crop.cpu(), w.cpu(), cache=before.cpu()), 1.01 * UNIT[torch.bfloat16]
+    )
+    assert torch.equal(after, x[:, :, 1:])

@@ -3,6 +3,9 @@
 Run apart from the interpreter: `pytest -m aot`.
 """
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 import triton.language as tl
@@ -25,6 +28,15 @@ def test_a_trip_takes_no_more_instructions_than_promised(row):
     gather = resource_table()[f"fprop:gather:half:wide:{row.plan.removeprefix('fprop:video:')}:sm90"]
     assert found.trip.instructions <= gather.trip + model.FRAME_INSTRUCTIONS[row.upsample]
     assert found.registers <= gather.registers  # and the frame is a scalar, so that no register of a pixel knows it
+
+
+def test_the_readme_shows_these_limits(capsys):
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    shown = re.findall(r"^\| (frames of a cache|the same, `upsample=2`)[^|]* \| (\w+) \| \d+ \| (\d+) \|$", readme, re.M)
+    limits = {(row.upsample, row.plan.split(":")[2]): row.limit for row in rows.ROWS}
+    assert {(1 + ("upsample" in name), tile): int(limit) for name, tile, limit in shown} == limits
+    rows.run()
+    assert all(row.plan in capsys.readouterr().out for row in rows.ROWS[:1])
 
 
 LAYERS = [
