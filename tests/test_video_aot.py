@@ -11,6 +11,7 @@ import torch
 import triton.language as tl
 
 from bench import video as rows
+from bench.sass import disassemble
 from bench.video import Row, launch_of
 from costmodel import video as model
 from costmodel.resources import resource_table
@@ -69,6 +70,12 @@ def test_the_plan_chosen_does_not_spill(layer, arch, dtype, precision):
     found = rows.figures(row)
     assert found.spills == found.stack_bytes == 0, launch_of(row).plan
     assert not found.trip.serialized, launch_of(row).plan
+
+
+def test_results_and_the_next_cache_are_written_16_bytes_at_a_time():
+    listing = disassemble(rows.compiled(rows.ROWS[0]).asm["cubin"])
+    assert set(re.findall(r"STG\.E[.\w]*", listing)) == {"STG.E.128"}
+    assert "LDG.E.128" in listing  # of the frames that are copied
 
 
 @pytest.mark.parametrize("arch", [80, 100])
