@@ -474,6 +474,9 @@ def test_a_plan_for_every_device():
         for dtype, precision in (("bfloat16", "ieee"), ("float32", "tf32"), ("float32", "ieee"), ("float64", "ieee")):
             plan = model.select(chunk, dtype, precision, device)
             assert not model.refuses(chunk, plan, dtype, device)
+            far = model.select(chunk, dtype, precision, device, far=True)
+            assert far.block_m * far.block_n <= 64 * 64
+        assert all(found.block_m <= 128 for found in model.candidates(chunk, "bfloat16", "ieee", device, last=False))
         with pytest.raises(ValueError, match="shared memory"):
             model.checked(chunk, Plan.parse("fprop:video:256x256x128:w8:s4"), "float32", device)
 
