@@ -168,6 +168,43 @@ def test_chunks_are_the_whole_sequence(data, sizes, padding, cpu, device):
     assert_close(torch.cat(results, 2), whole)
 
 
+def wan(x, w, b, cache):
+    """As diffusers' WanCausalConv3d and the blocks around it: (y, the next cache, of one frame after a single first one)."""
+    after = x[:, :, -2:].clone()
+    if after.shape[2] < 2 and cache is not None:
+        after = torch.cat([cache[:, :, -1:], after], 2)
+    pads = [1, 1, 1, 1, 2, 0]
+    if cache is not None:
+        x, pads[4] = torch.cat([cache, x], 2), 2 - cache.shape[2]
+    return F.conv3d(F.pad(x, pads), w, b), after
+
+
+def wan_downsampler(x, w, b, cache):
+    """As diffusers' WanResample, "downsample3d", behind its first frame."""
+    return F.conv3d(torch.cat([cache[:, :, -1:], x], 2), w[..., 1:2, 1:2], b, (2, 1, 1)), x[:, :, -1:].clone()
+
+
+def cogvideox(x, w, b, cache):
+    """As diffusers' CogVideoXCausalConv3d."""
+    x = torch.cat([x[:, :, :1]] * 2 + [x] if cache is None else [cache, x], 2)
+    return F.conv3d(x, w, b, padding=(0, 1, 1)), x[:, :, -2:].clone()
+
+
+@pytest.mark.parametrize("theirs, chunks", [(wan, (1, 1, 4, 2, 1)), (wan_downsampler, (4, 2, 4)), (cogvideox, (3, 2, 1))])
+def test_what_models_write_today(theirs, chunks, device, launched):
+    x, w, b, cache = tensors((1, 4, sum(chunks), 3, 4), (3, 4, 3, 3, 3), 1, device=device)
+    down = theirs is wan_downsampler
+    own = cache if down else None
+    cache, used = own, w[..., 1:2, 1:2] if down else w
+    window = {"stride": (2, 1, 1), "time_padding": "valid"} if down else {"padding": 1}
+    window |= {"time_padding": "replicate"} if theirs is cogvideox else {}
+    for chunk in x.split(chunks, 2):
+        want, cache = theirs(chunk, w, b, cache)
+        y, own = tritonconv.causal_conv3d(chunk, used, b, cache=own, **window)
+        assert_close(y, want)
+        assert torch.equal(own[:, :, own.shape[2] - cache.shape[2] :], cache)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 def test_every_type_is_rounded_once(dtype, device, launched):
     x, w, b, cache = tensors((1, 32, 2, 5, 6), (16, 32, 3, 3, 3), 2, dtype=dtype, device=device)
