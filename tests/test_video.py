@@ -378,6 +378,8 @@ def test_the_op_keeps_its_promises(device):
     leaves = [t.requires_grad_() for t in (x, w, b, cache)]
     torch.library.opcheck(OPS.video.default, (*leaves, [1, 1, 1], [1, 1, 0, 1], [1, 1, 1], 2, "zeros", True))
     x, w = x.detach().contiguous(), w.detach()
+    with pytest.raises(RuntimeError, match=r"same dtype, got .*float32 and .*float64"):
+        OPS.video(x, w, None, cache.double(), [1, 1, 1], [0] * 4, [1, 1, 1], 1, "zeros", False)
     torch.library.opcheck(OPS.video.default, (x, w, None, None, [2, 1, 1], [0] * 4, [1, 1, 1], 1, "replicate", False))
 
 

@@ -36,7 +36,6 @@ class Prepared(NamedTuple):
     strides: Any  # of y
     sizes: Frames
     constants: dict[str, Any]
-    precision: str
 
 
 def aligned_channels(channels: int, size: int) -> int:
@@ -166,7 +165,7 @@ def prepare(
         "num_warps": plan.num_warps,
         "num_stages": plan.num_stages,
     }
-    return Prepared(plan, total, packed_strides(y, out), sizes, constants, precision)
+    return Prepared(plan, total, packed_strides(y, out), sizes, constants)
 
 
 def forward(
@@ -192,7 +191,7 @@ def forward(
         fp32_precision(),
         device_model(x.device.index if x.is_cuda else -1),
         key(y),
-        (x.stride(0), before.stride(0)),
+        (x.stride(0), before.stride(0)) if x.shape[0] > 1 else (0, 0),
         None if b is None else b.stride(0),
         keeps,
         near(chunk, x, before),
