@@ -327,7 +327,7 @@ def forecast(
 
     >>> found = forecast((1, 384, 1, 60, 104), (384, 384, 3, 3, 3), 2, padding=(1, 1, 1, 1))
     >>> print(f"{found.bytes / 1e6:.0f} MB")
-    41 MB
+    37 MB
     """
     device = find_device(device) if isinstance(device, str) else device
     chunk = Chunk.of(x, weight, cached, **window)

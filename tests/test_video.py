@@ -1,5 +1,6 @@
 """The causal convolution of video against its definition in float64: the known frames written out, then torch's conv3d."""
 
+import doctest
 import re
 from pathlib import Path
 
@@ -492,6 +493,7 @@ def test_the_cost_of_a_call():
     assert first.seconds < 0.5 * found.seconds
     with pytest.raises(ValueError, match="device"):
         model.forecast(*shapes, device="abacus")
+    assert not doctest.testmod(model).failed
 
 
 def test_explain_says_what_a_call_takes(device, launches):
