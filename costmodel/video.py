@@ -237,12 +237,15 @@ def resources_of(chunk: Chunk, tile: Tile, dtype: str, precision: str, device: D
 def addresses_fit(tile: Tile, size: int, wide: bool, last: bool, far: bool, capability: int) -> bool:
     """Whether a tile is small enough to keep its addresses in registers where the table of fprop's gather does not say so.
 
-    sm_80 has none left at 128 x 256 where filters end inside a tile, nor at 128 rows of channels that are not read 16 bytes at
-    a time, sm_100 at 128 x 256 of a contiguous result, at 64 x 128 of 4 bytes each; 64-bit offsets take twice as many.
+    None are left at 256 rows of a contiguous result, on sm_80 at 128 x 256 where filters end inside a tile, nor at 128 rows of
+    channels that are not read 16 bytes at a time, on sm_100 at 128 x 256 of a contiguous result, or 64 x 128 of 4 bytes each;
+    64-bit offsets take twice as many.
     """
     results, arch = tile.m * tile.n, compiled_for(capability)
     if far:
         return results <= 64 * 64
+    if tile.m > 128 and not last:
+        return False
     if arch == 80:
         return results <= 128 * 128 and (wide or tile.m <= 64)
     return arch != 100 or last or results <= (128 * 128 if size == 2 else 64 * 64)
@@ -324,7 +327,7 @@ def forecast(
 
     >>> found = forecast((1, 384, 1, 60, 104), (384, 384, 3, 3, 3), 2, padding=(1, 1, 1, 1))
     >>> print(f"{found.bytes / 1e6:.0f} MB")
-    41 MB
+    37 MB
     """
     device = find_device(device) if isinstance(device, str) else device
     chunk = Chunk.of(x, weight, cached, **window)

@@ -1,5 +1,6 @@
 """The causal convolution of video against its definition in float64: the known frames written out, then torch's conv3d."""
 
+import doctest
 import re
 from pathlib import Path
 
@@ -106,6 +107,28 @@ def test_the_definition(name, last, device, launched):
     assert torch.equal(alone, y)
 
 
+@pytest.mark.parametrize("name", CALLS)
+def test_torchs_operators_are_the_definition(name):
+    """What CPU tensors take without the interpreter."""
+    shape, weight, cached, window = CALLS[name]
+    x, w, b, cache = tensors(shape, weight, cached)
+    defaults = {"stride": 1, "padding": 0, "cache": cache, "keeps": True, "dilation": 1, "upsample": 1, "time_padding": "zeros"}
+    arguments = video_check.call(x, w, b, *(defaults | window).values())
+    chunk = chunk_of(x.shape, w.shape, None if cache is None else cache.shape, *arguments)
+    y, after = video_cpu.forward(chunk, x, w, b, cache, True)
+    assert_close(y, by_definition(x, w, b, cache=cache, **window))
+    assert y.shape == chunk.output_shape and after.shape == chunk.next_shape
+
+
+def test_nothing_overflows(device, overflow_checked):
+    x, w, b, cache = tensors((1, 4, 2, 4, 5), (3, 4, 3, 4, 8), 2, device=device)  # 32 taps in a frame: all bits of a word
+    y, _ = tritonconv.causal_conv3d(x, w, b, 1, (2, 4), cache)
+    assert_close(y, by_definition(x, w, b, 1, (2, 4), cache))
+    x, w, b, cache = tensors(*CALLS["upsample, odd"][:3], device=device)
+    y, _ = tritonconv.causal_conv3d(x, w, b, cache=cache, **CALLS["upsample, odd"][3])
+    assert_close(y, by_definition(x, w, b, cache=cache, **CALLS["upsample, odd"][3]))
+
+
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 2), st.integers(1, 3))  # taps, dilation, stride in time
 
 
@@ -144,6 +167,43 @@ def test_chunks_are_the_whole_sequence(data, sizes, padding, cpu, device):
             return
         results.append(y)
     assert_close(torch.cat(results, 2), whole)
+
+
+def wan(x, w, b, cache):
+    """As diffusers' WanCausalConv3d and the blocks around it: (y, the next cache, of one frame after a single first one)."""
+    after = x[:, :, -2:].clone()
+    if after.shape[2] < 2 and cache is not None:
+        after = torch.cat([cache[:, :, -1:], after], 2)
+    pads = [1, 1, 1, 1, 2, 0]
+    if cache is not None:
+        x, pads[4] = torch.cat([cache, x], 2), 2 - cache.shape[2]
+    return F.conv3d(F.pad(x, pads), w, b), after
+
+
+def wan_downsampler(x, w, b, cache):
+    """As diffusers' WanResample, "downsample3d", behind its first frame."""
+    return F.conv3d(torch.cat([cache[:, :, -1:], x], 2), w[..., 1:2, 1:2], b, (2, 1, 1)), x[:, :, -1:].clone()
+
+
+def cogvideox(x, w, b, cache):
+    """As diffusers' CogVideoXCausalConv3d."""
+    x = torch.cat([x[:, :, :1]] * 2 + [x] if cache is None else [cache, x], 2)
+    return F.conv3d(x, w, b, padding=(0, 1, 1)), x[:, :, -2:].clone()
+
+
+@pytest.mark.parametrize("theirs, chunks", [(wan, (1, 1, 4, 2, 1)), (wan_downsampler, (4, 2, 4)), (cogvideox, (3, 2, 1))])
+def test_what_models_write_today(theirs, chunks, device, launched):
+    x, w, b, cache = tensors((1, 4, sum(chunks), 3, 4), (3, 4, 3, 3, 3), 1, device=device)
+    down = theirs is wan_downsampler
+    own = cache if down else None
+    cache, used = own, w[..., 1:2, 1:2] if down else w
+    window = {"stride": (2, 1, 1), "time_padding": "valid"} if down else {"padding": 1}
+    window |= {"time_padding": "replicate"} if theirs is cogvideox else {}
+    for chunk in x.split(chunks, 2):
+        want, cache = theirs(chunk, w, b, cache)
+        y, own = tritonconv.causal_conv3d(chunk, used, b, cache=own, **window)
+        assert_close(y, want)
+        assert torch.equal(own[:, :, own.shape[2] - cache.shape[2] :], cache)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
@@ -319,6 +379,8 @@ def test_the_op_keeps_its_promises(device):
     leaves = [t.requires_grad_() for t in (x, w, b, cache)]
     torch.library.opcheck(OPS.video.default, (*leaves, [1, 1, 1], [1, 1, 0, 1], [1, 1, 1], 2, "zeros", True))
     x, w = x.detach().contiguous(), w.detach()
+    with pytest.raises(RuntimeError, match=r"same dtype, got .*float32 and .*float64"):
+        OPS.video(x, w, None, cache.double(), [1, 1, 1], [0] * 4, [1, 1, 1], 1, "zeros", False)
     torch.library.opcheck(OPS.video.default, (x, w, None, None, [2, 1, 1], [0] * 4, [1, 1, 1], 1, "replicate", False))
 
 
@@ -431,6 +493,7 @@ def test_the_cost_of_a_call():
     assert first.seconds < 0.5 * found.seconds
     with pytest.raises(ValueError, match="device"):
         model.forecast(*shapes, device="abacus")
+    assert not doctest.testmod(model).failed
 
 
 def test_explain_says_what_a_call_takes(device, launches):
@@ -452,6 +515,9 @@ def test_a_plan_for_every_device():
         for dtype, precision in (("bfloat16", "ieee"), ("float32", "tf32"), ("float32", "ieee"), ("float64", "ieee")):
             plan = model.select(chunk, dtype, precision, device)
             assert not model.refuses(chunk, plan, dtype, device)
+            far = model.select(chunk, dtype, precision, device, far=True)
+            assert far.block_m * far.block_n <= 64 * 64
+        assert all(found.block_m <= 128 for found in model.candidates(chunk, "bfloat16", "ieee", device, last=False))
         with pytest.raises(ValueError, match="shared memory"):
             model.checked(chunk, Plan.parse("fprop:video:256x256x128:w8:s4"), "float32", device)
 
@@ -500,3 +566,17 @@ def test_on_a_gpu(name, last, dtype, device, launched):
     assert_close(y, by_definition(x, w, b, cache=cache, **window), 1.01 * UNIT[dtype])
     want = tritonconv.causal_conv3d(*(t.cpu() for t in (x, w, b)), cache=None if cache is None else cache.cpu(), **window)[1]
     assert torch.equal(after.cpu(), want)
+
+
+@pytest.mark.gpu
+def test_a_result_above_2_to_31_elements(device, launched):
+    """Of a frame that 32-bit offsets do not reach across."""
+    x, cache = (torch.randn(1, 16, t, 4096, 4096, device=device, dtype=torch.bfloat16) for t in (2, 1))
+    w = torch.randn(80, 16, 2, 3, 3, device=device, dtype=torch.bfloat16)
+    y, after = tritonconv.causal_conv3d(x, w, padding=1, cache=cache)
+    assert y.is_contiguous() and y.numel() > 2**31
+    x_crop, before = (t[..., 4000:4018, 4069:4091] for t in (x, cache))
+    assert_close(
+        y[..., 4001:4017, 4070:4090], by_definition(x_crop.cpu(), w.cpu(), cache=before.cpu()), 1.01 * UNIT[torch.bfloat16]
+    )
+    assert torch.equal(after, x[:, :, 1:])

@@ -3,11 +3,15 @@
 Run apart from the interpreter: `pytest -m aot`.
 """
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 import triton.language as tl
 
 from bench import video as rows
+from bench.sass import disassemble
 from bench.video import Row, launch_of
 from costmodel import video as model
 from costmodel.resources import resource_table
@@ -25,6 +29,15 @@ def test_a_trip_takes_no_more_instructions_than_promised(row):
     gather = resource_table()[f"fprop:gather:half:wide:{row.plan.removeprefix('fprop:video:')}:sm90"]
     assert found.trip.instructions <= gather.trip + model.FRAME_INSTRUCTIONS[row.upsample]
     assert found.registers <= gather.registers  # and the frame is a scalar, so that no register of a pixel knows it
+
+
+def test_the_readme_shows_these_limits(capsys):
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    shown = re.findall(r"^\| (frames of a cache|the same, `upsample=2`)[^|]* \| (\w+) \| \d+ \| (\d+) \|$", readme, re.M)
+    limits = {(row.upsample, row.plan.split(":")[2]): row.limit for row in rows.ROWS}
+    assert {(1 + ("upsample" in name), tile): int(limit) for name, tile, limit in shown} == limits
+    rows.run()
+    assert all(row.plan in capsys.readouterr().out for row in rows.ROWS[:1])
 
 
 LAYERS = [
@@ -57,6 +70,12 @@ def test_the_plan_chosen_does_not_spill(layer, arch, dtype, precision):
     found = rows.figures(row)
     assert found.spills == found.stack_bytes == 0, launch_of(row).plan
     assert not found.trip.serialized, launch_of(row).plan
+
+
+def test_results_and_the_next_cache_are_written_16_bytes_at_a_time():
+    listing = disassemble(rows.compiled(rows.ROWS[0]).asm["cubin"])
+    assert set(re.findall(r"STG\.E[.\w]*", listing)) == {"STG.E.128"}
+    assert "LDG.E.128" in listing  # of the frames that are copied
 
 
 @pytest.mark.parametrize("arch", [80, 100])

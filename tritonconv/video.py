@@ -6,8 +6,6 @@ diffusers' WanCausalConv3d (zeros) and CogVideoXCausalConv3d (the first frame ag
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from tritonconv import video_check as check
@@ -30,7 +28,7 @@ def causal_conv3d(
     upsample: int = 1,
     time_padding: str = "zeros",
     plan: Plans = None,
-) -> Any:
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """(y, next_cache), or y where return_cache is False: result o sees the frames up to o * stride_t of the chunk x, no later.
 
     x [N, C, T, H, W], weight [K, C, t, r, s], bias [K], y [N, K, O, P, Q]. With D = (t - 1) * dilation_t, result o sees frames

@@ -15,7 +15,7 @@ import triton.language as tl
 from costmodel import video as model
 from costmodel.algebra import product
 from costmodel.device import Device
-from costmodel.tiling import MAX_BIT_TAPS, Plan, itemsize
+from costmodel.tiling import MAX_ALIGN, MAX_BIT_TAPS, Plan, itemsize
 from costmodel.video import Chunk
 from tritonconv.causal_launch import on
 from tritonconv.kernels.index import pack
@@ -36,7 +36,6 @@ class Prepared(NamedTuple):
     strides: Any  # of y
     sizes: Frames
     constants: dict[str, Any]
-    precision: str
 
 
 def aligned_channels(channels: int, size: int) -> int:
@@ -115,6 +114,7 @@ def prepare(
     if total > INT32_MAX:
         raise RuntimeError(f"causal_conv3d of {chunk} needs {total} programs, more than a CUDA grid of {INT32_MAX} holds")
     align = aligned_channels(problem.in_channels, itemsize(dtype))
+    k_align = math.gcd(problem.out_channels, MAX_ALIGN)
     (low_h, _), (low_w, _) = problem.padding[1:]
     sizes = Frames(
         *map(
@@ -122,7 +122,7 @@ def prepare(
             (
                 *chunk.frame,
                 problem.in_channels // align,
-                problem.out_channels,
+                problem.out_channels // k_align,
                 *chunk.output_shape[2:],
                 chunk.cached,
                 chunk.known,
@@ -146,6 +146,7 @@ def prepare(
         "REPLICATE": chunk.replicate,
         "BOUNDS": "none" if not spatial else "bits" if product(problem.kernel_size[1:]) <= MAX_BIT_TAPS else "range",
         "C_ALIGN": align,
+        "K_ALIGN": k_align,
         "Y_ALIGN": out.align,
         "Y_UNIT": out.unit,
         "EVEN_K": problem.in_channels % plan.block_k == 0,
@@ -164,7 +165,7 @@ def prepare(
         "num_warps": plan.num_warps,
         "num_stages": plan.num_stages,
     }
-    return Prepared(plan, total, packed_strides(y, out), sizes, constants, precision)
+    return Prepared(plan, total, packed_strides(y, out), sizes, constants)
 
 
 def forward(
@@ -190,7 +191,7 @@ def forward(
         fp32_precision(),
         device_model(x.device.index if x.is_cuda else -1),
         key(y),
-        (x.stride(0), before.stride(0)),
+        (x.stride(0), before.stride(0)) if x.shape[0] > 1 else (0, 0),
         None if b is None else b.stride(0),
         keeps,
         near(chunk, x, before),

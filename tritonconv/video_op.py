@@ -56,6 +56,9 @@ def _by(where: Callable[..., Pair]) -> Callable[..., Pair]:
         keeps: bool,
         plan: str = "",
     ) -> Pair:
+        for other in (w, b, cache):
+            if other is not None and other.dtype != x.dtype:
+                raise RuntimeError(f"tritonconv: all tensors must have the same dtype, got {x.dtype} and {other.dtype}")
         before = None if cache is None else cache.shape
         chunk = chunk_of(x.shape, w.shape, before, stride, padding, dilation, upsample, time_padding)
         return where(chunk, x, w, b, cache, keeps, plan)

@@ -10,7 +10,7 @@ from tritonconv.kernels.index import inside, strides, tile_of, unpack, wide, win
 
 
 class Frames(NamedTuple):
-    """Sizes, packed; c and what counts elements of x are divided by C_ALIGN first."""
+    """Sizes, packed; c and what counts elements of x are divided by C_ALIGN first, k by K_ALIGN."""
 
     h: int  # of a frame of x
     w: int
@@ -215,6 +215,7 @@ def video_kernel(
     REPLICATE: tl.constexpr,
     BOUNDS: tl.constexpr,  # how a tap outside a frame is found: "none", "bits", "range"
     C_ALIGN: tl.constexpr,
+    K_ALIGN: tl.constexpr,
     Y_ALIGN: tl.constexpr,
     Y_UNIT: tl.constexpr,
     EVEN_K: tl.constexpr,
@@ -262,7 +263,7 @@ def video_kernel(
         )
         return
 
-    filters = unpack(sizes.k)
+    filters = unpack(sizes.k) * K_ALIGN
     size_p = unpack(sizes.p)
     size_q = unpack(sizes.q)
     pid_m, pid_n, _ = tile_of(pid, unpack(sizes.tiles_m), tl.cdiv(filters, BLOCK_N), GROUP_M)
