@@ -32,6 +32,9 @@ LEAST_TAPS = 121
 #: Instructions of a warp for each of its sums of wgrad to find their diagonals: exchanged through shared memory, then four
 #: masked additions (read off compiled kernels: 30 to 32).
 DIAGONAL_INSTRUCTIONS = 32
+#: Most sums that a thread may hold where something follows in the same kernel, by `Call.epilogue`: what compiles without a
+#: spill. `tests/test_band_aot.py` compiles the largest.
+EPILOGUE_SUMS = {"channels": 128, "tensors": 64, "heavy": 64}
 #: Most programs that share the blocks of one tile of wgrad.
 MAX_SPLIT = 64
 
@@ -192,6 +195,8 @@ def serves(call: Call, plan: Plan, device: Device | None = None) -> str:
         return f"a tile of {plan.rows} x {window // plan.rows} pixels must hold a block of {plan.step[2]} x {plan.step[3]}"
     if plan.split < 1 or (plan.split > 1 and not wgrad):
         return f"split must be 1 for {call.which}, got {plan.split}"
+    if not epilogue_fits(call.epilogue, plan):
+        return f"{plan.block_m} x {plan.block_n} sums leave {plan.num_warps} warps no registers for what follows"
     shared = resources(call, plan).shared
     if device is not None and shared > device.shared_per_block:
         return f"it needs about {shared} bytes of shared memory, the device has {device.shared_per_block}"
@@ -207,8 +212,6 @@ def refuses(call: Call, pack: tuple[str, ...] = ()) -> str:
         return f"stride and dilation must be 1, got {problem.stride} and {problem.dilation}"
     if arithmetic(call.dtype, call.precision) != "half":
         return f"tensor cores take its operands in 16 bits, got {call.dtype}"
-    if call.epilogue:
-        return "nothing but a bias follows in its kernel"
     if "b" in pack and call.which != Pass.WGRAD:
         return "weights are read as they lie"
     return ""
@@ -246,6 +249,7 @@ MENU = (
     (128, (4, 64), 1, 32, 8, 4),
     (128, (16, 16), 2, 16, 8, 4),
     (128, (16, 16), 1, 32, 8, 4),
+    (128, (4, 32), 1, 32, 8, 4),
     (64, (8, 32), 1, 32, 4, 4),
     (64, (16, 16), 2, 16, 4, 4),
     (64, (4, 32), 1, 32, 4, 4),
@@ -274,11 +278,16 @@ def plans(call: Call, device: Device) -> Iterator[Plan]:
         outputs, window, step = math.prod(box), rows * columns, (1, 1, *box)
         tile = (outputs, window, blocks) if which == Pass.WGRAD else (blocks, outputs, window)
         plan = Plan(which, "band", *tile, warps, stages, step=step, pack=pack, rows=rows)
-        if resources(call, plan).shared > device.shared_per_block:
+        if resources(call, plan).shared > device.shared_per_block or not epilogue_fits(call.epilogue, plan):
             continue
         ways = splits(of, band_of(plan), device) if which == Pass.WGRAD else (1,)
         for split in ways:
             yield replace(plan, split=split)
+
+
+def epilogue_fits(epilogue: str, plan: Plan) -> bool:
+    """Whether a tile leaves its threads registers for what follows it."""
+    return not epilogue or plan.block_m * plan.block_n <= EPILOGUE_SUMS[epilogue] * 32 * plan.num_warps
 
 
 def splits(of: Shape, band: Band, device: Device) -> list[int]:
@@ -325,7 +334,8 @@ def copied_bytes(call: Call, plan: Plan) -> int:
     of = shape_of(call.problem, plan.which)
     windows, blocks = (of.images * of.channels * math.prod(n) for n in (of.inputs, of.outputs))
     a, b = (blocks, windows) if plan.which == Pass.WGRAD else (windows, 0)
-    copied = a * ("a" in plan.pack) + b * ("b" in plan.pack) + blocks * copies_result(call)
+    results = copies_result(call) * (2 if call.epilogue in ("tensors", "heavy") else 1)  # a residual, or z
+    copied = a * ("a" in plan.pack) + b * ("b" in plan.pack) + blocks * results
     return 2 * copied * itemsize(call.dtype)
 
 
