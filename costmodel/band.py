@@ -24,7 +24,7 @@ from costmodel.timing import Kernel, Prediction, borrowed, from_dram, kernel, on
 
 #: Elements of a vector that the kernels align windows and taps to.
 VECTOR = 8
-#: Pixels of a result that a program of `table_kernel` and of wgrad's sum makes.
+#: Elements that a program of `table_kernel` and of wgrad's sum makes.
 TABLE_BLOCK, REDUCE_BLOCK = 1024, 128
 #: Taps of the smallest filter that plans are ranked for, 11 x 11: below, the FMA kernels are as fast within the error of both
 #: predictions.
@@ -83,7 +83,7 @@ def shape_of(problem: ConvProblem, which: Pass) -> Shape:
 
 class Band(NamedTuple):
     """A plan's tile: `blocks` of rows x columns of outputs, times `rows` x `columns` pixels of a window in a trip (for wgrad
-    in a tile, with `blocks` in a trip)."""
+    in a tile, with `blocks` of as many images in a trip)."""
 
     blocks: int
     box: tuple[int, int]
@@ -147,7 +147,7 @@ def launch_of(of: Shape, which: Pass, band: Band, split: int) -> Launch:
         across, trips = ceil_div(of.outputs[1], band.box[1]), 0
         for tile in range(tiles_t):
             first, end = rows_met(of, band, tile)
-            steps = ceil_div(max(0, end - first) * across * of.images, band.blocks)
+            steps = max(0, end - first) * across * ceil_div(of.images, band.blocks)
             trips += max(1, ceil_div(steps, split)) * split
         tiles = tiles_t * tiles_j
         return Launch(tiles, split, of.channels * tiles * split, of.channels * tiles_j * trips, 1.0)
@@ -259,12 +259,14 @@ MENU = (
     (16, (2, 32), 1, 32, 4, 4),
     (16, (2, 16), 2, 16, 4, 4),
 )
-#: Tiles of wgrad, whose blocks are a trip's.
+#: Tiles of wgrad, whose blocks are a trip's, of one place in as many images.
 WGRAD_MENU = (
     (32, (4, 32), 4, 32, 8, 3),
     (32, (8, 16), 8, 16, 8, 3),
     (32, (2, 32), 2, 32, 4, 3),
     (32, (4, 16), 4, 16, 4, 3),
+    (16, (4, 32), 4, 32, 8, 4),
+    (16, (4, 16), 4, 16, 4, 4),
 )
 
 
@@ -293,7 +295,7 @@ def epilogue_fits(epilogue: str, plan: Plan) -> bool:
 def splits(of: Shape, band: Band, device: Device) -> list[int]:
     """How many programs may share wgrad's blocks."""
     room = min(MAX_SPLIT, max(1, 4 * device.sm_count // launch_of(of, Pass.WGRAD, band, 1).programs))
-    steps = ceil_div(of.images * blocks_of(of, band.box), band.blocks)
+    steps = blocks_of(of, band.box) * ceil_div(of.images, band.blocks)
     return [1 << i for i in range(room.bit_length()) if 1 << i <= steps]
 
 

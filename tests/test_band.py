@@ -320,6 +320,18 @@ def test_weight_gradients_meet_every_row_that_they_need(of):
         assert needed == list(range(first, end))
 
 
+@pytest.mark.parametrize("of, split", [(SHAPES[0][0], 1), (SHAPES[1][0], 3), (SHAPES[2][0], 2)])
+def test_a_weight_gradients_trips_are_blocks_times_images(of, split):
+    shape, tile = band.shape_of(of, Pass.WGRAD), band.Band(16, (4, 32), 8, 32)
+    tiles_t, across = -(-(4 + shape.kernel[0] - 1) // 8), -(-shape.outputs[1] // 32)
+    steps = [
+        (end - first) * across * -(-of.batch // 16) for first, end in (band.rows_met(shape, tile, i) for i in range(tiles_t))
+    ]
+    found = band.launch_of(shape, Pass.WGRAD, tile, split)
+    assert found.programs == of.in_channels * found.tiles * split
+    assert found.trips == of.in_channels * found.tiles // tiles_t * sum(max(1, -(-n // split)) * split for n in steps)
+
+
 def test_issued_multiply_adds_cover_the_useful_ones():
     of = problem((13, 13), (20, 40), 3)
     for which in Pass:

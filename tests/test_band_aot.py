@@ -103,6 +103,7 @@ def test_what_follows_a_tile_does_not_spill(kind, arch):
 
 OTHERS = {
     "odd_rows": ConvProblem.conv((9, 40, 27, 23), (40, 1, 13, 17), (1, 1), ((1, 2), (3, 0)), (1, 1), 40),
+    "cropped": ConvProblem.conv((9, 40, 32, 64), (40, 1, 13, 17), (1, 1), ((-1, 2), (-9, 6)), (1, 1), 40),
     "one_image": ConvProblem.conv((1, 96, 56, 56), (96, 1, 51, 5), (1, 1), (25, 2), (1, 1), 96),
     "large": ConvProblem.conv((2, 64, 1024, 1024), (64, 1, 63, 63), (1, 1), (31, 31), (1, 1), 64),
 }

@@ -146,6 +146,7 @@ def band_kernel(
     c = first_j
     for _ in range(trips):
         c = tl.multiple_of(c, 8)
+        # two comparisons for each bound of columns, not one unsigned: so Triton sees that a vector is inside or not as one
         x_mask = inside(h + t, in_h) & (j + c >= 0) & (j + c < in_w)
         mask = inside(tap_row + t, R) & (position + c >= 0) & (position + c < PITCH)
         x = tl.load(x_ptrs + (t.to(INDEX) * x_h + c), mask=x_mask, other=0.0)
