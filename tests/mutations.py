@@ -350,7 +350,7 @@ MUTATIONS = [
     Mutation("band", "a diagonal summed twice", "band_wgrad.py", "down = down < ROWS", "down = down <= ROWS", BAND),
     Mutation("band", "a share that starts late", "band_wgrad.py", "first = share * trips", "first = share * trips + 1", BAND),
     Mutation("band", "a tile to the left", "band_wgrad.py", "moved // COLUMNS - 1", "moved // COLUMNS", BAND),
-    Mutation("band", "images beyond the last", "band_wgrad.py", "(offs_k + n < images)", "(offs_k + n >= 0)", BAND),
+    Mutation("band", "images beyond the last", "band_wgrad.py", "n, images) < images", "n, images) >= 0", BAND),
 ]
 
 
