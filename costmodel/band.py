@@ -24,7 +24,7 @@ from costmodel.timing import Kernel, Prediction, borrowed, from_dram, kernel, on
 
 #: Elements of a vector that the kernels align windows and taps to.
 VECTOR = 8
-#: Pixels of a result that a program of `table_kernel` and of wgrad's sum makes.
+#: Elements that a program of `table_kernel` and of wgrad's sum makes.
 TABLE_BLOCK, REDUCE_BLOCK = 1024, 128
 #: Taps of the smallest filter that plans are ranked for, 11 x 11: below, the FMA kernels are as fast within the error of both
 #: predictions.
@@ -32,6 +32,9 @@ LEAST_TAPS = 121
 #: Instructions of a warp for each of its sums of wgrad to find their diagonals: exchanged through shared memory, then four
 #: masked additions (read off compiled kernels: 30 to 32).
 DIAGONAL_INSTRUCTIONS = 32
+#: Most sums that a thread may hold where something follows in the same kernel, by `Call.epilogue`: what compiles without a
+#: spill. `tests/test_band_aot.py` compiles the largest.
+EPILOGUE_SUMS = {"channels": 128, "tensors": 64, "heavy": 64}
 #: Most programs that share the blocks of one tile of wgrad.
 MAX_SPLIT = 64
 
@@ -80,7 +83,7 @@ def shape_of(problem: ConvProblem, which: Pass) -> Shape:
 
 class Band(NamedTuple):
     """A plan's tile: `blocks` of rows x columns of outputs, times `rows` x `columns` pixels of a window in a trip (for wgrad
-    in a tile, with `blocks` in a trip)."""
+    in a tile, with `blocks` of as many images in a trip)."""
 
     blocks: int
     box: tuple[int, int]
@@ -144,7 +147,7 @@ def launch_of(of: Shape, which: Pass, band: Band, split: int) -> Launch:
         across, trips = ceil_div(of.outputs[1], band.box[1]), 0
         for tile in range(tiles_t):
             first, end = rows_met(of, band, tile)
-            steps = ceil_div(max(0, end - first) * across * of.images, band.blocks)
+            steps = max(0, end - first) * across * ceil_div(of.images, band.blocks)
             trips += max(1, ceil_div(steps, split)) * split
         tiles = tiles_t * tiles_j
         return Launch(tiles, split, of.channels * tiles * split, of.channels * tiles_j * trips, 1.0)
@@ -192,6 +195,8 @@ def serves(call: Call, plan: Plan, device: Device | None = None) -> str:
         return f"a tile of {plan.rows} x {window // plan.rows} pixels must hold a block of {plan.step[2]} x {plan.step[3]}"
     if plan.split < 1 or (plan.split > 1 and not wgrad):
         return f"split must be 1 for {call.which}, got {plan.split}"
+    if not epilogue_fits(call.epilogue, plan):
+        return f"{plan.block_m} x {plan.block_n} sums leave {plan.num_warps} warps no registers for what follows"
     shared = resources(call, plan).shared
     if device is not None and shared > device.shared_per_block:
         return f"it needs about {shared} bytes of shared memory, the device has {device.shared_per_block}"
@@ -207,8 +212,6 @@ def refuses(call: Call, pack: tuple[str, ...] = ()) -> str:
         return f"stride and dilation must be 1, got {problem.stride} and {problem.dilation}"
     if arithmetic(call.dtype, call.precision) != "half":
         return f"tensor cores take its operands in 16 bits, got {call.dtype}"
-    if call.epilogue:
-        return "nothing but a bias follows in its kernel"
     if "b" in pack and call.which != Pass.WGRAD:
         return "weights are read as they lie"
     return ""
@@ -246,6 +249,7 @@ MENU = (
     (128, (4, 64), 1, 32, 8, 4),
     (128, (16, 16), 2, 16, 8, 4),
     (128, (16, 16), 1, 32, 8, 4),
+    (128, (4, 32), 1, 32, 8, 4),
     (64, (8, 32), 1, 32, 4, 4),
     (64, (16, 16), 2, 16, 4, 4),
     (64, (4, 32), 1, 32, 4, 4),
@@ -255,12 +259,14 @@ MENU = (
     (16, (2, 32), 1, 32, 4, 4),
     (16, (2, 16), 2, 16, 4, 4),
 )
-#: Tiles of wgrad, whose blocks are a trip's.
+#: Tiles of wgrad, whose blocks are a trip's, of one place in as many images.
 WGRAD_MENU = (
     (32, (4, 32), 4, 32, 8, 3),
     (32, (8, 16), 8, 16, 8, 3),
     (32, (2, 32), 2, 32, 4, 3),
     (32, (4, 16), 4, 16, 4, 3),
+    (16, (4, 32), 4, 32, 8, 4),
+    (16, (4, 16), 4, 16, 4, 4),
 )
 
 
@@ -274,17 +280,22 @@ def plans(call: Call, device: Device) -> Iterator[Plan]:
         outputs, window, step = math.prod(box), rows * columns, (1, 1, *box)
         tile = (outputs, window, blocks) if which == Pass.WGRAD else (blocks, outputs, window)
         plan = Plan(which, "band", *tile, warps, stages, step=step, pack=pack, rows=rows)
-        if resources(call, plan).shared > device.shared_per_block:
+        if resources(call, plan).shared > device.shared_per_block or not epilogue_fits(call.epilogue, plan):
             continue
         ways = splits(of, band_of(plan), device) if which == Pass.WGRAD else (1,)
         for split in ways:
             yield replace(plan, split=split)
 
 
+def epilogue_fits(epilogue: str, plan: Plan) -> bool:
+    """Whether a tile leaves its threads registers for what follows it."""
+    return not epilogue or plan.block_m * plan.block_n <= EPILOGUE_SUMS[epilogue] * 32 * plan.num_warps
+
+
 def splits(of: Shape, band: Band, device: Device) -> list[int]:
     """How many programs may share wgrad's blocks."""
     room = min(MAX_SPLIT, max(1, 4 * device.sm_count // launch_of(of, Pass.WGRAD, band, 1).programs))
-    steps = ceil_div(of.images * blocks_of(of, band.box), band.blocks)
+    steps = blocks_of(of, band.box) * ceil_div(of.images, band.blocks)
     return [1 << i for i in range(room.bit_length()) if 1 << i <= steps]
 
 
@@ -325,7 +336,8 @@ def copied_bytes(call: Call, plan: Plan) -> int:
     of = shape_of(call.problem, plan.which)
     windows, blocks = (of.images * of.channels * math.prod(n) for n in (of.inputs, of.outputs))
     a, b = (blocks, windows) if plan.which == Pass.WGRAD else (windows, 0)
-    copied = a * ("a" in plan.pack) + b * ("b" in plan.pack) + blocks * copies_result(call)
+    results = copies_result(call) * (2 if call.epilogue in ("tensors", "heavy") else 1)  # a residual, or z
+    copied = a * ("a" in plan.pack) + b * ("b" in plan.pack) + blocks * results
     return 2 * copied * itemsize(call.dtype)
 
 

@@ -29,6 +29,7 @@ FUSED = (
     "test_each_part_alone or test_second_derivative or test_small_tiles",
 )
 BAND = ("tests/test_band.py", "-k", "test_every_kind and (rows_of_23 or stripes or even_same or transposed)")
+BAND_FUSED = ("tests/test_band.py", "-k", "epilogue_in")
 
 
 @dataclass(frozen=True)
@@ -361,10 +362,11 @@ MUTATIONS = [
     Mutation("band", "a window cut too short", "band.py", "low - last_p * BOX[0], 0)", "low - first_p * BOX[0], 0)", BAND),
     Mutation("band", "columns of the row before", "band.py", "& (j + c >= 0) &", "&", BAND),
     Mutation("band", "a missing bias", "band.py", "if HAS_BIAS:", "if False:", BAND),
+    Mutation("band", "one row of the residual", "band.py", "* r_n + y_row.to(INDEX) * r_h", "* r_n + 0 * r_h", BAND_FUSED),
     Mutation("band", "a diagonal summed twice", "band_wgrad.py", "down = down < ROWS", "down = down <= ROWS", BAND),
     Mutation("band", "a share that starts late", "band_wgrad.py", "first = share * trips", "first = share * trips + 1", BAND),
     Mutation("band", "a tile to the left", "band_wgrad.py", "moved // COLUMNS - 1", "moved // COLUMNS", BAND),
-    Mutation("band", "images beyond the last", "band_wgrad.py", "(offs_k + n < images)", "(offs_k + n >= 0)", BAND),
+    Mutation("band", "images beyond the last", "band_wgrad.py", "n, images) < images", "n, images) >= 0", BAND),
 ]
 
 

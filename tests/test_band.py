@@ -1,9 +1,11 @@
 """Large depthwise filters on tensor cores: right wherever a plan may ask for them, refused elsewhere, chosen where they pay."""
 
+import functools
 import itertools
 from pathlib import Path
 
 import pytest
+import test_fused
 import torch
 from cases import LAYOUTS, Case
 from oracle import check
@@ -69,6 +71,28 @@ def test_any_strides_are_right(x, gradient, device, launches):
     case = depthwise((2, 2, 6, 8), (5, 5), padding=2, x=x, g=gradient, w="sliced" if x == "sliced" else "permuted")
     check(case, device, plan=plans(box=(4, 8), pixels=(4, 16)))
     assert PASSES.items() <= launches().items()
+
+
+@pytest.mark.parametrize(
+    "activation, extras, residual",
+    [
+        ("gelu", ("scale", "shift", "residual"), "contiguous"),
+        ("relu", ("scale", "shift"), "contiguous"),
+        (None, ("residual",), "channels_last"),
+        ("hardswish", ("residual",), "expanded"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["vectors", "copied", "transposed"])
+def test_an_epilogue_in_the_same_kernel(kind, activation, extras, residual, device, launches, monkeypatch):
+    """What is copied takes its residual and the value before the activation along."""
+    case = depthwise((3, 2, 6, 8 if kind == "vectors" else 11), (5, 5), padding=(2, 1), bias=kind != "copied")
+    if kind == "transposed":
+        case = Case("conv_transpose2d", (3, 2, 6, 16), (2, 1, 5, 3), padding=(2, 1), groups=2, dtype="bfloat16")
+    name = f"{case.function}_fused"
+    monkeypatch.setattr(tritonconv, name, functools.partial(getattr(tritonconv, name), plan=plans(box=(2, 8), pixels=(2, 8))))
+    test_fused.check(case, activation, extras, device, residual)
+    found = launches()
+    assert found["band dgrad" if kind == "transposed" else "band fprop"] >= 1 and not found["depthwise fprop"]
 
 
 def test_a_tensor_that_begins_between_vectors_is_copied(device, launches):
@@ -169,8 +193,6 @@ def test_others_do_not(which):
         assert not any(plan.family == "band" for plan in candidates(call(problem(kernel), which), H100))
     assert select(call(problem((31, 31)), which, "float32"), H100).family == "depthwise"
     assert select(call(problem((31, 31)), which), INTERPRETER).family == "depthwise"
-    if which != Pass.WGRAD:
-        assert select(call(problem((31, 31)), which, epilogue="channels"), H100).family == "depthwise"
 
 
 @pytest.mark.parametrize("which", Pass)
@@ -181,6 +203,15 @@ def test_channels_last_is_copied_where_that_pays(which):
     assert band.copies_result(last) == (which != Pass.WGRAD)
     planes = call(problem((31, 31)), which)
     assert predict(last, plan, H100).seconds > predict(planes, select(planes, H100), H100).seconds
+
+
+@pytest.mark.parametrize("epilogue", ["channels", "tensors", "heavy"])
+def test_an_epilogue_takes_tiles_that_leave_registers(epilogue):
+    asked = call(problem((31, 31)), Pass.FPROP, epilogue=epilogue)
+    plan, most = select(asked, H100), band.EPILOGUE_SUMS[epilogue]
+    assert plan.family == "band" and plan.block_m * plan.block_n <= most * 32 * plan.num_warps
+    large = Plan.parse("fprop:band:128x256x32:w8:s4:step1x1x8x32")
+    assert bool(refuses(asked, large, H100)) == (most < 128)
 
 
 def test_stripes_take_tensor_cores_too():
@@ -287,6 +318,18 @@ def test_weight_gradients_meet_every_row_that_they_need(of):
             if any(0 <= p * 4 - shape.low[0] + t < shape.inputs[0] for t in range(8 * number, 8 * number + 8))
         ]
         assert needed == list(range(first, end))
+
+
+@pytest.mark.parametrize("of, split", [(SHAPES[0][0], 1), (SHAPES[1][0], 3), (SHAPES[2][0], 2)])
+def test_a_weight_gradients_trips_are_blocks_times_images(of, split):
+    shape, tile = band.shape_of(of, Pass.WGRAD), band.Band(16, (4, 32), 8, 32)
+    tiles_t, across = -(-(4 + shape.kernel[0] - 1) // 8), -(-shape.outputs[1] // 32)
+    steps = [
+        (end - first) * across * -(-of.batch // 16) for first, end in (band.rows_met(shape, tile, i) for i in range(tiles_t))
+    ]
+    found = band.launch_of(shape, Pass.WGRAD, tile, split)
+    assert found.programs == of.in_channels * found.tiles * split
+    assert found.trips == of.in_channels * found.tiles // tiles_t * sum(max(1, -(-n // split)) * split for n in steps)
 
 
 def test_issued_multiply_adds_cover_the_useful_ones():

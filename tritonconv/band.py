@@ -16,8 +16,8 @@ from tritonconv.kernels.band import Band, band_kernel, table_kernel
 from tritonconv.kernels.band_wgrad import diagonal_kernel, diagonal_reduce_kernel
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.kernels.index import pack
-from tritonconv.layout import vectored_strides
-from tritonconv.prepared import INT32_MAX, FusedKey, Prepared, TensorKey, packed_strides
+from tritonconv.layout import depthwise_operand, vectored_copy, vectored_strides
+from tritonconv.prepared import INT32_MAX, FusedKey, Prepared, TensorKey, follow, packed_strides
 
 
 def fits_int32(of: band.Shape, *images: TensorKey) -> bool:
@@ -49,6 +49,9 @@ def prepare(
     if band.copies_result(call):
         out = out[0], vectored_strides(out[0])
         result = (*out[0][:-1], band.rounded_up(out[0][-1]))
+        if fused is not None and fused.residual is not None:
+            fused = fused._replace(residual=out)
+    over = (out,) if fused is None or fused.residual is None else (out, fused.residual)
     x_key, w_key, y_key = (a, b, out) if which != Pass.WGRAD else (b, out, a)
     w = call.b if which != Pass.WGRAD else call.out
     extents = Band(
@@ -75,7 +78,7 @@ def prepare(
         "UPCAST": upcast,
     }
     constants = shared | {
-        "INDEX": tl.int32 if fits_int32(of, x_key, y_key) else tl.int64,
+        "INDEX": tl.int32 if fits_int32(of, x_key, y_key, *over) else tl.int64,
         "BLOCK_M": plan.block_m,
         "BLOCK_N": plan.block_n,
         "BLOCK_K": plan.block_k,
@@ -101,8 +104,10 @@ def prepare(
     chunks = ceil_div(product(workspace[1:]), band.TABLE_BLOCK)
     weights = {"KERNEL": of.kernel, "FLIP": which == Pass.DGRAD, "W_ALIGN": w.outside, "W_UNIT": w.unit}
     before = Prepared(plan, of.channels * chunks, (w_strides,), weights | {"CHUNKS": chunks, "BLOCK": band.TABLE_BLOCK})
-    constants["HAS_BIAS"] = bias_stride is not None
-    return Prepared(plan, launch.programs, (x_strides, y_strides, extents), constants, workspace, before, result=result)
+    follows, fused_constants = follow(fused, depthwise_operand)
+    constants |= {"HAS_BIAS": bias_stride is not None, "FUSED": fused is not None, **fused_constants}
+    arguments = x_strides, y_strides, extents
+    return Prepared(plan, launch.programs, arguments, constants, workspace, before, follows, result=result)
 
 
 def kernel_of(plan: Plan) -> Any:
@@ -113,7 +118,7 @@ def kernel_of(plan: Plan) -> Any:
 def run(
     prepared: Prepared, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, fused: Fused | None
 ) -> None:
-    """Two launches, and a copy of a result whose rows are no vectors."""
+    """Two launches, and copies of results whose rows are no vectors."""
     assert prepared.reduce is not None
     other, programs, device = prepared.reduce, (prepared.programs,), out.device
     if prepared.plan.which == Pass.WGRAD:
@@ -123,7 +128,15 @@ def run(
         return
     table = torch.empty(prepared.workspace, dtype=b.dtype, device=device)
     table_kernel[(other.programs,)](b, table, *other.arguments, **other.constants)
-    result = torch.empty(prepared.result, dtype=out.dtype, device=device) if prepared.result else out
-    band_kernel[programs](a, table, bias, result, *prepared.arguments, **prepared.constants)
-    if result is not out:
-        out.copy_(result[..., : out.shape[-1]])
+    if not prepared.result:
+        band_kernel[programs](a, table, bias, out, *prepared.arguments, fused=fused, **prepared.constants)
+        return
+    result, asked = torch.empty(prepared.result, dtype=out.dtype, device=device), fused
+    if fused is not None and fused.residual is not None:
+        fused = fused._replace(residual=vectored_copy(fused.residual))
+    if fused is not None and fused.z is not None:
+        fused = fused._replace(z=torch.empty_like(result))
+    band_kernel[programs](a, table, bias, result, *prepared.arguments, fused=fused, **prepared.constants)
+    out.copy_(result[..., : out.shape[-1]])
+    if asked is not None and fused is not None and fused.z is not None:
+        asked.z.copy_(fused.z[..., : out.shape[-1]])

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from tritonconv.kernels.epilogue import rounded
+from tritonconv.kernels.epilogue import finish, rounded
 from tritonconv.kernels.index import inside, strides, unpack
 
 
@@ -90,6 +90,12 @@ def band_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    fused=None,  # kernels.epilogue.Fused
+    FUSED: tl.constexpr = False,
+    ACTIVATION: tl.constexpr = "",
+    SLOPE: tl.constexpr = 0.0,
+    R_ALIGN: tl.constexpr = 1,
+    R_UNIT: tl.constexpr = 1,
 ):
     """y[m, (p, q)] = b + sum over (i, j) of x[m, (i, j)] * band[(i, j), (p, q)] for each channel, where m is a block of one
     image, (i, j) a pixel of its window, and band[(i, j), (p, q)] = w[i - p, j - q - GAP], 0 where there is no such tap.
@@ -140,6 +146,7 @@ def band_kernel(
     c = first_j
     for _ in range(trips):
         c = tl.multiple_of(c, 8)
+        # two comparisons for each bound of columns, not one unsigned: so Triton sees that a vector is inside or not as one
         x_mask = inside(h + t, in_h) & (j + c >= 0) & (j + c < in_w)
         mask = inside(tap_row + t, R) & (position + c >= 0) & (position + c < PITCH)
         x = tl.load(x_ptrs + (t.to(INDEX) * x_h + c), mask=x_mask, other=0.0)
@@ -151,13 +158,24 @@ def band_kernel(
         c += COLUMNS
         t = tl.where(c >= end_j, t + ROWS, t)
         c = tl.where(c >= end_j, first_j, c)
-    if HAS_BIAS:
+    if HAS_BIAS and not FUSED:
         acc += tl.load(b_ptr + channel * unpack(sizes.b)).to(tl.float32)
     y_row = top[:, None] + p[None, :]
     y_column = left[:, None] + q[None, :]
     y_mask = exists[:, None] & (y_row < unpack(sizes.out_h)) & (y_column < out_w)
-    y_ptrs = (y_ptr + channel * y_c) + (image.to(INDEX)[:, None] * y_n + y_row.to(INDEX) * y_h + y_column)
-    tl.store(y_ptrs, rounded(acc, y_ptr.dtype.element_ty, UPCAST), mask=y_mask)
+    y_offset = image.to(INDEX)[:, None] * y_n + y_row.to(INDEX) * y_h + y_column
+    if FUSED:
+        r_ptrs = None
+        z_ptrs = None
+        if fused.residual is not None:
+            r_n, r_c, _, r_h, r_w = strides(fused.residual_strides, R_ALIGN, R_UNIT, INDEX)
+            r_offset = image.to(INDEX)[:, None] * r_n + y_row.to(INDEX) * r_h + y_column.to(INDEX) * r_w
+            r_ptrs = (fused.residual + channel * r_c) + r_offset
+        if fused.z is not None:
+            z_ptrs = (fused.z + channel * y_c) + y_offset
+        one = channel + tl.zeros((1, 1), tl.int64)
+        acc = finish(acc, one, one >= 0, b_ptr, sizes.b, r_ptrs, z_ptrs, y_mask, fused, HAS_BIAS, ACTIVATION, SLOPE, UPCAST)
+    tl.store((y_ptr + channel * y_c) + y_offset, rounded(acc, y_ptr.dtype.element_ty, UPCAST), mask=y_mask)
 
 
 @triton.jit

@@ -91,7 +91,7 @@ def diagonal_kernel(
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for _ in range(tl.maximum(trips, 1)):
         q = tl.multiple_of(q, 8)
-        exists = (offs_k + n < images) & (p < end * BOX[0])
+        exists = offs_k + tl.where(p < end * BOX[0], n, images) < images
         dy_mask = (dp + p < out_h) & (dq + q < out_w)
         h = p - low + t
         column = q - lead + j
