@@ -13,6 +13,7 @@ from tritonconv.fused import (
     conv_transpose2d_fused,
     conv_transpose3d_fused,
 )
+from tritonconv.separable import depthwise_separable_conv2d
 
 __all__ = [
     "Explanation",
@@ -31,6 +32,7 @@ __all__ = [
     "conv_transpose3d",
     "conv_transpose3d_fused",
     "convert",
+    "depthwise_separable_conv2d",
     "explain",
     "nn",
 ]

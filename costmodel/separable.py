@@ -1,0 +1,290 @@
+"""A depthwise convolution and the pointwise one behind it: as one kernel, what that takes, and whether two are faster.
+
+A plan of the family "separable" is fprop's: `block_m` output pixels x `block_n` filters x `block_k` channels at a time, `step`
+the strip of output pixels (1, 1, rows, columns) that a thread makes of one channel, `pack` "b" where the depthwise weights are
+first copied with their channels side by side. Plain arithmetic, standard library only.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from costmodel import plan as plans
+from costmodel.algebra import ceil_div, product
+from costmodel.depthwise import axis_of
+from costmodel.device import Device
+from costmodel.problem import ConvProblem, Pass
+from costmodel.resources import Resources
+from costmodel.tiling import LARGEST_BOX, Call, Operand, Plan, Tile, arithmetic, itemsize
+from costmodel.timing import (
+    INTERPRETED_TRIP,
+    L2_SHARE,
+    Prediction,
+    from_dram,
+    kernel,
+    on_chip,
+    overhead,
+    seconds,
+    trip_clocks,
+)
+
+FAMILY = "separable"
+#: Bits of the words that say which rows and columns of a strip's window exist.
+MAX_WINDOW = 32
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both convolutions: the depthwise one, with one filter a channel, and the pointwise one's filters."""
+
+    depthwise: ConvProblem
+    filters: int
+
+    @property
+    def pointwise(self) -> ConvProblem:
+        shape = self.depthwise.output_shape
+        return ConvProblem.conv(shape, (self.filters, shape[1], 1, 1), (1, 1), (0, 0), (1, 1))
+
+    @property
+    def flops(self) -> int:
+        """Dense FLOP, 2 * MAC, of both."""
+        return int(self.depthwise.flops + self.pointwise.flops)
+
+    def bytes(self, size: int) -> int:
+        """What one kernel moves at least: x, y and the weights of both, elements of `size` bytes."""
+        return int(self.depthwise.bytes(size, Pass.FPROP) + self.pointwise.bytes(size, Pass.FPROP) - 2 * self.between(size))
+
+    def between(self, size: int) -> int:
+        """Bytes of what lies between them, which two kernels write and read."""
+        return size * product(self.depthwise.output_shape)
+
+    def __str__(self) -> str:
+        return f"{self.depthwise}, then k1x1 -> {self.filters}"
+
+
+@dataclass(frozen=True)
+class PairCall:
+    """A pair to plan: its tensors, and what follows each convolution (`costmodel.tiling.Call.epilogue`)."""
+
+    pair: Pair
+    dtype: str
+    precision: str
+    x: Operand
+    w1: Operand
+    z: Operand  # what lies between, were it in memory
+    w2: Operand
+    y: Operand
+    between: str
+    epilogue: str
+
+    def apart(self) -> tuple[Call, Call]:
+        """The two calls that do the same."""
+        first, second = self.pair.depthwise, self.pair.pointwise
+        return (
+            Call(first, Pass.FPROP, self.dtype, self.precision, self.x, self.w1, self.z, self.between),
+            Call(second, Pass.FPROP, self.dtype, self.precision, self.z, self.w2, self.y, self.epilogue),
+        )
+
+
+def strip(plan: Plan) -> tuple[int, int]:
+    """Rows and columns of a thread's strip of output pixels."""
+    assert plan.step is not None
+    return plan.step[2], plan.step[3]
+
+
+def grid(pair: Pair, plan: Plan) -> tuple[int, int]:
+    """(tiles of strips, tiles of filters)."""
+    (p, q), (rows, columns) = pair.depthwise.output_size, strip(plan)
+    strips = pair.depthwise.batch * ceil_div(p, rows) * ceil_div(q, columns)
+    return ceil_div(strips, plan.block_m // (rows * columns)), ceil_div(pair.filters, plan.block_n)
+
+
+def window(pair: Pair, shape: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of x that a strip meets."""
+    down, across = (axis_of(pair.depthwise, Pass.FPROP, i).window(n, False) for i, n in enumerate(shape))
+    return down, across
+
+
+#: Tiles by arithmetic: pixels x filters x channels.
+MENU: dict[str, tuple[Tile, ...]] = {
+    "half": (
+        Tile(64, 64, 64, 4, 1),
+        Tile(128, 64, 32, 4, 1),
+        Tile(64, 128, 64, 4, 1),
+        Tile(64, 256, 64, 8, 1),
+    ),
+    "tf32": (Tile(64, 64, 32, 4, 1),),
+    "fp32": (Tile(64, 32, 16, 4, 1),),
+    "fp64": (Tile(32, 32, 16, 4, 1),),
+}
+#: Strips: rows x columns of output pixels.
+STRIPS = ((4, 2), (1, 8))
+#: The interpreter's time goes by programs and trips.
+INTERPRETED_MENU = tuple(Tile(m, n, 64, 4, 1) for m in (64, 512) for n in (16, 64))
+#: Registers a thread that a kernel may take: three programs of four warps, or two, fit a multiprocessor.
+FEW, ALL = 168, 255
+
+
+def refuses(call: PairCall, plan: Plan) -> str:
+    """Why the kernel cannot run a plan; "" where it can."""
+    if plan.which != Pass.FPROP or plan.family != FAMILY:
+        return f"it is of {plan.which}:{plan.family}, not of fprop:{FAMILY}"
+    for name, block, least in (
+        ("block_m", plan.block_m, 16),
+        ("block_n", plan.block_n, 16),
+        ("block_k", plan.block_k, 16),
+        ("warps", plan.num_warps, 1),
+    ):
+        if block < least or block & (block - 1):
+            return f"{name} must be a power of two of at least {least}, got {block}"
+    if plan.step is None or plan.step[:2] != (1, 1) or any(n < 1 or n & (n - 1) for n in plan.step):
+        return f"step must be 1x1 and powers of two, a strip of pixels, got {plan.step}"
+    if product(plan.step) > plan.block_m:
+        return f"step {plan.step} must fit block_m {plan.block_m}"
+    if max(window(call.pair, strip(plan))) > MAX_WINDOW:
+        return f"a strip's window must have at most {MAX_WINDOW} rows and columns, got {window(call.pair, strip(plan))}"
+    if not {*plan.pack} <= {"b"}:
+        return f"pack may name b, the depthwise weights, got {', '.join(plan.pack)}"
+    said = replace(plan, block_m=0, block_n=0, block_k=0, num_warps=0, num_stages=0, step=None, pack=())
+    if said != Plan(Pass.FPROP, FAMILY, 0, 0, 0, 0, 0):
+        return f"family {FAMILY!r} knows a tile, a step and pack alone, got {plan}"
+    return ""
+
+
+class Work(NamedTuple):
+    """What a thread does in a trip."""
+
+    outputs: float  # values that it makes between the convolutions
+    channels: int  # neighbours that one load brings
+    pixels: float  # values of x that it loads and converts,
+    weights: int  # and of the depthwise weights
+    sums: int  # that it holds of the product
+
+
+def work_of(call: PairCall, plan: Plan) -> Work:
+    threads, (rows, columns), problem = 32 * plan.num_warps, strip(plan), call.pair.depthwise
+    strips = plan.block_m // (rows * columns)
+    lanes = max(1.0, strips * plan.block_k / threads)  # channels of strips
+    widest = max(1, 16 // itemsize(call.dtype))
+    channels = math.gcd(call.x.align, widest, problem.in_channels) if call.x.unit == 1 else 1
+    channels = min(channels, max(1, int(lanes)))
+    met = [len(met_of(problem, i, n)) for i, n in enumerate((rows, columns))]
+    held = plan.block_m * plan.block_n // threads
+    return Work(lanes * rows * columns, channels, lanes * product(met), channels * problem.taps, held)
+
+
+def met_of(problem: ConvProblem, axis: int, outputs: int) -> set[int]:
+    """The pixels of a window that `outputs` neighbouring outputs meet; others lie between taps."""
+    step, dilation = problem.stride[axis], problem.dilation[axis]
+    return {o * step + tap * dilation for o in range(outputs) for tap in range(problem.kernel_size[axis])}
+
+
+def trip_instructions(call: PairCall, plan: Plan) -> float:
+    """Instructions of a warp in a trip. `tests/test_separable_aot.py` holds them against compiled kernels."""
+    work, size, problem = work_of(call, plan), itemsize(call.dtype), call.pair.depthwise
+    # a masked load has its address, its mask and its zeros; a 16-bit value its conversion, now and then with a shift
+    load = 4 + ceil_div(work.channels * size, 8)
+    narrow = 1.4 if size == 2 else 0.0
+    gathered = work.pixels * (load / work.channels + narrow)
+    weights = work.weights * ((3 if call.w1.unit == 0 or plan.pack else 3 * work.channels) / work.channels + narrow)
+    after = {"": 0, "channels": 2, "heavy": 12}[call.between] + (1 if size == 2 else 0)
+    product_loads = plan.block_n * plan.block_k / (32 * plan.num_warps) / max(1, 16 // size) * 6
+    wide = 2 if size == 8 else 1  # float64 multiplies at half the rate
+    return 80 + gathered + weights + work.outputs * (wide * problem.taps + after) + product_loads
+
+
+def registers(call: PairCall, plan: Plan) -> int:
+    """Registers that the kernel is compiled for: `FEW` where what a thread holds leaves room, else `ALL`."""
+    work = work_of(call, plan)
+    held = work.sums + work.outputs + work.weights
+    return FEW if held <= 100 and plan.num_warps == 4 else ALL
+
+
+def candidates(call: PairCall, device: Device) -> list[Plan]:
+    """Plans worth predicting."""
+    kind = arithmetic(call.dtype, call.precision)
+    pack = () if call.w1.unit == 0 or device.interpreted else ("b",)
+    found = []
+    for tile in INTERPRETED_MENU if device.interpreted else MENU[kind]:
+        for rows, columns in STRIPS:
+            plan = Plan(Pass.FPROP, FAMILY, *tile, step=(1, 1, rows, columns), pack=pack)
+            if not refuses(call, plan):
+                found.append(plan)
+    return found
+
+
+def from_l2(call: PairCall, plan: Plan) -> int:
+    """Elements that a trip takes from L2: the pixels that a tile's strips meet, once, and weights."""
+    (rows, columns), problem = strip(plan), call.pair.depthwise
+    strips, row = plan.block_m // (rows * columns), ceil_div(problem.output_size[1], columns)
+    across = min(strips, row)
+    met = window(call.pair, (rows * ceil_div(strips, across), columns * across))
+    return plan.block_k * (product(met) + plan.block_n + problem.taps)
+
+
+def predict(call: PairCall, plan: Plan, device: Device) -> Prediction:
+    """Time of one kernel, and of the copy of weights before it."""
+    size, pair, kind = itemsize(call.dtype), call.pair, arithmetic(call.dtype, call.precision)
+    tiles_m, tiles_n = grid(pair, plan)
+    tiles, trips = tiles_m * tiles_n, ceil_div(pair.depthwise.in_channels, plan.block_k)
+    x = size * product(pair.depthwise.input_shape)
+    moved = pair.bytes(size) + 2 * size * product(pair.depthwise.weight_shape) * len(plan.pack)
+    if x > device.l2_bytes * L2_SHARE:
+        moved += (tiles_n - 1) * x  # each block of filters makes all of it again
+    m, n, k, *_ = plan.tile
+    needs = Resources(registers(call, plan), (m + n) * k * size, 0, round(trip_instructions(call, plan)))
+    of = kernel(FAMILY, plan.tile, needs, kind, size, (LARGEST_BOX, LARGEST_BOX), device)
+    share = from_l2(call, plan) / ((m + n) * k)
+    # a trip waits for its pixels, and for what it puts into shared memory to be multiplied
+    of = of._replace(from_l2=of.from_l2 * share, from_l2_alone=of.from_l2_alone * share, exposed=1.5 * of.exposed)
+    launched = 1 + len(plan.pack)
+    bound = of.bound if of.clocks >= trip_clocks(of, tiles, device) else "L2"
+    if device.interpreted:
+        work = work_of(call, plan)
+        per = work.outputs * pair.depthwise.taps + 3 * work.pixels
+        total = tiles * (1 + trips) * (INTERPRETED_TRIP / 100 * per / max(1.0, work.outputs / product(strip(plan))))
+    else:
+        total = seconds(of, tiles, trips, moved, launched, device)
+        busy, dram = on_chip(of, tiles, trips, device), from_dram(moved, device, of.constants)
+        bound = "DRAM" if dram > busy else bound
+        bound = "launch" if overhead(launched, device, of.constants) > max(busy, dram) else bound
+    made = tiles * trips * k * m * (n + pair.depthwise.taps)
+    return Prediction(
+        seconds=total,
+        tiles=tiles,
+        waves=tiles / (device.sm_count * of.resident),
+        tile_use=min(1.0, pair.flops / 2 / max(1, made)),
+        bytes=moved,
+        bound=bound,
+        low=total * of.constants.low,
+        high=total * of.constants.high,
+        source=of.constants.source,
+    )
+
+
+def apart(call: PairCall, device: Device) -> tuple[Prediction, Prediction]:
+    """What is predicted of the two calls, each under the plan that it takes."""
+    first, second = (plans.predict(one, plans.select(one, device), device) for one in call.apart())
+    return first, second
+
+
+def select(call: PairCall, device: Device, fused: bool = False) -> Plan | None:
+    """The plan of least predicted time, None where two kernels take less; `fused`: whatever they take.
+
+    RuntimeError where one kernel is asked for and none serves the call.
+    """
+    found = [(predict(call, plan, device).seconds, i, plan) for i, plan in enumerate(candidates(call, device))]
+    least, _, best = min(found, default=(math.inf, 0, None))
+    if best is None and fused:
+        raise RuntimeError(f"no kernel serves {call.pair}: {refuses_all(call)}")
+    if fused or best is None:
+        return best
+    return best if least < sum(one.seconds for one in apart(call, device)) else None
+
+
+def refuses_all(call: PairCall) -> str:
+    """Why no plan of the menu serves a call."""
+    tile = MENU[arithmetic(call.dtype, call.precision)][0]
+    return refuses(call, Plan(Pass.FPROP, FAMILY, *tile, step=(1, 1, *STRIPS[0])))
