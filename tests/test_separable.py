@@ -4,20 +4,20 @@ The tolerance of y is `oracle`'s with one term more: what lies between is rounde
 Gradients are tested in float64, where nothing is rounded that counts.
 """
 
-import itertools
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import gradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 import tritonconv
 from bench.tolerance import C_LIMIT, UNIT
-from costmodel import separable as model
-from costmodel.device import find_device
 from costmodel.tiling import Plan
+from tritonconv import separable_op
 from tritonconv.epilogue import ACTIVATIONS
+from tritonconv.layout import channels_last_strides
+from tritonconv.separable_launch import fits_int32, prepare_call
+from tritonconv.separable_op import pair_of
 
 NAMES = (None, *ACTIVATIONS)
 SLOPE = 0.2
@@ -223,3 +223,155 @@ def test_dy_may_lie_anyhow(device):
         tensors = {k: t if t is None else t.cpu() for k, t in example.tensors.items()}
         reduce(example.exact("silu", None, tensors={**tensors, "input": other.cpu()})).backward()
         torch.testing.assert_close(x.grad, other.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_of_gradients(device):
+    example = Example((1, 3, 3, 3), 2, (2, 2), residual=True, device=device, padding=1, seed=3)
+
+    def twice(call):
+        leaves = {k: t.detach().requires_grad_() for k, t in example.tensors.items()}
+        y = call(leaves)
+        first = torch.autograd.grad(y.square().sum(), list(leaves.values()), create_graph=True)
+        return torch.autograd.grad(sum(g.sin().sum() for g in first), list(leaves.values()))
+
+    got = twice(lambda leaves: example.ours("silu", "tanh", tensors=leaves))
+    want = twice(lambda leaves: example.exact("silu", "tanh", tensors=leaves))
+    for ours, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+def test_gradcheck(device):
+    example = Example((1, 2, 3, 2), 2, (2, 2), device=device)
+    leaves = [t.detach().requires_grad_() for t in (example.x, example.w1, example.w2, example.b1, example.b2)]
+    assert gradcheck(
+        lambda *given: example.ours("silu", "relu6", tensors=dict(zip(example.tensors, given, strict=False))),
+        leaves,
+        fast_mode=True,
+    )
+
+
+def test_unbatched(device):
+    example = Example(padding=1, residual=True, device=device, x=(1, 6, 9, 7))
+    one = {**example.tensors, "input": example.x[0], "residual": example.residual[0]}
+    assert torch.equal(example.ours("relu", tensors=one), example.ours("relu")[0])
+
+
+@pytest.mark.parametrize("plan", [None, "fused", "apart", "fprop:separable:16x32x16:w4:s1:step1x1x2x1"])
+def test_every_plan_answers_the_same(plan, device, launches):
+    example = Example((2, 20, 5, 6), 40, dtype=torch.float32, device=device, padding=1)
+    assert_close(example, "relu6", "relu6", plan if plan is None or ":" not in plan else Plan.parse(plan))
+    counted = launches()
+    assert counted["separable"] == (plan != "apart") and counted["fprop"] == (2 if plan == "apart" else 0)
+
+
+def test_64_bit_offsets(device, monkeypatch):
+    example = Example(padding=1, residual=True, device=device)
+    want = example.ours("relu6")
+    monkeypatch.setattr("tritonconv.separable_launch.fits_int32", lambda *given: False)
+    prepare_call.cache_clear()
+    got = example.ours("relu6")
+    prepare_call.cache_clear()
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize(
+    "shape, fits", [((2, 64, 1000, 1000), True), ((1, 2048, 1024, 1024), False), ((4096, 64, 64, 64), True)]
+)
+def test_which_offsets_are_long(shape, fits):
+    """A program reaches over few images: only a large one needs 64 bits."""
+    pair = pair_of(shape, (shape[1], 1, 3, 3), (16, shape[1], 1, 1), (1, 1), (1, 1, 1, 1), (1, 1))
+    last = [(s, channels_last_strides(s)) for s in (shape, (16, shape[1], 1, 1), pair.pointwise.output_shape)]
+    w1 = pair.depthwise.weight_shape, (9, 9, 3, 1)
+    plan = Plan.parse("fprop:separable:64x64x64:w4:s1:step1x1x4x2")
+    assert fits_int32(pair, plan, last[0], w1, last[1], last[2]) == fits
+
+
+def test_a_network_counts_both(device):
+    example = Example(padding=1, residual=True, device=device)
+    with FlopCounterMode(display=False) as counter:
+        example.ours("relu")
+    n, c, h, w = example.x.shape
+    assert counter.get_total_flops() == 2 * n * h * w * c * (9 + 5) == example_pair(example).flops
+
+
+def example_pair(example):
+    x, w1, w2 = example.x.shape, example.w1.shape, example.w2.shape
+    return pair_of(x, w1, w2, (1, 1), (1, 1, 1, 1), (1, 1))
+
+
+def test_opcheck(device):
+    example = Example((2, 3, 4, 4), 2, device=device, padding=1)
+    tensors = [t.detach().requires_grad_() for t in (example.x, example.w1, example.w2, example.b1, example.b2)]
+    given = (*tensors, None, (1, 1), (1, 1, 1, 1), (1, 1), "silu", "relu", 0.01, "fused")
+    torch.library.opcheck(torch.ops.tritonconv.separable, given)
+
+
+def test_compiled(device):
+    torch._dynamo.reset()
+    example = Example(padding=1, residual=True, device=device)
+    leaves = [{k: t.detach().requires_grad_() for k, t in example.tensors.items()} for _ in range(2)]
+
+    def call(tensors):
+        return example.ours("relu6", "silu", None, tensors).square()
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=True)
+    got, want = compiled(leaves[0]), call(leaves[1])
+    torch.testing.assert_close(got, want)
+    for ours, theirs in zip(
+        torch.autograd.grad(got.sum(), [*leaves[0].values()]),
+        torch.autograd.grad(want.sum(), [*leaves[1].values()]),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_autocast(device):
+    example = Example((2, 8, 6, 6), 8, dtype=torch.float32, device=device, padding=1)
+    kind = "cuda" if device == "cuda" else "cpu"
+    with torch.autocast(kind, torch.bfloat16):
+        got = example.ours("relu")
+    half = {k: t if t is None else t.bfloat16() for k, t in example.tensors.items()}
+    assert got.dtype == torch.bfloat16 and torch.equal(got, example.ours("relu", tensors=half))
+
+
+def test_without_the_interpreter_torch_computes(monkeypatch):
+    """A CPU tensor's two convolutions are then torch's own."""
+    example = Example(padding=1, residual=True)
+    want = example.exact("silu", None)
+    monkeypatch.setattr(separable_op, "INTERPRETED", False)
+    torch.testing.assert_close(example.ours("silu", plan=None), want)
+
+
+@pytest.mark.parametrize(
+    "change, error, says",
+    [
+        ({"depthwise_weight": torch.ones(12, 1, 3, 3)}, RuntimeError, r"depthwise_weight of shape \[6, 1, R, S\]"),
+        ({"depthwise_weight": torch.ones(6, 2, 3, 3)}, RuntimeError, r"depthwise_weight of shape \[6, 1, R, S\]"),
+        ({"pointwise_weight": torch.ones(5, 6, 3, 3)}, RuntimeError, r"pointwise_weight of shape \[K, 6, 1, 1\]"),
+        ({"pointwise_weight": torch.ones(5, 4, 1, 1)}, RuntimeError, r"pointwise_weight of shape \[K, 6, 1, 1\]"),
+        ({"pointwise_weight": None}, TypeError, "'pointwise_weight' must be a Tensor"),
+        ({"depthwise_bias": torch.ones(5)}, RuntimeError, r"bias of shape \[6\]"),
+        ({"pointwise_bias": torch.ones(6)}, RuntimeError, r"pointwise_bias of shape \[5\]"),
+        ({"pointwise_bias": torch.ones(5).double()}, RuntimeError, "same dtype"),
+        ({"residual": torch.ones(2, 5, 1, 1)}, RuntimeError, "residual of the output's shape"),
+        ({"activation": "swish"}, ValueError, "activation='swish'"),
+        ({"pointwise_activation": 3}, ValueError, "activation=3"),
+        ({"stride": 0}, RuntimeError, "stride=0"),
+        ({"padding": "full"}, RuntimeError, "padding='full'"),
+        ({"plan": "both"}, TypeError, "plan='both'"),
+        ({"plan": Plan.parse("fprop:gather:64x64x64")}, ValueError, "not of fprop:separable"),
+        ({"plan": Plan.parse("fprop:separable:64x64x48:step1x1x2x2")}, ValueError, "block_k must be a power of two"),
+        ({"plan": Plan.parse("fprop:separable:64x64x64")}, ValueError, "step must be"),
+        ({"plan": Plan.parse("fprop:separable:64x64x64:step1x1x8x16")}, ValueError, "must fit block_m 64"),
+        ({"plan": Plan.parse("fprop:separable:64x64x64:step1x1x2x2:split2")}, ValueError, "alone"),
+        ({"plan": Plan.parse("fprop:separable:64x64x64:step1x1x2x2"), "dilation": 16, "padding": 16}, ValueError, "window"),
+    ],
+)
+def test_errors_name_the_argument(change, error, says):
+    given = {
+        "input": torch.ones(2, 6, 9, 7),
+        "depthwise_weight": torch.ones(6, 1, 3, 3),
+        "pointwise_weight": torch.ones(5, 6, 1, 1),
+    }
+    with pytest.raises(error, match=says):
+        tritonconv.depthwise_separable_conv2d(**{**given, **change})
