@@ -80,8 +80,8 @@ class Layer:
         """What the cost model is asked."""
         x, w1, w2, y = self.keys(channels_last, packed)
         between = FusedKey(None, None, None, self.activation, 0.0, False)
-        kinds = between.kind(y) if self.activation else "", ""
-        return launch.describe(self.pair, dtype, "tf32", x, w1, w2, y, kinds)
+        nothing = FusedKey(None, None, None, "", 0.0, False)
+        return launch.described(self.pair, dtype, "tf32", x, w1, w2, y, between, nothing)
 
 
 #: Every pair of MobileNetV2 (Sandler et al. 2018, table 2; ReLU6 between), and of EfficientNet-Lite0, which leaves out the
@@ -112,19 +112,14 @@ LAYERS = (
 
 
 def prepared(
-    layer: Layer,
-    plan: Plan,
-    dtype: torch.dtype,
-    channels_last: bool = True,
-    after: FusedKey | None = None,
-    bias: int | None = 1,
+    layer: Layer, plan: Plan, dtype: torch.dtype, arch: int, channels_last: bool, after: FusedKey | None, bias: int | None
 ) -> Prepared:
     """What a launch of a layer under a plan would be."""
     packed = bool(plan.pack)
     between = FusedKey(None, None, None, layer.activation, 0.0, False)
     after = after or FusedKey(None, None, None, "", 0.0, False)
     call = layer.call(dtype, channels_last, packed)
-    return launch.prepare(call, plan, *layer.keys(channels_last, packed), bias, between, bias, after)
+    return launch.prepare(call, plan, *layer.keys(channels_last, packed), bias, between, bias, after, arch)
 
 
 def compiled(
@@ -137,7 +132,7 @@ def compiled(
     bias: int | None = 1,
 ) -> KernelAudit:
     """What the kernel of a layer under a plan compiles to."""
-    ready, element = prepared(layer, plan, dtype, channels_last, after, bias), Pointer(dtype)
+    ready, element = prepared(layer, plan, dtype, arch, channels_last, after, bias), Pointer(dtype)
     given, absent = element, None if bias is None else element
     residual = element if after is not None and after.residual is not None else None
     fused = Fused(None, None, residual, None, *ready.fused)
@@ -163,7 +158,7 @@ def show_compiled(console: Console) -> None:
         for plan in model.candidates(layer.call(), device):
             found = compiled(layer, plan)
             trip = found.trip.instructions
-            told = model.trip_instructions(layer.call(), plan)
+            told = model.trip_instructions(layer.call(), plan, 90)
             words = f"{layer.kernel}x{layer.kernel} s{layer.stride}", str(plan).split(":", 2)[2]
             counts = found.registers, found.spills, trip, f"{told:.0f}", f"{trip / outputs(plan):.1f}"
             shown.add_row(*words, *map(str, counts))

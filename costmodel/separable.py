@@ -16,7 +16,7 @@ from costmodel.algebra import ceil_div, product
 from costmodel.depthwise import axis_of
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
-from costmodel.resources import Resources
+from costmodel.resources import Resources, compiled_for
 from costmodel.tiling import LARGEST_BOX, Call, Operand, Plan, Tile, arithmetic, itemsize
 from costmodel.timing import (
     INTERPRETED_TRIP,
@@ -107,22 +107,45 @@ def window(pair: Pair, shape: tuple[int, int]) -> tuple[int, int]:
     return down, across
 
 
-#: Tiles by arithmetic: pixels x filters x channels.
-MENU: dict[str, tuple[Tile, ...]] = {
+class Entry(NamedTuple):
+    """A tile, pixels x filters x channels, with a strip, rows x columns, and what compiles so without a spill: so many taps,
+    pixels that a strip meets, and a stride, at most. `tests/test_separable_aot.py` holds them."""
+
+    tile: Tile
+    strip: tuple[int, int]
+    taps: int
+    pixels: int
+    stride: int
+
+
+#: By arithmetic. Strips of two rows or more keep all taps in registers, those of one a row of them.
+MENU: dict[str, tuple[Entry, ...]] = {
     "half": (
-        Tile(64, 64, 64, 4, 1),
-        Tile(128, 64, 32, 4, 1),
-        Tile(64, 128, 64, 4, 1),
-        Tile(64, 256, 64, 8, 1),
+        Entry(Tile(64, 64, 64, 4, 1), (4, 2), 9, 45, 2),
+        Entry(Tile(128, 64, 32, 4, 1), (4, 2), 9, 45, 2),
+        Entry(Tile(64, 128, 64, 4, 1), (4, 2), 9, 45, 2),
+        Entry(Tile(64, 256, 64, 8, 1), (4, 2), 9, 45, 2),
+        Entry(Tile(64, 64, 64, 4, 1), (1, 8), 49, 98, 1),
+        Entry(Tile(64, 256, 64, 8, 1), (1, 8), 25, 60, 1),
+        Entry(Tile(64, 64, 32, 4, 1), (1, 4), 25, 55, 2),
     ),
-    "tf32": (Tile(64, 64, 32, 4, 1),),
-    "fp32": (Tile(64, 32, 16, 4, 1),),
-    "fp64": (Tile(32, 32, 16, 4, 1),),
+    "tf32": (Entry(Tile(64, 64, 32, 4, 1), (4, 2), 9, 45, 2),),
+    "fp32": (Entry(Tile(64, 32, 16, 4, 1), (4, 2), 9, 45, 2),),
+    "fp64": (Entry(Tile(32, 32, 16, 4, 1), (4, 2), 9, 45, 2),),
 }
-#: Strips: rows x columns of output pixels.
-STRIPS = ((4, 2), (1, 8))
+#: sm_80's matrix instructions take their operands from registers.
+MENU_80: dict[str, tuple[Entry, ...]] = MENU | {
+    "half": (
+        Entry(Tile(64, 64, 64, 4, 1), (4, 2), 9, 45, 2),
+        Entry(Tile(128, 64, 32, 4, 1), (4, 2), 9, 45, 2),
+        Entry(Tile(64, 128, 64, 4, 1), (4, 2), 9, 24, 1),
+        Entry(Tile(64, 256, 64, 8, 1), (4, 2), 9, 45, 2),
+        Entry(Tile(64, 256, 64, 8, 1), (1, 8), 25, 60, 1),
+        Entry(Tile(64, 64, 32, 4, 1), (1, 4), 25, 55, 2),
+    ),
+}
 #: The interpreter's time goes by programs and trips.
-INTERPRETED_MENU = tuple(Tile(m, n, 64, 4, 1) for m in (64, 512) for n in (16, 64))
+INTERPRETED_MENU = tuple(Entry(Tile(m, n, 64, 4, 1), (4, 2), 1 << 30, 1 << 30, 1 << 30) for m in (64, 512) for n in (16, 64))
 #: Registers a thread that a kernel may take: three programs of four warps, or two, fit a multiprocessor.
 FEW, ALL = 168, 255
 
@@ -181,7 +204,7 @@ def met_of(problem: ConvProblem, axis: int, outputs: int) -> set[int]:
     return {o * step + tap * dilation for o in range(outputs) for tap in range(problem.kernel_size[axis])}
 
 
-def trip_instructions(call: PairCall, plan: Plan) -> float:
+def trip_instructions(call: PairCall, plan: Plan, capability: int) -> float:
     """Instructions of a warp in a trip. `tests/test_separable_aot.py` holds them against compiled kernels."""
     work, size, problem = work_of(call, plan), itemsize(call.dtype), call.pair.depthwise
     # a masked load has its address, its mask and its zeros; a 16-bit value its conversion, now and then with a shift
@@ -191,28 +214,40 @@ def trip_instructions(call: PairCall, plan: Plan) -> float:
     weights = work.weights * ((3 if call.w1.unit == 0 or plan.pack else 3 * work.channels) / work.channels + narrow)
     after = {"": 0, "channels": 2, "heavy": 12}[call.between] + (1 if size == 2 else 0)
     product_loads = plan.block_n * plan.block_k / (32 * plan.num_warps) / max(1, 16 // size) * 6
+    if compiled_for(capability) == 80 or size == 8 or plan.block_n < 64:  # a warp's own matrix instructions and their loads
+        product_loads += 5.5 * plan.block_m * plan.block_n * plan.block_k * size / (4096 * plan.num_warps)
     wide = 2 if size == 8 else 1  # float64 multiplies at half the rate
     return 80 + gathered + weights + work.outputs * (wide * problem.taps + after) + product_loads
 
 
-def registers(call: PairCall, plan: Plan) -> int:
-    """Registers that the kernel is compiled for: `FEW` where what a thread holds leaves room, else `ALL`."""
+def registers(call: PairCall, plan: Plan, capability: int) -> int:
+    """Registers that the kernel is compiled for: `FEW` where what a thread holds and loads leaves room, else `ALL`."""
+    if compiled_for(capability) == 80:
+        return ALL
     work = work_of(call, plan)
-    held = work.sums + work.outputs + work.weights
-    return FEW if held <= 100 and plan.num_warps == 4 else ALL
+    held = (work.sums + work.outputs + work.weights) * (2 if itemsize(call.dtype) == 8 else 1)
+    return FEW if held <= 100 and work.pixels <= 96 and plan.num_warps == 4 else ALL
 
 
 def candidates(call: PairCall, device: Device) -> list[Plan]:
     """Plans worth predicting."""
-    kind = arithmetic(call.dtype, call.precision)
+    problem, kind = call.pair.depthwise, arithmetic(call.dtype, call.precision)
     pack = () if call.w1.unit == 0 or device.interpreted else ("b",)
     found = []
-    for tile in INTERPRETED_MENU if device.interpreted else MENU[kind]:
-        for rows, columns in STRIPS:
-            plan = Plan(Pass.FPROP, FAMILY, *tile, step=(1, 1, rows, columns), pack=pack)
-            if not refuses(call, plan):
-                found.append(plan)
+    menu = (MENU_80 if compiled_for(device.capability) == 80 else MENU)[kind]
+    for entry in INTERPRETED_MENU if device.interpreted else menu:
+        plan = Plan(Pass.FPROP, FAMILY, *entry.tile, step=(1, 1, *entry.strip), pack=pack)
+        met = product(len(met_of(problem, i, n)) for i, n in enumerate(entry.strip))
+        fits = problem.taps <= entry.taps and met <= entry.pixels and max(problem.stride) <= entry.stride
+        if fits and not refuses(call, plan):
+            found.append(plan)
     return found
+
+
+def smallest(call: PairCall) -> Plan:
+    """A plan for what the menu has none for and one kernel is asked: strips of one pixel."""
+    tile = MENU[arithmetic(call.dtype, call.precision)][-1].tile
+    return Plan(Pass.FPROP, FAMILY, *tile, step=(1, 1, 1, 1), pack=() if call.w1.unit == 0 else ("b",))
 
 
 def from_l2(call: PairCall, plan: Plan) -> int:
@@ -234,7 +269,12 @@ def predict(call: PairCall, plan: Plan, device: Device) -> Prediction:
     if x > device.l2_bytes * L2_SHARE:
         moved += (tiles_n - 1) * x  # each block of filters makes all of it again
     m, n, k, *_ = plan.tile
-    needs = Resources(registers(call, plan), (m + n) * k * size, 0, round(trip_instructions(call, plan)))
+    needs = Resources(
+        registers(call, plan, device.capability),
+        (m + n) * k * size,
+        0,
+        round(trip_instructions(call, plan, device.capability)),
+    )
     of = kernel(FAMILY, plan.tile, needs, kind, size, (LARGEST_BOX, LARGEST_BOX), device)
     share = from_l2(call, plan) / ((m + n) * k)
     # a trip waits for its pixels, and for what it puts into shared memory to be multiplied
@@ -264,9 +304,16 @@ def predict(call: PairCall, plan: Plan, device: Device) -> Prediction:
     )
 
 
+def plans_apart(call: PairCall, device: Device) -> tuple[Plan, Plan]:
+    """The plans that the two calls take."""
+    first, second = (plans.select(one, device) for one in call.apart())
+    return first, second
+
+
 def apart(call: PairCall, device: Device) -> tuple[Prediction, Prediction]:
-    """What is predicted of the two calls, each under the plan that it takes."""
-    first, second = (plans.predict(one, plans.select(one, device), device) for one in call.apart())
+    """What is predicted of the two calls."""
+    calls = zip(call.apart(), plans_apart(call, device), strict=True)
+    first, second = (plans.predict(one, plan, device) for one, plan in calls)
     return first, second
 
 
@@ -275,16 +322,16 @@ def select(call: PairCall, device: Device, fused: bool = False) -> Plan | None:
 
     RuntimeError where one kernel is asked for and none serves the call.
     """
-    found = [(predict(call, plan, device).seconds, i, plan) for i, plan in enumerate(candidates(call, device))]
-    least, _, best = min(found, default=(math.inf, 0, None))
-    if best is None and fused:
-        raise RuntimeError(f"no kernel serves {call.pair}: {refuses_all(call)}")
-    if fused or best is None:
-        return best
-    return best if least < sum(one.seconds for one in apart(call, device)) else None
-
-
-def refuses_all(call: PairCall) -> str:
-    """Why no plan of the menu serves a call."""
-    tile = MENU[arithmetic(call.dtype, call.precision)][0]
-    return refuses(call, Plan(Pass.FPROP, FAMILY, *tile, step=(1, 1, *STRIPS[0])))
+    found = candidates(call, device)
+    if not found and not fused:
+        return None
+    if not found:
+        plan = smallest(call)
+        if reason := refuses(call, plan):
+            raise RuntimeError(f"no single kernel serves {call.pair}: {reason}")
+        return plan
+    times = [predict(call, plan, device).seconds for plan in found]
+    least = min(times)
+    if fused or least < sum(one.seconds for one in apart(call, device)):
+        return found[times.index(least)]
+    return None

@@ -21,6 +21,8 @@ from tritonconv.causal import causal_conv1d
 from tritonconv.causal_explain import explained
 from tritonconv.epilogue import Epilogue, needs_z
 from tritonconv.layout import output_strides
+from tritonconv.separable import depthwise_separable_conv2d
+from tritonconv.separable_explain import explained as explained_pair
 
 _FAMILY = {
     "gather": "implicit GEMM, a gather over the taps",
@@ -46,12 +48,14 @@ class Explanation:
 
 def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> Explanation:
     """The plans of a call `function(*args, **kwargs)`, one of tritonconv's six functions, plain or fused, or `causal_conv1d`,
-    forward and backward; runs nothing.
+    forward and backward, or of `depthwise_separable_conv2d`, forward; runs nothing.
 
     Raises what the call itself would raise.
     """
     if function is causal_conv1d:
         return Explanation(*explained(*args, **kwargs))
+    if function is depthwise_separable_conv2d:
+        return Explanation(*explained_pair(*args, **kwargs))
     name = getattr(function, "__name__", repr(function))
     if getattr(fused if name.endswith("_fused") else functional, name, None) is not function:
         raise TypeError(

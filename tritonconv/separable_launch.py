@@ -11,6 +11,7 @@ import triton.language as tl
 
 from costmodel import separable as model
 from costmodel.algebra import product
+from costmodel.device import Device
 from costmodel.separable import Pair, PairCall
 from costmodel.tiling import MAX_ALIGN, Plan
 from tritonconv.causal_launch import on
@@ -52,7 +53,7 @@ def fits_int32(pair: Pair, plan: Plan, x: TensorKey, w1: TensorKey, w2: TensorKe
     return max(reaches) <= INT32_MAX
 
 
-def describe(
+def described(
     pair: Pair,
     dtype: torch.dtype,
     precision: str,
@@ -60,11 +61,15 @@ def describe(
     w1: TensorKey,
     w2: TensorKey,
     y: TensorKey,
-    kinds: tuple[str, str],
+    between: FusedKey,
+    after: FusedKey,
 ) -> PairCall:
-    """What the cost model wants to know of a call; `kinds` of what follows each convolution."""
+    """What the cost model wants to know of a call."""
     z = channels_of(pair, x, w1)
     lie = (operand(*x, 1, 1), depthwise_operand(*w1), operand(*z, 1, 1), operand(*w2, 1, 1), operand(*y, 1, 1))
+    kinds = (
+        follows.kind(laid) if follows.activation or follows.residual else "" for follows, laid in ((between, z), (after, y))
+    )
     return PairCall(pair, DTYPES[dtype], precision, *lie, *kinds)
 
 
@@ -91,17 +96,16 @@ def prepare_call(
     forced: str,
 ) -> Prepared | None:
     """The launch of a call, None where two kernels are to run."""
-    kinds = between.kind(channels_of(pair, x, w1)), after.kind(y)
-    plan = chosen(describe(pair, dtype, precision, x, w1, w2, y, kinds), device, forced)
+    plan = chosen(described(pair, dtype, precision, x, w1, w2, y, between, after), device_model(device), forced)
     if plan is None:
         return None
     if plan.pack:
         w1 = (w1[0], filters_last_strides(w1[0]))
-    call = describe(pair, dtype, precision, x, w1, w2, y, kinds)
-    return prepare(call, plan, x, w1, w2, y, b1, between, b2, after)
+    call = described(pair, dtype, precision, x, w1, w2, y, between, after)
+    return prepare(call, plan, x, w1, w2, y, b1, between, b2, after, device_model(device).capability)
 
 
-def chosen(call: PairCall, device: int, forced: str) -> Plan | None:
+def chosen(call: PairCall, device: Device, forced: str) -> Plan | None:
     """The plan of one kernel, None for two. ValueError for a forced plan that cannot run the call."""
     if forced == APART:
         return None
@@ -110,7 +114,7 @@ def chosen(call: PairCall, device: int, forced: str) -> Plan | None:
         if reason := model.refuses(call, plan):
             raise ValueError(f"plan {plan} cannot run {call.pair}: {reason}")
         return plan
-    return model.select(call, device_model(device), forced == FUSED)
+    return model.select(call, device, forced == FUSED)
 
 
 def prepare(
@@ -124,6 +128,7 @@ def prepare(
     between: FusedKey,
     b2: int | None,
     after: FusedKey,
+    capability: int,
 ) -> Prepared:
     """Scalars, constexprs and grid of a launch whose weights already lie as the plan wants them."""
     pair, (rows, columns), residual = call.pair, model.strip(plan), after.residual
@@ -178,8 +183,8 @@ def prepare(
         lies = operand(*residual, 1, 1)
         over = packed_strides(residual, lies)
         constants |= {"R_ALIGN": lies.align, "R_UNIT": lies.unit}
-    if model.registers(call, plan) < model.ALL:
-        constants["maxnreg"] = model.registers(call, plan)
+    if (registers := model.registers(call, plan, capability)) < model.ALL:
+        constants["maxnreg"] = registers
     fused = pack(0), pack(0), over
     return Prepared(plan, programs, (*strides, Sizes(*map(pack, sizes)), pack(b1 or 0)), constants, fused=fused)
 
