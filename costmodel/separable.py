@@ -123,9 +123,8 @@ MENU: dict[str, tuple[Entry, ...]] = {
     "half": (
         Entry(Tile(64, 64, 64, 4, 1), (4, 2), 9, 45, 2),
         Entry(Tile(128, 64, 32, 4, 1), (4, 2), 9, 45, 2),
-        Entry(Tile(64, 128, 64, 4, 1), (4, 2), 9, 45, 2),
+        Entry(Tile(64, 128, 64, 4, 1), (4, 2), 9, 24, 1),
         Entry(Tile(64, 256, 64, 8, 1), (4, 2), 9, 45, 2),
-        Entry(Tile(64, 64, 64, 4, 1), (1, 8), 49, 98, 1),
         Entry(Tile(64, 256, 64, 8, 1), (1, 8), 25, 60, 1),
         Entry(Tile(64, 64, 32, 4, 1), (1, 4), 25, 55, 2),
     ),
@@ -133,17 +132,8 @@ MENU: dict[str, tuple[Entry, ...]] = {
     "fp32": (Entry(Tile(64, 32, 16, 4, 1), (4, 2), 9, 45, 2),),
     "fp64": (Entry(Tile(32, 32, 16, 4, 1), (4, 2), 9, 45, 2),),
 }
-#: sm_80's matrix instructions take their operands from registers.
-MENU_80: dict[str, tuple[Entry, ...]] = MENU | {
-    "half": (
-        Entry(Tile(64, 64, 64, 4, 1), (4, 2), 9, 45, 2),
-        Entry(Tile(128, 64, 32, 4, 1), (4, 2), 9, 45, 2),
-        Entry(Tile(64, 128, 64, 4, 1), (4, 2), 9, 24, 1),
-        Entry(Tile(64, 256, 64, 8, 1), (4, 2), 9, 45, 2),
-        Entry(Tile(64, 256, 64, 8, 1), (1, 8), 25, 60, 1),
-        Entry(Tile(64, 64, 32, 4, 1), (1, 4), 25, 55, 2),
-    ),
-}
+#: And where matrix instructions read shared memory: sm_90 and sm_100.
+MENU_WARPGROUP = {"half": (Entry(Tile(64, 64, 64, 4, 1), (1, 8), 49, 98, 1),)}
 #: The interpreter's time goes by programs and trips.
 INTERPRETED_MENU = tuple(Entry(Tile(m, n, 64, 4, 1), (4, 2), 1 << 30, 1 << 30, 1 << 30) for m in (64, 512) for n in (16, 64))
 #: Registers a thread that a kernel may take: three programs of four warps, or two, fit a multiprocessor.
@@ -229,12 +219,19 @@ def registers(call: PairCall, plan: Plan, capability: int) -> int:
     return FEW if held <= 100 and work.pixels <= 96 and plan.num_warps == 4 else ALL
 
 
+def is_channels_last(call: PairCall) -> bool:
+    """Whether the channels of x, and those of y, are neighbours in memory."""
+    return call.x.unit == 1 and call.y.unit == 1
+
+
 def candidates(call: PairCall, device: Device) -> list[Plan]:
-    """Plans worth predicting."""
+    """Plans worth predicting: none where lanes, which are channels, would read and write single elements."""
     problem, kind = call.pair.depthwise, arithmetic(call.dtype, call.precision)
     pack = () if call.w1.unit == 0 or device.interpreted else ("b",)
-    found = []
-    menu = (MENU_80 if compiled_for(device.capability) == 80 else MENU)[kind]
+    found: list[Plan] = []
+    if not device.interpreted and not is_channels_last(call):
+        return found
+    menu = MENU[kind] if compiled_for(device.capability) == 80 else MENU[kind] + MENU_WARPGROUP.get(kind, ())
     for entry in INTERPRETED_MENU if device.interpreted else menu:
         plan = Plan(Pass.FPROP, FAMILY, *entry.tile, step=(1, 1, *entry.strip), pack=pack)
         met = product(len(met_of(problem, i, n)) for i, n in enumerate(entry.strip))

@@ -36,7 +36,7 @@ def menu():
             yield pytest.param("3x3", str(plan), arch, dtype, marks=SLOW)
 
 
-@pytest.mark.parametrize("name, plan, arch, dtype", menu())
+@pytest.mark.parametrize("name, plan, arch, dtype", list(menu()))
 def test_no_plan_of_the_menu_spills(name, plan, arch, dtype):
     layer, plan = FILTERS[name], Plan.parse(plan)
     found = compiled(layer, plan, dtype, arch)

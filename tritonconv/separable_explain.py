@@ -44,7 +44,8 @@ def explained(*args: Any, **kwargs: Any) -> tuple[ConvProblem, dict[str, Plan], 
     found = None if (plan or one) is None else model.predict(call, plan or one, device)  # type: ignore[arg-type]
     apart, saved = sum(each.seconds for each in two), 2 * pair.between(model.itemsize(call.dtype))
     if found is None:
-        lines.append("no tile of the menu has room for this filter in registers")
+        why = "no tile of the menu has room for this filter in registers"
+        lines.append(why if model.is_channels_last(call) else "one kernel is for channels-last tensors; a plan may force it")
     else:
         lines.append(
             f"one kernel: {found.seconds * 1e6:.3g} us predicted, bound by {found.bound}, {found.bytes / 1e6:.3g} MB; "
