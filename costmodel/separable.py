@@ -116,15 +116,16 @@ class Entry(NamedTuple):
     taps: int
     pixels: int
     stride: int
+    scattered: bool = False  # also with the depthwise weights as they lie, tap by tap
 
 
 #: By arithmetic. Strips of two rows or more keep all taps in registers, those of one a row of them.
 MENU: dict[str, tuple[Entry, ...]] = {
     "half": (
-        Entry(Tile(64, 64, 64, 4, 1), (4, 2), 9, 45, 2),
-        Entry(Tile(128, 64, 32, 4, 1), (4, 2), 9, 45, 2),
+        Entry(Tile(64, 64, 64, 4, 1), (4, 2), 9, 45, 2, True),
+        Entry(Tile(128, 64, 32, 4, 1), (4, 2), 9, 45, 2, True),
         Entry(Tile(64, 128, 64, 4, 1), (4, 2), 9, 24, 1),
-        Entry(Tile(64, 256, 64, 8, 1), (4, 2), 9, 45, 2),
+        Entry(Tile(64, 256, 64, 8, 1), (4, 2), 9, 45, 2, True),
         Entry(Tile(64, 256, 64, 8, 1), (1, 8), 25, 60, 1),
         Entry(Tile(64, 64, 32, 4, 1), (1, 4), 25, 55, 2),
     ),
@@ -201,13 +202,24 @@ def trip_instructions(call: PairCall, plan: Plan, capability: int) -> float:
     load = 4 + ceil_div(work.channels * size, 8)
     narrow = 1.4 if size == 2 else 0.0
     gathered = work.pixels * (load / work.channels + narrow)
-    weights = work.weights * ((3 if call.w1.unit == 0 or plan.pack else 3 * work.channels) / work.channels + narrow)
+    weights = work.weights * ((3 / work.channels if call.w1.unit == 0 or plan.pack else 1) + narrow)
     after = {"": 0, "channels": 2, "heavy": 12}[call.between] + (1 if size == 2 else 0)
     product_loads = plan.block_n * plan.block_k / (32 * plan.num_warps) / max(1, 16 // size) * 6
     if compiled_for(capability) == 80 or size == 8 or plan.block_n < 64:  # a warp's own matrix instructions and their loads
         product_loads += 5.5 * plan.block_m * plan.block_n * plan.block_k * size / (4096 * plan.num_warps)
     wide = 2 if size == 8 else 1  # float64 multiplies at half the rate
     return 80 + gathered + weights + work.outputs * (wide * problem.taps + after) + product_loads
+
+
+def lines(call: PairCall, plan: Plan) -> float:
+    """Lines of 128 bytes that a warp's loads of x and of the depthwise weights touch in a trip, which the load unit takes one
+    a clock. Weights that lie tap by tap are as many loads, and each touches all lines of its channels."""
+    work, size, taps = work_of(call, plan), itemsize(call.dtype), call.pair.depthwise.taps
+    strips = max(1.0, 32 * work.channels / plan.block_k)  # that a warp's load covers
+    gathered = work.pixels / work.channels * strips * ceil_div(plan.block_k * size, 128)
+    if call.w1.unit == 0 or plan.pack:
+        return gathered + taps * ceil_div(plan.block_k * size, 128)
+    return gathered + taps * work.channels * ceil_div(plan.block_k * taps * size, 128)
 
 
 def registers(call: PairCall, plan: Plan, capability: int) -> int:
@@ -227,17 +239,20 @@ def is_channels_last(call: PairCall) -> bool:
 def candidates(call: PairCall, device: Device) -> list[Plan]:
     """Plans worth predicting: none where lanes, which are channels, would read and write single elements."""
     problem, kind = call.pair.depthwise, arithmetic(call.dtype, call.precision)
-    pack = () if call.w1.unit == 0 or device.interpreted else ("b",)
+    packed = call.w1.unit == 0
     found: list[Plan] = []
     if not device.interpreted and not is_channels_last(call):
         return found
     menu = MENU[kind] if compiled_for(device.capability) == 80 else MENU[kind] + MENU_WARPGROUP.get(kind, ())
     for entry in INTERPRETED_MENU if device.interpreted else menu:
-        plan = Plan(Pass.FPROP, FAMILY, *entry.tile, step=(1, 1, *entry.strip), pack=pack)
+        plan = Plan(Pass.FPROP, FAMILY, *entry.tile, step=(1, 1, *entry.strip))
         met = product(len(met_of(problem, i, n)) for i, n in enumerate(entry.strip))
-        fits = problem.taps <= entry.taps and met <= entry.pixels and max(problem.stride) <= entry.stride
-        if fits and not refuses(call, plan):
+        if problem.taps > entry.taps or met > entry.pixels or max(problem.stride) > entry.stride or refuses(call, plan):
+            continue
+        if packed or entry.scattered or device.interpreted:
             found.append(plan)
+        if not packed and not device.interpreted:
+            found.append(replace(plan, pack=("b",)))
     return found
 
 
@@ -274,6 +289,9 @@ def predict(call: PairCall, plan: Plan, device: Device) -> Prediction:
     )
     of = kernel(FAMILY, plan.tile, needs, kind, size, (LARGEST_BOX, LARGEST_BOX), device)
     share = from_l2(call, plan) / ((m + n) * k)
+    by_lines = lines(call, plan) * plan.num_warps
+    if by_lines > of.clocks:
+        of = of._replace(clocks=by_lines, bound="loads")
     # a trip waits for its pixels, and for what it puts into shared memory to be multiplied
     of = of._replace(from_l2=of.from_l2 * share, from_l2_alone=of.from_l2_alone * share, exposed=1.5 * of.exposed)
     launched = 1 + len(plan.pack)

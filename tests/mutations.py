@@ -21,6 +21,7 @@ DEPTHWISE = ("tests/test_depthwise.py",)
 DEPTHWISE_GROUPS = ("tests/test_depthwise_groups.py",)
 ON_DEPTHWISE = ("tests/test_fused.py", "-k", "test_depthwise_kernels or test_depthwise_taps")
 CAUSAL = ("tests/test_causal.py", "-k", "definition or single_tokens or shorter or behind_the_last")
+SEPARABLE = ("tests/test_separable.py", "-k", "every_shape or by_hand or rounded or anyhow or every_plan")
 FUSED = ("tests/test_fused.py", "-k", "test_each_part_alone or test_second_derivative or test_small_tiles")
 
 
@@ -339,6 +340,39 @@ MUTATIONS = [
     Mutation(
         "causal", "tokens of nobody", "causal_state.py", "acc = tl.where(entry >= 0,", "acc = tl.where(entry >= -1,", CAUSAL
     ),
+    Mutation("separable", "an off-by-one window", "separable.py", "STRIDE[1]) - unpack", "STRIDE[1]) + 1 - unpack", SEPARABLE),
+    Mutation("separable", "a dropped mask", "separable.py", "ok = ((in_columns >> (u", "ok = ((-1 >> (u", SEPARABLE),
+    Mutation(
+        "separable",
+        "rows of a wide window unmasked",
+        "separable.py",
+        "((in_rows >> u) &",
+        "((-1 >> u) &",
+        SEPARABLE,
+    ),
+    Mutation(
+        "separable", "outputs of a strip mixed up", "separable.py", "evens + (parts[2 * i],)", "evens + (parts[i],)", SEPARABLE
+    ),
+    Mutation("separable", "the weights of one tap for all", "separable.py", "down.index(u) * S", "0 * S", SEPARABLE),
+    Mutation("separable", "channels not summed", "separable.py", "x_ptrs += BLOCK_C", "x_ptrs += 0", SEPARABLE),
+    Mutation(
+        "separable",
+        "nothing rounded between",
+        "separable.py",
+        "rounded(activated(made[o]",
+        "tl.cast(activated(made[o]",
+        SEPARABLE,
+    ),
+    Mutation(
+        "separable",
+        "the last filters' weights unmasked",
+        "separable.py",
+        "w2_mask = w2_mask & lanes",
+        "w2_mask = w2_mask | lanes",
+        SEPARABLE,
+    ),
+    Mutation("separable", "pixels behind the result stored", "separable.py", "(q < unpack(sizes.q))", "(q >= 0)", SEPARABLE),
+    Mutation("separable", "another image's pixels", "separable.py", "n * x_n + h0", "0 * x_n + h0", SEPARABLE),
 ]
 
 

@@ -131,6 +131,8 @@ SHAPES = {
     "5x5": {"kernel": (5, 5), "padding": 2, "x": (1, 7, 9, 10), "filters": 19},
     "7x7 stride (1, 2)": {"kernel": (7, 7), "padding": 3, "stride": (1, 2), "x": (1, 3, 8, 9)},
     "dilation": {"dilation": (2, 3), "padding": (2, 3), "x": (2, 4, 8, 10)},
+    "5x3, a window of 32 pixels": {"kernel": (5, 3), "padding": (2, 1), "x": (1, 3, 9, 5)},
+    "a window of 32 rows": {"dilation": (14, 1), "padding": (14, 1), "x": (1, 3, 30, 5)},
     "even filter": {"kernel": (2, 4), "padding": (1, 0)},
     "1x1": {"kernel": (1, 1)},
     "padding beyond the filter": {"padding": 4, "kernel": (2, 2), "x": (1, 3, 2, 3)},

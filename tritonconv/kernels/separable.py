@@ -113,9 +113,9 @@ def separable_kernel(
     tiles_n = tl.cdiv(filters, BLOCK_N)
     pid_m = tl.program_id(0) // tiles_n  # the tiles of the same pixels run together, and x stays in L2
     pid_n = tl.program_id(0) % tiles_n
-    high = tl.cdiv(unpack(sizes.p), ROWS)
-    across = tl.cdiv(unpack(sizes.q), COLUMNS)
-    image, n, _, i, j = pixels_of(pid_m, 1, high, across, STRIPS, 2, INDEX)
+    strips_h = tl.cdiv(unpack(sizes.p), ROWS)
+    strips_w = tl.cdiv(unpack(sizes.q), COLUMNS)
+    image, n, _, i, j = pixels_of(pid_m, 1, strips_h, strips_w, STRIPS, 2, INDEX)
     exists = n < unpack(sizes.n) - image  # [STRIPS]
     offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
     filter_exists = offs_n < filters  # [BLOCK_N]
@@ -146,13 +146,14 @@ def separable_kernel(
         made = ()  # [OUT] of [STRIPS, BLOCK_C]
         for _o in tl.static_range(OUT):
             made = made + (tl.zeros((STRIPS, BLOCK_C), ACC) + start,)
-        x_h = tl.where(c < channels, x_h, 0)
-        x_w = tl.where(c < channels, x_w, 0)
+        # always the strides; the compiler, which cannot know that, would else keep a pointer to each pixel of a window
+        down = tl.where(c < channels, x_h, 0)
+        across = tl.where(c < channels, x_w, 0)
         row = x_ptrs
         for u in tl.static_range(HEIGHT):
             at = row
-            row += x_h
-            if u % DILATION[0] == 0 and u // DILATION[0] < R:  # the first row that meets this row of the filter
+            row += down
+            if u % DILATION[0] == 0 and u // DILATION[0] < R:  # the first row of pixels that meets a row of the filter
                 for s in tl.static_range(S):
                     w1_at = w1_ptrs + (c * w1_k + u // DILATION[0] * w1_r + s * w1_s)
                     w1 = tl.load(w1_at) if EVEN_C else tl.load(w1_at, mask=lanes, other=0.0)
@@ -160,9 +161,9 @@ def separable_kernel(
             for v in tl.static_range(WIDTH):
                 if holds(DOWN, u) and holds(ACROSS, v):
                     if TOGETHER:
-                        ok = (in_columns & (1 << (u * WIDTH + v))) != 0
+                        ok = ((in_columns >> (u * WIDTH + v)) & 1) != 0
                     else:
-                        ok = ((in_rows & (1 << u)) != 0) & ((in_columns & (1 << v)) != 0)
+                        ok = (((in_rows >> u) & (in_columns >> v)) & 1) != 0
                     mask = ok[:, None]
                     if not EVEN_C:
                         mask = mask & lanes[None, :]
@@ -174,7 +175,7 @@ def separable_kernel(
                         else:
                             added = added + (made[o],)
                     made = added
-                at += x_w
+                at += across
         x_ptrs += BLOCK_C * x_c
         between = ()
         for o in tl.static_range(OUT):
