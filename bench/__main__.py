@@ -229,5 +229,25 @@ def band() -> None:
     typer.echo(summary())
 
 
+@app.command()
+def separable(
+    predicted: Annotated[bool, typer.Option("--predicted", help="Print the README's table, from the cost model.")] = False,
+    compiled: Annotated[bool, typer.Option("--compiled", help="Compile the menu ahead of time and count.")] = False,
+    out: Annotated[Path | None, typer.Option(help="The directory of the rows.")] = None,
+) -> None:
+    """Time a depthwise and a pointwise convolution as one kernel, as two, and by torch."""
+    from rich.console import Console
+
+    from bench.separable import command, show_compiled, table
+
+    if predicted:
+        typer.echo(table())
+    elif compiled:
+        console = Console()
+        show_compiled(Console(width=None if console.is_terminal else 120))
+    else:
+        command(out)
+
+
 if __name__ == "__main__":
     app()

@@ -14,8 +14,8 @@ from pathlib import Path
 PACKAGE = "tritonconv.kernels"
 SOURCES = Path(__file__).parent.parent / "tritonconv" / "kernels"
 MODEL = Path(__file__).parent
-#: A plan's family, or "causal", whose plans are the depthwise family's -> the modules of its kernels. What these import of the
-#: package counts too.
+#: A plan's family, "separable" among them, or "causal", whose plans are the depthwise family's -> the modules of its kernels.
+#: What these import of the package counts too.
 ENTRIES = {
     "gather": ("fprop", "dgrad", "wgrad", "reduce"),
     "patch": ("fprop", "dgrad", "wgrad", "reduce"),
@@ -24,6 +24,7 @@ ENTRIES = {
     "band": ("band", "band_wgrad"),
     "causal": ("causal", "causal_backward", "causal_state"),
     "video": ("video",),
+    "separable": ("separable",),
 }
 
 

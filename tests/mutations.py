@@ -30,6 +30,7 @@ FUSED = (
 )
 BAND = ("tests/test_band.py", "-k", "test_every_kind and (rows_of_23 or stripes or even_same or transposed)")
 BAND_FUSED = ("tests/test_band.py", "-k", "epilogue_in")
+SEPARABLE = ("tests/test_separable.py", "-k", "every_shape or by_hand or rounded or anyhow or every_plan")
 
 
 @dataclass(frozen=True)
@@ -367,6 +368,39 @@ MUTATIONS = [
     Mutation("band", "a share that starts late", "band_wgrad.py", "first = share * trips", "first = share * trips + 1", BAND),
     Mutation("band", "a tile to the left", "band_wgrad.py", "moved // COLUMNS - 1", "moved // COLUMNS", BAND),
     Mutation("band", "images beyond the last", "band_wgrad.py", "n, images) < images", "n, images) >= 0", BAND),
+    Mutation("separable", "an off-by-one window", "separable.py", "STRIDE[1]) - unpack", "STRIDE[1]) + 1 - unpack", SEPARABLE),
+    Mutation("separable", "a dropped mask", "separable.py", "ok = ((in_columns >> (u", "ok = ((-1 >> (u", SEPARABLE),
+    Mutation(
+        "separable",
+        "rows of a wide window unmasked",
+        "separable.py",
+        "((in_rows >> u) &",
+        "((-1 >> u) &",
+        SEPARABLE,
+    ),
+    Mutation(
+        "separable", "outputs of a strip mixed up", "separable.py", "evens + (parts[2 * i],)", "evens + (parts[i],)", SEPARABLE
+    ),
+    Mutation("separable", "the weights of one tap for all", "separable.py", "down.index(u) * S", "0 * S", SEPARABLE),
+    Mutation("separable", "channels not summed", "separable.py", "x_ptrs += BLOCK_C", "x_ptrs += 0", SEPARABLE),
+    Mutation(
+        "separable",
+        "nothing rounded between",
+        "separable.py",
+        "rounded(activated(made[o]",
+        "tl.cast(activated(made[o]",
+        SEPARABLE,
+    ),
+    Mutation(
+        "separable",
+        "the last filters' weights unmasked",
+        "separable.py",
+        "w2_mask = w2_mask & lanes",
+        "w2_mask = w2_mask | lanes",
+        SEPARABLE,
+    ),
+    Mutation("separable", "pixels behind the result stored", "separable.py", "(q < unpack(sizes.q))", "(q >= 0)", SEPARABLE),
+    Mutation("separable", "another image's pixels", "separable.py", "n * x_n + h0", "0 * x_n + h0", SEPARABLE),
 ]
 
 

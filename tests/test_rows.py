@@ -124,4 +124,4 @@ def test_words_do_not_count(sources):
 def test_every_family_of_a_plan_has_sources():
     from tritonconv.explain import _FAMILY
 
-    assert set(families.ENTRIES) == {*_FAMILY, "causal", "video"}
+    assert set(families.ENTRIES) == {*_FAMILY, "causal", "separable", "video"}

@@ -13,6 +13,7 @@ from tritonconv.fused import (
     conv_transpose2d_fused,
     conv_transpose3d_fused,
 )
+from tritonconv.separable import depthwise_separable_conv2d
 from tritonconv.video import causal_conv3d
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "conv_transpose3d",
     "conv_transpose3d_fused",
     "convert",
+    "depthwise_separable_conv2d",
     "explain",
     "nn",
 ]

@@ -16,13 +16,12 @@ from costmodel.problem import ConvProblem, Pass
 from costmodel.recast import fold_width
 from costmodel.tiling import Call, Plan, access, grid, step_of, trips, vector_widths
 from costmodel.timing import Prediction, extra_bytes
-from tritonconv import check, functional, fused, launch
+from tritonconv import causal_explain, check, functional, fused, launch, separable_explain, video_explain
 from tritonconv.causal import causal_conv1d
-from tritonconv.causal_explain import explained
 from tritonconv.epilogue import Epilogue, needs_z
 from tritonconv.layout import output_strides
+from tritonconv.separable import depthwise_separable_conv2d
 from tritonconv.video import causal_conv3d
-from tritonconv.video_explain import explained as video_explained
 
 _FAMILY = {
     "gather": "implicit GEMM, a gather over the taps",
@@ -30,6 +29,12 @@ _FAMILY = {
     "depthwise": "depthwise, multiply-adds in registers",
     "tma": "implicit GEMM, boxes of pixels copied by TMA tap by tap",
     "band": "depthwise on tensor cores, each channel's taps a banded matrix",
+}
+#: The functions that explain themselves.
+_OWN: dict[Any, Callable[..., Any]] = {
+    causal_conv1d: causal_explain.explained,
+    causal_conv3d: video_explain.explained,
+    depthwise_separable_conv2d: separable_explain.explained,
 }
 _OPERANDS = {Pass.FPROP: ("x", "w"), Pass.DGRAD: ("dy", "w"), Pass.WGRAD: ("dy", "x")}
 
@@ -48,20 +53,18 @@ class Explanation:
 
 
 def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> Explanation:
-    """The plans of a call `function(*args, **kwargs)`, one of tritonconv's six functions, plain or fused, `causal_conv1d` or
-    `causal_conv3d` (forward only); runs nothing.
+    """The plans of a call `function(*args, **kwargs)`: one of tritonconv's six functions, plain or fused, or `causal_conv1d`,
+    forward and backward; `causal_conv3d` or `depthwise_separable_conv2d`, forward. Runs nothing.
 
     Raises what the call itself would raise.
     """
-    if function is causal_conv1d:
-        return Explanation(*explained(*args, **kwargs))
-    if function is causal_conv3d:
-        return Explanation(*video_explained(*args, **kwargs))
+    if function in _OWN:
+        return Explanation(*_OWN[function](*args, **kwargs))
     name = getattr(function, "__name__", repr(function))
     if getattr(fused if name.endswith("_fused") else functional, name, None) is not function:
         raise TypeError(
-            "explain() takes one of tritonconv's six functions, plain or fused, causal_conv1d or causal_conv3d, got "
-            f"{function!r}"
+            "explain() takes one of tritonconv's six functions, plain or fused, causal_conv1d, causal_conv3d or "
+            f"depthwise_separable_conv2d, got {function!r}"
         )
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()

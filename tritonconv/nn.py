@@ -1,4 +1,4 @@
-"""Modules: torch's six convolutions on the kernels, under torch's names, and a block built on the fused functions.
+"""Modules: torch's six convolutions on the kernels, under torch's names, and a depthwise-separable block.
 
 `Conv2d` and its siblings are torch's classes with another function inside: constructor, initialisation, repr, state_dict and
 padding modes are torch's. `tritonconv.convert` puts them into a model.
@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from tritonconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
-from tritonconv.fused import conv2d_fused
+from tritonconv.separable import depthwise_separable_conv2d
 
 Pair = int | tuple[int, int]
 
@@ -81,7 +81,8 @@ class ConvTranspose3d(_Transposed, nn.ConvTranspose3d):
 
 
 class DepthwiseSeparableConv2d(nn.Module):
-    """A depthwise k x k convolution, then a pointwise 1x1 one, each with the same activation behind it.
+    """A depthwise k x k convolution, then a pointwise 1x1 one, each with the same activation behind it, in one kernel
+    where that is predicted to be faster (`tritonconv.depthwise_separable_conv2d`).
 
     input [N, C, H, W] or [C, H, W] -> [N, K, P, Q] or [K, P, Q], P and Q as `torch.nn.Conv2d` gives them for kernel_size,
     stride, padding and dilation. Parameters, named and initialised as two `torch.nn.Conv2d` in a row: depthwise.weight
@@ -113,21 +114,21 @@ class DepthwiseSeparableConv2d(nn.Module):
         self.activation = activation
         self.negative_slope = negative_slope
 
-    def _convolve(self, of: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
-        return conv2d_fused(
-            x,
-            of.weight,
-            of.bias,
-            of.stride,
-            of.padding,
-            of.dilation,
-            of.groups,
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        first, second = self.depthwise, self.pointwise
+        return depthwise_separable_conv2d(
+            input,
+            first.weight,
+            second.weight,
+            first.bias,
+            second.bias,
+            first.stride,
+            first.padding,
+            first.dilation,
             activation=self.activation,
+            pointwise_activation=self.activation,
             negative_slope=self.negative_slope,
         )
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return self._convolve(self.pointwise, self._convolve(self.depthwise, input))
 
     def extra_repr(self) -> str:
         return "" if self.activation is None else f"activation={self.activation!r}"

@@ -224,6 +224,23 @@ def _from_torch(
     return Convolution(ConvProblem.conv(x.shape, w.shape, stride, padding, dilation, groups), Pass.FPROP, bias)
 
 
+#: Convolutions in one kernel, which count one by one.
+SEPARABLE = "tritonconv::separable"
+
+
+def taken_apart(func: Any, args: Sequence[Any]) -> torch.Tensor:
+    """Calls the two convolutions of `SEPARABLE`. What lies between them is then counted as two kernels write and read it."""
+    named = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
+    named |= {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)}
+    x = named["x"]
+    first = named["stride"], named["padding"], named["dilation"], x.shape[1]
+    convolve = torch.ops.tritonconv.fprop_fused
+    z, _ = convolve(x, named["w1"], named["b1"], *first, None, None, None, named["between"], named["slope"])
+    last = (1, 1), (0, 0, 0, 0), (1, 1), 1, None, None, named["residual"], named["activation"], named["slope"]
+    y: torch.Tensor = convolve(z, named["w2"], named["b2"], *last)[0]
+    return y
+
+
 def cost_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> tuple[Cost, bool]:
     """Cost of an operator that is no convolution, and whether its FLOP are known. Bytes always are."""
     name = name_of(func)

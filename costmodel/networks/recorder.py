@@ -142,6 +142,9 @@ class Recorder(TorchDispatchMode):
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
+        if func.name() == operators.SEPARABLE:
+            with self:
+                return operators.taken_apart(func, args)
         out = func(*args, **kwargs)
         self._alive.append(out)
         (self._record_gradient if self.gradients else self._record)(func, args, kwargs, out)

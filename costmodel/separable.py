@@ -1,0 +1,352 @@
+"""A depthwise convolution and the pointwise one behind it: as one kernel, what that takes, and whether two are faster.
+
+A plan of the family "separable" is fprop's: `block_m` output pixels x `block_n` filters x `block_k` channels at a time, `step`
+the strip of output pixels (1, 1, rows, columns) that a thread makes of one channel, `pack` "b" where the depthwise weights are
+first copied with their channels side by side. Plain arithmetic, standard library only.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from costmodel import plan as plans
+from costmodel.algebra import ceil_div, product
+from costmodel.depthwise import axis_of
+from costmodel.device import Device
+from costmodel.problem import ConvProblem, Pass
+from costmodel.resources import Resources, compiled_for
+from costmodel.tiling import LARGEST_BOX, Call, Operand, Plan, Tile, arithmetic, itemsize
+from costmodel.timing import (
+    INTERPRETED_TRIP,
+    L2_SHARE,
+    Prediction,
+    from_dram,
+    kernel,
+    on_chip,
+    overhead,
+    seconds,
+    trip_clocks,
+)
+
+FAMILY = "separable"
+#: Bits of the words that say which rows and columns of a strip's window exist.
+MAX_WINDOW = 32
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both convolutions: the depthwise one, with one filter a channel, and the pointwise one's filters."""
+
+    depthwise: ConvProblem
+    filters: int
+
+    @property
+    def pointwise(self) -> ConvProblem:
+        shape = self.depthwise.output_shape
+        return ConvProblem.conv(shape, (self.filters, shape[1], 1, 1), (1, 1), (0, 0), (1, 1))
+
+    @property
+    def flops(self) -> int:
+        """Dense FLOP, 2 * MAC, of both."""
+        return int(self.depthwise.flops + self.pointwise.flops)
+
+    def bytes(self, size: int) -> int:
+        """What one kernel moves at least: x, y and the weights of both, elements of `size` bytes."""
+        return int(self.depthwise.bytes(size, Pass.FPROP) + self.pointwise.bytes(size, Pass.FPROP) - 2 * self.between(size))
+
+    def between(self, size: int) -> int:
+        """Bytes of what lies between them, which two kernels write and read."""
+        return size * product(self.depthwise.output_shape)
+
+    def __str__(self) -> str:
+        return f"{self.depthwise}, then k1x1 -> {self.filters}"
+
+
+@dataclass(frozen=True)
+class PairCall:
+    """A pair to plan: its tensors, and what follows each convolution (`costmodel.tiling.Call.epilogue`)."""
+
+    pair: Pair
+    dtype: str
+    precision: str
+    x: Operand
+    w1: Operand
+    z: Operand  # what lies between, were it in memory
+    w2: Operand
+    y: Operand
+    between: str
+    epilogue: str
+
+    def apart(self) -> tuple[Call, Call]:
+        """The two calls that do the same."""
+        first, second = self.pair.depthwise, self.pair.pointwise
+        return (
+            Call(first, Pass.FPROP, self.dtype, self.precision, self.x, self.w1, self.z, self.between),
+            Call(second, Pass.FPROP, self.dtype, self.precision, self.z, self.w2, self.y, self.epilogue),
+        )
+
+
+def strip(plan: Plan) -> tuple[int, int]:
+    """Rows and columns of a thread's strip of output pixels."""
+    assert plan.step is not None
+    return plan.step[2], plan.step[3]
+
+
+def grid(pair: Pair, plan: Plan) -> tuple[int, int]:
+    """(tiles of strips, tiles of filters)."""
+    (p, q), (rows, columns) = pair.depthwise.output_size, strip(plan)
+    strips = pair.depthwise.batch * ceil_div(p, rows) * ceil_div(q, columns)
+    return ceil_div(strips, plan.block_m // (rows * columns)), ceil_div(pair.filters, plan.block_n)
+
+
+def window(pair: Pair, shape: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of x that a strip meets."""
+    down, across = (axis_of(pair.depthwise, Pass.FPROP, i).window(n, False) for i, n in enumerate(shape))
+    return down, across
+
+
+class Entry(NamedTuple):
+    """A tile, pixels x filters x channels, with a strip, rows x columns, and what compiles so without a spill: so many taps,
+    pixels that a strip meets, and a stride, at most. `tests/test_separable_aot.py` holds them."""
+
+    tile: Tile
+    strip: tuple[int, int]
+    taps: int
+    pixels: int
+    stride: int
+    scattered: bool = False  # also with the depthwise weights as they lie, tap by tap
+
+
+#: By arithmetic. Strips of two rows or more keep all taps in registers, those of one a row of them.
+MENU: dict[str, tuple[Entry, ...]] = {
+    "half": (
+        Entry(Tile(64, 64, 64, 4, 1), (4, 2), 9, 45, 2, True),
+        Entry(Tile(128, 64, 32, 4, 1), (4, 2), 9, 45, 2, True),
+        Entry(Tile(64, 128, 64, 4, 1), (4, 2), 9, 24, 1),
+        Entry(Tile(64, 256, 64, 8, 1), (4, 2), 9, 45, 2, True),
+        Entry(Tile(64, 256, 64, 8, 1), (1, 8), 25, 60, 1),
+        Entry(Tile(64, 64, 32, 4, 1), (1, 4), 25, 55, 2),
+    ),
+    "tf32": (Entry(Tile(64, 64, 32, 4, 1), (4, 2), 9, 45, 2),),
+    "fp32": (Entry(Tile(64, 32, 16, 4, 1), (4, 2), 9, 45, 2),),
+    "fp64": (Entry(Tile(32, 32, 16, 4, 1), (4, 2), 9, 45, 2),),
+}
+#: And where matrix instructions read shared memory: sm_90 and sm_100.
+MENU_WARPGROUP = {"half": (Entry(Tile(64, 64, 64, 4, 1), (1, 8), 49, 98, 1),)}
+#: The interpreter's time goes by programs and trips.
+INTERPRETED_MENU = tuple(Entry(Tile(m, n, 64, 4, 1), (4, 2), 1 << 30, 1 << 30, 1 << 30) for m in (64, 512) for n in (16, 64))
+#: Registers a thread that a kernel may take: three programs of four warps, or two, fit a multiprocessor.
+FEW, ALL = 168, 255
+
+
+def refuses(call: PairCall, plan: Plan) -> str:
+    """Why the kernel cannot run a plan; "" where it can."""
+    if plan.which != Pass.FPROP or plan.family != FAMILY:
+        return f"it is of {plan.which}:{plan.family}, not of fprop:{FAMILY}"
+    for name, block, least in (
+        ("block_m", plan.block_m, 16),
+        ("block_n", plan.block_n, 16),
+        ("block_k", plan.block_k, 16),
+        ("warps", plan.num_warps, 1),
+    ):
+        if block < least or block & (block - 1):
+            return f"{name} must be a power of two of at least {least}, got {block}"
+    if plan.step is None or plan.step[:2] != (1, 1) or any(n < 1 or n & (n - 1) for n in plan.step):
+        return f"step must be 1x1 and powers of two, a strip of pixels, got {plan.step}"
+    if product(plan.step) > plan.block_m:
+        return f"step {plan.step} must fit block_m {plan.block_m}"
+    if max(window(call.pair, strip(plan))) > MAX_WINDOW:
+        return f"a strip's window must have at most {MAX_WINDOW} rows and columns, got {window(call.pair, strip(plan))}"
+    if not {*plan.pack} <= {"b"}:
+        return f"pack may name b, the depthwise weights, got {', '.join(plan.pack)}"
+    said = replace(plan, block_m=0, block_n=0, block_k=0, num_warps=0, num_stages=0, step=None, pack=())
+    if said != Plan(Pass.FPROP, FAMILY, 0, 0, 0, 0, 0):
+        return f"family {FAMILY!r} knows a tile, a step and pack alone, got {plan}"
+    return ""
+
+
+class Work(NamedTuple):
+    """What a thread does in a trip."""
+
+    outputs: float  # values that it makes between the convolutions
+    channels: int  # neighbours that one load brings
+    pixels: float  # values of x that it loads and converts,
+    weights: int  # and of the depthwise weights
+    sums: int  # that it holds of the product
+
+
+def work_of(call: PairCall, plan: Plan) -> Work:
+    threads, (rows, columns), problem = 32 * plan.num_warps, strip(plan), call.pair.depthwise
+    strips = plan.block_m // (rows * columns)
+    lanes = max(1.0, strips * plan.block_k / threads)  # channels of strips
+    widest = max(1, 16 // itemsize(call.dtype))
+    channels = math.gcd(call.x.align, widest, problem.in_channels) if call.x.unit == 1 else 1
+    channels = min(channels, max(1, int(lanes)))
+    met = [len(met_of(problem, i, n)) for i, n in enumerate((rows, columns))]
+    held = plan.block_m * plan.block_n // threads
+    return Work(lanes * rows * columns, channels, lanes * product(met), channels * problem.taps, held)
+
+
+def met_of(problem: ConvProblem, axis: int, outputs: int) -> set[int]:
+    """The pixels of a window that `outputs` neighbouring outputs meet; others lie between taps."""
+    step, dilation = problem.stride[axis], problem.dilation[axis]
+    return {o * step + tap * dilation for o in range(outputs) for tap in range(problem.kernel_size[axis])}
+
+
+def trip_instructions(call: PairCall, plan: Plan, capability: int) -> float:
+    """Instructions of a warp in a trip. `tests/test_separable_aot.py` holds them against compiled kernels."""
+    work, size, problem = work_of(call, plan), itemsize(call.dtype), call.pair.depthwise
+    # a masked load has its address, its mask and its zeros; a 16-bit value its conversion, now and then with a shift
+    load = 4 + ceil_div(work.channels * size, 8)
+    narrow = 1.4 if size == 2 else 0.0
+    gathered = work.pixels * (load / work.channels + narrow)
+    weights = work.weights * ((3 / work.channels if call.w1.unit == 0 or plan.pack else 1) + narrow)
+    after = {"": 0, "channels": 2, "heavy": 12}[call.between] + (1 if size == 2 else 0)
+    product_loads = plan.block_n * plan.block_k / (32 * plan.num_warps) / max(1, 16 // size) * 6
+    if compiled_for(capability) == 80 or size == 8 or plan.block_n < 64:  # a warp's own matrix instructions and their loads
+        product_loads += 5.5 * plan.block_m * plan.block_n * plan.block_k * size / (4096 * plan.num_warps)
+    wide = 2 if size == 8 else 1  # float64 multiplies at half the rate
+    return 80 + gathered + weights + work.outputs * (wide * problem.taps + after) + product_loads
+
+
+def lines(call: PairCall, plan: Plan) -> float:
+    """Lines of 128 bytes that a warp's loads of x and of the depthwise weights touch in a trip, which the load unit takes one
+    a clock. Weights that lie tap by tap are as many loads, and each touches all lines of its channels."""
+    work, size, taps = work_of(call, plan), itemsize(call.dtype), call.pair.depthwise.taps
+    strips = max(1.0, 32 * work.channels / plan.block_k)  # that a warp's load covers
+    gathered = work.pixels / work.channels * strips * ceil_div(plan.block_k * size, 128)
+    if call.w1.unit == 0 or plan.pack:
+        return gathered + taps * ceil_div(plan.block_k * size, 128)
+    return gathered + taps * work.channels * ceil_div(plan.block_k * taps * size, 128)
+
+
+def registers(call: PairCall, plan: Plan, capability: int) -> int:
+    """Registers that the kernel is compiled for: `FEW` where what a thread holds and loads leaves room, else `ALL`."""
+    if compiled_for(capability) == 80:
+        return ALL
+    work = work_of(call, plan)
+    held = (work.sums + work.outputs + work.weights) * (2 if itemsize(call.dtype) == 8 else 1)
+    return FEW if held <= 100 and work.pixels <= 96 and plan.num_warps == 4 else ALL
+
+
+def is_channels_last(call: PairCall) -> bool:
+    """Whether the channels of x, and those of y, are neighbours in memory."""
+    return call.x.unit == 1 and call.y.unit == 1
+
+
+def candidates(call: PairCall, device: Device) -> list[Plan]:
+    """Plans worth predicting: none where lanes, which are channels, would read and write single elements."""
+    problem, kind = call.pair.depthwise, arithmetic(call.dtype, call.precision)
+    packed = call.w1.unit == 0
+    found: list[Plan] = []
+    if not device.interpreted and not is_channels_last(call):
+        return found
+    menu = MENU[kind] if compiled_for(device.capability) == 80 else MENU[kind] + MENU_WARPGROUP.get(kind, ())
+    for entry in INTERPRETED_MENU if device.interpreted else menu:
+        plan = Plan(Pass.FPROP, FAMILY, *entry.tile, step=(1, 1, *entry.strip))
+        met = product(len(met_of(problem, i, n)) for i, n in enumerate(entry.strip))
+        if problem.taps > entry.taps or met > entry.pixels or max(problem.stride) > entry.stride or refuses(call, plan):
+            continue
+        if packed or entry.scattered or device.interpreted:
+            found.append(plan)
+        if not packed and not device.interpreted:
+            found.append(replace(plan, pack=("b",)))
+    return found
+
+
+def smallest(call: PairCall) -> Plan:
+    """A plan for what the menu has none for and one kernel is asked: strips of one pixel."""
+    tile = MENU[arithmetic(call.dtype, call.precision)][-1].tile
+    return Plan(Pass.FPROP, FAMILY, *tile, step=(1, 1, 1, 1), pack=() if call.w1.unit == 0 else ("b",))
+
+
+def from_l2(call: PairCall, plan: Plan) -> int:
+    """Elements that a trip takes from L2: the pixels that a tile's strips meet, once, and weights."""
+    (rows, columns), problem = strip(plan), call.pair.depthwise
+    strips, row = plan.block_m // (rows * columns), ceil_div(problem.output_size[1], columns)
+    across = min(strips, row)
+    met = window(call.pair, (rows * ceil_div(strips, across), columns * across))
+    return plan.block_k * (product(met) + plan.block_n + problem.taps)
+
+
+def predict(call: PairCall, plan: Plan, device: Device) -> Prediction:
+    """Time of one kernel, and of the copy of weights before it."""
+    size, pair, kind = itemsize(call.dtype), call.pair, arithmetic(call.dtype, call.precision)
+    tiles_m, tiles_n = grid(pair, plan)
+    tiles, trips = tiles_m * tiles_n, ceil_div(pair.depthwise.in_channels, plan.block_k)
+    x = size * product(pair.depthwise.input_shape)
+    moved = pair.bytes(size) + 2 * size * product(pair.depthwise.weight_shape) * len(plan.pack)
+    if x > device.l2_bytes * L2_SHARE:
+        moved += (tiles_n - 1) * x  # each block of filters makes all of it again
+    m, n, k, *_ = plan.tile
+    needs = Resources(
+        registers(call, plan, device.capability),
+        (m + n) * k * size,
+        0,
+        round(trip_instructions(call, plan, device.capability)),
+    )
+    of = kernel(FAMILY, plan.tile, needs, kind, size, (LARGEST_BOX, LARGEST_BOX), device)
+    share = from_l2(call, plan) / ((m + n) * k)
+    by_lines = lines(call, plan) * plan.num_warps
+    if by_lines > of.clocks:
+        of = of._replace(clocks=by_lines, bound="loads")
+    # a trip waits for its pixels, and for what it puts into shared memory to be multiplied
+    of = of._replace(from_l2=of.from_l2 * share, from_l2_alone=of.from_l2_alone * share, exposed=1.5 * of.exposed)
+    launched = 1 + len(plan.pack)
+    bound = of.bound if of.clocks >= trip_clocks(of, tiles, device) else "L2"
+    if device.interpreted:
+        work = work_of(call, plan)
+        per = work.outputs * pair.depthwise.taps + 3 * work.pixels
+        total = tiles * (1 + trips) * (INTERPRETED_TRIP / 100 * per / max(1.0, work.outputs / product(strip(plan))))
+    else:
+        total = seconds(of, tiles, trips, moved, launched, device)
+        busy, dram = on_chip(of, tiles, trips, device), from_dram(moved, device, of.constants)
+        bound = "DRAM" if dram > busy else bound
+        bound = "launch" if overhead(launched, device, of.constants) > max(busy, dram) else bound
+    made = tiles * trips * k * m * (n + pair.depthwise.taps)
+    return Prediction(
+        seconds=total,
+        tiles=tiles,
+        waves=tiles / (device.sm_count * of.resident),
+        tile_use=min(1.0, pair.flops / 2 / max(1, made)),
+        bytes=moved,
+        bound=bound,
+        low=total * of.constants.low,
+        high=total * of.constants.high,
+        source=of.constants.source,
+    )
+
+
+def plans_apart(call: PairCall, device: Device) -> tuple[Plan, Plan]:
+    """The plans that the two calls take."""
+    first, second = (plans.select(one, device) for one in call.apart())
+    return first, second
+
+
+def apart(call: PairCall, device: Device) -> tuple[Prediction, Prediction]:
+    """What is predicted of the two calls."""
+    calls = zip(call.apart(), plans_apart(call, device), strict=True)
+    first, second = (plans.predict(one, plan, device) for one, plan in calls)
+    return first, second
+
+
+def select(call: PairCall, device: Device, fused: bool = False) -> Plan | None:
+    """The plan of least predicted time, None where two kernels take less; `fused`: whatever they take.
+
+    RuntimeError where one kernel is asked for and none serves the call.
+    """
+    found = candidates(call, device)
+    if not found and not fused:
+        return None
+    if not found:
+        plan = smallest(call)
+        if reason := refuses(call, plan):
+            raise RuntimeError(f"no single kernel serves {call.pair}: {reason}")
+        return plan
+    times = [predict(call, plan, device).seconds for plan in found]
+    least = min(times)
+    if fused or least < sum(one.seconds for one in apart(call, device)):
+        return found[times.index(least)]
+    return None

@@ -1,0 +1,232 @@
+"""From the tensors of a depthwise and a pointwise convolution to one launch: plan, arguments, grid. Nothing is measured."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+import triton.language as tl
+
+from costmodel import separable as model
+from costmodel.algebra import product
+from costmodel.device import Device
+from costmodel.separable import Pair, PairCall
+from costmodel.tiling import MAX_ALIGN, Plan
+from tritonconv.causal_launch import on
+from tritonconv.kernels.epilogue import Fused
+from tritonconv.kernels.index import Sizes, pack
+from tritonconv.kernels.separable import separable_kernel
+from tritonconv.launch import COUNTS, DTYPES, INTERPRETED, device_model, fp32_precision
+from tritonconv.layout import allocate, depthwise_operand, filters_last_copy, filters_last_strides, operand, output_strides
+from tritonconv.prepared import INT32_MAX, FusedKey, Prepared, TensorKey, accumulator, key, packed_strides
+
+#: `plan` words beside a plan of the family: one kernel with the tile of least predicted time, or two kernels.
+FUSED, APART = "fused", "apart"
+
+
+def fits_int32(pair: Pair, plan: Plan, x: TensorKey, w1: TensorKey, w2: TensorKey, *results: TensorKey) -> bool:
+    """Whether 32-bit offsets reach everything from a program's first image, what is masked included. A strip may begin before
+    its image and end behind it, by no more than its window; channels and filters go in whole blocks."""
+    (rows, columns), (p, q) = model.strip(plan), pair.depthwise.output_size
+    strips = product(-(-n // size) for n, size in ((p, rows), (q, columns)))
+    images = min(pair.depthwise.batch, plan.block_m // (rows * columns) // max(1, strips) + 2)
+    if strips * rows * columns + plan.block_m > INT32_MAX:
+        return False
+    beyond = (
+        0,
+        plan.block_k,
+        *(
+            2 * n + max(map(abs, pads))
+            for n, pads in zip(model.window(pair, (rows, columns)), pair.depthwise.padding, strict=True)
+        ),
+    )
+    pixels = (0, plan.block_n, rows, columns)
+
+    def reach(tensor: TensorKey, outer: int, extra: tuple[int, ...]) -> int:
+        shape, strides = (outer, *tensor[0][1:]), tensor[1]
+        return sum((n + more) * abs(stride) for n, more, stride in zip(shape, extra, strides, strict=True))
+
+    reaches = [reach(x, images, beyond), reach(w1, w1[0][0] + plan.block_k, (0,) * 4)]
+    reaches += [reach(w2, w2[0][0] + plan.block_n, (0, plan.block_k, 0, 0)), *(reach(y, images, pixels) for y in results)]
+    return max(reaches) <= INT32_MAX
+
+
+def described(
+    pair: Pair,
+    dtype: torch.dtype,
+    precision: str,
+    x: TensorKey,
+    w1: TensorKey,
+    w2: TensorKey,
+    y: TensorKey,
+    between: FusedKey,
+    after: FusedKey,
+) -> PairCall:
+    """What the cost model wants to know of a call."""
+    z = channels_of(pair, x, w1)
+    lie = (operand(*x, 1, 1), depthwise_operand(*w1), operand(*z, 1, 1), operand(*w2, 1, 1), operand(*y, 1, 1))
+    kinds = (
+        follows.kind(laid) if follows.activation or follows.residual else "" for follows, laid in ((between, z), (after, y))
+    )
+    return PairCall(pair, DTYPES[dtype], precision, *lie, *kinds)
+
+
+def channels_of(pair: Pair, x: TensorKey, w1: TensorKey) -> TensorKey:
+    """Shape and strides of what lies between the two convolutions, were it in memory."""
+    shape = pair.depthwise.output_shape
+    return shape, output_strides(shape, *(torch.empty_strided(*t, device="meta") for t in (x, w1)))
+
+
+@functools.lru_cache(maxsize=1024)
+def prepare_call(
+    pair: Pair,
+    dtype: torch.dtype,
+    precision: str,
+    device: int,
+    x: TensorKey,
+    w1: TensorKey,
+    w2: TensorKey,
+    y: TensorKey,
+    b1: int | None,
+    between: FusedKey,
+    b2: int | None,
+    after: FusedKey,
+    forced: str,
+) -> Prepared | None:
+    """The launch of a call, None where two kernels are to run."""
+    plan = chosen(described(pair, dtype, precision, x, w1, w2, y, between, after), device_model(device), forced)
+    if plan is None:
+        return None
+    if plan.pack:
+        w1 = (w1[0], filters_last_strides(w1[0]))
+    call = described(pair, dtype, precision, x, w1, w2, y, between, after)
+    return prepare(call, plan, x, w1, w2, y, b1, between, b2, after, device_model(device).capability)
+
+
+def chosen(call: PairCall, device: Device, forced: str) -> Plan | None:
+    """The plan of one kernel, None for two. ValueError for a forced plan that cannot run the call."""
+    if forced == APART:
+        return None
+    if forced and forced != FUSED:
+        plan = Plan.parse(forced)
+        if reason := model.refuses(call, plan):
+            raise ValueError(f"plan {plan} cannot run {call.pair}: {reason}")
+        return plan
+    return model.select(call, device, forced == FUSED)
+
+
+def prepare(
+    call: PairCall,
+    plan: Plan,
+    x: TensorKey,
+    w1: TensorKey,
+    w2: TensorKey,
+    y: TensorKey,
+    b1: int | None,
+    between: FusedKey,
+    b2: int | None,
+    after: FusedKey,
+    capability: int,
+) -> Prepared:
+    """Scalars, constexprs and grid of a launch whose weights already lie as the plan wants them."""
+    pair, (rows, columns), residual = call.pair, model.strip(plan), after.residual
+    problem, channels, filters = pair.depthwise, pair.depthwise.in_channels, pair.filters
+    c_align, k_align = math.gcd(channels, MAX_ALIGN), math.gcd(filters, MAX_ALIGN)
+    full, results = problem.with_unit_axes(), (y, *(() if residual is None else (residual,)))
+    small = fits_int32(pair, plan, x, w1, w2, *results)
+    sizes = (
+        problem.batch,
+        *full.input_size,
+        *full.output_size,
+        channels // c_align,
+        filters // k_align,
+        *(low for low, _ in full.padding),
+        b2 or 0,
+        0,
+    )
+    tiles_m, tiles_n = model.grid(pair, plan)
+    programs = tiles_m * tiles_n
+    if programs > INT32_MAX:
+        raise RuntimeError(f"{pair} needs {programs} programs, more than a CUDA grid of {INT32_MAX} holds")
+    constants: dict[str, Any] = {
+        "KERNEL": problem.kernel_size,
+        "STRIDE": problem.stride,
+        "DILATION": problem.dilation,
+        "C_ALIGN": c_align,
+        "K_ALIGN": k_align,
+        "EVEN_C": channels % plan.block_k == 0,
+        "HAS_B1": b1 is not None,
+        "HAS_B2": b2 is not None,
+        "BETWEEN": between.activation,
+        "ACTIVATION": after.activation,
+        "SLOPE": after.slope,
+        "ACC": accumulator(call.dtype),
+        "PRECISION": call.precision if call.dtype == "float32" else "ieee",
+        "INDEX": tl.int32 if small else tl.int64,
+        "UPCAST": INTERPRETED and call.dtype == "bfloat16",
+        "ROWS": rows,
+        "COLUMNS": columns,
+        "STRIPS": plan.block_m // (rows * columns),
+        "BLOCK_N": plan.block_n,
+        "BLOCK_C": plan.block_k,
+        "num_warps": plan.num_warps,
+        "num_stages": plan.num_stages,
+    }
+    strides = []
+    for name, tensor, lies in (("X", x, call.x), ("W1", w1, call.w1), ("W2", w2, call.w2), ("Y", y, call.y)):
+        strides.append(packed_strides(tensor, lies))
+        constants |= {f"{name}_ALIGN": lies.align, f"{name}_UNIT": lies.unit}
+    over = None
+    if residual is not None:
+        lies = operand(*residual, 1, 1)
+        over = packed_strides(residual, lies)
+        constants |= {"R_ALIGN": lies.align, "R_UNIT": lies.unit}
+    if (registers := model.registers(call, plan, capability)) < model.ALL:
+        constants["maxnreg"] = registers
+    fused = pack(0), pack(0), over
+    return Prepared(plan, programs, (*strides, Sizes(*map(pack, sizes)), pack(b1 or 0)), constants, fused=fused)
+
+
+def fused(
+    pair: Pair,
+    x: torch.Tensor,
+    w1: torch.Tensor,
+    w2: torch.Tensor,
+    b1: torch.Tensor | None,
+    b2: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    between: str,
+    activation: str,
+    slope: float,
+    forced: str,
+) -> torch.Tensor | None:
+    """y [N, K, P, Q] by one kernel; None where two are to compute it: by prediction, by a word, or as nothing is summed."""
+    if product(pair.pointwise.output_shape) == 0 or pair.depthwise.in_channels == 0:
+        return None
+    y = allocate(pair.pointwise.output_shape, x, w1, w2)
+    device = x.device.index if x.is_cuda else -1
+    prepared = prepare_call(
+        pair,
+        x.dtype,
+        fp32_precision(),
+        device,
+        key(x),
+        key(w1),
+        key(w2),
+        key(y),
+        None if b1 is None else b1.stride(0),
+        FusedKey(None, None, None, between, slope, False),
+        None if b2 is None else b2.stride(0),
+        FusedKey(None, None, None if residual is None else key(residual), activation, slope, False),
+        forced,
+    )
+    if prepared is None:
+        return None
+    COUNTS["separable"] += 1
+    with on(x):
+        w1 = filters_last_copy(w1) if prepared.plan.pack else w1
+        follows = Fused(None, None, residual, None, *prepared.fused)
+        separable_kernel[(prepared.programs,)](x, w1, b1, w2, b2, y, *prepared.arguments, fused=follows, **prepared.constants)
+    return y

@@ -1,0 +1,156 @@
+"""The library op of a depthwise and a pointwise convolution: schema, kernels, fake tensor, autocast, FLOP formula, gradients.
+
+    separable(x [N, C, H, W], w1 [C, 1, R, S], w2 [K, C, 1, 1], b1, b2, residual, ..., between, activation, slope, plan) -> y
+
+`between` and `activation` are "" for none; `plan` is "", "fused", "apart" or a plan of the family "separable". Two kernels are
+`fprop` or `fprop_fused` twice. The backward pass makes what lies between the convolutions again, whichever ran.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from costmodel.problem import ConvProblem
+from costmodel.separable import Pair
+from tritonconv import separable_launch as launch
+from tritonconv.autograd import _below_autograd, _bias_gradient, _Primitive
+from tritonconv.epilogue import ACTIVATIONS, needs_z
+from tritonconv.launch import INTERPRETED
+from tritonconv.layout import allocate
+from tritonconv.op import LIBRARY, _autocast, pairs
+
+Maybe = torch.Tensor | None
+Ints = Sequence[int]
+_OPS = torch.ops.tritonconv
+_SCHEMA = (
+    "separable(Tensor x, Tensor w1, Tensor w2, Tensor? b1, Tensor? b2, Tensor? residual, SymInt[] stride, SymInt[] padding, "
+    "SymInt[] dilation, str between='', str activation='', float slope=0.01, str plan='') -> Tensor"
+)
+#: stride, padding and dilation of the pointwise convolution, and its groups.
+_POINTWISE: tuple[Any, ...] = ((1, 1), (0, 0, 0, 0), (1, 1), 1)
+
+
+def pair_of(x: Ints, w1: Ints, w2: Ints, stride: Ints, padding: Ints, dilation: Ints) -> Pair:
+    """The two problems of the op's arguments, tensors as shapes. RuntimeError where they do not fit together."""
+    if len(x) != 4 or tuple(w1[:2]) != (x[1], 1) or tuple(w2[1:]) != (x[1], 1, 1):
+        raise RuntimeError(f"tritonconv: channels do not match: x {list(x)}, w1 {list(w1)}, w2 {list(w2)}")
+    return Pair(ConvProblem.conv(x, w1, stride, pairs(padding), dilation, x[1]), w2[0])
+
+
+def _followed(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    b: Maybe,
+    window: tuple[Any, ...],
+    residual: Maybe,
+    activation: str,
+    slope: float,
+    keep: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(y, z) of one of the two convolutions as an op of its own."""
+    if not activation and residual is None:
+        y = _OPS.fprop(x, w, b, *window)
+        return y, y
+    y, z = _OPS.fprop_fused(x, w, b, *window, None, None, residual, activation, slope, keep)
+    return y, z
+
+
+def _separable(
+    x: torch.Tensor,
+    w1: torch.Tensor,
+    w2: torch.Tensor,
+    b1: Maybe,
+    b2: Maybe,
+    residual: Maybe,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    between: str = "",
+    activation: str = "",
+    slope: float = 0.01,
+    plan: str = "",
+) -> torch.Tensor:
+    for other in (w1, w2, b1, b2, residual):
+        if other is not None and other.dtype != x.dtype:
+            raise RuntimeError(f"tritonconv: all tensors must have the same dtype, got {x.dtype} and {other.dtype}")
+    pair = pair_of(x.shape, w1.shape, w2.shape, stride, padding, dilation)
+    if x.is_cuda or INTERPRETED:
+        y = launch.fused(pair, x, w1, w2, b1, b2, residual, between, activation, slope, plan)
+        if y is not None:
+            return y
+    z, _ = _followed(x, w1, b1, (stride, padding, dilation, x.shape[1]), None, between, slope, False)
+    return _followed(z, w2, b2, _POINTWISE, residual, activation, slope, False)[0]
+
+
+def _fake(
+    x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, b1: Maybe, b2: Maybe, residual: Maybe, *window: Any
+) -> torch.Tensor:
+    return allocate(pair_of(x.shape, w1.shape, w2.shape, *window[:3]).pointwise.output_shape, x, w1, w2)
+
+
+def _flops(
+    x: Ints, w1: Ints, w2: Ints, b1: Any, b2: Any, residual: Any, *window: Any, out_shape: Any = None, **kwargs: Any
+) -> int:
+    return pair_of(x, w1, w2, *window[:3]).flops
+
+
+class _Separable(_Primitive):
+    """With z = between(conv(x, w1) + b1) and y = act(conv(z, w2) + b2 + residual): z is made again, and what the activations'
+    derivatives are taken from; of y's size nothing is kept but y, where its activation's derivative is."""
+
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        return _below_autograd(_OPS.separable, *args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        x, w1, w2, b1, b2, residual, *ctx.window, ctx.between, ctx.activation, ctx.slope, _ = inputs
+        again = needs_z(ctx.activation, ctx.slope)  # z of the second convolution
+        ctx.window = (*ctx.window, x.shape[1])
+        ctx.save_for_backward(
+            x, w1, w2, b1, b2 if again else None, residual if again else None, output if ctx.activation and not again else None
+        )
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> Any:
+        x, w1, w2, b1, b2, residual, y = ctx.saved_tensors
+        needs_x, needs_w1, needs_w2, needs_b1, needs_b2, needs_residual, *_ = ctx.needs_input_grad
+        below = needs_x or needs_w1 or needs_b1
+        if needs_w2 or (below and ctx.between) or needs_z(ctx.activation, ctx.slope):
+            keep = below and needs_z(ctx.between, ctx.slope)
+            z, before = _followed(x, w1, b1, ctx.window, None, ctx.between, ctx.slope, keep)
+        if ctx.activation:
+            at = _followed(z, w2, b2, _POINTWISE, residual, ctx.activation, ctx.slope, True)[1] if y is None else y
+            dy = ACTIVATIONS[ctx.activation].backward(dy, at, ctx.slope)
+        dx = dw1 = dw2 = db1 = None
+        if needs_w2:
+            dw2 = _OPS.wgrad(dy, z, (1, 1), *_POINTWISE)
+        if below:
+            size = pair_of(x.shape, w1.shape, w2.shape, *ctx.window[:3]).depthwise.output_size
+            dz = _OPS.dgrad(dy, w2, None, size, *_POINTWISE)
+            if ctx.between:
+                dz = ACTIVATIONS[ctx.between].backward(dz, before if keep else z, ctx.slope)
+            dx = _OPS.dgrad(dz, w1, None, x.shape[2:], *ctx.window) if needs_x else None
+            dw1 = _OPS.wgrad(dz, x, w1.shape[2:], *ctx.window) if needs_w1 else None
+            db1 = _bias_gradient(dz) if needs_b1 else None
+        db2 = _bias_gradient(dy) if needs_b2 else None
+        return dx, dw1, dw2, db1, db2, dy if needs_residual else None, *(None,) * 7
+
+
+def _autograd(*args: Any) -> Any:
+    defaults = ("", "", 0.01, "")
+    return _Separable.apply(*args, *defaults[len(args) - 9 :])
+
+
+LIBRARY.define(_SCHEMA, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
+for _key in ("CUDA", "CPU"):
+    LIBRARY.impl("separable", _separable, _key)
+LIBRARY.impl("separable", _autograd, "Autograd")
+torch.library.register_fake("tritonconv::separable", _fake, lib=LIBRARY)
+register_flop_formula(_OPS.separable)(_flops)
+for _device in ("cuda", "cpu"):
+    LIBRARY.impl("separable", _autocast(_OPS.separable.default, _device), f"Autocast{_device.upper()}")
