@@ -231,22 +231,15 @@ def band() -> None:
 
 @app.command()
 def separable(
-    predicted: Annotated[bool, typer.Option("--predicted", help="Print the README's table, from the cost model.")] = False,
-    compiled: Annotated[bool, typer.Option("--compiled", help="Compile the menu ahead of time and count.")] = False,
-    out: Annotated[Path | None, typer.Option(help="The directory of the rows.")] = None,
+    compiled: Annotated[bool, typer.Option("--compiled", help="Compile the menu ahead of time instead, and count.")] = False,
 ) -> None:
-    """Time a depthwise and a pointwise convolution as one kernel, as two, and by torch."""
-    from rich.console import Console
+    """Print the README's table of depthwise and pointwise pairs, as one kernel and as two, from the cost model."""
+    from bench.separable import show_compiled, table
 
-    from bench.separable import command, show_compiled, table
-
-    if predicted:
-        typer.echo(table())
-    elif compiled:
-        console = Console()
-        show_compiled(Console(width=None if console.is_terminal else 120))
+    if compiled:
+        show_compiled()
     else:
-        command(out)
+        typer.echo(table())
 
 
 if __name__ == "__main__":

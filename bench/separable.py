@@ -1,34 +1,19 @@
-"""Pairs of a depthwise and a pointwise convolution: as one kernel and as two, compiled, predicted, and timed on a GPU.
-
-`python -m bench separable` times them against torch; `--predicted` prints the README's table; `--compiled` what the compiler
-makes of the menu. The last two need no GPU.
-"""
+"""Pairs of a depthwise and a pointwise convolution, as one kernel and as two: what is predicted, and what the compiler makes of
+the kernel. `bench.chains.separable` times them; this needs no GPU."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import triton
 from rich.box import HORIZONTALS
 from rich.console import Console
 from rich.table import Table
-from torch.nn import functional
 
-import tritonconv
 from bench.aot import Pointer, compile_ahead
-from bench.machine import REPLAY_SECONDS, Gpu, Machine, quantiles
-from bench.measure import MOST_REPETITIONS
-from bench.provenance import results_dir
-from bench.records import write
 from bench.sass import KernelAudit, audit
-from bench.tolerance import UNIT
 from costmodel import separable as model
-from costmodel.calibration import PRIOR_SOURCE
 from costmodel.device import Device, find_device
 from costmodel.problem import ConvProblem
 from costmodel.separable import Pair, PairCall
@@ -108,9 +93,6 @@ LAYERS = (
 )
 
 
-# ---- compiled ------------------------------------------------------------------------------------------------------------
-
-
 def prepared(
     layer: Layer, plan: Plan, dtype: torch.dtype, arch: int, channels_last: bool, after: FusedKey | None, bias: int | None
 ) -> Prepared:
@@ -148,8 +130,8 @@ def outputs(plan: Plan) -> float:
     return plan.block_m * plan.block_k / (32 * plan.num_warps)
 
 
-def show_compiled(console: Console) -> None:
-    """The menu, for the first layer of each kernel size and stride: registers, spills, instructions a depthwise output."""
+def show_compiled() -> None:
+    """Print the menu for the first layer of each filter and stride: registers, spills, instructions a depthwise output."""
     shown = Table(title=f"Triton {triton.__version__}, sm_90, bfloat16", box=HORIZONTALS, padding=(0, 1, 0, 0))
     for heading in ("filter", "plan", "regs", "spills", "trip", "predicted", "an output"):
         shown.add_column(heading, justify="left" if heading in ("filter", "plan") else "right", no_wrap=True)
@@ -162,10 +144,8 @@ def show_compiled(console: Console) -> None:
             words = f"{layer.kernel}x{layer.kernel} s{layer.stride}", str(plan).split(":", 2)[2]
             counts = found.registers, found.spills, trip, f"{told:.0f}", f"{trip / outputs(plan):.1f}"
             shown.add_row(*words, *map(str, counts))
-    console.print(shown)
-
-
-# ---- predicted -----------------------------------------------------------------------------------------------------------
+    console = Console()
+    Console(width=None if console.is_terminal else 120).print(shown)
 
 
 def predicted(layer: Layer, device: Device) -> tuple[float, float, Plan]:
@@ -190,132 +170,3 @@ def table() -> str:
             f"| {'one' if one < two else 'two'} |"
         )
     return "\n".join(lines)
-
-
-# ---- measured ------------------------------------------------------------------------------------------------------------
-
-Set = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Timed:
-    """A contender's time of a layer. `share`: its error in parts of the tolerance, above 1 a wrong result without a time."""
-
-    network: str
-    layer: str
-    contender: str
-    plan: str
-    predicted_us: float | None
-    share: float
-    median_us: float | None
-    p10_us: float | None
-    p90_us: float | None
-
-
-def inputs(layer: Layer, count: int, device: str, dtype: torch.dtype) -> list[Set]:
-    """x and weights, scaled so that results have size about one."""
-    random = torch.Generator(device).manual_seed(0)
-    c, k = layer.channels, layer.kernel
-
-    def normal(*shape: int, scale: float = 1.0) -> torch.Tensor:
-        return torch.randn(shape, generator=random, device=device, dtype=torch.float32).mul_(scale).to(dtype)
-
-    found = []
-    for _ in range(count):
-        x = normal(layer.batch, c, layer.size, layer.size).to(memory_format=torch.channels_last)
-        found.append(
-            (
-                x,
-                normal(c, 1, k, k, scale=1 / k),
-                normal(layer.filters, c, 1, 1, scale=c**-0.5),
-                normal(c),
-                normal(layer.filters),
-            )
-        )
-    return found
-
-
-def exact(layer: Layer, given: Set, sizes: bool = False) -> torch.Tensor:
-    """The result in float64 by torch; `sizes`: of absolute values, the bound of what rounding between may do."""
-    x, w1, w2, b1, b2 = (t.double().abs() if sizes else t.double() for t in given)
-    z = functional.conv2d(x, w1, b1, layer.stride, layer.kernel // 2, 1, layer.channels)
-    return functional.conv2d(functional.relu6(z) if layer.activation else z, w2, b2)
-
-
-def share(got: torch.Tensor, layer: Layer, given: Set) -> float:
-    """The largest error in parts of the tolerance: one rounding of the result, and one of everything between."""
-    want, unit = exact(layer, given), UNIT[got.dtype]
-    allowed = unit * want.abs() + 2 * unit * exact(layer, given, True)
-    return float(torch.where(got.isnan(), math.inf, (got.double() - want).abs() / allowed).max())
-
-
-def contenders(layer: Layer, device: Device) -> Iterator[tuple[str, str, float | None, Callable[..., torch.Tensor]]]:
-    """(name, plan, predicted µs, call of a set)."""
-    stride, padding = layer.stride, layer.kernel // 2
-    two, one, plan = predicted(layer, device)
-
-    def ours(plan: Any) -> Callable[..., torch.Tensor]:
-        def call(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, b1: torch.Tensor, b2: torch.Tensor) -> torch.Tensor:
-            return tritonconv.depthwise_separable_conv2d(
-                x, w1, w2, b1, b2, stride, padding, activation=layer.activation, plan=plan
-            )
-
-        return call
-
-    def theirs(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, b1: torch.Tensor, b2: torch.Tensor) -> torch.Tensor:
-        z = functional.conv2d(x, w1, b1, stride, padding, 1, layer.channels)
-        return functional.conv2d(functional.relu6(z, inplace=True), w2, b2)
-
-    yield "one kernel", str(plan), 1e6 * one, ours("fused")
-    yield "two kernels", "apart", 1e6 * two, ours("apart")
-    yield "torch", "", None, theirs
-
-
-def timed(layer: Layer, machine: Machine, dtype: torch.dtype = torch.bfloat16) -> list[Timed]:
-    """Every contender of a layer, checked, then timed in turns with the others on inputs that the L2 cache does not hold."""
-    size = layer.pair.bytes(dtype.itemsize)
-    sets = inputs(layer, 2 * machine.model.l2_bytes // size + 1, machine.device, dtype)
-    seconds = size / (machine.model.bandwidth * 1e9)
-    calls = len(sets) * min(MOST_REPETITIONS, math.ceil(REPLAY_SECONDS / (len(sets) * seconds)))
-    rows, captured = [], []
-    with torch.no_grad():
-        for name, plan, told, call in contenders(layer, machine.model):
-            graph = machine.capture(lambda i, call=call: call(*sets[i]), len(sets), calls)  # type: ignore[misc]
-            graph.outputs[0].fill_(math.nan)
-            graph.replay()
-            rows.append(
-                Timed(layer.network, layer.name, name, plan, told, share(graph.outputs[0], layer, sets[0]), *(None,) * 3)
-            )
-            captured.append(graph)
-        found = []
-        for row, graph, times in zip(rows, captured, machine.replays(captured), strict=True):
-            got = quantiles([1e6 * second / graph.calls for second in times])
-            right = {"median_us": got.median, "p10_us": got.p10, "p90_us": got.p90} if row.share <= 1 else {}
-            found.append(Timed(**{**asdict(row), **right}))
-    machine.release()
-    return found
-
-
-def command(out: Path | None, machine: Machine | None = None, layers: tuple[Layer, ...] = LAYERS) -> None:
-    """Time all layers, print the table and write the records. torch looks for its fastest algorithm."""
-    machine = machine or Gpu()
-    torch.backends.cudnn.benchmark = True
-    shown = Table(title=f"{machine.facts['gpu']}, batch {BATCH}, bfloat16, channels-last, µs", box=HORIZONTALS)
-    for heading in ("layer", "one kernel", "predicted", "two kernels", "predicted", "torch", "two / one", "torch / one"):
-        shown.add_column(heading, justify="left" if heading == "layer" else "right")
-    records = []
-    for layer in layers:
-        rows = timed(layer, machine)
-        records += [{**asdict(row), **machine.facts} for row in rows]
-        one, two, torch_ = (row.median_us or math.nan for row in rows)
-        told = (f"{row.predicted_us:.1f}" for row in rows[:2])
-        words = f"{one:.1f}", next(told), f"{two:.1f}", next(told), f"{torch_:.1f}", f"{two / one:.2f}", f"{torch_ / one:.2f}"
-        shown.add_row(f"{layer.network} {layer.name}", *words)
-    path = (out or results_dir()) / "separable.json"
-    write(path, records)
-    console = Console()
-    console.print(shown)
-    wrong = [f"{r['layer']}, {r['contender']}" for r in records if r["share"] > 1]
-    console.print(f"wrong results: {', '.join(wrong) or 'none'}. Predictions: {PRIOR_SOURCE}. Rows: {path}", soft_wrap=True)
-    if wrong:
-        raise SystemExit(1)

@@ -1,6 +1,5 @@
-"""Whether one kernel or two: what the cost model says of pairs, and what `explain` and the benchmark make of it."""
+"""Whether one kernel or two: what the cost model says of pairs, and what `explain` and `bench` make of it."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -9,6 +8,8 @@ from standin import StandIn
 
 import tritonconv
 from bench import separable as bench
+from bench.chains.run import measure
+from bench.chains.separable import of as chain_of
 from bench.separable import LAYERS, Layer
 from costmodel import separable as model
 from costmodel.device import find_device
@@ -133,22 +134,10 @@ def test_explain_says_which_and_why():
     assert "no kernel is launched" in str(nothing) and not nothing.plans
 
 
-def test_the_benchmark_checks_and_times_every_contender(tmp_path, capsys):
-    layers = (Layer("Small", 8, 6, 5, batch=1), Layer("Small", 4, 7, 6, 5, 2, batch=1))
-    bench.command(tmp_path, StandIn((1e-5, 2e-5, 4e-5)), layers)
-    rows = json.loads((tmp_path / "separable.json").read_text())
-    assert [row["contender"] for row in rows] == ["one kernel", "two kernels", "torch"] * 2
-    assert all(row["share"] <= 1 for row in rows)
-    assert [row["median_us"] for row in rows[:3]] == pytest.approx([10, 20, 40])
-    assert rows[0]["plan"].startswith("fprop:separable:") and rows[0]["predicted_us"] > 0
-    assert "wrong results: none" in capsys.readouterr().out
-
-
-def test_a_wrong_result_has_no_time(tmp_path, monkeypatch, capsys):
-    right = bench.tritonconv.depthwise_separable_conv2d
-    monkeypatch.setattr(bench.tritonconv, "depthwise_separable_conv2d", lambda *given, **other: 1.1 * right(*given, **other))
-    with pytest.raises(SystemExit):
-        bench.command(tmp_path, StandIn(), (Layer("Small", 8, 6, 5, batch=1),))
-    rows = json.loads((tmp_path / "separable.json").read_text())
-    assert [row["median_us"] is None for row in rows] == [True, True, False]
-    assert "one kernel, 8 x" not in capsys.readouterr().out.split("wrong results")[0]
+@pytest.mark.parametrize("layer", [Layer("Small", 8, 6, 5, batch=1), Layer("Small", 4, 7, 6, 5, 2, batch=1)])
+def test_every_way_to_compute_a_pair_is_checked_and_timed(layer: Layer, launched) -> None:
+    rows = measure(chain_of(layer, torch.float32, H100), False, StandIn((5e-5, 4e-5, 1e-5, 2e-5)))
+    assert [row.way for row in rows] == ["torch", "torch contiguous", "tritonconv", "tritonconv apart", "copy"]
+    assert all(row.ok for row in rows), [row.note for row in rows]
+    assert [row.median_us for row in rows[:4]] == pytest.approx([50, 40, 10, 20])
+    assert [row.predicted_us is None for row in rows] == [True, True, False, False, True]
