@@ -14,6 +14,7 @@ from typing import NamedTuple
 from costmodel import plan as plans
 from costmodel.algebra import ceil_div, product
 from costmodel.depthwise import axis_of
+from costmodel.depthwise_choice import UNHIDDEN
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import Resources, compiled_for
@@ -26,7 +27,6 @@ from costmodel.timing import (
     kernel,
     on_chip,
     overhead,
-    seconds,
     trip_clocks,
 )
 
@@ -124,6 +124,7 @@ MENU: dict[str, tuple[Entry, ...]] = {
     "half": (
         Entry(Tile(64, 64, 64, 4, 1), (4, 2), 9, 45, 2, True),
         Entry(Tile(128, 64, 32, 4, 1), (4, 2), 9, 45, 2, True),
+        Entry(Tile(128, 32, 32, 4, 1), (4, 2), 9, 45, 2),
         Entry(Tile(64, 128, 64, 4, 1), (4, 2), 9, 24, 1),
         Entry(Tile(64, 256, 64, 8, 1), (4, 2), 9, 45, 2, True),
         Entry(Tile(64, 256, 64, 8, 1), (1, 8), 25, 60, 1),
@@ -205,10 +206,18 @@ def trip_instructions(call: PairCall, plan: Plan, capability: int) -> float:
     weights = work.weights * ((3 / work.channels if call.w1.unit == 0 or plan.pack else 1) + narrow)
     after = {"": 0, "channels": 2, "heavy": 12}[call.between] + (1 if size == 2 else 0)
     product_loads = plan.block_n * plan.block_k / (32 * plan.num_warps) / max(1, 16 // size) * 6
-    if compiled_for(capability) == 80 or size == 8 or plan.block_n < 64:  # a warp's own matrix instructions and their loads
+    kind = arithmetic(call.dtype, call.precision)
+    if kind == "fp32":
+        product_loads += plan.block_m * plan.block_n * plan.block_k / (32 * plan.num_warps)
+    elif compiled_for(capability) == 80 or size == 8 or plan.block_n < 64:  # a warp's own matrix instructions, their loads
         product_loads += 5.5 * plan.block_m * plan.block_n * plan.block_k * size / (4096 * plan.num_warps)
     wide = 2 if size == 8 else 1  # float64 multiplies at half the rate
     return 80 + gathered + weights + work.outputs * (wide * problem.taps + after) + product_loads
+
+
+def program_instructions(call: PairCall, plan: Plan) -> float:
+    """Instructions of a warp outside of its loop: which pixels, the sums' way to memory. Held as those of a trip."""
+    return 630 + 8.2 * work_of(call, plan).sums
 
 
 def lines(call: PairCall, plan: Plan) -> float:
@@ -288,12 +297,21 @@ def predict(call: PairCall, plan: Plan, device: Device) -> Prediction:
         round(trip_instructions(call, plan, device.capability)),
     )
     of = kernel(FAMILY, plan.tile, needs, kind, size, (LARGEST_BOX, LARGEST_BOX), device)
-    share = from_l2(call, plan) / ((m + n) * k)
-    by_lines = lines(call, plan) * plan.num_warps
-    if by_lines > of.clocks:
-        of = of._replace(clocks=by_lines, bound="loads")
-    # a trip waits for its pixels, and for what it puts into shared memory to be multiplied
-    of = of._replace(from_l2=of.from_l2 * share, from_l2_alone=of.from_l2_alone * share, exposed=1.5 * of.exposed)
+    share, slots = from_l2(call, plan) / ((m + n) * k), 4 * of.constants.issue / plan.num_warps
+    clocks, bound = max(
+        (of.clocks, of.bound),
+        (needs.trip / slots, "instruction issue"),
+        (lines(call, plan) * plan.num_warps, "loads"),
+    )
+    of = of._replace(
+        clocks=clocks,
+        bound=bound,
+        from_l2=of.from_l2 * share,
+        from_l2_alone=of.from_l2_alone * share,
+        # a trip waits for its pixels, and for what it puts into shared memory to be multiplied
+        exposed=1.5 * of.exposed,
+        epilogue=max(of.epilogue, program_instructions(call, plan) / slots),
+    )
     launched = 1 + len(plan.pack)
     bound = of.bound if of.clocks >= trip_clocks(of, tiles, device) else "L2"
     if device.interpreted:
@@ -301,8 +319,9 @@ def predict(call: PairCall, plan: Plan, device: Device) -> Prediction:
         per = work.outputs * pair.depthwise.taps + 3 * work.pixels
         total = tiles * (1 + trips) * (INTERPRETED_TRIP / 100 * per / max(1.0, work.outputs / product(strip(plan))))
     else:
-        total = seconds(of, tiles, trips, moved, launched, device)
         busy, dram = on_chip(of, tiles, trips, device), from_dram(moved, device, of.constants)
+        # as of the depthwise kernels, the shorter of the two is not hidden whole
+        total = overhead(launched, device, of.constants) + max(busy, dram) + UNHIDDEN * min(busy, dram)
         bound = "DRAM" if dram > busy else bound
         bound = "launch" if overhead(launched, device, of.constants) > max(busy, dram) else bound
     made = tiles * trips * k * m * (n + pair.depthwise.taps)

@@ -399,7 +399,14 @@ MUTATIONS = [
         "w2_mask = w2_mask | lanes",
         SEPARABLE,
     ),
-    Mutation("separable", "pixels behind the result stored", "separable.py", "(q < unpack(sizes.q))", "(q >= 0)", SEPARABLE),
+    Mutation(
+        "separable",
+        "the last column not stored",
+        "separable.py",
+        "(q < unpack(sizes.q))",
+        "(q + 1 < unpack(sizes.q))",
+        SEPARABLE,
+    ),
     Mutation("separable", "another image's pixels", "separable.py", "n * x_n + h0", "0 * x_n + h0", SEPARABLE),
 ]
 

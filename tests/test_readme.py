@@ -39,6 +39,12 @@ def test_the_networks_are_what_the_model_says():
     assert shown("networks") == table(), "python -m bench networks"
 
 
+def test_the_pairs_are_what_the_model_says():
+    from bench.separable import table
+
+    assert shown("separable") == table(), "python -m bench separable --predicted"
+
+
 def test_the_layer_is_what_the_command_prints():
     (words,) = re.findall(r"^costmodel (layer .* --device h100 .*)$", README, re.M)
     environment = os.environ | {"COLUMNS": "80", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
