@@ -151,17 +151,36 @@ def launch_of(of: Shape, which: Pass, band: Band, split: int) -> Launch:
             trips += max(1, ceil_div(steps, split)) * split
         tiles = tiles_t * tiles_j
         return Launch(tiles, split, of.channels * tiles * split, of.channels * tiles_j * trips, 1.0)
-    trips, read, tiles = 0, 0, ceil_div(rows, band.blocks)
-    for tile in range(tiles):
-        found = window_of(of, band.box, tile * band.blocks // of.images, (min((tile + 1) * band.blocks, rows) - 1) // of.images)
-        down, across = (
-            ceil_div(found.end_t - found.first_t, band.rows),
-            ceil_div(found.end_j - found.first_j, band.columns),
-        )
-        trips += max(1, down * across)
-        # an output meets the rows of its taps, and of each the vectors that hold them
-        read += min(of.kernel[0], max(0, down) * band.rows) * min(of.pitch, max(0, across) * band.columns)
+    tiles, across = ceil_div(rows, band.blocks), ceil_div(of.outputs[1], band.box[1])
+    if of.images % band.blocks:
+        met = ((i * band.blocks, min((i + 1) * band.blocks, rows) - 1) for i in range(tiles))
+        cuts = [steps_of(of, band, first // of.images, last // of.images) for first, last in met]
+        trips = sum(max(1, down * right) for down, right in cuts)
+        read = sum(rows_read(of, band, down) * columns_read(of, band, right) for down, right in cuts)
+    else:  # a program has one block: its rows are cut whatever its columns are
+        each = of.images // band.blocks
+        downs = [steps_of(of, band, first, first)[0] for first in range(0, blocks, across)]
+        rights = [steps_of(of, band, first, first)[1] for first in range(across)]
+        empty = blocks - sum(map(bool, downs)) * sum(map(bool, rights))
+        trips = each * (sum(downs) * sum(rights) + empty)
+        read = each * sum(rows_read(of, band, n) for n in downs) * sum(columns_read(of, band, n) for n in rights)
     return Launch(tiles, 1, of.channels * tiles, of.channels * trips, read / (trips * band.rows * band.columns))
+
+
+def steps_of(of: Shape, band: Band, first: int, last: int) -> tuple[int, int]:
+    """Trips down and across the window of blocks `first` to `last`."""
+    cut = window_of(of, band.box, first, last)
+    return max(0, ceil_div(cut.end_t - cut.first_t, band.rows)), max(0, ceil_div(cut.end_j - cut.first_j, band.columns))
+
+
+def rows_read(of: Shape, band: Band, steps: int) -> int:
+    """Rows of taps that an output meets in so many trips down, at most,"""
+    return min(of.kernel[0], steps * band.rows)
+
+
+def columns_read(of: Shape, band: Band, steps: int) -> int:
+    """and elements of each that it reads in so many trips across."""
+    return min(of.pitch, steps * band.columns)
 
 
 def rows_met(of: Shape, band: Band, tile: int) -> tuple[int, int]:
