@@ -185,7 +185,7 @@ def audit(
     arch: Annotated[list[int] | None, typer.Option(help="80, 90 or 100; all of them unless named.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes that compile.")] = 2,
     write: Annotated[bool, typer.Option("--write", help="Commit the rows to the table that plans are chosen by.")] = False,
-    summary: Annotated[bool, typer.Option("--summary", help="Only print the README's table, from the committed rows.")] = False,
+    summary: Annotated[bool, typer.Option("--summary", help="Only print docs' table, from the committed rows.")] = False,
 ) -> None:
     """Compile the plan's menu ahead of time, without a GPU: registers, spills, shared memory, the main loop's instructions."""
     from bench.audit import run
@@ -223,7 +223,7 @@ def video() -> None:
 
 @app.command()
 def band() -> None:
-    """Print the README's table of large depthwise filters, from the cost model."""
+    """Print docs' table of large depthwise filters, from the cost model."""
     from bench.band import summary
 
     typer.echo(summary())
@@ -233,7 +233,7 @@ def band() -> None:
 def separable(
     compiled: Annotated[bool, typer.Option("--compiled", help="Compile the menu ahead of time instead, and count.")] = False,
 ) -> None:
-    """Print the README's table of depthwise and pointwise pairs, as one kernel and as two, from the cost model."""
+    """Print docs' table of depthwise and pointwise pairs, as one kernel and as two, from the cost model."""
     from bench.separable import show_compiled, table
 
     if compiled:

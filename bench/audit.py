@@ -219,7 +219,7 @@ def write_table(found: dict[str, dict[str, Any]], path: Path = TABLE) -> None:
 
 
 def headline() -> list[Row]:
-    """The largest channels-last tiles, for the README."""
+    """The largest channels-last tiles, for docs/kernels.md."""
     tiles = {"half": (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3)), "tf32": (Tile(128, 128, 32, 8, 3),)}
     by_tma = {"half": (Tile(256, 128, 64, 8, 4), Tile(256, 64, 64, 4, 4)), "tf32": (Tile(256, 128, 32, 8, 4),)}
     of_weights = {"half": (Tile(128, 256, 64, 8, 4), Tile(128, 128, 64, 8, 3)), "tf32": ()}
@@ -234,7 +234,7 @@ def headline() -> list[Row]:
 
 
 def summary() -> str:
-    """The README's table, from the committed resource table."""
+    """The table of docs/kernels.md, from the committed resource table."""
     lines = ["| sm_90 kernel | tile | arithmetic | registers | shared KiB | instructions a trip |", "|---|---|---|---|---|---|"]
     table = resource_table()
     for row in headline():

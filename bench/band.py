@@ -1,4 +1,4 @@
-"""The README's table of large depthwise filters: what the cost model says of the FMA kernels and of those on tensor cores.
+"""The table of large depthwise filters: what the cost model says of the FMA kernels and of those on tensor cores.
 
 `python -m bench band` prints it. Needs no GPU.
 """

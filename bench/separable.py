@@ -157,7 +157,7 @@ def predicted(layer: Layer, device: Device) -> tuple[float, float, Plan]:
 
 
 def table() -> str:
-    """Markdown, for the README."""
+    """Markdown, for docs/kernels.md."""
     device = find_device("h100")
     lines = [
         f"| batch {BATCH}, bfloat16, H100 (predicted) | two kernels, µs | one kernel, µs | ratio | chosen |",

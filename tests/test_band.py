@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-from pathlib import Path
 
 import pytest
 import test_fused
@@ -11,7 +10,6 @@ from cases import LAYOUTS, Case
 from oracle import check
 
 import tritonconv
-from bench.band import summary
 from costmodel import band
 from costmodel.count import cost
 from costmodel.device import DEVICES, INTERPRETER
@@ -360,8 +358,3 @@ def test_explain_says_what_is_copied_and_cut(device):
     assert "x copied to contiguous rows of whole vectors first" in words and "then copied to its place" in words
     assert "16 blocks of 4 x 16 outputs, 2 x 16 pixels of a window a trip" in words
     assert "dy and x copied" in words and "2 parts of each added in a fixed order" in words
-
-
-def test_the_table_of_the_readme_is_what_the_model_says():
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    assert f"<!-- band -->\n{summary()}\n<!-- /band -->" in readme, "python -m bench band"

@@ -1,4 +1,4 @@
-"""What the README shows is what the committed results say."""
+"""What the README and the tables in docs show is what the committed results and the model say."""
 
 import os
 import re
@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = README + (ROOT / "docs" / "kernels.md").read_text()
 
 
 def shown(name):
-    """What stands between two markers of the README."""
-    (found,) = re.findall(rf"<!-- {name} -->\n(.*)\n<!-- /{name} -->", README, re.S)
+    """What stands between two markers."""
+    (found,) = re.findall(rf"<!-- {name} -->\n(.*)\n<!-- /{name} -->", PAGES, re.S)
     return found
 
 
@@ -39,10 +41,16 @@ def test_the_networks_are_what_the_model_says():
     assert shown("networks") == table(), "python -m bench networks"
 
 
+def test_the_large_filters_are_what_the_model_says():
+    from bench.band import summary
+
+    assert shown("band") == summary(), "python -m bench band"
+
+
 def test_the_pairs_are_what_the_model_says():
     from bench.separable import table
 
-    assert shown("separable") == table(), "python -m bench separable --predicted"
+    assert shown("separable") == table(), "python -m bench separable"
 
 
 def test_the_layer_is_what_the_command_prints():
@@ -56,4 +64,4 @@ def test_the_layer_is_what_the_command_prints():
 
 @pytest.mark.parametrize("name", re.findall(r"\]\(((?!http)[^)]+)\)", README))
 def test_every_link_leads_somewhere(name):
-    assert (Path(__file__).parent.parent / name).exists()
+    assert (ROOT / name).exists()
