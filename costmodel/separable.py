@@ -116,7 +116,7 @@ class Entry(NamedTuple):
     taps: int
     pixels: int
     stride: int
-    scattered: bool = False  # also with the depthwise weights as they lie, tap by tap
+    scattered: bool = False  # also with the depthwise weights as they lie, tap by tap; see `candidates`
 
 
 #: By arithmetic. Strips of two rows or more keep all taps in registers, those of one a row of them.
@@ -217,7 +217,7 @@ def trip_instructions(call: PairCall, plan: Plan, capability: int) -> float:
 
 def program_instructions(call: PairCall, plan: Plan) -> float:
     """Instructions of a warp outside of its loop: which pixels, the sums' way to memory. Held as those of a trip."""
-    return 630 + 8.2 * work_of(call, plan).sums
+    return 380 + 25 * sum(window(call.pair, strip(plan))) + 8.2 * work_of(call, plan).sums
 
 
 def lines(call: PairCall, plan: Plan) -> float:
@@ -258,7 +258,9 @@ def candidates(call: PairCall, device: Device) -> list[Plan]:
         met = product(len(met_of(problem, i, n)) for i, n in enumerate(entry.strip))
         if problem.taps > entry.taps or met > entry.pixels or max(problem.stride) > entry.stride or refuses(call, plan):
             continue
-        if packed or entry.scattered or device.interpreted:
+        # at stride 2 ptxas keeps a value on the stack on sm_100
+        scattered = entry.scattered and (compiled_for(device.capability) != 100 or max(problem.stride) == 1)
+        if packed or scattered or device.interpreted:
             found.append(plan)
         if not packed and not device.interpreted:
             found.append(replace(plan, pack=("b",)))
