@@ -37,6 +37,12 @@ def test_forward_and_backward_of_transposed_layers():
     assert [work.which for work in transposed].count(Pass.DGRAD) == len(transposed) // 3
 
 
+def test_large_filters_lie_as_their_networks_keep_them():
+    large = [line for line in goals() if line.group == "large depthwise filters"]
+    assert {line.work.which for line in large} == set(Pass) and {line.work.layout for line in large} == {"contiguous"}
+    assert {min(line.work.problem.kernel_size) for line in large} >= {13, 31} and len(large) == 12
+
+
 def test_the_sample_is_reproducible():
     assert sample() == sample() and len(set(sample())) == lists.SAMPLE_SIZE
     assert sample(seed=1) != sample() and sample(10) == sample()[:10]

@@ -62,12 +62,13 @@ class Goal:
     each: int
     dtype: str = "bfloat16"
     precision: str = "ieee"
+    layout: str = ""  # `layout_of` unless given
 
     def layers(self) -> list[Workload]:
         return list(chain.from_iterable(spread([w for w in _of(suite) if self.wanted(w)], self.each) for suite in self.suites))
 
     def lines(self) -> list[Line]:
-        return [line_of(w, which, self.dtype, self.precision, goal=self) for which in self.passes for w in self.layers()]
+        return [line_of(w, which, self.dtype, self.precision, self.layout, self) for which in self.passes for w in self.layers()]
 
 
 def spread(layers: list[Workload], count: int) -> list[Workload]:
@@ -101,6 +102,10 @@ def _kinds(*kinds: str) -> Callable[[Workload], bool]:
     return lambda w: w.kind in kinds
 
 
+def _large(w: Workload) -> bool:
+    return min(w.kernel) >= 13
+
+
 _2D = ("resnet50", "vgg16", "sd15_unet", "sdxl_vae_decoder", "unet_2d_nnunet")
 _MAMBA = ("mamba1_conv1d", "mamba2_conv1d", "conformer_dwconv1d")
 _DEPTHWISE = (
@@ -116,6 +121,7 @@ _DEPTHWISE = (
 
 GOALS = (
     Goal("depthwise forward", 3.0, 0.9, FORWARD, _DEPTHWISE, _kinds("depthwise"), 2),
+    Goal("large depthwise filters", 5.0, 0.9, BOTH, ("replknet_dw_sweep",), _large, 4, layout="contiguous"),
     Goal("dense 2-D forward", 1.0, 0.8, FORWARD, _2D, _dense, 3),
     Goal("narrow groups forward", 2.0, 0.9, FORWARD, ("resnext50_32x4d", "hifigan_msd_train"), _kinds("grouped"), 3),
     Goal("dense 3-D", 1.1, 0.8, BOTH, ("r3d_18", "nnunet_3d_fullres", "wan21_vae_decode", "wan21_vae_encode"), _dense, 2),
