@@ -68,7 +68,8 @@ class Goal:
         return list(chain.from_iterable(spread([w for w in _of(suite) if self.wanted(w)], self.each) for suite in self.suites))
 
     def lines(self) -> list[Line]:
-        return [line_of(w, which, self.dtype, self.precision, self.layout, self) for which in self.passes for w in self.layers()]
+        shape = self.dtype, self.precision, self.layout
+        return [line_of(w, which, *shape, self) for which in self.passes for w in self.layers()]
 
 
 def spread(layers: list[Workload], count: int) -> list[Workload]:
