@@ -117,6 +117,7 @@ class Entry(NamedTuple):
     pixels: int
     stride: int
     scattered: bool = False  # also with the depthwise weights as they lie, tap by tap; see `candidates`
+    tight: bool = False  # only where a call is `roomy`
 
 
 #: By arithmetic. Strips of two rows or more keep all taps in registers, those of one a row of them.
@@ -125,17 +126,20 @@ MENU: dict[str, tuple[Entry, ...]] = {
         Entry(Tile(64, 64, 64, 4, 1), (4, 2), 9, 45, 2, True),
         Entry(Tile(128, 64, 32, 4, 1), (4, 2), 9, 45, 2, True),
         Entry(Tile(128, 32, 32, 4, 1), (4, 2), 9, 45, 2),
-        Entry(Tile(64, 128, 64, 4, 1), (4, 2), 9, 24, 1),
+        Entry(Tile(64, 128, 64, 4, 1), (4, 2), 9, 24, 1, tight=True),
         Entry(Tile(64, 256, 64, 8, 1), (4, 2), 9, 45, 2, True),
-        Entry(Tile(64, 256, 64, 8, 1), (1, 8), 25, 60, 1),
-        Entry(Tile(64, 64, 32, 4, 1), (1, 4), 25, 55, 2),
+        Entry(Tile(64, 256, 64, 8, 1), (1, 8), 25, 60, 1, tight=True),
+        Entry(Tile(64, 64, 32, 4, 1), (1, 4), 25, 55, 2, tight=True),
     ),
     "tf32": (Entry(Tile(64, 64, 32, 4, 1), (4, 2), 9, 45, 2),),
     "fp32": (Entry(Tile(64, 32, 16, 4, 1), (4, 2), 9, 45, 2),),
     "fp64": (Entry(Tile(32, 32, 16, 4, 1), (4, 2), 9, 45, 2),),
 }
-#: And where matrix instructions read shared memory: sm_90 and sm_100.
-MENU_WARPGROUP = {"half": (Entry(Tile(64, 64, 64, 4, 1), (1, 8), 49, 98, 1),)}
+#: And where matrix instructions read shared memory, by architecture.
+MENU_SHARED = {
+    90: (Entry(Tile(64, 64, 64, 4, 1), (1, 8), 49, 98, 1, tight=True),),
+    100: (Entry(Tile(64, 64, 64, 4, 1), (1, 8), 25, 60, 1, tight=True),),
+}
 #: The interpreter's time goes by programs and trips.
 INTERPRETED_MENU = tuple(Entry(Tile(m, n, 64, 4, 1), (4, 2), 1 << 30, 1 << 30, 1 << 30) for m in (64, 512) for n in (16, 64))
 #: Registers a thread that a kernel may take: three programs of four warps, or two, fit a multiprocessor.
@@ -235,28 +239,39 @@ def registers(call: PairCall, plan: Plan, capability: int) -> int:
     """Registers that the kernel is compiled for: `FEW` where what a thread holds and loads leaves room, else `ALL`."""
     if compiled_for(capability) == 80:
         return ALL
+    even = bool(plan.pack) or call.w1.unit == 0 or call.pair.depthwise.in_channels % plan.block_k == 0
+    if not (roomy(call) and even):
+        return ALL
     work = work_of(call, plan)
     held = (work.sums + work.outputs + work.weights) * (2 if itemsize(call.dtype) == 8 else 1)
     return FEW if held <= 100 and work.pixels <= 96 and plan.num_warps == 4 else ALL
 
 
-def is_channels_last(call: PairCall) -> bool:
-    """Whether the channels of x, and those of y, are neighbours in memory."""
-    return call.x.unit == 1 and call.y.unit == 1
+def has_wide_loads(call: PairCall) -> bool:
+    """Whether the channels of x, and those of y, are neighbours in memory, and at least 4 bytes of them are one load."""
+    wide = math.gcd(call.x.align, call.pair.depthwise.in_channels) * itemsize(call.dtype) >= 4
+    return call.x.unit == 1 and call.y.unit == 1 and wide
+
+
+def roomy(call: PairCall) -> bool:
+    """Whether a trip needs no more registers than the sums: loads of 16 bytes, and no exponential between."""
+    return call.pair.depthwise.in_channels * itemsize(call.dtype) % 16 == 0 and call.between != "heavy"
 
 
 def candidates(call: PairCall, device: Device) -> list[Plan]:
-    """Plans worth predicting: none where lanes, which are channels, would read and write single elements."""
+    """Plans worth predicting: none where a lane would load less than 4 bytes of channels."""
     problem, kind = call.pair.depthwise, arithmetic(call.dtype, call.precision)
     packed = call.w1.unit == 0
     found: list[Plan] = []
-    if not device.interpreted and not is_channels_last(call):
+    if not device.interpreted and not has_wide_loads(call):
         return found
-    menu = MENU[kind] if compiled_for(device.capability) == 80 else MENU[kind] + MENU_WARPGROUP.get(kind, ())
+    menu = MENU[kind] + (MENU_SHARED.get(compiled_for(device.capability), ()) if kind == "half" else ())
     for entry in INTERPRETED_MENU if device.interpreted else menu:
         plan = Plan(Pass.FPROP, FAMILY, *entry.tile, step=(1, 1, *entry.strip))
         met = product(len(met_of(problem, i, n)) for i, n in enumerate(entry.strip))
         if problem.taps > entry.taps or met > entry.pixels or max(problem.stride) > entry.stride or refuses(call, plan):
+            continue
+        if entry.tight and not roomy(call):
             continue
         # at stride 2 ptxas keeps a value on the stack on sm_100
         scattered = entry.scattered and (compiled_for(device.capability) != 100 or max(problem.stride) == 1)

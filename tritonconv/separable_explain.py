@@ -45,7 +45,11 @@ def explained(*args: Any, **kwargs: Any) -> tuple[ConvProblem, dict[str, Plan], 
     apart, saved = sum(each.seconds for each in two), 2 * pair.between(model.itemsize(call.dtype))
     if found is None:
         why = "no tile of the menu has room for this filter in registers"
-        lines.append(why if model.is_channels_last(call) else "one kernel is for channels-last tensors; a plan may force it")
+        lines.append(
+            why
+            if model.has_wide_loads(call)
+            else "one kernel is for channels-last tensors of whole 4 bytes; a plan may force it"
+        )
     else:
         lines.append(
             f"one kernel: {found.seconds * 1e6:.3g} us predicted, bound by {found.bound}, {found.bytes / 1e6:.3g} MB; "
