@@ -15,7 +15,7 @@ from costmodel.depthwise import is_planes
 from costmodel.device import DEVICES, Device
 from costmodel.problem import ConvProblem
 from costmodel.tiling import Plan
-from tritonconv import causal_launch
+from tritonconv.causal import launch as causal_launch
 from tritonconv.kernels.causal import Sequences, causal_kernel
 from tritonconv.kernels.causal_backward import causal_backward_kernel
 from tritonconv.prepared import TensorKey, wide

@@ -18,11 +18,11 @@ from costmodel.device import Device, find_device
 from costmodel.problem import ConvProblem
 from costmodel.separable import Pair, PairCall
 from costmodel.tiling import Plan
-from tritonconv import separable_launch as launch
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.kernels.separable import separable_kernel
 from tritonconv.layout import channels_last_strides, dense_strides, filters_last_strides
 from tritonconv.prepared import FusedKey, Prepared, TensorKey
+from tritonconv.separable import launch
 
 BATCH = 64
 

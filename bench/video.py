@@ -18,10 +18,10 @@ from bench.causal import NAMED
 from bench.sass import KernelAudit, audit
 from costmodel.device import DEVICES
 from costmodel.video import Chunk
-from tritonconv import video_launch
 from tritonconv.kernels.video import video_kernel
 from tritonconv.launch import DTYPES
 from tritonconv.layout import channels_last_strides, dense_strides
+from tritonconv.video import launch as video_launch
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import tritonconv
 from bench.tolerance import UNIT
 from costmodel import causal as model
-from tritonconv import causal_cpu
-from tritonconv.causal_launch import Given
+from tritonconv.causal import cpu as causal_cpu
+from tritonconv.causal.launch import Given
 
 OPS = torch.ops.tritonconv
 MODES = ("plain", "state", "packed", "packed state", "ids")

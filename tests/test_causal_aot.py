@@ -10,7 +10,7 @@ from bench import causal as rows
 from bench.aot import Pointer, compile_ahead
 from bench.causal import IDS, NOTHING, PACKED, STATE, Row
 from bench.sass import audit
-from tritonconv.causal_launch import STATE_CHANNELS
+from tritonconv.causal.launch import STATE_CHANNELS
 from tritonconv.kernels.causal_state import causal_update_kernel, final_state_kernel, state_gradient_kernel
 from tritonconv.prepared import accumulator
 

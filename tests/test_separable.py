@@ -14,11 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import tritonconv
 from bench.tolerance import C_LIMIT, TF32_INPUT_UNIT, UNIT
 from costmodel.tiling import Plan
-from tritonconv import separable_op
 from tritonconv.epilogue import ACTIVATIONS
 from tritonconv.layout import channels_last_strides
-from tritonconv.separable_launch import fits_int32, prepare_call
-from tritonconv.separable_op import pair_of
+from tritonconv.separable import op as separable_op
+from tritonconv.separable.launch import fits_int32, prepare_call
+from tritonconv.separable.op import pair_of
 
 NAMES = (None, *ACTIVATIONS)
 SLOPE = 0.2
@@ -271,7 +271,7 @@ def test_every_plan_answers_the_same(plan, device, launches):
 def test_64_bit_offsets(device, monkeypatch):
     example = Example(padding=1, residual=True, device=device)
     want = example.ours("relu6")
-    monkeypatch.setattr("tritonconv.separable_launch.fits_int32", lambda *given: False)
+    monkeypatch.setattr("tritonconv.separable.launch.fits_int32", lambda *given: False)
     prepare_call.cache_clear()
     got = example.ours("relu6")
     prepare_call.cache_clear()

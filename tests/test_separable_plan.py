@@ -84,7 +84,7 @@ def test_contiguous_tensors_take_two_kernels():
 
 
 def test_explain_of_what_one_kernel_is_not_for(monkeypatch):
-    monkeypatch.setattr("tritonconv.separable_explain.device_model", lambda index: H100)
+    monkeypatch.setattr("tritonconv.separable.explain.device_model", lambda index: H100)
     x, w1, w2 = arguments()[0]
     assert "one kernel is for channels-last tensors" in str(
         tritonconv.explain(tritonconv.depthwise_separable_conv2d, x, w1, w2)

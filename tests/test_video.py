@@ -17,8 +17,10 @@ from bench.tolerance import UNIT
 from costmodel import video as model
 from costmodel.device import find_device
 from costmodel.tiling import Plan
-from tritonconv import video_check, video_cpu, video_launch
-from tritonconv.video_op import chunk_of
+from tritonconv.video import check as video_check
+from tritonconv.video import cpu as video_cpu
+from tritonconv.video import launch as video_launch
+from tritonconv.video.op import chunk_of
 
 OPS = torch.ops.tritonconv
 

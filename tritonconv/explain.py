@@ -16,12 +16,15 @@ from costmodel.problem import ConvProblem, Pass
 from costmodel.recast import fold_width
 from costmodel.tiling import Call, Plan, access, grid, step_of, trips, vector_widths
 from costmodel.timing import Prediction, extra_bytes
-from tritonconv import causal_explain, check, functional, fused, launch, separable_explain, video_explain
+from tritonconv import check, functional, fused, launch
 from tritonconv.causal import causal_conv1d
+from tritonconv.causal.explain import explained as explained_causal
 from tritonconv.epilogue import Epilogue, needs_z
 from tritonconv.layout import output_strides
 from tritonconv.separable import depthwise_separable_conv2d
+from tritonconv.separable.explain import explained as explained_separable
 from tritonconv.video import causal_conv3d
+from tritonconv.video.explain import explained as explained_video
 
 _FAMILY = {
     "gather": "implicit GEMM, a gather over the taps",
@@ -32,9 +35,9 @@ _FAMILY = {
 }
 #: The functions that explain themselves.
 _OWN: dict[Any, Callable[..., Any]] = {
-    causal_conv1d: causal_explain.explained,
-    causal_conv3d: video_explain.explained,
-    depthwise_separable_conv2d: separable_explain.explained,
+    causal_conv1d: explained_causal,
+    causal_conv3d: explained_video,
+    depthwise_separable_conv2d: explained_separable,
 }
 _OPERANDS = {Pass.FPROP: ("x", "w"), Pass.DGRAD: ("dy", "w"), Pass.WGRAD: ("dy", "x")}
 

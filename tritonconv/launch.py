@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -72,6 +73,12 @@ DTYPES = {
     torch.float32: "float32",
     torch.float64: "float64",
 }
+
+
+def on(x: torch.Tensor) -> AbstractContextManager[Any]:
+    """The device of `x` made current, where it is not."""
+    away = x.is_cuda and x.device.index != torch.cuda.current_device()
+    return torch.cuda.device(x.device) if away else nullcontext()
 
 
 def fp32_precision() -> str:
@@ -226,10 +233,7 @@ def execute(
         (_, copy), (_, copy_b) = COPIES.get(plan.family, CHANNELS_LAST)
         a = copy(a) if "a" in plan.pack else a
         b = copy_b(b) if "b" in plan.pack else b
-    if device >= 0 and device != torch.cuda.current_device():
-        with torch.cuda.device(device):
-            run(prepared, a, b, bias, out, follows)
-    else:
+    with on(a):
         run(prepared, a, b, bias, out, follows)
     if out is asked:
         return out

@@ -13,7 +13,7 @@ from bench.chains.chain import OURS, TORCH, Chain, Input, Way
 from bench.providers.cudnn import in_layout
 from bench.separable import LAYERS, Layer, predicted
 from costmodel.device import Device
-from tritonconv.separable_launch import APART, FUSED
+from tritonconv.separable.launch import APART, FUSED
 
 SUITE = "separable"
 #: Two kernels of ours.

@@ -10,11 +10,10 @@ from costmodel.problem import ConvProblem
 from costmodel.tiling import Plan
 from costmodel.timing import Prediction
 from tritonconv import check
-from tritonconv import separable_launch as launch
 from tritonconv.launch import DTYPES, device_model, fp32_precision
 from tritonconv.layout import output_strides
 from tritonconv.prepared import FusedKey, TensorKey, key
-from tritonconv.separable import checked, depthwise_separable_conv2d
+from tritonconv.separable import checked, depthwise_separable_conv2d, launch
 
 
 def explained(*args: Any, **kwargs: Any) -> tuple[ConvProblem, dict[str, Plan], dict[str, Prediction], str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from tritonconv.causal_launch import Given, allocate
+from tritonconv.causal.launch import Given, allocate
 
 Wide = torch.Tensor  # in the accumulator's type
 

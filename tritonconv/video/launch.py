@@ -17,10 +17,9 @@ from costmodel.algebra import product
 from costmodel.device import Device
 from costmodel.tiling import MAX_ALIGN, MAX_BIT_TAPS, Plan, itemsize
 from costmodel.video import Chunk
-from tritonconv.causal_launch import on
 from tritonconv.kernels.index import pack
 from tritonconv.kernels.video import Frames, video_kernel
-from tritonconv.launch import COUNTS, DTYPES, INTERPRETED, LARGEST, device_model, fp32_precision
+from tritonconv.launch import COUNTS, DTYPES, INTERPRETED, LARGEST, device_model, fp32_precision, on
 from tritonconv.layout import allocate, allocate_channels_last, channels_last_copy, channels_last_strides, operand
 from tritonconv.prepared import INT32_MAX, TensorKey, accumulator, key, packed_strides
 

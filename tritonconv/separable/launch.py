@@ -14,11 +14,10 @@ from costmodel.algebra import product
 from costmodel.device import Device
 from costmodel.separable import Pair, PairCall
 from costmodel.tiling import MAX_ALIGN, Plan
-from tritonconv.causal_launch import on
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.kernels.index import Sizes, pack
 from tritonconv.kernels.separable import separable_kernel
-from tritonconv.launch import COUNTS, DTYPES, INTERPRETED, device_model, fp32_precision
+from tritonconv.launch import COUNTS, DTYPES, INTERPRETED, device_model, fp32_precision, on
 from tritonconv.layout import allocate, depthwise_operand, filters_last_copy, filters_last_strides, operand, output_strides
 from tritonconv.prepared import INT32_MAX, FusedKey, Prepared, TensorKey, accumulator, key, packed_strides
 

@@ -17,9 +17,9 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from costmodel.causal import flops
-from tritonconv import causal_cpu, causal_launch
 from tritonconv.autograd import _below_autograd, _Primitive
-from tritonconv.causal_launch import Given, allocate
+from tritonconv.causal import cpu, launch
+from tritonconv.causal.launch import Given, allocate
 from tritonconv.launch import INTERPRETED
 from tritonconv.op import LIBRARY, _autocast
 
@@ -38,7 +38,7 @@ _OPS = torch.ops.tritonconv
 
 
 def _by(where: Any) -> tuple[Callable[..., Pair], Callable[..., Three], Callable[..., torch.Tensor]]:
-    """The three ops by a module that computes them: `causal_launch` or `causal_cpu`."""
+    """The three ops by a module that computes them: `launch` or `cpu`."""
 
     def causal(
         x: torch.Tensor,
@@ -233,8 +233,8 @@ for _schema in _SCHEMAS:
     LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
 for _name, _kernel, _torch, _fake, _flops, _autograd in zip(
     ("causal", "causal_backward", "causal_update"),
-    _by(causal_launch),
-    _by(causal_cpu),
+    _by(launch),
+    _by(cpu),
     (_fake_causal, _fake_backward, _fake_update),
     (_forward_flops, _backward_flops, _update_flops),
     (_causal, _causal_backward, _update),

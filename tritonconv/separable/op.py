@@ -16,12 +16,12 @@ from torch.utils.flop_counter import register_flop_formula
 
 from costmodel.problem import ConvProblem
 from costmodel.separable import Pair
-from tritonconv import separable_launch as launch
 from tritonconv.autograd import _below_autograd, _bias_gradient, _Primitive
 from tritonconv.epilogue import ACTIVATIONS, needs_z
 from tritonconv.launch import INTERPRETED
 from tritonconv.layout import allocate
 from tritonconv.op import LIBRARY, _autocast, pairs
+from tritonconv.separable import launch
 
 Maybe = torch.Tensor | None
 Ints = Sequence[int]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +25,7 @@ from tritonconv.kernels.causal_backward import causal_backward_kernel
 from tritonconv.kernels.causal_state import causal_update_kernel, final_state_kernel, state_gradient_kernel
 from tritonconv.kernels.depthwise_wgrad import strip_reduce_kernel
 from tritonconv.kernels.index import pack
-from tritonconv.launch import COUNTS, DTYPES, INTERPRETED, device_model
+from tritonconv.launch import COUNTS, DTYPES, INTERPRETED, device_model, on
 from tritonconv.layout import dense_strides, depthwise_operand
 from tritonconv.prepared import INT32_MAX, TensorKey, accumulator, key, packed_strides, wide
 
@@ -53,12 +52,6 @@ class Prepared(NamedTuple):
     arguments: tuple[Any, ...]
     constants: dict[str, Any]
     parts: int = 0  # of the partial sums
-
-
-def on(x: torch.Tensor) -> AbstractContextManager[Any]:
-    """The device of `x` made current, where it is not."""
-    away = x.is_cuda and x.device.index != torch.cuda.current_device()
-    return torch.cuda.device(x.device) if away else nullcontext()
 
 
 def is_channels_last(x: torch.Tensor) -> bool:

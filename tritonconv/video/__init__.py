@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import torch
 
-from tritonconv import video_check as check
-from tritonconv import video_op  # noqa: F401  registers the op
 from tritonconv.functional import Plans, _plan_text
+from tritonconv.video import (
+    check,
+    op,  # noqa: F401  registers the op
+)
 
 _OPS = torch.ops.tritonconv
 

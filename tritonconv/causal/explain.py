@@ -10,9 +10,7 @@ import torch
 from costmodel import causal as model
 from costmodel.tiling import Plan
 from costmodel.timing import Prediction
-from tritonconv import causal_check as check
-from tritonconv import causal_launch as launch
-from tritonconv.causal import causal_conv1d
+from tritonconv.causal import causal_conv1d, check, launch
 from tritonconv.prepared import key
 
 

@@ -9,10 +9,11 @@ import torch
 
 from costmodel.separable import Pair
 from costmodel.tiling import Plan
-from tritonconv import check, separable_op  # which registers the op
+from tritonconv import check
 from tritonconv.functional import Size
 from tritonconv.op import flat
-from tritonconv.separable_launch import APART, FUSED
+from tritonconv.separable import op  # which registers the op
+from tritonconv.separable.launch import APART, FUSED
 
 _NAME = "depthwise_separable_conv2d"
 
@@ -102,7 +103,7 @@ def depthwise_separable_conv2d(
     if input.dim() == 3:
         x, residual = x.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
     problem = pair.depthwise
-    y: torch.Tensor = separable_op._OPS.separable(
+    y: torch.Tensor = op._OPS.separable(
         x,
         *rest,
         residual,

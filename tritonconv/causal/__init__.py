@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import torch
 
-from tritonconv import causal_check as check
-from tritonconv import causal_op  # noqa: F401  registers the ops
+from tritonconv.causal import (
+    check,
+    op,  # noqa: F401  registers the ops
+)
 
 _OPS = torch.ops.tritonconv
 _ACTIVATIONS = {None: "", "silu": "silu", "swish": "silu"}

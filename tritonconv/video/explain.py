@@ -8,14 +8,12 @@ from typing import Any
 from costmodel import video as model
 from costmodel.tiling import Plan, itemsize
 from costmodel.timing import Prediction
-from tritonconv import video_check as check
-from tritonconv import video_launch as launch
 from tritonconv.check import cast_dtype
 from tritonconv.functional import _plan_text
 from tritonconv.launch import DTYPES, INTERPRETED, device_model, fp32_precision
 from tritonconv.layout import operand, output_strides
-from tritonconv.video import causal_conv3d
-from tritonconv.video_op import chunk_of
+from tritonconv.video import causal_conv3d, check, launch
+from tritonconv.video.op import chunk_of
 
 
 def explained(*args: Any, **kwargs: Any) -> tuple[model.ConvProblem, dict[str, Plan], dict[str, Prediction], str]:
