@@ -12,18 +12,29 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
-from typing import NamedTuple
 
 from costmodel.algebra import ceil_div
+from costmodel.band_windows import (
+    VECTOR,
+    Band,
+    Launch,
+    Shape,
+    band_of,
+    blocks_of,
+    launch_of,
+    planned,
+    rounded_up,
+    rows_met,
+    shape_of,
+)
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import Resources
 from costmodel.tiling import Call, Operand, Plan, Tile, arithmetic, itemsize
-from costmodel.timing import Kernel, Prediction, borrowed, from_dram, kernel, on_chip, overhead, trip_clocks
+from costmodel.timing import Kernel, Prediction, borrowed, from_dram, kernel, on_chip, overhead, traffic, trip_clocks
 
-#: Elements of a vector that the kernels align windows and taps to.
-VECTOR = 8
+__all__ = ["VECTOR", "Band", "Launch", "Shape", "band_of", "launch_of", "planned", "rounded_up", "rows_met", "shape_of"]
+
 #: Elements that a program of `table_kernel` and of wgrad's sum makes.
 TABLE_BLOCK, REDUCE_BLOCK = 1024, 128
 #: Taps of the smallest filter that plans are ranked for, 11 x 11: below, the FMA kernels are as fast within the error of both
@@ -37,164 +48,6 @@ DIAGONAL_INSTRUCTIONS = 32
 EPILOGUE_SUMS = {"channels": 128, "tensors": 64, "heavy": 64}
 #: Most programs that share the blocks of one tile of wgrad.
 MAX_SPLIT = 64
-
-
-class Shape(NamedTuple):
-    """One pass as the kernels see it. "in" is the tensor whose windows are read, "out" the one that lies in blocks: y, or dx
-    for dgrad, dy for wgrad. Widths are rounded up to whole vectors."""
-
-    images: int
-    channels: int
-    inputs: tuple[int, int]
-    outputs: tuple[int, int]
-    kernel: tuple[int, int]
-    low: tuple[int, int]  # rows and columns that a window starts before its block
-
-    @property
-    def lead(self) -> int:
-        """`low` of the columns, rounded up to whole vectors."""
-        return rounded_up(self.low[1])
-
-    @property
-    def gap(self) -> int:
-        return self.lead - self.low[1]
-
-    @property
-    def pitch(self) -> int:
-        """Elements of a row of the table of taps: vectors that hold a row of taps moved by 1 to 8 elements."""
-        return (self.kernel[1] - 1) // VECTOR * VECTOR + 2 * VECTOR
-
-
-def rounded_up(columns: int) -> int:
-    """Columns in whole vectors."""
-    return -(-columns // VECTOR) * VECTOR
-
-
-@lru_cache(maxsize=1024)
-def shape_of(problem: ConvProblem, which: Pass) -> Shape:
-    """The shape of a pass of a 2-D problem of stride 1."""
-    (height, width), (rows, columns), (r, c) = problem.input_size, problem.output_size, problem.kernel_size
-    x, y = (height, rounded_up(width)), (rows, rounded_up(columns))
-    low = problem.padding[0][0], problem.padding[1][0]
-    if which == Pass.DGRAD:
-        return Shape(problem.batch, problem.in_channels, y, x, (r, c), (r - 1 - low[0], c - 1 - low[1]))
-    return Shape(problem.batch, problem.in_channels, x, y, (r, c), low)
-
-
-class Band(NamedTuple):
-    """A plan's tile: `blocks` of rows x columns of outputs, times `rows` x `columns` pixels of a window in a trip (for wgrad
-    in a tile, with `blocks` of as many images in a trip)."""
-
-    blocks: int
-    box: tuple[int, int]
-    rows: int
-    columns: int
-
-
-def band_of(plan: Plan) -> Band:
-    assert plan.step is not None
-    wgrad = plan.which == Pass.WGRAD
-    window = plan.block_n if wgrad else plan.block_k
-    return Band(plan.block_k if wgrad else plan.block_m, plan.step[2:], plan.rows, window // plan.rows)
-
-
-class Window(NamedTuple):
-    """The rows and columns of a window that some of its blocks have inside their image."""
-
-    first_t: int
-    end_t: int
-    first_j: int
-    end_j: int
-
-
-def window_of(of: Shape, box: tuple[int, int], first: int, last: int) -> Window:
-    """The window of blocks `first` to `last`, as the kernels cut it."""
-    across = ceil_div(of.outputs[1], box[1])
-    (first_p, first_q), (last_p, last_q) = divmod(first, across), divmod(last, across)
-    if first_p != last_p:
-        first_q, last_q = 0, across - 1
-    return Window(
-        max(of.low[0] - last_p * box[0], 0),
-        min(of.inputs[0] + of.low[0] - first_p * box[0], box[0] + of.kernel[0] - 1),
-        max(of.lead - last_q * box[1], 0),
-        min(of.inputs[1] + of.lead - first_q * box[1], box[1] + of.kernel[1] - 1 + of.gap),
-    )
-
-
-def blocks_of(of: Shape, box: tuple[int, int]) -> int:
-    """Blocks of an image."""
-    return ceil_div(of.outputs[0], box[0]) * ceil_div(of.outputs[1], box[1])
-
-
-class Launch(NamedTuple):
-    """Programs of a launch and the trips of all of them together."""
-
-    tiles: int  # of a channel, splits not counted
-    splits: int
-    programs: int
-    trips: int
-    read: float  # share of the band's vectors that are read, at most: the others are known to be zeros
-
-
-@lru_cache(maxsize=4096)
-def launch_of(of: Shape, which: Pass, band: Band, split: int) -> Launch:
-    """The launch of a tile."""
-    rows, blocks = of.images * blocks_of(of, band.box), blocks_of(of, band.box)
-    if which == Pass.WGRAD:
-        whole = window_of(of, band.box, 0, blocks - 1)
-        tiles_t = ceil_div(band.box[0] + of.kernel[0] - 1, band.rows)
-        tiles_j = max(1, ceil_div(whole.end_j - whole.first_j, band.columns))
-        across, trips = ceil_div(of.outputs[1], band.box[1]), 0
-        for tile in range(tiles_t):
-            first, end = rows_met(of, band, tile)
-            steps = max(0, end - first) * across * ceil_div(of.images, band.blocks)
-            trips += max(1, ceil_div(steps, split)) * split
-        tiles = tiles_t * tiles_j
-        return Launch(tiles, split, of.channels * tiles * split, of.channels * tiles_j * trips, 1.0)
-    tiles, across = ceil_div(rows, band.blocks), ceil_div(of.outputs[1], band.box[1])
-    if of.images % band.blocks:
-        met = ((i * band.blocks, min((i + 1) * band.blocks, rows) - 1) for i in range(tiles))
-        cuts = [steps_of(of, band, first // of.images, last // of.images) for first, last in met]
-        trips = sum(max(1, down * right) for down, right in cuts)
-        read = sum(rows_read(of, band, down) * columns_read(of, band, right) for down, right in cuts)
-    else:  # a program has one block: its rows are cut whatever its columns are
-        each = of.images // band.blocks
-        downs = [steps_of(of, band, first, first)[0] for first in range(0, blocks, across)]
-        rights = [steps_of(of, band, first, first)[1] for first in range(across)]
-        empty = blocks - sum(map(bool, downs)) * sum(map(bool, rights))
-        trips = each * (sum(downs) * sum(rights) + empty)
-        read = each * sum(rows_read(of, band, n) for n in downs) * sum(columns_read(of, band, n) for n in rights)
-    return Launch(tiles, 1, of.channels * tiles, of.channels * trips, read / (trips * band.rows * band.columns))
-
-
-def steps_of(of: Shape, band: Band, first: int, last: int) -> tuple[int, int]:
-    """Trips down and across the window of blocks `first` to `last`."""
-    cut = window_of(of, band.box, first, last)
-    return max(0, ceil_div(cut.end_t - cut.first_t, band.rows)), max(0, ceil_div(cut.end_j - cut.first_j, band.columns))
-
-
-def rows_read(of: Shape, band: Band, steps: int) -> int:
-    """Rows of taps that an output meets in so many trips down, at most,"""
-    return min(of.kernel[0], steps * band.rows)
-
-
-def columns_read(of: Shape, band: Band, steps: int) -> int:
-    """and elements of each that it reads in so many trips across."""
-    return min(of.pitch, steps * band.columns)
-
-
-def rows_met(of: Shape, band: Band, tile: int) -> tuple[int, int]:
-    """wgrad: the first and the end of the rows of blocks whose rows of the window numbered `tile` lie inside of the image."""
-    first, down = tile * band.rows, ceil_div(of.outputs[0], band.box[0])
-    # row p * box - low + t lies inside for some t of the tile
-    begin = max(0, ceil_div(of.low[0] - (first + band.rows - 1), band.box[0]))
-    end = min(down, (of.inputs[0] - 1 + of.low[0] - first) // band.box[0] + 1)
-    return begin, end
-
-
-def planned(problem: ConvProblem, plan: Plan) -> Launch:
-    """The launch of a plan."""
-    return launch_of(shape_of(problem, plan.which), plan.which, band_of(plan), plan.split)
 
 
 def serves(call: Call, plan: Plan, device: Device | None = None) -> str:
@@ -383,7 +236,7 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
         of = of._replace(epilogue=diagonals)
     share = (plan.block_m + plan.block_n * launch.read) / (plan.block_m + plan.block_n)
     of = of._replace(from_l2=of.from_l2 * share, from_l2_alone=of.from_l2_alone * share)
-    moved = int(problem.bytes(size, call.which)) + extra_bytes(call, plan)
+    moved = traffic(call).compulsory + extra_bytes(call, plan)
     busy = on_chip(of, launch.programs, launch.trips / launch.programs, device)
     copied = from_dram(copied_bytes(call, plan), device, of.constants)
     dram = from_dram(moved, device, of.constants) - copied
@@ -405,10 +258,19 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
     )
 
 
+def at_least(call: Call, plan: Plan, device: Device) -> float:
+    """A floor under `predict` in seconds: launches, and DRAM for every byte."""
+    constants = device.calibration("band")
+    moved = traffic(call).compulsory + extra_bytes(call, plan)
+    return overhead(launches(call, plan), device, constants) + from_dram(moved, device, constants)
+
+
 def quickest(call: Call, device: Device, least: float) -> tuple[float, Plan | None]:
     """(predicted seconds, plan) of the candidate of least time, if under `least` seconds."""
     best = None
     for plan in candidates(call, device):
+        if at_least(call, plan, device) >= least:
+            continue
         time = predict(call, plan, device).seconds
         if time < least:
             least, best = time, plan

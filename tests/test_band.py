@@ -7,10 +7,13 @@ import pytest
 import test_fused
 import torch
 from cases import LAYOUTS, Case
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from oracle import check
+from triton.runtime.interpreter import InterpreterBuilder
 
 import tritonconv
-from costmodel import band
+from costmodel import band, band_windows
 from costmodel.count import cost
 from costmodel.device import DEVICES, INTERPRETER
 from costmodel.legality import refuses
@@ -305,6 +308,83 @@ def test_trips_are_those_of_windows_inside_the_image(which, of, box, blocks):
         trips += max(1, -(-len(in_t) // rows) * -(-len(in_j) // columns))
     found = band.launch_of(shape, which, band.Band(blocks, box, rows, columns), 1)
     assert (found.tiles, found.trips) == (-(-len(places) // blocks), trips * of.in_channels)
+
+
+def by_program(shape: band.Shape, tile: band.Band) -> tuple[int, int]:
+    """(trips, rows times columns of taps read) of a channel's programs, one after the other as the kernel runs them."""
+    rows, trips, read = shape.images * band_windows.blocks_of(shape, tile.box), 0, 0
+    for first in range(0, rows, tile.blocks):
+        met = first // shape.images, (min(first + tile.blocks, rows) - 1) // shape.images
+        down, right = band_windows.steps_of(shape, tile, *met)
+        trips += max(1, down * max(1, right))
+        read += band_windows.rows_read(shape, tile, down) * band_windows.columns_read(shape, tile, right)
+    return trips, read
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from([1, 2, 3, 5, 16, 33, 64, 129]),
+    st.tuples(st.integers(1, 90), st.integers(1, 12)),
+    st.tuples(st.integers(1, 90), st.integers(1, 12)),
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.tuples(st.integers(-8, 50), st.integers(-20, 50)),
+    st.sampled_from([(8, 32), (4, 16), (2, 16), (16, 16), (1, 16), (2, 8)]),
+    st.sampled_from([16, 64, 128]),
+)
+def test_programs_that_are_cut_alike_are_counted_together(images, inputs, outputs, kernel, low, box, blocks):
+    sizes = [(height, 8 * vectors) for height, vectors in (inputs, outputs)]
+    shape, tile = band.Shape(images, 3, *sizes, kernel, low), band.Band(blocks, box, 2, 16)
+    found, (trips, read) = band.launch_of(shape, Pass.FPROP, tile, 1), by_program(shape, tile)
+    assert found.trips == 3 * trips and found.read == read / (trips * 32)
+
+
+@pytest.mark.parametrize("batch", [1, 5, 16])
+def test_a_large_layer_is_counted_in_few_steps(batch):
+    """4096 to 32768 programs a channel, and a choice within a few milliseconds."""
+    shape = band.shape_of(problem((63, 63), (1024, 1024), batch, 64), Pass.FPROP)
+    for box in ((8, 32), (2, 16)):
+        kinds = list(band_windows.cuts(shape, band.Band(16, box, 1, 32)))
+        tiles = sum(programs for programs, _, _ in kinds)
+        assert tiles == -(-batch * band_windows.blocks_of(shape, box) // 16) > 4 * len(kinds)
+
+
+def test_what_its_bytes_rule_out_is_not_predicted(monkeypatch):
+    asked = call(problem((13, 13), (14, 14), 1), Pass.FPROP)
+    _, plan = band.quickest(asked, H100, float("inf"))
+    assert plan is not None
+    for other in band.plans(asked, H100):
+        assert band.at_least(asked, other, H100) <= predict(asked, other, H100).seconds
+    monkeypatch.setattr(band, "predict", lambda *_: pytest.fail("predicted"))
+    assert band.quickest(asked, H100, band.at_least(asked, plan, H100))[1] is None
+
+
+DOTS = {
+    "stripes_across": CASES["stripes_across"],
+    "blocks_of_two_columns": CASES["blocks_of_two_columns"],
+    "columns_of_padding": (depthwise((3, 2, 12, 8), (3, 3), padding=(1, 40)), plans(box=(4, 8), pixels=(4, 8))),
+    "rows_of_padding": (depthwise((3, 2, 6, 16), (3, 5), padding=(40, 2)), plans(box=(4, 8), pixels=(4, 8), split=2)),
+}
+
+
+@pytest.mark.parametrize("name", DOTS)
+def test_the_kernels_multiply_as_often_as_is_counted(name, device, monkeypatch):
+    """Products of tiles that the interpreter runs, pass by pass."""
+    case, forced = DOTS[name]
+    x, w, _ = case.tensors(device)
+    of = ConvProblem.conv(tuple(x.shape), tuple(w.shape), (1, 1), case.arguments["padding"], (1, 1), case.arguments["groups"])
+    dy = torch.ones(of.output_shape, dtype=x.dtype, device=device)
+    count, multiply = [], InterpreterBuilder.create_dot
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", lambda *operands: count.append(1) or multiply(*operands))
+    runs = {
+        Pass.FPROP: (launch.fprop, (x, w, None)),
+        Pass.DGRAD: (launch.dgrad, (dy, w, None)),
+        Pass.WGRAD: (launch.wgrad, (dy, x)),
+    }
+    for plan in forced:
+        run, operands = runs[plan.which]
+        count.clear()
+        run(*operands, of, str(plan))
+        assert len(count) == band.planned(of, plan).trips
 
 
 @pytest.mark.parametrize("of", [shape[0] for shape in SHAPES])
