@@ -46,6 +46,7 @@ DIAGONAL_INSTRUCTIONS = 32
 #: Most sums that a thread may hold where something follows in the same kernel, by `Call.epilogue`: what compiles without a
 #: spill. `tests/test_band_aot.py` compiles the largest.
 EPILOGUE_SUMS = {"channels": 128, "tensors": 64, "heavy": 64}
+INT32_MAX = 2**31 - 1
 #: Most programs that share the blocks of one tile of wgrad.
 MAX_SPLIT = 64
 
@@ -59,7 +60,13 @@ def serves(call: Call, plan: Plan, device: Device | None = None) -> str:
         if block < 16 or block & (block - 1):
             return f"{name} must be a power of two of at least 16, got {block}"
     outputs, window = (plan.block_m, plan.block_n) if wgrad else (plan.block_n, plan.block_k)
-    if plan.step is None or plan.step[:2] != (1, 1) or math.prod(plan.step) != outputs or plan.step[3] % VECTOR:
+    if (
+        plan.step is None
+        or plan.step[:2] != (1, 1)
+        or min(plan.step) < 1
+        or math.prod(plan.step) != outputs
+        or plan.step[3] % VECTOR
+    ):
         return f"step must be 1 x 1 x rows x a multiple of {VECTOR} columns with product {outputs}, got {plan.step}"
     if plan.rows < 1 or plan.rows & (plan.rows - 1) or window < VECTOR * plan.rows:
         return f"rows must be a power of two of at most {window // VECTOR}, got {plan.rows}"
@@ -67,6 +74,9 @@ def serves(call: Call, plan: Plan, device: Device | None = None) -> str:
         return f"a tile of {plan.rows} x {window // plan.rows} pixels must hold a block of {plan.step[2]} x {plan.step[3]}"
     if plan.split < 1 or (plan.split > 1 and not wgrad):
         return f"split must be 1 for {call.which}, got {plan.split}"
+    of = shape_of(call.problem, plan.which)
+    if not counts(of, band_of(plan)) or planned(call.problem, plan).programs > INT32_MAX:
+        return "32 bits do not count its blocks, taps and programs"
     if not epilogue_fits(call.epilogue, plan):
         return f"{plan.block_m} x {plan.block_n} sums leave {plan.num_warps} warps no registers for what follows"
     shared = resources(call, plan).shared
@@ -87,6 +97,12 @@ def refuses(call: Call, pack: tuple[str, ...] = ()) -> str:
     if "b" in pack and call.which != Pass.WGRAD:
         return "weights are read as they lie"
     return ""
+
+
+def counts(of: Shape, band: Band) -> bool:
+    """Whether 32 bits count the blocks of all images, as the kernels do, and the table of a channel's taps."""
+    blocks, taps = of.images * blocks_of(of, band.box) + band.blocks, of.kernel[0] * VECTOR * of.pitch
+    return max(blocks, taps) <= INT32_MAX
 
 
 def packing(call: Call) -> tuple[str, ...]:
@@ -153,6 +169,8 @@ def plans(call: Call, device: Device) -> Iterator[Plan]:
         tile = (outputs, window, blocks) if which == Pass.WGRAD else (blocks, outputs, window)
         plan = Plan(which, "band", *tile, warps, stages, step=step, pack=pack, rows=rows)
         if resources(call, plan).shared > device.shared_per_block or not epilogue_fits(call.epilogue, plan):
+            continue
+        if not counts(of, band_of(plan)):
             continue
         ways = splits(of, band_of(plan), device) if which == Pass.WGRAD else (1,)
         for split in ways:

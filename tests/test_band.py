@@ -227,6 +227,9 @@ def test_stripes_take_tensor_cores_too():
         ("fprop:band:16x64x32:w4:s3", "step must be"),
         ("fprop:band:16x64x32:w4:s3:step1x1x16x4:rows2", "multiple of 8"),
         ("fprop:band:16x64x32:w4:s3:step1x2x2x16:rows2", "step must be"),
+        ("fprop:band:16x64x32:w4:s3:step1x1x-4x-16", "step must be"),
+        ("fprop:band:16x64x32:w64:s3:step1x1x4x16:rows2", "at most 32, got 64"),
+        ("wgrad:band:64x64x16:w4:s3:split10000000:step1x1x4x16:rows4", "32 bits do not count"),
         ("fprop:band:16x64x32:w4:s3:step1x1x4x16:rows8", "rows must be"),
         ("fprop:band:16x64x32:w4:s3:step1x1x4x16:rows3", "rows must be"),
         ("fprop:band:16x64x24:w4:s3:step1x1x4x16", "block_k must be a power of two"),
@@ -241,6 +244,16 @@ def test_stripes_take_tensor_cores_too():
 def test_what_no_plan_may_say(text, words):
     plan = Plan.parse(text)
     assert words in refuses(call(problem((13, 13)), plan.which), plan, H100)
+
+
+@pytest.mark.parametrize("which", Pass)
+def test_what_32_bits_do_not_count_is_left_to_others(which):
+    blocks = call(ConvProblem.conv((1 << 31, 1, 1, 1), (1, 1, 11, 11), (1, 1), (5, 5), (1, 1), 1), which)
+    taps = ConvProblem.conv((1, 1, 1, 1 << 28), (1, 1, 1, 1 << 28), (1, 1), (0, 0), (1, 1), 1)
+    assert not list(band.plans(blocks, H100)) and select(blocks, H100).family != "band"
+    plan = next(plan for plan in plans() if plan.which == which)
+    for asked in (blocks, Call(taps, which, "float16")):
+        assert "32 bits do not count" in refuses(asked, plan, H100)
 
 
 @pytest.mark.parametrize(
