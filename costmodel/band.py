@@ -31,7 +31,18 @@ from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import Resources
 from costmodel.tiling import Call, Operand, Plan, Tile, arithmetic, itemsize
-from costmodel.timing import Kernel, Prediction, borrowed, from_dram, kernel, on_chip, overhead, traffic, trip_clocks
+from costmodel.timing import (
+    Kernel,
+    Prediction,
+    borrowed,
+    from_dram,
+    interpreted,
+    kernel,
+    on_chip,
+    overhead,
+    traffic,
+    trip_clocks,
+)
 
 __all__ = ["VECTOR", "Band", "Launch", "Shape", "band_of", "launch_of", "planned", "rounded_up", "rows_met", "shape_of"]
 
@@ -263,6 +274,8 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
     bound = of.bound if of.clocks >= trip_clocks(of, launch.programs, device) else "L2"
     bound = "DRAM" if copied + dram > busy else bound
     bound = "launch" if launched > max(busy, dram) else bound
+    if device.interpreted:
+        total, bound = interpreted(tile, launch.programs, launch.trips / launch.programs), of.bound
     return Prediction(
         seconds=total,
         tiles=launch.programs,

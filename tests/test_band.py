@@ -371,6 +371,12 @@ def test_what_its_bytes_rule_out_is_not_predicted(monkeypatch):
     assert band.quickest(asked, H100, band.at_least(asked, plan, H100))[1] is None
 
 
+def test_the_interpreter_takes_its_own_time():
+    asked, plan = call(problem((13, 13)), Pass.FPROP), plans()[0]
+    found, launched = predict(asked, plan, INTERPRETER), band.planned(asked.problem, plan)
+    assert found.bound == "the interpreter" and found.seconds >= 12e-3 * (launched.programs + launched.trips)
+
+
 DOTS = {
     "stripes_across": CASES["stripes_across"],
     "blocks_of_two_columns": CASES["blocks_of_two_columns"],
