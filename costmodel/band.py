@@ -141,6 +141,11 @@ def copies_result(call: Call) -> bool:
     return call.which != Pass.WGRAD and not in_vectors(call.out, shape)
 
 
+def results_copied(call: Call) -> int:
+    """Tensors of the result's size that are copied: itself, and a residual or z."""
+    return copies_result(call) * (2 if call.epilogue in ("tensors", "heavy") else 1)
+
+
 #: Tiles of fprop and dgrad: blocks, box, rows, columns, warps, stages.
 MENU = (
     (128, (8, 32), 1, 32, 8, 4),
@@ -237,17 +242,16 @@ def copied_bytes(call: Call, plan: Plan) -> int:
     of = shape_of(call.problem, plan.which)
     windows, blocks = (of.images * of.channels * math.prod(n) for n in (of.inputs, of.outputs))
     a, b = (blocks, windows) if plan.which == Pass.WGRAD else (windows, 0)
-    results = copies_result(call) * (2 if call.epilogue in ("tensors", "heavy") else 1)  # a residual, or z
-    copied = a * ("a" in plan.pack) + b * ("b" in plan.pack) + blocks * results
+    copied = a * ("a" in plan.pack) + b * ("b" in plan.pack) + blocks * results_copied(call)
     return 2 * copied * itemsize(call.dtype)
 
 
 def launches(call: Call, plan: Plan) -> int:
-    """Kernels of a pass: its two, a copy and another for the zeros at the ends of rows, the copy of a result."""
+    """Kernels of a pass: its two, a copy and another for the zeros at the ends of rows, the copies of results."""
     widths = {"a": call.problem.input_size[1], "b": call.problem.input_size[1]}
     if call.which != Pass.FPROP:
         widths["a"] = call.problem.output_size[1]
-    return 2 + sum(1 + (widths[letter] % VECTOR > 0) for letter in plan.pack) + copies_result(call)
+    return 2 + sum(1 + (widths[letter] % VECTOR > 0) for letter in plan.pack) + results_copied(call)
 
 
 def issued_macs(problem: ConvProblem, plan: Plan) -> int:

@@ -445,6 +445,8 @@ def test_a_result_that_lies_elsewhere_costs_its_copy():
     plan = next(band.plans(asked, H100))
     assert plan.pack == ("a",) and band.launches(asked, plan) == 5
     assert band.copied_bytes(asked, plan) == 2 * 2 * 2 * 64 * 384 * 28 * 32
+    followed = call(problem((13, 13), (28, 28)), Pass.FPROP, epilogue="tensors")
+    assert band.launches(followed, plan) == 6 and band.copied_bytes(followed, plan) == 3 * 2 * 2 * 64 * 384 * 28 * 32
     inside = call(problem((13, 13)), Pass.FPROP)
     plan = next(band.plans(inside, H100))
     assert band.launches(inside, plan) == 2 and band.copied_bytes(inside, plan) == 0
