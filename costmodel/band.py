@@ -12,18 +12,40 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
-from typing import NamedTuple
 
 from costmodel.algebra import ceil_div
+from costmodel.band_windows import (
+    VECTOR,
+    Band,
+    Launch,
+    Shape,
+    band_of,
+    blocks_of,
+    launch_of,
+    planned,
+    rounded_up,
+    rows_met,
+    shape_of,
+)
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import Resources
 from costmodel.tiling import Call, Operand, Plan, Tile, arithmetic, itemsize
-from costmodel.timing import Kernel, Prediction, borrowed, from_dram, kernel, on_chip, overhead, trip_clocks
+from costmodel.timing import (
+    Kernel,
+    Prediction,
+    borrowed,
+    from_dram,
+    interpreted,
+    kernel,
+    on_chip,
+    overhead,
+    traffic,
+    trip_clocks,
+)
 
-#: Elements of a vector that the kernels align windows and taps to.
-VECTOR = 8
+__all__ = ["VECTOR", "Band", "Launch", "Shape", "band_of", "launch_of", "planned", "rounded_up", "rows_met", "shape_of"]
+
 #: Elements that a program of `table_kernel` and of wgrad's sum makes.
 TABLE_BLOCK, REDUCE_BLOCK = 1024, 128
 #: Taps of the smallest filter that plans are ranked for, 11 x 11: below, the FMA kernels are as fast within the error of both
@@ -35,166 +57,9 @@ DIAGONAL_INSTRUCTIONS = 32
 #: Most sums that a thread may hold where something follows in the same kernel, by `Call.epilogue`: what compiles without a
 #: spill. `tests/test_band_aot.py` compiles the largest.
 EPILOGUE_SUMS = {"channels": 128, "tensors": 64, "heavy": 64}
+INT32_MAX = 2**31 - 1
 #: Most programs that share the blocks of one tile of wgrad.
 MAX_SPLIT = 64
-
-
-class Shape(NamedTuple):
-    """One pass as the kernels see it. "in" is the tensor whose windows are read, "out" the one that lies in blocks: y, or dx
-    for dgrad, dy for wgrad. Widths are rounded up to whole vectors."""
-
-    images: int
-    channels: int
-    inputs: tuple[int, int]
-    outputs: tuple[int, int]
-    kernel: tuple[int, int]
-    low: tuple[int, int]  # rows and columns that a window starts before its block
-
-    @property
-    def lead(self) -> int:
-        """`low` of the columns, rounded up to whole vectors."""
-        return rounded_up(self.low[1])
-
-    @property
-    def gap(self) -> int:
-        return self.lead - self.low[1]
-
-    @property
-    def pitch(self) -> int:
-        """Elements of a row of the table of taps: vectors that hold a row of taps moved by 1 to 8 elements."""
-        return (self.kernel[1] - 1) // VECTOR * VECTOR + 2 * VECTOR
-
-
-def rounded_up(columns: int) -> int:
-    """Columns in whole vectors."""
-    return -(-columns // VECTOR) * VECTOR
-
-
-@lru_cache(maxsize=1024)
-def shape_of(problem: ConvProblem, which: Pass) -> Shape:
-    """The shape of a pass of a 2-D problem of stride 1."""
-    (height, width), (rows, columns), (r, c) = problem.input_size, problem.output_size, problem.kernel_size
-    x, y = (height, rounded_up(width)), (rows, rounded_up(columns))
-    low = problem.padding[0][0], problem.padding[1][0]
-    if which == Pass.DGRAD:
-        return Shape(problem.batch, problem.in_channels, y, x, (r, c), (r - 1 - low[0], c - 1 - low[1]))
-    return Shape(problem.batch, problem.in_channels, x, y, (r, c), low)
-
-
-class Band(NamedTuple):
-    """A plan's tile: `blocks` of rows x columns of outputs, times `rows` x `columns` pixels of a window in a trip (for wgrad
-    in a tile, with `blocks` of as many images in a trip)."""
-
-    blocks: int
-    box: tuple[int, int]
-    rows: int
-    columns: int
-
-
-def band_of(plan: Plan) -> Band:
-    assert plan.step is not None
-    wgrad = plan.which == Pass.WGRAD
-    window = plan.block_n if wgrad else plan.block_k
-    return Band(plan.block_k if wgrad else plan.block_m, plan.step[2:], plan.rows, window // plan.rows)
-
-
-class Window(NamedTuple):
-    """The rows and columns of a window that some of its blocks have inside their image."""
-
-    first_t: int
-    end_t: int
-    first_j: int
-    end_j: int
-
-
-def window_of(of: Shape, box: tuple[int, int], first: int, last: int) -> Window:
-    """The window of blocks `first` to `last`, as the kernels cut it."""
-    across = ceil_div(of.outputs[1], box[1])
-    (first_p, first_q), (last_p, last_q) = divmod(first, across), divmod(last, across)
-    if first_p != last_p:
-        first_q, last_q = 0, across - 1
-    return Window(
-        max(of.low[0] - last_p * box[0], 0),
-        min(of.inputs[0] + of.low[0] - first_p * box[0], box[0] + of.kernel[0] - 1),
-        max(of.lead - last_q * box[1], 0),
-        min(of.inputs[1] + of.lead - first_q * box[1], box[1] + of.kernel[1] - 1 + of.gap),
-    )
-
-
-def blocks_of(of: Shape, box: tuple[int, int]) -> int:
-    """Blocks of an image."""
-    return ceil_div(of.outputs[0], box[0]) * ceil_div(of.outputs[1], box[1])
-
-
-class Launch(NamedTuple):
-    """Programs of a launch and the trips of all of them together."""
-
-    tiles: int  # of a channel, splits not counted
-    splits: int
-    programs: int
-    trips: int
-    read: float  # share of the band's vectors that are read, at most: the others are known to be zeros
-
-
-@lru_cache(maxsize=4096)
-def launch_of(of: Shape, which: Pass, band: Band, split: int) -> Launch:
-    """The launch of a tile."""
-    rows, blocks = of.images * blocks_of(of, band.box), blocks_of(of, band.box)
-    if which == Pass.WGRAD:
-        whole = window_of(of, band.box, 0, blocks - 1)
-        tiles_t = ceil_div(band.box[0] + of.kernel[0] - 1, band.rows)
-        tiles_j = max(1, ceil_div(whole.end_j - whole.first_j, band.columns))
-        across, trips = ceil_div(of.outputs[1], band.box[1]), 0
-        for tile in range(tiles_t):
-            first, end = rows_met(of, band, tile)
-            steps = max(0, end - first) * across * ceil_div(of.images, band.blocks)
-            trips += max(1, ceil_div(steps, split)) * split
-        tiles = tiles_t * tiles_j
-        return Launch(tiles, split, of.channels * tiles * split, of.channels * tiles_j * trips, 1.0)
-    tiles, across = ceil_div(rows, band.blocks), ceil_div(of.outputs[1], band.box[1])
-    if of.images % band.blocks:
-        met = ((i * band.blocks, min((i + 1) * band.blocks, rows) - 1) for i in range(tiles))
-        cuts = [steps_of(of, band, first // of.images, last // of.images) for first, last in met]
-        trips = sum(max(1, down * right) for down, right in cuts)
-        read = sum(rows_read(of, band, down) * columns_read(of, band, right) for down, right in cuts)
-    else:  # a program has one block: its rows are cut whatever its columns are
-        each = of.images // band.blocks
-        downs = [steps_of(of, band, first, first)[0] for first in range(0, blocks, across)]
-        rights = [steps_of(of, band, first, first)[1] for first in range(across)]
-        empty = blocks - sum(map(bool, downs)) * sum(map(bool, rights))
-        trips = each * (sum(downs) * sum(rights) + empty)
-        read = each * sum(rows_read(of, band, n) for n in downs) * sum(columns_read(of, band, n) for n in rights)
-    return Launch(tiles, 1, of.channels * tiles, of.channels * trips, read / (trips * band.rows * band.columns))
-
-
-def steps_of(of: Shape, band: Band, first: int, last: int) -> tuple[int, int]:
-    """Trips down and across the window of blocks `first` to `last`."""
-    cut = window_of(of, band.box, first, last)
-    return max(0, ceil_div(cut.end_t - cut.first_t, band.rows)), max(0, ceil_div(cut.end_j - cut.first_j, band.columns))
-
-
-def rows_read(of: Shape, band: Band, steps: int) -> int:
-    """Rows of taps that an output meets in so many trips down, at most,"""
-    return min(of.kernel[0], steps * band.rows)
-
-
-def columns_read(of: Shape, band: Band, steps: int) -> int:
-    """and elements of each that it reads in so many trips across."""
-    return min(of.pitch, steps * band.columns)
-
-
-def rows_met(of: Shape, band: Band, tile: int) -> tuple[int, int]:
-    """wgrad: the first and the end of the rows of blocks whose rows of the window numbered `tile` lie inside of the image."""
-    first, down = tile * band.rows, ceil_div(of.outputs[0], band.box[0])
-    # row p * box - low + t lies inside for some t of the tile
-    begin = max(0, ceil_div(of.low[0] - (first + band.rows - 1), band.box[0]))
-    end = min(down, (of.inputs[0] - 1 + of.low[0] - first) // band.box[0] + 1)
-    return begin, end
-
-
-def planned(problem: ConvProblem, plan: Plan) -> Launch:
-    """The launch of a plan."""
-    return launch_of(shape_of(problem, plan.which), plan.which, band_of(plan), plan.split)
 
 
 def serves(call: Call, plan: Plan, device: Device | None = None) -> str:
@@ -206,7 +71,13 @@ def serves(call: Call, plan: Plan, device: Device | None = None) -> str:
         if block < 16 or block & (block - 1):
             return f"{name} must be a power of two of at least 16, got {block}"
     outputs, window = (plan.block_m, plan.block_n) if wgrad else (plan.block_n, plan.block_k)
-    if plan.step is None or plan.step[:2] != (1, 1) or math.prod(plan.step) != outputs or plan.step[3] % VECTOR:
+    if (
+        plan.step is None
+        or plan.step[:2] != (1, 1)
+        or min(plan.step) < 1
+        or math.prod(plan.step) != outputs
+        or plan.step[3] % VECTOR
+    ):
         return f"step must be 1 x 1 x rows x a multiple of {VECTOR} columns with product {outputs}, got {plan.step}"
     if plan.rows < 1 or plan.rows & (plan.rows - 1) or window < VECTOR * plan.rows:
         return f"rows must be a power of two of at most {window // VECTOR}, got {plan.rows}"
@@ -214,6 +85,9 @@ def serves(call: Call, plan: Plan, device: Device | None = None) -> str:
         return f"a tile of {plan.rows} x {window // plan.rows} pixels must hold a block of {plan.step[2]} x {plan.step[3]}"
     if plan.split < 1 or (plan.split > 1 and not wgrad):
         return f"split must be 1 for {call.which}, got {plan.split}"
+    of = shape_of(call.problem, plan.which)
+    if not counts(of, band_of(plan)) or planned(call.problem, plan).programs > INT32_MAX:
+        return "32 bits do not count its blocks, taps and programs"
     if not epilogue_fits(call.epilogue, plan):
         return f"{plan.block_m} x {plan.block_n} sums leave {plan.num_warps} warps no registers for what follows"
     shared = resources(call, plan).shared
@@ -234,6 +108,12 @@ def refuses(call: Call, pack: tuple[str, ...] = ()) -> str:
     if "b" in pack and call.which != Pass.WGRAD:
         return "weights are read as they lie"
     return ""
+
+
+def counts(of: Shape, band: Band) -> bool:
+    """Whether 32 bits count the blocks of all images, as the kernels do, and the table of a channel's taps."""
+    blocks, taps = of.images * blocks_of(of, band.box) + band.blocks, of.kernel[0] * VECTOR * of.pitch
+    return max(blocks, taps) <= INT32_MAX
 
 
 def packing(call: Call) -> tuple[str, ...]:
@@ -259,6 +139,11 @@ def copies_result(call: Call) -> bool:
     """Whether a result is made elsewhere first, as its rows are no vectors."""
     shape = call.problem.input_shape if call.which == Pass.DGRAD else call.problem.output_shape
     return call.which != Pass.WGRAD and not in_vectors(call.out, shape)
+
+
+def results_copied(call: Call) -> int:
+    """Tensors of the result's size that are copied: itself, and a residual or z."""
+    return copies_result(call) * (2 if call.epilogue in ("tensors", "heavy") else 1)
 
 
 #: Tiles of fprop and dgrad: blocks, box, rows, columns, warps, stages.
@@ -300,6 +185,8 @@ def plans(call: Call, device: Device) -> Iterator[Plan]:
         tile = (outputs, window, blocks) if which == Pass.WGRAD else (blocks, outputs, window)
         plan = Plan(which, "band", *tile, warps, stages, step=step, pack=pack, rows=rows)
         if resources(call, plan).shared > device.shared_per_block or not epilogue_fits(call.epilogue, plan):
+            continue
+        if not counts(of, band_of(plan)):
             continue
         ways = splits(of, band_of(plan), device) if which == Pass.WGRAD else (1,)
         for split in ways:
@@ -355,17 +242,16 @@ def copied_bytes(call: Call, plan: Plan) -> int:
     of = shape_of(call.problem, plan.which)
     windows, blocks = (of.images * of.channels * math.prod(n) for n in (of.inputs, of.outputs))
     a, b = (blocks, windows) if plan.which == Pass.WGRAD else (windows, 0)
-    results = copies_result(call) * (2 if call.epilogue in ("tensors", "heavy") else 1)  # a residual, or z
-    copied = a * ("a" in plan.pack) + b * ("b" in plan.pack) + blocks * results
+    copied = a * ("a" in plan.pack) + b * ("b" in plan.pack) + blocks * results_copied(call)
     return 2 * copied * itemsize(call.dtype)
 
 
 def launches(call: Call, plan: Plan) -> int:
-    """Kernels of a pass: its two, a copy and another for the zeros at the ends of rows, the copy of a result."""
+    """Kernels of a pass: its two, a copy and another for the zeros at the ends of rows, the copies of results."""
     widths = {"a": call.problem.input_size[1], "b": call.problem.input_size[1]}
     if call.which != Pass.FPROP:
         widths["a"] = call.problem.output_size[1]
-    return 2 + sum(1 + (widths[letter] % VECTOR > 0) for letter in plan.pack) + copies_result(call)
+    return 2 + sum(1 + (widths[letter] % VECTOR > 0) for letter in plan.pack) + results_copied(call)
 
 
 def issued_macs(problem: ConvProblem, plan: Plan) -> int:
@@ -383,7 +269,7 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
         of = of._replace(epilogue=diagonals)
     share = (plan.block_m + plan.block_n * launch.read) / (plan.block_m + plan.block_n)
     of = of._replace(from_l2=of.from_l2 * share, from_l2_alone=of.from_l2_alone * share)
-    moved = int(problem.bytes(size, call.which)) + extra_bytes(call, plan)
+    moved = traffic(call).compulsory + extra_bytes(call, plan)
     busy = on_chip(of, launch.programs, launch.trips / launch.programs, device)
     copied = from_dram(copied_bytes(call, plan), device, of.constants)
     dram = from_dram(moved, device, of.constants) - copied
@@ -392,6 +278,8 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
     bound = of.bound if of.clocks >= trip_clocks(of, launch.programs, device) else "L2"
     bound = "DRAM" if copied + dram > busy else bound
     bound = "launch" if launched > max(busy, dram) else bound
+    if device.interpreted:
+        total, bound = interpreted(tile, launch.programs, launch.trips / launch.programs), of.bound
     return Prediction(
         seconds=total,
         tiles=launch.programs,
@@ -405,10 +293,19 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
     )
 
 
+def at_least(call: Call, plan: Plan, device: Device) -> float:
+    """A floor under `predict` in seconds: launches, and DRAM for every byte."""
+    constants = device.calibration("band")
+    moved = traffic(call).compulsory + extra_bytes(call, plan)
+    return overhead(launches(call, plan), device, constants) + from_dram(moved, device, constants)
+
+
 def quickest(call: Call, device: Device, least: float) -> tuple[float, Plan | None]:
     """(predicted seconds, plan) of the candidate of least time, if under `least` seconds."""
     best = None
     for plan in candidates(call, device):
+        if at_least(call, plan, device) >= least:
+            continue
         time = predict(call, plan, device).seconds
         if time < least:
             least, best = time, plan

@@ -76,7 +76,7 @@ def family_hash(family: str, sources: Path = SOURCES) -> str:
 def model_hash() -> str:
     """The same for the arithmetic of predicted times and the counts that it starts from."""
     digest = hashlib.sha256((MODEL / "data" / "resources.json").read_bytes())
-    for name in ("band", "depthwise", "depthwise_choice", "recast", "tiling", "timing", "tma"):
+    for name in ("band", "band_windows", "depthwise", "depthwise_choice", "recast", "tiling", "timing", "tma"):
         digest.update(f"{name}\n{normalised(ast.parse((MODEL / f'{name}.py').read_text()))}\n".encode())
     return digest.hexdigest()[:16]
 

@@ -7,10 +7,13 @@ import pytest
 import test_fused
 import torch
 from cases import LAYOUTS, Case
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from oracle import check
+from triton.runtime.interpreter import InterpreterBuilder
 
 import tritonconv
-from costmodel import band
+from costmodel import band, band_windows
 from costmodel.count import cost
 from costmodel.device import DEVICES, INTERPRETER
 from costmodel.legality import refuses
@@ -224,6 +227,9 @@ def test_stripes_take_tensor_cores_too():
         ("fprop:band:16x64x32:w4:s3", "step must be"),
         ("fprop:band:16x64x32:w4:s3:step1x1x16x4:rows2", "multiple of 8"),
         ("fprop:band:16x64x32:w4:s3:step1x2x2x16:rows2", "step must be"),
+        ("fprop:band:16x64x32:w4:s3:step1x1x-4x-16", "step must be"),
+        ("fprop:band:16x64x32:w64:s3:step1x1x4x16:rows2", "at most 32, got 64"),
+        ("wgrad:band:64x64x16:w4:s3:split10000000:step1x1x4x16:rows4", "32 bits do not count"),
         ("fprop:band:16x64x32:w4:s3:step1x1x4x16:rows8", "rows must be"),
         ("fprop:band:16x64x32:w4:s3:step1x1x4x16:rows3", "rows must be"),
         ("fprop:band:16x64x24:w4:s3:step1x1x4x16", "block_k must be a power of two"),
@@ -238,6 +244,16 @@ def test_stripes_take_tensor_cores_too():
 def test_what_no_plan_may_say(text, words):
     plan = Plan.parse(text)
     assert words in refuses(call(problem((13, 13)), plan.which), plan, H100)
+
+
+@pytest.mark.parametrize("which", Pass)
+def test_what_32_bits_do_not_count_is_left_to_others(which):
+    blocks = call(ConvProblem.conv((1 << 31, 1, 1, 1), (1, 1, 11, 11), (1, 1), (5, 5), (1, 1), 1), which)
+    taps = ConvProblem.conv((1, 1, 1, 1 << 28), (1, 1, 1, 1 << 28), (1, 1), (0, 0), (1, 1), 1)
+    assert not list(band.plans(blocks, H100)) and select(blocks, H100).family != "band"
+    plan = next(plan for plan in plans() if plan.which == which)
+    for asked in (blocks, Call(taps, which, "float16")):
+        assert "32 bits do not count" in refuses(asked, plan, H100)
 
 
 @pytest.mark.parametrize(
@@ -307,6 +323,89 @@ def test_trips_are_those_of_windows_inside_the_image(which, of, box, blocks):
     assert (found.tiles, found.trips) == (-(-len(places) // blocks), trips * of.in_channels)
 
 
+def by_program(shape: band.Shape, tile: band.Band) -> tuple[int, int]:
+    """(trips, rows times columns of taps read) of a channel's programs, one after the other as the kernel runs them."""
+    rows, trips, read = shape.images * band_windows.blocks_of(shape, tile.box), 0, 0
+    for first in range(0, rows, tile.blocks):
+        met = first // shape.images, (min(first + tile.blocks, rows) - 1) // shape.images
+        down, right = band_windows.steps_of(shape, tile, *met)
+        trips += max(1, down * max(1, right))
+        read += band_windows.rows_read(shape, tile, down) * band_windows.columns_read(shape, tile, right)
+    return trips, read
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from([1, 2, 3, 5, 16, 33, 64, 129]),
+    st.tuples(st.integers(1, 90), st.integers(1, 12)),
+    st.tuples(st.integers(1, 90), st.integers(1, 12)),
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.tuples(st.integers(-8, 50), st.integers(-20, 50)),
+    st.sampled_from([(8, 32), (4, 16), (2, 16), (16, 16), (1, 16), (2, 8)]),
+    st.sampled_from([16, 64, 128]),
+)
+def test_programs_that_are_cut_alike_are_counted_together(images, inputs, outputs, kernel, low, box, blocks):
+    sizes = [(height, 8 * vectors) for height, vectors in (inputs, outputs)]
+    shape, tile = band.Shape(images, 3, *sizes, kernel, low), band.Band(blocks, box, 2, 16)
+    found, (trips, read) = band.launch_of(shape, Pass.FPROP, tile, 1), by_program(shape, tile)
+    assert found.trips == 3 * trips and found.read == read / (trips * 32)
+
+
+@pytest.mark.parametrize("batch", [1, 5, 16])
+def test_a_large_layer_is_counted_in_few_steps(batch):
+    """4096 to 32768 programs a channel, and a choice within a few milliseconds."""
+    shape = band.shape_of(problem((63, 63), (1024, 1024), batch, 64), Pass.FPROP)
+    for box in ((8, 32), (2, 16)):
+        kinds = list(band_windows.cuts(shape, band.Band(16, box, 1, 32)))
+        tiles = sum(programs for programs, _, _ in kinds)
+        assert tiles == -(-batch * band_windows.blocks_of(shape, box) // 16) > 4 * len(kinds)
+
+
+def test_what_its_bytes_rule_out_is_not_predicted(monkeypatch):
+    asked = call(problem((13, 13), (14, 14), 1), Pass.FPROP)
+    _, plan = band.quickest(asked, H100, float("inf"))
+    assert plan is not None
+    for other in band.plans(asked, H100):
+        assert band.at_least(asked, other, H100) <= predict(asked, other, H100).seconds
+    monkeypatch.setattr(band, "predict", lambda *_: pytest.fail("predicted"))
+    assert band.quickest(asked, H100, band.at_least(asked, plan, H100))[1] is None
+
+
+def test_the_interpreter_takes_its_own_time():
+    asked, plan = call(problem((13, 13)), Pass.FPROP), plans()[0]
+    found, launched = predict(asked, plan, INTERPRETER), band.planned(asked.problem, plan)
+    assert found.bound == "the interpreter" and found.seconds >= 12e-3 * (launched.programs + launched.trips)
+
+
+DOTS = {
+    "stripes_across": CASES["stripes_across"],
+    "blocks_of_two_columns": CASES["blocks_of_two_columns"],
+    "columns_of_padding": (depthwise((3, 2, 12, 8), (3, 3), padding=(1, 40)), plans(box=(4, 8), pixels=(4, 8))),
+    "rows_of_padding": (depthwise((3, 2, 6, 16), (3, 5), padding=(40, 2)), plans(box=(4, 8), pixels=(4, 8), split=2)),
+}
+
+
+@pytest.mark.parametrize("name", DOTS)
+def test_the_kernels_multiply_as_often_as_is_counted(name, device, monkeypatch):
+    """Products of tiles that the interpreter runs, pass by pass."""
+    case, forced = DOTS[name]
+    x, w, _ = case.tensors(device)
+    of = ConvProblem.conv(tuple(x.shape), tuple(w.shape), (1, 1), case.arguments["padding"], (1, 1), case.arguments["groups"])
+    dy = torch.ones(of.output_shape, dtype=x.dtype, device=device)
+    count, multiply = [], InterpreterBuilder.create_dot
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", lambda *operands: count.append(1) or multiply(*operands))
+    runs = {
+        Pass.FPROP: (launch.fprop, (x, w, None)),
+        Pass.DGRAD: (launch.dgrad, (dy, w, None)),
+        Pass.WGRAD: (launch.wgrad, (dy, x)),
+    }
+    for plan in forced:
+        run, operands = runs[plan.which]
+        count.clear()
+        run(*operands, of, str(plan))
+        assert len(count) == band.planned(of, plan).trips
+
+
 @pytest.mark.parametrize("of", [shape[0] for shape in SHAPES])
 def test_weight_gradients_meet_every_row_that_they_need(of):
     shape, tile = band.shape_of(of, Pass.WGRAD), band.Band(32, (4, 32), 8, 32)
@@ -346,6 +445,8 @@ def test_a_result_that_lies_elsewhere_costs_its_copy():
     plan = next(band.plans(asked, H100))
     assert plan.pack == ("a",) and band.launches(asked, plan) == 5
     assert band.copied_bytes(asked, plan) == 2 * 2 * 2 * 64 * 384 * 28 * 32
+    followed = call(problem((13, 13), (28, 28)), Pass.FPROP, epilogue="tensors")
+    assert band.launches(followed, plan) == 6 and band.copied_bytes(followed, plan) == 3 * 2 * 2 * 64 * 384 * 28 * 32
     inside = call(problem((13, 13)), Pass.FPROP)
     plan = next(band.plans(inside, H100))
     assert band.launches(inside, plan) == 2 and band.copied_bytes(inside, plan) == 0

@@ -218,7 +218,7 @@ def test_a_file_that_is_asked_for_and_missing_is_an_error(cache, monkeypatch, tm
 
 def test_an_edit_of_the_arithmetic_makes_what_was_fitted_to_it_stale(monkeypatch, tmp_path):
     before = model_hash()
-    names = ("band", "depthwise", "depthwise_choice", "recast", "tiling", "timing", "tma")
+    names = ("band", "band_windows", "depthwise", "depthwise_choice", "recast", "tiling", "timing", "tma")
     for name in (*(f"{name}.py" for name in names), "data/resources.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text((families.MODEL / name).read_text())

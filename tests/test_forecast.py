@@ -44,7 +44,7 @@ IMPOSSIBLE = [
     (LAYER, "fprop:banana:128x128x64:w8:s3", "no family 'banana', there are gather, patch, depthwise, tma"),
     (LAYER, "fprop:patch:128x128x64:w8:s3", "windows do not tile the input"),
     (LAYER, "fprop:gather:128x128x24:w8:s3", "block_k must be a power of two of at least 16, got 24"),
-    (LAYER, "fprop:gather:128x128x64:w3:s3", "warps must be a power of two, got 3"),
+    (LAYER, "fprop:gather:128x128x64:w3:s3", "warps must be a power of two of at most 32, got 3"),
     (LAYER, "fprop:gather:128x128x64:w8:s0", "stages must be positive"),
     (LAYER, "fprop:gather:128x128x64:w8:s3:group0", "group and stages must be positive"),
     (LAYER, "fprop:gather:128x128x64:w8:s3:split7", "1 blocks of the reduction cannot be split 7 ways evenly"),
