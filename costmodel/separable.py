@@ -127,7 +127,6 @@ MENU: dict[str, tuple[Entry, ...]] = {
         Entry(Tile(128, 64, 32, 4, 1), (4, 2), 9, 45, 2, True),
         Entry(Tile(128, 32, 32, 4, 1), (4, 2), 9, 45, 2),
         Entry(Tile(64, 128, 64, 4, 1), (4, 2), 9, 24, 1, tight=True),
-        Entry(Tile(64, 256, 64, 8, 1), (4, 2), 9, 45, 2, True),
         Entry(Tile(64, 256, 64, 8, 1), (1, 8), 25, 60, 1, tight=True),
         Entry(Tile(64, 64, 32, 4, 1), (1, 4), 25, 55, 2, tight=True),
     ),
@@ -135,11 +134,10 @@ MENU: dict[str, tuple[Entry, ...]] = {
     "fp32": (Entry(Tile(64, 32, 16, 4, 1), (4, 2), 9, 45, 2),),
     "fp64": (Entry(Tile(32, 32, 16, 4, 1), (4, 2), 9, 45, 2),),
 }
-#: And where matrix instructions read shared memory, by architecture.
-MENU_SHARED = {
-    90: (Entry(Tile(64, 64, 64, 4, 1), (1, 8), 49, 98, 1, tight=True),),
-    100: (Entry(Tile(64, 64, 64, 4, 1), (1, 8), 25, 60, 1, tight=True),),
-}
+_WIDE = Entry(Tile(64, 256, 64, 8, 1), (4, 2), 9, 45, 2, True)
+_FLAT = Entry(Tile(64, 64, 64, 4, 1), (1, 8), 25, 60, 1, tight=True)
+#: And what some architectures compile without a spill.
+MENU_OF = {80: (_WIDE,), 90: (_WIDE, _FLAT), 100: (_FLAT,)}
 #: The interpreter's time goes by programs and trips.
 INTERPRETED_MENU = tuple(Entry(Tile(m, n, 64, 4, 1), (4, 2), 1 << 30, 1 << 30, 1 << 30) for m in (64, 512) for n in (16, 64))
 #: Registers a thread that a kernel may take: three programs of four warps, or two, fit a multiprocessor.
@@ -265,7 +263,7 @@ def candidates(call: PairCall, device: Device) -> list[Plan]:
     found: list[Plan] = []
     if not device.interpreted and not has_wide_loads(call):
         return found
-    menu = MENU[kind] + (MENU_SHARED.get(compiled_for(device.capability), ()) if kind == "half" else ())
+    menu = MENU[kind] + (MENU_OF[compiled_for(device.capability)] if kind == "half" else ())
     for entry in INTERPRETED_MENU if device.interpreted else menu:
         plan = Plan(Pass.FPROP, FAMILY, *entry.tile, step=(1, 1, *entry.strip))
         met = product(len(met_of(problem, i, n)) for i, n in enumerate(entry.strip))
