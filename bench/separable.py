@@ -61,12 +61,18 @@ class Layer:
         w1 = (w1[0], filters_last_strides(w1[0])) if packed else w1
         return dense(first.input_shape), w1, dense(second.weight_shape, False), dense(second.output_shape)
 
-    def call(self, dtype: torch.dtype = torch.bfloat16, channels_last: bool = True, packed: bool = False) -> PairCall:
+    def call(
+        self,
+        dtype: torch.dtype = torch.bfloat16,
+        channels_last: bool = True,
+        packed: bool = False,
+        precision: str = "tf32",
+    ) -> PairCall:
         """What the cost model is asked."""
         x, w1, w2, y = self.keys(channels_last, packed)
         between = FusedKey(None, None, None, self.activation, 0.0, False)
         nothing = FusedKey(None, None, None, "", 0.0, False)
-        return launch.described(self.pair, dtype, "tf32", x, w1, w2, y, between, nothing)
+        return launch.described(self.pair, dtype, precision, x, w1, w2, y, between, nothing)
 
 
 #: Every pair of MobileNetV2 (Sandler et al. 2018, table 2; ReLU6 between), and of EfficientNet-Lite0, which leaves out the
@@ -148,9 +154,11 @@ def show_compiled() -> None:
     Console(width=None if console.is_terminal else 120).print(shown)
 
 
-def predicted(layer: Layer, device: Device) -> tuple[float, float, Plan]:
+def predicted(
+    layer: Layer, device: Device, dtype: torch.dtype = torch.bfloat16, precision: str = "tf32"
+) -> tuple[float, float, Plan]:
     """(seconds of two kernels, of one, the one's plan)."""
-    call = layer.call()
+    call = layer.call(dtype, precision=precision)
     plan = model.select(call, device, True)
     assert plan is not None
     return sum(one.seconds for one in model.apart(call, device)), model.predict(call, plan, device).seconds, plan

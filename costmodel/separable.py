@@ -18,7 +18,7 @@ from costmodel.depthwise_choice import UNHIDDEN
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import Resources, compiled_for
-from costmodel.tiling import LARGEST_BOX, Call, Operand, Plan, Tile, arithmetic, itemsize
+from costmodel.tiling import LARGEST_BOX, Call, Operand, Plan, Tile, arithmetic, itemsize, unlaunchable
 from costmodel.timing import (
     INTERPRETED_TRIP,
     L2_SHARE,
@@ -144,18 +144,17 @@ INTERPRETED_MENU = tuple(Entry(Tile(m, n, 64, 4, 1), (4, 2), 1 << 30, 1 << 30, 1
 FEW, ALL = 168, 255
 
 
-def refuses(call: PairCall, plan: Plan) -> str:
+def refuses(call: PairCall, plan: Plan, device: Device) -> str:
     """Why the kernel cannot run a plan; "" where it can."""
     if plan.which != Pass.FPROP or plan.family != FAMILY:
         return f"it is of {plan.which}:{plan.family}, not of fprop:{FAMILY}"
-    for name, block, least in (
-        ("block_m", plan.block_m, 16),
-        ("block_n", plan.block_n, 16),
-        ("block_k", plan.block_k, 16),
-        ("warps", plan.num_warps, 1),
-    ):
-        if block < least or block & (block - 1):
-            return f"{name} must be a power of two of at least {least}, got {block}"
+    for name, block in (("block_m", plan.block_m), ("block_n", plan.block_n), ("block_k", plan.block_k)):
+        if block < 16 or block & (block - 1):
+            return f"{name} must be a power of two of at least 16, got {block}"
+    if reason := unlaunchable(plan):
+        return reason
+    if plan.num_stages < 1:
+        return f"stages must be positive, got {plan.num_stages}"
     if plan.step is None or plan.step[:2] != (1, 1) or any(n < 1 or n & (n - 1) for n in plan.step):
         return f"step must be 1x1 and powers of two, a strip of pixels, got {plan.step}"
     if product(plan.step) > plan.block_m:
@@ -167,6 +166,9 @@ def refuses(call: PairCall, plan: Plan) -> str:
     said = replace(plan, block_m=0, block_n=0, block_k=0, num_warps=0, num_stages=0, step=None, pack=())
     if said != Plan(Pass.FPROP, FAMILY, 0, 0, 0, 0, 0):
         return f"family {FAMILY!r} knows a tile, a step and pack alone, got {plan}"
+    shared = (plan.block_m + plan.num_stages * plan.block_n) * plan.block_k * itemsize(call.dtype)
+    if shared > device.shared_per_block:
+        return f"it needs about {shared} bytes of shared memory, the device has {device.shared_per_block}"
     return ""
 
 
@@ -267,7 +269,7 @@ def candidates(call: PairCall, device: Device) -> list[Plan]:
     for entry in INTERPRETED_MENU if device.interpreted else menu:
         plan = Plan(Pass.FPROP, FAMILY, *entry.tile, step=(1, 1, *entry.strip))
         met = product(len(met_of(problem, i, n)) for i, n in enumerate(entry.strip))
-        if problem.taps > entry.taps or met > entry.pixels or max(problem.stride) > entry.stride or refuses(call, plan):
+        if problem.taps > entry.taps or met > entry.pixels or max(problem.stride) > entry.stride or refuses(call, plan, device):
             continue
         if entry.tight and not roomy(call):
             continue
@@ -376,7 +378,7 @@ def select(call: PairCall, device: Device, fused: bool = False) -> Plan | None:
         return None
     if not found:
         plan = smallest(call)
-        if reason := refuses(call, plan):
+        if reason := refuses(call, plan, device):
             raise RuntimeError(f"no single kernel serves {call.pair}: {reason}")
         return plan
     times = [predict(call, plan, device).seconds for plan in found]

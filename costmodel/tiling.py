@@ -17,6 +17,8 @@ MAX_ALIGN = 16
 ROW_ALIGN = 8
 #: Validity bits of a pixel's taps live in one 32-bit word.
 MAX_BIT_TAPS = 32
+#: Warps of a program at most (CUDA: 1024 threads), and values of a tensor (Triton).
+MAX_WARPS, MAX_VALUES = 32, 1 << 20
 #: Elements of the largest box that one instruction copies: 256 along an axis, 64 along the channels.
 LARGEST_BOX = 256 * 64
 
@@ -238,6 +240,16 @@ SAYS = {
     "depthwise": ("split", "pack", "rows", "taps"),
     "band": ("split", "step", "pack", "rows"),
 }
+
+
+def unlaunchable(plan: Plan) -> str:
+    """Why no kernel can be compiled for a tile, whose blocks are powers of two, or started; "" where one can."""
+    if plan.num_warps < 1 or plan.num_warps & (plan.num_warps - 1) or plan.num_warps > MAX_WARPS:
+        return f"warps must be a power of two of at most {MAX_WARPS}, got {plan.num_warps}"
+    m, n, k, *_ = plan.tile
+    if max(m * n, m * k, n * k) > MAX_VALUES:
+        return f"each two blocks must span at most {MAX_VALUES} values, got {m}x{n}x{k}"
+    return ""
 
 
 def ignored(plan: Plan) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from costmodel.algebra import ceil_div, product
@@ -18,7 +18,7 @@ from costmodel.device import Device, find_device
 from costmodel.plan import INTERPRETED_MENU, MENU
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import Resources, compiled_for, resource_key, resource_table
-from costmodel.tiling import MAX_ALIGN, Extent, Plan, Tile, arithmetic, channels_last, itemsize
+from costmodel.tiling import MAX_ALIGN, Extent, Plan, Tile, arithmetic, channels_last, itemsize, unlaunchable
 from costmodel.timing import (
     Kernel,
     Prediction,
@@ -125,7 +125,7 @@ class Chunk:
     def next_shape(self) -> tuple[Any, ...]:
         return (self.problem.batch, self.problem.in_channels, self.kept, *self.frame)
 
-    @property
+    @cached_property
     def live_taps(self) -> int:
         """Taps in time that the kernel runs, summed over the frames of the result: those on zeros are left out."""
         if self.output_shape[2] == 0:
@@ -203,10 +203,12 @@ def refuses(chunk: Chunk, plan: Plan, dtype: str, device: Device) -> str:
     for name, block in (("block_m", plan.block_m), ("block_n", plan.block_n), ("block_k", plan.block_k)):
         if block < 16 or block & (block - 1):
             return f"{name} must be a power of two of at least 16, got {block}"
-    if plan.num_warps < 1 or plan.num_warps & (plan.num_warps - 1):
-        return f"warps must be a power of two, got {plan.num_warps}"
+    if reason := unlaunchable(plan):
+        return reason
     if plan.group_m < 1 or plan.num_stages < 1:
         return f"group and stages must be positive, got {plan.group_m} and {plan.num_stages}"
+    if plan.group_m * ceil_div(chunk.problem.out_channels, plan.block_n) >= 1 << 31:
+        return f"group times blocks of filters must be below 2^31, got group {plan.group_m}"
     shared = plan.num_stages * (plan.block_m + plan.block_n) * plan.block_k * itemsize(dtype)
     if shared > device.shared_per_block:
         return f"it needs about {shared} bytes of shared memory, the device has {device.shared_per_block}"
@@ -285,7 +287,9 @@ def predict(chunk: Chunk, plan: Plan, dtype: str, precision: str, device: Device
     if device.interpreted:
         total, bound = interpreted(plan.tile, count, n_trips), of.bound
     else:
-        busy, dram = on_chip(of, count, n_trips, device), from_dram(moved, device, of.constants)
+        # without a result a launch fills the next cache alone
+        busy = on_chip(of, count, n_trips, device) if count else 0.0
+        dram = from_dram(moved, device, of.constants)
         start = overhead(launched, device, of.constants)
         total, bound = start + max(busy, dram), of.bound if of.clocks >= trip_clocks(of, count, device) else "L2"
         bound = "DRAM" if dram > busy else bound

@@ -8,10 +8,12 @@ import pytest
 import torch
 from standin import StandIn
 
-from bench.chains import video
+from bench.chains import separable, video
 from bench.chains.chain import OURS, TORCH
 from bench.chains.run import COPY, measure
 from bench.chains.video import Layer, layers
+from bench.separable import LAYERS
+from bench.work import float32_in
 from costmodel.device import DEVICES
 
 H100 = DEVICES["NVIDIA H100 80GB HBM3"]
@@ -31,6 +33,17 @@ def test_the_layers_are_those_that_were_traced() -> None:
     assert middle.x == (1, 384, 1, 60, 104) and middle.chunk.output_shape == (1, 384, 1, 60, 104)
     up = next(layer for layer in found if layer.name == "decoder.up_blocks.0.upsamplers.0.resample.1")
     assert up.x == (1, 384, 1, 60, 104) and up.chunk.output_shape == (1, 192, 1, 120, 208)
+
+
+def test_predictions_are_of_the_type_and_precision_that_run() -> None:
+    layer = next(layer for layer in layers() if layer.name == "decoder.mid_block.resnets.0.conv1")
+    pair = LAYERS[2]
+    told = {}
+    for name, dtype in (("float32", torch.float32), ("tf32", torch.float32), ("bfloat16", torch.bfloat16)):
+        with float32_in("tf32" if name == "tf32" else "ieee"):
+            told[name] = video.of(layer, dtype, H100).predicted[OURS], separable.of(pair, dtype, H100).predicted[OURS]
+    for i in range(2):
+        assert told["float32"][i] > told["tf32"][i] > told["bfloat16"][i]
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs in the interpreter")

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from epilogues import SMALL, fused, operands
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import tritonconv
 
@@ -84,3 +85,11 @@ def test_explain(device) -> None:
     case = SMALL["conv_transpose2d"]
     found = tritonconv.explain(tritonconv.conv_transpose2d_fused, *case.tensors(device), **case.arguments, activation="relu")
     assert set(found.plans) == {"fprop", "dgrad", "wgrad"} and "followed in the same kernel by relu" in str(found)
+
+
+def test_an_empty_batch_lies_as_the_fake_one(device):
+    """Weights alone that are channels-last make the result so, also where no kernel runs."""
+    x, w = torch.ones(0, 3, 4, 5, device=device), torch.ones(2, 3, 1, 1, device=device).as_strided((2, 3, 1, 1), (3, 1, 3, 3))
+    with FakeTensorMode() as mode:
+        fake = tritonconv.conv2d_fused(mode.from_tensor(x), mode.from_tensor(w), activation="relu")
+    assert tritonconv.conv2d_fused(x, w, activation="relu").stride() == fake.stride()

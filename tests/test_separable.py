@@ -7,11 +7,14 @@ Gradients are tested in float64, where nothing is rounded that counts.
 import pytest
 import torch
 import torch.nn.functional as F
+import triton.language as tl
 from oracle import uses_tf32
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 import tritonconv
+from bench.separable import LAYERS, prepared
 from bench.tolerance import C_LIMIT, TF32_INPUT_UNIT, UNIT
 from costmodel.tiling import Plan
 from tritonconv.epilogue import ACTIVATIONS
@@ -290,6 +293,26 @@ def test_which_offsets_are_long(shape, fits):
     assert fits_int32(pair, plan, last[0], w1, last[1], last[2]) == fits
 
 
+@pytest.mark.parametrize("stride, index", [(1, tl.int32), (1 << 28, tl.int64)])
+def test_biases_far_apart_are_reached_in_64_bits(stride, index):
+    plan = Plan.parse("fprop:separable:64x64x64:w4:s1:step1x1x4x2")
+    ready = prepared(LAYERS[0], plan, torch.bfloat16, 90, True, None, stride)
+    assert ready.constants["INDEX"] == index
+
+
+@pytest.mark.parametrize("plan", [None, "apart"])
+def test_an_empty_batch_lies_as_the_fake_one(plan, device):
+    """One answer for all: the pointwise weight alone is channels-last."""
+    x, w1 = torch.ones(0, 3, 4, 5, device=device), torch.ones(3, 1, 1, 2, device=device)
+    w2 = torch.ones(2, 3, 1, 1, device=device).as_strided((2, 3, 1, 1), (3, 1, 3, 3))
+    with FakeTensorMode() as mode:
+        fake = tritonconv.depthwise_separable_conv2d(
+            *map(mode.from_tensor, (x, w1, w2)), pointwise_activation="relu", plan=plan
+        )
+    y = tritonconv.depthwise_separable_conv2d(x, w1, w2, pointwise_activation="relu", plan=plan)
+    assert y.stride() == fake.stride()
+
+
 def test_a_network_counts_both(device):
     example = Example(padding=1, residual=True, device=device)
     with FlopCounterMode(display=False) as counter:
@@ -366,6 +389,10 @@ def test_without_the_interpreter_torch_computes(monkeypatch):
         ({"plan": Plan.parse("fprop:gather:64x64x64")}, ValueError, "not of fprop:separable"),
         ({"plan": Plan.parse("fprop:separable:64x64x48:step1x1x2x2")}, ValueError, "block_k must be a power of two"),
         ({"plan": Plan.parse("fprop:separable:64x64x64")}, ValueError, "step must be"),
+        ({"plan": Plan.parse("fprop:separable:64x64x64:w64:step1x1x2x2")}, ValueError, "warps must be .* at most 32, got 64"),
+        ({"plan": Plan.parse("fprop:separable:64x64x64:s0:step1x1x2x2")}, ValueError, "stages must be positive, got 0"),
+        ({"plan": Plan.parse("fprop:separable:16x16x32768:step1x1x2x2")}, ValueError, "bytes of shared memory"),
+        ({"plan": Plan.parse("fprop:separable:64x32768x64:step1x1x2x2")}, ValueError, "span at most 1048576 values"),
         ({"plan": Plan.parse("fprop:separable:64x64x64:step1x1x8x16")}, ValueError, "must fit block_m 64"),
         ({"plan": Plan.parse("fprop:separable:64x64x64:step1x1x2x2:split2")}, ValueError, "alone"),
         ({"plan": Plan.parse("fprop:separable:64x64x64:step1x1x2x2"), "dilation": 16, "padding": 16}, ValueError, "window"),

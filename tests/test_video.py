@@ -15,7 +15,7 @@ import costmodel
 import tritonconv
 from bench.tolerance import UNIT
 from costmodel import video as model
-from costmodel.device import find_device
+from costmodel.device import DEVICES, find_device
 from costmodel.tiling import Plan
 from tritonconv.video import check as video_check
 from tritonconv.video import cpu as video_cpu
@@ -304,6 +304,38 @@ def test_nothing_to_do(device, launches):
     assert after.shape == (1, 4, 0, 4, 5)
 
 
+@pytest.mark.parametrize("shape, mode", [((0, 3, 2, 4, 4), "zeros"), ((1, 3, 1, 4, 4), "valid")])
+def test_gradients_of_an_empty_result_are_zeros(shape, mode, device):
+    """As of torch's conv3d: an empty batch, or no frames, leaves the weights a gradient."""
+    x, w, b, cache = tensors(shape, (2, 3, 3, 3, 3), 1, device=device)
+    given = [t.requires_grad_() for t in (x, w, b, cache)]
+    y = tritonconv.causal_conv3d(x, w, b, padding=1, cache=cache, return_cache=False, time_padding=mode)
+    assert y.numel() == 0
+    for tensor, gradient in zip(given, torch.autograd.grad(y.sum(), given), strict=True):
+        assert gradient.shape == tensor.shape and not gradient.any()
+
+
+def test_64_bit_offsets(device, launched, monkeypatch):
+    for name in ("wan, cached", "upsample, replicate", "strided"):
+        x, w, cached, window = CALLS[name]
+        x, w, b, cache = tensors(x, w, cached, device=device)
+        want = tritonconv.causal_conv3d(x, w, b, cache=cache, **window)
+        with monkeypatch.context() as patched:
+            patched.setattr(video_launch, "fits_int32", lambda *_: False)
+            video_launch.prepare.cache_clear()
+            got = tritonconv.causal_conv3d(x, w, b, cache=cache, **window)
+            video_launch.prepare.cache_clear()
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True)), name
+
+
+def test_a_window_far_wider_than_the_frame(device, launched):
+    """From row to row of a filter is more than 2^31 units, though all of x is near."""
+    width, apart = 100_000, 5_500
+    x, w, _, _ = tensors((1, 16, 1, 1, width), (1, 16, 1, 3, 1), device=device)
+    y, _ = tritonconv.causal_conv3d(x, w, padding=(apart, 0), dilation=(1, apart, 1))
+    assert_close(y, by_definition(x, w[:, :, :, 1:2]))
+
+
 GRADIENTS = ["one cached frame of two", "replicate the cache's", "wan's downsampler", "upsample, replicate"]
 
 
@@ -435,6 +467,9 @@ X, W = torch.zeros(1, 4, 2, 5, 6), torch.zeros(3, 4, 3, 3, 3)
         ),
         ({"plan": Plan.parse("fprop:gather:64x64x64:w4:s3")}, ValueError, "takes plans fprop:video, got fprop:gather"),
         ({"plan": Plan.parse("fprop:video:64x64x64:w4:s3:split2")}, ValueError, "knows a tile, warps, stages and group only"),
+        ({"plan": Plan.parse("fprop:video:64x64x64:w64:s3")}, ValueError, "warps must be a power of two of at most 32, got 64"),
+        ({"plan": Plan.parse("fprop:video:64x64x16:w4:s3:group2147483648")}, ValueError, r"below 2\^31, got group 2147483648"),
+        ({"plan": Plan.parse("fprop:video:2048x1024x16:w4:s1")}, ValueError, "span at most 1048576 values, got 2048x1024x16"),
         ({"plan": Plan.parse("fprop:video:64x8x64:w4:s3")}, ValueError, "block_n must be a power of two of at least 16"),
     ],
 )
@@ -522,6 +557,15 @@ def test_a_plan_for_every_device():
         assert all(found.block_m <= 128 for found in model.candidates(chunk, "bfloat16", "ieee", device, last=False))
         with pytest.raises(ValueError, match="shared memory"):
             model.checked(chunk, Plan.parse("fprop:video:256x256x128:w8:s4"), "float32", device)
+
+
+@pytest.mark.parametrize("device", [d for d in DEVICES.values() if d.capability >= 80], ids=lambda device: device.name)
+def test_a_call_without_a_result_has_a_plan(device):
+    """Too few frames for a window, and all of them kept: the launch that fills the next cache needs a plan."""
+    chunk = model.Chunk.of((1, 8, 1, 4, 4), (8, 8, 3, 1, 1), time_padding="valid")
+    plan = model.select(chunk, "bfloat16", "tf32", device)
+    found = model.predict(chunk, plan, "bfloat16", "tf32", device)
+    assert chunk.kept == 1 and found.tiles == 0 and found.seconds > 0
 
 
 class Decoder(torch.nn.Module):

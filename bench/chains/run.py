@@ -162,11 +162,11 @@ def command(
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     machine, console = machine or Gpu(), Console()
-    chosen = selected(suite, getattr(torch, DTYPES[dtype]), machine.model)
     words = "step" if step else "forward"
     path = (out or results_dir()) / f"chains-{words}-{dtype}.json"
     began, rows, done = machine.now(), [], 0
     with float32_in("tf32" if dtype == "tf32" else "ieee"), benchmark(True):
+        chosen = selected(suite, getattr(torch, DTYPES[dtype]), machine.model)  # which predicts for this precision
         for chain in chosen:
             if minutes is not None and machine.now() - began > 60 * minutes:
                 break

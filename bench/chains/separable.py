@@ -13,6 +13,7 @@ from bench.chains.chain import OURS, TORCH, Chain, Input, Way
 from bench.providers.cudnn import in_layout
 from bench.separable import LAYERS, Layer, predicted
 from costmodel.device import Device
+from tritonconv.launch import fp32_precision
 from tritonconv.separable.launch import APART, FUSED
 
 SUITE = "separable"
@@ -47,7 +48,7 @@ def of(layer: Layer, dtype: torch.dtype, device: Device) -> Chain:
         OURS: partial(by_us, layer, FUSED),
         TWO: partial(by_us, layer, APART),
     }
-    two, one, _ = predicted(layer, device)
+    two, one, _ = predicted(layer, device, dtype, fp32_precision())
     name = f"{layer.network} {layer.name}"
     return Chain(SUITE, name, dtype, inputs, layer.pair.bytes(dtype.itemsize), ways, {OURS: one, TWO: two})
 

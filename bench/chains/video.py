@@ -20,6 +20,7 @@ from bench.providers.cudnn import in_layout
 from bench.workloads import Workload, parse, rows
 from costmodel import video as model
 from costmodel.device import Device
+from tritonconv.launch import fp32_precision
 from tritonconv.layout import channels_last_strides, dense_strides
 
 SUITES = ("wan21_vae_decode", "wan21_vae_encode", "cogvideox_vae_decode")
@@ -129,8 +130,9 @@ def of(layer: Layer, dtype: torch.dtype, device: Device) -> Chain:
         OURS: partial(by_us, layer),
     }
     name = str(dtype).removeprefix("torch.")
-    plan = model.select(chunk, name, "ieee", device)
-    predicted = {OURS: model.predict(chunk, plan, name, "ieee", device).seconds}
+    precision = fp32_precision()
+    plan = model.select(chunk, name, precision, device)
+    predicted = {OURS: model.predict(chunk, plan, name, precision, device).seconds}
     moved = model.compulsory(chunk, dtype.itemsize)
     words = f"{layer.name}, {chunk}"
     return Chain(layer.suite, words, dtype, inputs, moved, ways, predicted, partial(exact, layer), seen)

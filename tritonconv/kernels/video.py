@@ -71,7 +71,7 @@ def copy_frames(
 def seen_at(corner, r, s, DILATION: tl.constexpr, width, pixel, INDEX: tl.constexpr):
     """Offset in a frame of the pixel that tap (r, s) sees of a magnified one, from where the tile's own pixel lies."""
     h = (corner[0] + r * DILATION[1]) >> 1
-    return (h * width + ((corner[1] + s * DILATION[2]) >> 1)).to(INDEX) * pixel
+    return (h.to(INDEX) * width + ((corner[1] + s * DILATION[2]) >> 1)) * pixel
 
 
 @triton.jit
@@ -117,7 +117,7 @@ def frames_gemm(
     blocks = tl.cdiv(channels, BLOCK_K)
     known = frame + first * DILATION[0]
     # offsets in x are counted in C_ALIGN elements, so that 32 bits reach from the cache to x
-    pixel = channels // C_ALIGN
+    pixel = (channels // C_ALIGN).to(REACH)
     back = (blocks - 1) * (BLOCK_K // C_ALIGN)  # to the first block of channels from the last
     frame_units = frame_size // C_ALIGN
     jump = ((x_base.to(tl.int64) - cache_base.to(tl.int64)) // UNIT).to(REACH)
@@ -241,7 +241,7 @@ def video_kernel(
     width = unpack(sizes.w)
     channels = unpack(sizes.c) * C_ALIGN
     cached = unpack(sizes.cached)
-    frame_size = (height * width).to(tl.int64) * channels
+    frame_size = height.to(tl.int64) * width * channels
     x_n = unpack(sizes.x_n).to(tl.int64) * C_ALIGN
     cache_n = unpack(sizes.cache_n).to(tl.int64) * C_ALIGN
     pid = tl.program_id(0)
@@ -269,9 +269,9 @@ def video_kernel(
     pid_m, pid_n, _ = tile_of(pid, unpack(sizes.tiles_m), tl.cdiv(filters, BLOCK_N), GROUP_M)
     tile_p = tl.cdiv(size_p, UP)  # pixels of one parity
     tile_q = tl.cdiv(size_q, UP)
-    tiles = tl.cdiv(tile_p * tile_q, BLOCK_M)
+    tiles = tl.cdiv(tile_p.to(INDEX) * tile_q, BLOCK_M).to(tl.int32)
     place = pid_m // tiles
-    pixel = pid_m % tiles * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M]
+    pixel = (pid_m % tiles).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M]
     parity_p = place % (UP * UP) // UP
     parity_q = place % UP
     place = place // (UP * UP)
@@ -292,10 +292,10 @@ def video_kernel(
     if BOUNDS == "bits":
         bits = window_bits(rows, (h0, h0, w0), DILATION, (height, size[0], size[1]), KERNEL, 2)
     corner = (0, 0)
-    offset = (h0 * width + w0).to(INDEX) * channels
+    offset = (h0 * width + w0) * channels
     if UP > 1:
         corner = (parity_p - unpack(sizes.low_h), parity_q - unpack(sizes.low_w))
-        offset = (i * width + j).to(INDEX) * channels
+        offset = (i * width + j) * channels
     frame = o * STRIDE[0] - unpack(sizes.front)  # known frame at tap 0
     first = 0
     if not REPLICATE:

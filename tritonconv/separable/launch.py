@@ -110,7 +110,7 @@ def chosen(call: PairCall, device: Device, forced: str) -> Plan | None:
         return None
     if forced and forced != FUSED:
         plan = Plan.parse(forced)
-        if reason := model.refuses(call, plan):
+        if reason := model.refuses(call, plan, device):
             raise ValueError(f"plan {plan} cannot run {call.pair}: {reason}")
         return plan
     return model.select(call, device, forced == FUSED)
@@ -135,6 +135,8 @@ def prepare(
     c_align, k_align = math.gcd(channels, MAX_ALIGN), math.gcd(filters, MAX_ALIGN)
     full, results = problem.with_unit_axes(), (y, *(() if residual is None else (residual,)))
     small = fits_int32(pair, plan, x, w1, w2, *results)
+    # a bias is as long as the channels of x or of y, and a block more
+    small = small and (channels + plan.block_k) * (b1 or 0) <= INT32_MAX and (filters + plan.block_n) * (b2 or 0) <= INT32_MAX
     sizes = (
         problem.batch,
         *full.input_size,

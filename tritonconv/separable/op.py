@@ -78,6 +78,8 @@ def _separable(
         if other is not None and other.dtype != x.dtype:
             raise RuntimeError(f"tritonconv: all tensors must have the same dtype, got {x.dtype} and {other.dtype}")
     pair = pair_of(x.shape, w1.shape, w2.shape, stride, padding, dilation)
+    if 0 in pair.pointwise.output_shape:
+        return allocate(pair.pointwise.output_shape, x, w1, w2)
     if x.is_cuda or INTERPRETED:
         y = launch.fused(pair, x, w1, w2, b1, b2, residual, between, activation, slope, plan)
         if y is not None:

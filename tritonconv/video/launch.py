@@ -73,7 +73,10 @@ def near(chunk: Chunk, x: torch.Tensor, before: torch.Tensor) -> bool:
     frame = x.shape[1] * product(x.shape[3:])
     apart = x.data_ptr() // size - before.data_ptr() // size - chunk.cached * frame
     last = apart + (x.shape[0] - 1) * (x.stride(0) - before.stride(0))
-    return (max(abs(apart), abs(last)) + (chunk.known + chunk.front + 2 * chunk.reach + 4) * frame) // unit <= INT32_MAX
+    rows, columns = (n - 1 for n in chunk.problem.effective_kernel[1:])
+    window = (rows * x.shape[4] + columns) * x.shape[1]  # past a frame, where padding is wider than it
+    reached = (chunk.known + chunk.front + 2 * chunk.reach + 4) * frame + 2 * window
+    return (max(abs(apart), abs(last)) + reached) // unit <= INT32_MAX
 
 
 def fits_int32(chunk: Chunk, y: TensorKey) -> bool:

@@ -100,12 +100,16 @@ class _Video(_Primitive):
         x, cache, w = ctx.saved_tensors
         chunk = chunk_of(*ctx.shapes, *ctx.window[:5])
         needs_x, needs_w, needs_b, needs_cache, *_ = ctx.needs_input_grad
-        if dy is not None and 0 in chunk.output_shape:
-            dy = None
         of = chunk.spatial
         window = of.stride, flat(of.padding), of.dilation, of.groups
         dx = dw = db = dcache = dline = None
-        if dy is not None:
+        if dy is not None and 0 in chunk.output_shape:  # no result, and so zeros, as of torch's own
+            batch, channels, *_ = chunk.next_shape
+            if needs_x or needs_cache:
+                dline = dy.new_zeros((batch, channels, chunk.front + chunk.known, *chunk.frame))
+            dw = dy.new_zeros(ctx.shapes[1]) if needs_w else None
+            db = dy.new_zeros(ctx.shapes[1][:1]) if needs_b else None
+        elif dy is not None:
             if needs_x or needs_cache:
                 dline = _OPS.dgrad(dy, w, None, of.input_size, *window)
                 if chunk.upsample > 1:
