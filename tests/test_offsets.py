@@ -30,6 +30,13 @@ def far(t: torch.Tensor) -> torch.Tensor:
     return torch.tensor([], dtype=t.dtype).set_(memory, 0, t.shape, (STEP, *t.contiguous().stride()[1:])).copy_(t)
 
 
+def far_channels(t: torch.Tensor) -> torch.Tensor:
+    """The values of `t` [N, 2, H, W] where the second channel lies 2^31 elements after the first."""
+    step, images = 2**31, t[:, :1].contiguous().stride()
+    memory = torch.UntypedStorage((step + t.numel()) * t.element_size())
+    return torch.tensor([], dtype=t.dtype).set_(memory, 0, t.shape, (images[0], step, *images[2:])).copy_(t)
+
+
 def plan_of(which: Pass, split: int = 1) -> Plan:
     return Plan(which, "gather", 16, 16, 16, 4, 3, split=split)
 
@@ -81,6 +88,25 @@ def test_values_per_channel_far_apart(function: str, name: str, launched) -> Non
     for call, (a, weight, groups, plan) in itertools.product(functions, settings):
         near, apart = (call(a, weight, groups=groups, plan=plan, **{name: v}) for v in (values, far(values)))
         assert torch.equal(near, apart), plan
+
+
+@pytest.mark.parametrize("which", list(Pass))
+def test_channels_far_apart_of_a_large_filter(which: Pass, launched) -> None:
+    """One channel's pixels are close together, the next one's out of reach of 32 bits: in operands and in a residual."""
+    problem = ConvProblem.conv((2, 2, 5, 16), (2, 1, 3, 5), (1, 1), ((1, 1), (2, 2)), (1, 1), 2)
+    x, w, dy = (torch.randn(shape).half() for shape in (problem.input_shape, problem.weight_shape, problem.output_shape))
+    tile, step = ("64x64x16", "4x16:rows4") if which == Pass.WGRAD else ("16x64x32", "4x16:rows2")
+    plan = f"{which}:band:{tile}:w4:s3:step1x1x{step}"
+    if which == Pass.WGRAD:
+        results = [launch.wgrad(a, b, problem, plan) for a, b in ((dy, x), (far_channels(dy), x), (dy, far_channels(x)))]
+    else:
+        run, a = (launch.fprop, x) if which == Pass.FPROP else (launch.dgrad, dy)
+        results = [run(t, w, None, problem, plan) for t in (a, far_channels(a))]
+        call = tritonconv.conv2d_fused if which == Pass.FPROP else tritonconv.conv_transpose2d_fused
+        settings = {"padding": (1, 2), "groups": 2, "plan": [plan]}
+        followed = [call(a, w, residual=t, **settings) for t in (x, far_channels(x))]
+        assert torch.equal(*followed)
+    assert results[0].any() and all(torch.equal(other, results[0]) for other in results[1:])
 
 
 @pytest.mark.parametrize("channels_last", [True, False])

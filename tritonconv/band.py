@@ -21,11 +21,12 @@ from tritonconv.prepared import INT32_MAX, FusedKey, Prepared, TensorKey, follow
 
 
 def fits_int32(of: band.Shape, *images: TensorKey) -> bool:
-    """Whether 32-bit offsets reach every pixel of a channel in all images, masked ones beyond them included."""
+    """Whether 32-bit offsets reach every pixel of a channel in all images, masked ones beyond them included, and 32 bits hold
+    the step to the next channel."""
     beyond = 2 * (max(of.kernel) + max(map(abs, of.low)) + 256)
-    for shape, (outer, _, *steps) in images:
+    for shape, (outer, channel, *steps) in images:
         spatial = sum((n + beyond) * step for n, step in zip(shape[2:], steps, strict=True))
-        if (shape[0] + 1) * outer + spatial > INT32_MAX:
+        if max((shape[0] + 1) * outer + spatial, channel) > INT32_MAX:
             return False
     return True
 
