@@ -11,10 +11,19 @@ from costmodel.algebra import ceil_div, product
 from costmodel.device import Device
 from costmodel.problem import Pass
 from costmodel.recast import FOLDED_WIDTHS, folds
-from costmodel.tiling import Call, Plan, extent, full_shares, ignored, itemsize, reduction_step, seen_problem, shares, step_of
-
-#: Warps of the largest block that CUDA launches, 1024 threads.
-MAX_WARPS = 32
+from costmodel.tiling import (
+    Call,
+    Plan,
+    extent,
+    full_shares,
+    ignored,
+    itemsize,
+    reduction_step,
+    seen_problem,
+    shares,
+    step_of,
+    unlaunchable,
+)
 
 
 class Family(NamedTuple):
@@ -99,9 +108,7 @@ def refuses(call: Call, plan: Plan, device: Device | None = None) -> str:
         return f"it is for {plan.which}"
     if plan.family not in FAMILIES:
         return f"there is no family {plan.family!r}, there are {', '.join(FAMILIES)}"
-    if not 1 <= plan.num_warps <= MAX_WARPS or plan.num_warps & (plan.num_warps - 1):
-        return f"warps must be a power of two of at most {MAX_WARPS}, got {plan.num_warps}"
-    if reason := ignored(plan):
+    if reason := unlaunchable(plan) or ignored(plan):
         return reason
     if plan.group_m < 1 or plan.num_stages < 1:
         return f"group and stages must be positive, got {plan.group_m} and {plan.num_stages}"

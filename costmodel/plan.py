@@ -20,6 +20,7 @@ from costmodel.problem import ConvProblem, Pass
 from costmodel.recast import folds
 from costmodel.resources import compiled_for, resource_key, resource_table
 from costmodel.tiling import (
+    MAX_VALUES,
     Call,
     Extent,
     Operand,
@@ -109,7 +110,9 @@ MENU: dict[str, tuple[Tile, ...]] = {
 MERGED_CHANNELS = 128
 
 #: The interpreter's menu: its time goes by programs and trips, so tiles may be larger than any GPU takes.
-INTERPRETED_MENU = tuple(Tile(m, n, k, 4, 3) for m in (16, 128, 512, 2048) for n in (16, 64) for k in (16, 64, 256, 1024))
+INTERPRETED_MENU = tuple(
+    Tile(m, n, k, 4, 3) for m in (16, 128, 512, 2048) for n in (16, 64) for k in (16, 64, 256, 1024) if m * k <= MAX_VALUES
+)
 
 
 class Option(NamedTuple):

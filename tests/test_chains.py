@@ -58,6 +58,12 @@ def test_a_wrong_result_has_no_time(way, note: str) -> None:
     assert rows[0].ok and rows[2].ok
 
 
+def test_without_an_exact_result_nothing_is_timed() -> None:
+    rows = measure(replace(small(), exact=lambda *tensors: 1 / 0), False, StandIn(l2_bytes=L2))
+    assert [row.way for row in rows] == [TORCH, OURS] and not any(row.ok for row in rows)
+    assert all("no exact result: ZeroDivisionError" in row.note for row in rows)
+
+
 def test_every_set_must_be_written() -> None:
     """A way that is right for the first set alone."""
     seen: list[int] = []

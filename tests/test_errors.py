@@ -337,3 +337,12 @@ def test_a_gpu_that_triton_does_not_support_is_named(monkeypatch: pytest.MonkeyP
     with pytest.raises(RuntimeError, match=r"needs a GPU of compute capability 8\.0 or newer.*Tesla T4 has 7\.5"):
         device_model.__wrapped__(7)
     assert device_model.__wrapped__(8).capability == 80
+
+
+@pytest.mark.parametrize("plan", ["fprop:gather:64x64x32:w4:s3", 3, ["fprop:gather:64x64x32:w4:s3"]], ids=str)
+def test_a_plan_is_a_plan(plan: object, device: str, launches) -> None:
+    """Words, as `str(plan)` gives them, are not taken for one."""
+    x, w = torch.ones(1, 4, 8, 8, device=device), torch.ones(4, 4, 3, 3, device=device)
+    with pytest.raises(TypeError, match=r"plan must be a costmodel.tiling.Plan .* got plan="):
+        tritonconv.conv2d(x, w, plan=plan)
+    assert not launches()

@@ -45,6 +45,7 @@ IMPOSSIBLE = [
     (LAYER, "fprop:patch:128x128x64:w8:s3", "windows do not tile the input"),
     (LAYER, "fprop:gather:128x128x24:w8:s3", "block_k must be a power of two of at least 16, got 24"),
     (LAYER, "fprop:gather:128x128x64:w3:s3", "warps must be a power of two of at most 32, got 3"),
+    (LAYER, "fprop:gather:2048x1024x16:w8:s1", "each two blocks must span at most 1048576 values, got 2048x1024x16"),
     (LAYER, "fprop:gather:128x128x64:w8:s0", "stages must be positive"),
     (LAYER, "fprop:gather:128x128x64:w8:s3:group0", "group and stages must be positive"),
     (LAYER, "fprop:gather:128x128x64:w8:s3:split7", "1 blocks of the reduction cannot be split 7 ways evenly"),

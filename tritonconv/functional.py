@@ -21,9 +21,13 @@ Plans = Plan | Iterable[Plan] | None
 
 
 def _plan_text(plan: Plans) -> str:
+    """Forced plans as the ops take them. TypeError where they are none."""
     if plan is None:
         return ""
-    return ";".join(map(str, [plan] if isinstance(plan, Plan) else plan))
+    plans = [plan] if isinstance(plan, Plan) or not isinstance(plan, Iterable) else list(plan)
+    if isinstance(plan, str) or not all(isinstance(each, Plan) for each in plans):
+        raise TypeError(f"plan must be a costmodel.tiling.Plan or several (Plan.parse makes one of words), got plan={plan!r}")
+    return ";".join(map(str, plans))
 
 
 class After(NamedTuple):

@@ -87,7 +87,8 @@ class DepthwiseSeparableConv2d(nn.Module):
     input [N, C, H, W] or [C, H, W] -> [N, K, P, Q] or [K, P, Q], P and Q as `torch.nn.Conv2d` gives them for kernel_size,
     stride, padding and dilation. Parameters, named and initialised as two `torch.nn.Conv2d` in a row: depthwise.weight
     [C, 1, R, S], depthwise.bias [C], pointwise.weight [K, C, 1, 1], pointwise.bias [K].
-    activation and negative_slope: as `tritonconv.conv2d_fused`.
+    activation and negative_slope: as `tritonconv.conv2d_fused`. The two submodules hold parameters and are not called, so
+    forward hooks on them do not run; parametrizations do.
 
     Source: Chollet 2017, "Xception: Deep Learning with Depthwise Separable Convolutions", arXiv:1610.02357. MobileNets
     (arXiv:1704.04861) put an activation behind both convolutions, as here.

@@ -72,9 +72,13 @@ def measure(chain: Chain, step: bool, machine: Machine) -> list[Timing]:
     roof = chain.compulsory / (1e9 * machine.model.bandwidth)
     calls = count * min(MOST_REPETITIONS, math.ceil(REPLAY_SECONDS / (count * roof)))
     exact = chain.ways[TORCH] if step or chain.exact is None else chain.exact
-    want = run(exact, tuple(t.double() for t in sets[0]))
     seen = whole if step else chain.seen
     blank = Timing(chain.suite, chain.layer, step, "", chain.compulsory)
+    try:
+        want = run(exact, tuple(t.double() for t in sets[0]))
+    except Exception as raised:  # most likely too large in float64; the other chains go on
+        machine.release()
+        return [replace(blank, way=name, note=f"no exact result: {one_line(raised)}") for name in chain.ways]
     rows: list[Timing] = []
     ready: list[tuple[int, Captured]] = []
     allowed = FLOOR
