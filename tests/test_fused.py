@@ -51,7 +51,13 @@ def test_every_path(case, device, launched) -> None:
 
 
 @pytest.mark.parametrize("x", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("case", DEPTHWISE.values(), ids=[name.replace(" ", "_") for name in DEPTHWISE])
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name.replace(" ", "_"), marks=pytest.mark.slow if name == "large space" else ())
+        for name, case in DEPTHWISE.items()
+    ],
+)
 def test_depthwise_kernels(case, x, device, launched) -> None:
     case = Case(**vars(case) | {"x": x})
     for activation, extras in (("gelu", EXTRAS), ("relu", ("scale", "shift")), ("silu", ("residual",))):

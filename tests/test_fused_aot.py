@@ -15,7 +15,7 @@ KINDS = [
 
 #: 16 bits in full; wider arithmetic with what asks for most registers.
 COMPILED = [("half", family, *kind) for family in ("gather", "patch") for kind in KINDS]
-COMPILED += [(arithmetic, "gather", *KINDS[2]) for arithmetic in ("tf32", "fp32", "fp64")]
+COMPILED += [pytest.param(arithmetic, "gather", *KINDS[2], marks=pytest.mark.slow) for arithmetic in ("tf32", "fp32", "fp64")]
 
 
 @pytest.mark.aot

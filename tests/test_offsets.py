@@ -103,7 +103,7 @@ def test_channels_far_apart_of_a_large_filter(which: Pass, launched) -> None:
         run, a = (launch.fprop, x) if which == Pass.FPROP else (launch.dgrad, dy)
         results = [run(t, w, None, problem, plan) for t in (a, far_channels(a))]
         call = tritonconv.conv2d_fused if which == Pass.FPROP else tritonconv.conv_transpose2d_fused
-        settings = {"padding": (1, 2), "groups": 2, "plan": [plan]}
+        settings = {"padding": (1, 2), "groups": 2, "plan": Plan.parse(plan)}
         followed = [call(a, w, residual=t, **settings) for t in (x, far_channels(x))]
         assert torch.equal(*followed)
     assert results[0].any() and all(torch.equal(other, results[0]) for other in results[1:])

@@ -26,10 +26,10 @@ def samples(function: str):
 
 
 def every_function_and_dtype():
-    """3-D takes minutes in the interpreter: conv3d in float64 alone here, the rest in make aot-slow."""
+    """3-D takes minutes in the interpreter: left to make aot-slow, where 2-D and other tests of 3-D are not."""
     for function in cases.FUNCTIONS:
         for dtype in cases.DTYPES:
-            slow = function.endswith("3d") and (function, dtype) != ("conv3d", "float64")
+            slow = function.endswith("3d")
             yield pytest.param(function, dtype, marks=pytest.mark.slow if slow else ())
 
 
