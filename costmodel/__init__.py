@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from costmodel.count import Cost, cost, training_cost
 from costmodel.problem import ConvProblem, Gemm, Pass, Phase
+from costmodel.version import __version__
 
 if TYPE_CHECKING:
     from costmodel.bounds import Roofline, crossing_batch, roofline
@@ -30,6 +31,7 @@ __all__ = [
     "Pass",
     "Phase",
     "Roofline",
+    "__version__",
     "cost",
     "crossing_batch",
     "detect",

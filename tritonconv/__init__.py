@@ -1,5 +1,6 @@
 """The convolutions of torch.nn.functional as Triton kernels, forward and backward, called exactly as torch's."""
 
+from costmodel.version import __version__
 from tritonconv import nn
 from tritonconv.causal import causal_conv1d, causal_conv1d_update
 from tritonconv.convert import convert
@@ -18,6 +19,7 @@ from tritonconv.video import causal_conv3d
 
 __all__ = [
     "Explanation",
+    "__version__",
     "causal_conv1d",
     "causal_conv1d_update",
     "causal_conv3d",
@@ -38,4 +40,3 @@ __all__ = [
     "explain",
     "nn",
 ]
-__version__ = "0.1.0"
