@@ -30,7 +30,7 @@ from costmodel.band_windows import (
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import Resources
-from costmodel.tiling import Call, Operand, Plan, Tile, arithmetic, itemsize
+from costmodel.tiling import Call, Operand, Plan, Tile, arithmetic, itemsize, reaches_too_far
 from costmodel.timing import (
     Kernel,
     Prediction,
@@ -103,6 +103,8 @@ def refuses(call: Call, pack: tuple[str, ...] = ()) -> str:
         return "it serves 2-D layers whose groups have one channel and one filter"
     if {*problem.stride, *problem.dilation} != {1}:
         return f"stride and dilation must be 1, got {problem.stride} and {problem.dilation}"
+    if reason := reaches_too_far(problem):
+        return reason
     if arithmetic(call.dtype, call.precision) != "half":
         return f"tensor cores take its operands in 16 bits, got {call.dtype}"
     if "b" in pack and call.which != Pass.WGRAD:

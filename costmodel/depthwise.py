@@ -13,7 +13,7 @@ from typing import NamedTuple
 from costmodel.algebra import ceil_div, product
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import Call, Operand, Plan, itemsize
+from costmodel.tiling import Call, Operand, Plan, itemsize, reaches_too_far
 
 #: Most channels, and filters, of a group that has several of both. From 4 on a 3x3 filter takes 36 multiply-adds an output,
 #: about as many as a GPU issues in the time that DRAM needs for two elements: beyond, tensor cores are the better way.
@@ -70,9 +70,10 @@ def full_of(problem: ConvProblem) -> ConvProblem:
 
 
 def is_narrow(problem: ConvProblem) -> bool:
-    """Whether these kernels serve a problem: groups of one channel or of one filter, or of up to NARROW of both."""
+    """Whether these kernels serve a problem: groups of one channel or of one filter, or of up to NARROW of both, whose windows
+    32 bits count."""
     c, k = problem.channels_per_group, problem.filters_per_group
-    return bool(min(c, k) == 1 or max(c, k) <= NARROW)
+    return bool(min(c, k) == 1 or max(c, k) <= NARROW) and not reaches_too_far(problem)
 
 
 class Layer(NamedTuple):
@@ -322,6 +323,8 @@ def can_slide(of: Layer) -> bool:
 def serves(call: Call, plan: Plan) -> str:
     """Why a depthwise plan cannot serve a call; "" where it can."""
     problem, of = call.problem, layer_of(call.problem, call.which)
+    if reason := reaches_too_far(problem):
+        return reason
     if not is_narrow(problem):
         return f"groups of {problem.channels_per_group} channels and {problem.filters_per_group} filters"
     for name, block in (("block_n", plan.block_n), ("block_k", plan.block_k), ("warps", plan.num_warps)):

@@ -169,6 +169,11 @@ class ConvProblem:
         return tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True))
 
     @property
+    def farthest(self) -> int:
+        """Most pixels that a window spans, a stride steps over or padding adds: how far coordinates go beyond the sizes."""
+        return max(*self.effective_kernel, *self.stride, *(abs(p) for pair in self.padding for p in pair), 1)
+
+    @property
     def padded_size(self) -> tuple[Size, ...]:
         return tuple(size + lo + hi for size, (lo, hi) in zip(self.input_size, self.padding, strict=True))
 

@@ -18,7 +18,7 @@ from costmodel.depthwise_choice import UNHIDDEN
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import Resources, compiled_for
-from costmodel.tiling import LARGEST_BOX, Call, Operand, Plan, Tile, arithmetic, itemsize, unlaunchable
+from costmodel.tiling import LARGEST_BOX, Call, Operand, Plan, Tile, arithmetic, itemsize, reaches_too_far, unlaunchable
 from costmodel.timing import (
     INTERPRETED_TRIP,
     L2_SHARE,
@@ -151,7 +151,7 @@ def refuses(call: PairCall, plan: Plan, device: Device) -> str:
     for name, block in (("block_m", plan.block_m), ("block_n", plan.block_n), ("block_k", plan.block_k)):
         if block < 16 or block & (block - 1):
             return f"{name} must be a power of two of at least 16, got {block}"
-    if reason := unlaunchable(plan):
+    if reason := unlaunchable(plan) or reaches_too_far(call.pair.depthwise):
         return reason
     if plan.num_stages < 1:
         return f"stages must be positive, got {plan.num_stages}"

@@ -242,6 +242,18 @@ SAYS = {
 }
 
 
+#: The farthest that a window, a stride or padding may reach, in pixels, where a kernel counts coordinates in 32 bits only. It
+#: leaves room for a tile beyond the sizes. The gather's kernels count in 64 bits where they must.
+FARTHEST = 2**28
+
+
+def reaches_too_far(problem: ConvProblem, farthest: int = FARTHEST) -> str:
+    """Why coordinates of 32 bits do not serve a problem; "" where they do."""
+    if problem.farthest <= farthest:
+        return ""
+    return f"a window, stride or padding reaches {problem.farthest} pixels, the kernel counts {farthest}"
+
+
 def unlaunchable(plan: Plan) -> str:
     """Why no kernel can be compiled for a tile, whose blocks are powers of two, or started; "" where one can."""
     if plan.num_warps < 1 or plan.num_warps & (plan.num_warps - 1) or plan.num_warps > MAX_WARPS:
