@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from costmodel.problem import padding_pairs
+from costmodel.tiling import FARTHEST
 from costmodel.video import TIME_PADDING, Chunk
-from tritonconv.check import _bias, _is_int, alike, ints
+from tritonconv.check import _bias, alike, as_int, ints, is_int
 
 NAME = "causal_conv3d"
 Window = tuple[tuple[int, ...], list[int], tuple[int, ...], int, str]
@@ -99,14 +100,21 @@ def call(
         raise TypeError(
             f"{NAME}(): argument 'return_cache' must be bool, got {return_cache!r} of type {type(return_cache).__name__}"
         )
-    if not _is_int(upsample) or upsample not in (1, 2):
+    if not is_int(upsample) or upsample not in (1, 2):
         raise ValueError(f"{NAME}(): upsample must be 1 or 2, got upsample={upsample!r}")
+    upsample = as_int(NAME, "upsample", upsample)
     if upsample == 2 and stride[1:] != (1, 1):
         raise RuntimeError(f"{NAME}(): upsample=2 goes with stride 1 in height and width, got stride={stride}")
     if time_padding not in TIME_PADDING:
         names = ", ".join(map(repr, TIME_PADDING))
         raise ValueError(f"{NAME}(): time_padding must be one of {names}, got time_padding={time_padding!r}")
     before = 0 if cache is None else cache.shape[2]
+    spans = [(n - 1) * d for n, d in zip(weight.shape[3:], dilation[1:], strict=True)]
+    if all(isinstance(n, int) for n in spans) and max(*spans, *stride, *map(abs, pads)) > FARTHEST:
+        raise RuntimeError(
+            f"{NAME}(): a window, stride or padding of more than {FARTHEST} pixels is not served, got weight "
+            f"{list(weight.shape)}, stride={stride}, padding={padding!r}, dilation={dilation}"
+        )
     chunk = Chunk.of(x.shape, weight.shape, before, stride, pads, dilation, upsample, time_padding)
     _cache(chunk, x, cache)
     if any(n < extent for n, extent in zip(chunk.problem.padded_size[1:], chunk.problem.effective_kernel[1:], strict=True)):
