@@ -3,7 +3,7 @@
 from costmodel.version import __version__
 from tritonconv import nn
 from tritonconv.causal import causal_conv1d, causal_conv1d_update
-from tritonconv.convert import convert
+from tritonconv.convert import convert, report, revert
 from tritonconv.explain import Explanation, explain
 from tritonconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from tritonconv.fused import (
@@ -39,4 +39,6 @@ __all__ = [
     "depthwise_separable_conv2d",
     "explain",
     "nn",
+    "report",
+    "revert",
 ]
