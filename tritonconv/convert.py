@@ -177,7 +177,7 @@ def _replacement(kind: type[nn.Module]) -> type[nn.Module]:
         def forward(self: Any, input: Any, *arguments: Any, **keywords: Any) -> Any:
             if isinstance(input, torch.fx.Proxy):
                 return ours.traced(self, input, *arguments, **keywords)
-            return super(made, self).forward(input, *arguments, **keywords)  # type: ignore[misc,arg-type]
+            return super(made, self).forward(input, *arguments, **keywords)
 
         def reduced(self: Any, protocol: Any) -> Any:  # the class has no name that pickle could look up
             return _instance, (kind,), self.__getstate__()
