@@ -1,4 +1,4 @@
-"""The causal functions in a traced network: counted as torch's padded form, listed with the convolutions, timed by their plans."""
+"""The causal functions in a traced network: counted as torch's padded form is, and timed by their own plans."""
 
 import pytest
 import torch
