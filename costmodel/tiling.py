@@ -31,6 +31,12 @@ class Tile(NamedTuple):
     stages: int
 
 
+#: The interpreter's menu: its time goes by programs and trips, so tiles may be larger than any GPU takes.
+INTERPRETED_MENU = tuple(
+    Tile(m, n, k, 4, 3) for m in (16, 128, 512, 2048) for n in (16, 64) for k in (16, 64, 256, 1024) if m * k <= MAX_VALUES
+)
+
+
 def arithmetic(dtype: str, precision: str) -> str:
     """The menu's name for the arithmetic of a dtype: "half", "tf32", "fp32" or "fp64"."""
     if dtype in ("float16", "bfloat16"):
