@@ -134,7 +134,7 @@ def prepare(
         "EVEN_C": problem.in_channels % plan.block_n == 0,
         "X_WIDTH": width_of(call, plan.block_m, None),
         "ACC": accumulator(call.dtype),
-        "INDEX": tl.int32 if fits_int32(problem, plan, *activations) else tl.int64,
+        "INDEX": tl.int32 if fits_int32(problem, plan, images=activations, weights=None) else tl.int64,
         "UPCAST": INTERPRETED and call.dtype == "bfloat16",
         "CHANNELS": plan.block_n,
         "GROUPS": plan.block_k,
