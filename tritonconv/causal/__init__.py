@@ -43,8 +43,8 @@ def causal_conv1d(
     cu_seqlens int32 [S + 1], rising from 0 to L: x [1, C, L] is S sequences one after another, some perhaps empty; both states
     are then [S, C, K - 1]. Columns behind its last entry are zero. seq_idx goes with no state and not with cu_seqlens.
 
-    First derivatives of every tensor, the same bits on every run; a second one raises RuntimeError. The package writes
-    `initial_states`, `return_final_states` and takes its arguments in another order; here one row has one state.
+    Derivatives of every tensor to any order, forwards and backwards, first ones with the same bits on every run. The package
+    writes `initial_states`, `return_final_states` and takes its arguments in another order; here one row has one state.
 
     Raises TypeError, ValueError or RuntimeError naming the argument, before anything is launched.
     """
@@ -84,7 +84,8 @@ def causal_conv1d_update(
     the sequence. conv_state_indices int32 [B]: conv_state has more rows than B, and these are whose; a negative one answers
     zeros and changes nothing, and no row may be named twice.
 
-    No gradients: raises RuntimeError where one would be recorded. Other errors as `causal_conv1d`.
+    No derivatives: raises RuntimeError where a gradient would be recorded, or where x, conv_state, weight or bias has a tangent.
+    Other errors as `causal_conv1d`.
     """
     function = "causal_conv1d_update"
     check.tensors(function, x=x, conv_state=conv_state, weight=weight, bias=bias)

@@ -1,4 +1,4 @@
-"""The library ops of the causal convolution: schemas, fake tensors, autocast, FLOP formulas and first derivatives.
+"""The library ops of the causal convolution: schemas, fake tensors, autocast, FLOP formulas. Derivatives: `causal.autograd`.
 
     causal(x [B, C, L], w [C, K], b, state, ids, starts, activation, final) -> (y, final states, or nothing)
     causal_backward(dy, x, w, ..., dfinal, activation, wants) -> (dx, dw with db behind it [C, K + 1], dstate)
@@ -17,8 +17,10 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from costmodel.causal import flops
-from tritonconv.autograd import _below_autograd, _Primitive
+from tritonconv.autograd import _below_autograd, has_tangent
 from tritonconv.causal import cpu, launch
+from tritonconv.causal.autograd import causal as _causal
+from tritonconv.causal.autograd import causal_backward as _causal_backward
 from tritonconv.causal.launch import Given, allocate
 from tritonconv.launch import INTERPRETED
 from tritonconv.op import LIBRARY, _autocast
@@ -140,81 +142,16 @@ def _update_flops(x: Sequence[int], state: Sequence[int], w: Sequence[int], *_: 
     return flops(x[0], x[1], x[2], w[1])
 
 
-class _Causal(_Primitive):
-    """Its backward makes z, the value before the activation, again: nothing is kept but the inputs."""
-
-    @staticmethod
-    def forward(
-        x: Any,
-        w: Any,
-        b: Any = None,
-        state: Any = None,
-        ids: Any = None,
-        starts: Any = None,
-        activation: str = "",
-        final: bool = False,
-    ) -> Any:
-        return _below_autograd(_OPS.causal, x, w, b, state, ids, starts, activation, final)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        *tensors, ctx.activation, ctx.final = inputs
-        ctx.set_materialize_grads(False)
-        if not ctx.final:
-            ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor | None, dfinal: torch.Tensor | None) -> Any:
-        x, w, b, state, ids, starts = ctx.saved_tensors
-        if dy is None and dfinal is None:
-            return (None,) * 8
-        dy = torch.zeros_like(x) if dy is None else dy
-        needs_x, needs_w, needs_b, needs_state, *_ = ctx.needs_input_grad
-        needs_wb = needs_w or needs_b
-        dx, dwb, dstate = _OPS.causal_backward(
-            dy, x, w, b, state, ids, starts, dfinal if ctx.final else None, ctx.activation, needs_x, needs_wb, needs_state
-        )
-        taps = w.shape[1]
-        return (
-            dx if needs_x else None,
-            dwb[:, :taps] if needs_w else None,
-            dwb[:, taps] if needs_b else None,
-            dstate if needs_state else None,
-            *(None,) * 4,
-        )
-
-
-class _CausalBackward(_Primitive):
-    @staticmethod
-    def forward(*args: Any) -> Any:
-        return _below_autograd(_OPS.causal_backward, *args)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        raise RuntimeError(
-            "causal_conv1d has no second derivatives: its backward pass cannot be differentiated (create_graph=True). "
-            "tritonconv.conv1d on padded input has them"
-        )
-
-
-def _causal(x: Any, w: Any, *rest: Any) -> Any:
-    return _Causal.apply(x, w, *rest, *(None, None, None, None, "", False)[len(rest) :])
-
-
-def _causal_backward(dy: Any, x: Any, w: Any, *rest: Any) -> Any:
-    return _CausalBackward.apply(dy, x, w, *rest)
-
-
 def _update(x: Any, state: Any, w: Any, b: Any = None, *rest: Any) -> Any:
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, state, w, b)):
         raise RuntimeError(
             "causal_conv1d_update() has no gradients, but x, conv_state, weight or bias requires one: "
             "call it under torch.no_grad()"
+        )
+    if has_tangent(x, state, w, b):
+        raise RuntimeError(
+            "causal_conv1d_update() has no derivatives, but x, conv_state, weight or bias has a tangent of forward mode: "
+            "causal_conv1d has them"
         )
     return _below_autograd(_OPS.causal_update, x, state, w, b, *rest)
 
