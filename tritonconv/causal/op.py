@@ -18,7 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from costmodel.causal import flops
 from tritonconv.autograd import _below_autograd, has_tangent
-from tritonconv.causal import cpu, launch
+from tritonconv.causal import cpu, launch, operands
 from tritonconv.causal.autograd import causal as _causal
 from tritonconv.causal.autograd import causal_backward as _causal_backward
 from tritonconv.causal.launch import Given, allocate
@@ -52,6 +52,9 @@ def _by(where: Any) -> tuple[Callable[..., Pair], Callable[..., Three], Callable
         activation: str = "",
         final: bool = False,
     ) -> Pair:
+        operands.call("causal", x, w, b, state, ids, starts, activation)
+        if not x.is_cuda:
+            operands.values(x, ids, starts)
         given = Given(state, ids, starts)
         y = where.forward(x, w, b, activation, given)
         return y, where.final_state(x, w.shape[1], given) if final else x.new_empty(0)
@@ -70,6 +73,9 @@ def _by(where: Any) -> tuple[Callable[..., Pair], Callable[..., Three], Callable
         wants_w: bool = True,
         wants_state: bool = False,
     ) -> Three:
+        operands.call("causal_backward", x, w, b, state, ids, starts, activation, dy, dfinal)
+        if not x.is_cuda:
+            operands.values(x, ids, starts)
         wants = wants_x, wants_w, wants_state
         found: Three = where.backward(dy, x, w, b, dfinal, activation, Given(state, ids, starts), wants)
         return found
@@ -83,6 +89,9 @@ def _by(where: Any) -> tuple[Callable[..., Pair], Callable[..., Three], Callable
         entries: Maybe = None,
         activation: str = "",
     ) -> torch.Tensor:
+        operands.update(x, state, w, b, before, entries, activation)
+        if not x.is_cuda:
+            operands.places(state, before, entries)
         y: torch.Tensor = where.update(x, state, w, b, activation, before, entries)
         return y
 
@@ -99,6 +108,7 @@ def _fake_causal(
     activation: str = "",
     final: bool = False,
 ) -> Pair:
+    operands.call("causal", x, w, b, state, ids, starts, activation)
     sequences = Given(state, ids, starts).sequences(x)
     last = allocate((sequences, x.shape[1], w.shape[1] - 1), x) if final else x.new_empty(0)
     return allocate(tuple(x.shape), x), last
@@ -118,6 +128,7 @@ def _fake_backward(
     wants_w: bool = True,
     wants_state: bool = False,
 ) -> Three:
+    operands.call("causal_backward", x, w, b, state, ids, starts, activation, dy, dfinal)
     return (
         allocate(tuple(x.shape), x) if wants_x else x.new_empty(0),
         w.new_empty((w.shape[0], w.shape[1] + 1)) if wants_w else w.new_empty(0),
@@ -125,7 +136,16 @@ def _fake_backward(
     )
 
 
-def _fake_update(x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+def _fake_update(
+    x: torch.Tensor,
+    state: torch.Tensor,
+    w: torch.Tensor,
+    b: Maybe = None,
+    before: Maybe = None,
+    entries: Maybe = None,
+    activation: str = "",
+) -> torch.Tensor:
+    operands.update(x, state, w, b, before, entries, activation)
     return allocate(tuple(x.shape), x)
 
 
