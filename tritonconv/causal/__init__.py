@@ -90,6 +90,10 @@ def causal_conv1d_update(
     such an index answers zeros and changes nothing, a negative number counts modulo S, and of two sequences in one row either
     may win.
 
+    conv_state counts as changed for autograd, as by torch's own in-place operators. RuntimeError where two of its elements are
+    one (an expanded state), where it shares memory with x, weight or bias, or where it is an inference tensor outside of
+    inference mode.
+
     No derivatives: RuntimeError where a gradient would be recorded, or where x, conv_state, weight or bias has a tangent. Other
     errors as `causal_conv1d`.
     """

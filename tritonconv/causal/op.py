@@ -17,6 +17,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from costmodel.causal import flops
+from tritonconv import memory
 from tritonconv.autograd import _below_autograd, has_tangent
 from tritonconv.causal import cpu, launch, operands
 from tritonconv.causal.autograd import causal as _causal
@@ -90,6 +91,7 @@ def _by(where: Any) -> tuple[Callable[..., Pair], Callable[..., Three], Callable
         activation: str = "",
     ) -> torch.Tensor:
         operands.update(x, state, w, b, before, entries, activation)
+        memory.may_be_written("causal_conv1d_update", "conv_state", state, x=x, weight=w, bias=b)
         if not x.is_cuda:
             operands.places(state, before, entries)
         y: torch.Tensor = where.update(x, state, w, b, activation, before, entries)
@@ -176,6 +178,23 @@ def _update(x: Any, state: Any, w: Any, b: Any = None, *rest: Any) -> Any:
     return _below_autograd(_OPS.causal_update, x, state, w, b, *rest)
 
 
+def _written(x: Any, state: Any, *rest: Any) -> Any:
+    """The state's version counts on, so that a backward pass that saved it before raises, as for torch's own in-place ops."""
+    if not state.is_inference():
+        torch.autograd.graph.increment_version(state)
+    with torch._C._AutoDispatchBelowADInplaceOrView():
+        return _OPS.causal_update(x, state, *rest)
+
+
+def _negated(*args: Any) -> Any:
+    """Views that are their memory's negative, as the imaginary part of a conjugate, written out, and the state written back."""
+    x, state, *rest = (t.resolve_neg() if isinstance(t, torch.Tensor) else t for t in args)
+    y = _OPS.causal_update(x, state, *rest)
+    if args[1].is_neg():
+        args[1].copy_(state)
+    return y
+
+
 def _update_autocast(x: torch.Tensor, state: torch.Tensor, w: torch.Tensor, *rest: Any) -> torch.Tensor:
     """The state is changed in place, so it is the state whose dtype counts."""
     of = torch._C.DispatchKey
@@ -206,3 +225,5 @@ for _name, _kernel, _torch, _fake, _flops, _autograd in zip(
 for _device in ("cuda", "cpu"):
     LIBRARY.impl("causal", _autocast(_OPS.causal.default, _device), f"Autocast{_device.upper()}")
     LIBRARY.impl("causal_update", _update_autocast, f"Autocast{_device.upper()}")
+LIBRARY.impl("causal_update", _written, "ADInplaceOrView")
+LIBRARY.impl("causal_update", _negated, "Negative")
