@@ -16,7 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from costmodel.problem import ConvProblem
 from costmodel.separable import Pair
-from tritonconv.autograd import _below_autograd, _bias_gradient, _Primitive
+from tritonconv.autograd import _below_autograd, _bias_gradient, _Primitive, added, bilinear
 from tritonconv.epilogue import ACTIVATIONS, needs_z
 from tritonconv.launch import INTERPRETED
 from tritonconv.layout import allocate
@@ -116,9 +116,41 @@ class _Separable(_Primitive):
         ctx.save_for_backward(
             x, w1, w2, b1, b2 if again else None, residual if again else None, output if ctx.activation and not again else None
         )
+        ctx.set_materialize_grads(False)
+        ctx.save_for_forward(x, w1, w2, b1, b2, residual, output)
+
+    @classmethod
+    def tangents(
+        cls,
+        ctx: Any,
+        saved: tuple[Any, ...],
+        tx: Maybe,
+        tw1: Maybe,
+        tw2: Maybe,
+        tb1: Maybe,
+        tb2: Maybe,
+        ty: Maybe,
+        *_: Any,
+    ) -> Maybe:
+        """Through one convolution and then the other; `ty` comes as residual's."""
+        x, w1, w2, b1, b2, residual, y = saved
+        keep = needs_z(ctx.between, ctx.slope)
+        z, before = _followed(x, w1, b1, ctx.window, None, ctx.between, ctx.slope, keep)
+        tz = bilinear(_OPS.fprop, (x, w1), (tx, tw1), tb1, z, ctx.window)
+        if ctx.between and tz is not None:
+            tz = ACTIVATIONS[ctx.between].backward(tz, before if keep else z, ctx.slope)
+        ty = added(ty, bilinear(_OPS.fprop, (z, w2), (tz, tw2), tb2, y, _POINTWISE))
+        if ctx.activation and ty is not None:
+            at = y
+            if needs_z(ctx.activation, ctx.slope):
+                at = _followed(z, w2, b2, _POINTWISE, residual, ctx.activation, ctx.slope, True)[1]
+            ty = ACTIVATIONS[ctx.activation].backward(ty, at, ctx.slope)
+        return ty
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> Any:
+    def backward(ctx: Any, dy: Maybe) -> Any:
+        if dy is None:
+            return (None,) * 13
         x, w1, w2, b1, b2, residual, y = ctx.saved_tensors
         needs_x, needs_w1, needs_w2, needs_b1, needs_b2, needs_residual, *_ = ctx.needs_input_grad
         below = needs_x or needs_w1 or needs_b1

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from costmodel.video import Chunk
-from tritonconv.autograd import _below_autograd, _bias_gradient, _Primitive
+from tritonconv.autograd import _below_autograd, _bias_gradient, _Primitive, added, or_zeros
+from tritonconv.epilogue import per_channel
 from tritonconv.launch import INTERPRETED
 from tritonconv.layout import allocate, allocate_channels_last
 from tritonconv.op import LIBRARY, _autocast, flat
@@ -91,8 +92,25 @@ class _Video(_Primitive):
             ctx.mark_non_differentiable(output[1])
         ctx.shapes = x.shape, w.shape, None if cache is None else cache.shape
         needs_x, needs_w, _, needs_cache, *_ = ctx.needs_input_grad
+        ctx.save_for_forward(x, w, cache, *output)
         weights = needs_x or needs_cache
         ctx.save_for_backward(*((x, cache) if needs_w else (None, None)), w if weights else None)
+
+    @classmethod
+    def tangents(cls, ctx: Any, saved: tuple[Any, ...], tx: Maybe, tw: Maybe, tb: Maybe, tcache: Maybe, *_: Any) -> Any:
+        """y is linear in the frames, of cache and x, and in the weight; the next cache is some of the frames."""
+        x, w, cache, y, after = saved
+        *window, keeps, plan = ctx.window
+        ty = tafter = None
+        if tx is not None or tcache is not None:
+            ty, tafter = _OPS.video(or_zeros(tx, x), w, tb, or_zeros(tcache, cache), *window, keeps, plan)
+            tb = None
+        if tw is not None:
+            of_weight, _ = _OPS.video(x, tw, tb, cache, *window, False, plan)
+            ty, tb = added(ty, of_weight), None
+        if tb is not None:
+            ty = added(ty, per_channel(tb, 3).expand(y.shape))
+        return ty, or_zeros(tafter, after) if keeps else None
 
     @staticmethod
     def backward(ctx: Any, dy: Maybe, dafter: Maybe) -> Any:
@@ -130,10 +148,14 @@ class _Video(_Primitive):
         return dx, dw, db, dcache, *(None,) * len(ctx.window)
 
 
+def _video(*args: Any) -> Any:
+    return _Video.apply(*args, *("",)[len(args) - 10 :])
+
+
 LIBRARY.define(_SCHEMA, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
 LIBRARY.impl("video", _by(launch.forward), "CUDA")
 LIBRARY.impl("video", _by(launch.forward if INTERPRETED else cpu.forward), "CPU")
-LIBRARY.impl("video", _Video.apply, "Autograd")
+LIBRARY.impl("video", _video, "Autograd")
 torch.library.register_fake("tritonconv::video", _by(_fake), lib=LIBRARY)
 register_flop_formula(_OPS.video)(_flops)
 for _device in ("cuda", "cpu"):
