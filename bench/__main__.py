@@ -199,7 +199,7 @@ def audit(
 
 @app.command()
 def networks() -> None:
-    """Print the README's table of networks, from the cost model."""
+    """Print the table of networks of docs/cost-model.md, from the cost model."""
     from bench.networks import table
 
     typer.echo(table())

@@ -267,9 +267,9 @@ def test_a_window_far_wider_than_the_frame(device, launched):
     assert_close(y, by_definition(x, w[:, :, :, 1:2]))
 
 
-def test_the_recipe_of_the_readme(device, launched):
+def test_the_recipe_of_the_docs(device, launched):
     """As it is written, but for the sizes and the device."""
-    text = (Path(__file__).parent.parent / "README.md").read_text()
+    text = (Path(__file__).parent.parent / "docs" / "functions.md").read_text()
     (recipe,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "causal_conv3d" in block]
     small = recipe.replace('"cuda"', f'"{device}"').replace("384", "16").replace("60, 104", "3, 4")
     names = {"torch": torch, "tritonconv": tritonconv}
