@@ -65,6 +65,11 @@ class Device:
         """Whether tensor cores run at half rate where they accumulate in float32."""
         return "GeForce" in self.name
 
+    @property
+    def default_dtype(self) -> str:
+        """The dtype of a prediction that names none: bfloat16, or float16 where tensor cores do not multiply that."""
+        return "bfloat16" if self.bf16 is not None or self.interpreted else "float16"
+
     def calibration(self, family: str) -> Calibration:
         """The constants of a kernel family; the defaults where nothing has been measured."""
         return next((found for name, found in self.calibrations if name == family), DEFAULT)
@@ -102,7 +107,7 @@ class Device:
             tensor = fma
         value: float | None = getattr(self, tensor)
         if value is None:
-            has = ", ".join(name for name in RATES if getattr(self, name) is not None)
+            has = ", ".join(name for name in NAMED_RATES if getattr(self, name) is not None)
             raise ValueError(f"{self.name} has no {tensor} rate, which {dtype} asks for; it has {has or 'none'}")
         return float(round(value * 1e12))  # 66.9 * 1e12 is not whole, and ridges are compared exactly
 
@@ -116,6 +121,8 @@ _UNITS = {
 }
 #: The peaks, which follow the multiprocessors and the clock.
 RATES = ("fp16", "bf16", "fp16_acc16", "tf32", "fp32", "fp64", "fp64_tensor")
+#: Those that a user asks for by a dtype.
+NAMED_RATES = ("fp16", "bf16", "tf32", "fp32", "fp64")
 #: Every field that is a number with a source.
 _OTHER = ("name", "names", "aliases", "sources", "interpreted", "calibrations", "fastest")
 FIGURES = tuple(f.name for f in fields(Device) if f.name not in _OTHER)

@@ -57,6 +57,8 @@ def resource_table() -> dict[str, Resources]:
 
 #: The architectures whose machine code is in the table.
 COMPILED = (80, 90, 100)
+#: The least compute capability, 80 for 8.0, that tritonconv runs on: what Triton supports. Older parts are predicted for.
+LEAST_CAPABILITY = 80
 
 
 def compiled_for(capability: int) -> int:

@@ -23,6 +23,7 @@ from costmodel.timing import (
     INTERPRETED_TRIP,
     L2_SHARE,
     Prediction,
+    borrowed,
     from_dram,
     kernel,
     on_chip,
@@ -350,7 +351,7 @@ def predict(call: PairCall, plan: Plan, device: Device) -> Prediction:
         bound=bound,
         low=total * of.constants.low,
         high=total * of.constants.high,
-        source=of.constants.source,
+        source=of.constants.source + borrowed(device),
     )
 
 

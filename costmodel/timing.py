@@ -7,7 +7,7 @@ What no problem size changes is worked out once a tile (`Kernel`), so that ranki
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from costmodel.calibration import DEFAULT, PRIOR_SOURCE, Calibration
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
 from costmodel.recast import fold_elements, folded_input
-from costmodel.resources import COMPILED, Resources, compiled_for, resources_of
+from costmodel.resources import COMPILED, LEAST_CAPABILITY, Resources, compiled_for, resources_of
 from costmodel.tiling import (
     Call,
     Extent,
@@ -61,6 +61,10 @@ class Prediction:
     low: float = 0.0
     high: float = math.inf
     source: str = PRIOR_SOURCE  # where the interval comes from
+
+    def noted(self, remark: str) -> Prediction:
+        """The same with a remark behind its source, where there is one."""
+        return replace(self, source=f"{self.source}; {remark}") if remark else self
 
 
 class Kernel(NamedTuple):
@@ -239,10 +243,13 @@ def seconds(of: Kernel, tiles: int, n_trips: float, moved: float, kernels: int, 
 
 
 def borrowed(device: Device) -> str:
-    """Words on whose compiled kernels a prediction rests, where they are not the device's own."""
+    """Words on whose compiled kernels a prediction rests, where they are not the device's own, and whether they run there."""
     if device.capability in COMPILED:
         return ""
-    return f"; registers and shared memory are those of kernels compiled for sm_{compiled_for(device.capability)}"
+    words = f"; registers and shared memory are those of kernels compiled for sm_{compiled_for(device.capability)}"
+    if device.capability < LEAST_CAPABILITY:
+        words += f", for tritonconv does not run on {device.name}: it needs compute capability {LEAST_CAPABILITY / 10:.1f}"
+    return words
 
 
 def at_least(of: Kernel, tiles: int, steps: float, moved: float, kernels: int, device: Device) -> float:

@@ -15,6 +15,7 @@ from typing import Any
 
 from costmodel.algebra import ceil_div, product
 from costmodel.device import Device, find_device
+from costmodel.forecast import dtype_of
 from costmodel.plan import MENU
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import Resources, compiled_for, estimated, resource_key, resource_table, too_large
@@ -336,16 +337,19 @@ def forecast(
     cached: int = 0,
     device: Device | str = "h100",
     *,
-    dtype: str = "bfloat16",
+    dtype: str | None = None,
     precision: str = "tf32",
     **window: Any,
 ) -> Prediction:
-    """Seconds of a call on channels-last tensors for a caller without tensors; `window` as `Chunk.of` takes it.
+    """Seconds of a call on channels-last tensors for a caller without tensors; `window` as `Chunk.of` takes it, `dtype` as
+    `costmodel.predict` has it. ValueError for an unknown device, or a dtype that the device does not multiply.
 
     >>> found = forecast((1, 384, 1, 60, 104), (384, 384, 3, 3, 3), 2, padding=(1, 1, 1, 1))
     >>> print(f"{found.bytes / 1e6:.0f} MB")
     37 MB
     """
     device = find_device(device) if isinstance(device, str) else device
+    dtype, remark = dtype_of(dtype, device)
+    device.rate(dtype, precision)
     chunk = Chunk.of(x, weight, cached, **window)
-    return predict(chunk, select(chunk, dtype, precision, device), dtype, precision, device)
+    return predict(chunk, select(chunk, dtype, precision, device), dtype, precision, device).noted(remark)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 import costmodel
 from bench.separable import LAYERS
@@ -70,8 +71,48 @@ def test_the_other_functions_choose_what_they_accept(device):
             call = replace(layer.call(getattr(torch, dtype)), precision=precision)
             for pair in separable.candidates(call, device), [separable.select(call, device, True)]:
                 assert not any(separable.refuses(call, plan, device) for plan in pair)
-    if not device.interpreted:
-        assert causal.forecast(8, 2048, 2048, 4, device, dtype="float16").seconds > 0
+
+
+class Small(torch.nn.Sequential):
+    """A convolution of each kind."""
+
+    def __init__(self) -> None:
+        stem, narrow, depthwise = nn.Conv2d(3, 64, 7, 2, 3), nn.Conv2d(64, 64, 3, groups=16), nn.Conv2d(64, 64, 13, groups=64)
+        super().__init__(stem, nn.BatchNorm2d(64), narrow, depthwise, nn.Conv2d(64, 512, 1), nn.ConvTranspose2d(512, 8, 2, 2))
+
+
+@pytest.mark.parametrize("device", [d for d in EVERY if not d.interpreted], ids=named)
+def test_every_gpu_predicts(device):
+    """Networks, layers and the functions of several layers; without a dtype in what the device has."""
+    network = costmodel.trace(Small(), (16, 3, 64, 64))
+    sources = set()
+    for dtype in (None, "float16"):
+        timed = network.on(device, dtype, training=True)
+        assert all(row.seconds > 0 and row.low < row.seconds < row.high for row in timed)
+        sources |= {source for row in timed for source in row.sources}
+    old = device.capability < 80
+    assert any("tritonconv does not run on" in source for source in sources) == old
+    problem = network.convolutions[0].problem
+    assert problem is not None
+    for found in (
+        costmodel.predict(problem, device=device),
+        causal.forecast(8, 2048, 2048, 4, device),
+        video.forecast((1, 8, 1, 9, 9), (8, 8, 3, 3, 3), 2, device),
+    ):
+        assert ("float16 is taken, since" in found.source) == ("does not run on" in found.source) == old
+    call = replace(LAYERS[2].call(torch.float16), precision="ieee")
+    plan = separable.candidates(call, device)[0]
+    assert ("does not run on" in separable.predict(call, plan, device).source) == old
+    if device.bf16 is None:
+        for refused in (
+            lambda: costmodel.predict(problem, device=device, dtype="bfloat16"),
+            lambda: costmodel.predict(problem, device=device, dtype="float32", precision="tf32"),
+            lambda: causal.forecast(8, 2048, 2048, 4, device, dtype="bfloat16"),
+            lambda: video.forecast((1, 8, 1, 9, 9), (8, 8, 3, 3, 3), 2, device, dtype="bfloat16"),
+            lambda: network.on(device, "bfloat16"),
+        ):
+            with pytest.raises(ValueError, match=r"no (bf16|tf32) rate, which .* asks for; it has fp16, fp32, fp64$"):
+                refused()
 
 
 def test_the_compiled_figure_counts_where_there_is_one():

@@ -21,6 +21,7 @@ from costmodel.device import INTERPRETER, Device, find
 from costmodel.legality import checked
 from costmodel.plan import MENU, select
 from costmodel.problem import ConvProblem, Pass
+from costmodel.resources import LEAST_CAPABILITY
 from costmodel.tiling import Call, Operand, Plan, Tile, seen_problem
 from tritonconv import band, depthwise, gemm, tma
 from tritonconv.epilogue import Epilogue, by_torch, widened
@@ -63,9 +64,6 @@ COUNTS: Counter[str] = Counter()
 
 #: Whether Triton's interpreter runs the kernels (TRITON_INTERPRET=1 when triton was imported).
 INTERPRETED = bool(triton.knobs.runtime.interpret)
-
-#: The least compute capability, 80 for 8.0: what Triton supports, and what the kernels are compiled for ahead of time.
-LEAST_CAPABILITY = 80
 
 DTYPES = {
     torch.float16: "float16",
