@@ -140,15 +140,15 @@ def test_a_rate_in_mac_is_read_one_way(run):
 
 
 def test_a_device_without_the_default_dtype_takes_another_and_says_so(run, net):
-    said = "float16 is taken, since Tesla V100-SXM2 has no bfloat16."
+    said = "float16 is taken, since Tesla V100-SXM2-16GB has no bfloat16."
     for words in (["layer", *LAYER], ["model", "net.py:Net", "--input", "4x3x32x32"]):
         out = " ".join(good(run(*words, "--device", "v100")).split())
-        assert said in out and "tritonconv does not run on Tesla V100-SXM2: it needs compute capability 8.0" in out
+        assert said in out and "tritonconv does not run on Tesla V100-SXM2-16GB: it needs compute capability 8.0" in out
         for device, dtype in (("v100", "fp16"), ("h100", None)):  # asked for, or the default: nothing to say
             asked = ["--dtype", dtype] if dtype else []
             assert "is taken" not in " ".join(good(run(*words, "--device", device, *asked)).split())
     assert json.loads(good(run("layer", *LAYER, "--device", "v100", "--json")))["dtype"] == "float16"
-    assert "does not run there (it needs compute capability 8.0): v100" in " ".join(good(run("devices")).split())
+    assert "does not run there (it needs compute capability 8.0): t4, v100, v100-pcie" in " ".join(good(run("devices")).split())
 
 
 def test_solve_names_the_unknown_and_its_interval(run):

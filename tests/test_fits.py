@@ -12,16 +12,15 @@ import costmodel
 from bench.separable import LAYERS
 from bench.workloads import load
 from costmodel import causal, depthwise, separable, video
-from costmodel.device import DEVICES, INTERPRETER, Device, find
+from costmodel.device import DEVICES, INTERPRETER, Device, find_device
 from costmodel.legality import checked, refuses
 from costmodel.plan import candidates, predict, select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import estimated, resources_of
 from costmodel.tiling import Plan, channels_last
 
-#: A part of Turing has the least shared memory, 64 KiB.
-TURING = find("Tesla T4", 75, 40)
-EVERY = [*DEVICES.values(), TURING, INTERPRETER]
+TURING = find_device("t4")  # it has the least shared memory, 64 KiB
+EVERY = [*DEVICES.values(), INTERPRETER]
 #: What the command line calls them, and the rate that a device must have.
 ARITHMETIC = {
     "fp16": ("float16", "ieee"),
@@ -118,7 +117,7 @@ def test_every_gpu_predicts(device):
 def test_the_compiled_figure_counts_where_there_is_one():
     """128 x 256 x 64 in three stages: 147456 bytes by the size of its operands, 98304 in the compiled kernel for sm_80."""
     problem = ConvProblem.conv((32, 64, 56, 56), (256, 64, 1, 1), (1, 1), (0, 0), (1, 1))
-    call, ada = channels_last(problem, Pass.FPROP, "bfloat16"), costmodel.find_device("rtx4090")
+    call, ada = channels_last(problem, Pass.FPROP, "bfloat16"), find_device("rtx4090")
     plan = Plan.parse("fprop:patch:128x256x64:w8:s3")
     assert estimated(plan.tile, 2).shared == 147456 > ada.shared_per_block
     assert resources_of(call, plan, ada).shared == 98304 <= ada.shared_per_block

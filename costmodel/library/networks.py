@@ -11,7 +11,7 @@ from costmodel.device import Device
 from costmodel.library.constants import Interval, Library, library
 from costmodel.library.layers import STRANGE, checked
 from costmodel.library.operators import FUSED, convolution, group_of, other
-from costmodel.problem import Pass
+from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import itemsize
 
 if TYPE_CHECKING:
@@ -57,12 +57,11 @@ class LibraryClock:
         self.wider = STRANGE ** (len(strange) - (fold == "gpu"))  # the interval of the fold is of other GPUs already
         self.source = "; ".join(["fitted to published times of eager PyTorch, networks in amp float16", *strange])
 
-    def time(self, layer: Layer, operator: str, which: str, spent: Cost) -> OperatorTime:
-        """Of one operator, forward or a gradient's. In a compiled network an operator that rides along takes what
-        `riding` left of its bytes."""
-        dtype = layer.dtype if layer.dtype.startswith(("float", "bfloat")) else "float32"
-        if layer.problem is not None and which:
-            parts = convolution(layer.problem, Pass(which), self.device, dtype, self.precision)
+    def time(self, operator: str, which: str, problem: ConvProblem | None, spent: Cost, dtype: str) -> OperatorTime:
+        """Of one operator, forward or a gradient's, on tensors of `dtype`; `which` is a convolution's pass, else ""."""
+        dtype = dtype if dtype.startswith(("float", "bfloat")) else "float32"
+        if problem is not None and which:
+            parts = convolution(problem, Pass(which), self.device, dtype, self.precision)
         else:
             parts = other(operator, spent, self.device, dtype, self.precision)
         return self._weighed(parts)

@@ -33,9 +33,9 @@ def on(
     )  # fmt: skip
     rows = []
     for whole, layer in zip(layers, riding(layers) if mode == "compiled" else layers, strict=True):
-        times = [clock.time(layer, layer.operator, str(layer.which or ""), layer.forward)]
+        times = [clock.time(layer.operator, str(layer.which or ""), layer.problem, layer.forward, layer.dtype)]
         if training:
-            times += [clock.time(layer, step.op, step.which, step.cost) for step in layer.backward]
+            times += [clock.time(step.op, step.which, step.problem, step.cost, layer.dtype) for step in layer.backward]
         spent = whole.training_cost if training else whole.forward
         if spent != Cost():
             rows.append((whole, spent, times))

@@ -109,7 +109,8 @@ def study(
             "1 MAC is one multiply-add, 2 FLOP. Useful MAC leave padding zeros out, dense MAC count every tap of every output.",
             "Bytes are compulsory: every tensor of an operator moved once, nothing fused with its neighbours.",
             "Convolutions take the plan that the library would choose on channels-last tensors; any other operator takes one "
-            "launch and the longer of its arithmetic at the peak and its bytes at the bandwidth.",
+            "launch and the longer of its arithmetic at the peak and its bytes at the bandwidth. A normalisation whose "
+            "statistics come first reads its input twice, which is in its time and not in its bytes.",
             f"The interval of the time: {'; or '.join(sorted(frozenset[str]().union(*(of.sources for of in timed))))}.",
         ),
         figures=tuple(figures(device)),
