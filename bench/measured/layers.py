@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from costmodel.compare import schema
 from costmodel.device import Device, find_device, load
 from costmodel.problem import ConvProblem, Pass
 
@@ -89,7 +90,7 @@ def published() -> tuple[Published, ...]:
 
 def _file(name: str) -> Iterator[Published]:
     for line in table(name):
-        problem, transposed = problem_of(line)
+        problem, transposed = schema.problem_of(line)
         yield Published(
             file=name,
             source=line["source"],
@@ -98,12 +99,12 @@ def _file(name: str) -> Iterator[Published]:
             framework=line["framework"],
             op=line["op"],
             problem=problem,
-            passes=passes_of(line["pass"], transposed),
+            passes=schema.passes_of(line["pass"], transposed),
             transposed=transposed,
             dtype=line["dtype"],
-            precision="tf32" if line["math"].startswith("tf32") else "ieee",
+            precision=schema.precision_of(line),
             tensor_cores=line["math"] in TENSOR_MATH,
-            layout="channels_last" if line["layout"].endswith("C") else "contiguous",
+            layout=schema.layout_of(line),
             mode=_mode(line["framework"]),
             seconds=float(line["time_us"]) * 1e-6,
             notes=line["notes"],
@@ -116,22 +117,3 @@ def _mode(framework: str) -> str:
         return "cudnn"
     _, _, kind = framework.partition(", torch_compile")
     return f"compiled{kind.replace('_', ' ')}" if kind else "eager"
-
-
-def problem_of(line: dict[str, str]) -> tuple[ConvProblem, bool]:
-    """The problem of a line of the schema in `sources.toml`, and whether the layer is transposed."""
-    n, c, k, groups = (int(line[name]) for name in ("n", "c", "k", "groups"))
-    size, kernel, stride, padding, dilation = (
-        tuple(map(int, line[name].split("x"))) for name in ("size", "kernel", "stride", "padding", "dilation")
-    )
-    if not line["op"].startswith("conv_transpose"):
-        return ConvProblem.conv((n, c, *size), (k, c // groups, *kernel), stride, padding, dilation, groups), False
-    extra = tuple(map(int, line["output_padding"].split("x"))) if line["output_padding"] else (0,) * len(size)
-    weight = (c, k // groups, *kernel)
-    return ConvProblem.conv_transpose((n, c, *size), weight, stride, padding, extra, groups, dilation), True
-
-
-def passes_of(text: str, transposed: bool) -> tuple[Pass, ...]:
-    """The primitives of a layer's passes: "fprop" is the layer's own result, which a transposed one makes by dgrad."""
-    swapped = {"fprop": Pass.DGRAD, "dgrad": Pass.FPROP} if transposed else {}
-    return tuple(swapped.get(part, Pass(part)) for part in text.split("+"))
