@@ -13,6 +13,7 @@ from costmodel.problem import ConvProblem, Gemm, Pass, Phase
 
 if TYPE_CHECKING:
     from costmodel.bounds import Roofline, crossing_batch, roofline
+    from costmodel.compare.measure import measure
     from costmodel.detector import detect
     from costmodel.device import Device, find_device
     from costmodel.forecast import predict
@@ -34,6 +35,7 @@ __all__ = [
     "crossing_batch",
     "detect",
     "find_device",
+    "measure",
     "predict",
     "roofline",
     "solve",
@@ -53,6 +55,7 @@ _HOME = {
     "crossing_batch": "bounds",
     "detect": "detector",
     "find_device": "device",
+    "measure": "compare.measure",
     "predict": "forecast",
     "roofline": "bounds",
     "solve": "formulas.inverse",

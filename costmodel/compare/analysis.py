@@ -13,6 +13,7 @@ from costmodel.count import Cost, cost
 from costmodel.device import Device
 from costmodel.forecast import predict
 from costmodel.problem import ConvProblem, Pass
+from costmodel.resources import LEAST_CAPABILITY
 
 #: Below this many seconds the launch weighs more than the kernel.
 SHORT = 20e-6
@@ -50,6 +51,11 @@ class LayerRow:
     intensity: float
     finding: str
     advice: str
+
+    @property
+    def label(self) -> str:
+        """The name with its passes."""
+        return f"{self.name} {self.passes}"
 
     @property
     def step_seconds(self) -> float:
@@ -99,14 +105,15 @@ class Comparison:
     @property
     def losses(self) -> list[LayerRow]:
         """The ten layers whose steps would gain most, the largest first."""
-        losing = [row for row in self.layers if row.gap is not None and row.gap > 0]
-        return sorted(losing, key=lambda row: -(row.gap or 0.0))[:10]
+        losing = sorted((row for row in self.layers if (row.gap or 0.0) > 0), key=lambda row: -(row.gap or 0.0))
+        once = {(row.name, row.passes): row for row in reversed(losing)}  # a table may have a layer many times
+        return sorted(once.values(), key=lambda row: -(row.gap or 0.0))[:10]
 
     @property
     def findings(self) -> list[tuple[str, str]]:
         """Names and words of what is below its roofline."""
         rows: list[LayerRow | NetworkRow] = [*self.layers, *self.networks]
-        return [(row.name if isinstance(row, LayerRow) else row.model, row.finding) for row in rows if row.finding]
+        return [(row.label if isinstance(row, LayerRow) else row.model, row.finding) for row in rows if row.finding]
 
 
 def compare(measured: Measured, networks: Sequence[NetworkRow] = ()) -> Comparison:
@@ -217,7 +224,7 @@ def _advice(layer: MeasuredLayer, device: Device, least: float, predicted: float
         return "float32 without TF32: torch.backends.cudnn.conv.fp32_precision = 'tf32', or 16 bits, uses tensor cores"
     if least < SHORT / 2 and whole < 2 * SHORT:
         return "launch and waiting weigh more than the work: a larger batch, a CUDA graph, or torch.compile"
-    if predicted is not None and predicted < 0.8 * whole:
+    if predicted is not None and predicted < 0.8 * whole and device.capability >= LEAST_CAPABILITY:
         return (
             f"this package's plan is predicted {whole / predicted:.1f}x as fast (a prediction, unmeasured): tritonconv.convert"
         )

@@ -41,7 +41,7 @@ def named(of: Comparison) -> str:
 def _dot(row: LayerRow, whole: float) -> Dot:
     predicted = row.predicted_seconds or row.roofline_seconds
     part = row.step_seconds / whole
-    return Dot(row.name, row.useful_flops, row.intensity, row.bound, predicted, part, row.measured_seconds)
+    return Dot(row.label.partition(" ")[2], row.useful_flops, row.intensity, row.bound, predicted, part, row.measured_seconds)
 
 
 def drawn(of: Comparison, theme: Theme = LIGHT, titled: bool = True) -> dict[str, Figure]:
@@ -66,7 +66,7 @@ def kinds(of: Comparison) -> list[tuple[str, float]]:
         bars = sorted(of.kinds.items(), key=lambda item: -item[1])
         return bars + ([("GPU idle", of.wall - of.busy)] if of.idle_share else [])
     rows = sorted(of.layers, key=lambda row: -row.step_seconds)[:12]
-    return [(f"{row.name} {row.passes}", row.step_seconds) for row in rows]
+    return [(row.label, row.step_seconds) for row in rows]
 
 
 def draw_kinds(axes: Axes, bars: list[tuple[str, float]], title: str, theme: Theme) -> None:

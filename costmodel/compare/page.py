@@ -42,7 +42,7 @@ def _section(of: Comparison, number: int) -> str:
     if of.kinds:
         parts += ["<h3>Kinds of operators</h3>", _kinds(of)]
     if of.losses:
-        lines = [(duration(row.gap or 0.0), escape(f"{row.name} {row.passes}"), escape(row.advice)) for row in of.losses]
+        lines = [(duration(row.gap or 0.0), escape(row.label), escape(row.advice)) for row in of.losses]
         parts += ["<h3>Largest losses</h3>", plain_table(("a step", "layer", "what mends it"), lines, left=(1,), wrap=(2,))]
     if of.networks:
         parts += ["<h3>Networks</h3>", _networks(of)]

@@ -25,7 +25,7 @@ def show(out: Console, of: Comparison, top: int) -> None:
     if of.losses:
         out.print(Text("Largest losses against this package's prediction, of a step", style="bold"))
         for row in of.losses:
-            out.print(f"{duration(row.gap or 0.0)}: {row.name} {row.passes}, {row.advice}.", markup=False)
+            out.print(f"{duration(row.gap or 0.0)}: {row.label}, {row.advice}.", markup=False)
     for sentence in totals(of):
         out.print(sentence, markup=False)
     findings = of.findings
@@ -41,6 +41,11 @@ def show(out: Console, of: Comparison, top: int) -> None:
         out.print(line[:1].upper() + line[1:] + ".", markup=False)
 
 
+def counted(number: int, what: str) -> str:
+    """ "1 layer", "2 layers"."""
+    return f"{number} {what}{'s' if number != 1 else ''}"
+
+
 def totals(of: Comparison) -> list[str]:
     """Sentences over all layers, of the medians and of the step."""
     found = []
@@ -49,9 +54,8 @@ def totals(of: Comparison) -> list[str]:
         shares = sorted(row.roofline_share for row in of.layers)
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
         found.append(
-            f"{len(of.layers)} layers reach {share(shares[len(shares) // 2])} of their roofline in the median; they take "
-            f"{mean:.2f} times what this package's plans are predicted to take, in the geometric mean. Its kernels were not "
-            "measured here."
+            f"{counted(len(of.layers), 'layer')}: {share(shares[len(shares) // 2])} of the roofline in the median, {mean:.2f} "
+            "times what this package's plans are predicted to take, in the geometric mean. Its kernels were not measured here."
         )
     off = sorted(abs(row.library_seconds / row.measured_seconds - 1) for row in of.layers if row.library_seconds)
     if off:
@@ -71,21 +75,21 @@ def totals(of: Comparison) -> list[str]:
 def _layers(out: Console, of: Comparison, top: int) -> None:
     ordered = sorted(of.layers, key=lambda row: -row.step_seconds)
     shown = table("By time in a step", gap=0)
-    shown.add_column("layer", overflow="fold", min_width=20)
-    for name in ("pass", "x", "time", "copies", "FLOP/s", "B/s", "roof", "bound", "plan", "ratio"):
-        shown.add_column(name, justify="right", no_wrap=name != "pass")
+    shown.add_column("layer", overflow="fold", width=18)
+    for name in ("pass", "x", "time", "copies", "FLOP/s", "B/s", "roof", "by", "plan", "ratio"):
+        shown.add_column(name, justify="right", no_wrap=True)
     for row in ordered[: top or None]:
         style = "red" if row.finding else ""
         shown.add_row(
             Text(row.name, style=style),
-            row.passes,
-            f"{row.calls:g}",
+            row.passes.replace("forward", "fwd"),
+            f"{row.calls:.3g}",
             si(row.measured_seconds, "s"),
             si(row.copies, "s") if row.copies else "–",
             si(row.useful_rate),
             si(row.bytes_rate),
             f"{100 * row.roofline_share:.0f}%",
-            row.bound[:4],
+            row.bound[:3],
             optional(row.predicted_seconds, lambda value: si(value, "s")),
             optional(row.ratio, lambda value: f"{value:.2f}"),
         )
