@@ -180,6 +180,16 @@ def report(
 
 
 @app.command()
+def validate(
+    fit: Annotated[bool, typer.Option("--fit", help="Fit the library term's constants again first.")] = False,
+) -> None:
+    """Hold the cost model against times that others published, and write docs/validation.md. Needs no GPU."""
+    from bench.measured.validate import command
+
+    command(fit)
+
+
+@app.command()
 def audit(
     only: Annotated[str, typer.Option(help="Rows whose key holds this, such as fprop:gather:half:wide.")] = "",
     arch: Annotated[list[int] | None, typer.Option(help="80, 90 or 100; all of them unless named.")] = None,

@@ -14,6 +14,7 @@ from costmodel.version import __version__
 
 if TYPE_CHECKING:
     from costmodel.bounds import Roofline, crossing_batch, roofline
+    from costmodel.compare.measure import measure
     from costmodel.detector import detect
     from costmodel.device import Device, find_device
     from costmodel.forecast import predict
@@ -36,6 +37,7 @@ __all__ = [
     "crossing_batch",
     "detect",
     "find_device",
+    "measure",
     "predict",
     "roofline",
     "solve",
@@ -55,6 +57,7 @@ _HOME = {
     "crossing_batch": "bounds",
     "detect": "detector",
     "find_device": "device",
+    "measure": "compare.measure",
     "predict": "forecast",
     "roofline": "bounds",
     "solve": "formulas.inverse",

@@ -29,6 +29,9 @@ def predict(
     *,
     dtype: str | None = None,
     precision: str = "ieee",
+    library: str | None = None,
+    layout: str = "channels_last",
+    mode: str = "eager",
 ) -> Prediction:
     """Seconds of one pass of `problem` on dense channels-last tensors, with an interval and what bounds it.
 
@@ -36,12 +39,32 @@ def predict(
     `dtype` is "float16", "bfloat16", "float32" or "float64"; None takes bfloat16, or float16 on a device without bfloat16, and
     the prediction's source says so.
 
+    `library` "cudnn" predicts what cuDNN takes instead, as eager PyTorch calls it, from times that others published: on
+    tensors that lie in `layout` "channels_last" or "contiguous" (copies included), called in `mode` "eager" or "compiled" (by
+    Inductor). Its `source` says how near the published layers are, and what none of them has; it knows no tiles.
+
+        >>> layer = ConvProblem.conv((32, 64, 56, 56), (64, 64, 3, 3), (1, 1), (1, 1), (1, 1))
+        >>> predict(layer, device="h100", dtype="float16", library="cudnn").seconds < 1e-3
+        True
+
     Raises ValueError for an unknown device, a plan of another pass or that cannot run this one, or a dtype that the device does
     not multiply.
     """
     which, device = Pass(which), find_device(device) if isinstance(device, str) else device
     plan = Plan.parse(plan) if isinstance(plan, str) else plan
     dtype, remark = dtype_of(dtype, device)
+    if library is not None:
+        from costmodel.library import layers
+
+        if plan is not None:
+            raise ValueError(f"a library chooses its own kernels: give a plan or a library, got plan {plan} and {library!r}")
+        layers.checked(library, layout, mode)
+        own = layers.predict(problem, which, device, dtype, precision, layout=layout, mode=mode)
+        return own.noted(remark)
+    if (layout, mode) != ("channels_last", "eager"):
+        raise ValueError(
+            f"layout and mode are of a library: this package's plans are predicted for channels_last, got {layout!r}, {mode!r}"
+        )
     if plan is None:
         plan = choose(problem, which, device, dtype=dtype, precision=precision)
     if plan.which != which:

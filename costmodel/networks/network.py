@@ -157,14 +157,33 @@ class Network:
             for name, layers in found.items()
         ]
 
-    def on(self, device: Device, dtype: str | None = None, *, precision: str = "ieee", training: bool = False) -> list[Timed]:
+    def on(
+        self,
+        device: Device,
+        dtype: str | None = None,
+        *,
+        precision: str = "ieee",
+        training: bool = False,
+        library: str | None = None,
+        mode: str = "eager",
+        layout: str = "channels_last",
+    ) -> list[Timed]:
         """Every layer with its predicted time on `device`, in the dtype of the trace or another ("float16", ...).
 
         Convolutions take the plan that `costmodel.plan.select` chooses for channels-last tensors, causal ones that of their
         own model, other operators one launch and the longer of their arithmetic and their DRAM traffic, in which a
         normalisation reads again what its statistics had to read first (`costmodel.networks.sweeps`). `precision` "tf32" lets
         float32 use tensor cores. `training` adds the backward pass.
+
+        `library` "cudnn" predicts what PyTorch takes today instead, fitted to times that others published: in `mode` "eager"
+        or "compiled", on tensors that lie in `layout` "channels_last" or "contiguous". What no published time supports widens
+        the interval, and `Timed.sources` says so; float64 is refused with ValueError.
         """
+        if library is not None:
+            from costmodel.networks.today import on
+
+            asked = {"library": library, "mode": mode, "layout": layout}
+            return on(self, device, dtype, precision=precision, training=training, **asked)
         clock = Clock(device, precision)
         rows = []
         for traced in self.layers:

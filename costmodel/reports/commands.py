@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from costmodel.compare.command import compare
 from costmodel.count import cost, training_cost
 from costmodel.device import devices
 from costmodel.reports import export, terminal
@@ -75,6 +76,7 @@ def about(
     costmodel model torchvision.models:resnet50 --input 32x3x224x224 --device h200
     costmodel solve --output 112 --input 224 --kernel 7 --stride 2
     costmodel formula conv2d
+    costmodel compare trace.json.gz
     costmodel devices
 
     1 MAC is one multiply-add, 2 FLOP. No GPU is needed.
@@ -345,3 +347,6 @@ def model(
     terminal.show_report(out, report, top)
     for path in files:
         out.print(f"wrote {path}", markup=False, soft_wrap=True)
+
+
+app.command()(compare)
