@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from costmodel.forecast import predict
     from costmodel.formulas.formula import symbolic
     from costmodel.formulas.inverse import solve
+    from costmodel.layers import Layer, conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d, layer
     from costmodel.networks.network import Network, trace
     from costmodel.reports.export import to_csv, to_json, to_latex, to_markdown
 
@@ -28,15 +29,23 @@ __all__ = [
     "Cost",
     "Device",
     "Gemm",
+    "Layer",
     "Network",
     "Pass",
     "Phase",
     "Roofline",
     "__version__",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
     "cost",
     "crossing_batch",
     "detect",
     "find_device",
+    "layer",
     "measure",
     "predict",
     "roofline",
@@ -52,11 +61,19 @@ __all__ = [
 
 _HOME = {
     "Device": "device",
+    "Layer": "layers",
     "Network": "networks.network",
     "Roofline": "bounds",
+    "conv1d": "layers",
+    "conv2d": "layers",
+    "conv3d": "layers",
+    "conv_transpose1d": "layers",
+    "conv_transpose2d": "layers",
+    "conv_transpose3d": "layers",
     "crossing_batch": "bounds",
     "detect": "detector",
     "find_device": "device",
+    "layer": "layers",
     "measure": "compare.measure",
     "predict": "forecast",
     "roofline": "bounds",

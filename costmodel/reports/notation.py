@@ -51,7 +51,8 @@ class Convolution:
     def output_shape(self) -> tuple[int, ...]:
         return self.problem.input_shape if self.transposed else self.problem.output_shape
 
-    def __str__(self) -> str:
+    @property
+    def words(self) -> str:
         """The form with an arrow, which `parse` reads back."""
         if not self.transposed:
             return str(self.problem)
@@ -61,6 +62,9 @@ class Convolution:
         )
         text += f" p{by(low for low, _ in p.padding)} op{by(low - high for low, high in p.padding)}"
         return f"{text} d{by(p.dilation)} g{p.groups}"
+
+    def __str__(self) -> str:
+        return self.words
 
 
 def parse(text: str) -> Convolution:

@@ -112,7 +112,7 @@ def show_passes(
     out: Console, layer: Convolution, rows: Sequence[PassRow], device: Device | None, arithmetic: str, remark: str = ""
 ) -> None:
     """A layer, its shapes and its passes; `remark` says of the arithmetic what its name does not."""
-    out.print(Text(str(layer), style="bold"))
+    out.print(Text(layer.words, style="bold"))
     shapes = f"input {by(layer.input_shape)}, weight {by(layer.problem.weight_shape)}, output {by(layer.output_shape)}"
     out.print(shapes)
     out.print(arithmetic + (f" on {device.name}" if device else ""), markup=False)
