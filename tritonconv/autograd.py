@@ -24,6 +24,7 @@ from torch._functorch.autograd_function import enable_single_level_autograd_func
 from torch.autograd import forward_ad
 
 from costmodel.problem import Pass
+from tritonconv import operands
 from tritonconv.epilogue import ACTIVATIONS, needs_z, over_weight, per_channel, weight_sums
 from tritonconv.op import LIBRARY
 
@@ -239,6 +240,7 @@ class _Fused(_Primitive):
         plan: str = "",
     ) -> Any:
         """`apply`, with z kept where a gradient will want it."""
+        operands.word(f"{cls.which}_fused", "activation", activation, ACTIVATIONS)
         tensors = (a, w, b, scale, shift, residual)
         wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
         keep = keep or (needs_z(activation, slope) and (wanted or has_tangent(*tensors)))

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from costmodel.problem import ConvProblem
+
 Maybe = torch.Tensor | None
 
 
@@ -63,6 +65,15 @@ def window(op: str, rank: int, stride: Sequence[Any], padding: Sequence[Any], di
 def sizes(op: str, name: str, values: Sequence[Any], rank: int, least: int) -> None:
     if len(values) != rank or any(v < least for v in values):
         raise RuntimeError(f"tritonconv::{op}: {name} must be {rank} numbers, each at least {least}, got {name}={list(values)}")
+
+
+def covered(op: str, problem: ConvProblem) -> None:
+    """RuntimeError where a kernel is larger than the padded input."""
+    if any(n < extent for n, extent in zip(problem.padded_size, problem.effective_kernel, strict=True)):
+        raise RuntimeError(
+            f"tritonconv::{op}: the kernel is larger than the padded input: padded {list(problem.padded_size)}, dilated kernel "
+            f"{list(problem.effective_kernel)}"
+        )
 
 
 def word(op: str, name: str, value: str, known: Any) -> None:
