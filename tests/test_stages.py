@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import conftest
 import pytest
 import stage_items
 import torch
@@ -337,3 +338,18 @@ def test_items_without_memory_are_the_same_calls():
                 assert (here.shape, here.stride(), here.dtype) == (there.shape, there.stride(), there.dtype)
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1 forbids compiling"), ahead(DEVICES["NVIDIA H200"]):
         launch_only(ITEMS["fprop"](), "meta")
+
+
+def test_a_checkout_in_a_folder_named_gpu_skips_nothing():
+    """pytest counts the folders above a test among its keywords."""
+
+    class Item:
+        keywords = ("gpu", "aot")
+
+        def get_closest_marker(self, name):
+            return None
+
+        def add_marker(self, marker):
+            raise AssertionError(marker)
+
+    conftest.pytest_collection_modifyitems([Item()])
