@@ -311,6 +311,7 @@ def test_an_item_is_right_and_a_slightly_wrong_result_is_not(name, launched, mon
 
     found = perform(dataclasses.replace(item, call=call), "cpu")
     assert found.status == "ok" and found.launched, found
+    assert found.plan or name in ("causal update", "final state", "next cache"), found  # which have one tile, and copies
     tensors, results = kept[0]
     for i, result in enumerate(results):
         wrong, at = [t.clone() for t in results], tuple(n // 2 for n in result.shape)

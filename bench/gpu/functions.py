@@ -52,6 +52,12 @@ def in_float64(tensors: Sequence[Any], change: Any = torch.clone) -> list[Any]:
     return found
 
 
+def planned(function: Any, *arguments: Any, **settings: Any) -> str:
+    """The plans of a call, as `tritonconv.explain` finds them."""
+    found = tritonconv.explain(function, *arguments, **settings).plans
+    return "; ".join(f"{name} {plan}" for name, plan in found.items())
+
+
 # --- causal sequences -------------------------------------------------------------------------------------------------
 
 BATCH, CHANNELS, LENGTH, TAPS = 3, 96, 75, 4
@@ -90,6 +96,13 @@ def silu(z: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.silu(z)
 
 
+def sequence_plan(which: str, activation: str, *tensors: Any) -> str:
+    """Of the forward or backward pass; arguments as the op's."""
+    x, w, b, state, ids, starts = tensors
+    call = tritonconv.causal_conv1d, x, w, b, activation or None, state, False, ids if starts is None else None, starts
+    return next(words for words in planned(*call).split("; ") if words.startswith(which))
+
+
 def causal_forward(mode: str, numbers: str, last: bool) -> Item:
     """y and, where sequences have states, the final ones, which are copies."""
     dtype, keeps = getattr(torch, NUMBERS[numbers][0]), mode != "ids"
@@ -111,7 +124,11 @@ def causal_forward(mode: str, numbers: str, last: bool) -> Item:
         return max(error, same_bits(results[1], sequences.final_state(x, w.shape[1], Given(*given))))
 
     name = f"causal {mode} {numbers} {'channels_last' if last else 'contiguous'}"
-    return Item(name, lambda device: causal_tensors(mode, dtype, last, device), call, judge)
+
+    def explained(tensors: Tensors) -> str:
+        return sequence_plan("forward", "silu", *tensors)
+
+    return Item(name, lambda device: causal_tensors(mode, dtype, last, device), call, judge, explained=explained)
 
 
 def causal_backward(mode: str, numbers: str, last: bool, activation: str) -> Item:
@@ -144,7 +161,11 @@ def causal_backward(mode: str, numbers: str, last: bool, activation: str) -> Ite
         return max(share(got, Expected(value, size, terms + extra)) for got, value, size, terms in of)
 
     name = f"causal backward {mode} {activation or 'plain'} {numbers} {'channels_last' if last else 'contiguous'}"
-    return Item(name, inputs, call, judge)
+
+    def explained(tensors: Tensors) -> str:
+        return sequence_plan("backward", activation, *tensors[1:7])
+
+    return Item(name, inputs, call, judge, explained=explained)
 
 
 def causal_update(numbers: str) -> Item:
@@ -236,7 +257,14 @@ def video_item(name: str, numbers: str, last: bool = True) -> Item:
         return max(share(results[0], want, precision == "tf32"), same_bits(results[1], kept))
 
     layout = "channels_last" if last else "contiguous"
-    return Item(f"video {name} {numbers} {layout}", inputs, call, judge, precision=precision)
+
+    def explained(tensors: Tensors) -> str:
+        x, w, b, cache = tensors
+        stride, (top, _, left, _), dilation, upsample, time_padding = window
+        given = {"dilation": dilation, "upsample": upsample, "time_padding": time_padding}
+        return planned(tritonconv.causal_conv3d, x, w, b, stride, (top, left), cache, True, **given)
+
+    return Item(f"video {name} {numbers} {layout}", inputs, call, judge, precision=precision, explained=explained)
 
 
 def video_items(numbers: str, every: bool) -> Iterator[Item]:
@@ -275,20 +303,17 @@ def separable_item(name: str, numbers: str, between: str, after: str, plan: str 
             tensor(out, channels_last_strides(out), dtype, device, 5) if follows else None,
         ]
 
-    def call(x: Any, w1: Any, w2: Any, b1: Any, b2: Any, residual: Any) -> Sequence[torch.Tensor]:
-        y = tritonconv.depthwise_separable_conv2d(
-            x,
-            w1,
-            w2,
-            b1,
-            b2,
-            stride,
-            padding,
-            activation=between or None,
-            pointwise_activation=after or None,
-            residual=residual,
-            plan=plan,
-        )
+    def settings(residual: Any) -> dict[str, Any]:
+        return {
+            "activation": between or None,
+            "pointwise_activation": after or None,
+            "residual": residual,
+            "plan": plan,
+        }
+
+    def call(*tensors: Any) -> Sequence[torch.Tensor]:
+        x, w1, w2, b1, b2, residual = tensors
+        y = tritonconv.depthwise_separable_conv2d(x, w1, w2, b1, b2, stride, padding, **settings(residual))
         return (y,)
 
     def judge(tensors: Tensors, results: Sequence[torch.Tensor]) -> float:
@@ -314,7 +339,12 @@ def separable_item(name: str, numbers: str, between: str, after: str, plan: str 
         return activated_share(got, y, lambda t: last(t, 0.01), tf32)
 
     words = f"separable {name} {between or 'plain'} {after or 'plain'} {numbers}"
-    return Item(words, inputs, call, judge, lambda: plan, precision)
+
+    def explained(tensors: Tensors) -> str:
+        *given, residual = tensors
+        return planned(tritonconv.depthwise_separable_conv2d, *given, stride, padding, **settings(residual))
+
+    return Item(words, inputs, call, judge, precision=precision, explained=explained)
 
 
 def separable_items(numbers: str, every: bool) -> Iterator[Item]:

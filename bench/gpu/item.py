@@ -27,11 +27,16 @@ def no_plan() -> str:
     return ""
 
 
+def unexplained(tensors: Tensors) -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class Item:
     """`inputs` makes the tensors on a device (torch's word), `call` computes the results from them and changes none, `judge`
     says how far the results are off in parts of what is allowed: 1 or less is right. `plan` says which plan runs, in words,
-    and raises `Unserved` where this GPU has none. `precision` is that of float32: "ieee" or "tf32"."""
+    and raises `Unserved` where this GPU has none; where the tensors are needed for it, `explained` says it. `precision` is
+    that of float32: "ieee" or "tf32"."""
 
     name: str
     inputs: Callable[[str], Tensors]
@@ -39,6 +44,7 @@ class Item:
     judge: Callable[[Tensors, Sequence[torch.Tensor]], float]
     plan: Callable[[], str] = no_plan
     precision: str = "ieee"
+    explained: Callable[[Tensors], str] = unexplained
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,7 @@ def perform(item: Item, device: str) -> Result:
         with float32_in(item.precision):
             plan = item.plan()
             tensors = item.inputs(device)
+            plan = plan or item.explained(tensors)
             before = Counter(launch.COUNTS)
             with poisoned():
                 results = item.call(*tensors)
