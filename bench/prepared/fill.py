@@ -154,6 +154,7 @@ def command(device: str, stages: list[str], out: Path) -> None:
         f"{compiled} kernels compiled in {(time.monotonic() - began) / 60:.1f} minutes; the folder holds {held} and "
         f"{Launchers(out).count()} launchers, {size_of(out) / 2**20:.1f} MiB",
         highlight=False,
+        soft_wrap=True,
     )
     if failed:
         raise SystemExit(1)
