@@ -16,7 +16,7 @@ from costmodel.problem import ConvProblem, Pass
 from costmodel.recast import fold_width
 from costmodel.tiling import Call, Plan, access, grid, step_of, trips, vector_widths
 from costmodel.timing import Prediction, extra_bytes
-from tritonconv import check, functional, fused, launch
+from tritonconv import check, functional, fused, host, launch
 from tritonconv.causal import causal_conv1d
 from tritonconv.causal.explain import explained as explained_causal
 from tritonconv.epilogue import Epilogue, needs_z
@@ -105,11 +105,11 @@ def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) ->
     here, there = launch.is_aligned(x), launch.is_aligned(weight)  # and a gradient is taken to be
     x_here, y_here = (here, True) if forward == Pass.FPROP else (True, here)
     aligned = {Pass.FPROP: (x_here, there), Pass.DGRAD: (y_here, there), Pass.WGRAD: (y_here, x_here)}
-    device = x.device.index if x.is_cuda else -1
+    device = host.index_of(x)
     precision = launch.fp32_precision()
     passes = [forward, Pass.DGRAD if forward == Pass.FPROP else Pass.FPROP, Pass.WGRAD]
     plans, predictions, lines = {}, {}, [f"{name}: {problem}, {launch.DTYPES[dtype]}"]
-    if not x.is_cuda and not launch.INTERPRETED:
+    if not x.is_cuda and not host.runs_kernels():
         lines.append("CPU tensors: torch's own convolution computes them; what Triton's interpreter would run:")
     for which in passes if problem.macs else []:
         described = launch.describe(problem, which, *operands[which], aligned[which])

@@ -20,7 +20,7 @@ from costmodel.causal import flops
 from tritonconv.autograd import _below_autograd, _Primitive
 from tritonconv.causal import cpu, launch
 from tritonconv.causal.launch import Given, allocate
-from tritonconv.launch import INTERPRETED
+from tritonconv.host import either
 from tritonconv.op import LIBRARY, _autocast
 
 Maybe = torch.Tensor | None
@@ -242,7 +242,7 @@ for _name, _kernel, _torch, _fake, _flops, _autograd in zip(
 ):
     _op = getattr(_OPS, _name)
     LIBRARY.impl(_name, _kernel, "CUDA")
-    LIBRARY.impl(_name, _kernel if INTERPRETED else _torch, "CPU")
+    LIBRARY.impl(_name, either(_kernel, _torch), "CPU")
     LIBRARY.impl(_name, _autograd, "Autograd")
     torch.library.register_fake(f"tritonconv::{_name}", _fake, lib=LIBRARY)
     register_flop_formula(_op)(_flops)

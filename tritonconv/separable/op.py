@@ -18,7 +18,7 @@ from costmodel.problem import ConvProblem
 from costmodel.separable import Pair
 from tritonconv.autograd import _below_autograd, _bias_gradient, _Primitive
 from tritonconv.epilogue import ACTIVATIONS, needs_z
-from tritonconv.launch import INTERPRETED
+from tritonconv.host import runs_kernels
 from tritonconv.layout import allocate
 from tritonconv.op import LIBRARY, _autocast, pairs
 from tritonconv.separable import launch
@@ -80,7 +80,7 @@ def _separable(
     pair = pair_of(x.shape, w1.shape, w2.shape, stride, padding, dilation)
     if 0 in pair.pointwise.output_shape:
         return allocate(pair.pointwise.output_shape, x, w1, w2)
-    if x.is_cuda or INTERPRETED:
+    if x.is_cuda or runs_kernels():
         y = launch.fused(pair, x, w1, w2, b1, b2, residual, between, activation, slope, plan)
         if y is not None:
             return y

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from costmodel.video import Chunk
 from tritonconv.autograd import _below_autograd, _bias_gradient, _Primitive
-from tritonconv.launch import INTERPRETED
+from tritonconv.host import either
 from tritonconv.layout import allocate, allocate_channels_last
 from tritonconv.op import LIBRARY, _autocast, flat
 from tritonconv.video import cpu, launch
@@ -132,7 +132,7 @@ class _Video(_Primitive):
 
 LIBRARY.define(_SCHEMA, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
 LIBRARY.impl("video", _by(launch.forward), "CUDA")
-LIBRARY.impl("video", _by(launch.forward if INTERPRETED else cpu.forward), "CPU")
+LIBRARY.impl("video", _by(either(launch.forward, cpu.forward)), "CPU")
 LIBRARY.impl("video", _Video.apply, "Autograd")
 torch.library.register_fake("tritonconv::video", _by(_fake), lib=LIBRARY)
 register_flop_formula(_OPS.video)(_flops)
