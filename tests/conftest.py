@@ -13,6 +13,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run kernels compiled for ARCH (sm_80, sm_90, ...) on the CPU, with the plans that DEVICE would choose (a name of "
         "costmodel.device, by default its first one of that architecture)",
     )
+    parser.addoption("--compiled-record", metavar="FILE", help="where --compiled writes what ran, as JSON")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,20 +40,21 @@ def pytest_configure(config: pytest.Config) -> None:
     # "aot", "aot and slow", ... but not "not gpu and not aot"
     apart = bool(os.environ.get("TRITONCONV_TEST_AOT")) or config.option.markexpr.split()[:1] == ["aot"]
     if asked := config.getoption("compiled"):
-        execute_compiled(asked)
+        execute_compiled(config, asked)
     elif not apart and not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
         if "triton" in sys.modules:
             raise pytest.UsageError("triton was imported before conftest.py could set TRITON_INTERPRET=1")
         os.environ["TRITON_INTERPRET"] = "1"
 
 
-def execute_compiled(asked: str) -> None:
+def execute_compiled(config: pytest.Config, asked: str) -> None:
     """Kernels are compiled for an architecture and executed on CPU tensors from here on. `asked` is ARCH[=DEVICE]."""
     arch, _, name = asked.partition("=")
     if not (arch.startswith("sm_") and arch[3:].isdigit()):
         raise pytest.UsageError(f"--compiled takes an architecture such as sm_90, got {arch!r}")
     if os.environ.pop("TRITON_INTERPRET", None) == "1" and "triton" in sys.modules:
         raise pytest.UsageError("--compiled needs a process without TRITON_INTERPRET=1")
+    from bench.compiled.recorder import Recorder
     from bench.executor import driver
     from costmodel.device import DEVICES, find_device
     from tritonconv import host
@@ -60,10 +63,12 @@ def execute_compiled(asked: str) -> None:
     try:
         first = next((d for d in DEVICES.values() if d.capability == capability), None)
         device = find_device(name) if name or first is None else first
-        driver.install(capability)
+        executor = driver.install(capability)
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error
     host.use(device)
+    record = config.getoption("compiled_record")
+    config.pluginmanager.register(Recorder(executor, Path(record) if record else None), "compiled-recorder")
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # as the interpreter computes, unless a test says otherwise
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 
+from bench.executor.driver import Launched
+
 #: Kernels by name, where one name is one family.
 FAMILY_OF = {
     "tma_kernel": "tma",
@@ -28,6 +30,8 @@ FAMILY_OF = {
     "dgrad_kernel": "gather",
     "wgrad_kernel": "gather",
 }
+#: Triton's names of element types, the narrowest first.
+DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
 #: Lines that say where code is from and not what it is.
 _ORIGIN = re.compile(r"^\s*(\.loc\b|\.file\b|//|\$L__tmp\d+:)")
 
@@ -41,3 +45,21 @@ def ptx_hash(ptx: str) -> str:
         if not _ORIGIN.match(line):
             digest.update(line.partition("//")[0].rstrip().encode() + b"\n")
     return digest.hexdigest()[:16]
+
+
+def family_of(launched: Launched) -> str:
+    """The kernel family that a launch is of; "reduce" for the second stage that gather, patch and tma share."""
+    family = FAMILY_OF[launched.program.name]
+    if launched.constants.get("PATCH"):
+        return "patch"
+    return "tma" if launched.constants.get("BOXED") else family
+
+
+def dtype_of(launched: Launched) -> str:
+    """The type of the elements that come or leave, the narrowest where there are several; "tf32" is float32 so multiplied."""
+    kinds = [re.sub(r"\[.*", "", kind.removeprefix("*").removeprefix("tensordesc<")) for kind in launched.types]
+    for name, dtype in DTYPES.items():
+        if name in kinds:
+            tf32 = dtype == "float32" and str(launched.constants.get("PRECISION", "")).startswith("tf32")
+            return "tf32" if tf32 else dtype
+    raise ValueError(f"{launched.program.name} takes no floating-point tensor: {launched.types}")

@@ -77,7 +77,8 @@ class Group:
 
 @dataclass(frozen=True)
 class TestRow:
-    """A test file on compiled code. `kernels` counts distinct kernels by family and element type."""
+    """A test file on compiled code. `kernels` has the hashes of distinct kernels by family and element type, with blanks
+    between them."""
 
     file: str
     arch: int
@@ -89,7 +90,7 @@ class TestRow:
     skipped: int
     launches: int
     instructions: int
-    kernels: Mapping[str, int]
+    kernels: Mapping[str, str]
 
     @property
     def current(self) -> bool:

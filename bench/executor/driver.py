@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ from bench.executor.launch import Descriptor, Execution, execute
 from bench.executor.memory import Region
 from bench.executor.program import Program, decode
 from bench.executor.tensors import TRUE_ADDRESSES, region_of
-from bench.executor.versions import FILL_NAMES, descriptor_values, leave_out_machine_code, make_machine_code
+from bench.executor.versions import FILL_NAMES, FORGIVEN, descriptor_values, leave_out_machine_code, make_machine_code
 
 #: Shared memory that a block may have, in bytes, by compute capability.
 SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 103: 232448, 120: 101376}
@@ -52,6 +52,8 @@ class Launched:
     regions: tuple[Region, ...]
     shared_bytes: int
     arch: int
+    constants: Mapping[str, Any]  # the kernel's constexprs by name
+    types: tuple[str, ...]  # of the parameters, as Triton writes them: "*fp16", "i32", "tensordesc<fp16[...", ...
     seconds: float
     execution: Execution
 
@@ -98,6 +100,8 @@ class Launcher:
 
     def __init__(self, src: Any, metadata: Any) -> None:
         self.signature: dict[str, Any] = dict(src.signature)
+        names = src.fn.arg_names
+        self.constants = {names[path[0]]: value for path, value in src.constants.items() if len(path) == 1}
         self.metadata = metadata
 
     def __call__(
@@ -114,7 +118,8 @@ class Launcher:
         *arguments: Any,
     ) -> None:
         driver: Executor = active_driver.active
-        driver.launch(function, (grid_x, grid_y, grid_z), self.metadata, list(self.parameters(arguments)))
+        grid = grid_x, grid_y, grid_z
+        driver.launch(function, grid, self.metadata, list(self.parameters(arguments)), self.constants)
 
     def parameters(self, arguments: Sequence[Any]) -> Iterator[tuple[str, str, Any]]:
         """(name, type, value) of the kernel's parameters. A descriptor becomes several."""
@@ -126,7 +131,7 @@ class Launcher:
                     continue
                 for made in descriptor_values(value, next(described, None)):
                     if isinstance(made, TensorMap):
-                        yield inner, "tensordesc", (made, value.base)
+                        yield inner, kind, (made, value.base)
                     else:
                         yield inner, "*" if isinstance(made, torch.Tensor) else "i64", made
 
@@ -142,18 +147,22 @@ class Executor(DriverBase):
         self.listeners: list[Callable[[Launched], None]] = []
 
     def launch(
-        self, ptx: str, grid: tuple[int, int, int], metadata: Any, parameters: Sequence[tuple[str, str, Any]]
+        self,
+        ptx: str,
+        grid: tuple[int, int, int],
+        metadata: Any,
+        parameters: Sequence[tuple[str, str, Any]],
+        constants: Mapping[str, Any],
     ) -> Launched:
         """Lays the parameters out, executes the kernel, and raises `ExecutorFault` where something was illegal."""
         program, regions, descriptors = decoded(ptx), [], {}
         if len(program.params) != len(parameters) + SCRATCH:
-            raise ExecutorFault(
-                f"{program.name} has {len(program.params)} parameters, the launch has {len(parameters)} and {SCRATCH} for scratch"
-            )
+            given = f"the launch has {len(parameters)} and {SCRATCH} for scratch"
+            raise ExecutorFault(f"{program.name} has {len(program.params)} parameters, {given}")
         laid = np.zeros(program.param_bytes, np.uint8)
         true_addresses = program.name in TRUE_ADDRESSES
         for (name, kind, value), param in zip(parameters, program.params, strict=False):
-            if kind == "tensordesc":
+            if isinstance(value, tuple):
                 made, tensor = value
                 if reason := refusal(made):
                     raise ExecutorFault(f"{program.name}: the CUDA driver refuses the descriptor of {name}: {reason}; {made}")
@@ -167,12 +176,13 @@ class Executor(DriverBase):
         began = time.perf_counter()
         done = execute(program, grid, laid, regions, descriptors, metadata.shared, seed=self.seed, check=self.check)
         seconds = time.perf_counter() - began
-        launched = Launched(ptx, program, grid, tuple(regions), metadata.shared, self.arch, seconds, done)
+        types = tuple(kind for _, kind, _ in parameters)
+        made = Launched(ptx, program, grid, tuple(regions), metadata.shared, self.arch, constants, types, seconds, done)
         for listener in self.listeners:
-            listener(launched)
-        if done.faults:
-            raise ExecutorFault("\n".join(str(fault) for fault in done.faults))
-        return launched
+            listener(made)
+        if faults := [fault for fault in done.faults if fault.kind not in FORGIVEN]:
+            raise ExecutorFault("\n".join(map(str, faults)))
+        return made
 
     @classmethod
     def is_active(cls) -> bool:

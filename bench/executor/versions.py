@@ -11,13 +11,20 @@ import triton
 from triton import knobs
 from triton.backends.nvidia import driver as nvidia
 
+from bench.executor.layout import Kind
+
 #: What makes a descriptor in `driver.active.utils`: 3.6 has the first name, later versions the second.
 FILL_NAMES = ("fill_tma_descriptor", "fill_tma_descriptor_tiled")
 #: What keeps executed kernels apart from others in Triton's cache, where it asks (3.7 on).
 KEY = "executor: the binary is the PTX"
 #: The folder of executed kernels in Triton's cache.
 FOLDER = "/executor"
+#: The version at hand, (3, 7).
 VERSION = tuple(int(word) for word in triton.__version__.split(".")[:2])
+
+#: Faults of the compiler that are known and not this project's: 3.6 puts no fence between what cp.async or a store wrote and a
+#: wgmma that reads it, which PTX asks for; 3.7 on do.
+FORGIVEN = (Kind.PROXY,) if VERSION < (3, 7) else ()
 
 
 def _no_machine_code(
