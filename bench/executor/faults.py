@@ -88,8 +88,7 @@ _WGMMA = [
 _TMA = [
     "no descriptor lies at this address",
     "the descriptor has another number of dimensions",
-    "the shared address is no multiple of 128 bytes (1024 with the swizzle of 128)",
-    "more boxes in flight than the executor holds",
+    "the shared address is no multiple of 128 bytes",
 ]
 _PENDING = ["cp.async", "wgmma", "TMA store"]
 

@@ -139,6 +139,8 @@ def _regions(state: _State, program: Program, regions: Sequence[Region], descrip
     state.words[layout.N_REGIONS] = len(regions)
     maps = state.put(layout.MAPS, np.zeros((max(1, len(descriptors)), layout.MAP), np.int64))
     for row, (offset, d) in zip(maps, descriptors.items(), strict=False):
+        if d.tf32:
+            raise ValueError(f"the descriptor of parameter byte {offset} rounds to tf32 as it loads, which is not modelled")
         row[layout.M_OFFSET], row[layout.M_ADDRESS], row[layout.M_RANK] = offset, d.address, len(d.shape)
         row[layout.M_SWIZZLE], row[layout.M_SIZE], row[layout.M_NAN], row[layout.M_TF32] = (
             {0: 0, 32: 1, 64: 2, 128: 3}[d.swizzle],

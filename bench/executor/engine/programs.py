@@ -4,6 +4,9 @@ from bench.executor.engine.faults import fault
 from bench.executor.engine.run import run_warp
 from bench.executor.layout import (
     ABORT,
+    ACCUMULATOR,
+    ACCUMULATOR_COUNT,
+    ACCUMULATORS,
     AGENT_CLOCKS,
     AGENTS,
     BARRIER,
@@ -17,6 +20,9 @@ from bench.executor.layout import (
     GRID_Y,
     IMAGE,
     LIVE,
+    LOAD,
+    LOAD_COUNT,
+    LOADS,
     MASK,
     MBARRIERS,
     MBARRIER,
@@ -42,6 +48,7 @@ from bench.executor.layout import (
     SLOT_Y,
     SLOT_Z,
     STATUS,
+    T_USED,
     WARP,
     WARP_ORDER,
     WARP_STATES,
@@ -98,6 +105,9 @@ def begin(state, program):
     fill(state[AGENT_CLOCKS], 0, 8 * AGENTS)
     fill(state[CLOCKS], 0, 8 * AGENTS * warps)
     fill(state[PROXY_CLOCKS], 0, 8 * AGENTS * warps)
+    for k in range(LOAD_COUNT):
+        i64(state[LOADS] + k * LOAD * 8)[T_USED] = 0
+    fill(state[ACCUMULATORS], 0, 8 * ACCUMULATOR * ACCUMULATOR_COUNT * warps)
     for k in range(MBARRIER_COUNT):
         i64(state[MBARRIERS] + k * MBARRIER * 8)[0] = -1
     for warp in range(warps):

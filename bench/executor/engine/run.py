@@ -5,7 +5,8 @@ the lanes that wait, with where they go on and where they are to meet the others
 """
 
 from bench.executor.arithmetic import arithmetic
-from bench.executor.engine import copies, matrix, memory, warps
+from bench.executor.engine import copies, matrix, mbarriers, memory, tma, warps
+from bench.executor.engine import wgmma as products
 from bench.executor.engine.faults import fatal, fault
 from bench.executor.layout import (
     ABORT,
@@ -66,6 +67,19 @@ ELECT = int(Op.ELECT)
 ACTIVE = int(Op.ACTIVE)
 WARP_BARRIER = int(Op.WARP_BARRIER)
 BARRIER = int(Op.BARRIER)
+FENCE_PROXY = int(Op.FENCE_PROXY)
+MBARRIER_INIT = int(Op.MBARRIER_INIT)
+MBARRIER_INVALIDATE = int(Op.MBARRIER_INVALIDATE)
+MBARRIER_ARRIVE = int(Op.MBARRIER_ARRIVE)
+MBARRIER_WAIT = int(Op.MBARRIER_WAIT)
+TMA_LOAD = int(Op.TMA_LOAD)
+TMA_STORE = int(Op.TMA_STORE)
+TMA_COMMIT = int(Op.TMA_COMMIT)
+TMA_WAIT = int(Op.TMA_WAIT)
+WGMMA = int(Op.WGMMA)
+WGMMA_COMMIT = int(Op.WGMMA_COMMIT)
+WGMMA_WAIT = int(Op.WGMMA_WAIT)
+WGMMA_FENCE = int(Op.WGMMA_FENCE)
 BRANCH, RETURN, NOTHING, TRAP = int(Op.BRANCH), int(Op.RETURN), int(Op.NOTHING), int(Op.TRAP)
 
 copy_issue, copy_commit, copy_wait = copies.copy_issue, copies.copy_commit, copies.copy_wait
@@ -74,6 +88,10 @@ load_shared, store_shared = memory.load_shared, memory.store_shared
 load_matrix, store_matrix = memory.load_matrix, memory.store_matrix
 product, product_double = matrix.product, matrix.product_double
 shuffle, reduce_lanes, vote, elect = warps.shuffle, warps.reduce_lanes, warps.vote, warps.elect
+fence_proxy, mbarrier_init, mbarrier_invalidate = mbarriers.fence_proxy, mbarriers.mbarrier_init, mbarriers.mbarrier_invalidate
+mbarrier_arrive, mbarrier_wait = mbarriers.mbarrier_arrive, mbarriers.mbarrier_wait
+tma_load, tma_store, tma_commit, tma_wait = tma.tma_load, tma.tma_store, tma.tma_commit, tma.tma_wait
+wgmma, wgmma_commit, wgmma_wait = products.wgmma, products.wgmma_commit, products.wgmma_wait
 active, warp_barrier, barrier = warps.active, warps.warp_barrier, warps.barrier
 
 
@@ -116,6 +134,32 @@ def act(state, op, n, warp, mask, registers, predicates):
         return warp_barrier(state, n, warp, mask, registers, predicates)
     if op == BARRIER:
         return barrier(state, n, warp, mask, registers, predicates)
+    if op == FENCE_PROXY:
+        return fence_proxy(state, n, warp, mask, registers, predicates)
+    if op == MBARRIER_INIT:
+        return mbarrier_init(state, n, warp, mask, registers, predicates)
+    if op == MBARRIER_INVALIDATE:
+        return mbarrier_invalidate(state, n, warp, mask, registers, predicates)
+    if op == MBARRIER_ARRIVE:
+        return mbarrier_arrive(state, n, warp, mask, registers, predicates)
+    if op == MBARRIER_WAIT:
+        return mbarrier_wait(state, n, warp, mask, registers, predicates)
+    if op == TMA_LOAD:
+        return tma_load(state, n, warp, mask, registers, predicates)
+    if op == TMA_STORE:
+        return tma_store(state, n, warp, mask, registers, predicates)
+    if op == TMA_COMMIT:
+        return tma_commit(state, n, warp, mask, registers, predicates)
+    if op == TMA_WAIT:
+        return tma_wait(state, n, warp, mask, registers, predicates)
+    if op == WGMMA:
+        return wgmma(state, n, warp, mask, registers, predicates)
+    if op == WGMMA_COMMIT:
+        return wgmma_commit(state, n, warp, mask, registers, predicates)
+    if op == WGMMA_WAIT:
+        return wgmma_wait(state, n, warp, mask, registers, predicates)
+    if op == WGMMA_FENCE:
+        return 0
     return 2
 
 
