@@ -1,8 +1,8 @@
 """What every test shares: where the kernels run, poisoned memory, and the proof that a kernel ran.
 
 Without a GPU the kernels run in Triton's interpreter, which must be chosen before triton is imported. Tests that
-compile ahead of time (marker `aot`) cannot live in such a process: run them apart, with `pytest -m aot` or with the
-environment variable TRITONCONV_TEST_AOT set.
+compile ahead of time (marker `aot`) or execute what was compiled (`compiled`) cannot live in such a process: run them apart,
+with `pytest -m aot` (`-m compiled`) or with the environment variable TRITONCONV_TEST_AOT set.
 
 `pytest --compiled sm_90` runs the interpreter's cases on compiled code instead: kernels are compiled for that architecture and
 executed on the CPU (`bench/executor`), with the plans of a GPU of that architecture; `--compiled sm_90=h100` says which.
@@ -38,7 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", f"ignore:{warning}")
     # The option, not sys.argv: a worker of pytest-xdist is given the options of its controller and an argv of its own.
     # "aot", "aot and slow", ... but not "not gpu and not aot"
-    apart = bool(os.environ.get("TRITONCONV_TEST_AOT")) or config.option.markexpr.split()[:1] == ["aot"]
+    first = config.option.markexpr.replace("(", "").split()[:1]
+    apart = bool(os.environ.get("TRITONCONV_TEST_AOT")) or first in (["aot"], ["compiled"])
     if asked := config.getoption("compiled"):
         execute_compiled(config, asked)
     elif not apart and not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
@@ -87,8 +88,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords and (not cuda or interpreted()):
             item.add_marker(pytest.mark.skip(reason="TRITON_INTERPRET=1" if cuda else "no CUDA device"))
-        elif "aot" in item.keywords and interpreted():
-            item.add_marker(pytest.mark.skip(reason="TRITON_INTERPRET=1 forbids compiling: run pytest -m aot"))
+        elif {"aot", "compiled"} & set(item.keywords) and interpreted():
+            item.add_marker(pytest.mark.skip(reason="TRITON_INTERPRET=1 forbids compiling: run pytest -m aot or -m compiled"))
+        elif "interpreter" in item.keywords and compiled():
+            item.add_marker(pytest.mark.skip(reason="asks for Triton's interpreter, and compiled code runs here"))
 
 
 @pytest.fixture(scope="session")
