@@ -23,7 +23,7 @@ from triton.backends.driver import DriverBase
 from triton.backends.nvidia.driver import ty_to_cpp
 from triton.runtime import driver as active_driver
 
-from bench.executor.descriptor import TF32, TensorMap, refusal, tensor_map
+from bench.executor.descriptor import TF32, TensorMap, overlap, refusal, tensor_map
 from bench.executor.launch import Descriptor, Execution, execute
 from bench.executor.memory import Region
 from bench.executor.program import Program, decode
@@ -155,7 +155,9 @@ class Executor(DriverBase):
         constants: Mapping[str, Any],
     ) -> Launched:
         """Lays the parameters out, executes the kernel, and raises `ExecutorFault` where something was illegal."""
-        program, regions, descriptors = decoded(ptx), [], {}
+        program = decoded(ptx)
+        regions: list[Region] = []
+        descriptors: dict[int, Descriptor] = {}
         if len(program.params) != len(parameters) + SCRATCH:
             given = f"the launch has {len(parameters)} and {SCRATCH} for scratch"
             raise ExecutorFault(f"{program.name} has {len(program.params)} parameters, {given}")
@@ -164,8 +166,10 @@ class Executor(DriverBase):
         for (name, kind, value), param in zip(parameters, program.params, strict=False):
             if isinstance(value, tuple):
                 made, tensor = value
-                if reason := refusal(made):
-                    raise ExecutorFault(f"{program.name}: the CUDA driver refuses the descriptor of {name}: {reason}; {made}")
+                if reason := refusal(made) or overlap(made):
+                    raise ExecutorFault(
+                        f"{program.name}: the CUDA driver's documentation has no room for the descriptor of {name}: {reason}; {made}"
+                    )
                 regions.append(region_of(name, tensor, len(regions), true_addresses))
                 descriptors[param.offset] = descriptor_of(made, len(regions) - 1, regions[-1].base)
                 continue

@@ -28,7 +28,7 @@ def span(tensor: torch.Tensor) -> int:
 def memory_of(tensor: torch.Tensor, size: int) -> np.ndarray:
     """`size` bytes from a tensor's first on, shared with it."""
     first = tensor.storage_offset() * tensor.element_size()
-    found = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage(), first, (size,))
+    found = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage(), first, (size,), (1,))
     return found.numpy()
 
 

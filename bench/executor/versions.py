@@ -60,5 +60,5 @@ def descriptor_values(descriptor: Any, metadata: Any) -> list[Any]:
     """What a kernel gets for a TMA descriptor, by Triton's own code: the filled one, then shape and strides; where the
     architecture has none, the tensor and its shape and strides."""
     if VERSION >= (3, 8):
-        return nvidia.make_tensordesc_arg(descriptor, metadata, None)  # type: ignore[call-arg]
+        return nvidia.make_tensordesc_arg(descriptor, metadata, None)
     return nvidia.make_tensordesc_arg(descriptor, metadata)
