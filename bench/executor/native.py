@@ -26,7 +26,7 @@ import numba
 from llvmlite import binding, ir
 from numba import cfunc, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
 HERE = Path(__file__).parent
 SOURCES = sorted([*HERE.glob("*.py"), *(HERE / "engine").glob("*.py")])
@@ -71,6 +71,10 @@ def routine(text: str) -> Callable[[Callable[..., Any]], Any]:
         return types.ExternalFunction(symbol, signature)
 
     return wrap
+
+
+#: A small function that is compiled into each routine that calls it.
+inline = register_jitable(error_model="numpy")
 
 
 def entry(name: str) -> Callable[[int], int]:

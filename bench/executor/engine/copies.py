@@ -24,12 +24,14 @@ from bench.executor.layout import (
     EXTRA,
     FLAG,
     IMM,
+    MEMORY,
     N_OUTSIDE,
     N_WAVES,
     Q_GROUP,
     Q_MASK,
     Q_ROW,
     ROW,
+    SHARED_BASE,
     SIZE,
     WARP,
     WARP_STATES,
@@ -96,10 +98,11 @@ def copy_land(state, warp, pending):
         me[COPY_FIRST] += 1
         row = entry[Q_ROW]
         size = i64(state[CODE] + row * ROW * 8)[SIZE]
+        place_of = state[MEMORY] - SHARED_BASE
         for lane in range(32):
             if (entry[Q_MASK] >> lane) & 1:
                 target, taken = entry[COPY_TARGETS + lane], entry[COPY_SIZES + lane]
-                place = shared_place(state, target, size, 1, row, warp, lane)
+                place = place_of + target  # within shared memory, or it would not have been issued
                 fill(place, 0, size)
                 if taken > 0:
                     source = global_place(state, entry[COPY_SOURCES + lane], taken, 1, 0, row, warp, lane)

@@ -23,6 +23,8 @@ def count_global(state, row, mask, addresses, sizes, size):
                 continue
             asked += bytes_here
             for sector in range(address[lane] >> 5, ((address[lane] + bytes_here - 1) >> 5) + 1):
+                if found > 0 and sectors[found - 1] == sector:
+                    continue
                 known = False
                 for k in range(found - 1, -1, -1):
                     if sectors[k] == sector:
@@ -49,34 +51,39 @@ def count_global(state, row, mask, addresses, sizes, size):
 
 @routine("int64(S,int64,int64,int64)")
 def wavefronts(state, mask, addresses, size):
-    """How often shared memory is accessed for a request of lanes: 32 lanes of up to 4 bytes at a time, 16 of 8, 8 of 16."""
+    """How often shared memory is accessed for a request of lanes: 32 lanes of up to 4 bytes at a time, 16 of 8, 8 of 16.
+
+    What an aligned access of `size` bytes takes is a unit; units that share banks and are not the same one take turns.
+    """
     address = i64(addresses)
-    words, counts = i64(state[SCRATCH] + BANKS), i64(state[SCRATCH] + BANKS + 32 * 32 * 8)
-    together = 32
+    units, seen = i64(state[SCRATCH] + BANKS), i64(state[SCRATCH] + BANKS + 32 * 32 * 8)
+    shift = 2
     if size == 8:
-        together = 16
+        shift = 3
     elif size == 16:
-        together = 8
+        shift = 4
+    groups = 128 >> shift
     total = 0
-    for start in range(0, 32, together):
-        if ((mask >> start) & ((1 << together) - 1)) == 0:
+    for start in range(0, 32, groups):
+        here = (mask >> start) & ((1 << groups) - 1)
+        if here == 0:
             continue
-        for bank in range(32):
-            counts[bank] = 0
-        most = 0
-        for lane in range(start, start + together):
-            if (mask >> lane) & 1:
-                for word in range(address[lane] >> 2, ((address[lane] + size - 1) >> 2) + 1):
-                    bank = word & 31
-                    known = False
-                    for k in range(counts[bank]):
-                        if words[bank * 32 + k] == word:
-                            known = True
-                            break
-                    if not known:
-                        words[bank * 32 + counts[bank]] = word
-                        counts[bank] += 1
-                        most = max(most, counts[bank])
+        for group in range(groups):
+            seen[group] = 0
+        most = 1
+        for lane in range(groups):
+            if (here >> lane) & 1:
+                unit = address[start + lane] >> shift
+                group = unit & (groups - 1)
+                known = False
+                for k in range(seen[group]):
+                    if units[group * 32 + k] == unit:
+                        known = True
+                        break
+                if not known:
+                    units[group * 32 + seen[group]] = unit
+                    seen[group] += 1
+                    most = max(most, seen[group])
         total += most
     return total
 

@@ -47,10 +47,25 @@ def product(state, n, warp, mask, registers, predicates):
         for lane in range(32):
             total[((lane >> 2) + (i >> 1) * 8) * 8 + 2 * (lane & 3) + (i & 1)] = value[lane]
     for m in range(16):
+        at = m * 8
+        s0, s1, s2, s3 = total[at], total[at + 1], total[at + 2], total[at + 3]
+        s4, s5, s6, s7 = total[at + 4], total[at + 5], total[at + 6], total[at + 7]
         for k in range(depth):
-            factor = left[m * depth + k]
-            for column in range(8):
-                total[m * 8 + column] += factor * right[k * 8 + column]
+            factor, r = left[m * depth + k], k * 8
+            s0, s1, s2, s3 = (
+                s0 + factor * right[r],
+                s1 + factor * right[r + 1],
+                s2 + factor * right[r + 2],
+                s3 + factor * right[r + 3],
+            )
+            s4, s5, s6, s7 = (
+                s4 + factor * right[r + 4],
+                s5 + factor * right[r + 5],
+                s6 + factor * right[r + 6],
+                s7 + factor * right[r + 7],
+            )
+        total[at], total[at + 1], total[at + 2], total[at + 3] = s0, s1, s2, s3
+        total[at + 4], total[at + 5], total[at + 6], total[at + 7] = s4, s5, s6, s7
     for i in range(4):
         value = f32(registers + slots[i])
         for lane in range(32):

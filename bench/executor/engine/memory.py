@@ -1,8 +1,16 @@
 """ld and st of global and shared memory: lanes by turns, each a vector of up to 4 elements."""
 
 from bench.executor.engine.counts import count_global, count_shared
-from bench.executor.engine.shared import shared_place, shared_read, shared_write, shared_written, write_race
-from bench.executor.engine.tensors import global_place
+from bench.executor.engine.shared import (
+    settled_read,
+    shared_place,
+    shared_read,
+    shared_write,
+    shared_written,
+    whole_shared,
+    write_race,
+)
+from bench.executor.engine.tensors import global_place, mark_read, mark_write, whole_request
 from bench.executor.layout import (
     AGENTS,
     CHECK,
@@ -12,16 +20,17 @@ from bench.executor.layout import (
     ERA,
     FLAG,
     IMM,
+    MEMORY,
+    R_BASE,
+    R_HOST,
     ROW,
     SCRATCH,
+    SHARED_BASE,
     SIZE,
-    A,
-    B,
-    C,
     D,
     E,
 )
-from bench.executor.native import copy, i32, i64, routine, u8, u16, u32
+from bench.executor.native import copy, i32, i64, inline, routine, u8, u16, u32
 
 #: Scratch: the addresses of lanes, the bytes of one access.
 ADDRESSES, BYTES = 32768, 33280
@@ -52,6 +61,25 @@ def put_element(registers, slot, lane, at, kind):
     return 0
 
 
+@inline
+def take(registers, where, lane, at):
+    """The elements of an access that a row at `where` describes, at host address `at`, become a lane's registers."""
+    row = i64(where)
+    kind, count = row[FLAG], row[COUNT]
+    if kind == 4:
+        for k in range(count):
+            u32(registers + row[D + k])[lane] = u32(at + 4 * k)[0]
+    elif kind == 8:
+        for k in range(count):
+            i64(registers + row[D + k])[lane] = i64(at + 8 * k)[0]
+    elif kind == 2:
+        for k in range(count):
+            u32(registers + row[D + k])[lane] = u16(at + 2 * k)[0]
+    else:
+        for k in range(count):
+            u32(registers + row[D + k])[lane] = u8(at + k)[0]
+
+
 @routine("int64(S,int64,int64,int64,int64,int64)")
 def load_global(state, n, warp, mask, registers, predicates):
     row = i64(state[CODE] + n * ROW * 8)
@@ -61,6 +89,15 @@ def load_global(state, n, warp, mask, registers, predicates):
     for lane in range(32):
         address[lane] = source[lane] + row[IMM]
     count_global(state, n, mask, state[SCRATCH] + ADDRESSES, 0, size)
+    entry = whole_request(state, mask, state[SCRATCH] + ADDRESSES, size, 0)
+    if entry != 0 and kind > 0:
+        to_host = i64(entry)[R_HOST] - i64(entry)[R_BASE]
+        for lane in range(32):
+            if (mask >> lane) & 1:
+                if state[CHECK] and mark_read(state, entry, address[lane], size):
+                    global_place(state, address[lane], size, size, 0, n, warp, lane)
+                take(registers, state[CODE] + n * ROW * 8, lane, address[lane] + to_host)
+        return 0
     ones = i64(state[SCRATCH] + BYTES)
     ones[0] = -1
     ones[1] = -1
@@ -89,9 +126,13 @@ def store_global(state, n, warp, mask, registers, predicates):
         address[lane] = target[lane] + row[IMM]
     count_global(state, n, mask, state[SCRATCH] + ADDRESSES, 0, size)
     stride = max(element, 4)
+    entry = whole_request(state, mask, state[SCRATCH] + ADDRESSES, size, 1)
     for lane in range(32):
         if (mask >> lane) & 1:
-            place = global_place(state, address[lane], size, size, 1, n, warp, lane)
+            if entry != 0 and not (state[CHECK] and mark_write(state, entry, address[lane], size)):
+                place = address[lane] + i64(entry)[R_HOST] - i64(entry)[R_BASE]
+            else:
+                place = global_place(state, address[lane], size, size, 1, n, warp, lane)
             if place != 0:
                 for k in range(count):
                     copy(place + k * element, registers + row[D + k] + lane * stride, element)
@@ -107,6 +148,14 @@ def load_shared(state, n, warp, mask, registers, predicates):
     for lane in range(32):
         address[lane] = source[lane] + row[IMM]
     count_shared(state, n, mask, state[SCRATCH] + ADDRESSES, size)
+    if kind > 0 and whole_shared(state, mask, state[SCRATCH] + ADDRESSES, size):
+        to_host = state[MEMORY] - SHARED_BASE
+        for lane in range(32):
+            if (mask >> lane) & 1:
+                if state[CHECK] and not settled_read(state, address[lane], size, warp):
+                    shared_read(state, address[lane], size, n, warp, lane)
+                take(registers, state[CODE] + n * ROW * 8, lane, address[lane] + to_host)
+        return 0
     ones = i64(state[SCRATCH] + BYTES)
     for lane in range(32):
         if (mask >> lane) & 1:
@@ -173,7 +222,7 @@ def load_matrix(state, n, warp, mask, registers, predicates):
             words[0] = -1
             words[1] = -1
             if place != 0:
-                if state[CHECK]:
+                if state[CHECK] and not settled_read(state, address[lane], 16, warp):
                     shared_read(state, address[lane], 16, n, warp, lane)
                 copy(state[SCRATCH] + BYTES + lane * 16, place, 16)
     for matrix in range(row[COUNT]):

@@ -27,7 +27,7 @@ from bench.executor.layout import (
     WRITTEN,
     Kind,
 )
-from bench.executor.native import fill, i64, routine, u8, u32
+from bench.executor.native import fill, i64, inline, routine, u8, u32
 
 SHARED_BOUNDS, MISALIGNED, UNINITIALISED = int(Kind.SHARED_BOUNDS), int(Kind.MISALIGNED), int(Kind.UNINITIALISED)
 READ_RACE, OVERWRITE_RACE, WRITE_RACE = int(Kind.READ_RACE), int(Kind.OVERWRITE_RACE), int(Kind.WRITE_RACE)
@@ -186,3 +186,35 @@ def proxy_read(state, address, size, row, warp, clocks_at, proxy_at):
             break
     return 0
 
+
+
+@inline
+def whole_shared(state, mask, addresses, size):
+    """Whether a request of lanes lies in shared memory, each access at a multiple of its size."""
+    address = i64(addresses)
+    low, high, together = 1 << 62, 0, 0
+    for lane in range(32):
+        if (mask >> lane) & 1:
+            low = min(low, address[lane])
+            high = max(high, address[lane])
+            together |= address[lane]
+    return low >= SHARED_BASE and high + size <= SHARED_BASE + state[SHARED] and together & (size - 1) == 0
+
+
+@inline
+def settled_read(state, address, size, warp):
+    """Note a read where earlier eras decide that it is in order; False where `shared_read` has to look closer."""
+    shift = state[SHIFT]
+    first = (address - SHARED_BASE) >> shift
+    count = ((address - SHARED_BASE + size - 1) >> shift) - first + 1
+    written, read = u32(state[WRITTEN] + 4 * first), u32(state[READ] + 4 * first)
+    readers = u32(state[READERS] + 4 * (warp * state[GRANULES] + first))
+    now, era = i64(state[CLOCKS] + warp * AGENTS * 8)[warp], state[ERA]
+    settled = True
+    for k in range(count):
+        settled &= (written[k] >= 1) & (written[k] < era)
+    if settled:
+        for k in range(count):
+            read[k] = era
+            readers[k] = now
+    return settled

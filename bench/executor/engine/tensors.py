@@ -18,7 +18,7 @@ from bench.executor.layout import (
     REGIONS,
     Kind,
 )
-from bench.executor.native import i64, routine, u8, u32
+from bench.executor.native import i64, inline, routine, u8, u32
 
 OUT_OF_BOUNDS, MISALIGNED, READ_ONLY = int(Kind.OUT_OF_BOUNDS), int(Kind.MISALIGNED), int(Kind.READ_ONLY)
 PROGRAM_RACE, HOLE = int(Kind.PROGRAM_RACE), int(Kind.HOLE)
@@ -78,3 +78,65 @@ def global_place(state, address, size, align, write, row, warp, lane):
             elif reader[k] != me:
                 reader[k] = MANY
     return region[R_HOST] + offset
+
+
+@inline
+def span_of(state, mask, addresses, size):
+    """(lowest address, end, all addresses ORed) of a request of lanes; `addresses` is where 32 int64 lie."""
+    address = i64(addresses)
+    low, high, together = 1 << 62, 0, 0
+    for lane in range(32):
+        if (mask >> lane) & 1:
+            low = min(low, address[lane])
+            high = max(high, address[lane])
+            together |= address[lane]
+    return low, high + size, together
+
+
+@routine("int64(S,int64,int64,int64,int64)")
+def whole_request(state, mask, addresses, size, write):
+    """The region that a request of lanes lies in as a whole and may use without a look at each byte, 0 for none (an address)."""
+    low, end, together = span_of(state, mask, addresses, size)
+    if together & (size - 1) or end - low > 1 << 40:
+        return 0
+    number = find_region(state, low, end - low)
+    if number < 0:
+        return 0
+    entry = state[REGIONS] + number * REGION * 8
+    region = i64(entry)
+    if region[R_READABLE] or (write and not region[R_WRITABLE]):
+        return 0
+    return entry
+
+
+@inline
+def mark_read(state, entry, address, size):
+    """Note a program's read of bytes; whether another program wrote one of them."""
+    region = i64(entry)
+    shift, me = state[GLOBAL_SHIFT], state[PROGRAM] + 1
+    offset = address - region[R_BASE]
+    first = offset >> shift
+    owner, reader = u32(region[R_OWNER] + 4 * first), u32(region[R_READER] + 4 * first)
+    clash = False
+    for k in range(((offset + size - 1) >> shift) - first + 1):
+        clash |= (owner[k] != 0) & (owner[k] != me)
+        reader[k] = me if reader[k] == 0 or reader[k] == me else MANY
+    return clash
+
+
+@inline
+def mark_write(state, entry, address, size):
+    """Note a program's write of bytes; whether another program wrote or read one of them, which then is not noted."""
+    region = i64(entry)
+    shift, me = state[GLOBAL_SHIFT], state[PROGRAM] + 1
+    offset = address - region[R_BASE]
+    first = offset >> shift
+    owner, reader = u32(region[R_OWNER] + 4 * first), u32(region[R_READER] + 4 * first)
+    count = ((offset + size - 1) >> shift) - first + 1
+    clash = False
+    for k in range(count):
+        clash |= ((owner[k] != 0) & (owner[k] != me)) | ((reader[k] != 0) & (reader[k] != me))
+    if not clash:
+        for k in range(count):
+            owner[k] = me
+    return clash
