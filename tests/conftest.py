@@ -70,7 +70,7 @@ def execute_compiled(config: pytest.Config, asked: str) -> None:
     host.use(device)
     record = config.getoption("compiled_record")
     config.pluginmanager.register(Recorder(executor, Path(record) if record else None), "compiled-recorder")
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # as the interpreter computes, unless a test says otherwise
+    torch.backends.cudnn.allow_tf32 = False  # as the interpreter computes, unless a test says otherwise
 
 
 def compiled() -> bool:

@@ -86,7 +86,8 @@ def tests() -> str:
         wrong = f", **{row.failed} failed**" if row.failed else ""
         return f"{row.passed} passed{wrong}{'' if row.current else ' (stale)'}"
 
-    return grid(["", *(f"sm_{arch}" for arch in archs)], [[f"`{f}`", *(cell(rows.get((f, a))) for a in archs)] for f in files])
+    lines = [[f"`{file}`", *(cell(rows.get((file, arch))) for arch in archs)] for file in files]
+    return grid(["", *(f"sm_{arch}" for arch in archs)], lines)
 
 
 def summary() -> str:

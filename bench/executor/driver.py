@@ -167,9 +167,7 @@ class Executor(DriverBase):
             if isinstance(value, tuple):
                 made, tensor = value
                 if reason := refusal(made) or overlap(made):
-                    raise ExecutorFault(
-                        f"{program.name}: the CUDA driver's documentation has no room for the descriptor of {name}: {reason}; {made}"
-                    )
+                    raise ExecutorFault(f"{program.name}: the CUDA driver refuses the descriptor of {name}: {reason}; {made}")
                 regions.append(region_of(name, tensor, len(regions), true_addresses))
                 descriptors[param.offset] = descriptor_of(made, len(regions) - 1, regions[-1].base)
                 continue
