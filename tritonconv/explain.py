@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from costmodel import band, depthwise
+from costmodel import band, depthwise, executed
 from costmodel.device import Device
 from costmodel.plan import candidates, measured, predict
 from costmodel.problem import ConvProblem, Pass
@@ -232,5 +232,6 @@ def _cost_words(call: Call, plan: Plan, found: Prediction, device: Device, force
         f"{found.tile_use:.0%} of the issued multiply-adds needed ({device.name})"
     )
     if not device.interpreted:
+        lines.append(f"  {executed.words(plan.family, device.capability)}")
         lines.append(f"  from {found.low * 1e6:.3g} to {found.high * 1e6:.3g} us, {found.source}")
     return lines

@@ -22,22 +22,25 @@ def grid(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def executed_kernels(plans: Iterable[PlanRow], tests: Iterable[TestRow]) -> dict[tuple[str, int, str], set[str]]:
-    """Distinct kernels whose results were right, by family, architecture and type. A test file with a failure has none."""
+def executed_kernels(
+    plans: Iterable[PlanRow], tests: Iterable[TestRow], any_age: bool = False
+) -> dict[tuple[str, int, str], set[str]]:
+    """Distinct kernels whose results were right, by family, architecture and type. A test file with a failure has none, and a
+    row that is stale only where `any_age` asks for it."""
     from bench.compiled.ptx import FAMILY_OF
 
     found: defaultdict[tuple[str, int, str], set[str]] = defaultdict(set)
     for row in plans:
-        if row.ok and row.current:
+        if row.ok and (row.current or any_age):
             for name, code in row.kernels:
                 family = FAMILY_OF[name]
                 found[family if family == "reduce" else row.family, row.arch, row.dtype].add(code)
     for test in tests:
-        if test.current and not test.failed:
+        if not test.failed and (test.current or any_age):
             for name, codes in test.kernels.items():
                 family, dtype = name.split()
                 found[family, test.arch, dtype] |= set(codes.split())
-    return found
+    return dict(found)
 
 
 def families() -> str:
