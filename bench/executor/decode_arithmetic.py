@@ -95,7 +95,9 @@ def unary(b: Builder, parts: list[str], operands: list[str]) -> None:
     source = b.value(operands[1], width)
     if width < 32 and base == "abs":
         source = extended(b, source, kind)
-    narrowed(b, f"{base}{64 if width == 64 else 32}", b.register(operands[0]), "b32" if base in ("popc", "clz") else kind, source)
+    narrowed(
+        b, f"{base}{64 if width == 64 else 32}", b.register(operands[0]), "b32" if base in ("popc", "clz") else kind, source
+    )
 
 
 def packed_integer(b: Builder, parts: list[str], operands: list[str]) -> None:
