@@ -9,6 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 
+def signed(x: int, bits: int) -> int:
+    """A number whose top bit is its sign."""
+    x &= (1 << bits) - 1
+    return x - (1 << bits) if x >> (bits - 1) else x
+
+
 class Format(NamedTuple):
     """A binary floating-point format: bits of the significand with the hidden one, exponent bits."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -73,3 +73,14 @@ def on_lanes(statement: str, inputs: Sequence[tuple[int, np.ndarray]], width: in
     done = run(kernel(body, last + 1), [*(np.asarray(values, np.uint64) for _, values in inputs), out])
     assert not done.faults, done.faults[0]
     return out
+
+
+def check(
+    statement: str, inputs: Sequence[tuple[int, np.ndarray]], width: int, expected: Callable[..., int], setup: str = ""
+) -> None:
+    """Hold a statement against Python: `expected` of each lane's operands as unsigned bits."""
+    got = on_lanes(statement, inputs, width, setup)
+    for lane in range(32):
+        operands = [int(values[lane]) & ((1 << bits) - 1) for bits, values in inputs]
+        want = expected(*operands) & ((1 << width) - 1)
+        assert int(got[lane]) == want, (statement, [hex(x) for x in operands], hex(int(got[lane])), hex(want))

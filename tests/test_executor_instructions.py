@@ -16,23 +16,8 @@ from tests.ptx import kernel, on_lanes, run
 FORMS = {"f16": F16, "bf16": BF16, "f32": F32, "f64": F64}
 
 
-def signed(x: int, bits: int) -> int:
-    x &= (1 << bits) - 1
-    return x - (1 << bits) if x >> (bits - 1) else x
-
-
 def trunc_div(a: int, b: int) -> int:
     return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
-
-
-def check(
-    statement: str, inputs: list[tuple[int, np.ndarray]], width: int, expected: Callable[..., int], setup: str = ""
-) -> None:
-    got = on_lanes(statement, inputs, width, setup)
-    for lane in range(32):
-        operands = [int(values[lane]) & ((1 << bits) - 1) for bits, values in inputs]
-        want = expected(*operands) & ((1 << width) - 1)
-        assert int(got[lane]) == want, (statement, [hex(x) for x in operands], hex(int(got[lane])), hex(want))
 
 
 def integer(name: str, kind: str) -> Callable[..., int]:
