@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from bench.executor import UnknownInstruction, decode
-from tests.exact import BF16, F16, F32, F64, floats, samples, value
-from tests.ptx import kernel, on_lanes, run
+from tests.exact import BF16, F16, F32, F64, floats, samples, signed, value
+from tests.ptx import check, kernel, on_lanes, run
 
 FORMS = {"f16": F16, "bf16": BF16, "f32": F32, "f64": F64}
 
