@@ -1,4 +1,4 @@
-"""What the executor refuses: each kind of fault by the smallest kernel that commits it, and a kernel beside it that does not."""
+"""What the executor refuses: each kind of fault by a smallest kernel that commits it, and one beside it that does not."""
 
 from __future__ import annotations
 
@@ -158,8 +158,7 @@ def executed(body: str, threads: int, **options: object) -> Execution:
 def test_faults(name: str) -> None:
     case = CASES[name]
     found = executed(case.wrong, case.threads).faults
-    assert found and found[0].kind == case.kind, found
-    text = "\n".join(map(str, found))
+    text = "\n".join(str(fault) for fault in found if fault.kind == case.kind)
     assert case.words in text and "kernel program 0 warp" in text and "kernel.py:7" in text, text
     assert not (right := executed(case.right, case.threads).faults), right[0]
 
@@ -196,26 +195,23 @@ def test_bytes_outside_a_view() -> None:
 def test_programs_that_meet_on_a_byte(kind: str) -> None:
     width = int(kind[1:]) // 8
     value = "%r1" if kind == "b32" else "%rs1"
-    place = f"\tmov.u32 %r20, %ctaid.x;\n\tmul.wide.u32 %rd1, %r20, {width};\n\tadd.s64 %rd1, %rd1, %rd70;\n\tcvt.u16.u32 %rs1, %r20;\n"
+    place = f"\tmov.u32 %r20, %ctaid.x;\n\tcvt.u16.u32 %rs1, %r20;\n\tmul.wide.u32 %rd1, %r20, {width};\n"
+    place += "\tadd.s64 %rd1, %rd1, %rd70;\n"
     apart = place + f"\t@%p1 st.global.{kind} [%rd1], {value};\n"
     assert not run(kernel(PLACES + apart, 1), [np.zeros(1024, np.uint8)], grid=4).faults
     together = place + f"\t@%p1 st.global.{kind} [%rd70], {value};\n"
     (fault,) = run(kernel(PLACES + together, 1), [np.zeros(1024, np.uint8)], grid=2).faults
     assert fault.kind == Kind.PROGRAM_RACE and fault.program == 1 and "program 0 wrote it" in str(fault)
-    reads = (
-        place
-        + f"\t@%p1 ld.global.{kind} {value}, [%rd70];\n\tsetp.eq.b32 %p4, %r20, 1;\n\t@%p4 st.global.{kind} [%rd70], {value};\n"
-    )
+    reads = place + f"\tsetp.eq.b32 %p4, %r20, 0;\n\t@%p4 ld.global.{kind} {value}, [%rd70];\n"
+    reads += f"\t@!%p4 st.global.{kind} [%rd70], {value};\n"
     (fault, *_) = run(kernel(PLACES + reads, 1), [np.zeros(1024, np.uint8)], grid=2).faults
     assert fault.kind == Kind.PROGRAM_RACE and "program 0 read it" in str(fault)
 
 
 @pytest.mark.parametrize("seed", range(1, 21))
 def test_a_race_is_found_in_any_order(seed: int) -> None:
-    assert any(
-        fault.kind in (Kind.READ_RACE, Kind.OVERWRITE_RACE, Kind.UNINITIALISED)
-        for fault in executed(STORE + THEIRS, 64, seed=seed).faults
-    )
+    kinds = {fault.kind for fault in executed(STORE + THEIRS, 64, seed=seed).faults}
+    assert kinds & {Kind.READ_RACE, Kind.OVERWRITE_RACE, Kind.UNINITIALISED}
     assert not executed(STORE + BARRIER + THEIRS, 64, seed=seed).faults
 
 
