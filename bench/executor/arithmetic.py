@@ -8,12 +8,14 @@ from numba.extending import intrinsic
 
 from bench.executor import layout
 from bench.executor.floats import TABLE
-from bench.executor.lanes import BIT, BITS, BYTE, LONG, VECTORS, WORD, Lanes
+from bench.executor.lanes import BITS, LONG, VECTORS, WORD, Lanes
 
 OPERANDS = (layout.A, layout.B, layout.C, layout.E)
 
 
-def _build(builder: ir.IRBuilder, op: ir.Value, row: ir.Value, registers: ir.Value, predicates: ir.Value, mask: ir.Value) -> None:
+def _build(
+    builder: ir.IRBuilder, op: ir.Value, row: ir.Value, registers: ir.Value, predicates: ir.Value, mask: ir.Value
+) -> None:
     words = builder.inttoptr(row, LONG.as_pointer())
 
     def field(position: int) -> ir.Value:
@@ -69,6 +71,3 @@ def arithmetic(typing_context, op, row, registers, predicates, mask):  # type: i
 
     word = types.int64
     return types.none(word, word, word, word, word), generate
-
-
-__all__ = ["BIT", "BYTE", "arithmetic"]

@@ -14,7 +14,15 @@ from bench.executor.text import Param, Where, group, immediate, split
 
 SPECIAL = ("%tid.x", "%ctaid.x", "%ctaid.y", "%ctaid.z", "%nctaid.x", "%nctaid.y", "%nctaid.z", "%laneid", "%warpid", "%ntid.x")
 #: Special registers whose value is one and the same in every kernel that this executor runs.
-CONSTANT = {"%tid.y": 0, "%tid.z": 0, "%ntid.y": 1, "%ntid.z": 1, "%cluster_ctarank": 0, "%cluster_ctaid.x": 0, "%cluster_nctarank": 1}
+CONSTANT = {
+    "%tid.y": 0,
+    "%tid.z": 0,
+    "%ntid.y": 1,
+    "%ntid.z": 1,
+    "%cluster_ctarank": 0,
+    "%cluster_ctaid.x": 0,
+    "%cluster_nctarank": 1,
+}
 SLOT = 128  # bytes: 32 lanes of 32 bits
 
 

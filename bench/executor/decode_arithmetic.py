@@ -95,7 +95,9 @@ def unary(b: Builder, parts: list[str], operands: list[str]) -> None:
     source = b.value(operands[1], width)
     if width < 32 and base == "abs":
         source = extended(b, source, kind)
-    narrowed(b, f"{base}{64 if width == 64 else 32}", b.register(operands[0]), "b32" if base in ("popc", "clz") else kind, source)
+    narrowed(
+        b, f"{base}{64 if width == 64 else 32}", b.register(operands[0]), "b32" if base in ("popc", "clz") else kind, source
+    )
 
 
 def packed_integer(b: Builder, parts: list[str], operands: list[str]) -> None:
@@ -213,12 +215,12 @@ def choose(b: Builder, parts: list[str], operands: list[str]) -> None:
     b.emit(f"select{64 if width == 64 else 32}", b.register(operands[0]), *sources, b.predicate(operands[3]))
 
 
+PREDICATE_LOGIC = {"mov": "movp", "not": "notp", "and": "andp", "or": "orp", "xor": "xorp"}
+
+
 def logic_of_predicates(b: Builder, parts: list[str], operands: list[str]) -> None:
     sources = [b.predicate(operand) for operand in operands[1:]]
-    name = {"mov": "movp", "not": "notp", "and": "andp", "or": "orp", "xor": "xorp"}.get(parts[0])
-    if name is None:
-        raise Unknown(".".join(parts))
-    b.emit(name, b.predicate(operands[0]), *sources)
+    b.emit(PREDICATE_LOGIC[parts[0]], b.predicate(operands[0]), *sources)
 
 
 # --- bits
@@ -253,7 +255,7 @@ def arithmetic(b: Builder, parts: list[str], operands: list[str]) -> bool:
     decoder: Decoder
     if base == "setp":
         decoder = compare
-    elif kind == "pred" and base != "selp":
+    elif kind == "pred" and base in PREDICATE_LOGIC:
         decoder = logic_of_predicates
     elif base == "selp":
         decoder = choose

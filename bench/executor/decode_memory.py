@@ -132,11 +132,16 @@ def matrix_move(b: Builder, parts: list[str], operands: list[str]) -> None:
     if len(names) != count:
         raise Unknown(".".join(parts))
     slots = [b.register(name) if load else b.value(name) for name in names]
-    fields = dict(zip(FIELDS, slots, strict=False)) | {"E": b.value(register), "IMM": at, "COUNT": count, "FLAG": int("trans" in parts)}
+    fields = dict(zip(FIELDS, slots, strict=False)) | {
+        "E": b.value(register),
+        "IMM": at,
+        "COUNT": count,
+        "FLAG": int("trans" in parts),
+    }
     b.add(Op.LOAD_MATRIX if load else Op.STORE_MATRIX, **fields)
 
 
-MMA = {  # (shape, types) -> (k, the engine's name of the type)
+MMA: dict[tuple[str, tuple[str, ...]], tuple[int, int]] = {  # (shape, types) -> (k, the engine's name of the type)
     ("m16n8k16", ("f32", "f16", "f16", "f32")): (16, 0),
     ("m16n8k8", ("f32", "f16", "f16", "f32")): (8, 0),
     ("m16n8k16", ("f32", "bf16", "bf16", "f32")): (16, 1),

@@ -70,7 +70,10 @@ def _bounds(program: Program, regions: Sequence[Region], address: int, other: in
 
 def _program_race(program: Program, regions: Sequence[Region], address: int, other: int, info: int) -> tuple[str, str]:
     party = "several programs" if other == 0x7FFFFFFE or other == 0x7FFFFFFF else f"program {other}"
-    return "race between programs on global memory", f"{party} {'wrote' if info else 'read'} it; {_region_near(regions, address)}"
+    return (
+        "race between programs on global memory",
+        f"{party} {'wrote' if info else 'read'} it; {_region_near(regions, address)}",
+    )
 
 
 _MBARRIER = [
@@ -101,7 +104,9 @@ _WORDS: dict[Kind, Words] = {
     Kind.SHARED_BOUNDS: lambda p, r, a, o, i: (f"shared access of {i} bytes out of bounds", ""),
     Kind.UNINITIALISED: lambda p, r, a, o, i: ("read of uninitialised shared memory", ""),
     Kind.READ_RACE: lambda p, r, a, o, i: (
-        "race: an operand of an asynchronous operation was written without order" if i else "race: reads what another warp wrote",
+        "race: an operand of an asynchronous operation was written without order"
+        if i
+        else "race: reads what another warp wrote",
         f"written by {_party(o)}",
     ),
     Kind.OVERWRITE_RACE: lambda p, r, a, o, i: ("race: overwrites what another warp may still read", f"read by {_party(o)}"),

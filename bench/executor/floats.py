@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from bench.executor.lanes import TABLE, VECTORS, Lanes, _define
+from bench.executor.lanes import TABLE, VECTORS, Lanes, define
 
 
 def _canonical(v: Lanes, value: ir.Value) -> ir.Value:
-    """PTX's "not a number" where arithmetic on float32 gives one."""
-    quiet = v.cast(v.const("i", 0x7FFFFFFF), "f")
-    return v.b.select(v.is_nan(value), quiet, value)
+    """PTX's "not a number" where arithmetic on float32 gives one. In integers: to LLVM one such value is as good as another."""
+    bits = v.cast(value, "i")
+    nan = v.b.icmp_unsigned(">", v.b.and_(bits, v.const("i", 0x7FFFFFFF)), v.const("i", 0x7F800000))
+    return v.cast(v.b.select(nan, v.const("i", 0x7FFFFFFF), bits), "f")
 
 
 def _through_double(v: Lanes, name: str, *values: ir.Value) -> ir.Value:
@@ -54,28 +55,27 @@ def _f(v: Lanes, value: ir.Value) -> ir.Value:
 
 
 for _kind, _bits in (("f", 32), ("d", 64)):
-    _one = 1.0
     for _name in ("add", "sub", "mul", "div"):
-        _define(f"{_name}f{_bits}", f"{_kind}={_kind}{_kind}", lambda v, a, b, n=_name: _f(v, getattr(v.b, f"f{n}")(a, b)))
-    _define(f"fmaf{_bits}", f"{_kind}={_kind * 3}", lambda v, a, b, c: _f(v, v.same("fma", a, b, c)))
+        define(f"{_name}f{_bits}", f"{_kind}={_kind}{_kind}", lambda v, a, b, n=_name: _f(v, getattr(v.b, f"f{n}")(a, b)))
+    define(f"fmaf{_bits}", f"{_kind}={_kind * 3}", lambda v, a, b, c: _f(v, v.same("fma", a, b, c)))
     for _name in ("min", "max"):
-        _define(f"{_name}f{_bits}", f"{_kind}={_kind}{_kind}", lambda v, a, b, n=_name: _extreme(v, a, b, n, False))
-        _define(f"{_name}nanf{_bits}", f"{_kind}={_kind}{_kind}", lambda v, a, b, n=_name: _extreme(v, a, b, n, True))
-    _define(f"sqrtf{_bits}", f"{_kind}={_kind}", lambda v, a: _f(v, v.same("sqrt", a)))
-    _define(f"rcpf{_bits}", f"{_kind}={_kind}", lambda v, a, k=_kind: _f(v, v.b.fdiv(v.const(k, 1.0), a)))
+        define(f"{_name}f{_bits}", f"{_kind}={_kind}{_kind}", lambda v, a, b, n=_name: _extreme(v, a, b, n, False))
+        define(f"{_name}nanf{_bits}", f"{_kind}={_kind}{_kind}", lambda v, a, b, n=_name: _extreme(v, a, b, n, True))
+    define(f"sqrtf{_bits}", f"{_kind}={_kind}", lambda v, a: _f(v, v.same("sqrt", a)))
+    define(f"rcpf{_bits}", f"{_kind}={_kind}", lambda v, a, k=_kind: _f(v, v.b.fdiv(v.const(k, 1.0), a)))
     for _name, _call in (("rni", "roundeven"), ("rmi", "floor"), ("rpi", "ceil"), ("rzi", "trunc")):
-        _define(f"{_name}f{_bits}", f"{_kind}={_kind}", lambda v, a, n=_call: _f(v, v.same(n, a)))
+        define(f"{_name}f{_bits}", f"{_kind}={_kind}", lambda v, a, n=_call: _f(v, v.same(n, a)))
     _whole = {"f": "i", "d": "l"}[_kind]
     _sign = 1 << (31 if _kind == "f" else 63)
-    _define(f"negf{_bits}", f"{_whole}={_whole}", lambda v, a, k=_whole, s=_sign: v.b.xor(a, v.const(k, s)))
-    _define(f"absf{_bits}", f"{_whole}={_whole}", lambda v, a, k=_whole, s=_sign: v.b.and_(a, v.const(k, s - 1)))
+    define(f"negf{_bits}", f"{_whole}={_whole}", lambda v, a, k=_whole, s=_sign: v.b.xor(a, v.const(k, s)))
+    define(f"absf{_bits}", f"{_whole}={_whole}", lambda v, a, k=_whole, s=_sign: v.b.and_(a, v.const(k, s - 1)))
     for _to, _width in (("i", 32), ("l", 64)):
         for _name, _call in (("s", "fptosi"), ("u", "fptoui")):
-            _define(f"{_name}{_width}.f{_bits}", f"{_to}={_kind}", lambda v, a, n=_call, t=_to: v.to_integer(n, a, t))
-        _define(f"f{_bits}.s{_width}", f"{_kind}={_to}", lambda v, a, k=_kind: v.b.sitofp(a, VECTORS[k]))
-        _define(f"f{_bits}.u{_width}", f"{_kind}={_to}", lambda v, a, k=_kind: v.b.uitofp(a, VECTORS[k]))
+            define(f"{_name}{_width}.f{_bits}", f"{_to}={_kind}", lambda v, a, n=_call, t=_to: v.to_integer(n, a, t))
+        define(f"f{_bits}.s{_width}", f"{_kind}={_to}", lambda v, a, k=_kind: v.b.sitofp(a, VECTORS[k]))
+        define(f"f{_bits}.u{_width}", f"{_kind}={_to}", lambda v, a, k=_kind: v.b.uitofp(a, VECTORS[k]))
 for _name in ("exp2", "log2", "tanh", "sin", "cos"):
-    _define(f"{_name}f32", "f=f", lambda v, a, n=_name: _f(v, _through_double(v, n, a)))
+    define(f"{_name}f32", "f=f", lambda v, a, n=_name: _f(v, _through_double(v, n, a)))
 
 
 def _inverse_root(v: Lanes, a: ir.Value) -> ir.Value:
@@ -83,9 +83,13 @@ def _inverse_root(v: Lanes, a: ir.Value) -> ir.Value:
     return _f(v, v.b.fptrunc(v.b.fdiv(v.const("d", 1.0), root), VECTORS["f"]))
 
 
-_define("rsqrtf32", "f=f", _inverse_root)
-_define("ftz", "f=f", _flush)
-_define("saturate", "f=f", lambda v, a: _extreme(v, _extreme(v, a, v.const("f", 0.0), "max", False), v.const("f", 1.0), "min", False))
+define("rsqrtf32", "f=f", _inverse_root)
+define("ftz", "f=f", _flush)
+define(
+    "saturate",
+    "f=f",
+    lambda v, a: _extreme(v, _extreme(v, a, v.const("f", 0.0), "max", False), v.const("f", 1.0), "min", False),
+)
 
 
 # --- halves, in the low bits of a word
@@ -167,19 +171,21 @@ def _tf32(v: Lanes, a: ir.Value, even: bool) -> ir.Value:
     return v.b.select(special, a, v.b.and_(v.b.add(a, half), v.const("i", 0xFFFFE000)))
 
 
-_define("f32.f16", "f=i", half_value)
-_define("f16.f32", "i=f", half_bits)
-_define("f32.bf16", "f=i", lambda v, a: v.cast(v.b.shl(a, v.const("i", 16)), "f"))
-_define("bf16.f32", "i=f", brain_bits)
-_define("bf16rz.f32", "i=f", lambda v, a: v.b.select(v.is_nan(a), v.const("i", 0x7FFF), v.b.lshr(v.cast(a, "i"), v.const("i", 16))))
-_define("relu", "f=f", lambda v, a: _extreme(v, a, v.const("f", 0.0), "max", True))
-_define("fmaf16", "f=fff", _fused_half)
-_define("fmabf16", "f=fff", _fused_brain)
-_define("tf32rna", "i=i", lambda v, a: _tf32(v, a, False))
-_define("tf32rn", "i=i", lambda v, a: _tf32(v, a, True))
-_define("f64.f32", "d=f", lambda v, a: v.b.fpext(a, VECTORS["d"]))
-_define("f32.f64", "f=d", lambda v, a: _f(v, v.b.fptrunc(a, VECTORS["f"])))
-_define("f32odd.f64", "f=d", odd_value)
+define("f32.f16", "f=i", half_value)
+define("f16.f32", "i=f", half_bits)
+define("f32.bf16", "f=i", lambda v, a: v.cast(v.b.shl(a, v.const("i", 16)), "f"))
+define("bf16.f32", "i=f", brain_bits)
+define(
+    "bf16rz.f32", "i=f", lambda v, a: v.b.select(v.is_nan(a), v.const("i", 0x7FFF), v.b.lshr(v.cast(a, "i"), v.const("i", 16)))
+)
+define("relu", "f=f", lambda v, a: _extreme(v, a, v.const("f", 0.0), "max", True))
+define("fmaf16", "f=fff", _fused_half)
+define("fmabf16", "f=fff", _fused_brain)
+define("tf32rna", "i=i", lambda v, a: _tf32(v, a, False))
+define("tf32rn", "i=i", lambda v, a: _tf32(v, a, True))
+define("f64.f32", "d=f", lambda v, a: v.b.fpext(a, VECTORS["d"]))
+define("f32.f64", "f=d", lambda v, a: _f(v, v.b.fptrunc(a, VECTORS["f"])))
+define("f32odd.f64", "f=d", odd_value)
 
 #: The number of each operation by its name; `TABLE[number]` is its signature and how it is made.
 NUMBERS = {name: number for number, (name, _, _) in enumerate(TABLE)}

@@ -8,16 +8,11 @@ above. Decoding composes what PTX has and this table has not.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from llvmlite import ir
-from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
-from bench.executor import layout
-
-WORD, LONG, BIT, BYTE = ir.IntType(32), ir.IntType(64), ir.IntType(1), ir.IntType(8)
+WORD, LONG, BIT = ir.IntType(32), ir.IntType(64), ir.IntType(1)
 VECTORS = {
     "i": ir.VectorType(WORD, 32),
     "l": ir.VectorType(LONG, 32),
@@ -89,28 +84,28 @@ Emit = Callable[..., ir.Value]
 TABLE: list[tuple[str, str, Emit]] = []
 
 
-def _define(name: str, signature: str, emit: Emit) -> None:
+def define(name: str, signature: str, emit: Emit) -> None:
     TABLE.append((name, signature, emit))
 
 
 # --- moves, packs, masks
-_define("mov32", "i=i", lambda v, a: a)
-_define("mov64", "l=l", lambda v, a: a)
-_define("pack64", "l=ii", lambda v, a, b: v.b.or_(v.wide(a, False), v.b.shl(v.wide(b, False), v.const("l", 32))))
-_define("pack32", "i=ii", lambda v, a, b: v.b.or_(v.b.and_(a, v.const("i", 0xFFFF)), v.b.shl(b, v.const("i", 16))))
-_define("low", "i=l", lambda v, a: v.low(a))
-_define("high", "i=l", lambda v, a: v.low(v.b.lshr(a, v.const("l", 32))))
-_define("zext64", "l=i", lambda v, a: v.wide(a, False))
-_define("sext64", "l=i", lambda v, a: v.wide(a, True))
+define("mov32", "i=i", lambda v, a: a)
+define("mov64", "l=l", lambda v, a: a)
+define("pack64", "l=ii", lambda v, a, b: v.b.or_(v.wide(a, False), v.b.shl(v.wide(b, False), v.const("l", 32))))
+define("pack32", "i=ii", lambda v, a, b: v.b.or_(v.b.and_(a, v.const("i", 0xFFFF)), v.b.shl(b, v.const("i", 16))))
+define("low", "i=l", lambda v, a: v.low(a))
+define("high", "i=l", lambda v, a: v.low(v.b.lshr(a, v.const("l", 32))))
+define("zext64", "l=i", lambda v, a: v.wide(a, False))
+define("sext64", "l=i", lambda v, a: v.wide(a, True))
 for _width in (8, 16):
-    _define(f"zext{_width}", "i=i", lambda v, a, n=_width: v.b.and_(a, v.const("i", (1 << n) - 1)))
-    _define(f"sext{_width}", "i=i", lambda v, a, n=_width: _sign_extend(v, a, n))
-_define("movp", "p=p", lambda v, a: a)
-_define("notp", "p=p", lambda v, a: v.b.not_(a))
+    define(f"zext{_width}", "i=i", lambda v, a, n=_width: v.b.and_(a, v.const("i", (1 << n) - 1)))
+    define(f"sext{_width}", "i=i", lambda v, a, n=_width: _sign_extend(v, a, n))
+define("movp", "p=p", lambda v, a: a)
+define("notp", "p=p", lambda v, a: v.b.not_(a))
 for _name in ("and", "or", "xor"):
-    _define(f"{_name}p", "p=pp", lambda v, a, b, n=_name: getattr(v.b, _method(n))(a, b))
-_define("select32", "i=iip", lambda v, a, b, p: v.choose(p, a, b))
-_define("select64", "l=llp", lambda v, a, b, p: v.choose(p, a, b))
+    define(f"{_name}p", "p=pp", lambda v, a, b, n=_name: getattr(v.b, _method(n))(a, b))
+define("select32", "i=iip", lambda v, a, b, p: v.choose(p, a, b))
+define("select64", "l=llp", lambda v, a, b, p: v.choose(p, a, b))
 
 
 def _method(name: str) -> str:
@@ -158,28 +153,28 @@ def _high_product(v: Lanes, a: ir.Value, b: ir.Value, signed: bool) -> ir.Value:
 
 for _kind, _bits in (("i", 32), ("l", 64)):
     for _name in ("add", "sub", "mul", "and", "or", "xor"):
-        _define(f"{_name}{_bits}", f"{_kind}={_kind}{_kind}", lambda v, a, b, n=_name: getattr(v.b, _method(n))(a, b))
-    _define(f"not{_bits}", f"{_kind}={_kind}", lambda v, a: v.b.not_(a))
-    _define(f"neg{_bits}", f"{_kind}={_kind}", lambda v, a: v.b.neg(a))
-    _define(f"abs{_bits}", f"{_kind}={_kind}", lambda v, a: v.with_flag("abs", a))
-    _define(f"mad{_bits}", f"{_kind}={_kind * 3}", lambda v, a, b, c: v.b.add(v.b.mul(a, b), c))
+        define(f"{_name}{_bits}", f"{_kind}={_kind}{_kind}", lambda v, a, b, n=_name: getattr(v.b, _method(n))(a, b))
+    define(f"not{_bits}", f"{_kind}={_kind}", lambda v, a: v.b.not_(a))
+    define(f"neg{_bits}", f"{_kind}={_kind}", lambda v, a: v.b.neg(a))
+    define(f"abs{_bits}", f"{_kind}={_kind}", lambda v, a: v.with_flag("abs", a))
+    define(f"mad{_bits}", f"{_kind}={_kind * 3}", lambda v, a, b, c: v.b.add(v.b.mul(a, b), c))
     for _name, _op in (("shl", "shl"), ("shru", "lshr"), ("shrs", "ashr")):
-        _define(f"{_name}{_bits}", f"{_kind}={_kind}i", lambda v, a, b, n=_op: _shift(v, a, b, n))
+        define(f"{_name}{_bits}", f"{_kind}={_kind}i", lambda v, a, b, n=_op: _shift(v, a, b, n))
     for _sign in "su":
         for _name in ("min", "max"):
-            _define(f"{_name}{_sign}{_bits}", f"{_kind}={_kind}{_kind}", lambda v, a, b, n=_sign + _name: v.same(n, a, b))
+            define(f"{_name}{_sign}{_bits}", f"{_kind}={_kind}{_kind}", lambda v, a, b, n=_sign + _name: v.same(n, a, b))
         for _name in ("div", "rem"):
-            _define(f"{_name}{_sign}{_bits}", f"{_kind}={_kind}{_kind}", lambda v, a, b, n=_sign + _name: _divide(v, a, b, n))
-        _define(f"mulhi{_sign}{_bits}", f"{_kind}={_kind}{_kind}", lambda v, a, b, s=_sign == "s": _high_product(v, a, b, s))
-    _define(f"popc{_bits}", f"i={_kind}", lambda v, a, k=_kind: a if k == "x" else _narrow(v, v.same("ctpop", a)))
-    _define(f"clz{_bits}", f"i={_kind}", lambda v, a: _narrow(v, v.with_flag("ctlz", a)))
-    _define(f"brev{_bits}", f"{_kind}={_kind}", lambda v, a: v.same("bitreverse", a))
+            define(f"{_name}{_sign}{_bits}", f"{_kind}={_kind}{_kind}", lambda v, a, b, n=_sign + _name: _divide(v, a, b, n))
+        define(f"mulhi{_sign}{_bits}", f"{_kind}={_kind}{_kind}", lambda v, a, b, s=_sign == "s": _high_product(v, a, b, s))
+    define(f"popc{_bits}", f"i={_kind}", lambda v, a: _narrow(v, v.same("ctpop", a)))
+    define(f"clz{_bits}", f"i={_kind}", lambda v, a: _narrow(v, v.with_flag("ctlz", a)))
+    define(f"brev{_bits}", f"{_kind}={_kind}", lambda v, a: v.same("bitreverse", a))
     for _sign in "su":
-        _define(f"bfe{_sign}{_bits}", f"{_kind}={_kind}ii", lambda v, a, p, n, s=_sign == "s": _extract(v, a, p, n, s))
-    _define(f"bfi{_bits}", f"{_kind}={_kind}{_kind}ii", lambda v, a, b, p, n: _insert(v, a, b, p, n))
+        define(f"bfe{_sign}{_bits}", f"{_kind}={_kind}ii", lambda v, a, p, n, s=_sign == "s": _extract(v, a, p, n, s))
+    define(f"bfi{_bits}", f"{_kind}={_kind}{_kind}ii", lambda v, a, b, p, n: _insert(v, a, b, p, n))
 for _sign in "su":
-    _define(f"mulwide{_sign}", "l=ii", lambda v, a, b, s=_sign == "s": v.b.mul(v.wide(a, s), v.wide(b, s)))
-    _define(f"madwide{_sign}", "l=iil", lambda v, a, b, c, s=_sign == "s": v.b.add(v.b.mul(v.wide(a, s), v.wide(b, s)), c))
+    define(f"mulwide{_sign}", "l=ii", lambda v, a, b, s=_sign == "s": v.b.mul(v.wide(a, s), v.wide(b, s)))
+    define(f"madwide{_sign}", "l=iil", lambda v, a, b, c, s=_sign == "s": v.b.add(v.b.mul(v.wide(a, s), v.wide(b, s)), c))
 
 
 def _narrow(v: Lanes, a: ir.Value) -> ir.Value:
@@ -241,19 +236,19 @@ def _funnel(v: Lanes, a: ir.Value, b: ir.Value, by: ir.Value, left: bool) -> ir.
     return v.low(shifted)
 
 
-_define("lop3", "i=iii", _logic)
-_define("prmt", "i=iii", _permute)
+define("lop3", "i=iii", _logic)
+define("prmt", "i=iii", _permute)
 for _name, _left in (("shfl", True), ("shfr", False)):
-    _define(f"{_name}.wrap", "i=iii", lambda v, a, b, c, s=_left: _funnel(v, a, b, v.b.and_(c, v.const("i", 31)), s))
-    _define(f"{_name}.clamp", "i=iii", lambda v, a, b, c, s=_left: _funnel(v, a, b, v.same("umin", c, v.const("i", 32)), s))
+    define(f"{_name}.wrap", "i=iii", lambda v, a, b, c, s=_left: _funnel(v, a, b, v.b.and_(c, v.const("i", 31)), s))
+    define(f"{_name}.clamp", "i=iii", lambda v, a, b, c, s=_left: _funnel(v, a, b, v.same("umin", c, v.const("i", 32)), s))
 
 # --- comparisons
 for _kind, _bits in (("i", 32), ("l", 64)):
     for _name, _op in (("eq", "=="), ("ne", "!="), ("lt", "<"), ("le", "<="), ("gt", ">"), ("ge", ">=")):
-        _define(f"{_name}.u{_bits}", f"p={_kind}{_kind}", lambda v, a, b, o=_op: v.b.icmp_unsigned(o, a, b))
-        _define(f"{_name}.s{_bits}", f"p={_kind}{_kind}", lambda v, a, b, o=_op: v.b.icmp_signed(o, a, b))
+        define(f"{_name}.u{_bits}", f"p={_kind}{_kind}", lambda v, a, b, o=_op: v.b.icmp_unsigned(o, a, b))
+        define(f"{_name}.s{_bits}", f"p={_kind}{_kind}", lambda v, a, b, o=_op: v.b.icmp_signed(o, a, b))
 for _kind, _bits in (("f", 32), ("d", 64)):
     for _name, _op in (("eq", "=="), ("ne", "!="), ("lt", "<"), ("le", "<="), ("gt", ">"), ("ge", ">="), ("num", "ord")):
-        _define(f"{_name}.f{_bits}", f"p={_kind}{_kind}", lambda v, a, b, o=_op: v.b.fcmp_ordered(o, a, b))
+        define(f"{_name}.f{_bits}", f"p={_kind}{_kind}", lambda v, a, b, o=_op: v.b.fcmp_ordered(o, a, b))
     for _name, _op in (("equ", "=="), ("neu", "!="), ("ltu", "<"), ("leu", "<="), ("gtu", ">"), ("geu", ">="), ("nan", "uno")):
-        _define(f"{_name}.f{_bits}", f"p={_kind}{_kind}", lambda v, a, b, o=_op: v.b.fcmp_unordered(o, a, b))
+        define(f"{_name}.f{_bits}", f"p={_kind}{_kind}", lambda v, a, b, o=_op: v.b.fcmp_unordered(o, a, b))

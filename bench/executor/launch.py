@@ -120,7 +120,9 @@ def _shift(program: Program, ops: tuple[Op, ...]) -> int:
     return 0 if chosen.any() else 1
 
 
-def _regions(state: _State, program: Program, regions: Sequence[Region], descriptors: Mapping[int, Descriptor], check: bool) -> None:
+def _regions(
+    state: _State, program: Program, regions: Sequence[Region], descriptors: Mapping[int, Descriptor], check: bool
+) -> None:
     shift = _shift(program, (Op.LOAD_GLOBAL, Op.STORE_GLOBAL))
     if any(d.element_size == 1 for d in descriptors.values()):
         shift = 0

@@ -1,9 +1,9 @@
 """How the engine's functions become machine code: Numba routines that call each other by symbol, and raw memory.
 
 A routine is a C function that Numba compiles on its own. Another routine calls it by its symbol, so that LLVM never
-compiles a callee a second time inside its callers: the whole engine compiles in seconds. Numba keeps routines in a cache
-whose folder is named by a hash of every source of the engine, of Numba's version and of this machine's instruction set, so
-that no stale machine code is ever loaded: Numba by itself notices changes of a function's own file only.
+compiles a callee a second time inside its callers: the whole engine compiles in seconds. Numba keeps routines in a cache,
+but by itself it notices changes of a function's own file only. So the folder is named by a hash of that file and of all that
+it imports of this package, of Numba's version and of this machine's instruction set: no stale machine code is ever loaded.
 
     @routine("int64(S, int64)")
     def double(state, x):
@@ -17,7 +17,9 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,6 @@ from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
 HERE = Path(__file__).parent
-SOURCES = sorted([*HERE.glob("*.py"), *(HERE / "engine").glob("*.py")])
 STATE = types.CPointer(types.int64)
 
 #: Every routine by its name: the address of its machine code.
@@ -37,20 +38,47 @@ ROUTINES: dict[str, int] = {}
 _KEPT: list[Any] = []
 
 
-def cache_folder() -> Path:
-    """Where this version of the engine is cached: `$XDG_CACHE_HOME` or `~/.cache`, then the hash of all that shapes it."""
+def cache_root() -> Path:
+    """Where machine code is kept: `$XDG_CACHE_HOME` or `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tritonconv-executor"
+
+
+@cache
+def sources_of(path: Path) -> frozenset[Path]:
+    """A file and the files of this package that it imports, directly or not."""
+    found, todo = set(), [path]
+    while todo:
+        source = todo.pop()
+        if source in found or not source.is_file():
+            continue
+        found.add(source)
+        text = source.read_text()
+        for name in re.findall(r"^from bench\.executor\.([\w.]+) import", text, re.M):
+            todo.append(HERE / (name.replace(".", "/") + ".py"))
+        for package, names in re.findall(r"^from bench\.executor(\.engine)? import ([\w, ]+)", text, re.M):
+            todo += [HERE / package.strip(".") / f"{name.split(' as ')[0].strip()}.py" for name in names.split(",")]
+    return frozenset(found)
+
+
+@cache
+def cache_folder(path: Path) -> Path:
+    """Where the routines of a file are kept, as long as nothing that shapes them changes."""
     digest = hashlib.sha256()
-    for path in SOURCES:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    for text in (numba.__version__, llvmlite.__version__, binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()):
+    for source in sorted(sources_of(path)):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    for text in (
+        numba.__version__,
+        llvmlite.__version__,
+        binding.get_host_cpu_name(),
+        binding.get_host_cpu_features().flatten(),
+    ):
         digest.update(text.encode() + b"\0")
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(home) / "tritonconv-executor" / digest.hexdigest()[:16]
+    return cache_root() / digest.hexdigest()[:16]
 
 
 def _compile(function: Callable[..., Any], signature: Any) -> Any:
     previous = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(cache_folder())
+    numba.config.CACHE_DIR = str(cache_folder(Path(function.__code__.co_filename)))
     try:
         return cfunc(signature, cache=True, error_model="numpy")(function)
     finally:

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from bench.executor import layout
-from bench.executor.builder import Builder, Op, Unknown, UnknownInstruction
+from bench.executor.builder import SPECIAL, Builder, Op, Unknown, UnknownInstruction
 from bench.executor.decode_arithmetic import arithmetic
 from bench.executor.decode_convert import convert, move
 from bench.executor.decode_memory import copy_async, load_parameter, load_store, matrix_move, matrix_product, warpgroup
@@ -129,7 +129,7 @@ def decode(ptx: str) -> Program:
         len(b.predicates),
         tuple((value, kind, slot) for (value, kind), slot in b.constants.items()),
         tuple((*key, slot) for key, slot in b.arguments.items()),
-        {name: slot for name, slot in b.registers.items() if name.startswith("%") and "." in name or name in ("%laneid", "%warpid")},
+        {name: slot for name, slot in b.registers.items() if name in SPECIAL},
     )
 
 

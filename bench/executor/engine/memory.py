@@ -261,4 +261,3 @@ def store_matrix(state, n, warp, mask, registers, predicates):
             lane = 8 * matrix + k
             write_shared(state, address[lane], matrix_bytes + 16 * k, 16, n, warp, lane)
     return 0
-

@@ -16,7 +16,6 @@ from bench.executor.layout import (
     GRANULES,
     IN_FLIGHT,
     MEMORY,
-    PROXY_CLOCKS,
     READ,
     READERS,
     SHARED,
@@ -185,7 +184,6 @@ def proxy_read(state, address, size, row, warp, clocks_at, proxy_at):
         if uniform:
             break
     return 0
-
 
 
 @inline

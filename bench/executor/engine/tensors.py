@@ -95,7 +95,7 @@ def span_of(state, mask, addresses, size):
 
 @routine("int64(S,int64,int64,int64,int64)")
 def whole_request(state, mask, addresses, size, write):
-    """The region that a request of lanes lies in as a whole and may use without a look at each byte, 0 for none (an address)."""
+    """The region that a request of lanes lies in as a whole and may use as one, by its entry's address; 0 for none."""
     low, end, together = span_of(state, mask, addresses, size)
     if together & (size - 1) or end - low > 1 << 40:
         return 0

@@ -335,5 +335,3 @@ def tma_wait(state, n, warp, mask, registers, predicates):
         me[STORE_FIRST] += 1
         leave_box(state, at, warp)
     return 0
-
-

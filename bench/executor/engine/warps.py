@@ -188,4 +188,3 @@ def barrier(state, n, warp, mask, registers, predicates):
     me[BARRIER_WARPS] = row[COUNT] // 32
     me[STATUS] = 1
     return 1
-
