@@ -67,14 +67,13 @@ def test_words():
 
 
 def test_explain_says_what_has_run(monkeypatch):
-    monkeypatch.setattr(host, "model", lambda index: H200)
-    tritonconv.launch.device_model.cache_clear()
     x = torch.empty(2, 64, 9, 7, dtype=torch.float16).to(memory_format=torch.channels_last)
     w = torch.empty(64, 64, 3, 3, dtype=torch.float16).to(memory_format=torch.channels_last)
-    try:
-        assert "its compiled code has run for sm_90, on a CPU" in str(tritonconv.explain(tritonconv.conv2d, x, w, padding=1))
-    finally:
-        tritonconv.launch.device_model.cache_clear()
+    monkeypatch.setattr(host, "_now", host._now)
+    monkeypatch.setattr(host, "_kernels", host._kernels)
+    host.use(B200)
+    said = str(tritonconv.explain(tritonconv.conv2d, x, w, padding=1))
+    assert said.count("its compiled code has run for sm_80 and sm_90, on a CPU, and never for sm_100") == 3
 
 
 def test_the_page_and_the_readme_say_what_the_record_says():
