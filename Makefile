@@ -77,6 +77,7 @@ compiled: $(ENV)
 aot-slow: $(ENV)
 	@export OMP_NUM_THREADS=1
 	TRITON_INTERPRET=1 $(PY) $(PYTEST) -q -n $(JOBS) -m "slow and not gpu and not aot and not compiled" tests
+	TRITON_INTERPRET=0 $(PY) $(PYTEST) -q -n $(JOBS) -m "compiled and slow" tests
 	TRITON_INTERPRET=0 $(PY) $(PYTEST) -q -n $(JOBS) -m "aot and slow" tests
 
 aot-oldest: $(ENV) build/triton-$(OLDEST)/.stamp
