@@ -25,12 +25,13 @@ endif
 OLDEST := 3.6.0
 PYTEST := -m pytest --no-header --dist worksteal
 
-.PHONY: help env demo test aot-slow aot-oldest mutate gpu gpu-run gpu-cache lint
+.PHONY: help env demo test compiled aot-slow aot-oldest mutate gpu gpu-run gpu-cache lint
 
 help:
 	@cat <<'TEXT'
 	make demo        the main job on real input: ResNet-50's layers on a GPU, a photograph without one
-	make test        the CPU test suite: kernels in Triton's interpreter, then compiled ahead of time
+	make test        the CPU test suite: kernels in Triton's interpreter, compiled ahead of time, and executed on the CPU
+	make compiled    executes all compiled code: the tests and what GPUs choose; goes on where it stopped (hours)
 	make gpu         everything that needs a GPU, with its log and results kept (STAGES="calls goals": some of it)
 	make gpu-cache   the kernels that make gpu runs, compiled without a GPU (GPU=h200) by Triton $(OLDEST), to take along
 	make lint        ruff and mypy
@@ -63,14 +64,25 @@ lint: $(ENV)
 # One thread a process: torch's own convolutions would otherwise fight the other workers for the cores.
 test: $(ENV)
 	@export OMP_NUM_THREADS=1
-	TRITON_INTERPRET=1 $(PY) $(PYTEST) -q -n $(JOBS) -m "not gpu and not aot and not slow" tests
+	TRITON_INTERPRET=1 $(PY) $(PYTEST) -q -n $(JOBS) -m "not gpu and not aot and not compiled and not slow" tests
+	if $(PY) -c 'import numba' 2>/dev/null; then
+	  $(PY) -m bench.executor compile
+	  TRITON_INTERPRET=0 $(PY) $(PYTEST) -q -n $(JOBS) -m "compiled and not slow" tests
+	else
+	  echo "compiled code was not run: the executor needs numba"
+	fi
 	TRITON_INTERPRET=0 $(PY) $(PYTEST) -q -n $(JOBS) -m "aot and not slow" tests
 	listed=$$($(PY) $(PYTEST) -q --collect-only -m gpu tests) || [ $$? -eq 5 ]
 	echo "not run here: $$(grep -c '::' <<<"$$listed" || true) tests that need a GPU (make gpu)"
 
+compiled: $(ENV)
+	@$(PY) -m bench.executor compile
+	$(PY) -m bench compiled --jobs $(JOBS)
+
 aot-slow: $(ENV)
 	@export OMP_NUM_THREADS=1
-	TRITON_INTERPRET=1 $(PY) $(PYTEST) -q -n $(JOBS) -m "slow and not gpu and not aot" tests
+	TRITON_INTERPRET=1 $(PY) $(PYTEST) -q -n $(JOBS) -m "slow and not gpu and not aot and not compiled" tests
+	TRITON_INTERPRET=0 $(PY) $(PYTEST) -q -n $(JOBS) -m "compiled and slow" tests
 	TRITON_INTERPRET=0 $(PY) $(PYTEST) -q -n $(JOBS) -m "aot and slow" tests
 
 aot-oldest: $(ENV) build/triton-$(OLDEST)/.stamp

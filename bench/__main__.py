@@ -244,6 +244,22 @@ def audit(
 
 
 @app.command()
+def compiled(
+    device: Annotated[str, typer.Option(help="Part of a GPU's name, whose plans alone are executed.")] = "",
+    dtype: Annotated[str, typer.Option(help="float16, tf32, bfloat16, float32 or float64 alone.")] = "",
+    tests: Annotated[bool, typer.Option(help="Run the test files too.")] = True,
+    plans: Annotated[bool, typer.Option(help="Execute the plans that GPUs choose too.")] = True,
+    minutes: Annotated[float | None, typer.Option(help="Stop each part before this much time has passed.")] = None,
+    jobs: Annotated[int, typer.Option(help="Test files at a time.")] = 2,
+    table: Annotated[bool, typer.Option("--table", help="Only write docs/compiled.md and the README's block.")] = False,
+) -> None:
+    """Execute compiled code on the CPU: the tests, and the plans that GPUs choose. Goes on where it stopped."""
+    from bench.compiled.command import run
+
+    run(device, dtype, tests, plans, minutes, jobs, table)
+
+
+@app.command()
 def networks() -> None:
     """Print the table of networks of docs/cost-model.md, from the cost model."""
     from bench.networks import table

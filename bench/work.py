@@ -119,7 +119,7 @@ class Work:
         one = dataclasses.replace(self, problem=dataclasses.replace(self.problem, batch=1))
         ones = [torch.ones(shape, dtype=torch.float64, device=a.device) for shape in one.shapes[:2]]
         terms = float64_pass(one, *ones) * (self.problem.batch if self.which == Pass.WGRAD else 1)
-        a, b = a.double().contiguous(), b.double().contiguous()
+        a, b = (t.to(torch.float64, copy=True).contiguous() for t in (a, b))  # changed in place below
         value = float64_pass(self, a, b)
         return Expected(value, float64_pass(self, a.abs_(), b.abs_()), terms)
 

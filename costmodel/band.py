@@ -28,6 +28,7 @@ from costmodel.band_windows import (
     shape_of,
 )
 from costmodel.device import Device
+from costmodel.executed import is_trusted
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import Resources, estimated, too_large
 from costmodel.tiling import Call, Operand, Plan, Tile, arithmetic, itemsize, reaches_too_far
@@ -205,8 +206,9 @@ def splits(of: Shape, band: Band, device: Device) -> list[int]:
 
 
 def candidates(call: Call, device: Device) -> list[Plan]:
-    """Every band plan worth predicting. The interpreter runs them where a plan asks for it."""
-    return [] if device.interpreted else list(plans(call, device))
+    """Every band plan worth predicting. The interpreter runs them where a plan asks for it, and so does an architecture for
+    which their code has not been executed."""
+    return [] if device.interpreted or not is_trusted("band", device.capability) else list(plans(call, device))
 
 
 def resources(call: Call, plan: Plan) -> Resources:

@@ -16,6 +16,7 @@ from costmodel import band, depthwise_choice, timing, tma
 from costmodel.algebra import ceil_div
 from costmodel.depthwise import is_narrow
 from costmodel.device import Device
+from costmodel.executed import is_trusted
 from costmodel.problem import ConvProblem, Pass
 from costmodel.recast import folds
 from costmodel.resources import compiled_for, estimated, resource_key, resource_table, too_large
@@ -194,9 +195,10 @@ def _options(call: Call, merge: int, fold: bool, device: Device) -> Iterator[Opt
 
 
 def families(call: Call, device: Device) -> list[str]:
-    """The GEMM kernels to consider. The interpreter takes boxes where a plan asks for them."""
+    """The GEMM kernels to consider. The interpreter takes boxes where a plan asks for them, and so does an architecture for
+    which their code has not been executed."""
     own = "patch" if call.problem.is_patch else "gather"
-    return [own] if device.interpreted else [own, "tma"]
+    return [own, "tma"] if not device.interpreted and is_trusted("tma", device.capability) else [own]
 
 
 def merges(call: Call, device: Device) -> list[int]:

@@ -1,8 +1,11 @@
 """What every test shares: where the kernels run, poisoned memory, and the proof that a kernel ran.
 
 Without a GPU the kernels run in Triton's interpreter, which must be chosen before triton is imported. Tests that
-compile ahead of time (marker `aot`) cannot live in such a process: run them apart, with `pytest -m aot` or with the
-environment variable TRITONCONV_TEST_AOT set.
+compile ahead of time (marker `aot`) or execute what was compiled (`compiled`) cannot live in such a process: run them apart,
+with `pytest -m aot` (`-m compiled`) or with the environment variable TRITONCONV_TEST_AOT set.
+
+`pytest --compiled sm_90` runs the interpreter's cases on compiled code instead: kernels are compiled for that architecture and
+executed on the CPU (`bench/executor`), with the plans of a GPU of that architecture; `--compiled sm_90=h100` says which.
 """
 
 import functools
@@ -10,6 +13,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,16 +23,60 @@ POISONED = ("empty", "empty_like", "empty_strided")
 POISONED_METHODS = ("new_empty", "new_empty_strided")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--compiled",
+        metavar="ARCH[=DEVICE]",
+        help="run kernels compiled for ARCH (sm_80, sm_90, ...) on the CPU, with the plans that DEVICE would choose (a name of "
+        "costmodel.device, by default its first one of that architecture)",
+    )
+    parser.addoption("--compiled-record", metavar="FILE", help="where --compiled writes what ran, as JSON")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     for warning in ("Using padding='same' with even kernel", "`torch.jit.script"):  # torch's own affairs
         config.addinivalue_line("filterwarnings", f"ignore:{warning}")
     # The option, not sys.argv: a worker of pytest-xdist is given the options of its controller and an argv of its own.
     # "aot", "aot and slow", ... but not "not gpu and not aot"
-    apart = bool(os.environ.get("TRITONCONV_TEST_AOT")) or config.option.markexpr.split()[:1] == ["aot"]
-    if not apart and not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
+    first = config.option.markexpr.replace("(", "").split()[:1]
+    apart = bool(os.environ.get("TRITONCONV_TEST_AOT")) or first in (["aot"], ["compiled"])
+    if asked := config.getoption("compiled"):
+        execute_compiled(config, asked)
+    elif not apart and not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
         if "triton" in sys.modules:
             raise pytest.UsageError("triton was imported before conftest.py could set TRITON_INTERPRET=1")
         os.environ["TRITON_INTERPRET"] = "1"
+
+
+def execute_compiled(config: pytest.Config, asked: str) -> None:
+    """Kernels are compiled for an architecture and executed on CPU tensors from here on. `asked` is ARCH[=DEVICE]."""
+    arch, _, name = asked.partition("=")
+    if not (arch.startswith("sm_") and arch[3:].isdigit()):
+        raise pytest.UsageError(f"--compiled takes an architecture such as sm_90, got {arch!r}")
+    if os.environ.pop("TRITON_INTERPRET", None) == "1" and "triton" in sys.modules:
+        raise pytest.UsageError("--compiled needs a process without TRITON_INTERPRET=1")
+    from bench.compiled.recorder import Recorder
+    from bench.executor import driver
+    from costmodel.device import DEVICES, find_device
+    from tritonconv import host
+
+    capability = int(arch[3:])
+    try:
+        first = next((d for d in DEVICES.values() if d.capability == capability), None)
+        device = find_device(name) if name or first is None else first
+        executor = driver.install(capability)
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from error
+    host.use(device)
+    record = config.getoption("compiled_record")
+    config.pluginmanager.register(Recorder(executor, Path(record) if record else None), "compiled-recorder")
+    torch.backends.cudnn.allow_tf32 = False  # as the interpreter computes, unless a test says otherwise
+
+
+def compiled() -> bool:
+    """Whether compiled code runs on CPU tensors."""
+    host = sys.modules.get("tritonconv.host")
+    return host is not None and host.runs_kernels() and not interpreted()
 
 
 def interpreted() -> bool:
@@ -40,8 +88,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") and (not cuda or interpreted()):
             item.add_marker(pytest.mark.skip(reason="TRITON_INTERPRET=1" if cuda else "no CUDA device"))
-        elif item.get_closest_marker("aot") and interpreted():
-            item.add_marker(pytest.mark.skip(reason="TRITON_INTERPRET=1 forbids compiling: run pytest -m aot"))
+        elif (item.get_closest_marker("aot") or item.get_closest_marker("compiled")) and interpreted():
+            item.add_marker(pytest.mark.skip(reason="TRITON_INTERPRET=1 forbids compiling: run pytest -m aot or -m compiled"))
+        elif item.get_closest_marker("interpreter") and compiled():
+            item.add_marker(pytest.mark.skip(reason="asks for Triton's interpreter, and compiled code runs here"))
 
 
 @pytest.fixture(scope="session")

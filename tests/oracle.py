@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from cases import Case
 
 from bench.tolerance import C_LIMIT, UNIT, Expected, needed_c
+from tritonconv import host
 
 Results = dict[str, torch.Tensor]
 
@@ -50,7 +51,9 @@ def expected(
 
 
 def uses_tf32(dtype: torch.dtype, device: str) -> bool:
-    return dtype == torch.float32 and device != "cpu" and torch.backends.cudnn.conv.fp32_precision != "ieee"
+    """Whether the kernels multiply in tf32: the interpreter never does, compiled code does on a GPU and on a CPU."""
+    compiled = device != "cpu" or (host.runs_kernels() and not host.INTERPRETED)
+    return dtype == torch.float32 and compiled and torch.backends.cudnn.conv.fp32_precision != "ieee"
 
 
 def assert_close(got: Results, want: dict[str, Expected], repro: str, tf32: bool = False) -> None:

@@ -15,12 +15,8 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, linearize
 from torch.utils._pytree import tree_leaves
 
 import tritonconv
-from tritonconv import op
-from tritonconv.causal import cpu as causal_cpu
-from tritonconv.causal import op as causal_op
+from tritonconv import host
 from tritonconv.epilogue import ACTIVATIONS
-from tritonconv.video import cpu as video_cpu
-from tritonconv.video import op as video_op
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:There is a performance drop"),  # of a vmap over an op without a rule
@@ -79,19 +75,8 @@ every_way = pytest.mark.parametrize("way", WAYS, ids=[name.replace(" ", "-") for
 @contextlib.contextmanager
 def computed_by_torch():
     """The ops as CPU tensors get them outside the interpreter."""
-    with pytest.MonkeyPatch.context() as patch, torch.library._scoped_library("tritonconv", "IMPL") as library:
-        patch.setattr("tritonconv.separable.op.INTERPRETED", False)
-
-        def put(name, kernel):
-            library.impl(name, kernel, "CPU", allow_override=True)
-
-        for name, primitive in op._PRIMITIVES.items():
-            put(name, op._by_torch(primitive))
-        for name in ("fprop", "dgrad"):
-            put(f"{name}_fused", op._fused_by_torch(op._PRIMITIVES[name]))
-        for name, kernel in zip(("causal", "causal_backward", "causal_update"), causal_op._by(causal_cpu), strict=True):
-            put(name, kernel)
-        put("video", video_op._by(video_cpu.forward))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host, "_kernels", False)
         yield
 
 

@@ -124,6 +124,16 @@ def test_the_exact_result_is_torchs():
     assert exact.terms.expand_as(want)[0, 0, 0, 0] == 8 * 4 and exact.terms.expand_as(want)[0, 0, 2, 2] == 8 * 9
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_exact_result_leaves_its_operands_as_they_are(layout):
+    """In float64 the oracle's copies were the operands themselves, and their absolute values stayed behind."""
+    work = lines_of([], [SMALL], [], ["fprop"], "fp64", layout)[0].work
+    ((a, b),) = work.inputs(1, "cpu")
+    before = a.clone(), b.clone()
+    work.exact(a, b)
+    assert torch.equal(a, before[0]) and torch.equal(b, before[1])
+
+
 # --- what must not be reported ------------------------------------------------------------------------------------------
 
 

@@ -17,9 +17,9 @@ import tritonconv
 from bench.separable import LAYERS, prepared
 from bench.tolerance import C_LIMIT, TF32_INPUT_UNIT, UNIT
 from costmodel.tiling import Plan
+from tritonconv import host
 from tritonconv.epilogue import ACTIVATIONS
 from tritonconv.layout import channels_last_strides
-from tritonconv.separable import op as separable_op
 from tritonconv.separable.launch import fits_int32, prepare_call
 from tritonconv.separable.op import pair_of
 
@@ -365,7 +365,7 @@ def test_without_the_interpreter_torch_computes(monkeypatch):
     """A CPU tensor's two convolutions are then torch's own."""
     example = Example(padding=1, residual=True)
     want = example.exact("silu", None)
-    monkeypatch.setattr(separable_op, "INTERPRETED", False)
+    monkeypatch.setattr(host, "_kernels", False)
     torch.testing.assert_close(example.ours("silu", plan=None), want)
 
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from costmodel import band, depthwise
+from costmodel import band, depthwise, executed
 from costmodel.device import Device
 from costmodel.plan import candidates, measured, predict
 from costmodel.problem import ConvProblem, Pass
 from costmodel.recast import fold_width
 from costmodel.tiling import Call, Plan, access, grid, step_of, trips, vector_widths
 from costmodel.timing import Prediction, extra_bytes
-from tritonconv import check, functional, fused, launch
+from tritonconv import check, functional, fused, host, launch
 from tritonconv.causal import causal_conv1d
 from tritonconv.causal.explain import explained as explained_causal
 from tritonconv.epilogue import Epilogue, needs_z
@@ -105,11 +105,11 @@ def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) ->
     here, there = launch.is_aligned(x), launch.is_aligned(weight)  # and a gradient is taken to be
     x_here, y_here = (here, True) if forward == Pass.FPROP else (True, here)
     aligned = {Pass.FPROP: (x_here, there), Pass.DGRAD: (y_here, there), Pass.WGRAD: (y_here, x_here)}
-    device = x.device.index if x.is_cuda else -1
+    device = host.index_of(x)
     precision = launch.fp32_precision()
     passes = [forward, Pass.DGRAD if forward == Pass.FPROP else Pass.FPROP, Pass.WGRAD]
     plans, predictions, lines = {}, {}, [f"{name}: {problem}, {launch.DTYPES[dtype]}"]
-    if not x.is_cuda and not launch.INTERPRETED:
+    if not x.is_cuda and not host.runs_kernels():
         lines.append("CPU tensors: torch's own convolution computes them; what Triton's interpreter would run:")
     for which in passes if problem.macs else []:
         described = launch.describe(problem, which, *operands[which], aligned[which])
@@ -232,5 +232,6 @@ def _cost_words(call: Call, plan: Plan, found: Prediction, device: Device, force
         f"{found.tile_use:.0%} of the issued multiply-adds needed ({device.name})"
     )
     if not device.interpreted:
+        lines.append(f"  {executed.words(plan.family, device.capability)}")
         lines.append(f"  from {found.low * 1e6:.3g} to {found.high * 1e6:.3g} us, {found.source}")
     return lines

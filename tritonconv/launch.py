@@ -14,16 +14,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import triton
 
 from costmodel.depthwise import is_narrow
-from costmodel.device import INTERPRETER, Device, find
+from costmodel.device import Device, find
 from costmodel.legality import checked
 from costmodel.plan import MENU, select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import LEAST_CAPABILITY
 from costmodel.tiling import Call, Operand, Plan, Tile, seen_problem
-from tritonconv import band, depthwise, gemm, tma
+from tritonconv import band, depthwise, gemm, host, tma
 from tritonconv.epilogue import Epilogue, by_torch, widened
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.layout import (
@@ -62,8 +61,6 @@ LARGEST = Tile(*map(max, zip(*itertools.chain(*MENU.values()), strict=True)))
 #: Kernel launches so far, by name. Tests read it to see that a kernel really ran.
 COUNTS: Counter[str] = Counter()
 
-#: Whether Triton's interpreter runs the kernels (TRITON_INTERPRET=1 when triton was imported).
-INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 DTYPES = {
     torch.float16: "float16",
@@ -87,9 +84,9 @@ def fp32_precision() -> str:
 
 @functools.cache
 def device_model(index: int) -> Device:
-    """The cost model's description of CUDA device `index`; -1 is the interpreter. RuntimeError where the device is too old."""
+    """The cost model's description of device `index` of `host.index_of`. RuntimeError where a CUDA device is too old."""
     if index < 0:
-        return INTERPRETER
+        return host.model(index)
     found = torch.cuda.get_device_properties(index)
     capability = found.major * 10 + found.minor
     if capability < LEAST_CAPABILITY:
@@ -187,7 +184,7 @@ def prepare(
     plan: Plan, call: Call, a: TensorKey, b: TensorKey, out: TensorKey, bias_stride: int | None, fused: FusedKey | None = None
 ) -> Prepared:
     """Scalars, constexprs and grid of a launch whose operands already lie as the plan wants them."""
-    upcast = INTERPRETED and call.dtype == "bfloat16"
+    upcast = host.INTERPRETED and call.dtype == "bfloat16"
     prepared: Prepared = FAMILIES[plan.family].prepare(plan, call, a, b, out, bias_stride, fused, upcast)
     return prepared
 
@@ -212,7 +209,7 @@ def execute(
     if problem.macs == 0:  # nothing to add up: an empty batch's weight gradient, or no channels
         out.zero_()
         return out if bias is None else out.add_(bias.view(-1, *(1,) * problem.rank))
-    device = a.device.index if a.is_cuda else -1
+    device = host.index_of(a)
     bias_stride = None if bias is None else bias.stride(0)
     fused = None if epilogue is None else FusedKey.of(epilogue)
     aligned = is_aligned(a), is_aligned(b)

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
 from costmodel.problem import ConvProblem, Pass
-from tritonconv import cpu, launch, operands
+from tritonconv import cpu, host, launch, operands
 from tritonconv.epilogue import ACTIVATIONS, Epilogue, by_torch, widened
 from tritonconv.layout import allocate
 
@@ -231,7 +231,7 @@ for _schema in _SCHEMAS:
 def _register(name: str, of: _Primitive, kernel: Any, by_torch: Any, fake: Any) -> None:
     op = getattr(torch.ops.tritonconv, name)
     LIBRARY.impl(name, kernel, "CUDA")
-    LIBRARY.impl(name, kernel if launch.INTERPRETED else by_torch, "CPU")
+    LIBRARY.impl(name, host.either(kernel, by_torch), "CPU")
     torch.library.register_fake(f"tritonconv::{name}", fake, lib=LIBRARY)
     for device in ("cuda", "cpu"):
         LIBRARY.impl(name, _autocast(op.default, device), f"Autocast{device.upper()}")

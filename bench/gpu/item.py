@@ -15,7 +15,7 @@ import torch
 from bench.providers.contender import Unserved
 from bench.work import float32_in
 from costmodel.device import Device
-from tritonconv import launch
+from tritonconv import host, launch
 
 #: Tensors of a call, None where it takes none.
 Tensors = Sequence[torch.Tensor | None]
@@ -63,7 +63,7 @@ class Result:
 
 def model_of_device() -> Device:
     """The cost model's description of the current GPU, or of what stands for one."""
-    return launch.device_model(torch.cuda.current_device() if torch.cuda.is_available() and not launch.INTERPRETED else -1)
+    return launch.device_model(torch.cuda.current_device() if torch.cuda.is_available() and not host.INTERPRETED else -1)
 
 
 @contextmanager

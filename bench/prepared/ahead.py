@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
 import triton
@@ -18,9 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
 from costmodel.device import Device
-from tritonconv import launch
-from tritonconv.separable import op as pairs
-from tritonconv.separable.launch import prepare_call as prepare_pair
+from tritonconv import host
 
 #: torch's word for tensors without memory.
 DEVICE = "meta"
@@ -90,29 +87,16 @@ class AsOnCuda(TorchDispatchMode):
 
 @contextmanager
 def ahead(device: Device) -> Iterator[None]:
-    """Inside, calls on tensors of the device "meta" compile for `device` and launch nothing. RuntimeError in the interpreter.
-
-    The library takes every tensor that is not CUDA's for the interpreter's, whose device is replaced here.
-    """
-    if launch.INTERPRETED:
+    """Inside, calls on tensors of device "meta" compile for `device` and launch nothing. RuntimeError in the interpreter."""
+    if host.INTERPRETED:
         raise RuntimeError("TRITON_INTERPRET=1 forbids compiling")
     driver = triton.runtime.driver
     before = driver._active
     driver.set_active(Driver(device))
-    forget()
+    host.use(device)
     try:
-        with (
-            mock.patch.object(launch, "INTERPRETER", device),
-            mock.patch.object(pairs, "INTERPRETED", True),  # of any tensor but CUDA's it would make two
-            AsOnCuda(),
-        ):
+        with AsOnCuda():
             yield
     finally:
-        forget()
+        host.use(None)
         driver._active = before
-
-
-def forget() -> None:
-    """What was prepared for device -1, which is the interpreter outside."""
-    for prepared in (launch.device_model, launch.prepare_call, prepare_pair):
-        prepared.cache_clear()

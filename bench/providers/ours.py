@@ -8,7 +8,7 @@ from bench.providers.contender import Contender
 from bench.work import Work
 from costmodel.problem import Pass
 from costmodel.tiling import Call, Plan
-from tritonconv import launch
+from tritonconv import host, launch
 from tritonconv.layout import output_strides
 from tritonconv.op import flat
 
@@ -25,7 +25,7 @@ def call_of(work: Work) -> Call:
 def chosen(work: Work) -> Plan:
     """The library's plan, on the current CUDA device or in the interpreter."""
     call = call_of(work)
-    index = torch.cuda.current_device() if torch.cuda.is_available() and not launch.INTERPRETED else -1
+    index = torch.cuda.current_device() if torch.cuda.is_available() and not host.INTERPRETED else -1
     return launch.choose(work.which, work.problem, work.torch_dtype, work.precision, index, call.a, call.b, call.out, forced="")
 
 

@@ -10,6 +10,7 @@ import torch
 from costmodel import causal as model
 from costmodel.tiling import Plan
 from costmodel.timing import Prediction
+from tritonconv import host
 from tritonconv.causal import causal_conv1d, check, launch
 from tritonconv.prepared import key
 
@@ -26,7 +27,7 @@ def explained(*args: Any, **kwargs: Any) -> tuple[model.ConvProblem, dict[str, P
     check.causal("causal_conv1d", **given)
     batch, channels, length = x.shape
     problem = model.problem_of(batch, channels, length, weight.shape[1])
-    device = launch.device_model(x.device.index if x.is_cuda else -1)
+    device = launch.device_model(host.index_of(x))
     y = key(torch.empty_strided(x.shape, launch.strides_like(x.shape, x), device="meta"))
     activation = given["activation"] or ""
     call = launch.call_of(problem, x.dtype, key(x), launch.as_weight(weight), y, activation)

@@ -20,12 +20,13 @@ from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import MAX_ALIGN, Call, Operand, Plan, itemsize
 from tritonconv.depthwise import fits_int32
+from tritonconv.host import INTERPRETED, index_of
 from tritonconv.kernels.causal import Lengths, Sequences, causal_kernel
 from tritonconv.kernels.causal_backward import causal_backward_kernel
 from tritonconv.kernels.causal_state import causal_update_kernel, final_state_kernel, state_gradient_kernel
 from tritonconv.kernels.depthwise_wgrad import strip_reduce_kernel
 from tritonconv.kernels.index import pack
-from tritonconv.launch import COUNTS, DTYPES, INTERPRETED, device_model, on
+from tritonconv.launch import COUNTS, DTYPES, device_model, on
 from tritonconv.layout import dense_strides, depthwise_operand
 from tritonconv.prepared import INT32_MAX, TensorKey, accumulator, key, packed_strides, wide
 
@@ -166,7 +167,7 @@ def prepared_for(
 ) -> Prepared:
     batch, channels, length = x.shape
     problem = model.problem_of(batch, channels, length, w.shape[1])
-    device = device_model(x.device.index if x.is_cuda else -1)
+    device = device_model(index_of(x))
     state = given.state is not None and w.shape[1] > 1
     features = state, given.ids is not None, given.starts is not None
     stride = None if b is None else b.stride(0)

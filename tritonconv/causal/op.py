@@ -23,7 +23,7 @@ from tritonconv.causal import cpu, launch, operands
 from tritonconv.causal.autograd import causal as _causal
 from tritonconv.causal.autograd import causal_backward as _causal_backward
 from tritonconv.causal.launch import Given, allocate
-from tritonconv.launch import INTERPRETED
+from tritonconv.host import either
 from tritonconv.op import LIBRARY, _autocast
 
 Maybe = torch.Tensor | None
@@ -218,7 +218,7 @@ for _name, _kernel, _torch, _fake, _flops, _autograd in zip(
 ):
     _op = getattr(_OPS, _name)
     LIBRARY.impl(_name, _kernel, "CUDA")
-    LIBRARY.impl(_name, _kernel if INTERPRETED else _torch, "CPU")
+    LIBRARY.impl(_name, either(_kernel, _torch), "CPU")
     LIBRARY.impl(_name, _autograd, "Autograd")
     torch.library.register_fake(f"tritonconv::{_name}", _fake, lib=LIBRARY)
     register_flop_formula(_op)(_flops)

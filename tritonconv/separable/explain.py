@@ -10,6 +10,7 @@ from costmodel.problem import ConvProblem
 from costmodel.tiling import Plan
 from costmodel.timing import Prediction
 from tritonconv import check
+from tritonconv.host import index_of
 from tritonconv.launch import DTYPES, device_model, fp32_precision
 from tritonconv.layout import output_strides
 from tritonconv.prepared import FusedKey, TensorKey, key
@@ -24,7 +25,7 @@ def explained(*args: Any, **kwargs: Any) -> tuple[ConvProblem, dict[str, Plan], 
     given = dict(bound.arguments)
     pair = checked(**given)
     x, w1, w2, residual = (given[name] for name in ("input", "depthwise_weight", "pointwise_weight", "residual"))
-    dtype, device = check.cast_dtype(x), device_model(x.device.index if x.is_cuda else -1)
+    dtype, device = check.cast_dtype(x), device_model(index_of(x))
     x = x if x.dim() == 4 else x.unsqueeze(0)
     over: TensorKey | None = None
     if residual is not None:

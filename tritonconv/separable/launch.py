@@ -14,10 +14,11 @@ from costmodel.algebra import product
 from costmodel.device import Device
 from costmodel.separable import Pair, PairCall
 from costmodel.tiling import MAX_ALIGN, Plan
+from tritonconv.host import INTERPRETED, index_of
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.kernels.index import Sizes, pack
 from tritonconv.kernels.separable import separable_kernel
-from tritonconv.launch import COUNTS, DTYPES, INTERPRETED, device_model, fp32_precision, on
+from tritonconv.launch import COUNTS, DTYPES, device_model, fp32_precision, on
 from tritonconv.layout import allocate, depthwise_operand, filters_last_copy, filters_last_strides, operand, output_strides
 from tritonconv.prepared import INT32_MAX, FusedKey, Prepared, TensorKey, accumulator, key, packed_strides
 
@@ -207,7 +208,7 @@ def fused(
     if product(pair.pointwise.output_shape) == 0 or pair.depthwise.in_channels == 0:
         return None
     y = allocate(pair.pointwise.output_shape, x, w1, w2)
-    device = x.device.index if x.is_cuda else -1
+    device = index_of(x)
     prepared = prepare_call(
         pair,
         x.dtype,

@@ -21,7 +21,7 @@ from costmodel.separable import Pair
 from tritonconv import operands
 from tritonconv.autograd import _below_autograd, _bias_gradient, _Primitive, added, bilinear
 from tritonconv.epilogue import ACTIVATIONS, needs_z
-from tritonconv.launch import INTERPRETED
+from tritonconv.host import runs_kernels
 from tritonconv.layout import allocate
 from tritonconv.op import LIBRARY, _autocast, pairs
 from tritonconv.separable import launch
@@ -113,7 +113,7 @@ def _separable(
     pair = checked(x, w1, w2, b1, b2, residual, (stride, padding, dilation), between, activation)
     if 0 in pair.pointwise.output_shape:
         return allocate(pair.pointwise.output_shape, x, w1, w2)
-    if x.is_cuda or INTERPRETED:
+    if x.is_cuda or runs_kernels():
         y = launch.fused(pair, x, w1, w2, b1, b2, residual, between, activation, slope, plan)
         if y is not None:
             return y

@@ -10,7 +10,8 @@ from costmodel.tiling import Plan, itemsize
 from costmodel.timing import Prediction
 from tritonconv.check import cast_dtype
 from tritonconv.functional import _plan_text
-from tritonconv.launch import DTYPES, INTERPRETED, device_model, fp32_precision
+from tritonconv.host import index_of, runs_kernels
+from tritonconv.launch import DTYPES, device_model, fp32_precision
 from tritonconv.layout import operand, output_strides
 from tritonconv.video import causal_conv3d, check, launch
 from tritonconv.video.op import chunk_of
@@ -26,9 +27,9 @@ def explained(*args: Any, **kwargs: Any) -> tuple[model.ConvProblem, dict[str, P
     x, weight, cache = given["x"], given["weight"], given["cache"]
     chunk = chunk_of(x.shape, weight.shape, None if cache is None else cache.shape, *window)
     dtype, precision = DTYPES[cast_dtype(x)], fp32_precision()
-    device = device_model(x.device.index if x.is_cuda else -1)
+    device = device_model(index_of(x))
     lines = [f"causal_conv3d: {chunk}, {dtype}"]
-    if not x.is_cuda and not INTERPRETED:
+    if not x.is_cuda and not runs_kernels():
         lines.append("CPU tensors: torch's own convolution computes them; what Triton's interpreter would run:")
     if 0 in chunk.output_shape:
         return chunk.problem, {}, {}, "\n".join([*lines, "nothing to multiply"])

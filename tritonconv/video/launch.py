@@ -17,9 +17,10 @@ from costmodel.algebra import product
 from costmodel.device import Device
 from costmodel.tiling import MAX_ALIGN, MAX_BIT_TAPS, Plan, itemsize
 from costmodel.video import Chunk
+from tritonconv.host import INTERPRETED, index_of
 from tritonconv.kernels.index import pack
 from tritonconv.kernels.video import Frames, video_kernel
-from tritonconv.launch import COUNTS, DTYPES, INTERPRETED, LARGEST, device_model, fp32_precision, on
+from tritonconv.launch import COUNTS, DTYPES, LARGEST, device_model, fp32_precision, on
 from tritonconv.layout import allocate, allocate_channels_last, channels_last_copy, channels_last_strides, operand
 from tritonconv.prepared import INT32_MAX, TensorKey, accumulator, key, packed_strides
 
@@ -191,7 +192,7 @@ def forward(
         chunk,
         DTYPES[x.dtype],
         fp32_precision(),
-        device_model(x.device.index if x.is_cuda else -1),
+        device_model(index_of(x)),
         key(y),
         (x.stride(0), before.stride(0)) if x.shape[0] > 1 else (0, 0),
         None if b is None else b.stride(0),

@@ -22,7 +22,7 @@ from costmodel.video import TIME_PADDING, Chunk
 from tritonconv import operands
 from tritonconv.autograd import _below_autograd, _bias_gradient, _Primitive, added, or_zeros
 from tritonconv.epilogue import per_channel
-from tritonconv.launch import INTERPRETED
+from tritonconv.host import either
 from tritonconv.layout import allocate, allocate_channels_last
 from tritonconv.op import LIBRARY, _autocast, flat
 from tritonconv.video import check, cpu, launch
@@ -197,7 +197,7 @@ def _video(*args: Any) -> Any:
 
 LIBRARY.define(_SCHEMA, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
 LIBRARY.impl("video", _by(launch.forward), "CUDA")
-LIBRARY.impl("video", _by(launch.forward if INTERPRETED else cpu.forward), "CPU")
+LIBRARY.impl("video", _by(either(launch.forward, cpu.forward)), "CPU")
 LIBRARY.impl("video", _video, "Autograd")
 torch.library.register_fake("tritonconv::video", _by(_fake), lib=LIBRARY)
 register_flop_formula(_OPS.video)(_flops)

@@ -1,0 +1,163 @@
+"""The code that a GPU would choose for a layer, and a problem that the same code computes but that is small enough to execute.
+
+A plan is chosen for the layer's real sizes. Batch and image are then made smaller as long as the launch compiles to the same
+code: the same constants, boxes and widths of integers. Nothing is compiled to know that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import triton.language as tl
+
+from bench.work import Work
+from costmodel.device import Device
+from costmodel.problem import ConvProblem, Pass
+from costmodel.tiling import Plan
+from tritonconv import band, depthwise, gemm, host, launch, tma
+from tritonconv.layout import output_strides
+from tritonconv.prepared import INT32_MAX, Prepared
+
+#: Smaller problems that are tried for each layer.
+TRIED = 96
+#: Where a problem has more multiply-adds than this, its groups are made fewer too.
+MANY_MACS = 10**9
+#: The modules that say whether 32-bit offsets reach a family's tensors.
+REACH = (gemm, tma, depthwise, band)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The code of a plan for `work`, a problem as small as was found. `key` names code, architecture and arithmetic."""
+
+    work: Work
+    plan: Plan
+    bias: bool
+    arch: int
+    key: str
+    far: bool = False  # its offsets take 64 bits
+
+    def __str__(self) -> str:
+        return f"sm_{self.arch} {self.plan} of {self.work}" + (" with bias" if self.bias else "")
+
+
+def prepared_for(work: Work, bias: bool, device: Device, forced: str = "") -> Prepared:
+    """The launch of a work's pass on a device. Raises as `tritonconv.launch.choose` does."""
+    host.use(device)
+    a, b = work.meta()
+    out = work.shapes[2], output_strides(work.shapes[2], a, b)
+    stride = 1 if bias else None
+    index = host.index_of(torch.empty(0))
+    keys = launch.key(a), launch.key(b), out
+    return launch.prepare_call(work.which, work.problem, work.torch_dtype, work.precision, index, *keys, stride, forced)
+
+
+def code_of(prepared: Prepared) -> tuple[Any, ...]:
+    """What the compiled kernels of a launch depend on, but for the element type and the architecture."""
+    plan = prepared.plan
+    boxes = tuple(None if box is None else (len(box[0]), tuple(box[2])) for box in prepared.boxes)
+    constants = tuple(sorted((name, str(value)) for name, value in prepared.constants.items()))
+    reduce = () if prepared.reduce is None else code_of(prepared.reduce)
+    recast = plan.pack, plan.merge > 1, plan.fold, bool(prepared.workspace), bool(prepared.result)
+    return plan.which.value, plan.family, plan.taps is None, recast, boxes, constants, widths(prepared.arguments), reduce
+
+
+def widths(value: Any) -> Any:
+    """Arguments without their values: whether each integer takes 64 bits."""
+    if isinstance(value, tuple):
+        return tuple(map(widths, value))
+    return None if value is None else value > INT32_MAX
+
+
+def key_of(prepared: Prepared, work: Work, arch: int) -> str:
+    """16 hexadecimal digits of code, element type and architecture."""
+    text = repr((code_of(prepared), work.dtype, work.tf32, arch))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def chosen(work: Work, bias: bool, device: Device) -> Chosen:
+    """What `device` runs for a layer's pass, and the smallest problem found that the same code computes."""
+    real = prepared_for(work, bias, device)
+    code, plan = code_of(real), real.plan
+    least = plan.step[4 - work.problem.rank :] if plan.step and work.which == Pass.WGRAD else ()
+    wide = real.constants.get("INDEX") == tl.int64
+
+    def alike(problem: ConvProblem) -> bool:
+        try:
+            return code_of(prepared_for(replace(work, problem=problem), bias, device, str(plan))) == code
+        except (ValueError, RuntimeError):
+            return False
+
+    with far() if wide else nullcontext():
+        tried = itertools.islice(smaller(work.problem, least), TRIED)
+        problem = next(filter(alike, tried), work.problem)
+        if problem.macs > MANY_MACS:
+            problem = next(filter(alike, fewer_groups(problem)), problem)
+    found = replace(work, problem=problem)
+    return Chosen(found, plan, bias, device.capability, key_of(real, work, device.capability), wide)
+
+
+@contextmanager
+def far() -> Iterator[None]:
+    """As if no tensor were within the reach of 32-bit offsets: the code that large tensors take, for small ones."""
+    kept = [(module, module.fits_int32) for module in REACH]
+    launch.prepare_call.cache_clear()
+    try:
+        for module, _ in kept:
+            module.fits_int32 = lambda *given: False  # type: ignore[attr-defined]
+        yield
+    finally:
+        for module, function in kept:
+            module.fits_int32 = function  # type: ignore[attr-defined]
+        launch.prepare_call.cache_clear()
+
+
+def fewer_groups(problem: ConvProblem) -> Iterator[ConvProblem]:
+    """Problems with fewer groups of the same channels and filters."""
+    for groups in (2, 4, 8, 16, 32):
+        if groups < problem.groups:
+            channels, filters = groups * problem.channels_per_group, groups * problem.filters_per_group
+            yield replace(problem, groups=groups, in_channels=channels, out_channels=filters)
+
+
+def smaller(problem: ConvProblem, least: tuple[int, ...] = ()) -> Iterator[ConvProblem]:
+    """Problems with the batch and the image made smaller, the least work first. `least` are the smallest results wanted."""
+    axes = [
+        sizes(n, k, s, low, high, small)
+        for n, k, s, (low, high), small in zip(
+            problem.input_size,
+            problem.effective_kernel,
+            problem.stride,
+            problem.padding,
+            least or (1,) * problem.rank,
+            strict=True,
+        )
+    ]
+    images = sorted({min(problem.batch, n) for n in (1, 2, 3, 8, 32)})
+    every = [(batch, size) for batch in images for size in itertools.product(*axes)]
+    for batch, size in sorted(every, key=lambda pair: (pair[0] == 1 < problem.batch, pair[0] * math.prod(pair[1]))):
+        made = replace(problem, batch=batch, input_size=size)
+        if all(extent >= 1 for extent in made.output_size):
+            yield made
+
+
+def sizes(size: int, kernel: int, stride: int, low: int, high: int, least_result: int) -> list[int]:
+    """Extents of an axis that a shorter one may have, with an inside and both borders: first any that leaves the same rest by
+    the stride, then ones that are as divisible by 16, then ones whose result is too."""
+
+    def result(n: int) -> int:
+        return (n + low + high - kernel) // stride + 1
+
+    least = max(kernel - max(low, 0) - max(high, 0), 1) + 2 * stride + max(0, -low) + max(0, -high)
+    least = min(size, max(least, (least_result - 1) * stride + kernel - low - high))
+    same = [n for n in range(least, min(size, least + 40 * max(16, stride)) + 1) if n % stride == size % stride]
+    alike = [n for n in same if math.gcd(n, 16) == math.gcd(size, 16)]
+    exact = [n for n in alike if math.gcd(result(n), 16) == math.gcd(result(size), 16)]
+    return sorted({*same[:2], *alike[:2], *exact[:2], *exact[4:20:8], size})

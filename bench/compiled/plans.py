@@ -1,0 +1,154 @@
+"""Executes every distinct code that GPUs choose for the workloads, on small problems, against float64."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+
+import torch
+import triton
+
+from bench.compiled import store
+from bench.compiled.chosen import Chosen, chosen, far
+from bench.compiled.ptx import ptx_hash
+from bench.compiled.store import Group, PlanRow
+from bench.executor.driver import Executor, ExecutorFault, Launched
+from bench.tolerance import Expected, share
+from bench.work import float32_in
+from bench.workloads import load
+from bench.workloads.lists import BOTH, line_of
+from costmodel.device import DEVICES, Device
+from costmodel.families import family_hash
+from costmodel.problem import Pass
+from tritonconv import host, launch
+
+#: Arithmetics by their short names: dtype and precision.
+ARITHMETICS = {
+    "float16": ("float16", "ieee"),
+    "tf32": ("float32", "tf32"),
+    "bfloat16": ("bfloat16", "ieee"),
+    "float32": ("float32", "ieee"),
+    "float64": ("float64", "ieee"),
+}
+H200, A100, H100, RTX4090 = (
+    "NVIDIA H200",
+    "NVIDIA A100-SXM4-80GB",
+    "NVIDIA H100 80GB HBM3",
+    "NVIDIA GeForce RTX 4090",
+)
+#: Devices and arithmetics in the order in which they are run.
+ORDER = (
+    *((device, name) for name in ("float16", "tf32") for device in (H200, A100)),
+    *((device, name) for name in ("bfloat16", "float32", "float64") for device in (H200, A100)),
+    *((device, name) for device in (H100, RTX4090) for name in ARITHMETICS),
+)
+#: A problem with more multiply-adds is left out, and said to be.
+MOST_MACS = 2 * 10**10
+
+
+def enumerated(device: Device, arithmetic: str) -> dict[str, tuple[Chosen, str]]:
+    """The distinct codes that a device chooses for every convolution among the workloads, forward and both gradients, with the
+    first layer of each, by key."""
+    dtype, precision = ARITHMETICS[arithmetic]
+    found: dict[str, tuple[Chosen, str]] = {}
+    seen = set()
+    for layer in load():
+        if not layer.op.startswith("conv"):
+            continue
+        for which in BOTH:
+            work, bias = line_of(layer, which, dtype, precision).work, layer.bias and which == Pass.FPROP
+            if (work, bias) not in seen:
+                seen.add((work, bias))
+                of = chosen(work, bias, device)
+                found.setdefault(of.key, (of, f"{layer.suite}/{layer.layer}"))
+    return found
+
+
+def executed(of: Chosen, layer: str, device: Device, executor: Executor) -> PlanRow:
+    """Runs one code and holds its result against float64."""
+    heard: list[Launched] = []
+    executor.listeners.append(heard.append)
+    error, note = None, ""
+    try:
+        with float32_in(of.work.precision), far() if of.far else nullcontext():
+            error = error_of(of, device)
+    except ExecutorFault as fault:
+        note = str(fault)[:2000]
+    except Exception as failure:  # one code must not end the run
+        note = f"{type(failure).__name__}: {failure}"[:2000]
+    finally:
+        executor.listeners.remove(heard.append)
+    return PlanRow(
+        key=of.key,
+        arch=of.arch,
+        device=device.name,
+        family=of.plan.family,
+        which=str(of.work.which),
+        dtype="tf32" if of.work.tf32 else of.work.dtype,
+        plan=str(of.plan),
+        problem=str(of.work.problem),
+        layer=layer,
+        triton=triton.__version__,
+        source=family_hash(of.plan.family),
+        kernels=tuple((one.program.name, ptx_hash(one.ptx)) for one in heard),
+        programs=sum(one.grid[0] * one.grid[1] * one.grid[2] for one in heard),
+        instructions=sum(one.execution.executed for one in heard),
+        error=None if error is None else round(error, 4),
+        note=note,
+    )
+
+
+def error_of(of: Chosen, device: Device) -> float:
+    """The largest error of a result in parts of the derived tolerance. Whatever no kernel wrote is NaN."""
+    work = of.work
+    problem = work.problem
+    if problem.macs > MOST_MACS:
+        raise ValueError(f"{problem.macs:.3g} multiply-adds are too many to execute")
+    host.use(device)
+    ((a, b),) = work.inputs(1, "cpu")
+    want = work.exact(a, b)
+    bias = torch.randn(work.shapes[2][1], generator=torch.Generator().manual_seed(1)).to(work.torch_dtype) if of.bias else None
+    if bias is not None:
+        laid = bias.double().view(-1, *(1,) * problem.rank)
+        want = Expected(want.value + laid, want.magnitude + laid.abs(), want.terms + 1)
+    out = launch.allocate(work.shapes[2], a, b).fill_(torch.nan)
+    got = launch.execute(work.which, problem, a, b, out, bias, str(of.plan))
+    return share(got, want, work.tf32)
+
+
+def pending(names: Sequence[tuple[str, str]], report: Callable[[str], None]) -> Iterator[tuple[Device, Chosen, str]]:
+    """The codes of devices and arithmetics that have no current row, group by group; the lists of codes are renewed."""
+    for name, arithmetic in names:
+        device = DEVICES[name]
+        codes, rows = enumerated(device, arithmetic), store.plan_rows()
+        group = Group(name, arithmetic, tuple(sorted(codes)))
+        if store.groups().get((name, arithmetic)) != group:
+            store.append(store.GROUPS, [group])
+        todo = [pair for key, pair in codes.items() if key not in rows or not (rows[key].current and rows[key].ok)]
+        report(f"{name}, {arithmetic}: {len(codes)} codes, {len(todo)} to execute")
+        for of, layer in todo:
+            yield device, of, layer
+
+
+def run(names: Sequence[tuple[str, str]], minutes: float | None, report: Callable[[str], None]) -> int:
+    """Executes what has no current row, until the time is up; answers how many were wrong. Each row is kept as it is made."""
+    from bench.executor.driver import install
+
+    began, wrong, count = time.monotonic(), 0, 0
+    executors: dict[int, Executor] = {}
+    for device, of, layer in pending(names, report):
+        if minutes is not None and time.monotonic() - began > 60 * minutes:
+            report(f"the time is up after {count} codes: the same command goes on there")
+            break
+        if of.arch not in executors:
+            executors[of.arch] = install(of.arch)
+        executor = executors[of.arch]
+        triton.runtime.driver.set_active(executor)
+        start = time.monotonic()
+        row = executed(of, layer, device, executor)
+        store.append(store.PLANS, [row])
+        count, wrong = count + 1, wrong + (not row.ok)
+        error = "no result" if row.error is None else f"{row.error:.2f} of the tolerance"
+        report(f"{count} {of}: {error}, {row.instructions} instructions, {time.monotonic() - start:.1f} s {row.note[:300]}")
+    return wrong

@@ -1,0 +1,65 @@
+"""What of a kernel's PTX is code: the hash that tells two kernels apart, and what kind of kernel one is."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from bench.executor.driver import Launched
+
+#: Kernels by name, where one name is one family.
+FAMILY_OF = {
+    "tma_kernel": "tma",
+    "slide_kernel": "depthwise",
+    "taps_kernel": "depthwise",
+    "strip_kernel": "depthwise",
+    "strip_reduce_kernel": "depthwise",
+    "band_kernel": "band",
+    "table_kernel": "band",
+    "diagonal_kernel": "band",
+    "diagonal_reduce_kernel": "band",
+    "causal_kernel": "causal",
+    "causal_backward_kernel": "causal",
+    "causal_update_kernel": "causal",
+    "final_state_kernel": "causal",
+    "state_gradient_kernel": "causal",
+    "video_kernel": "video",
+    "separable_kernel": "separable",
+    "reduce_kernel": "reduce",
+    "fprop_kernel": "gather",
+    "dgrad_kernel": "gather",
+    "wgrad_kernel": "gather",
+}
+#: Triton's names of element types, the narrowest first.
+DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
+#: Lines that say where code is from and not what it is.
+_ORIGIN = re.compile(r"^\s*(\.loc\b|\.file\b|//|\$L__tmp\d+:)")
+
+
+def ptx_hash(ptx: str) -> str:
+    """16 hexadecimal digits of the code: comments, source positions and debug sections are left out."""
+    digest = hashlib.sha256()
+    for line in ptx.splitlines():
+        if line.lstrip().startswith(".section"):
+            break
+        if not _ORIGIN.match(line):
+            digest.update(line.partition("//")[0].rstrip().encode() + b"\n")
+    return digest.hexdigest()[:16]
+
+
+def family_of(launched: Launched) -> str:
+    """The kernel family that a launch is of; "reduce" for the second stage that gather, patch and tma share."""
+    family = FAMILY_OF[launched.program.name]
+    if launched.constants.get("PATCH"):
+        return "patch"
+    return "tma" if launched.constants.get("BOXED") else family
+
+
+def dtype_of(launched: Launched) -> str:
+    """The type of the elements that come or leave, the narrowest where there are several; "tf32" is float32 so multiplied."""
+    kinds = [re.sub(r"\[.*", "", kind.removeprefix("*").removeprefix("tensordesc<")) for kind in launched.types]
+    for name, dtype in DTYPES.items():
+        if name in kinds:
+            tf32 = dtype == "float32" and str(launched.constants.get("PRECISION", "")).startswith("tf32")
+            return "tf32" if tf32 else dtype
+    raise ValueError(f"{launched.program.name} takes no floating-point tensor: {launched.types}")

@@ -1,0 +1,148 @@
+"""The record of executed code: one JSON object a line, appended as it runs, committed.
+
+`plans.jsonl` has a row for each code that a GPU chooses, `groups.jsonl` which of them belong to a device and arithmetic,
+`tests.jsonl` a row for each test file that ran on compiled code. A row is current while the sources of its kernels and
+Triton are those that it was made with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from costmodel.families import ENTRIES, family_hash
+
+DATA = Path(__file__).parent / "data"
+PLANS, GROUPS, TESTS = (DATA / f"{name}.jsonl" for name in ("plans", "groups", "tests"))
+PINNED = Path(__file__).parent.parent.parent / "constraints.txt"
+
+
+@cache
+def pinned_triton() -> str:
+    """The version of Triton that the project pins."""
+    return next(line.partition("==")[2] for line in PINNED.read_text().split() if line.startswith("triton=="))
+
+
+@cache
+def all_kernels() -> str:
+    """A hash of the sources of every kernel family."""
+    return hashlib.sha256("".join(map(family_hash, ENTRIES)).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One code of a plan, executed. `error` is the largest error in parts of the derived tolerance; None where there was no
+    result. `kernels` are name and hash of the PTX of each launch."""
+
+    key: str
+    arch: int
+    device: str  # that chose it when it ran
+    family: str
+    which: str
+    dtype: str  # "tf32" is float32 so multiplied
+    plan: str
+    problem: str  # as executed
+    layer: str  # suite/layer of the workload
+    triton: str
+    source: str  # `family_hash`
+    kernels: tuple[tuple[str, str], ...]
+    programs: int
+    instructions: int  # of warps
+    error: float | None
+    note: str = ""  # what was wrong
+
+    @property
+    def ok(self) -> bool:
+        return self.error is not None and self.error <= 1 and not self.note
+
+    @property
+    def current(self) -> bool:
+        return self.triton == pinned_triton() and self.source == family_hash(self.family)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The codes that a device chooses for the workloads in one arithmetic, by their keys."""
+
+    device: str
+    dtype: str
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TestRow:
+    """A test file on compiled code. `kernels` has the hashes of distinct kernels by family and element type, with blanks
+    between them."""
+
+    file: str
+    arch: int
+    device: str
+    triton: str
+    source: str  # `all_kernels`
+    passed: int
+    failed: int
+    skipped: int
+    launches: int
+    instructions: int
+    kernels: Mapping[str, str]
+
+    @property
+    def current(self) -> bool:
+        return self.triton == pinned_triton() and self.source == all_kernels()
+
+
+Row = TypeVar("Row", PlanRow, Group, TestRow)
+
+
+def append(path: Path, rows: Iterable[Any]) -> None:
+    """Adds rows to a file and has them on the disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        for row in rows:
+            file.write(json.dumps(asdict(row), separators=(",", ":")) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def load(path: Path, kind: type[Row]) -> list[Row]:
+    """The rows of a file, none where there is none. A last line without its end, where a run was cut off, is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    return [kind(**tupled(json.loads(line))) for line in lines if line.endswith("\n")]
+
+
+def tupled(value: Any) -> Any:
+    """Lists of a JSON value as tuples."""
+    if isinstance(value, dict):
+        return {name: tupled(each) for name, each in value.items()}
+    return tuple(map(tupled, value)) if isinstance(value, list) else value
+
+
+def plan_rows() -> dict[str, PlanRow]:
+    """The last row of each code."""
+    return {row.key: row for row in load(PLANS, PlanRow)}
+
+
+def groups() -> dict[tuple[str, str], Group]:
+    """The last list of codes of each device and arithmetic."""
+    return {(group.device, group.dtype): group for group in load(GROUPS, Group)}
+
+
+def test_rows() -> dict[tuple[str, int], TestRow]:
+    """The last row of each test file and architecture."""
+    return {(row.file, row.arch): row for row in load(TESTS, TestRow)}
+
+
+def compacted(path: Path, rows: Iterable[Any]) -> None:
+    """Writes a file anew with these rows alone."""
+    part = path.with_suffix(".part")
+    part.unlink(missing_ok=True)
+    append(part, rows)
+    part.replace(path)

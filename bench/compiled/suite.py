@@ -1,0 +1,100 @@
+"""Runs the interpreter's test files on compiled code, file by file, and keeps what ran."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import triton
+
+from bench.compiled import store
+from bench.compiled.store import TestRow
+
+ROOT = Path(__file__).parent.parent.parent
+#: Test files whose cases launch kernels, PyTorch's own samples of the six functions among them.
+FILES = tuple(
+    f"tests/test_{name}.py"
+    for name in (
+        "opinfo",
+        "paths",
+        "tma",
+        "tma_wgrad",
+        "band",
+        "depthwise",
+        "depthwise_groups",
+        "narrow_groups",
+        "separable",
+        "causal",
+        "video",
+        "video_op",
+        "fused",
+        "fused_op",
+        "fused_gradients",
+        "functions",
+        "autograd",
+        "offsets",
+        "convert",
+        "compile",
+        "errors",
+        "fuzz",
+        "reference",
+    )
+)
+#: Architectures, with the device whose plans are chosen.
+ARCHS = {80: "a100", 90: "h200"}
+CHOSEN = "not gpu and not aot and not compiled"
+
+
+def stale(files: Iterable[str] = FILES, archs: Iterable[int] = tuple(ARCHS)) -> list[tuple[str, int]]:
+    """The files and architectures that have no current row without a failure."""
+    rows = store.test_rows()
+    every = [(file, arch) for arch in archs for file in files]
+    return [pair for pair in every if pair not in rows or not rows[pair].current or rows[pair].failed]
+
+
+def run_file(file: str, arch: int) -> tuple[TestRow | None, str]:
+    """One file's row, and the end of what pytest said; None where pytest wrote nothing down."""
+    device = ARCHS[arch]
+    with tempfile.TemporaryDirectory() as folder:
+        record = Path(folder) / "record.json"
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        command = [sys.executable, "-m", "pytest", "--no-header", "-q", "-p", "no:cacheprovider", "--tb=short", "-m", CHOSEN]
+        command += ["--compiled", f"sm_{arch}={device}", "--compiled-record", str(record), file]
+        done = subprocess.run(command, cwd=ROOT, env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        if not record.exists():
+            return None, (done.stdout + done.stderr)[-2000:]
+        found = json.loads(record.read_text())
+    row = TestRow(file=file, arch=arch, device=device, triton=triton.__version__, source=store.all_kernels(), **found)
+    return row, done.stdout[-4000:] if row.failed else ""
+
+
+def run(minutes: float | None, jobs: int, report: Callable[[str], None]) -> int:
+    """Runs what is stale, until the time is up; answers how many files failed. Each row is kept as it is made."""
+    todo, began, wrong = stale(), time.monotonic(), 0
+    report(f"{len(todo)} of {len(FILES) * len(ARCHS)} test files to run on compiled code")
+
+    def timely(file: str, arch: int) -> tuple[TestRow | None, str] | None:
+        late = minutes is not None and time.monotonic() - began > 60 * minutes
+        return None if late else run_file(file, arch)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        running = {pool.submit(timely, file, arch): (file, arch) for file, arch in todo}
+        for i, future in enumerate(as_completed(running), 1):
+            (file, arch), found = running[future], future.result()
+            if found is None:
+                continue
+            row, said = found
+            if row is None or row.failed:
+                wrong += 1
+            if row is not None:
+                store.append(store.TESTS, [row])
+                said = f"{row.passed} passed, {row.failed} failed, {row.skipped} skipped, {row.launches} launches\n{said}"
+            report(f"{i}/{len(todo)} {file} sm_{arch}: {said.strip()}")
+    return wrong

@@ -1,0 +1,190 @@
+"""What lanes of a warp say to each other: shfl, redux, vote, elect; and the barrier of a program's warps."""
+
+from bench.executor.engine.faults import fault
+from bench.executor.layout import (
+    BARRIER,
+    BARRIER_WARPS,
+    CODE,
+    COUNT,
+    FLAG,
+    IMM,
+    LIVE,
+    NONE,
+    ROW,
+    SCRATCH,
+    SIZE,
+    STATUS,
+    WARP,
+    WARP_STATES,
+    A,
+    B,
+    C,
+    D,
+    E,
+    Kind,
+)
+from bench.executor.native import i32, i64, lowest, routine, u32
+
+DIVERGED, BAD_BARRIER = int(Kind.DIVERGED), int(Kind.BARRIER)
+ADD, LEAST, MOST, AND, OR, XOR = range(6)
+ANY, ALL, UNIFORM, BALLOT = range(4)
+
+
+@routine("int64(S,int64,int64,int64,int64)")
+def members(state, asked, mask, n, warp):
+    """Whether all lanes that a `.sync` instruction asks for are here; a fault where not."""
+    if asked & ~mask & 0xFFFFFFFF:
+        fault(state, DIVERGED, n, warp, lowest(asked & ~mask), asked & 0xFFFFFFFF, -1, mask)
+    elif mask & ~asked:
+        fault(state, DIVERGED, n, warp, lowest(mask & ~asked), asked & 0xFFFFFFFF, -1, mask)
+    return 0
+
+
+@routine("int64(S,int64,int64,int64,int64,int64)")
+def shuffle(state, n, warp, mask, registers, predicates):
+    """`size`: 0 idx, 1 bfly, 2 up, 3 down; `flag`: whether there is a predicate target, its place in `imm`."""
+    row = i64(state[CODE] + n * ROW * 8)
+    value, by, clamp, asked = u32(registers + row[A]), u32(registers + row[B]), u32(registers + row[C]), u32(registers + row[E])
+    target = u32(registers + row[D])
+    members(state, asked[lowest(mask)], mask, n, warp)
+    found_values = u32(state[SCRATCH])
+    found = 0
+    for lane in range(32):
+        segment, limit, step = (clamp[lane] >> 8) & 31, clamp[lane] & 31, by[lane] & 31
+        last, start = (lane & segment) | (limit & ~segment), lane & segment
+        if row[SIZE] == 0:
+            source = start | (step & ~segment)
+            inside = source <= last
+        elif row[SIZE] == 1:
+            source = lane ^ step
+            inside = source <= last
+        elif row[SIZE] == 2:
+            source = lane - step
+            inside = source >= last
+        else:
+            source = lane + step
+            inside = source <= last
+        if not inside:
+            source = lane
+        elif (mask >> lane) & 1:
+            found |= 1 << lane
+            if not (mask >> source) & 1:
+                fault(state, DIVERGED, n, warp, lane, asked[lane], source, mask)
+        found_values[lane] = value[source & 31]
+    for lane in range(32):
+        if (mask >> lane) & 1:
+            target[lane] = found_values[lane]
+    if row[FLAG]:
+        place = u32(predicates + row[IMM])
+        place[0] = (place[0] & ~mask) | found
+    return 0
+
+
+@routine("int64(S,int64,int64,int64,int64,int64)")
+def reduce_lanes(state, n, warp, mask, registers, predicates):
+    """redux.sync; `size`: the operation, `flag`: signed."""
+    row = i64(state[CODE] + n * ROW * 8)
+    value, target = u32(registers + row[A]), u32(registers + row[D])
+    members(state, u32(registers + row[B])[lowest(mask)], mask, n, warp)
+    result, first = 0, True
+    for lane in range(32):
+        if (mask >> lane) & 1:
+            x = 0
+            if row[FLAG]:
+                x += i32(registers + row[A])[lane]
+            else:
+                x += value[lane]
+            if first:
+                result = x
+            elif row[SIZE] == ADD:
+                result += x
+            elif row[SIZE] == LEAST:
+                result = min(result, x)
+            elif row[SIZE] == MOST:
+                result = max(result, x)
+            elif row[SIZE] == AND:
+                result &= x
+            elif row[SIZE] == OR:
+                result |= x
+            else:
+                result ^= x
+            first = False
+    for lane in range(32):
+        if (mask >> lane) & 1:
+            target[lane] = result & 0xFFFFFFFF
+    return 0
+
+
+@routine("int64(S,int64,int64,int64,int64,int64)")
+def vote(state, n, warp, mask, registers, predicates):
+    """vote.sync of a predicate (`a`, inverted with `flag`) into a predicate, or a register for a ballot; `size`: which."""
+    row = i64(state[CODE] + n * ROW * 8)
+    members(state, u32(registers + row[B])[lowest(mask)], mask, n, warp)
+    said = u32(predicates + row[A])[0] & mask
+    if row[SIZE] == BALLOT:
+        target = u32(registers + row[D])
+        for lane in range(32):
+            if (mask >> lane) & 1:
+                target[lane] = said
+        return 0
+    if row[SIZE] == ANY:
+        true = said != 0
+    elif row[SIZE] == ALL:
+        true = said == mask
+    else:
+        true = said == 0 or said == mask
+    place = u32(predicates + row[D])
+    place[0] = (place[0] & ~mask) | (mask if true else 0)
+    return 0
+
+
+@routine("int64(S,int64,int64,int64,int64,int64)")
+def elect(state, n, warp, mask, registers, predicates):
+    """The lowest lane; its number where there is a target (`flag`), and a predicate that holds for it alone."""
+    row = i64(state[CODE] + n * ROW * 8)
+    members(state, u32(registers + row[B])[lowest(mask)], mask, n, warp)
+    leader = lowest(mask)
+    if row[FLAG]:
+        target = u32(registers + row[D])
+        for lane in range(32):
+            if (mask >> lane) & 1:
+                target[lane] = leader
+    place = u32(predicates + row[A])
+    place[0] = (place[0] & ~mask) | (1 << leader)
+    return 0
+
+
+@routine("int64(S,int64,int64,int64,int64,int64)")
+def active(state, n, warp, mask, registers, predicates):
+    """activemask."""
+    target = u32(registers + i64(state[CODE] + n * ROW * 8)[D])
+    for lane in range(32):
+        if (mask >> lane) & 1:
+            target[lane] = mask
+    return 0
+
+
+@routine("int64(S,int64,int64,int64,int64,int64)")
+def warp_barrier(state, n, warp, mask, registers, predicates):
+    """bar.warp.sync."""
+    row = i64(state[CODE] + n * ROW * 8)
+    asked = u32(registers + row[A])[lowest(mask)]
+    members(state, asked & i64(state[WARP_STATES] + warp * WARP * 8)[LIVE], mask, n, warp)
+    return 0
+
+
+@routine("int64(S,int64,int64,int64,int64,int64)")
+def barrier(state, n, warp, mask, registers, predicates):
+    """bar.sync: the whole warp arrives and waits. Which barrier is `a` or the immediate; `count`: how many threads, 0 all."""
+    row = i64(state[CODE] + n * ROW * 8)
+    me = i64(state[WARP_STATES] + warp * WARP * 8)
+    if mask != me[LIVE]:
+        fault(state, DIVERGED, n, warp, lowest(me[LIVE] & ~mask), me[LIVE], -1, mask)
+    me[BARRIER] = row[IMM]
+    if row[A] != NONE:
+        me[BARRIER] = u32(registers + row[A])[lowest(mask)]
+    if me[BARRIER] >= 16 or row[COUNT] % 32 != 0:
+        fault(state, BAD_BARRIER, n, warp, 0, me[BARRIER], -1, row[COUNT])
+    me[BARRIER_WARPS] = row[COUNT] // 32
+    me[STATUS] = 1
+    return 1

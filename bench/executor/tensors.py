@@ -1,0 +1,57 @@
+"""Tensors as a kernel may see them: which bytes, at which address."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from bench.executor.memory import Region
+
+#: Between the first bytes of two tensors. An offset that leaves its tensor meets no other.
+WINDOW = 1 << 40
+#: Where a window's tensor begins in it, so that a negative offset stays in the window.
+MIDDLE = 1 << 39
+#: Bits of an address that a kernel may have been specialised on, or that decide sectors: they are kept.
+LOW_BITS = 4096
+#: Kernels that step from one tensor to another by the difference of their addresses: tensors keep the true ones.
+TRUE_ADDRESSES = ("video_kernel",)
+
+
+def span(tensor: torch.Tensor) -> int:
+    """Bytes from the first element of a tensor to the end of its last."""
+    if tensor.numel() == 0:
+        return 0
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (reach + 1) * tensor.element_size()
+
+
+def memory_of(tensor: torch.Tensor, size: int) -> np.ndarray:
+    """`size` bytes from a tensor's first on, shared with it."""
+    first = tensor.storage_offset() * tensor.element_size()
+    found = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage(), first, (size,), (1,))
+    return found.numpy()
+
+
+def bytes_of(tensor: torch.Tensor, size: int) -> np.ndarray | None:
+    """A map of the bytes that a view has; None where it has all of them."""
+    if tensor.numel() * tensor.element_size() == size:
+        return None
+    found = np.zeros(size, np.uint8)
+    each = tensor.element_size()
+    steps = (*(stride * each for stride in tensor.stride()), 1)
+    np.lib.stride_tricks.as_strided(found, (*tensor.shape, each), steps)[...] = 1
+    return found
+
+
+def region_of(name: str, tensor: torch.Tensor, index: int, true_address: bool = False) -> Region:
+    """The memory of argument `name`, the `index`-th tensor of a launch.
+
+    A tensor that begins its storage may be read to the storage's end: an allocation of its own may be padded, and is read in
+    whole vectors. Any other is a view, and has no more than its elements.
+    """
+    address = tensor.data_ptr()
+    base = address if true_address else (index + 1) * WINDOW + MIDDLE + address % LOW_BITS
+    size, storage = span(tensor), tensor.untyped_storage().nbytes()
+    if tensor.storage_offset() == 0 and storage > size > 0:
+        return Region(name, base, memory_of(tensor, storage), None)
+    return Region(name, base, memory_of(tensor, size), bytes_of(tensor, size))

@@ -1,0 +1,160 @@
+"""PTX as text to statements: what is declared, labelled and executed, with its line and the source line behind it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_NUMBER = re.compile(r"-?\d+U?|-?0[xX][0-9a-fA-F]+U?|0[fF][0-9a-fA-F]{8}|0[dD][0-9a-fA-F]{16}")
+_PARAM = re.compile(r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)((?:\s+\.\w+(?:\s+\d+)?)*)\s+([\w$]+)(?:\[(\d+)\])?")
+
+
+class Where(NamedTuple):
+    """A statement: its line in the PTX (from 1), its text, and the source as "file.py:12", callers behind " in "."""
+
+    line: int
+    statement: str
+    source: str
+
+
+class Param(NamedTuple):
+    """A parameter: kind "u64", "u32", "s32", "f32", ..., or "bytes" for an array such as a descriptor; sizes in bytes."""
+
+    name: str
+    offset: int
+    size: int
+    kind: str
+
+
+class Statement(NamedTuple):
+    """kind: "instruction", "label", "open", "close" or "register" (a declaration)."""
+
+    kind: str
+    text: str
+    where: Where
+
+
+def kernel_name(ptx: str) -> str:
+    """The name of the one kernel. ValueError where there is none."""
+    found = re.search(r"\.entry\s+([\w$]+)", ptx)
+    if not found:
+        raise ValueError("the PTX has no .entry")
+    return found[1]
+
+
+def head_of(ptx: str) -> str:
+    """From .entry to the body's brace."""
+    start = re.search(r"\.entry\s", ptx)
+    if not start:
+        raise ValueError("the PTX has no .entry")
+    return ptx[start.start() : ptx.index("\n{", start.start())]
+
+
+def params_of(ptx: str) -> tuple[tuple[Param, ...], int]:
+    """The parameters and how many bytes they take together."""
+    params, offset = [], 0
+    for found in _PARAM.finditer(head_of(ptx)):
+        align, kind, _, name, length = found.groups()
+        element = int(kind.lstrip("busf")) // 8
+        size = element * int(length) if length else element
+        step = int(align) if align else element
+        offset = -(-offset // step) * step
+        params.append(Param(name, offset, size, "bytes" if length else kind))
+        offset += size
+    return tuple(params), offset
+
+
+def threads_of(ptx: str) -> int:
+    """Threads of a program. ValueError where .reqntid or .maxntid does not say."""
+    found = re.search(r"\.(?:reqntid|maxntid)\s+(\d+)", head_of(ptx))
+    if not found:
+        raise ValueError("the PTX says neither .reqntid nor .maxntid")
+    return int(found[1])
+
+
+def _source(text: str, comment: str, files: dict[str, str]) -> str:
+    number, line = text.split()[1:3]
+    if chain := re.findall(r"([\w.<>-]+):(\d+):\d+", comment):
+        return " in ".join(f"{name}:{at}" for name, at in chain)
+    return f"{files.get(number, '?')}:{line}"
+
+
+def statements(ptx: str) -> Iterator[Statement]:
+    """The statements of the kernel's body, in order. ValueError for text that ends within one."""
+    files = {m[1]: m[2].rsplit("/", 1)[-1] for m in re.finditer(r'\.file\s+(\d+)\s+(?:"[^"]*"\s+)?"([^"]*)"', ptx)}
+    start = ptx.index("\n{", re.search(r"\.entry\s", ptx).start())  # type: ignore[union-attr]
+    depth, source, pending, pending_line = 0, "", "", 0
+    first = ptx[: start + 1].count("\n") + 1
+    for number, line in enumerate(ptx[start + 1 :].split("\n"), first):
+        code, _, comment = line.partition("//")
+        code = code.strip()
+        if not pending and code.startswith(".loc"):
+            source = _source(code, comment, files)
+            continue
+        if not pending and code.startswith(".pragma"):
+            continue
+        while code:
+            if not pending:
+                if code[0] in "{}":
+                    depth += 1 if code[0] == "{" else -1
+                    yield Statement("open" if code[0] == "{" else "close", "", Where(number, code[0], source))
+                    if depth == 0:
+                        return
+                    code = code[1:].lstrip()
+                    continue
+                if label := re.match(r"([$\w]+):(?!:)\s*", code):
+                    yield Statement("label", label[1], Where(number, code, source))
+                    code = code[label.end() :]
+                    continue
+                pending_line = number
+            end = code.find(";")
+            if end < 0:
+                pending += code + " "
+                break
+            text = (pending + code[:end]).strip()
+            pending, code = "", code[end + 1 :].lstrip()
+            if text:
+                kind = "register" if text.startswith(".reg") else "instruction"
+                yield Statement(kind, text, Where(pending_line, text, source))
+    raise ValueError("the PTX ends within its kernel")
+
+
+def split(text: str) -> list[str]:
+    """Operands between commas that lie in no braces or brackets."""
+    parts, depth, current = [], 0, ""
+    for character in text:
+        depth += (character in "{[") - (character in "}]")
+        if character == "," and depth == 0:
+            parts.append(current.strip())
+            current = ""
+        else:
+            current += character
+    return [*parts, current.strip()] if current.strip() else parts
+
+
+def immediate(text: str) -> int | None:
+    """The bits of a literal, None where the text is none."""
+    if not _NUMBER.fullmatch(text):
+        return None
+    if text[:2] in ("0f", "0F", "0d", "0D"):
+        return int(text[2:], 16)
+    text = text.rstrip("U")
+    digits = text.lstrip("-")
+    if len(digits) > 1 and digits[0] == "0" and digits[1] not in "xX":
+        return int(text, 8)
+    return int(text, 0)
+
+
+def address(text: str) -> tuple[str, int]:
+    """What "[%r1+16]" names: a register or symbol, and bytes. ValueError for another form."""
+    found = re.fullmatch(r"\[\s*([%$\w.]+)\s*(?:\+\s*(-?\w+))?\s*\]", text.strip())
+    if not found:
+        raise ValueError(f"an address is [register+bytes], not {text}")
+    return found[1], int(found[2], 0) if found[2] else 0
+
+
+def group(text: str) -> list[str]:
+    """The members of "{%r1, %r2}", or the operand alone."""
+    text = text.strip()
+    return split(text[1:-1]) if text.startswith("{") else [text]

@@ -1,0 +1,164 @@
+"""Compiled code, executed on the CPU: every family, pass, type, layout and kind of epilogue once on sm_80 and on sm_90.
+
+A chosen part of what `make compiled` runs, small enough for `make test`: compiling is what costs. No GPU is needed, and no
+process with TRITON_INTERPRET.
+"""
+
+import chunks
+import epilogues
+import pytest
+import torch
+from cases import Case
+from test_causal import Example as Sequence
+from test_causal import assert_close as assert_close_in_size
+from test_separable import Example as Pair
+from test_separable import assert_close as assert_pair_close
+
+from bench.work import Work, float32_in
+from costmodel.device import DEVICES
+from costmodel.problem import Pass
+from costmodel.reports.notation import parse
+from costmodel.tiling import Plan
+
+pytest.importorskip("numba", reason="compiled code is not run: the executor needs numba")
+pytestmark = pytest.mark.compiled
+
+ARCHS = (80, 90)
+#: These take what sm_80 compiles to; a sample of their own code runs too.
+COUSINS = (86, 89, 120)
+GPU = {arch: next(device for device in DEVICES.values() if device.capability == arch) for arch in (*ARCHS, *COUSINS)}
+#: layer, plan, arithmetic, layout, architectures.
+PLANS = [
+    ("conv2d n2 c24 9x7 -> 40 k3x3 p1,1", "fprop:gather:64x32x32:w4:s3", "float16", "channels_last", ARCHS),
+    ("conv2d n2 c24 9x7 -> 40 k3x3 p1,1", "fprop:gather:32x16x16:w4:s3:split2", "bfloat16", "contiguous", ARCHS),
+    ("conv2d n1 c16 9x8 -> 24 k3x3 s2x2 p1,1", "dgrad:gather:64x16x32:w4:s3", "bfloat16", "channels_last", ARCHS),
+    ("conv2d n2 c32 8x6 -> 32 k3x3 p1,1 g2", "wgrad:gather:16x32x32:w4:s3:split2", "float16", "channels_last", ARCHS),
+    ("conv1d n2 c24 17 -> 16 k3 p1", "fprop:gather:64x16x16:w4:s3", "float32", "contiguous", ARCHS),
+    ("conv3d n1 c16 4x5x3 -> 16 k3x2x2 p1,0,1", "fprop:gather:32x32x32:w4:s4", "tf32", "channels_last", ARCHS),
+    ("conv2d n1 c16 6x5 -> 16 k3x3 p1,1", "fprop:gather:32x32x32:w4:s4:x3", "float32", "channels_last", ARCHS),
+    ("conv2d n1 c16 5x6 -> 16 k3x3 s2x1 p1,1", "wgrad:gather:32x32x32:w4:s3", "tf32", "contiguous", ARCHS),
+    ("conv2d n1 c8 5x6 -> 16 k3x3 p1,1", "dgrad:gather:32x16x16:w4:s2", "float64", "channels_last", ARCHS),
+    ("conv2d n2 c40 5x6 -> 24 k1x1", "fprop:patch:32x32x16:w4:s4:split3", "float16", "channels_last", ARCHS),
+    ("conv2d n2 c24 8x8 -> 16 k2x2 s2x2", "dgrad:patch:32x32x16:w4:s3", "float32", "contiguous", ARCHS),
+    ("conv2d n2 c32 4x4 -> 32 k1x1", "wgrad:patch:32x32x16:w4:s4:split2", "bfloat16", "channels_last", ARCHS),
+    ("conv2d n1 c3 9x10 -> 16 k5x5 s2x2 p2,2", "fprop:gather:64x16x32:w4:s4:fold", "float16", "channels_last", ARCHS),
+    ("conv2d n1 c16 6x6 -> 16 k3x3 p1,1 g4", "fprop:gather:32x16x16:w4:s4:merge4", "float16", "channels_last", ARCHS),
+    ("conv2d n2 c8 9x7 -> 8 k3x3 p1,1 g8", "fprop:depthwise:4x8x4:w4:s3:rows3", "float16", "channels_last", ARCHS),
+    ("conv2d n2 c5 9x7 -> 5 k3x3 s2x2 p1,1 g5", "dgrad:depthwise:4x8x4:w4:s3:rows3", "float32", "contiguous", ARCHS),
+    ("conv2d n2 c8 9x7 -> 8 k3x3 p1,1 g8", "wgrad:depthwise:4x8x4:w4:s3:rows3", "bfloat16", "channels_last", ARCHS),
+    ("conv1d n1 c6 40 -> 6 k9 p4 g6", "fprop:depthwise:4x8x4:w4:s3:taps1x3", "float64", "contiguous", ARCHS),
+    ("conv2d n2 c2 24x32 -> 2 k13x13 p6,6 g2", "fprop:band:16x32x64:w4:s4:step1x1x2x16:rows4", "float16", "contiguous", ARCHS),
+    ("conv2d n2 c2 24x32 -> 2 k13x13 p6,6 g2", "wgrad:band:32x64x16:w4:s4:step1x1x2x16:rows4", "bfloat16", "contiguous", ARCHS),
+    ("conv2d n2 c32 9x7 -> 48 k3x3 p1,1", "fprop:tma:64x64x32:w4:s3", "float16", "channels_last", (90,)),
+    ("conv2d n1 c16 8x6 -> 32 k3x3 p1,1", "fprop:tma:64x32x16:w4:s3", "tf32", "channels_last", (90,)),
+    ("conv2d n1 c32 8x8 -> 32 k3x3 s2x2 p1,1", "dgrad:tma:64x32x32:w4:s3", "bfloat16", "channels_last", (90,)),
+    ("conv2d n2 c32 8x8 -> 64 k3x3 p1,1", "wgrad:tma:64x32x32:w4:s3:split2", "float16", "channels_last", (90,)),
+]
+EACH = [pytest.param(arch, *row, id=f"sm_{arch}-{row[1]}-{row[2]}") for *row, archs in PLANS for arch in archs]
+EACH += [
+    pytest.param(arch, *row, id=f"sm_{arch}-{row[1]}-{row[2]}", marks=pytest.mark.slow)
+    for *row, archs in PLANS
+    for arch in COUSINS
+    if archs == ARCHS
+]
+HALF = {"padding": 1, "dtype": "float16", "x": "channels_last", "w": "channels_last"}
+DEEP = Case("conv2d", (2, 32, 6, 5), (32, 32, 3, 3), **HALF)
+ROWS = Case("conv2d", (2, 16, 6, 5), (16, 16, 1, 1), dtype="bfloat16")
+SEPARATE = Case("conv2d", (2, 8, 6, 7), (8, 1, 3, 3), groups=8, padding=1, x="channels_last")
+LARGE = Case("conv2d", (1, 2, 16, 16), (2, 1, 13, 13), groups=2, padding=6, dtype="float16")
+#: Each kind of epilogue on each family that has one: case, plan, activation, what is added.
+FOLLOWED = [
+    (DEEP, "fprop:gather:32x32x32:w4:s3", "relu", ("scale", "shift"), ARCHS),
+    (ROWS, "fprop:patch:32x16x16:w4:s3", "gelu", ("residual",), ARCHS),
+    (SEPARATE, "fprop:depthwise:4x8x4:w4:s3:rows3", "silu", ("scale", "residual"), ARCHS),
+    (LARGE, "fprop:band:16x32x64:w4:s4:step1x1x2x16:rows4", "leaky_relu", ("shift",), ARCHS),
+    (DEEP, "fprop:tma:64x32x32:w4:s3", "hardswish", ("residual",), (90,)),
+]
+AFTER = [pytest.param(arch, *row, id=f"sm_{arch}-{row[1]}-{row[2]}") for *row, archs in FOLLOWED for arch in archs]
+
+
+@pytest.fixture
+def executor(arch):
+    """The executor of an architecture as Triton's device, and the kernels on CPU tensors."""
+    from bench.executor import driver
+    from tritonconv import host
+
+    installed = driver.install(arch)
+    host.use(GPU[arch])
+    yield installed
+    host.use(None)
+    driver.uninstall()
+
+
+@pytest.fixture
+def executed(executor):
+    """The names of the kernels that ran; the test fails where none did."""
+    names = []
+    executor.listeners.append(lambda launched: names.append(launched.program.name))
+    yield names
+    assert names, "no compiled kernel ran"
+
+
+@pytest.mark.parametrize("arch, layer, plan, arithmetic, layout", EACH)
+def test_a_plan(arch, layer, plan, arithmetic, layout, executed):
+    from bench.compiled.chosen import Chosen
+    from bench.compiled.plans import ARITHMETICS, error_of
+
+    dtype, precision = ARITHMETICS[arithmetic]
+    problem, forced = parse(layer).problem, Plan.parse(plan)
+    work = Work(problem, forced.which, dtype, precision, layout)
+    with float32_in(precision):
+        assert error_of(Chosen(work, forced, forced.which == Pass.FPROP, arch, ""), GPU[arch]) <= 1
+    two_stages = forced.split > 1 or forced.family == "band" or (forced.family, forced.which) == ("depthwise", Pass.WGRAD)
+    assert len(executed) == 1 + two_stages
+
+
+@pytest.mark.parametrize("arch, case, plan, activation, extras", AFTER)
+def test_what_follows_in_the_same_kernel(arch, case, plan, activation, extras, executed):
+    tensors = epilogues.operands(case, extras)
+    y = epilogues.fused(case, tensors, activation=activation, plan=Plan.parse(plan))
+    sizes, ones, exact = (
+        {name: change(t.double()) for name, t in tensors.items()} for change in (torch.abs, torch.ones_like, torch.clone)
+    )
+
+    def z(given):
+        order = [given.get(name) for name in ("input", "weight", "bias", *epilogues.EXTRAS)]
+        return epilogues.chain(case.function, *order, **case.arguments)
+
+    want = epilogues.value_of(activation, z(exact))
+    epilogues.within("output", y, want, epilogues.STEEPEST * z(sizes) + want.abs(), z(ones), 0, f"{activation}, {case!r}")
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("last, dtype", [(True, torch.float16), (False, torch.float32)], ids=["channels-last", "contiguous"])
+def test_causal(arch, last, dtype, executed):
+    """Forward with a state, all gradients, and one token."""
+    import tritonconv
+
+    example = Sequence("state", 2, 8, 24, 4, last, dtype)
+    found, want = example.library("silu"), example.by_definition("silu")
+    unit = 2.0**-8 if dtype == torch.float16 else 1e-5
+    assert_close_in_size(found, want, unit)
+    state = example.state.clone()
+    out = tritonconv.causal_conv1d_update(example.x[..., 0].contiguous(), state, example.w, example.b, "silu")
+    assert bool(((out - want["out"][..., 0]).abs() <= unit * want["out"].abs().max()).all())
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("name, dtype", [("wan, cached", torch.float16), ("upsample", torch.bfloat16)])
+def test_video(arch, name, dtype, executed):
+    import tritonconv
+
+    shape, weight, cached, window = chunks.CALLS[name]
+    x, w, b, cache = chunks.tensors(shape, weight, cached, dtype=dtype)
+    y, _ = tritonconv.causal_conv3d(x, w, b, cache=cache, **window)
+    chunks.assert_close(y, chunks.by_definition(x, w, b, cache=cache, **window), 2 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("between, after, dtype", [("relu6", "relu", torch.float16), (None, None, torch.float32)])
+def test_separable(arch, between, after, dtype, executed):
+    with float32_in("ieee"):
+        example = Pair((2, 16, 9, 7), 24, dtype=dtype, padding=1, residual=True)
+        assert_pair_close(example, between, after)
+    assert executed == ["separable_kernel"]

@@ -1,0 +1,59 @@
+"""What computes CPU tensors: torch's own convolution, or the kernels, where something runs kernels on a CPU.
+
+Triton's interpreter does (TRITON_INTERPRET=1 when triton was imported). So does a Triton driver that serves CPU tensors, where
+`use` says which GPU's plans they take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+
+from costmodel.device import INTERPRETER, Device
+
+#: Whether Triton's interpreter runs the kernels (TRITON_INTERPRET=1 when triton was imported).
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+#: The devices that CPU tensors have been planned for: number -1 - i is the i-th. The interpreter is the first.
+_MODELS: list[Device] = [INTERPRETER]
+#: The number of the one that CPU tensors are planned for now, and whether kernels run on them.
+_now = -1
+_kernels = INTERPRETED
+
+
+def index_of(x: torch.Tensor) -> int:
+    """The number of the CUDA device of `x`; a negative one for a CPU tensor. `model` knows the negative ones."""
+    return x.device.index if x.is_cuda else _now
+
+
+def model(index: int) -> Device:
+    """The cost model's description of what a negative number of `index_of` stands for."""
+    return _MODELS[-1 - index]
+
+
+def runs_kernels() -> bool:
+    """Whether the kernels compute CPU tensors."""
+    return _kernels
+
+
+def use(device: Device | None) -> None:
+    """From here on Triton's active driver runs kernels on CPU tensors, with the plans of `device` (`INTERPRETER` takes those of
+    Triton's interpreter). None: torch's convolution computes them."""
+    global _now, _kernels
+    _kernels = device is not None
+    chosen = device or INTERPRETER
+    if chosen not in _MODELS:
+        _MODELS.append(chosen)
+    _now = -1 - _MODELS.index(chosen)
+
+
+def either(kernel: Callable[..., Any], by_torch: Callable[..., Any]) -> Callable[..., Any]:
+    """What computes CPU tensors at each call: `kernel` where kernels do, else `by_torch`."""
+
+    def call(*args: Any) -> Any:
+        return kernel(*args) if _kernels else by_torch(*args)
+
+    return call
