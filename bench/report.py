@@ -149,11 +149,11 @@ def _prediction(rows: Sequence[Measurement]) -> list[str]:
     return sentences
 
 
-def put(readme: str, block: str) -> str:
-    """The README's text with `block` between the markers. ValueError where they are not there once."""
-    pattern = re.compile(r"(?<=<!-- measured -->\n).*(?=\n<!-- /measured -->)", re.S)
+def put(readme: str, block: str, name: str = "measured") -> str:
+    """The README's text with `block` between the markers of that name. ValueError where they are not there once."""
+    pattern = re.compile(rf"(?<=<!-- {name} -->\n).*(?=\n<!-- /{name} -->)", re.S)
     if len(pattern.findall(readme)) != 1:
-        raise ValueError("README.md has not the lines <!-- measured --> and <!-- /measured --> once")
+        raise ValueError(f"README.md has not the lines <!-- {name} --> and <!-- /{name} --> once")
     return pattern.sub(lambda _: block, readme)
 
 
