@@ -195,6 +195,7 @@ def audit(
             " each version has. With --write a run may be stopped and started again.",
         ),
     ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Compile the first so many rows alone.")] = None,
     coverage: Annotated[bool, typer.Option("--coverage", help="Only print how many rows each Triton version has.")] = False,
     summary: Annotated[bool, typer.Option("--summary", help="Only print docs' table, from the committed rows.")] = False,
 ) -> None:
@@ -206,7 +207,7 @@ def audit(
     elif coverage:
         typer.echo(tables.coverage(tables.menu(arch or tables.ARCHITECTURES), tables.committed()))
     else:
-        tables.run(only, arch or None, jobs, write, missing)
+        tables.run(only, arch or None, jobs, write, missing, limit)
 
 
 @app.command()

@@ -282,11 +282,18 @@ def summary() -> str:
 _CLASSES = ("mma", "ldgsts", "ldg", "lds", "sts", "alu", "imad", "mov", "pred", "uniform", "barrier", "fma")
 
 
-def run(only: str = "", archs: Iterable[int] | None = None, jobs: int = 2, write: bool = False, lacking: bool = False) -> None:
+def run(
+    only: str = "",
+    archs: Iterable[int] | None = None,
+    jobs: int = 2,
+    write: bool = False,
+    lacking: bool = False,
+    limit: int | None = None,
+) -> None:
     """Compile the rows whose key holds `only`, print them, and with `write` put them into the table, `WRITE_EVERY` at a time.
 
-    lacking: those that the table has no figures of this Triton for, in the order of `missing`. SystemExit where no key
-    holds `only`.
+    lacking: those that the table has no figures of this Triton for, in the order of `missing`. limit: the first so many.
+    SystemExit where no key holds `only`.
     """
     console = Console()
     rows = [row for row in menu(archs or ARCHITECTURES) if only in row.key]
@@ -298,6 +305,7 @@ def run(only: str = "", archs: Iterable[int] | None = None, jobs: int = 2, write
         console.print(f"{len(rows)} rows lack figures of Triton {triton.__version__}")
         if not rows:
             return
+    rows = rows[:limit]
     found: dict[str, dict[str, Any]] = {}
     unwritten: dict[str, dict[str, Any]] = {}
     for key, entry in track(compile_menu(rows, jobs), "compiling", total=len(rows), console=console):

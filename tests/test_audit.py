@@ -84,6 +84,8 @@ def test_a_stopped_run_is_taken_up_where_it_stood(table, monkeypatch, capsys):
         yield from ((row.key, COMPILED | {"trip": trip}) for row in rows)
 
     monkeypatch.setattr(audit, "compile_menu", whole)
+    audit.run(write=True, lacking=True, limit=1)
+    assert taken == ROWS[4:5] and len(audit.committed(table)) == 5
     audit.run(write=True, lacking=True)
     assert taken == ROWS[4:7] and len(audit.committed(table)) == 7
     assert f"of 7 rows the table has 4 from Triton {triton.__version__}" in capsys.readouterr().out
