@@ -39,7 +39,9 @@ SILU, SILU_BACKWARD = 10, 14
 
 def problem_of(batch: int, channels: int, length: int, taps: int) -> ConvProblem:
     """The convolution that a call is without states: x [B, C, L], w [C, 1, K], K - 1 zeros before each row."""
-    return ConvProblem.conv((batch, channels, length), (channels, 1, taps), (1,), ((taps - 1, 0),), (1,), channels)
+    return ConvProblem.conv(
+        (batch, channels, length), (channels, 1, taps), (1,), ((taps - 1, 0),), (1,), channels, checked=False
+    )
 
 
 def flops(batch: int, channels: int, length: int, taps: int, backward: bool = False) -> int:
@@ -136,11 +138,11 @@ def predict(call: Call, plan: Plan, device: Device, kind: Kind) -> Prediction:
     if kind.backward:
         (taps,) = call.problem.kernel_size
         moved += 2 * max(4, size) * parts(call, plan) * call.problem.in_channels * (taps + 1)
-    constants = device.calibration("depthwise")
+    constants = device.calibration("causal")
     if device.interpreted:
         seconds, waves, bound = choice.interpreted(done, launched, tile.lanes), float(launched.programs), "the interpreter"
     else:
-        pace = choice.pace_of(device)
+        pace = choice.pace_of(device, "causal")
         option = choice.Option(tile, done, registers(call, plan, kind))
         rates = choice.rates_of(call, of, option, pace)
         rates = rates._replace(overhead=rates.overhead * (2 if kind.backward else 1))

@@ -172,8 +172,9 @@ class Pace(NamedTuple):
     launch: float  # seconds of a launch
 
 
-def pace_of(device: Device) -> Pace:
-    a_second, constants = device.clock * 1e6, device.calibration("depthwise")
+def pace_of(device: Device, family: str = "depthwise") -> Pace:
+    """The pace of a family of depthwise kernels."""
+    a_second, constants = device.clock * 1e6, device.calibration(family)
     return Pace(
         sm_count=device.sm_count,
         a_second=a_second,

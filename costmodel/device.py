@@ -16,8 +16,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from costmodel.calibration import DEFAULT, Calibration, Table, lent, table_of
+from costmodel.calibration import DEFAULT, Calibration, Table, inherited, lent, table_of
 from costmodel.device_names import meant, plain, whole
+from costmodel.families import KIN
 
 #: The table by driver name; `devices()` under the name of a constant, read on first use.
 DEVICES: Mapping[str, Device]
@@ -67,8 +68,11 @@ class Device:
         return "bfloat16" if self.bf16 is not None or self.interpreted else "float16"
 
     def calibration(self, family: str) -> Calibration:
-        """The constants of a kernel family; the defaults where nothing has been measured."""
-        return next((found for name, found in self.calibrations if name == family), DEFAULT)
+        """The constants of a kernel family, else those of the one that it is like; the defaults where nothing was measured."""
+        known = dict(self.calibrations)
+        if family not in known and family in KIN:
+            return inherited(known.get(KIN[family], DEFAULT), KIN[family])
+        return known.get(family, DEFAULT)
 
     def calibrated(self, table: Table | None) -> Device:
         """This device with the constants and the fastest plans of a table; as it is where there is none."""

@@ -15,9 +15,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import NamedTuple
 
-from costmodel.algebra import Size, ceil_div, gcd, maximum, minimum, product, summation, where_less
+from costmodel import shapes
+from costmodel.algebra import Size, ceil_div, gcd, maximum, minimum, product, summation, symbolic, where_less
+from costmodel.shapes import padding_pairs as padding_pairs
 
 
 class Pass(StrEnum):
@@ -98,20 +101,29 @@ class ConvProblem:
         padding: Sequence[Size] | Sequence[tuple[Size, Size]] | str,
         dilation: Sequence[Size],
         groups: Size = 1,
+        *,
+        checked: bool = True,
     ) -> ConvProblem:
-        """The problem of torch's conv: input [N, C, *size], weight [K, C / groups, *kernel]; padding as in `padding_pairs`."""
+        """The problem of torch's conv: input [N, C, *size], weight [K, C / groups, *kernel]; padding as in `padding_pairs`.
+
+        Raises ShapeError, a ValueError, for a wrong number of sizes, and unless `checked` is False for channels that do not
+        go with the groups, for a stride or dilation below 1, or a kernel larger than the padded input. Of sympy's symbols
+        nothing is asked but their number.
+
+        >>> ConvProblem.conv((1, 3, 224, 224), (64, 3, 7, 7), (2, 2), (3, 3), (1, 1)).output_shape
+        (1, 64, 112, 112)
+        """
+        shapes.check_ranks(input_shape, weight_shape, stride=stride, padding=padding, dilation=dilation)
         kernel = tuple(weight_shape[2:])
-        return cls(
-            batch=input_shape[0],
-            in_channels=input_shape[1],
-            out_channels=weight_shape[0],
-            groups=groups,
-            input_size=tuple(input_shape[2:]),
-            kernel_size=kernel,
-            stride=tuple(stride),
-            padding=padding_pairs(padding, kernel, dilation),
-            dilation=tuple(dilation),
-        )
+        pads = padding_pairs(padding, kernel, dilation)
+        sizes = tuple(input_shape), tuple(weight_shape), tuple(stride), pads, tuple(dilation)
+        low_high = itertools.chain.from_iterable(pads)
+        if {*map(type, (*sizes[0], *sizes[1], *sizes[2], *sizes[4], groups, *low_high))} == {int}:
+            return _conv_of_ints(*sizes, groups, checked)
+        found = _conv(*sizes, groups)
+        if checked and not symbolic(*sizes[0], *sizes[1], *sizes[2], *sizes[4], groups, *found.padded_size):
+            _check_conv(found, *sizes[:2])
+        return found
 
     @classmethod
     def conv_transpose(
@@ -123,18 +135,31 @@ class ConvProblem:
         output_padding: Sequence[Size],
         groups: Size = 1,
         dilation: Sequence[Size] | None = None,
+        *,
+        checked: bool = True,
     ) -> ConvProblem:
         """The forward problem whose dgrad is torch's conv_transpose: input [N, K, *out], weight [K, C / groups, *kernel].
 
-        The result of the transposed convolution has this problem's `input_shape`.
+        The result of the transposed convolution has this problem's `input_shape`. Raises ShapeError as `conv` does, and for a
+        result without a pixel.
         """
         kernel = tuple(weight_shape[2:])
         dilation = tuple(dilation) if dilation is not None else (1,) * len(kernel)
+        window = {"stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation}
+        shapes.check_ranks(input_shape, weight_shape, **window)
+        known = checked and not symbolic(*input_shape, *weight_shape, *stride, *padding, *output_padding, *dilation, groups)
+        if known:
+            shapes.check_window(groups, stride, dilation)
+            shapes.check_transposed_channels(input_shape, weight_shape, groups)
         low_high = tuple((p, p - extra) for p, extra in zip(padding, output_padding, strict=True))
         sizes = tuple(
             (o - 1) * s + d * (k - 1) + 1 - lo - hi
             for o, s, d, k, (lo, hi) in zip(input_shape[2:], stride, dilation, kernel, low_high, strict=True)
         )
+        if known:
+            shapes.check_result(
+                sizes, input=list(input_shape), weight=list(weight_shape), **{k: tuple(v) for k, v in window.items()}
+            )
         return cls(
             batch=input_shape[0],
             in_channels=weight_shape[1] * groups,
@@ -334,15 +359,40 @@ class ConvProblem:
         return text + (f" g{self.groups}" if self.groups != 1 else "")
 
 
-def padding_pairs(
-    padding: Sequence[Any] | str, kernel_size: Sequence[Size], dilation: Sequence[Size]
-) -> tuple[tuple[Size, Size], ...]:
-    """(low, high) per axis from ints, pairs, 'valid' or 'same'. 'same' puts the odd element at the high end, as torch does."""
-    if isinstance(padding, str):
-        if padding == "valid":
-            return ((0, 0),) * len(kernel_size)
-        if padding != "same":
-            raise ValueError(f"padding must be 'same' or 'valid' when it is a string, got {padding!r}")
-        totals = [d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True)]
-        return tuple((total // 2, total - total // 2) for total in totals)
-    return tuple((p[0], p[1]) if isinstance(p, (tuple, list)) else (p, p) for p in padding)
+def _conv(
+    input_shape: tuple[Size, ...],
+    weight_shape: tuple[Size, ...],
+    stride: tuple[Size, ...],
+    padding: tuple[tuple[Size, Size], ...],
+    dilation: tuple[Size, ...],
+    groups: Size,
+) -> ConvProblem:
+    """`ConvProblem.conv` of whatever sizes."""
+    batch, in_channels, *input_size = input_shape
+    out_channels, _, *kernel_size = weight_shape
+    return ConvProblem(
+        batch, in_channels, out_channels, groups, tuple(input_size), tuple(kernel_size), stride, padding, dilation
+    )
+
+
+def _check_conv(found: ConvProblem, input_shape: Sequence[Size], weight_shape: Sequence[Size]) -> None:
+    shapes.check_window(found.groups, found.stride, found.dilation)
+    shapes.check_channels(input_shape, weight_shape, found.groups)
+    shapes.check_kernel(found.padded_size, found.effective_kernel)
+
+
+@lru_cache(maxsize=4096)
+def _conv_of_ints(
+    input_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[tuple[int, int], ...],
+    dilation: tuple[int, ...],
+    groups: int,
+    checked: bool,
+) -> ConvProblem:
+    """The same once for each call that repeats: numbers of other kinds, which may be equal, do not come here."""
+    found = _conv(input_shape, weight_shape, stride, padding, dilation, groups)
+    if checked:
+        _check_conv(found, input_shape, weight_shape)
+    return found

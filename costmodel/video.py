@@ -82,7 +82,7 @@ class Chunk:
         front = 0 if valid else dilation[0] * (weight[2] - 1) - cached
         known = (batch, channels, cached + frames, height * upsample, width * upsample)
         pads = ((front, 0), (padding[0], padding[1]), (padding[2], padding[3]))
-        problem = ConvProblem.conv(known, weight, stride, pads, dilation)
+        problem = ConvProblem.conv(known, weight, stride, pads, dilation, checked=False)
         return cls(problem, cached, upsample, time_padding == "replicate", valid)
 
     @property

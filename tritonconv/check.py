@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from costmodel.problem import ConvProblem, padding_pairs
+from costmodel.shapes import ShapeError
 from tritonconv.epilogue import ACTIVATIONS
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -177,23 +178,11 @@ def conv(
     else:
         pads = padding_pairs(ints(function, "padding", padding, rank, 0), weight.shape[2:], dilation)
     _not_empty(function, input.shape, weight.shape)
-    if weight.shape[0] < groups or weight.shape[0] % groups != 0:
-        raise RuntimeError(
-            f"{function}(): expected weight to be divisible by groups at dimension 0, got weight {list(weight.shape)} and "
-            f"groups={groups}"
-        )
-    if input.shape[1] != weight.shape[1] * groups:
-        raise RuntimeError(
-            f"{function}(): given groups={groups} and weight {list(weight.shape)}, expected input to have "
-            f"{weight.shape[1] * groups} channels, got input {list(input.shape)} with {input.shape[1]}"
-        )
+    try:
+        problem = ConvProblem.conv(input.shape, weight.shape, stride, pads, dilation, groups)
+    except ShapeError as error:
+        raise RuntimeError(f"{function}(): {error} (input {list(input.shape)}, {padding=}, {dilation=})") from None
     _bias(function, bias, weight.shape[0], weight)
-    problem = ConvProblem.conv(input.shape, weight.shape, stride, pads, dilation, groups)
-    if any(size < extent for size, extent in zip(problem.padded_size, problem.effective_kernel, strict=True)):
-        raise RuntimeError(
-            f"{function}(): kernel size can't be greater than the padded input: padded {list(problem.padded_size)}, "
-            f"dilated kernel {list(problem.effective_kernel)} (input {list(input.shape)}, {padding=}, {dilation=})"
-        )
     return problem
 
 
@@ -216,23 +205,15 @@ def conv_transpose(
     dilation = ints(function, "dilation", dilation, rank, 1)
     groups = _groups(function, groups)
     _not_empty(function, input.shape, weight.shape)
-    if input.shape[1] != weight.shape[0] or weight.shape[0] % groups != 0:
-        raise RuntimeError(
-            f"{function}(): given transposed=1 and weight {list(weight.shape)}, expected input to have {weight.shape[0]} "
-            f"channels, divisible by groups={groups}, got input {list(input.shape)}"
-        )
-    _bias(function, bias, weight.shape[1] * groups, weight)
     for extra, s, d in zip(output_padding, stride, dilation, strict=True):
         if extra >= s and extra >= d:
             raise RuntimeError(
                 f"{function}(): output_padding must be smaller than either stride or dilation, got "
                 f"output_padding={output_padding}, stride={stride}, dilation={dilation}"
             )
-    problem = ConvProblem.conv_transpose(input.shape, weight.shape, stride, padding, output_padding, groups, dilation)
-    if any(size <= 0 for size in problem.input_size):
-        raise RuntimeError(
-            f"{function}(): the output would have size {list(problem.input_size)}: input {list(input.shape)}, "
-            f"weight {list(weight.shape)}, stride={stride}, padding={padding}, output_padding={output_padding}, "
-            f"dilation={dilation}"
-        )
+    try:
+        problem = ConvProblem.conv_transpose(input.shape, weight.shape, stride, padding, output_padding, groups, dilation)
+    except ShapeError as error:
+        raise RuntimeError(f"{function}(): {error}") from None
+    _bias(function, bias, weight.shape[1] * groups, weight)
     return problem

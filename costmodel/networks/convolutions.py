@@ -213,7 +213,9 @@ CAUSAL: dict[str, Callable[[dict[str, Any]], Convolution | None]] = {
 def _continued(x: torch.Tensor, taps: int) -> ConvProblem:
     """The depthwise convolution of the `taps` - 1 columns before x, and of x."""
     batch, channels, length = x.shape
-    return ConvProblem.conv((batch, channels, taps - 1 + length), (channels, 1, taps), (1,), (0,), (1,), channels)
+    return ConvProblem.conv(
+        (batch, channels, taps - 1 + length), (channels, 1, taps), (1,), (0,), (1,), channels, checked=False
+    )
 
 
 def _read(named: dict[str, Any], *names: str) -> int:
