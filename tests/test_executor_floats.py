@@ -92,6 +92,31 @@ def test_extremes(name: str, kind: str) -> None:
         check_floats(text, [kind] * 2, kind, lambda a, b, p=propagate: extreme(name, FORMS[kind], p, a, b))
 
 
+def test_a_fused_product_is_rounded_once() -> None:
+    """1.5 * (1 + 2^-7) lies between two bfloat16 numbers: what is added, however small, decides."""
+    small = np.array([rounded(Fraction(sign, 2**60), BF16) for sign in (1, -1)] * 16, np.uint64)
+    a, b = (np.full(32, rounded(x, BF16), np.uint64) for x in (Fraction(3, 2), 1 + Fraction(1, 128)))
+    got = on_lanes("fma.rn.bf16 {d}, {a}, {b}, {c};", [(16, a), (16, b), (16, small)], 16)
+    tie = Fraction(3, 2) * (1 + Fraction(1, 128))
+    above, below = (rounded(tie + Fraction(sign, 2**20), BF16) for sign in (1, -1))
+    assert [int(x) for x in got] == [above, below] * 16 and above == below + 1
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+def test_halves_into_single(kind: str) -> None:
+    """sm_100 and up: a half and a float32, a product of halves and a float32, rounded once."""
+    form = FORMS[kind]
+
+    def as_single(bits: int) -> int:
+        return rounded(value(bits, form), F32)
+
+    for name in ("add", "sub"):
+        expected = lambda a, c, n=name: float_result(n, F32, as_single(a), c)  # noqa: E731
+        check_floats(f"{name}.rn.f32.{kind} {{d}}, {{a}}, {{b}};", [kind, "f32"], "f32", expected)
+    expected = lambda a, b, c: fused(as_single(a), as_single(b), c, F32)  # noqa: E731
+    check_floats(f"fma.rn.f32.{kind} {{d}}, {{a}}, {{b}}, {{c}};", [kind, kind, "f32"], "f32", expected)
+
+
 @pytest.mark.parametrize("kind", ["f16x2", "bf16x2"])
 def test_pairs_of_halves(kind: str) -> None:
     form = FORMS[kind[:-2]]
