@@ -1,8 +1,8 @@
 """`python -m bench count`: what compiled kernels of the menu do, counted while they are executed.
 
-Per program: instructions of warps by class. Per kind of access: requests, bytes asked for, sectors of 32 bytes against the fewest
-that hold them, wavefronts of shared memory against the ideal, and masked lanes of asynchronous copies whose address lies outside
-of every tensor.
+Per program: instructions of warps by class. Per kind of access: requests, bytes asked for, sectors of 32 bytes against the
+fewest, wavefronts of shared memory against the ideal, and masked lanes of asynchronous copies whose address lies outside of
+every tensor.
 """
 
 from __future__ import annotations
@@ -100,8 +100,10 @@ def launched(arch: int, cases: Sequence[tuple[str, str, str, str]] = CASES) -> I
 
 
 def rows_of(one: Launched) -> Iterator[tuple[str, int, int, float, float, int]]:
-    """(kind, requests of warps, bytes, sectors and wavefronts in parts of the fewest, lanes outside) of each kind of access; not
-    a number where there are none."""
+    """(kind, requests of warps, bytes, sectors and wavefronts in parts of the fewest, lanes outside) of each kind of access.
+
+    What an access has none of is not a number.
+    """
     kinds = np.array([kind_of(where.statement) for where in one.program.where])
     done = one.execution
     for name in ACCESSES:
