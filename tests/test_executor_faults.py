@@ -191,6 +191,15 @@ def test_bytes_outside_a_view() -> None:
     assert fault.kind == Kind.HOLE and fault.lane == 6 and fault.address == BASE + 100
 
 
+def test_bytes_that_may_be_read_but_not_written() -> None:
+    data, own = np.zeros(512, np.uint8), np.ones(512, np.uint8)
+    own[256:] = 0
+    program = decode(kernel(PLACES + "\tld.global.b32 %r2, [%rd10+4];\n\tst.global.b32 [%rd10+4], %r2;\n", 1))
+    region = Region("x", BASE, data, own=own)
+    (fault,) = execute(program, (1, 1, 1), np.array([BASE], np.uint64).view(np.uint8), [region], {}, 1024).faults
+    assert fault.kind == Kind.HOLE and fault.lane == 16 and "write to a byte outside the view" in str(fault)
+
+
 @pytest.mark.parametrize("kind", ["b8", "b16", "b32"])
 def test_programs_that_meet_on_a_byte(kind: str) -> None:
     width = int(kind[1:]) // 8

@@ -131,8 +131,9 @@ def _regions(
     for row, region in zip(table, regions, strict=False):
         row[layout.R_BASE], row[layout.R_SIZE] = region.base, len(region.data)
         row[layout.R_HOST], row[layout.R_WRITABLE] = region.data.ctypes.data, region.writable
-        if region.readable is not None:
-            row[layout.R_READABLE] = region.readable.ctypes.data
+        for word, allowed in ((layout.R_READABLE, region.readable), (layout.R_OWN, region.own)):
+            if allowed is not None:
+                row[word] = allowed.ctypes.data
         if check:
             for word in (layout.R_OWNER, layout.R_READER):
                 marks = np.zeros((len(region.data) >> shift) + 2, np.uint32)

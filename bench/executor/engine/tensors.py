@@ -9,6 +9,7 @@ from bench.executor.layout import (
     PROGRAM,
     R_BASE,
     R_HOST,
+    R_OWN,
     R_OWNER,
     R_READABLE,
     R_READER,
@@ -52,12 +53,14 @@ def global_place(state, address, size, align, write, row, warp, lane):
         return 0
     region = i64(state[REGIONS] + number * REGION * 8)
     offset = address - region[R_BASE]
-    if region[R_READABLE]:
-        inside = u8(region[R_READABLE] + offset)
-        for k in range(size):
-            if inside[k] == 0:
-                fault(state, HOLE, row, warp, lane, address + k, number, write)
-                return 0
+    for which in range(1 + write):
+        allowed = region[R_OWN] if which == 1 else region[R_READABLE]
+        if allowed:
+            inside = u8(allowed + offset)
+            for k in range(size):
+                if inside[k] == 0:
+                    fault(state, HOLE, row, warp, lane, address + k, number, write)
+                    return 0
     if write and not region[R_WRITABLE]:
         fault(state, READ_ONLY, row, warp, lane, address, number, size)
         return 0
@@ -104,7 +107,7 @@ def whole_request(state, mask, addresses, size, write):
         return 0
     entry = state[REGIONS] + number * REGION * 8
     region = i64(entry)
-    if region[R_READABLE] or (write and not region[R_WRITABLE]):
+    if region[R_READABLE] or (write and (region[R_OWN] or not region[R_WRITABLE])):
         return 0
     return entry
 
