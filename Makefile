@@ -9,6 +9,10 @@ PYTHON ?= python3
 VENV ?= 1
 JOBS ?= 2
 GPU_JOBS ?= 8
+# Of make gpu: some of calls, bits, counters, goals, probe and tests; all of them unless named.
+STAGES ?=
+GPU ?= h200
+GPU_CACHE := build/gpu-cache
 
 ifeq ($(VENV),0)
 PY := $(PYTHON)
@@ -21,14 +25,15 @@ endif
 OLDEST := 3.6.0
 PYTEST := -m pytest --no-header --dist worksteal
 
-.PHONY: help env demo test compiled aot-slow aot-oldest mutate gpu gpu-run lint
+.PHONY: help env demo test compiled aot-slow aot-oldest mutate gpu gpu-run gpu-cache lint
 
 help:
 	@cat <<'TEXT'
 	make demo        the main job on real input: ResNet-50's layers on a GPU, a photograph without one
 	make test        the CPU test suite: kernels in Triton's interpreter, compiled ahead of time, and executed on the CPU
 	make compiled    executes all compiled code: the tests and what GPUs choose; goes on where it stopped (hours)
-	make gpu         everything that needs a GPU, with its log and results kept
+	make gpu         everything that needs a GPU, with its log and results kept (STAGES="calls goals": some of it)
+	make gpu-cache   the kernels that make gpu runs, compiled without a GPU (GPU=h200) by Triton $(OLDEST), to take along
 	make lint        ruff and mypy
 	make mutate      breaks the kernels on purpose and checks that tests notice
 	make aot-slow    more of both: other types, sm_80 and sm_100
@@ -103,13 +108,12 @@ gpu:
 
 gpu-run: $(ENV)
 	@unset TRITON_INTERPRET
-	export PYTHONUNBUFFERED=1
+	export PYTHONUNBUFFERED=1 GPU_JOBS=$(GPU_JOBS)
 	dir=$$($(PY) -m bench.provenance)
 	mkdir -p "$$dir"
-	{
-	  status=0
-	  timeout 300 $(PY) $(PYTEST) -n $(GPU_JOBS) -m gpu -rs --durations=10 tests || status=$$?
-	  timeout 60 $(PY) -m bench probe --out "$$dir" || status=$$?
-	  timeout 110 $(PY) -m bench run --list goals --minutes 1.5 --out "$$dir" || status=$$?
-	  exit $$status
-	} 2>&1 | tee "$$dir/gpu.log"
+	$(PY) -m bench gpu $(STAGES) --out "$$dir" --prepared $(GPU_CACHE) 2>&1 | tee -a "$$dir/gpu.log"
+
+# Compiled by the Triton of the machine that it is for: 64 MiB or less, which may travel there.
+gpu-cache: $(ENV) build/triton-$(OLDEST)/.stamp
+	@export OMP_NUM_THREADS=1 PYTHONPATH=build/triton-$(OLDEST)
+	$(PY) -m bench warm --device $(GPU) --out $(GPU_CACHE)

@@ -73,6 +73,42 @@ def probe(out: Annotated[Path | None, typer.Option(help="Where probe.json is wri
 
 
 @app.command()
+def gpu(
+    stages: Annotated[
+        list[str] | None, typer.Argument(help="calls, bits, counters, goals, probe, tests; all unless named.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The directory of the results.")] = None,
+    prepared: Annotated[Path, typer.Option(help="Kernels that 'bench warm' compiled elsewhere, if any.")] = Path(
+        "build/gpu-cache"
+    ),
+) -> None:
+    """What only a GPU can answer, in stages that each stand alone, eight minutes in all. Goes on where it stopped."""
+    from bench.gpu.stages import main
+
+    try:
+        main(stages or [], out, prepared)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+@app.command()
+def warm(
+    stage: Annotated[list[str] | None, typer.Option(help="calls, bits, goals or probe; all of them unless named.")] = None,
+    device: Annotated[
+        str, typer.Option(help="A GPU that costmodel knows, such as h200: its plans, for its architecture.")
+    ] = "h200",
+    out: Annotated[Path, typer.Option(help="The folder of compiled kernels, which may travel.")] = Path("build/gpu-cache"),
+) -> None:
+    """Compile, without a GPU, what the stages of `gpu` launch there, by the Triton at hand. Goes on where it stopped."""
+    from bench.prepared.fill import STAGES, command
+
+    try:
+        command(device, stage or list(STAGES), out)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+@app.command()
 def overhead(out: Annotated[Path | None, typer.Option(help="Where overhead.json is written.")] = None) -> None:
     """Host time of a call against torch's, and of the first call of a shape, new and already compiled."""
     from bench.overhead import command
@@ -180,6 +216,16 @@ def report(
 
 
 @app.command()
+def validate(
+    fit: Annotated[bool, typer.Option("--fit", help="Fit the library term's constants again first.")] = False,
+) -> None:
+    """Hold the cost model against times that others published, and write docs/validation.md. Needs no GPU."""
+    from bench.measured.validate import command
+
+    command(fit)
+
+
+@app.command()
 def audit(
     only: Annotated[str, typer.Option(help="Rows whose key holds this, such as fprop:gather:half:wide.")] = "",
     arch: Annotated[list[int] | None, typer.Option(help="80, 90 or 100; all of them unless named.")] = None,
@@ -223,7 +269,7 @@ def count(arch: Annotated[list[int] | None, typer.Option(help="80 or 90; both un
 
 @app.command()
 def networks() -> None:
-    """Print the README's table of networks, from the cost model."""
+    """Print the table of networks of docs/cost-model.md, from the cost model."""
     from bench.networks import table
 
     typer.echo(table())

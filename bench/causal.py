@@ -95,7 +95,7 @@ def launch_of(row: Row) -> tuple[Any, dict[str, Any]]:
         row.problem, row.dtype, row.device, row.x, row.w, row.x, dy, 1, row.activation, row.features, plan
     )
     state, ids, packed = row.features
-    sequences = Sequences(element if state else None, number if ids else None, number if packed else None, (5, 5, 5))
+    sequences = Sequences(element if state else None, number if ids else None, number if packed else None, (5, 5, 5), 5)
     if row.backward:
         *strides, lengths = prepared.arguments
         tensors = (element, element, element, element, element if state else None, element, Pointer(wide(row.dtype)))

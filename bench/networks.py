@@ -1,4 +1,4 @@
-"""The README's table of networks: what the cost model says of them, made without a GPU."""
+"""The table of networks in docs/cost-model.md: what the cost model says of them, made without a GPU."""
 
 from __future__ import annotations
 

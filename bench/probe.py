@@ -146,11 +146,17 @@ def other_bits(which: Pass, plan: Plan, machine: Machine, sizes: Sizes) -> Found
     return float(differing), f"of {sizes.runs}", ""
 
 
-def repeatability(machine: Machine, sizes: Sizes) -> Iterator[Question]:
+def repeated(sizes: Sizes) -> Iterator[tuple[Pass, Plan]]:
+    """The passes and plans whose runs are compared."""
     for which, tile in itertools.product(Pass, REPEATED):
         plan = Plan.parse(f"{which}:gather:{tile}")
         if which == Pass.WGRAD:
             plan = dataclasses.replace(plan, split=4, step=reduction_step(sizes.repeated, plan.block_k))
+        yield which, plan
+
+
+def repeatability(machine: Machine, sizes: Sizes) -> Iterator[Question]:
+    for which, plan in repeated(sizes):
         yield Question(f"{OTHER_BITS}, {plan}", functools.partial(other_bits, which, plan, machine, sizes))
 
 

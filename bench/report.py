@@ -75,7 +75,7 @@ def _heading(rows: Sequence[Measurement], entries: Sequence[Compared]) -> str:
     )
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
@@ -92,7 +92,7 @@ def _passes(entries: Sequence[Compared]) -> str:
         torch = f"{microseconds(verdict.torch):.1f} ({verdict.torch.setting})"
         figures = (f"{microseconds(verdict.ours):.1f}", torch, times(verdict.against(verdict.default)), f"{entry.share:.0%}")
         rows.append((_marked(entry.name, entry.stale), times(entry.ratio), *figures))
-    return _table(("layer", "ratio", "µs", "torch's fastest, µs", "against torch's default", "of the roofline"), rows)
+    return markdown_table(("layer", "ratio", "µs", "torch's fastest, µs", "against torch's default", "of the roofline"), rows)
 
 
 def _goals(groups: Sequence[Group]) -> str:
@@ -104,7 +104,9 @@ def _goals(groups: Sequence[Group]) -> str:
         means = times(group.ratio), goal, times(group.lowest), floor, times(group.default), f"{group.share:.0%}"
         rows.append((_marked(group.name, group.stale), str(len(group.members)), *means))
     lowest = f"lowest where torch takes above {FLOOR_FROM_US:.0f} µs"
-    return _table(("goal", "passes", "ratio", "goal", lowest, "floor", "against torch's default", "of the roofline"), rows)
+    return markdown_table(
+        ("goal", "passes", "ratio", "goal", lowest, "floor", "against torch's default", "of the roofline"), rows
+    )
 
 
 def _suites(groups: Sequence[Group]) -> str:
@@ -112,7 +114,7 @@ def _suites(groups: Sequence[Group]) -> str:
     for group in groups:
         means = times(group.ratio), times(min(group.ratios)), times(group.default), f"{group.share:.0%}"
         rows.append((_marked(group.name, group.stale), str(len(group.members)), *means))
-    return _table(("suite", "passes", "ratio", "lowest", "against torch's default", "of the roofline"), rows)
+    return markdown_table(("suite", "passes", "ratio", "lowest", "against torch's default", "of the roofline"), rows)
 
 
 def predictions(rows: Sequence[Measurement], device: Device) -> list[tuple[Measurement, float, float, float]]:
@@ -147,11 +149,11 @@ def _prediction(rows: Sequence[Measurement]) -> list[str]:
     return sentences
 
 
-def put(readme: str, block: str) -> str:
-    """The README's text with `block` between the markers. ValueError where they are not there once."""
-    pattern = re.compile(r"(?<=<!-- measured -->\n).*(?=\n<!-- /measured -->)", re.S)
+def put(readme: str, block: str, name: str = "measured") -> str:
+    """The README's text with `block` between the markers of that name. ValueError where they are not there once."""
+    pattern = re.compile(rf"(?<=<!-- {name} -->\n).*(?=\n<!-- /{name} -->)", re.S)
     if len(pattern.findall(readme)) != 1:
-        raise ValueError("README.md has not the lines <!-- measured --> and <!-- /measured --> once")
+        raise ValueError(f"README.md has not the lines <!-- {name} --> and <!-- /{name} --> once")
     return pattern.sub(lambda _: block, readme)
 
 

@@ -10,6 +10,7 @@ both factors of a product before they meet, which adds u_tf32 to u_acc * sqrt(k)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +56,28 @@ def share(got: torch.Tensor, want: Expected, tf32: bool = False) -> float:
     """The largest error in parts of the tolerance: 1 or less where every element is within it."""
     if got.numel() == 0:
         return 0.0
-    return _largest(want.difference(got) / (want.rounding(got.dtype) + C_LIMIT * want.accumulation(got.dtype, tf32)))
+    return _parts(want.difference(got), want.rounding(got.dtype) + C_LIMIT * want.accumulation(got.dtype, tf32))
+
+
+#: No activation is steeper (hardswish at 3).
+STEEPEST = 1.5
+
+
+def activated_share(
+    got: torch.Tensor, z: Expected, activation: Callable[[torch.Tensor], torch.Tensor], tf32: bool = False
+) -> float:
+    """As `share` of an activation that is applied to the sums `z` before they are rounded: its slope times their error, and
+    an error of its own of some units of its value."""
+    y = activation(z.value)
+    want = Expected(y, STEEPEST * z.magnitude, z.terms)
+    own = C_LIMIT * UNIT[torch.float64 if got.dtype == torch.float64 else torch.float32] * y.abs()
+    room = want.rounding(got.dtype) + C_LIMIT * want.accumulation(got.dtype, tf32) + own
+    return _parts(want.difference(got), room) if got.numel() else 0.0
+
+
+def _parts(difference: torch.Tensor, room: torch.Tensor) -> float:
+    """The largest difference in parts of what is allowed; none is none where nothing is (half a step of float64 is 0)."""
+    return _largest(torch.where(difference == 0, 0.0, difference / room))
 
 
 def _largest(values: torch.Tensor) -> float:

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from costmodel.count import Cost, cost, training_cost
 from costmodel.problem import ConvProblem, Gemm, Pass, Phase
+from costmodel.version import __version__
 
 if TYPE_CHECKING:
     from costmodel.bounds import Roofline, crossing_batch, roofline
+    from costmodel.compare.measure import measure
     from costmodel.detector import detect
     from costmodel.device import Device, find_device
     from costmodel.forecast import predict
     from costmodel.formulas.formula import symbolic
     from costmodel.formulas.inverse import solve
+    from costmodel.layers import Layer, conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d, layer
     from costmodel.networks.network import Network, trace
     from costmodel.reports.export import to_csv, to_json, to_latex, to_markdown
 
@@ -26,14 +29,24 @@ __all__ = [
     "Cost",
     "Device",
     "Gemm",
+    "Layer",
     "Network",
     "Pass",
     "Phase",
     "Roofline",
+    "__version__",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
     "cost",
     "crossing_batch",
     "detect",
     "find_device",
+    "layer",
+    "measure",
     "predict",
     "roofline",
     "solve",
@@ -48,11 +61,20 @@ __all__ = [
 
 _HOME = {
     "Device": "device",
+    "Layer": "layers",
     "Network": "networks.network",
     "Roofline": "bounds",
+    "conv1d": "layers",
+    "conv2d": "layers",
+    "conv3d": "layers",
+    "conv_transpose1d": "layers",
+    "conv_transpose2d": "layers",
+    "conv_transpose3d": "layers",
     "crossing_batch": "bounds",
     "detect": "detector",
     "find_device": "device",
+    "layer": "layers",
+    "measure": "compare.measure",
     "predict": "forecast",
     "roofline": "bounds",
     "solve": "formulas.inverse",

@@ -30,8 +30,8 @@ from costmodel.band_windows import (
 from costmodel.device import Device
 from costmodel.executed import is_trusted
 from costmodel.problem import ConvProblem, Pass
-from costmodel.resources import Resources
-from costmodel.tiling import Call, Operand, Plan, Tile, arithmetic, itemsize
+from costmodel.resources import Resources, estimated, too_large
+from costmodel.tiling import Call, Operand, Plan, Tile, arithmetic, itemsize, reaches_too_far
 from costmodel.timing import (
     Kernel,
     Prediction,
@@ -91,10 +91,7 @@ def serves(call: Call, plan: Plan, device: Device | None = None) -> str:
         return "32 bits do not count its blocks, taps and programs"
     if not epilogue_fits(call.epilogue, plan):
         return f"{plan.block_m} x {plan.block_n} sums leave {plan.num_warps} warps no registers for what follows"
-    shared = resources(call, plan).shared
-    if device is not None and shared > device.shared_per_block:
-        return f"it needs about {shared} bytes of shared memory, the device has {device.shared_per_block}"
-    return ""
+    return too_large(plan.tile, resources(call, plan).shared, device)
 
 
 def refuses(call: Call, pack: tuple[str, ...] = ()) -> str:
@@ -104,6 +101,8 @@ def refuses(call: Call, pack: tuple[str, ...] = ()) -> str:
         return "it serves 2-D layers whose groups have one channel and one filter"
     if {*problem.stride, *problem.dilation} != {1}:
         return f"stride and dilation must be 1, got {problem.stride} and {problem.dilation}"
+    if reason := reaches_too_far(problem):
+        return reason
     if arithmetic(call.dtype, call.precision) != "half":
         return f"tensor cores take its operands in 16 bits, got {call.dtype}"
     if "b" in pack and call.which != Pass.WGRAD:
@@ -185,7 +184,7 @@ def plans(call: Call, device: Device) -> Iterator[Plan]:
         outputs, window, step = math.prod(box), rows * columns, (1, 1, *box)
         tile = (outputs, window, blocks) if which == Pass.WGRAD else (blocks, outputs, window)
         plan = Plan(which, "band", *tile, warps, stages, step=step, pack=pack, rows=rows)
-        if resources(call, plan).shared > device.shared_per_block or not epilogue_fits(call.epilogue, plan):
+        if too_large(plan.tile, resources(call, plan).shared, device) or not epilogue_fits(call.epilogue, plan):
             continue
         if not counts(of, band_of(plan)):
             continue
@@ -218,7 +217,7 @@ def resources(call: Call, plan: Plan) -> Resources:
     size, threads = itemsize(call.dtype), 32 * plan.num_warps
     m, n, k = plan.block_m, plan.block_n, plan.block_k
     sums, loads = m * n // threads, max(1, m * k // (VECTOR * threads)) + max(1, n * k // (VECTOR * threads))
-    shared = plan.num_stages * (m + n) * k * size
+    shared = estimated(plan.tile, size).shared
     if plan.which == Pass.WGRAD:
         shared = max(shared, 4 * m * n)
     return Resources(min(255, 64 + 4 * sums // 3), shared, 0, 70 + 12 * loads)

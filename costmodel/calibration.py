@@ -123,6 +123,14 @@ def lent(calibrations: tuple[tuple[str, Calibration], ...], owner: str) -> tuple
     )
 
 
+def inherited(constants: Calibration, family: str) -> Calibration:
+    """The constants of kernels of `family` for others that are like them, where nothing is known of their error."""
+    if replace(constants, source="") == replace(DEFAULT, source=""):
+        return replace(constants, low=PRIOR[0], high=PRIOR[1])
+    words = f"{PRIOR_SOURCE}; the model's constants are those of {family} kernels"
+    return replace(constants, low=PRIOR[0], high=PRIOR[1], source=words)
+
+
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 

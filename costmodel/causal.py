@@ -24,9 +24,10 @@ from costmodel.depthwise import (
     work_of,
 )
 from costmodel.device import Device, find_device
+from costmodel.forecast import dtype_of
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, Plan, channels_last, itemsize
-from costmodel.timing import Prediction
+from costmodel.timing import Prediction, borrowed
 
 #: Most taps: all of them stay in registers, and the code is unrolled over them.
 MAX_TAPS = 16
@@ -38,7 +39,9 @@ SILU, SILU_BACKWARD = 10, 14
 
 def problem_of(batch: int, channels: int, length: int, taps: int) -> ConvProblem:
     """The convolution that a call is without states: x [B, C, L], w [C, 1, K], K - 1 zeros before each row."""
-    return ConvProblem.conv((batch, channels, length), (channels, 1, taps), (1,), ((taps - 1, 0),), (1,), channels)
+    return ConvProblem.conv(
+        (batch, channels, length), (channels, 1, taps), (1,), ((taps - 1, 0),), (1,), channels, checked=False
+    )
 
 
 def flops(batch: int, channels: int, length: int, taps: int, backward: bool = False) -> int:
@@ -135,11 +138,11 @@ def predict(call: Call, plan: Plan, device: Device, kind: Kind) -> Prediction:
     if kind.backward:
         (taps,) = call.problem.kernel_size
         moved += 2 * max(4, size) * parts(call, plan) * call.problem.in_channels * (taps + 1)
-    constants = device.calibration("depthwise")
+    constants = device.calibration("causal")
     if device.interpreted:
         seconds, waves, bound = choice.interpreted(done, launched, tile.lanes), float(launched.programs), "the interpreter"
     else:
-        pace = choice.pace_of(device)
+        pace = choice.pace_of(device, "causal")
         option = choice.Option(tile, done, registers(call, plan, kind))
         rates = choice.rates_of(call, of, option, pace)
         rates = rates._replace(overhead=rates.overhead * (2 if kind.backward else 1))
@@ -150,7 +153,7 @@ def predict(call: Call, plan: Plan, device: Device, kind: Kind) -> Prediction:
         bound = "launch" if rates.overhead > seconds - rates.overhead else bound
     use = min(1.0, call.problem.macs / max(1, launched.programs * launched.trips * tile.lanes * tile.columns * of.kernel[2]))
     interval = constants.low * seconds, constants.high * seconds
-    return Prediction(seconds, launched.programs, waves, use, moved, bound, *interval, constants.source)
+    return Prediction(seconds, launched.programs, waves, use, moved, bound, *interval, constants.source + borrowed(device))
 
 
 @lru_cache(maxsize=1024)
@@ -166,16 +169,19 @@ def forecast(
     taps: int,
     device: Device | str = "h100",
     *,
-    dtype: str = "bfloat16",
+    dtype: str | None = None,
     activation: bool = True,
     backward: bool = False,
 ) -> Prediction:
-    """Seconds of one pass on dense channels-last tensors, for a caller without tensors. ValueError for an unknown device.
+    """Seconds of one pass on dense channels-last tensors, for a caller without tensors; `dtype` as `costmodel.predict` has it.
+    ValueError for an unknown device, or a dtype that the device does not multiply.
 
     >>> print(f"{forecast(8, 2048, 2048, 4).bytes / 1e6:.0f} MB")
     134 MB
     """
     device = find_device(device) if isinstance(device, str) else device
+    dtype, remark = dtype_of(dtype, device)
+    device.rate(dtype)
     call = channels_last(problem_of(batch, channels, length, taps), Pass.FPROP, dtype)
     kind = Kind(activation, backward)
-    return predict(call, select(call, device, kind), device, kind)
+    return predict(call, select(call, device, kind), device, kind).noted(remark)

@@ -26,6 +26,7 @@ class Cost:
     other_flops: Size = 0  # what is not a multiply-add of a convolution or matrix product
     bytes: Size = 0  # compulsory: every tensor moved once
     im2col_bytes: Size = 0  # the same with the column matrix written and read
+    read_again: Size = 0  # beyond the compulsory ones, where a result waits for a sum over what was read
 
     @property
     def useful_flops(self) -> Size:

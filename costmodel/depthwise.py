@@ -13,7 +13,8 @@ from typing import NamedTuple
 from costmodel.algebra import ceil_div, product
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import Call, Operand, Plan, itemsize
+from costmodel.resources import too_large
+from costmodel.tiling import Call, Operand, Plan, itemsize, reaches_too_far
 
 #: Most channels, and filters, of a group that has several of both. From 4 on a 3x3 filter takes 36 multiply-adds an output,
 #: about as many as a GPU issues in the time that DRAM needs for two elements: beyond, tensor cores are the better way.
@@ -70,9 +71,10 @@ def full_of(problem: ConvProblem) -> ConvProblem:
 
 
 def is_narrow(problem: ConvProblem) -> bool:
-    """Whether these kernels serve a problem: groups of one channel or of one filter, or of up to NARROW of both."""
+    """Whether these kernels serve a problem: groups of one channel or of one filter, or of up to NARROW of both, whose windows
+    32 bits count."""
     c, k = problem.channels_per_group, problem.filters_per_group
-    return bool(min(c, k) == 1 or max(c, k) <= NARROW)
+    return bool(min(c, k) == 1 or max(c, k) <= NARROW) and not reaches_too_far(problem)
 
 
 class Layer(NamedTuple):
@@ -319,9 +321,17 @@ def can_slide(of: Layer) -> bool:
     return of.which != Pass.DGRAD or of.stride[0] == 1
 
 
-def serves(call: Call, plan: Plan) -> str:
+def shared_bytes(call: Call, plan: Plan) -> int:
+    """Shared memory of a program, at most: rows stay in registers, but wgrad may hand its sums to other threads on their way to
+    memory, one of each lane at a time. No plan of the menu takes more than 8 KiB."""
+    return max(4, itemsize(call.dtype)) * tile_of(plan).lanes if call.which == Pass.WGRAD else 0
+
+
+def serves(call: Call, plan: Plan, device: Device | None = None) -> str:
     """Why a depthwise plan cannot serve a call; "" where it can."""
     problem, of = call.problem, layer_of(call.problem, call.which)
+    if reason := reaches_too_far(problem):
+        return reason
     if not is_narrow(problem):
         return f"groups of {problem.channels_per_group} channels and {problem.filters_per_group} filters"
     for name, block in (("block_n", plan.block_n), ("block_k", plan.block_k), ("warps", plan.num_warps)):
@@ -334,13 +344,14 @@ def serves(call: Call, plan: Plan) -> str:
     if "a" in plan.pack or (plan.pack and call.which == Pass.WGRAD):
         return "only weights are copied"
     if plan.taps is None:
-        return "" if can_slide(of) else "a sliding window serves dgrad without a stride along the depth"
-    if call.which == Pass.WGRAD:
+        if not can_slide(of):
+            return "a sliding window serves dgrad without a stride along the depth"
+    elif call.which == Pass.WGRAD:
         if plan.taps[0] not in (1, of.kernel[1]) or plan.taps[1] < 1:
             return f"taps must be 1 or {of.kernel[1]} rows of at least one column"
     elif plan.taps[0] != 1 or plan.taps[1] < 1 or plan.taps[1] % of.tap_step[2]:
         return f"taps must be 1 x a multiple of {of.tap_step[2]}"
-    return ""
+    return too_large(plan.tile, shared_bytes(call, plan), device)
 
 
 def extra_bytes(call: Call, plan: Plan) -> int:

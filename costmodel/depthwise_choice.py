@@ -33,7 +33,7 @@ from costmodel.depthwise import (
 from costmodel.device import Device
 from costmodel.problem import Pass
 from costmodel.tiling import MAX_ALIGN, Call, Plan, itemsize
-from costmodel.timing import INTERPRETED_ELEMENT, INTERPRETED_TRIP, Prediction, overhead
+from costmodel.timing import INTERPRETED_ELEMENT, INTERPRETED_TRIP, Prediction, borrowed, overhead
 
 #: Clocks of the load unit for a warp that reads one weight per lane, `taps` elements apart.
 WAVEFRONT = 4
@@ -172,8 +172,9 @@ class Pace(NamedTuple):
     launch: float  # seconds of a launch
 
 
-def pace_of(device: Device) -> Pace:
-    a_second, constants = device.clock * 1e6, device.calibration("depthwise")
+def pace_of(device: Device, family: str = "depthwise") -> Pace:
+    """The pace of a family of depthwise kernels."""
+    a_second, constants = device.clock * 1e6, device.calibration(family)
     return Pace(
         sm_count=device.sm_count,
         a_second=a_second,
@@ -284,7 +285,7 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
         bound = "launch" if rates.overhead > seconds - rates.overhead else bound
     constants = device.calibration("depthwise")
     interval = constants.low * seconds, constants.high * seconds
-    return Prediction(seconds, launch.programs, waves, tile_use, moved, bound, *interval, constants.source)
+    return Prediction(seconds, launch.programs, waves, tile_use, moved, bound, *interval, constants.source + borrowed(device))
 
 
 def quickest(call: Call, device: Device) -> tuple[float, Plan | None]:

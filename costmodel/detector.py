@@ -56,7 +56,7 @@ def from_properties(properties: Any) -> Detection:
     device = find(name, capability, properties.multi_processor_count)
     known = listed(name)
     if known is None:
-        rates = derived_rates(capability, device.geforce, device.sm_count, figures.get("max_clock", device.max_clock))
+        rates = derived_rates(capability, device.half_rate, device.sm_count, figures.get("max_clock", device.max_clock))
         clock = {"clock": figures["max_clock"]} if "max_clock" in figures else {}
         guessed = [figure for figure in ("max_clock", "bandwidth", "l2_bytes") if figure not in figures]
         warning = f"{name} is not in the table: its peaks are derived from compute capability {capability / 10:.1f}"
@@ -71,7 +71,7 @@ def from_properties(properties: Any) -> Detection:
     # not against `known`: a part with other multiprocessors was scaled in all
     driven = {figure: value for figure, value in figures.items() if differ(value, getattr(device, figure))}
     device = changed(device, driven, "driver") if driven else device
-    peak = derived_rates(capability, known.geforce, device.sm_count, device.clock)["fp16"]
+    peak = derived_rates(capability, known.half_rate, device.sm_count, device.clock)["fp16"]
     if known.fp16 is not None and differ(peak, known.fp16):
         warnings.append(f"{name}: multiprocessors and clock give {peak:,.4g} TFLOP/s in fp16, the table has {known.fp16:,.4g}")
     return Detection(device, warnings)

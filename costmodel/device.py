@@ -6,10 +6,9 @@ unless named otherwise; multiprocessors * clock * FLOP per clock reproduces the 
 
 from __future__ import annotations
 
-import difflib
 import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib import resources
@@ -17,7 +16,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from costmodel.calibration import DEFAULT, Calibration, Table, lent, table_of
+from costmodel.calibration import DEFAULT, Calibration, Table, inherited, lent, table_of
+from costmodel.device_names import meant, plain, whole
+from costmodel.families import KIN
 
 #: The table by driver name; `devices()` under the name of a constant, read on first use.
 DEVICES: Mapping[str, Device]
@@ -50,7 +51,8 @@ class Device:
     launch_overhead: float  # seconds a kernel costs beyond its work
     matrix_share: float | None = None  # of the tensor peak that good matrix products reach, where measured
     memory_share: float | None = None  # of the bandwidth that good copies reach, where measured
-    names: tuple[str, ...] = field(default=(), compare=False, repr=False)  # how the driver's name may begin
+    half_rate: bool = False  # tensor cores run at half rate where they accumulate in float32: GeForce, and a few others
+    names: tuple[str, ...] = field(default=(), compare=False, repr=False)  # the driver's
     aliases: tuple[str, ...] = field(default=(), compare=False, repr=False)
     sources: tuple[tuple[str, str], ...] = field(default=(), compare=False, repr=False)  # (figure, where it is from)
     interpreted: bool = False
@@ -61,13 +63,16 @@ class Device:
         object.__setattr__(self, "max_clock", self.max_clock or self.clock)
 
     @property
-    def geforce(self) -> bool:
-        """Whether tensor cores run at half rate where they accumulate in float32."""
-        return "GeForce" in self.name
+    def default_dtype(self) -> str:
+        """The dtype of a prediction that names none: bfloat16, or float16 where tensor cores do not multiply that."""
+        return "bfloat16" if self.bf16 is not None or self.interpreted else "float16"
 
     def calibration(self, family: str) -> Calibration:
-        """The constants of a kernel family; the defaults where nothing has been measured."""
-        return next((found for name, found in self.calibrations if name == family), DEFAULT)
+        """The constants of a kernel family, else those of the one that it is like; the defaults where nothing was measured."""
+        known = dict(self.calibrations)
+        if family not in known and family in KIN:
+            return inherited(known.get(KIN[family], DEFAULT), KIN[family])
+        return known.get(family, DEFAULT)
 
     def calibrated(self, table: Table | None) -> Device:
         """This device with the constants and the fastest plans of a table; as it is where there is none."""
@@ -102,7 +107,7 @@ class Device:
             tensor = fma
         value: float | None = getattr(self, tensor)
         if value is None:
-            has = ", ".join(name for name in RATES if getattr(self, name) is not None)
+            has = ", ".join(name for name in NAMED_RATES if getattr(self, name) is not None)
             raise ValueError(f"{self.name} has no {tensor} rate, which {dtype} asks for; it has {has or 'none'}")
         return float(round(value * 1e12))  # 66.9 * 1e12 is not whole, and ridges are compared exactly
 
@@ -116,8 +121,10 @@ _UNITS = {
 }
 #: The peaks, which follow the multiprocessors and the clock.
 RATES = ("fp16", "bf16", "fp16_acc16", "tf32", "fp32", "fp64", "fp64_tensor")
+#: Those that a user asks for by a dtype.
+NAMED_RATES = ("fp16", "bf16", "tf32", "fp32", "fp64")
 #: Every field that is a number with a source.
-_OTHER = ("name", "names", "aliases", "sources", "interpreted", "calibrations", "fastest")
+_OTHER = ("name", "half_rate", "names", "aliases", "sources", "interpreted", "calibrations", "fastest")
 FIGURES = tuple(f.name for f in fields(Device) if f.name not in _OTHER)
 _WHOLE = tuple(f.name for f in fields(Device) if f.type == "int")
 
@@ -168,43 +175,44 @@ def _architecture(capability: int) -> dict[str, Any]:
     return rows[max((key for key in rows if key <= capability), default=min(rows))]
 
 
-def operations(capability: int, geforce: bool) -> dict[str, float]:
+def operations(capability: int, half_rate: bool) -> dict[str, float]:
     """FLOP per clock and multiprocessor by rate ("fp16", "fp32", ...) of a compute capability (90 for 9.0)."""
     row = _architecture(capability)
-    return row.get("geforce_flop_per_clock", row["flop_per_clock"]) if geforce else row["flop_per_clock"]
+    return row.get("geforce_flop_per_clock", row["flop_per_clock"]) if half_rate else row["flop_per_clock"]
 
 
-def derived_rates(capability: int, geforce: bool, sm_count: int, clock: float) -> dict[str, float]:
+def derived_rates(capability: int, half_rate: bool, sm_count: int, clock: float) -> dict[str, float]:
     """Peaks in TFLOP/s: multiprocessors * clock (MHz) * FLOP per clock and multiprocessor."""
-    return {name: sm_count * clock * flop / 1e6 for name, flop in operations(capability, geforce).items()}
+    return {name: sm_count * clock * flop / 1e6 for name, flop in operations(capability, half_rate).items()}
+
+
+def is_geforce(name: str) -> bool:
+    """Whether a part is of the line whose tensor cores run at half rate, where nothing else is known of it."""
+    return "GeForce" in name
 
 
 def listed(name: str) -> Device | None:
-    """The table's entry whose driver name begins `name` (the longest such beginning, ended by a word's end), or None."""
-
-    def begins(known: str) -> bool:
-        return name.startswith(known) and not name[len(known) : len(known) + 1].isalnum()
-
-    found = [(known, device) for device in devices().values() for known in device.names if begins(known)]
-    return max(found, key=lambda pair: len(pair[0]))[1] if found else None
+    """The table's entry of the driver's name `name`, or of the part that it is a slice of; None where there is none."""
+    sought = plain(whole(name))
+    return next((d for d in devices().values() if any(plain(known) == sought for known in d.names)), None)
 
 
 def find(name: str, capability: int, sm_count: int) -> Device:
     """The table's entry for a driver's device name; a part with other multiprocessors, or an unknown one, is scaled.
 
-    It is scaled from the entry it is named after, else from the first of the newest capability up to its own, a GeForce part
-    where it is one. Never fails, so that any GPU has a model to plan with.
+    It is scaled from the entry of its name, else from the first of the newest capability up to its own, a GeForce part where
+    it is one. Never fails, so that any GPU has a model to plan with.
     """
     base = listed(name)
     if base is not None and base.sm_count == sm_count:
         return base
-    geforce = "GeForce" in name
+    half_rate = base.half_rate if base is not None else is_geforce(name)
     if base is None:
         older = [d for d in devices().values() if d.capability <= capability]
-        base = max(older, key=lambda d: (d.capability, d.geforce == geforce), default=None)
+        base = max(older, key=lambda d: (d.capability, is_geforce(d.name) == is_geforce(name)), default=None)
         base = base or min(devices().values(), key=lambda d: d.capability)
     size = sm_count / base.sm_count
-    ours, theirs = operations(capability, geforce), operations(base.capability, base.geforce)
+    ours, theirs = operations(capability, half_rate), operations(base.capability, base.half_rate)
     changes: dict[str, Any] = {"bandwidth": base.bandwidth * size, "l2_bandwidth": base.l2_bandwidth * size}
     for rate in RATES:
         peak = getattr(base, rate)
@@ -217,6 +225,7 @@ def find(name: str, capability: int, sm_count: int) -> Device:
         name=name,
         capability=capability,
         sm_count=sm_count,
+        half_rate=half_rate,
         matrix_share=None,
         memory_share=None,
         names=(),
@@ -252,7 +261,8 @@ def _merged(base: Device | None, origins: Mapping[str, str]) -> tuple[tuple[str,
 
 
 def find_device(text: str) -> Device:
-    """The device that a user means: an alias ("h100"), a driver's name, or the path of a TOML file (`load`).
+    """The device that a user means: an alias ("h100"), a driver's name, or the path of a TOML file (`load`). A name that only
+    resembles one is unknown, and the nearest are offered.
 
     Figures to change may follow: "h100,bandwidth=3000,sm_count=100" (as in `changed`). Raises ValueError for anything else.
     """
@@ -269,25 +279,15 @@ def find_device(text: str) -> Device:
     return changed(device, {"name": f"{device.name} ({', '.join(changes)})", **values}, f"device {text!r}")
 
 
-def _plain(text: str) -> str:
-    return "".join(letter for letter in text.lower() if letter.isalnum())
-
-
 def _named(text: str) -> Device:
     table = devices().values()
-    known = {_plain(word): device for device in table for word in (*device.names, *device.aliases)}
-    found = known.get(_plain(text)) or listed(text)
+    words = {word: device for device in table for word in (*device.names, *device.aliases)}
+    found = {plain(word): device for word, device in words.items()}.get(plain(text))
     if found is None:
-        aliases = [alias for device in table for alias in device.aliases]
-        close = _meant(text, aliases)
+        close = meant(text, words)
         shown = ", ".join(device.aliases[0] for device in table)
         raise ValueError(f"device {text!r} is unknown{close}; known are {shown}, or a TOML file")
     return found
-
-
-def _meant(text: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(text.lower(), known, n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def load(path: str | Path) -> Device:
@@ -342,8 +342,8 @@ def _new(row: Mapping[str, Any], origin: str) -> Device:
     if missing:
         raise ValueError(f"{origin} lacks {', '.join(missing)}: give them, or a base")
     limits, limit_origins = _limits(values["capability"])
-    geforce = "GeForce" in values["name"]
-    rates = derived_rates(values["capability"], geforce, values["sm_count"], values["clock"])
+    values = {"half_rate": is_geforce(values["name"]), **values}
+    rates = derived_rates(values["capability"], values["half_rate"], values["sm_count"], values["clock"])
     derived = {name: "derived: multiprocessors * clock * FLOP per clock and multiprocessor" for name in rates}
     derived["max_clock"] = origins["clock"]
     return Device(**limits | rates | values, sources=_merged(None, derived | limit_origins | origins))
@@ -360,6 +360,10 @@ def _checked(row: Mapping[str, Any], origin: str) -> tuple[dict[str, Any], dict[
         elif name == "name":
             if not isinstance(value, str):
                 raise ValueError(f"{origin}: name must be a string, got {value!r}")
+            values[name] = value
+        elif name == "half_rate":
+            if not isinstance(value, bool):
+                raise ValueError(f"{origin}: half_rate must be true or false, got {value!r}")
             values[name] = value
         elif name != "sources":
             values[name] = _number(name, value, origin)
@@ -378,7 +382,7 @@ def _checked(row: Mapping[str, Any], origin: str) -> tuple[dict[str, Any], dict[
 def _number(name: str, value: Any, origin: str) -> int | float:
     """A figure's value as its field's type; ValueError where it is none or not positive."""
     if name not in FIGURES:
-        raise ValueError(f"{origin}: unknown figure {name!r}{_meant(name, FIGURES)}; known are {', '.join(FIGURES)}")
+        raise ValueError(f"{origin}: unknown figure {name!r}{meant(name, FIGURES, 1)}; known are {', '.join(FIGURES)}")
     whole = name in _WHOLE
     try:
         number = float(value)

@@ -27,17 +27,21 @@ ENTRIES = {
     "separable": ("separable",),
 }
 
+#: Families that no row of a pass can be of, since their functions are several passes -> the one whose product or window theirs
+#: is: its constants hold for them, as long as they have none of their own.
+KIN = {"separable": "patch", "video": "gather", "causal": "depthwise"}
 
-def imported(tree: ast.Module) -> set[str]:
-    """The modules of the kernels' package that a module of it imports."""
+
+def imported(tree: ast.Module, package: str = PACKAGE) -> set[str]:
+    """The modules of a package that a module of it imports."""
     found = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module == PACKAGE:
+        if isinstance(node, ast.ImportFrom) and node.module == package:
             found |= {name.name for name in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE + "."):
-            found.add(str(node.module).removeprefix(PACKAGE + "."))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(package + "."):
+            found.add(str(node.module).removeprefix(package + "."))
         elif isinstance(node, ast.Import):
-            found |= {name.name.removeprefix(PACKAGE + ".") for name in node.names if name.name.startswith(PACKAGE + ".")}
+            found |= {name.name.removeprefix(package + ".") for name in node.names if name.name.startswith(package + ".")}
     return found
 
 
@@ -72,12 +76,31 @@ def family_hash(family: str, sources: Path = SOURCES) -> str:
     return digest.hexdigest()[:16]
 
 
+#: Modules with a predicted time of their own, into which fitted constants go.
+TIMED = ("timing", "depthwise_choice", "band", "causal", "video", "separable")
+#: Modules that they import and that are none of the arithmetic: what a device is, what is known of it, which plan is taken,
+#: and errors.
+BESIDE = frozenset("calibration device forecast plan shapes".split())
+
+
+def arithmetic(model: Path) -> dict[str, ast.Module]:
+    """The modules behind a predicted time, parsed: `TIMED`, and what they import of the package but for `BESIDE`."""
+    found: dict[str, ast.Module] = {}
+    todo = list(TIMED)
+    while todo:
+        name = todo.pop()
+        if name not in found and name not in BESIDE:
+            found[name] = ast.parse((model / f"{name}.py").read_text())
+            todo += sorted(imported(found[name], "costmodel"))
+    return found
+
+
 @cache
 def model_hash() -> str:
     """The same for the arithmetic of predicted times and the counts that it starts from."""
     digest = hashlib.sha256((MODEL / "data" / "resources.json").read_bytes())
-    for name in ("band", "band_windows", "depthwise", "depthwise_choice", "recast", "tiling", "timing", "tma"):
-        digest.update(f"{name}\n{normalised(ast.parse((MODEL / f'{name}.py').read_text()))}\n".encode())
+    for name, tree in sorted(arithmetic(MODEL).items()):
+        digest.update(f"{name}\n{normalised(tree)}\n".encode())
     return digest.hexdigest()[:16]
 
 

@@ -12,10 +12,11 @@ from costmodel.timing import Prediction
 
 
 def choose(
-    problem: ConvProblem, which: Pass | str, device: Device | str, *, dtype: str = "bfloat16", precision: str = "ieee"
+    problem: ConvProblem, which: Pass | str, device: Device | str, *, dtype: str | None = None, precision: str = "ieee"
 ) -> Plan:
-    """The plan that the library takes for one pass on dense channels-last tensors. Raises as `predict`."""
+    """The plan that the library takes for one pass on dense channels-last tensors. Dtype and errors are as in `predict`."""
     device = find_device(device) if isinstance(device, str) else device
+    dtype, _ = dtype_of(dtype, device)
     device.rate(dtype, precision)
     return select(channels_last(problem, Pass(which), dtype, precision), device)
 
@@ -26,21 +27,54 @@ def predict(
     plan: Plan | str | None = None,
     device: Device | str = "h100",
     *,
-    dtype: str = "bfloat16",
+    dtype: str | None = None,
     precision: str = "ieee",
+    library: str | None = None,
+    layout: str = "channels_last",
+    mode: str = "eager",
 ) -> Prediction:
     """Seconds of one pass of `problem` on dense channels-last tensors, with an interval and what bounds it.
 
     `plan` is a Plan or its words; None takes the one that the library would choose. `device` is as `find_device` reads it.
+    `dtype` is "float16", "bfloat16", "float32" or "float64"; None takes bfloat16, or float16 on a device without bfloat16, and
+    the prediction's source says so.
+
+    `library` "cudnn" predicts what cuDNN takes instead, as eager PyTorch calls it, from times that others published: on
+    tensors that lie in `layout` "channels_last" or "contiguous" (copies included), called in `mode` "eager" or "compiled" (by
+    Inductor). Its `source` says how near the published layers are, and what none of them has; it knows no tiles.
+
+        >>> layer = ConvProblem.conv((32, 64, 56, 56), (64, 64, 3, 3), (1, 1), (1, 1), (1, 1))
+        >>> predict(layer, device="h100", dtype="float16", library="cudnn").seconds < 1e-3
+        True
+
     Raises ValueError for an unknown device, a plan of another pass or that cannot run this one, or a dtype that the device does
     not multiply.
     """
     which, device = Pass(which), find_device(device) if isinstance(device, str) else device
     plan = Plan.parse(plan) if isinstance(plan, str) else plan
+    dtype, remark = dtype_of(dtype, device)
+    if library is not None:
+        from costmodel.library import layers
+
+        if plan is not None:
+            raise ValueError(f"a library chooses its own kernels: give a plan or a library, got plan {plan} and {library!r}")
+        layers.checked(library, layout, mode)
+        own = layers.predict(problem, which, device, dtype, precision, layout=layout, mode=mode)
+        return own.noted(remark)
+    if (layout, mode) != ("channels_last", "eager"):
+        raise ValueError(
+            f"layout and mode are of a library: this package's plans are predicted for channels_last, got {layout!r}, {mode!r}"
+        )
     if plan is None:
         plan = choose(problem, which, device, dtype=dtype, precision=precision)
     if plan.which != which:
         raise ValueError(f"plan {plan} is for {plan.which}, the prediction asked for is of {which}")
     device.rate(dtype, precision)
     call = channels_last(problem, which, dtype, precision)
-    return predict_call(call, checked(call, plan, device), device)
+    return predict_call(call, checked(call, plan, device), device).noted(remark)
+
+
+def dtype_of(asked: str | None, device: Device) -> tuple[str, str]:
+    """The dtype asked for, or where none is the device's default, and words where that is not bfloat16."""
+    dtype = asked or device.default_dtype
+    return dtype, "" if asked or dtype == "bfloat16" else f"{dtype} is taken, since {device.name} has no bfloat16"

@@ -11,13 +11,13 @@ from costmodel.algebra import ceil_div, product
 from costmodel.device import Device
 from costmodel.problem import Pass
 from costmodel.recast import FOLDED_WIDTHS, folds
+from costmodel.resources import resources_of, too_large
 from costmodel.tiling import (
     Call,
     Plan,
     extent,
     full_shares,
     ignored,
-    itemsize,
     reduction_step,
     seen_problem,
     shares,
@@ -31,14 +31,6 @@ class Family(NamedTuple):
 
     serves: Callable[[Call, Plan, Device | None], str]  # why a plan cannot run a call, "" where it can
     completed: Callable[[Call, Plan], Plan]  # the plan with what it leaves open filled in
-
-
-def too_large(call: Call, plan: Plan, device: Device | None) -> str:
-    """Why a tile's operands do not fit a device; "" where they do."""
-    shared = plan.num_stages * (plan.block_m + plan.block_n) * plan.block_k * itemsize(call.dtype)
-    if device is None or shared <= device.shared_per_block:
-        return ""
-    return f"it needs about {shared} bytes of shared memory, the device has {device.shared_per_block}"
 
 
 def gemm_serves(call: Call, plan: Plan, device: Device | None) -> str:
@@ -57,7 +49,7 @@ def gemm_serves(call: Call, plan: Plan, device: Device | None) -> str:
     for name, block in (("block_m", plan.block_m), ("block_n", plan.block_n), ("block_k", plan.block_k)):
         if block < 16 or block & (block - 1):
             return f"{name} must be a power of two of at least 16, got {block}"
-    if reason := too_large(call, plan, device):
+    if device is not None and (reason := too_large(plan.tile, resources_of(call, plan, device).shared, device)):
         return reason
     blocks = ceil_div(extent(problem, which, plan.family).depth, plan.block_k)
     if plan.split < 1 or (plan.split > 1 and not shares(problem, which, plan.family)):
@@ -90,13 +82,13 @@ def tma_serves(call: Call, plan: Plan, device: Device | None) -> str:
         return f"split must be 1 for {plan.which}, got {plan.split}"
     if reason := tma.shape_error(call, plan) or tma.serves(call, plan, device.capability if device else tma.LEAST_CAPABILITY):
         return reason
-    return too_large(call, plan, device)
+    return too_large(plan.tile, resources_of(call, plan, device).shared, device) if device else ""
 
 
 FAMILIES = {
     "gather": Family(gemm_serves, gemm_completed),
     "patch": Family(gemm_serves, gemm_completed),
-    "depthwise": Family(lambda call, plan, device: depthwise.serves(call, plan), lambda call, plan: plan),
+    "depthwise": Family(depthwise.serves, lambda call, plan: plan),
     "tma": Family(tma_serves, tma_completed),
     "band": Family(band.serves, band.completed),
 }

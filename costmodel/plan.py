@@ -19,9 +19,9 @@ from costmodel.device import Device
 from costmodel.executed import is_trusted
 from costmodel.problem import ConvProblem, Pass
 from costmodel.recast import folds
-from costmodel.resources import compiled_for, resource_key, resource_table
+from costmodel.resources import compiled_for, estimated, resource_key, resource_table, too_large
 from costmodel.tiling import (
-    MAX_VALUES,
+    INTERPRETED_MENU,
     Call,
     Extent,
     Operand,
@@ -110,11 +110,6 @@ MENU: dict[str, tuple[Tile, ...]] = {
 #: Most channels of a group of merged groups: beyond a tile's width, merging adds zeros to multiply and nothing to share.
 MERGED_CHANNELS = 128
 
-#: The interpreter's menu: its time goes by programs and trips, so tiles may be larger than any GPU takes.
-INTERPRETED_MENU = tuple(
-    Tile(m, n, k, 4, 3) for m in (16, 128, 512, 2048) for n in (16, 64) for k in (16, 64, 256, 1024) if m * k <= MAX_VALUES
-)
-
 
 class Option(NamedTuple):
     """A compiled tile with its operands packed or not: one line of the ranking, to be split `splits` ways."""
@@ -154,9 +149,9 @@ def compiled(
     menu = tma.menu(which, kind) if family == "tma" else INTERPRETED_MENU if device.interpreted else MENU[kind]
     for tile in menu:
         needs = resource_table().get(resource_key(Plan(which, family, *tile), kind, reach, device.capability))
-        fits = needs is not None and not needs.spills and needs.shared <= device.shared_per_block
+        fits = needs is not None and not needs.spills and not too_large(tile, needs.shared, device)
         if fits or device.interpreted:
-            found.append(kernel(family, tile, needs, kind, size, widths, device))
+            found.append(kernel(family, tile, needs or estimated(tile, size), kind, size, widths, device))
     return found
 
 

@@ -15,9 +15,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from costmodel import shapes
 from costmodel.algebra import Size, ceil_div, gcd, maximum, minimum, product, summation, where_less
+from costmodel.shapes import padding_pairs as padding_pairs
 
 
 class Pass(StrEnum):
@@ -98,10 +100,21 @@ class ConvProblem:
         padding: Sequence[Size] | Sequence[tuple[Size, Size]] | str,
         dilation: Sequence[Size],
         groups: Size = 1,
+        *,
+        checked: bool = True,
     ) -> ConvProblem:
-        """The problem of torch's conv: input [N, C, *size], weight [K, C / groups, *kernel]; padding as in `padding_pairs`."""
+        """The problem of torch's conv: input [N, C, *size], weight [K, C / groups, *kernel]; padding as in `padding_pairs`.
+
+        Raises ShapeError, a ValueError, for a wrong number of sizes, and unless `checked` is False for channels that do not
+        go with the groups, for a stride or dilation below 1, or a kernel larger than the padded input. Of sympy's symbols
+        nothing is asked but their number.
+
+        >>> ConvProblem.conv((1, 3, 224, 224), (64, 3, 7, 7), (2, 2), (3, 3), (1, 1)).output_shape
+        (1, 64, 112, 112)
+        """
+        shapes.check_ranks(input_shape, weight_shape, stride=stride, padding=padding, dilation=dilation)
         kernel = tuple(weight_shape[2:])
-        return cls(
+        found = cls(
             batch=input_shape[0],
             in_channels=input_shape[1],
             out_channels=weight_shape[0],
@@ -112,6 +125,11 @@ class ConvProblem:
             padding=padding_pairs(padding, kernel, dilation),
             dilation=tuple(dilation),
         )
+        if checked and shapes.known(*input_shape, *weight_shape, *stride, *dilation, groups, *found.padded_size):
+            shapes.check_window(groups, stride, dilation)
+            shapes.check_channels(input_shape, weight_shape, groups)
+            shapes.check_kernel(found.padded_size, found.effective_kernel)
+        return found
 
     @classmethod
     def conv_transpose(
@@ -123,18 +141,31 @@ class ConvProblem:
         output_padding: Sequence[Size],
         groups: Size = 1,
         dilation: Sequence[Size] | None = None,
+        *,
+        checked: bool = True,
     ) -> ConvProblem:
         """The forward problem whose dgrad is torch's conv_transpose: input [N, K, *out], weight [K, C / groups, *kernel].
 
-        The result of the transposed convolution has this problem's `input_shape`.
+        The result of the transposed convolution has this problem's `input_shape`. Raises ShapeError as `conv` does, and for a
+        result without a pixel.
         """
         kernel = tuple(weight_shape[2:])
         dilation = tuple(dilation) if dilation is not None else (1,) * len(kernel)
+        window = {"stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation}
+        shapes.check_ranks(input_shape, weight_shape, **window)
+        known = checked and shapes.known(*input_shape, *weight_shape, *stride, *padding, *output_padding, *dilation, groups)
+        if known:
+            shapes.check_window(groups, stride, dilation)
+            shapes.check_transposed_channels(input_shape, weight_shape, groups)
         low_high = tuple((p, p - extra) for p, extra in zip(padding, output_padding, strict=True))
         sizes = tuple(
             (o - 1) * s + d * (k - 1) + 1 - lo - hi
             for o, s, d, k, (lo, hi) in zip(input_shape[2:], stride, dilation, kernel, low_high, strict=True)
         )
+        if known:
+            shapes.check_result(
+                sizes, input=list(input_shape), weight=list(weight_shape), **{k: tuple(v) for k, v in window.items()}
+            )
         return cls(
             batch=input_shape[0],
             in_channels=weight_shape[1] * groups,
@@ -167,6 +198,11 @@ class ConvProblem:
     def effective_kernel(self) -> tuple[Size, ...]:
         """Extent of the dilated kernel: dilation * (kernel - 1) + 1."""
         return tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True))
+
+    @property
+    def farthest(self) -> int:
+        """Most pixels that a window spans, a stride steps over or padding adds: how far coordinates go beyond the sizes."""
+        return max(*self.effective_kernel, *self.stride, *(abs(p) for pair in self.padding for p in pair), 1)
 
     @property
     def padded_size(self) -> tuple[Size, ...]:
@@ -332,17 +368,3 @@ class ConvProblem:
         if any(d != 1 for d in self.dilation):
             text += f" d{by(self.dilation)}"
         return text + (f" g{self.groups}" if self.groups != 1 else "")
-
-
-def padding_pairs(
-    padding: Sequence[Any] | str, kernel_size: Sequence[Size], dilation: Sequence[Size]
-) -> tuple[tuple[Size, Size], ...]:
-    """(low, high) per axis from ints, pairs, 'valid' or 'same'. 'same' puts the odd element at the high end, as torch does."""
-    if isinstance(padding, str):
-        if padding == "valid":
-            return ((0, 0),) * len(kernel_size)
-        if padding != "same":
-            raise ValueError(f"padding must be 'same' or 'valid' when it is a string, got {padding!r}")
-        totals = [d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True)]
-        return tuple((total // 2, total - total // 2) for total in totals)
-    return tuple((p[0], p[1]) if isinstance(p, (tuple, list)) else (p, p) for p in padding)

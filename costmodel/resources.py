@@ -1,6 +1,7 @@
-"""Registers, shared memory, spills and loop length of every kernel of the menu, read off compiled code.
+"""Registers, shared memory, spills and loop length of kernels: read off compiled code for the menu, estimated for other tiles.
 
-`python -m bench audit --write` makes the table.
+`python -m bench audit --write` makes the table. Whether a plan fits a device's shared memory is said here and nowhere else
+(`too_large`), of the compiled figure where there is one.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from importlib import resources
 from typing import NamedTuple
 
 from costmodel.device import Device
-from costmodel.tiling import Call, Plan, access, arithmetic_of
+from costmodel.tiling import INTERPRETED_MENU, Call, Plan, Tile, access, arithmetic_of, itemsize
 
 
 class Resources(NamedTuple):
@@ -21,6 +22,27 @@ class Resources(NamedTuple):
     shared: int
     spills: int
     trip: int
+
+
+#: Instructions of one trip that do not depend on the tile: counters, barriers, branches (read off compiled kernels).
+TRIP_INSTRUCTIONS = 60
+
+
+def estimated(tile: Tile, size: int) -> Resources:
+    """What a tile of a matrix product takes, roughly, where no compiled kernel says so: a register for each sum, and in shared
+    memory both operands, of `size` bytes an element, for each stage."""
+    registers = 32 + tile.m * tile.n // (tile.warps * 32)
+    return Resources(registers, tile.stages * (tile.m + tile.n) * tile.k * size, 0, TRIP_INSTRUCTIONS)
+
+
+def too_large(tile: Tile, shared: int, device: Device | None) -> str:
+    """Why a tile's programs of `shared` bytes do not fit the shared memory of a device; "" where they do, or none is named.
+
+    The interpreter has the largest GPU's, so that a plan that is tried there can run on a GPU, and its own menu besides.
+    """
+    if device is None or shared <= device.shared_per_block or (device.interpreted and tile in INTERPRETED_MENU):
+        return ""
+    return f"it needs about {shared} bytes of shared memory, the device has {device.shared_per_block}"
 
 
 @lru_cache(maxsize=1)
@@ -35,6 +57,8 @@ def resource_table() -> dict[str, Resources]:
 
 #: The architectures whose machine code is in the table.
 COMPILED = (80, 90, 100)
+#: The least compute capability, 80 for 8.0, that tritonconv runs on: what Triton supports. Older parts are predicted for.
+LEAST_CAPABILITY = 80
 
 
 def compiled_for(capability: int) -> int:
@@ -50,7 +74,7 @@ def resource_key(plan: Plan, kind: str, access: str, capability: int) -> str:
     return f"{plan.which}:{plan.family}:{kind}:{access}:{tile}:sm{compiled_for(capability)}"
 
 
-def resources_of(call: Call, plan: Plan, device: Device) -> Resources | None:
-    """The table's row for a plan, None where the plan is not in it."""
-    kind = arithmetic_of(call, plan)
-    return resource_table().get(resource_key(plan, kind, access(call, plan), device.capability))
+def resources_of(call: Call, plan: Plan, device: Device) -> Resources:
+    """What the kernel of a plan of the GEMM families takes: the table's row, an estimate where the plan is not in it."""
+    key = resource_key(plan, arithmetic_of(call, plan), access(call, plan), device.capability)
+    return resource_table().get(key) or estimated(plan.tile, itemsize(call.dtype))

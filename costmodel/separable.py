@@ -17,12 +17,13 @@ from costmodel.depthwise import axis_of
 from costmodel.depthwise_choice import UNHIDDEN
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
-from costmodel.resources import Resources, compiled_for
-from costmodel.tiling import LARGEST_BOX, Call, Operand, Plan, Tile, arithmetic, itemsize, unlaunchable
+from costmodel.resources import Resources, compiled_for, too_large
+from costmodel.tiling import LARGEST_BOX, Call, Operand, Plan, Tile, arithmetic, itemsize, reaches_too_far, unlaunchable
 from costmodel.timing import (
     INTERPRETED_TRIP,
     L2_SHARE,
     Prediction,
+    borrowed,
     from_dram,
     kernel,
     on_chip,
@@ -151,7 +152,7 @@ def refuses(call: PairCall, plan: Plan, device: Device) -> str:
     for name, block in (("block_m", plan.block_m), ("block_n", plan.block_n), ("block_k", plan.block_k)):
         if block < 16 or block & (block - 1):
             return f"{name} must be a power of two of at least 16, got {block}"
-    if reason := unlaunchable(plan):
+    if reason := unlaunchable(plan) or reaches_too_far(call.pair.depthwise):
         return reason
     if plan.num_stages < 1:
         return f"stages must be positive, got {plan.num_stages}"
@@ -166,10 +167,7 @@ def refuses(call: PairCall, plan: Plan, device: Device) -> str:
     said = replace(plan, block_m=0, block_n=0, block_k=0, num_warps=0, num_stages=0, step=None, pack=())
     if said != Plan(Pass.FPROP, FAMILY, 0, 0, 0, 0, 0):
         return f"family {FAMILY!r} knows a tile, a step and pack alone, got {plan}"
-    shared = (plan.block_m + plan.num_stages * plan.block_n) * plan.block_k * itemsize(call.dtype)
-    if shared > device.shared_per_block:
-        return f"it needs about {shared} bytes of shared memory, the device has {device.shared_per_block}"
-    return ""
+    return too_large(plan.tile, resources(call, plan, device.capability).shared, device)
 
 
 class Work(NamedTuple):
@@ -247,6 +245,13 @@ def registers(call: PairCall, plan: Plan, capability: int) -> int:
     return FEW if held <= 100 and work.pixels <= 96 and plan.num_warps == 4 else ALL
 
 
+def resources(call: PairCall, plan: Plan, capability: int) -> Resources:
+    """What the kernel takes, by counts that `tests/test_separable_aot.py` holds against the compiler. In shared memory lie the
+    pixels of a trip once and its weights stage by stage."""
+    shared = (plan.block_m + plan.num_stages * plan.block_n) * plan.block_k * itemsize(call.dtype)
+    return Resources(registers(call, plan, capability), shared, 0, round(trip_instructions(call, plan, capability)))
+
+
 def has_wide_loads(call: PairCall) -> bool:
     """Whether the channels of x, and those of y, are neighbours in memory, and at least 4 bytes of them are one load."""
     wide = math.gcd(call.x.align, call.pair.depthwise.in_channels) * itemsize(call.dtype) >= 4
@@ -307,12 +312,7 @@ def predict(call: PairCall, plan: Plan, device: Device) -> Prediction:
     if x > device.l2_bytes * L2_SHARE:
         moved += (tiles_n - 1) * x  # each block of filters makes all of it again
     m, n, k, *_ = plan.tile
-    needs = Resources(
-        registers(call, plan, device.capability),
-        (m + n) * k * size,
-        0,
-        round(trip_instructions(call, plan, device.capability)),
-    )
+    needs = resources(call, plan, device.capability)
     of = kernel(FAMILY, plan.tile, needs, kind, size, (LARGEST_BOX, LARGEST_BOX), device)
     share, slots = from_l2(call, plan) / ((m + n) * k), 4 * of.constants.issue / plan.num_warps
     clocks, bound = max(
@@ -351,7 +351,7 @@ def predict(call: PairCall, plan: Plan, device: Device) -> Prediction:
         bound=bound,
         low=total * of.constants.low,
         high=total * of.constants.high,
-        source=of.constants.source,
+        source=of.constants.source + borrowed(device),
     )
 
 

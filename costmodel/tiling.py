@@ -31,6 +31,12 @@ class Tile(NamedTuple):
     stages: int
 
 
+#: The interpreter's menu: its time goes by programs and trips, so tiles may be larger than any GPU takes.
+INTERPRETED_MENU = tuple(
+    Tile(m, n, k, 4, 3) for m in (16, 128, 512, 2048) for n in (16, 64) for k in (16, 64, 256, 1024) if m * k <= MAX_VALUES
+)
+
+
 def arithmetic(dtype: str, precision: str) -> str:
     """The menu's name for the arithmetic of a dtype: "half", "tf32", "fp32" or "fp64"."""
     if dtype in ("float16", "bfloat16"):
@@ -240,6 +246,18 @@ SAYS = {
     "depthwise": ("split", "pack", "rows", "taps"),
     "band": ("split", "step", "pack", "rows"),
 }
+
+
+#: The farthest that a window, a stride or padding may reach, in pixels, where a kernel counts coordinates in 32 bits only. It
+#: leaves room for a tile beyond the sizes. The gather's kernels count in 64 bits where they must.
+FARTHEST = 2**28
+
+
+def reaches_too_far(problem: ConvProblem, farthest: int = FARTHEST) -> str:
+    """Why coordinates of 32 bits do not serve a problem; "" where they do."""
+    if problem.farthest <= farthest:
+        return ""
+    return f"a window, stride or padding reaches {problem.farthest} pixels, the kernel counts {farthest}"
 
 
 def unlaunchable(plan: Plan) -> str:

@@ -7,7 +7,7 @@ What no problem size changes is worked out once a tile (`Kernel`), so that ranki
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from costmodel.calibration import DEFAULT, PRIOR_SOURCE, Calibration
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
 from costmodel.recast import fold_elements, folded_input
-from costmodel.resources import COMPILED, Resources, compiled_for, resources_of
+from costmodel.resources import COMPILED, LEAST_CAPABILITY, Resources, compiled_for, resources_of
 from costmodel.tiling import (
     Call,
     Extent,
@@ -36,8 +36,6 @@ from costmodel.tiling import (
 L2_SHARE = 0.5
 #: Bytes a clock that one multiprocessor can draw from L2, which the chip as a whole cannot give to all of them.
 L2_PORT = 64
-#: Instructions of one trip that do not depend on the tile: counters, barriers, branches (read off compiled kernels).
-TRIP_INSTRUCTIONS = 60
 #: Seconds of Triton's interpreter for a program or a loop trip, and for each element loaded (two slow cores, Triton 3.7).
 INTERPRETED_TRIP = 12e-3
 INTERPRETED_ELEMENT = 3e-8
@@ -64,6 +62,10 @@ class Prediction:
     high: float = math.inf
     source: str = PRIOR_SOURCE  # where the interval comes from
 
+    def noted(self, remark: str) -> Prediction:
+        """The same with a remark behind its source, where there is one."""
+        return replace(self, source=f"{self.source}; {remark}") if remark else self
+
 
 class Kernel(NamedTuple):
     """A compiled tile on a device: what its time takes whatever the size of the problem. Clocks of one multiprocessor."""
@@ -80,29 +82,25 @@ class Kernel(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def kernel(
-    family: str, tile: Tile, needs: Resources | None, kind: str, size: int, widths: tuple[int, int], device: Device
-) -> Kernel:
+def kernel(family: str, tile: Tile, needs: Resources, kind: str, size: int, widths: tuple[int, int], device: Device) -> Kernel:
     """A tile of a family in arithmetic `kind` of elements of `size` bytes, its operands loaded `widths` elements at a time.
 
-    `needs` is its row of the table of compiled kernels; without one registers and shared memory are estimated.
+    `needs` is its row of the table of compiled kernels, or an estimate.
     """
     if device.interpreted:
         return Kernel(tile, 1, 0, 0, 0, 0, 0, "the interpreter", DEFAULT)
     m, n, k, warps, stages = tile
     clock, constants = device.clock * 1e6, device.calibration(family)
-    shared = needs.shared if needs else stages * (m + n) * k * size
-    registers = needs.registers if needs else 32 + m * n // (warps * 32)
     resident = min(
-        device.shared_per_sm // max(1, shared + 1024),
-        device.registers_per_sm // max(1, registers * warps * 32),
+        device.shared_per_sm // max(1, needs.shared + 1024),
+        device.registers_per_sm // max(1, needs.registers * warps * 32),
         device.warps_per_sm // warps,
         device.blocks_per_sm,
     )
     rate = device.rate(*_RATE[kind]) * constants.share(kind, f"{m}x{n}x{k}")
     multiply = 2 * m * n * k * _PRODUCTS.get(kind, 1) / (rate / device.sm_count / clock)
     loads = m * k / widths[0] / 32 + n * k / widths[1] / 32  # warp instructions
-    issue = ((needs.trip if needs else TRIP_INSTRUCTIONS) * warps + 2 * loads) / (4 * constants.issue)
+    issue = (needs.trip * warps + 2 * loads) / (4 * constants.issue)
     if kind == "fp32":
         issue = 0.0  # counted by the FMA rate
     l2_rate = device.l2_bandwidth * constants.l2 * 1e9 / device.sm_count / clock  # bytes per clock and multiprocessor
@@ -245,10 +243,13 @@ def seconds(of: Kernel, tiles: int, n_trips: float, moved: float, kernels: int, 
 
 
 def borrowed(device: Device) -> str:
-    """Words on whose compiled kernels a prediction rests, where they are not the device's own."""
+    """Words on whose compiled kernels a prediction rests, where they are not the device's own, and whether they run there."""
     if device.capability in COMPILED:
         return ""
-    return f"; registers and shared memory are those of kernels compiled for sm_{compiled_for(device.capability)}"
+    words = f"; registers and shared memory are those of kernels compiled for sm_{compiled_for(device.capability)}"
+    if device.capability < LEAST_CAPABILITY:
+        words += f", for tritonconv does not run on {device.name}: it needs compute capability {LEAST_CAPABILITY / 10:.1f}"
+    return words
 
 
 def at_least(of: Kernel, tiles: int, steps: float, moved: float, kernels: int, device: Device) -> float:

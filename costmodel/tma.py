@@ -11,12 +11,16 @@ from __future__ import annotations
 import math
 
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import Call, Operand, Plan, Tile, arithmetic, itemsize, merged
+from costmodel.tiling import Call, Operand, Plan, Tile, arithmetic, itemsize, merged, reaches_too_far
 
 #: The oldest compute capability that has a copy engine.
 LEAST_CAPABILITY = 90
 #: Elements of a box along one axis.
 MAX_AXIS = 256
+
+#: The farthest that a window, a stride or padding may reach, in pixels: `kernels.boxes.floor_div` divides coordinates of at
+#: least -2^20 strides.
+FARTHEST = 2**20
 
 #: Tiles of fprop and dgrad are pixels x channels of the result x depth.
 MENU: dict[str, tuple[Tile, ...]] = {
@@ -83,6 +87,8 @@ def serves(call: Call, plan: Plan, capability: int) -> str:
     problem, which = call.problem, call.which
     if capability // 10 not in (9, 10):
         return f"TMA needs compute capability 9.x or 10.x, the device has {capability / 10:.1f}"
+    if reason := reaches_too_far(problem, FARTHEST):
+        return reason
     kind = arithmetic(call.dtype, call.precision)
     if kind not in MENU:
         return f"there is no TMA kernel for {call.dtype} in {kind}"

@@ -15,10 +15,21 @@ from typing import Any
 
 from costmodel.algebra import ceil_div, product
 from costmodel.device import Device, find_device
-from costmodel.plan import INTERPRETED_MENU, MENU
+from costmodel.forecast import dtype_of
+from costmodel.plan import MENU
 from costmodel.problem import ConvProblem, Pass
-from costmodel.resources import Resources, compiled_for, resource_key, resource_table
-from costmodel.tiling import MAX_ALIGN, Extent, Plan, Tile, arithmetic, channels_last, itemsize, unlaunchable
+from costmodel.resources import Resources, compiled_for, estimated, resource_key, resource_table, too_large
+from costmodel.tiling import (
+    INTERPRETED_MENU,
+    MAX_ALIGN,
+    Extent,
+    Plan,
+    Tile,
+    arithmetic,
+    channels_last,
+    itemsize,
+    unlaunchable,
+)
 from costmodel.timing import (
     Kernel,
     Prediction,
@@ -71,7 +82,7 @@ class Chunk:
         front = 0 if valid else dilation[0] * (weight[2] - 1) - cached
         known = (batch, channels, cached + frames, height * upsample, width * upsample)
         pads = ((front, 0), (padding[0], padding[1]), (padding[2], padding[3]))
-        problem = ConvProblem.conv(known, weight, stride, pads, dilation)
+        problem = ConvProblem.conv(known, weight, stride, pads, dilation, checked=False)
         return cls(problem, cached, upsample, time_padding == "replicate", valid)
 
     @property
@@ -194,7 +205,7 @@ def trips(chunk: Chunk, plan: Plan) -> float:
     return each * chunk.live_taps / max(1, chunk.output_shape[2])
 
 
-def refuses(chunk: Chunk, plan: Plan, dtype: str, device: Device) -> str:
+def refuses(chunk: Chunk, plan: Plan, dtype: str, precision: str, device: Device) -> str:
     """Why a plan cannot run a call; "" where it can."""
     if plan.which != Pass.FPROP or plan.family != FAMILY:
         return f"a causal convolution takes plans fprop:{FAMILY}, got {plan.which}:{plan.family}"
@@ -209,15 +220,12 @@ def refuses(chunk: Chunk, plan: Plan, dtype: str, device: Device) -> str:
         return f"group and stages must be positive, got {plan.group_m} and {plan.num_stages}"
     if plan.group_m * ceil_div(chunk.problem.out_channels, plan.block_n) >= 1 << 31:
         return f"group times blocks of filters must be below 2^31, got group {plan.group_m}"
-    shared = plan.num_stages * (plan.block_m + plan.block_n) * plan.block_k * itemsize(dtype)
-    if shared > device.shared_per_block:
-        return f"it needs about {shared} bytes of shared memory, the device has {device.shared_per_block}"
-    return ""
+    return too_large(plan.tile, resources_of(chunk, plan.tile, dtype, precision, device).shared, device)
 
 
-def checked(chunk: Chunk, plan: Plan, dtype: str, device: Device) -> Plan:
+def checked(chunk: Chunk, plan: Plan, dtype: str, precision: str, device: Device) -> Plan:
     """A forced plan. ValueError where it cannot run the call."""
-    if reason := refuses(chunk, plan, dtype, device):
+    if reason := refuses(chunk, plan, dtype, precision, device):
         raise ValueError(f"plan {plan} cannot run {chunk}: {reason}")
     return plan
 
@@ -227,13 +235,19 @@ def width_of(channels: int, dtype: str) -> int:
     return math.gcd(channels, MAX_ALIGN, max(1, 16 // itemsize(dtype)))
 
 
-def resources_of(chunk: Chunk, tile: Tile, dtype: str, precision: str, device: Device) -> Resources | None:
-    """What the compiled kernel needs: the table's row of fprop's gather, and a few instructions for the frame's address."""
+def compiled(chunk: Chunk, tile: Tile, dtype: str, precision: str, device: Device) -> Resources | None:
+    """What the compiled kernel needs: the table's row of fprop's gather, and a few instructions for the frame's address; None
+    for a tile that is not in the table."""
     width = width_of(chunk.problem.in_channels, dtype)
     reach = "wide" if width * itemsize(dtype) == 16 else "narrow"
     key = resource_key(Plan(Pass.FPROP, "gather", *tile), arithmetic(dtype, precision), reach, device.capability)
     found = resource_table().get(key)
     return found and found._replace(trip=found.trip + FRAME_INSTRUCTIONS[chunk.upsample])
+
+
+def resources_of(chunk: Chunk, tile: Tile, dtype: str, precision: str, device: Device) -> Resources:
+    """What a tile's kernel needs: `compiled`, or an estimate."""
+    return compiled(chunk, tile, dtype, precision, device) or estimated(tile, itemsize(dtype))
 
 
 def addresses_fit(tile: Tile, size: int, wide: bool, last: bool, far: bool, capability: int) -> bool:
@@ -262,8 +276,8 @@ def candidates(chunk: Chunk, dtype: str, precision: str, device: Device, last: b
     size = itemsize(dtype)
     wide = width_of(chunk.problem.in_channels, dtype) * size == 16
     for tile in MENU[arithmetic(dtype, precision)]:
-        needs = resources_of(chunk, tile, dtype, precision, device)
-        fits = needs is not None and not needs.spills and needs.shared <= device.shared_per_block
+        needs = compiled(chunk, tile, dtype, precision, device)
+        fits = needs is not None and not needs.spills and not too_large(tile, needs.shared, device)
         if fits and addresses_fit(tile, size, wide, last, far, device.capability):
             found.append(Plan(Pass.FPROP, FAMILY, *tile))
     return found
@@ -323,16 +337,19 @@ def forecast(
     cached: int = 0,
     device: Device | str = "h100",
     *,
-    dtype: str = "bfloat16",
+    dtype: str | None = None,
     precision: str = "tf32",
     **window: Any,
 ) -> Prediction:
-    """Seconds of a call on channels-last tensors for a caller without tensors; `window` as `Chunk.of` takes it.
+    """Seconds of a call on channels-last tensors for a caller without tensors; `window` as `Chunk.of` takes it, `dtype` as
+    `costmodel.predict` has it. ValueError for an unknown device, or a dtype that the device does not multiply.
 
     >>> found = forecast((1, 384, 1, 60, 104), (384, 384, 3, 3, 3), 2, padding=(1, 1, 1, 1))
     >>> print(f"{found.bytes / 1e6:.0f} MB")
     37 MB
     """
     device = find_device(device) if isinstance(device, str) else device
+    dtype, remark = dtype_of(dtype, device)
+    device.rate(dtype, precision)
     chunk = Chunk.of(x, weight, cached, **window)
-    return predict(chunk, select(chunk, dtype, precision, device), dtype, precision, device)
+    return predict(chunk, select(chunk, dtype, precision, device), dtype, precision, device).noted(remark)

@@ -86,11 +86,11 @@ def interpreted() -> bool:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     cuda = torch.cuda.is_available()
     for item in items:
-        if "gpu" in item.keywords and (not cuda or interpreted()):
+        if item.get_closest_marker("gpu") and (not cuda or interpreted()):
             item.add_marker(pytest.mark.skip(reason="TRITON_INTERPRET=1" if cuda else "no CUDA device"))
-        elif {"aot", "compiled"} & set(item.keywords) and interpreted():
+        elif (item.get_closest_marker("aot") or item.get_closest_marker("compiled")) and interpreted():
             item.add_marker(pytest.mark.skip(reason="TRITON_INTERPRET=1 forbids compiling: run pytest -m aot or -m compiled"))
-        elif "interpreter" in item.keywords and compiled():
+        elif item.get_closest_marker("interpreter") and compiled():
             item.add_marker(pytest.mark.skip(reason="asks for Triton's interpreter, and compiled code runs here"))
 
 

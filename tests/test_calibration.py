@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from costmodel import calibration, families
+from bench.separable import LAYERS
+from costmodel import calibration, causal, families, separable, video
 from costmodel.calibration import DEFAULT, PRIOR, PRIOR_SOURCE, Calibration, Measured, Table, dumps, loads
 from costmodel.device import find, find_device
 from costmodel.families import family_hash, model_hash
@@ -218,14 +219,64 @@ def test_a_file_that_is_asked_for_and_missing_is_an_error(cache, monkeypatch, tm
 
 def test_an_edit_of_the_arithmetic_makes_what_was_fitted_to_it_stale(monkeypatch, tmp_path):
     before = model_hash()
-    names = ("band", "band_windows", "depthwise", "depthwise_choice", "recast", "tiling", "timing", "tma")
+    names = sorted(families.arithmetic(families.MODEL))
+    # every module with a predicted time of its own, and what it counts by; not the choice, the words or the device
+    assert {"timing", "band", "depthwise", "causal", "video", "separable", "problem", "algebra", "tiling", "resources"} <= {
+        *names
+    }
+    assert not {*names} & {"plan", "legality", "device", "calibration", "families", "forecast", "count", "bounds"}
     for name in (*(f"{name}.py" for name in names), "data/resources.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text((families.MODEL / name).read_text())
     monkeypatch.setattr(families, "MODEL", tmp_path)
+    for name in names:
+        model_hash.cache_clear()
+        assert model_hash() == before
+        source = (tmp_path / f"{name}.py").read_text()
+        (tmp_path / f"{name}.py").write_text(source + "\nANOTHER = 1\n")
+        model_hash.cache_clear()
+        assert model_hash() != before, name
+        (tmp_path / f"{name}.py").write_text(source)
     model_hash.cache_clear()
-    assert model_hash() == before
-    (tmp_path / "timing.py").write_text((tmp_path / "timing.py").read_text().replace("L2_PORT = 64", "L2_PORT = 32"))
-    model_hash.cache_clear()
-    assert model_hash() != before
-    model_hash.cache_clear()
+
+
+def test_every_module_with_a_predicted_time_is_hashed():
+    """A new one that nobody lists would leave constants in place that were fitted to other arithmetic."""
+    timed = set()
+    for path in families.MODEL.glob("*.py"):
+        source = path.read_text()
+        if "def predict(" in source and "Prediction(" in source:
+            timed.add(path.stem)
+    assert timed == set(families.TIMED)
+
+
+PAIR = LAYERS[2].call()
+CHUNK = video.Chunk.of((1, 384, 1, 60, 104), (384, 384, 3, 3, 3), 2, padding=(1,) * 4)
+ROW = channels_last(causal.problem_of(8, 2048, 2048, 4), Pass.FPROP, "bfloat16")
+#: Functions that no row of a pass measures: the family whose constants theirs are, and the prediction of a device.
+FUNCTIONS = {
+    "separable": ("patch", lambda d: separable.predict(PAIR, separable.candidates(PAIR, d)[0], d)),
+    "video": (
+        "gather",
+        lambda d: video.predict(CHUNK, video.candidates(CHUNK, "bfloat16", "ieee", d)[0], "bfloat16", "ieee", d),
+    ),
+    "causal": (
+        "depthwise",
+        lambda d: causal.predict(ROW, causal.candidates(ROW, d, causal.Kind())[0], d, causal.Kind()),
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FUNCTIONS)
+def test_a_function_of_several_passes_shares_its_kins_constants(h200, family):
+    """Else one kernel would be held against two by other constants than theirs. Its own come first, where a table has them."""
+    kin, timed = FUNCTIONS[family]
+    plain = timed(h200)
+    shared, own = timed(h200.calibrated(table(family=kin))), timed(h200.calibrated(table(family=family)))
+    assert shared.seconds == own.seconds > 1.2 * plain.seconds
+    assert (shared.low, shared.high) == (PRIOR[0] * shared.seconds, PRIOR[1] * shared.seconds)
+    assert f"the model's constants are those of {kin} kernels" in shared.source and plain.source == PRIOR_SOURCE
+    assert (own.low, own.source) == (0.9 * own.seconds, "a test")
+    assert timed(h200.calibrated(table(Calibration(), family=kin))).source == PRIOR_SOURCE
+    for other in {"gather", "patch", "depthwise", "tma", "band"} - {kin}:
+        assert timed(h200.calibrated(table(family=other))) == plain

@@ -52,7 +52,7 @@ def state_arguments(kernel):
     """Arguments of a kernel of `causal_state`, all there is but a ring."""
     element, strides = Pointer(torch.bfloat16), (5, 5, 5)
     known = {"TAPS": 4, "STATE": 3, "ACTIVATION": "silu", "ACC": accumulator("bfloat16"), "UPCAST": False}
-    known |= {"CHANNELS": STATE_CHANNELS, "sizes": (4099, 4099, 5)}
+    known |= {"CHANNELS": STATE_CHANNELS, "sizes": (4099, 4099, 5, 4099)}
     known |= {"starts_ptr": Pointer(torch.int32), "entry_ptr": Pointer(torch.int32), "before_ptr": None}
     known |= {name: strides for name in kernel.arg_names if name.endswith("_strides")}
     return {name: known.get(name, element) for name in kernel.arg_names}
@@ -84,7 +84,7 @@ def test_a_gradient_without_one_of_its_tensors_compiles(absent):
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_states_compile_without_what_may_be_absent(kernel, absent):
-    given = state_arguments(kernel) | dict.fromkeys(absent) | {"sizes": (3, 3, 5)}
+    given = state_arguments(kernel) | dict.fromkeys(absent) | {"sizes": (3, 3, 5, 5)}
     if kernel is causal_update_kernel:
         given |= {"before_ptr": Pointer(torch.int32), "TAPS": 1, "STATE": 1}  # a ring, and a filter that needs no state
     assert audit(compile_ahead(kernel, given, arch=90)).spills == 0

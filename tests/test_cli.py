@@ -139,6 +139,18 @@ def test_a_rate_in_mac_is_read_one_way(run):
     assert [(row["rate"], row["unit"]) for row in rows] == [(2e9, "MAC/s")]
 
 
+def test_a_device_without_the_default_dtype_takes_another_and_says_so(run, net):
+    said = "float16 is taken, since Tesla V100-SXM2-16GB has no bfloat16."
+    for words in (["layer", *LAYER], ["model", "net.py:Net", "--input", "4x3x32x32"]):
+        out = " ".join(good(run(*words, "--device", "v100")).split())
+        assert said in out and "tritonconv does not run on Tesla V100-SXM2-16GB: it needs compute capability 8.0" in out
+        for device, dtype in (("v100", "fp16"), ("h100", None)):  # asked for, or the default: nothing to say
+            asked = ["--dtype", dtype] if dtype else []
+            assert "is taken" not in " ".join(good(run(*words, "--device", device, *asked)).split())
+    assert json.loads(good(run("layer", *LAYER, "--device", "v100", "--json")))["dtype"] == "float16"
+    assert "does not run there (it needs compute capability 8.0): t4, v100, v100-pcie" in " ".join(good(run("devices")).split())
+
+
 def test_solve_names_the_unknown_and_its_interval(run):
     found = json.loads(good(run(*COMMANDS["solve"], "--json")))
     assert (found["solved_for"], found["low"], found["high"]) == ("padding", 3, 3) and found["derivation"]
@@ -199,7 +211,12 @@ BAD = {
     "an unknown device": (["layer", *LAYER, "--device", "h1000"], "h100"),
     "a device file that is missing": (["layer", *LAYER, "--device", "mine.toml"], "mine.toml"),
     "an unknown dtype": (["layer", *LAYER, "--dtype", "int8"], "fp16, bf16"),
-    "a rate the device lacks": (["layer", *LAYER, "--device", "v100"], "bf16"),
+    "a rate the device lacks": (["layer", *LAYER, *"--device v100 --dtype bf16".split()], "no bf16 rate"),
+    "what the device has instead": (["layer", *LAYER, *"--device v100 --dtype tf32".split()], "it has fp16, fp32, fp64"),
+    "a model in what the device lacks": (
+        ["model", "net.py:Net", *"--input 1x3x8x8 --device v100-pcie --dtype bf16".split()],
+        "it has fp16, fp32, fp64",
+    ),
     "a wrong rate": (["layer", *LAYER, "--samples", "9", "--rate", "fast"], "0.15TFLOPS"),
     "samples without a rate": (["layer", *LAYER, "--samples", "9"], "--rate"),
     "a rate without samples": (["layer", *LAYER, "--rate", "1TFLOPS"], "--samples"),

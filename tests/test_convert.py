@@ -63,9 +63,10 @@ def test_parameters_are_shared_and_the_model_stays_as_it_was():
     other = convert(model)
     assert [type(part) for part in model] == [nn.Conv2d, nn.BatchNorm2d, nn.ConvTranspose2d]
     assert [type(part) for part in other] == [tritonconv.nn.Conv2d, nn.BatchNorm2d, tritonconv.nn.ConvTranspose2d]
-    assert all(a is b for a, b in zip(model.parameters(), other.parameters(), strict=True))
-    assert all(a is b for a, b in zip(model.buffers(), other.buffers(), strict=True))
-    assert list(model.state_dict()) == list(other.state_dict()) and repr(model) == repr(other)
+    for a, b in zip((*model.parameters(), *model.buffers()), (*other.parameters(), *other.buffers()), strict=True):
+        assert a is not b and a.data_ptr() == b.data_ptr() and type(a) is type(b)
+    assert list(model.state_dict()) == list(other.state_dict())
+    assert repr(other) == repr(model).replace("Conv", "tritonconv.Conv")
     with torch.no_grad():
         model[0].weight.zero_()
     assert not other[0].weight.any()
@@ -88,15 +89,6 @@ def test_a_layer_alone_twice_and_none():
     assert twice[0] is twice[1]
     with pytest.raises(TypeError, match=r"convert\(\) takes a torch.nn.Module, got int"):
         convert(3)
-
-
-def test_a_subclass_keeps_its_forward():
-    class Doubled(nn.Conv2d):
-        def forward(self, x):
-            return 2 * super().forward(x)
-
-    assert type(convert(nn.Sequential(Doubled(2, 2, 1)))[0]) is Doubled
-    assert type(convert(nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 2, 1)))) is not tritonconv.nn.Conv2d
 
 
 def test_modules_are_made_as_torchs():

@@ -190,7 +190,7 @@ def test_rows_and_channels_keep_to_themselves(device, launched):
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_an_infinite_weight_is_nan_only_where_it_meets_padding(device, launched):
-    """The README's limit: infinite where its tap lies inside; NaN or finite where it hangs over the border."""
+    """As docs/limits.md says: infinite where its tap lies inside; NaN or finite where it hangs over the border."""
     x, w = torch.ones(1, 1, 5, 6, device=device), torch.ones(1, 1, 3, 3, device=device)
     w[0, 0, 0, 0] = math.inf
     padded = torch.zeros(1, 1, 5, 6, dtype=torch.bool, device=device)

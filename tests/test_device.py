@@ -23,6 +23,7 @@ from costmodel.device import (
     load,
     operations,
 )
+from costmodel.device_names import plain
 
 KNOWN = list(DEVICES.values())
 H100, H200, V100 = (find_device(name) for name in ("h100", "h200", "v100"))
@@ -33,10 +34,15 @@ def named(device):
 
 
 def test_the_parts_of_the_table():
-    aliases = "v100 v100-pcie a100 a100-pcie a100-40gb h100 h100-pcie h200 b200 l4 l40s rtx3090 rtx4090 rtx5090"
+    aliases = (
+        "v100 v100-pcie v100-dgxs t4 a100 a100-pcie a100-40gb h100 h100-pcie h100-nvl gh200 h200 b200 l4 l40 l40s a10 a10g"
+    )
+    aliases += " a6000 pro6000 pro6000-maxq rtx3090 rtx3090ti rtx4080 rtx4090 rtx4090d rtx5090"
     assert {find_device(alias).name for alias in aliases.split()} == set(DEVICES)
     words = [word for device in KNOWN for word in (*device.names, *device.aliases)]
     assert len(set(words)) == len(words)
+    meant = [{plain(word) for word in (*device.names, *device.aliases)} for device in KNOWN]
+    assert sum(map(len, meant)) == len(set().union(*meant)), "one name, two parts"
     assert all(device.name == device.names[0] and device.aliases for device in KNOWN)
 
 
@@ -50,8 +56,8 @@ def test_every_figure_has_a_source(device):
 @pytest.mark.parametrize("device", KNOWN, ids=named)
 def test_peaks_are_multiprocessors_times_clock(device):
     """Tensor peaks at `clock`, the FMA units' at the driver's; B200's float32 is listed at a clock that no driver reports."""
-    sustained = derived_rates(device.capability, device.geforce, device.sm_count, device.clock)
-    fastest = derived_rates(device.capability, device.geforce, device.sm_count, device.max_clock)
+    sustained = derived_rates(device.capability, device.half_rate, device.sm_count, device.clock)
+    fastest = derived_rates(device.capability, device.half_rate, device.sm_count, device.max_clock)
     for name in ("fp16", "bf16", "fp16_acc16", "tf32"):
         assert (getattr(device, name) is None) == (name not in sustained)
         if name in sustained:
@@ -85,22 +91,23 @@ def test_published_peaks_and_ridges():
 @pytest.mark.parametrize("alias", ["rtx3090", "rtx4090", "rtx5090"])
 def test_geforce_halves_what_accumulates_in_float32(alias):
     device = find_device(alias)
-    assert device.geforce
+    assert device.half_rate
     assert device.fp16_acc16 == pytest.approx(2 * device.fp16, rel=1e-3)
-    full = operations(device.capability, geforce=False)
-    assert operations(device.capability, geforce=True)["fp16"] == full["fp16"] / 2
+    full = operations(device.capability, half_rate=False)
+    assert operations(device.capability, half_rate=True)["fp16"] == full["fp16"] / 2
     assert device.rate("bfloat16") == device.fp16 * 1e12  # not the rate that accumulates in float16
 
 
 def test_only_geforce_has_a_faster_accumulation():
-    assert [device.name for device in KNOWN if device.fp16_acc16] == [device.name for device in KNOWN if device.geforce]
+    assert [device.name for device in KNOWN if device.fp16_acc16] == [device.name for device in KNOWN if device.half_rate]
 
 
 @pytest.mark.parametrize("device", KNOWN, ids=named)
 def test_limits_of_a_multiprocessor(device):
-    assert device.warps_per_sm == (48 if device.capability in (86, 89, 120) else 64)
-    assert device.shared_per_sm == {70: 96, 80: 164, 86: 100, 89: 100, 90: 228, 100: 228, 120: 100}[device.capability] * 1024
-    assert device.shared_per_sm - device.shared_per_block == (0 if device.capability == 70 else 1024)
+    assert device.warps_per_sm == {75: 32, 86: 48, 89: 48, 120: 48}.get(device.capability, 64)
+    kib = {70: 96, 75: 64, 80: 164, 86: 100, 89: 100, 90: 228, 100: 228, 120: 100}
+    assert device.shared_per_sm == kib[device.capability] * 1024
+    assert device.shared_per_sm - device.shared_per_block == (0 if device.capability < 80 else 1024)
     assert device.registers_per_sm == 65536
 
 
@@ -117,7 +124,7 @@ def test_a_rate_is_that_of_the_unit_that_multiplies():
 
 @pytest.mark.parametrize("dtype, precision, missing", [("bfloat16", "ieee", "bf16"), ("float32", "tf32", "tf32")])
 def test_a_rate_that_the_part_lacks_is_refused(dtype, precision, missing):
-    with pytest.raises(ValueError, match=f"Tesla V100-SXM2 has no {missing} rate.* it has fp16, fp32, fp64$"):
+    with pytest.raises(ValueError, match=f"Tesla V100-SXM2-16GB has no {missing} rate.* it has fp16, fp32, fp64$"):
         V100.rate(dtype, precision)
 
 
@@ -148,23 +155,56 @@ def test_the_interpreter_has_no_rate():
     [
         ("NVIDIA L4", "NVIDIA L4"),
         ("NVIDIA L40S", "NVIDIA L40S"),
-        ("NVIDIA L40", None),
+        ("NVIDIA L40", "NVIDIA L40"),
+        ("NVIDIA L40G", None),
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA H100 80GB HBM3"),
+        ("NVIDIA A100-SXM4-40GB MIG 1c.3g.20gb", "NVIDIA A100-SXM4-40GB"),
         ("NVIDIA A100-PCIE-40GB", "NVIDIA A100-SXM4-40GB"),
-        ("Tesla V100-SXM2-32GB", "Tesla V100-SXM2"),
-        ("NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090"),
+        ("NVIDIA A100-PG509-200", "NVIDIA A100-SXM4-40GB"),
+        ("A100-SXM4-40GB", "NVIDIA A100-SXM4-40GB"),  # as drivers before 465 say it
+        ("NVIDIA A100 80GB PCIe", "NVIDIA A100 80GB PCIe"),
+        ("Tesla V100-SXM2-32GB", "Tesla V100-SXM2-16GB"),
+        ("Tesla V100-DGXS-32GB", "Tesla V100-DGXS-32GB"),
+        ("NVIDIA GeForce RTX 3090 Ti", "NVIDIA GeForce RTX 3090 Ti"),
+        ("GeForce RTX 3090", "NVIDIA GeForce RTX 3090"),
+        ("NVIDIA GeForce RTX 4090 D", "NVIDIA GeForce RTX 4090 D"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4080 SUPER", None),
+        ("NVIDIA GH200 480GB", "NVIDIA GH200 480GB"),
+        ("NVIDIA H100 NVL", "NVIDIA H100 NVL"),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA H20", None),
+        ("NVIDIA A10", "NVIDIA A10"),
+        ("NVIDIA A10G", "NVIDIA A10G"),
+        ("NVIDIA A100", None),
         ("NVIDIA H1000", None),
     ],
 )
-def test_a_driver_name_begins_with_a_listed_one(name, table):
+def test_a_name_is_a_listed_one_or_none(name, table):
+    """Exactly, but for the vendor's word and a slice's: a part whose name only begins like another's is not that part."""
     assert (listed(name).name if listed(name) else None) == table
 
 
-def test_the_longest_name_wins(monkeypatch):
-    longer = changed(H200, {"name": "NVL", "names": ["NVIDIA H200 NVL"]}, "")
-    for table in ([H200, longer], [longer, H200]):
-        monkeypatch.setattr("costmodel.device.devices", lambda table=table: {device.name: device for device in table})
-        assert listed("NVIDIA H200 NVL") is longer and listed("NVIDIA H200") is H200
+@pytest.mark.parametrize(
+    "text, offered",
+    [
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "'NVIDIA GeForce RTX 4090'"),
+        ("NVIDIA GeForce RTX 5090 D", "'NVIDIA GeForce RTX 5090'"),
+        ("NVIDIA H200 NVL", "'h200'"),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "'NVIDIA H100 80GB HBM3'"),
+        ("rtx3090super", "'rtx3090'"),
+    ],
+)
+def test_the_nearest_names_are_offered(text, offered):
+    with pytest.raises(ValueError, match=f"device {text!r} is unknown, did you mean ") as raised:
+        find_device(text)
+    assert offered in str(raised.value)
+
+
+@pytest.mark.parametrize("device", KNOWN, ids=named)
+def test_what_the_driver_says_finds_the_part(device):
+    for name in device.names:
+        assert find(name, device.capability, device.sm_count) is device and find_device(name) is device
 
 
 def test_a_listed_part_is_found_as_it_is_and_a_smaller_one_scaled():
@@ -184,8 +224,9 @@ def test_an_unknown_part_has_the_arithmetic_of_its_own_capability():
     assert laptop.fp16 == pytest.approx(find_device("rtx3090").fp16 * 46 / 82)
     super_ = find("NVIDIA GeForce RTX 4080 SUPER", 89, 80)  # named after a GeForce part, not after the L4 before it
     assert super_.bandwidth == pytest.approx(find_device("rtx4090").bandwidth * 80 / 128)
-    t4 = find("Tesla T4", 75, 40)
-    assert t4.bf16 is None and t4.warps_per_sm == 32 and t4.fp16 == pytest.approx(125 / 2)
+    turing = find("NVIDIA GeForce RTX 2080 Ti", 75, 68)  # from the T4, without its full rate
+    assert turing.bf16 is None and turing.warps_per_sm == 32 and turing.fp16 == pytest.approx(65.1 * 68 / 40 / 2)
+    assert turing.half_rate and find_device("a10g").half_rate and not a40.half_rate
     assert find("NVIDIA B300", 103, 160).capability == 103
     assert find("Tesla P100", 60, 56).fp16 is not None  # whatever it is, it can be planned for
 
@@ -211,7 +252,7 @@ def test_a_line_of_changes():
 @pytest.mark.parametrize(
     "text, complaint",
     [
-        ("h10", r"device 'h10' is unknown, did you mean 'h100'\?; known are h200, h100, .*or a TOML file$"),
+        ("h10", r"device 'h10' is unknown, did you mean 'h100' or .*\?; known are h200, h100, .*or a TOML file$"),
         ("", "device '' is unknown; known are"),
         ("h100,bandwith=3", r"unknown figure 'bandwith', did you mean 'bandwidth'\?; known are capability, sm_count"),
         ("h100,sm_count=1.5", "sm_count must be a positive whole number, got '1.5'"),
@@ -277,6 +318,7 @@ def test_a_file_of_changes(written):
         ("bandwidth = 5\n", "lacks name, capability, sm_count, clock, l2_bytes, l2_bandwidth: give them, or a base"),
         ('base = "h100"\nsm_count = "many"\n', "sm_count must be a positive whole number, got 'many'"),
         ('base = "h100"\nsm_count = true\n', "sm_count must be a positive whole number, got True"),
+        ('base = "h100"\nhalf_rate = 1\n', "half_rate must be true or false, got 1"),
         ('base = "h100"\nname = 3\n', "name must be a string, got 3"),
         ('base = "h100"\naliases = "x"\n', "aliases must be a list of strings, got 'x'"),
         ('base = "h100"\nsources = "me"\n', "sources must be a table"),

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from math import prod
 
@@ -16,6 +17,7 @@ from costmodel.networks.crosscheck import UNEXPLAINED, counts_groups_of_weight_g
 from costmodel.networks.models import load
 from costmodel.networks.network import Layer, Network, trace
 from costmodel.networks.operators import ELEMENTWISE, REDUCTIONS
+from costmodel.networks.sweeps import read_again
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import channels_last
 from tritonconv import conv2d, conv2d_fused, conv_transpose2d_fused
@@ -494,3 +496,56 @@ def test_rows_are_plain_data() -> None:
         "input": [4, 3, 10, 10],
         "macs": 4 * 8 * 27 * 64,
     }
+
+
+class Pattern(nn.Module):
+    """A normalisation behind a convolution, so that x has a gradient."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 1), norm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.stem(x))
+
+
+#: The module, whether it trains, and how often each direction moves a tensor of x's size.
+NORMS = {
+    "batch norm": (nn.BatchNorm2d(8), True, 3, 5),
+    "batch norm with stored statistics": (nn.BatchNorm2d(8), False, 2, 3),
+    "batch norm without parameters": (nn.BatchNorm2d(8, affine=False), True, 3, 5),
+    "instance norm": (nn.InstanceNorm2d(8), False, 3, 5),
+    "group norm": (nn.GroupNorm(2, 8), False, 3, 5),
+    "layer norm": (nn.LayerNorm([8, 64, 64]), False, 2, 5),
+    "layer norm without parameters": (nn.LayerNorm([8, 64, 64], elementwise_affine=False), False, 2, 3),
+}
+
+
+@pytest.mark.parametrize("norm, train, forward, backward", NORMS.values(), ids=NORMS)
+def test_what_a_normalisation_reads_twice(norm: nn.Module, train: bool, forward: int, backward: int) -> None:
+    """Compulsory bytes are one transfer of each tensor; the prediction's are those that a statistic takes."""
+    network = trace(Pattern(norm), (64, 3, 64, 64), train=train)
+    layer = next(row for row in network.layers if "norm" in row.op)
+    x = 4 * 64 * 8 * 64 * 64
+    assert (layer.forward.bytes // x, layer.backward_cost.bytes // x) == (2, 3)
+    again = layer.forward.read_again, layer.backward_cost.read_again
+    assert again == ((forward - 2) * x, (backward - 3) * x)
+    for training, moved in ((False, forward), (True, forward + backward)):
+        row = next(row for row in network.on(H200, training=training) if row.layer is layer)
+        launches = 1 + training * len(layer.backward)
+        seconds = row.seconds - launches * H200.launch_overhead
+        assert seconds == pytest.approx(moved * x / (H200.bandwidth * 1e9), rel=0.02)
+        assert row.cost.bytes // x == (2 + 3 * training)
+    half = layer.in_dtype("float16")
+    assert (half.forward.read_again, half.backward_cost.read_again) == tuple(n // 2 for n in again)
+
+
+def test_a_gradient_that_is_not_asked_for_reads_nothing_twice() -> None:
+    x, w = torch.empty(4, 8), torch.empty(8)
+    rms = partial(read_again, "_fused_rms_norm_backward")  # which torch takes apart on a CPU
+    assert rms([x, x, [8], w, w, [True, True]]) == 2 * 4 * 32 and rms([x, x, [8], w, w, [True, False]]) == 0
+    group = partial(read_again, "native_group_norm_backward")
+    assert group([x, x, w, w, w, 4, 8, 1, 2, [True, True, True]]) == 2 * 4 * 32
+    assert group([x, x, w, w, w, 4, 8, 1, 2, [False, True, True]]) == 0  # sums alone
+    assert read_again("cudnn_batch_norm_backward", [x, x, w, w, w, w, w, 1e-5, x]) == 2 * 4 * 32
+    assert read_again("_softmax", [x, 1, False]) == read_again("native_layer_norm", [x, [8], w, w, 1e-5]) == 0

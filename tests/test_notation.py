@@ -25,12 +25,14 @@ def layers(draw):
         padding = axes(0, 4)
         extra = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True))
         weight = (channels, filters // groups, *kernel)
-        problem = ConvProblem.conv_transpose((batch, channels, *size), weight, stride, padding, extra, groups, dilation)
+        problem = ConvProblem.conv_transpose(
+            (batch, channels, *size), weight, stride, padding, extra, groups, dilation, checked=False
+        )
         possible = all(n >= 1 for n in problem.input_size)
         return Convolution(problem, transposed=True) if possible else None
     padding = tuple(zip(axes(-2, 5), axes(-2, 5), strict=True))
     problem = ConvProblem.conv(
-        (batch, channels, *size), (filters, channels // groups, *kernel), stride, padding, dilation, groups
+        (batch, channels, *size), (filters, channels // groups, *kernel), stride, padding, dilation, groups, checked=False
     )
     return Convolution(problem) if all(o >= 1 for o in problem.output_size) else None
 

@@ -63,9 +63,8 @@ def test_heaviest_phase_runs_first_and_empty_ones_are_listed():
 @given(axis, st.integers(1, 3))
 def test_sizes_are_torchs(numbers, rank):
     kernel, stride, dilation, low, _, size = numbers
-    problem = ConvProblem.conv(
-        (2, 3, *(size,) * rank), (4, 3, *(kernel,) * rank), (stride,) * rank, (low,) * rank, (dilation,) * rank
-    )
+    shapes, window = ((2, 3, *(size,) * rank), (4, 3, *(kernel,) * rank)), [(n,) * rank for n in (stride, low, dilation)]
+    problem = ConvProblem.conv(*shapes, *window, checked=False)
     if problem.padded_size[0] < problem.effective_kernel[0]:
         return
     x, w = torch.empty(problem.input_shape, device="meta"), torch.empty(problem.weight_shape, device="meta")
@@ -79,7 +78,9 @@ def test_sizes_are_torchs(numbers, rank):
 def test_transposed_sizes_are_torchs_and_invert_exactly(numbers, data):
     kernel, stride, dilation, low, _, size = numbers
     extra = data.draw(st.integers(0, max(stride, dilation) - 1))
-    problem = ConvProblem.conv_transpose((2, 4, size), (4, 3, kernel), (stride,), (low,), (extra,), 1, (dilation,))
+    problem = ConvProblem.conv_transpose(
+        (2, 4, size), (4, 3, kernel), (stride,), (low,), (extra,), 1, (dilation,), checked=False
+    )
     if problem.input_size[0] <= 0:
         return
     x, w = torch.empty((2, 4, size), device="meta"), torch.empty((4, 3, kernel), device="meta")
@@ -181,3 +182,111 @@ def test_costmodel_imports_the_standard_library_only():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# ---- what is no convolution --------------------------------------------------------------------------------------------
+
+CONV = {"input_shape": (1, 4, 5, 5), "weight_shape": (6, 2, 3, 3), "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
+NO_CONV = [
+    (
+        {"weight_shape": (6, 2, 7, 3)},
+        r"kernel size can't be greater than the padded input: padded \[5, 5\], dilated kernel \[7, 3\]",
+    ),
+    ({"dilation": (1, 3)}, r"padded \[5, 5\], dilated kernel \[3, 7\]"),
+    ({"padding": ((-1, -2), (0, 0))}, r"padded \[2, 5\], dilated kernel \[3, 3\]"),
+    (
+        {"input_shape": (4, 5, 5)},
+        r"input_shape must be \[N, C, \*size\] with 4 sizes.*got \[4, 5, 5\]: an unbatched input needs a",
+    ),
+    (
+        {"input_shape": (1, 4, 5, 5, 5)},
+        r"input_shape must be .* with 4 sizes for weight_shape \[6, 2, 3, 3\], got \[1, 4, 5, 5, 5\]$",
+    ),
+    ({"weight_shape": (6, 2)}, r"weight_shape must be \[K, C / groups, \*kernel\] with an axis or more, got \[6, 2\]"),
+    ({"stride": (1,)}, r"stride must have an entry for each of 2 spatial axes, got \(1,\)"),
+    ({"stride": 2}, r"stride must have an entry for each of 2 spatial axes, got 2"),
+    ({"padding": (0, 0, 0)}, r"padding must have an entry for each of 2 spatial axes, got \(0, 0, 0\)"),
+    ({"dilation": ()}, r"dilation must have an entry for each of 2 spatial axes, got \(\)"),
+    ({"stride": (0, 1)}, r"must be at least 1, got groups=2, stride=\(0, 1\), dilation=\(1, 1\)"),
+    ({"dilation": (1, -1)}, r"must be at least 1, got .*dilation=\(1, -1\)"),
+    ({"groups": 0}, "must be at least 1, got groups=0"),
+    ({"groups": 4}, r"weight to be divisible by groups at dimension 0, got weight \[6, 2, 3, 3\] and groups=4"),
+    ({"groups": 1}, r"given groups=1 and weight .*, expected input to have 2 channels, got input \[1, 4, 5, 5\] with 4"),
+]
+
+
+@pytest.mark.parametrize("change, words", NO_CONV, ids=[str(change) for change, _ in NO_CONV])
+def test_what_is_no_convolution_is_refused_in_words(change, words):
+    arguments = CONV | {"groups": 2} | change
+    for kind in (ValueError, RuntimeError):  # as of the rest of costmodel, and as torch
+        with pytest.raises(kind, match=words):
+            ConvProblem.conv(**arguments)
+
+
+def test_torch_refuses_the_same():
+    """Small sizes at random, half of which torch takes."""
+    pick = random.Random(3)
+    agreed = {True: 0, False: 0}
+    for _ in range(400):
+        n, c, size, k, each, taps = (pick.randint(1, 6) for _ in range(6))
+        c = c if pick.random() < 0.3 else each * pick.randint(1, 2)
+        stride, padding, dilation, groups = pick.randint(1, 2), pick.randint(0, 2), pick.randint(1, 2), pick.choice((1, 1, 2))
+        for transposed in (False, True):
+            weight = (c, k, taps) if transposed and pick.random() < 0.8 else (k, each, taps)
+            given = [
+                (stride,),
+                (padding,),
+                *([(0,)] if transposed else []),
+                *([groups] if transposed else [(dilation,), groups]),
+            ]
+            function = F.conv_transpose1d if transposed else F.conv1d
+            window = [stride, padding, 0, groups, dilation] if transposed else [stride, padding, dilation, groups]
+            try:
+                theirs = tuple(function(torch.zeros(n, c, size), torch.zeros(weight), None, *window).shape)
+                theirs = theirs if all(theirs) else None  # a transposed one may answer no pixel
+            except RuntimeError:
+                theirs = None
+            try:
+                if transposed:
+                    ours = ConvProblem.conv_transpose((n, c, size), weight, *given, (dilation,)).input_shape
+                else:
+                    ours = ConvProblem.conv((n, c, size), weight, *given).output_shape
+            except ValueError:
+                ours = None
+            assert ours == theirs, (transposed, (n, c, size), weight, window)
+            agreed[ours is None] += 1
+    assert min(agreed.values()) > 150
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"weight_shape": (3, 2, 3, 3)}, r"given transposed=1 and weight \[3, 2, 3, 3\], expected input to have 3 channels"),
+        ({"groups": 3}, r"divisible by groups=3, got input \[1, 4, 5, 5\]"),
+        ({"padding": (4, 0)}, r"the output would have size \[-1, 7\]: input=\[1, 4, 5, 5\].*padding=\(4, 0\)"),
+        ({"padding": (3, 0), "weight_shape": (4, 2, 2, 3)}, r"the output would have size \[0, 7\]"),
+        ({"input_shape": (4, 5, 5)}, "an unbatched input needs a batch of 1 in front"),
+        ({"weight_shape": (4, 2, 3)}, r"input_shape must be \[N, C, \*size\] with 3 sizes"),
+        ({"output_padding": (0,)}, r"output_padding must have an entry for each of 2 spatial axes, got \(0,\)"),
+        ({"stride": (1, 0)}, "must be at least 1"),
+    ],
+)
+def test_what_is_no_transposed_convolution_is_refused_in_words(change, words):
+    arguments = CONV | {"weight_shape": (4, 2, 3, 3), "output_padding": (0, 0), "groups": 2} | change
+    with pytest.raises(ValueError, match=words):
+        ConvProblem.conv_transpose(**arguments)
+
+
+def test_who_asks_for_it_gets_a_problem_without_a_result():
+    """Causal functions know chunks that are shorter than a window, and say so themselves."""
+    problem = ConvProblem.conv((1, 1, 2), (1, 1, 5), (1,), (0,), (1,), checked=False)
+    assert problem.output_size == (-2,)
+    assert ConvProblem.conv_transpose((1, 1, 1), (1, 1, 1), (1,), (2,), (0,), checked=False).input_size == (-3,)
+
+
+def test_of_symbols_their_number_alone_is_asked():
+    n, k = sympy.symbols("n k", positive=True, integer=True)
+    free = ConvProblem.conv((1, 1, n), (1, 1, k), (1,), (0,), (1,))
+    assert free.output_size == (n - k + 1,)
+    with pytest.raises(ValueError, match="unbatched"):
+        ConvProblem.conv((1, n), (1, 1, k), (1,), (0,), (1,))

@@ -11,7 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = README + (ROOT / "docs" / "kernels.md").read_text()
+FILES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = "\n".join(path.read_text() for path in FILES)
+LINKS = [(path, link) for path in FILES for link in re.findall(r"\]\(((?!http)[^)]+)\)", path.read_text())]
 
 
 def shown(name):
@@ -54,7 +56,7 @@ def test_the_pairs_are_what_the_model_says():
 
 
 def test_the_layer_is_what_the_command_prints():
-    (words,) = re.findall(r"^costmodel (layer .* --device h100 .*)$", README, re.M)
+    (words,) = set(re.findall(r"^costmodel (layer .* --device h100 --dtype bf16)$", PAGES, re.M))
     environment = os.environ | {"COLUMNS": "80", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-m", "costmodel", *words.split()]
     found = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
@@ -62,6 +64,18 @@ def test_the_layer_is_what_the_command_prints():
     assert shown("layer") == f"```\n{lines}\n```"
 
 
-@pytest.mark.parametrize("name", re.findall(r"\]\(((?!http)[^)]+)\)", README))
-def test_every_link_leads_somewhere(name):
-    assert (ROOT / name).exists()
+@pytest.mark.parametrize(("page", "link"), LINKS, ids=lambda value: getattr(value, "name", value))
+def test_every_link_leads_somewhere(page, link):
+    name, _, heading = link.partition("#")
+    target = page.parent / name if name else page
+    assert target.exists()
+    if heading:
+        titles = re.findall(r"^#+ (.*)$", target.read_text(), re.M)
+        assert heading in {re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+def test_the_lines_of_python_that_count_run(capsys):
+    """The README's second block. The first needs a GPU, and `tests/test_functions.py` has its calls."""
+    (block,) = re.findall(r"```python\n(import costmodel\n.*?)```", README, re.S)
+    exec(compile(block, "README.md", "exec"), {})
+    assert shown("count") == f"```\n{capsys.readouterr().out}```"

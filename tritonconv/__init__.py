@@ -1,8 +1,9 @@
 """The convolutions of torch.nn.functional as Triton kernels, forward and backward, called exactly as torch's."""
 
+from costmodel.version import __version__
 from tritonconv import nn
 from tritonconv.causal import causal_conv1d, causal_conv1d_update
-from tritonconv.convert import convert
+from tritonconv.convert import convert, report, revert
 from tritonconv.explain import Explanation, explain
 from tritonconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from tritonconv.fused import (
@@ -18,6 +19,7 @@ from tritonconv.video import causal_conv3d
 
 __all__ = [
     "Explanation",
+    "__version__",
     "causal_conv1d",
     "causal_conv1d_update",
     "causal_conv3d",
@@ -37,5 +39,6 @@ __all__ = [
     "depthwise_separable_conv2d",
     "explain",
     "nn",
+    "report",
+    "revert",
 ]
-__version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Gradients of the three primitives, each made of the other two, so that they can be differentiated to any order.
+"""Derivatives of the three primitives, each made of the three again, so that they can be differentiated to any order.
 
 | op | gradients |
 |---|---|
@@ -9,6 +9,9 @@
 | fprop_fused(x, w) | with dz = the activation's gradient: dgrad(dz, scale * w), scale * wgrad(dz, x), ... |
 | dgrad_fused(dy, w) | fprop(dz, scale * w), scale * wgrad(dy, dz), ... |
 
+Each op is linear in either of its tensors, so forward mode (`jvp`) is the same op twice: fprop(tx, w) + fprop(x, tw). That of
+a fused op is two fused calls, the first one's result the residual of the second, and the activation's derivative.
+
 Registered at the ops' Autograd key, so that a direct `torch.ops` call is differentiable too.
 """
 
@@ -18,12 +21,15 @@ from typing import Any
 
 import torch
 from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch.autograd import forward_ad
 
 from costmodel.problem import Pass
-from tritonconv.epilogue import ACTIVATIONS, needs_z, over_weight, weight_sums
+from tritonconv import operands
+from tritonconv.epilogue import ACTIVATIONS, needs_z, over_weight, per_channel, weight_sums
 from tritonconv.op import LIBRARY
 
 _OPS = torch.ops.tritonconv
+Maybe = torch.Tensor | None
 
 
 def _bias_gradient(g: torch.Tensor) -> torch.Tensor:
@@ -34,8 +40,30 @@ def _below_autograd(op: Any, *args: Any) -> torch.Tensor:
     with torch._C._AutoDispatchBelowAutograd():
         if not torch._C._are_functorch_transforms_active():
             return op(*args)
-        with torch.enable_grad():  # `Function.apply` turned it off, but an outer level of torch.func may record
+        # `Function.apply` turned both modes off, but an outer level of torch.func may record, forwards or backwards
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
             return op(*args)
+
+
+def has_tangent(*tensors: torch.Tensor | None) -> bool:
+    """Whether forward mode differentiates by any of these tensors, at the level of torch.func that is being run."""
+    if forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active():
+        return False
+    return any(t is not None and torch._VF._unpack_dual(t, level=0)[1] is not None for t in tensors)
+
+
+def added(*terms: torch.Tensor | None) -> torch.Tensor | None:
+    """The sum of those that are not None; None where all are."""
+    found = None
+    for term in terms:
+        if term is not None:
+            found = term if found is None else found + term
+    return found
+
+
+def or_zeros(tangent: Maybe, of: Maybe) -> Maybe:
+    """The tangent of a tensor, written out where it is None; None where there is no tensor."""
+    return torch.zeros_like(of) if tangent is None and of is not None else tangent
 
 
 class _Primitive(torch.autograd.Function):
@@ -52,6 +80,36 @@ class _Primitive(torch.autograd.Function):
         with enable_single_level_autograd_function():
             return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
 
+    @classmethod
+    def jvp(cls, ctx: Any, *tangents: Maybe) -> Any:
+        """The tangents of the results, from `cls.tangents`. Those of arguments are None where they are zero; those of results
+        may not be, but for results that are not differentiable.
+
+        torch calls it with forward mode turned off, and then the outer levels of torch.func see none of its arithmetic. With
+        the mode on again, this level's own tangents are taken from what was saved.
+        """
+        with forward_ad._set_fwd_grad_enabled(True):
+            saved = (None if t is None else torch._VF._unpack_dual(t, level=0)[0] for t in ctx.saved_tensors)
+            return cls.tangents(ctx, tuple(saved), *tangents)
+
+    @classmethod
+    def tangents(cls, *args: Any, **kwargs: Any) -> Any:
+        """Of ctx, what `save_for_forward` was given, and the tangents of the arguments."""
+        raise NotImplementedError(f"{cls.__name__} has no forward mode")
+
+
+def bilinear(
+    op: Any, tensors: tuple[Any, Any], tangents: tuple[Maybe, Maybe], bias: Maybe, result: torch.Tensor, rest: tuple[Any, ...]
+) -> Maybe:
+    """The tangent of `result` = op(a, w, b, *rest): op(ta, w) + op(a, tw) + tb, whose tangents are None where they are zero."""
+    (a, w), (ta, tw) = tensors, tangents
+    if ta is None and tw is None:
+        return None if bias is None else torch.zeros_like(result) + per_channel(bias, result.dim() - 2)
+    return added(
+        None if ta is None else op(ta, w, bias, *rest),
+        None if tw is None else op(a, tw, bias if ta is None else None, *rest),
+    )
+
 
 class _Fprop(_Primitive):
     @staticmethod
@@ -63,10 +121,19 @@ class _Fprop(_Primitive):
         x, w, _, *ctx.window = inputs
         needs_x, needs_w, *_ = ctx.needs_input_grad
         ctx.sizes = x.shape[2:], w.shape[2:]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_forward(x, w, output)
         ctx.save_for_backward(x if needs_w else None, w if needs_x else None)
 
+    @classmethod
+    def tangents(cls, ctx: Any, saved: tuple[Any, ...], tx: Maybe, tw: Maybe, tb: Maybe, *_: Any) -> Maybe:
+        x, w, y = saved
+        return bilinear(_OPS.fprop, (x, w), (tx, tw), tb, y, ctx.window)
+
     @staticmethod
-    def backward(ctx: Any, g: torch.Tensor) -> Any:
+    def backward(ctx: Any, g: Maybe) -> Any:
+        if g is None:
+            return (None,) * (3 + len(ctx.window))
         x, w = ctx.saved_tensors
         input_size, kernel_size = ctx.sizes
         needs = ctx.needs_input_grad
@@ -88,10 +155,19 @@ class _Dgrad(_Primitive):
         dy, w, _, _, *ctx.window = inputs
         needs_dy, needs_w, *_ = ctx.needs_input_grad
         ctx.kernel_size = w.shape[2:]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_forward(dy, w, output)
         ctx.save_for_backward(dy if needs_w else None, w if needs_dy else None)
 
+    @classmethod
+    def tangents(cls, ctx: Any, saved: tuple[Any, ...], tdy: Maybe, tw: Maybe, tb: Maybe, *_: Any) -> Maybe:
+        dy, w, dx = saved
+        return bilinear(_OPS.dgrad, (dy, w), (tdy, tw), tb, dx, (dx.shape[2:], *ctx.window))
+
     @staticmethod
-    def backward(ctx: Any, g: torch.Tensor) -> Any:
+    def backward(ctx: Any, g: Maybe) -> Any:
+        if g is None:
+            return (None,) * (4 + len(ctx.window))
         dy, w = ctx.saved_tensors
         needs = ctx.needs_input_grad
         ddy = _OPS.fprop(g, w, None, *ctx.window) if needs[0] else None
@@ -112,10 +188,23 @@ class _Wgrad(_Primitive):
         dy, x, _, *ctx.window = inputs
         needs_dy, needs_x, *_ = ctx.needs_input_grad
         ctx.input_size = x.shape[2:]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_forward(dy, x, output)
         ctx.save_for_backward(dy if needs_x else None, x if needs_dy else None)
 
+    @classmethod
+    def tangents(cls, ctx: Any, saved: tuple[Any, ...], tdy: Maybe, tx: Maybe, *_: Any) -> Maybe:
+        dy, x, dw = saved
+        window = (dw.shape[2:], *ctx.window)
+        return added(
+            None if tdy is None else _OPS.wgrad(tdy, x, *window),
+            None if tx is None else _OPS.wgrad(dy, tx, *window),
+        )
+
     @staticmethod
-    def backward(ctx: Any, g: torch.Tensor) -> Any:
+    def backward(ctx: Any, g: Maybe) -> Any:
+        if g is None:
+            return (None,) * (3 + len(ctx.window))
         dy, x = ctx.saved_tensors
         needs = ctx.needs_input_grad
         ddy = _OPS.fprop(x, g, None, *ctx.window) if needs[0] else None
@@ -151,17 +240,21 @@ class _Fused(_Primitive):
         plan: str = "",
     ) -> Any:
         """`apply`, with z kept where a gradient will want it."""
+        operands.word(f"{cls.which}_fused", "activation", activation, ACTIVATIONS)
         tensors = (a, w, b, scale, shift, residual)
         wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-        keep = keep or (wanted and needs_z(activation, slope))
+        keep = keep or (needs_z(activation, slope) and (wanted or has_tangent(*tensors)))
         return cls.apply(*tensors, window, activation, slope, keep, plan)
 
     @classmethod
     def forward(
         cls, a: Any, w: Any, b: Any, scale: Any, shift: Any, residual: Any, window: Any, activation: str, *rest: Any
     ) -> Any:
-        op = _OPS.fprop_fused if cls.which == Pass.FPROP else _OPS.dgrad_fused
-        return _below_autograd(op, a, w, b, *window, scale, shift, residual, activation, *rest)
+        return _below_autograd(cls.op(), a, w, b, *window, scale, shift, residual, activation, *rest)
+
+    @classmethod
+    def op(cls) -> Any:
+        return _OPS.fprop_fused if cls.which == Pass.FPROP else _OPS.dgrad_fused
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -169,7 +262,8 @@ class _Fused(_Primitive):
         y, z = output
         needs_a, needs_w, needs_b, needs_scale, *_ = ctx.needs_input_grad
         ctx.set_materialize_grads(False)
-        if not z.numel():
+        ctx.kept = z.numel() > 0
+        if not ctx.kept:
             ctx.mark_non_differentiable(z)
         ctx.sizes = a.shape[2:], w.shape[2:]
         at = None
@@ -182,6 +276,48 @@ class _Fused(_Primitive):
             scale if needs_a or needs_w or needs_b else None,
             at,
         )
+        ctx.save_for_forward(a, w, b, scale, at, y)
+
+    @classmethod
+    def tangents(
+        cls,
+        ctx: Any,
+        saved: tuple[Any, ...],
+        ta: Maybe,
+        tw: Maybe,
+        tb: Maybe,
+        tscale: Maybe,
+        tshift: Maybe,
+        tz: Maybe,
+        *_: Any,
+    ) -> Any:
+        """Where a, w and b have tangents and scale has one: scale * (S(ta, w) + S(a, tw) + tb) + tscale * (S(a, w) + b) + ...,
+        S linear in both, so what goes with a is one call, of the weight scale * tw + tscale * w. `tz` comes as residual's."""
+        a, w, b, scale, at, y = saved
+        groups = ctx.window[-1]
+        weight, shift = tw, tb
+        if scale is not None:
+            weight = None if tw is None else tw * over_weight(scale, cls.which, w, groups)
+            shift = None if tb is None else tb * scale
+        if tscale is not None:
+            weight = added(weight, w * over_weight(tscale, cls.which, w, groups))
+            shift = added(shift, None if b is None else b * tscale)
+        shift = added(shift, tshift)
+
+        def followed(*tensors: Any) -> torch.Tensor:
+            first, second, factor, summand, over = tensors
+            made: torch.Tensor = cls.op()(first, second, None, *ctx.window, factor, summand, over, "", 0.01, False, ctx.plan)[0]
+            return made
+
+        if ta is not None:
+            tz, shift = followed(ta, w, scale, shift, tz), None
+        if weight is not None:
+            tz, shift = followed(a, weight, None, shift, tz), None
+        if shift is not None:
+            tz = added(per_channel(shift, y.dim() - 2).expand(y.shape), tz)
+        assert tz is not None  # else nothing had a tangent
+        ty = ACTIVATIONS[ctx.activation].backward(tz, at, ctx.slope) if ctx.activation else tz
+        return ty, tz if ctx.kept else None
 
     @classmethod
     def backward(cls, ctx: Any, dy: torch.Tensor | None, dz: torch.Tensor | None) -> Any:

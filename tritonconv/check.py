@@ -5,36 +5,47 @@ Every message names the argument, what came and what was expected. Nothing is la
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from costmodel.problem import ConvProblem, padding_pairs
+from costmodel.shapes import ShapeError
 from tritonconv.epilogue import ACTIVATIONS
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+#: The largest integer that an operator of torch takes.
+INT64_MAX = 2**63 - 1
 
 
-def _is_index(value: Any) -> bool:
-    """What else torch takes for an int: NumPy's integers and tensors of one integer."""
+def is_int(value: Any) -> bool:
+    """Whether torch takes `value` for an int: an int or SymInt, one of NumPy's integers, a tensor of one integer; no bool."""
     if isinstance(value, torch.Tensor):
         return value.numel() == 1 and not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
-    return hasattr(value, "__index__") and not isinstance(value, bool)
+    if isinstance(value, (int, torch.SymInt)):
+        return not isinstance(value, bool)
+    return hasattr(value, "__index__") and getattr(value, "shape", None) == () and value.dtype.kind in "iu"
+
+
+def as_int(function: str, name: str, value: Any) -> Any:
+    """One integer of those that `is_int` knows. ValueError beyond 64 bits, as torch raises it."""
+    number = value if isinstance(value, torch.SymInt) or type(value) is int else value.__index__()
+    if isinstance(number, int) and not -INT64_MAX - 1 <= number <= INT64_MAX:
+        raise ValueError(f"{function}(): argument {name!r} must be an integer of 64 bits, got {number}")
+    return number
 
 
 def ints(function: str, name: str, value: Any, rank: int, least: int) -> tuple[int, ...]:
-    """`value` as `rank` integers, from an int, a sequence of `rank` ints, or of one."""
-    if _is_int(value):
-        values: tuple[Any, ...] = (value,) * rank
-    elif isinstance(value, (tuple, list)) and all(map(_is_int, value)):
-        values = tuple(value) * rank if len(value) == 1 else tuple(value)
-    elif _is_index(value):
-        values = (value.__index__(),) * rank
+    """`value` as `rank` integers, from an int, a sequence of `rank` ints, or of one; what counts as an int says `is_int`."""
+    if is_int(value):
+        values: tuple[Any, ...] = (as_int(function, name, value),) * rank
+    elif isinstance(value, (tuple, list)) and all(map(is_int, value)):
+        values = tuple(as_int(function, name, v) for v in value)
+        values = values * rank if len(values) == 1 else values
     else:
         raise TypeError(
             f"{function}(): argument {name!r} must be an int or a tuple of {rank} ints, got {value!r} of type "
@@ -139,11 +150,22 @@ def epilogue(
 
 
 def _groups(function: str, groups: Any) -> int:
-    if not _is_int(groups):
+    if not is_int(groups):
         raise TypeError(f"{function}(): argument 'groups' must be int, got {groups!r} of type {type(groups).__name__}")
-    if groups <= 0:
+    number: int = as_int(function, "groups", groups)
+    if number <= 0:
         raise RuntimeError(f"{function}(): non-positive groups is not supported, got groups={groups}")
-    return groups
+    return number
+
+
+def _countable(function: str, input: torch.Tensor, output: Sequence[int], **given: Any) -> None:
+    """64 bits must count the bytes of the result; RuntimeError with what made it so large."""
+    if all(isinstance(size, int) for size in output) and math.prod(output) * input.element_size() > INT64_MAX:
+        words = ", ".join(f"{name}={value}" for name, value in given.items())
+        raise RuntimeError(
+            f"{function}(): the output would have shape {list(output)}, more bytes than 64 bits count: input "
+            f"{list(input.shape)}, {words}"
+        )
 
 
 def _not_empty(function: str, input: Sequence[int], weight: Sequence[int]) -> None:
@@ -177,23 +199,12 @@ def conv(
     else:
         pads = padding_pairs(ints(function, "padding", padding, rank, 0), weight.shape[2:], dilation)
     _not_empty(function, input.shape, weight.shape)
-    if weight.shape[0] < groups or weight.shape[0] % groups != 0:
-        raise RuntimeError(
-            f"{function}(): expected weight to be divisible by groups at dimension 0, got weight {list(weight.shape)} and "
-            f"groups={groups}"
-        )
-    if input.shape[1] != weight.shape[1] * groups:
-        raise RuntimeError(
-            f"{function}(): given groups={groups} and weight {list(weight.shape)}, expected input to have "
-            f"{weight.shape[1] * groups} channels, got input {list(input.shape)} with {input.shape[1]}"
-        )
+    try:
+        problem = ConvProblem.conv(input.shape, weight.shape, stride, pads, dilation, groups)
+    except ShapeError as error:
+        raise RuntimeError(f"{function}(): {error} (input {list(input.shape)}, {padding=}, {dilation=})") from None
     _bias(function, bias, weight.shape[0], weight)
-    problem = ConvProblem.conv(input.shape, weight.shape, stride, pads, dilation, groups)
-    if any(size < extent for size, extent in zip(problem.padded_size, problem.effective_kernel, strict=True)):
-        raise RuntimeError(
-            f"{function}(): kernel size can't be greater than the padded input: padded {list(problem.padded_size)}, "
-            f"dilated kernel {list(problem.effective_kernel)} (input {list(input.shape)}, {padding=}, {dilation=})"
-        )
+    _countable(function, input, problem.output_shape, padding=padding, stride=stride, dilation=dilation)
     return problem
 
 
@@ -216,23 +227,17 @@ def conv_transpose(
     dilation = ints(function, "dilation", dilation, rank, 1)
     groups = _groups(function, groups)
     _not_empty(function, input.shape, weight.shape)
-    if input.shape[1] != weight.shape[0] or weight.shape[0] % groups != 0:
-        raise RuntimeError(
-            f"{function}(): given transposed=1 and weight {list(weight.shape)}, expected input to have {weight.shape[0]} "
-            f"channels, divisible by groups={groups}, got input {list(input.shape)}"
-        )
-    _bias(function, bias, weight.shape[1] * groups, weight)
     for extra, s, d in zip(output_padding, stride, dilation, strict=True):
         if extra >= s and extra >= d:
             raise RuntimeError(
                 f"{function}(): output_padding must be smaller than either stride or dilation, got "
                 f"output_padding={output_padding}, stride={stride}, dilation={dilation}"
             )
-    problem = ConvProblem.conv_transpose(input.shape, weight.shape, stride, padding, output_padding, groups, dilation)
-    if any(size <= 0 for size in problem.input_size):
-        raise RuntimeError(
-            f"{function}(): the output would have size {list(problem.input_size)}: input {list(input.shape)}, "
-            f"weight {list(weight.shape)}, stride={stride}, padding={padding}, output_padding={output_padding}, "
-            f"dilation={dilation}"
-        )
+    try:
+        problem = ConvProblem.conv_transpose(input.shape, weight.shape, stride, padding, output_padding, groups, dilation)
+    except ShapeError as error:
+        raise RuntimeError(f"{function}(): {error}") from None
+    _bias(function, bias, weight.shape[1] * groups, weight)
+    given = {"stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation}
+    _countable(function, input, problem.input_shape, **given)
     return problem

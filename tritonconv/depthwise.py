@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -32,17 +33,19 @@ from tritonconv.layout import depthwise_operand
 from tritonconv.prepared import INT32_MAX, FusedKey, Prepared, TensorKey, accumulator, follow, packed_strides, wide
 
 
-def fits_int32(problem: ConvProblem, plan: Plan, weights: TensorKey, *images: TensorKey) -> bool:
-    """Whether 32-bit offsets reach every element of an image, masked columns and rows beyond it included, and of the weights
-    (for wgrad of a part of its workspace)."""
+def fits_int32(problem: ConvProblem, plan: Plan, *, images: Iterable[TensorKey], weights: TensorKey | None) -> bool:
+    """Whether 32-bit offsets reach every element of one image of each of `images` [N, C, *spatial], masked columns and rows
+    beyond it included, and of all of `weights` (for wgrad: a part of its workspace; None where a kernel reads them in 64 bits).
+    """
     beyond = 2 * (max((*problem.effective_kernel, *problem.stride)) + plan.block_m * plan.block_k * plan.rows)
     beyond += max(abs(p) for pair in problem.padding for p in pair)
     per_group = problem.channels_per_group, problem.filters_per_group
     # lanes without a channel have filters, or pairs of a filter and a channel, beyond the last
-    (filters, *inner), (outer, *steps) = weights
-    reach = sum((n - 1) * stride for n, stride in zip(inner, steps, strict=True))
-    if reach + (filters + plan.block_n * max(per_group)) * outer > INT32_MAX:
-        return False
+    if weights is not None:
+        (filters, *inner), (outer, *steps) = weights
+        reach = sum((n - 1) * stride for n, stride in zip(inner, steps, strict=True))
+        if reach + (filters + plan.block_n * max(per_group)) * outer > INT32_MAX:
+            return False
     for shape, strides in images:
         # an axis of one element has no stride (`packed_strides`); it and an expanded one have coordinates all the same
         _, channel, *steps = (0 if n == 1 else stride for n, stride in zip(shape, strides, strict=True))
@@ -113,7 +116,7 @@ def prepare(
         "X_WIDTH": width,
         "LEAD": early * width - columns.shift,
         "ACC": accumulator(call.dtype),
-        "INDEX": tl.int32 if fits_int32(problem, plan, part if wgrad else b, *images) else tl.int64,
+        "INDEX": tl.int32 if fits_int32(problem, plan, images=images, weights=part if wgrad else b) else tl.int64,
         "CHANNELS": plan.block_n,
         "GROUPS": plan.block_k,
         "COLUMNS": plan.block_m,

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch.autograd import forward_ad
 
 from costmodel.problem import ConvProblem, Pass
 
@@ -35,8 +36,9 @@ class Activation(NamedTuple):
 
 
 def _silu_backward(g: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-    """torch's kernel, which has no derivative of its own; a formula of the same value where one is asked for."""
-    if not torch.is_grad_enabled():
+    """torch's kernel, which has no derivative of its own; a formula of the same value where one may be asked for."""
+    forward = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    if not torch.is_grad_enabled() and not forward:
         return _ATEN.silu_backward(g, z)
     s = z.sigmoid()
     return g * (s * (1 + z * (1 - s)))

@@ -62,6 +62,8 @@ def fits_int32(problem: ConvProblem, plan: Plan, *tensors: TensorKey) -> bool:
     if max(pixels, product(full.output_size)) + plan.block_m > INT32_MAX:
         return False
     slack = max((*problem.effective_kernel, *problem.stride)) + max(abs(p) for pair in problem.padding for p in pair)
+    if max(problem.input_size) + 2 * slack > INT32_MAX:  # coordinates, also along an expanded axis, which has no stride
+        return False
     filters = problem.filters_per_group + max(plan.block_m, plan.block_n, plan.block_k)
     for i, (shape, strides) in enumerate(tensors):
         outer = filters if i == WEIGHT[which] else max(images, 1)

@@ -20,6 +20,7 @@ from costmodel.device import Device, find
 from costmodel.legality import checked
 from costmodel.plan import MENU, select
 from costmodel.problem import ConvProblem, Pass
+from costmodel.resources import LEAST_CAPABILITY
 from costmodel.tiling import Call, Operand, Plan, Tile, seen_problem
 from tritonconv import band, depthwise, gemm, host, tma
 from tritonconv.epilogue import Epilogue, by_torch, widened
@@ -60,8 +61,6 @@ LARGEST = Tile(*map(max, zip(*itertools.chain(*MENU.values()), strict=True)))
 #: Kernel launches so far, by name. Tests read it to see that a kernel really ran.
 COUNTS: Counter[str] = Counter()
 
-#: The least compute capability, 80 for 8.0: what Triton supports, and what the kernels are compiled for ahead of time.
-LEAST_CAPABILITY = 80
 
 DTYPES = {
     torch.float16: "float16",

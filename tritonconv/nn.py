@@ -19,10 +19,34 @@ from tritonconv.separable import depthwise_separable_conv2d
 Pair = int | tuple[int, int]
 
 
-class _Convolution:
-    """What differs from torch's ConvNd."""
+def traced(layer: Any, input: Any, *arguments: Any, **keywords: Any) -> Any:
+    """A call of the layer as a whole in the graph that `torch.fx.symbolic_trace` builds, as torch's own layers make."""
+    return input.tracer.create_proxy("call_module", input.tracer.path_of_module(layer), (input, *arguments), keywords)
+
+
+class Replacement:
+    """What all six have in common beside torch's class: their name, and what torch's tracers are told."""
 
     function: Callable[..., torch.Tensor]
+
+    def _get_name(self) -> str:
+        return f"tritonconv.{type(self).__name__}"
+
+    def forward(self: Any, input: torch.Tensor, *arguments: Any, **keywords: Any) -> torch.Tensor:
+        """The layer's result."""
+        if isinstance(input, torch.fx.Proxy):
+            return traced(self, input, *arguments, **keywords)
+        return super().forward(input, *arguments, **keywords)  # type: ignore[misc]
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise RuntimeError(
+            f"torch.jit.script cannot compile {self._get_name()}, whose kernels Triton compiles: script the model that "
+            "tritonconv.revert(model) gives, or use torch.compile or torch.export"
+        )
+
+
+class _Convolution(Replacement):
+    """What differs from torch's ConvNd."""
 
     def _conv_forward(self: Any, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         padding = self.padding
@@ -32,8 +56,8 @@ class _Convolution:
         return self.function(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
-class _Transposed:
-    """What differs from torch's ConvTransposeNd, which has no padding mode but zeros."""
+class _ByFunction:
+    """The forward of a transposed layer, behind `Replacement`'s in the order of methods."""
 
     function: Callable[..., torch.Tensor]
 
@@ -42,6 +66,10 @@ class _Transposed:
         sizes = (self.stride, self.padding, self.kernel_size, len(self.kernel_size), self.dilation)
         extra = self._output_padding(input, output_size, *sizes)
         return self.function(input, self.weight, self.bias, self.stride, self.padding, extra, self.groups, self.dilation)
+
+
+class _Transposed(Replacement, _ByFunction):
+    """What differs from torch's ConvTransposeNd, which has no padding mode but zeros."""
 
 
 class Conv1d(_Convolution, nn.Conv1d):

@@ -8,15 +8,17 @@ CUDA tensors run Triton kernels. CPU tensors run the same kernels where Triton's
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
 from costmodel.problem import ConvProblem, Pass
-from tritonconv import cpu, host, launch
-from tritonconv.epilogue import Epilogue, by_torch, widened
+from tritonconv import cpu, host, launch, operands
+from tritonconv.epilogue import ACTIVATIONS, Epilogue, by_torch, widened
 from tritonconv.layout import allocate
 
 LIBRARY = torch.library.Library("tritonconv", "DEF")
@@ -49,34 +51,52 @@ def flat(padding: Sequence[tuple[int, int]]) -> list[int]:
 # ---- the problem of an op's arguments; a and b are shapes ---------------------------------------------------------------
 
 
-def _checked(problem: ConvProblem, x: Ints, w: Ints, dy: Ints | None) -> ConvProblem:
+def _rank(op: str, a: Ints, b: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int) -> int:
+    """The rank that two tensors and a window agree on. RuntimeError in words where they do not."""
+    if len(a) != len(b) or not 3 <= len(a) <= 5:
+        raise RuntimeError(f"tritonconv::{op}: expected two tensors of as many axes, 3 to 5, got {list(a)} and {list(b)}")
+    operands.window(op, len(a) - 2, stride, padding, dilation, groups)
+    return len(a) - 2
+
+
+def _checked(op: str, problem: ConvProblem, x: Ints, w: Ints, dy: Ints | None) -> ConvProblem:
     groups = problem.groups
-    if x[0] != problem.batch or x[1] != w[1] * groups or w[0] % groups:
-        raise RuntimeError(f"tritonconv: channels do not match: x {list(x)}, w {list(w)}, groups {groups}")
+    if x[1] != w[1] * groups or w[0] % groups:
+        raise RuntimeError(f"tritonconv::{op}: channels do not match: x {list(x)}, w {list(w)}, groups {groups}")
     if dy is not None and tuple(dy) != problem.output_shape:
-        raise RuntimeError(f"tritonconv: dy has shape {list(dy)}, the convolution's output {list(problem.output_shape)}")
+        raise RuntimeError(f"tritonconv::{op}: dy has shape {list(dy)}, the convolution's output {list(problem.output_shape)}")
+    if dy is None:
+        operands.covered(op, problem)
     return problem
 
 
 def _fprop_problem(x: Ints, w: Ints, b: Any, stride: Ints, padding: Ints, dilation: Ints, groups: int) -> ConvProblem:
-    return _checked(ConvProblem.conv(x, w, stride, pairs(padding), dilation, groups), x, w, None)
+    rank = _rank("fprop", x, w, stride, padding, dilation, groups)
+    operands.sizes("fprop", "the kernel's size", w[2:], rank, 1)
+    return _checked("fprop", ConvProblem.conv(x, w, stride, pairs(padding), dilation, groups), x, w, None)
 
 
 def _dgrad_problem(
     dy: Ints, w: Ints, b: Any, input_size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int
 ) -> ConvProblem:
+    rank = _rank("dgrad", dy, w, stride, padding, dilation, groups)
+    operands.sizes("dgrad", "input_size", input_size, rank, 0)
+    operands.sizes("dgrad", "the kernel's size", w[2:], rank, 1)
     x = (dy[0], w[1] * groups, *input_size)
-    return _checked(ConvProblem.conv(x, w, stride, pairs(padding), dilation, groups), x, w, dy)
+    return _checked("dgrad", ConvProblem.conv(x, w, stride, pairs(padding), dilation, groups), x, w, dy)
 
 
 def _wgrad_problem(
     dy: Ints, x: Ints, kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int
 ) -> ConvProblem:
+    rank = _rank("wgrad", dy, x, stride, padding, dilation, groups)
+    operands.sizes("wgrad", "kernel_size", kernel_size, rank, 1)
     w = (dy[1], x[1] // groups, *kernel_size)
-    return _checked(ConvProblem.conv(x, w, stride, pairs(padding), dilation, groups), x, w, dy)
+    return _checked("wgrad", ConvProblem.conv(x, w, stride, pairs(padding), dilation, groups), x, w, dy)
 
 
 class _Primitive(NamedTuple):
+    name: str
     problem: Callable[..., ConvProblem]  # of the op's arguments up to groups, the two tensors as shapes
     arguments: int  # how many those are
     has_bias: bool
@@ -86,18 +106,29 @@ class _Primitive(NamedTuple):
 
 
 _PRIMITIVES = {
-    "fprop": _Primitive(_fprop_problem, 7, True, "output_shape", launch.fprop, cpu.fprop),
-    "dgrad": _Primitive(_dgrad_problem, 8, True, "input_shape", launch.dgrad, cpu.dgrad),
-    "wgrad": _Primitive(_wgrad_problem, 7, False, "weight_shape", launch.wgrad, cpu.wgrad),
+    "fprop": _Primitive("fprop", _fprop_problem, 7, True, "output_shape", launch.fprop, cpu.fprop),
+    "dgrad": _Primitive("dgrad", _dgrad_problem, 8, True, "input_shape", launch.dgrad, cpu.dgrad),
+    "wgrad": _Primitive("wgrad", _wgrad_problem, 7, False, "weight_shape", launch.wgrad, cpu.wgrad),
 }
 
 
+@functools.lru_cache(maxsize=4096)
+def _known_problem(name: str, *arguments: Any) -> ConvProblem:
+    """The problem of an op's arguments up to groups, but for the bias: checked once, as it depends on numbers alone."""
+    of = _PRIMITIVES[name]
+    a, b, *place = arguments
+    return of.problem(a, b, *(None,) * of.has_bias, *place)
+
+
 def _problem(of: _Primitive, a: torch.Tensor, b: torch.Tensor, rest: Sequence[Any]) -> ConvProblem:
-    """The problem of an op's arguments. RuntimeError where they do not fit together; a kernel is compiled for one dtype."""
-    for other in (b, *rest):
-        if isinstance(other, torch.Tensor) and other.dtype != a.dtype:
-            raise RuntimeError(f"tritonconv: all tensors must have the same dtype, got {a.dtype} and {other.dtype}")
-    return of.problem(a.shape, b.shape, *rest[: of.arguments - 2])
+    """The problem of an op's arguments. RuntimeError where they do not fit together."""
+    operands.alike(of.name, a, b, *rest[: of.has_bias], *rest[of.arguments - 2 :])
+    *sizes, groups = rest[of.has_bias : of.arguments - 2]
+    make = _known_problem.__wrapped__ if isinstance(a, FakeTensor) else _known_problem  # symbols cannot be hashed
+    problem = make(of.name, a.shape, b.shape, *map(tuple, sizes), groups)
+    if of.has_bias:
+        operands.shaped(of.name, "b", rest[0], getattr(problem, of.result)[1])
+    return problem
 
 
 def _by_kernel(of: _Primitive) -> Callable[..., torch.Tensor]:
@@ -130,7 +161,13 @@ def _split(of: _Primitive, a: torch.Tensor, b: torch.Tensor, rest: Sequence[Any]
     """The problem, the epilogue and the forced plans of a fused op's arguments, of which trailing defaults do not come."""
     after = rest[of.arguments - 2 :]
     size = len(Epilogue._fields)
-    return _problem(of, a, b, rest), Epilogue(*after[:size]), after[size] if len(after) > size else ""
+    problem, epilogue = _problem(of, a, b, rest), Epilogue(*after[:size])
+    name, shape = f"{of.name}_fused", getattr(problem, of.result)
+    operands.shaped(name, "scale", epilogue.scale, shape[1])
+    operands.shaped(name, "shift", epilogue.shift, shape[1])
+    operands.shaped(name, "residual", epilogue.residual, *shape)
+    operands.word(name, "activation", epilogue.activation, ACTIVATIONS)
+    return problem, epilogue, after[size] if len(after) > size else ""
 
 
 def _fused_by_kernel(which: Pass, of: _Primitive) -> Callable[..., Pair]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from bench.compiled import store
 from bench.compiled.plans import ORDER
 from bench.compiled.store import Group, PlanRow, TestRow
+from bench.report import put
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs" / "compiled.md"
@@ -145,7 +146,4 @@ The interpreter's tests, and PyTorch's samples of its convolutions, with the pla
 def write() -> None:
     """Writes the page and the README's block."""
     PAGE.write_text(page())
-    text = README.read_text()
-    before, _, rest = text.partition("<!-- compiled -->\n")
-    _, _, after = rest.partition("\n<!-- /compiled -->")
-    README.write_text(f"{before}<!-- compiled -->\n{summary()}\n<!-- /compiled -->{after}")
+    README.write_text(put(README.read_text(), summary(), "compiled"))

@@ -115,10 +115,13 @@ class Axis:
                 (self.output_padding + low - high,),
                 1,
                 (self.dilation,),
+                checked=False,
             )
             return int(problem.input_size[0])
         padding = self.padding if isinstance(self.padding, str) else (self.padding,)
-        problem = ConvProblem.conv((1, 1, self.input), (1, 1, self.kernel), (self.stride,), padding, (self.dilation,))
+        problem = ConvProblem.conv(
+            (1, 1, self.input), (1, 1, self.kernel), (self.stride,), padding, (self.dilation,), checked=False
+        )
         return int(problem.padded_size[0] - problem.effective_kernel[0])
 
 
@@ -141,7 +144,7 @@ def output_size(axis: Axis) -> Solution:
 
 
 def _too_large(axis: Axis) -> str:
-    extent = ConvProblem.conv((1, 1, 1), (1, 1, axis.kernel), (1,), (0,), (axis.dilation,)).effective_kernel[0]
+    extent = ConvProblem.conv((1, 1, 1), (1, 1, axis.kernel), (1,), (0,), (axis.dilation,), checked=False).effective_kernel[0]
     return f"the dilated kernel spans {extent}, the padded input only {axis.span() + extent}"
 
 

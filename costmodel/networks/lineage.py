@@ -16,7 +16,9 @@ from typing import Any
 import torch
 
 from costmodel.networks import operators, receptive
+from costmodel.networks.convolutions import Convolution
 from costmodel.networks.receptive import Field
+from costmodel.video import Chunk
 
 Factor = tuple[int, int | None]  # size, axis of the network's input
 Dimension = tuple[Factor, ...]
@@ -101,7 +103,7 @@ class Tracker:
         rank = self.rank if self.rank is not None else max(0, len(found.fields) - 2)
         return found.fields[len(found.fields) - rank :]
 
-    def follow(self, func: Any, args: Sequence[Any], out: Any, convolution: operators.Convolution | None) -> bool:
+    def follow(self, func: Any, args: Sequence[Any], out: Any, convolution: Convolution | None) -> bool:
         """Gives the results of an operator their lineage. True where branches met here whose fields do not align."""
         results = operators.tensors(out)
         if convolution is not None and self.rank is None:
@@ -139,7 +141,7 @@ class Tracker:
         args: Sequence[Any],
         results: list[torch.Tensor],
         position: int,
-        convolution: operators.Convolution | None,
+        convolution: Convolution | None,
     ) -> Lineage | None:
         """Lineage of one result, None where the operator is not followed."""
         result = results[position]
@@ -175,9 +177,14 @@ class Tracker:
         fields = tuple(receptive.merged(axis) for axis in zip(one.fields, other.fields, strict=True))
         return Lineage(one.layout, fields)
 
-    def _convolution(self, x: Lineage, result: torch.Tensor, found: operators.Convolution) -> Lineage:
-        problem = found.problem
+    def _convolution(self, x: Lineage, result: torch.Tensor, found: Convolution) -> Lineage:
+        problem = found.of_input
         stepped = x.only([x.layout[0], plain(result.shape[1]), *x.layout[2:]])
+        if isinstance(found.call, Chunk) and found.call.upsample > 1:
+            scale = Fraction(1, found.call.upsample)
+            magnify = partial(receptive.resampled, scale=scale, offset=Fraction(0), taps=(0,))
+            for dimension, size in ((3, problem.input_size[1]), (4, problem.input_size[2])):
+                stepped = stepped.stepped(dimension, size, magnify)
         for axis in range(problem.rank):
             step = partial(receptive.convolved, problem=problem, which=found.which, axis=axis)
             stepped = stepped.stepped(axis + 2, result.shape[axis + 2], step)

@@ -10,15 +10,16 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from costmodel.calibration import PRIOR, PRIOR_SOURCE
+from costmodel.causal import Kind
 from costmodel.count import Cost
 from costmodel.device import Device
-from costmodel.forecast import predict
+from costmodel.networks.clock import DTYPES, Clock, Step, Time
 from costmodel.networks.receptive import Field
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import itemsize
+from costmodel.video import Chunk
 
 if TYPE_CHECKING:
     import torch
@@ -27,17 +28,6 @@ if TYPE_CHECKING:
     from costmodel.networks.recorder import Record
 
 Shape = tuple[int, ...]
-#: Element types whose peak a `Device` knows.
-DTYPES = ("float16", "bfloat16", "float32", "float64")
-
-
-@dataclass(frozen=True)
-class Step:
-    """One operator of the backward pass. `which` is a convolution's pass, "" for other operators."""
-
-    op: str
-    which: str
-    cost: Cost
 
 
 @dataclass(frozen=True)
@@ -54,12 +44,13 @@ class Layer:
     dtype: str
     parameters: int  # that this operator is the first to use
     problem: ConvProblem | None  # a convolution, or the problem whose dgrad a transposed one is
-    which: Pass | None  # the pass that the forward operator is
+    which: Pass | None  # the pass that the forward operator is; None also of a convolution that no plan is modelled for
     forward: Cost
     backward: tuple[Step, ...]
     fields: tuple[Field, ...] | None  # receptive field by spatial axis; None where the result does not depend on the input
     misaligned: bool  # branches meet here whose receptive fields have different centres or jumps
     known: bool  # False: the operator is in no table, its FLOP are missing and its bytes are not
+    call: Chunk | Kind | None = None  # of a causal function, whose plan is its own
 
     @property
     def backward_cost(self) -> Cost:
@@ -78,8 +69,8 @@ class Layer:
         ratio = itemsize(dtype), itemsize(self.dtype)
 
         def scaled(cost: Cost) -> Cost:
-            moved, column = (value * ratio[0] // ratio[1] for value in (cost.bytes, cost.im2col_bytes))
-            return replace(cost, bytes=moved, im2col_bytes=column)
+            moved, column, again = (v * ratio[0] // ratio[1] for v in (cost.bytes, cost.im2col_bytes, cost.read_again))
+            return replace(cost, bytes=moved, im2col_bytes=column, read_again=again)
 
         steps = tuple(replace(step, cost=scaled(step.cost)) for step in self.backward)
         return replace(self, dtype=dtype, forward=scaled(self.forward), backward=steps)
@@ -166,20 +157,40 @@ class Network:
             for name, layers in found.items()
         ]
 
-    def on(self, device: Device, dtype: str | None = None, *, precision: str = "ieee", training: bool = False) -> list[Timed]:
+    def on(
+        self,
+        device: Device,
+        dtype: str | None = None,
+        *,
+        precision: str = "ieee",
+        training: bool = False,
+        library: str | None = None,
+        mode: str = "eager",
+        layout: str = "channels_last",
+    ) -> list[Timed]:
         """Every layer with its predicted time on `device`, in the dtype of the trace or another ("float16", ...).
 
-        Convolutions take the plan that `costmodel.plan.select` chooses for channels-last tensors, other operators one launch
-        and the longer of their arithmetic and their DRAM traffic. `precision` "tf32" lets float32 use tensor cores.
-        `training` adds the backward pass.
+        Convolutions take the plan that `costmodel.plan.select` chooses for channels-last tensors, causal ones that of their
+        own model, other operators one launch and the longer of their arithmetic and their DRAM traffic, in which a
+        normalisation reads again what its statistics had to read first (`costmodel.networks.sweeps`). `precision` "tf32" lets
+        float32 use tensor cores. `training` adds the backward pass.
+
+        `library` "cudnn" predicts what PyTorch takes today instead, fitted to times that others published: in `mode` "eager"
+        or "compiled", on tensors that lie in `layout` "channels_last" or "contiguous". What no published time supports widens
+        the interval, and `Timed.sources` says so; float64 is refused with ValueError.
         """
-        clock = _Clock(device, precision)
+        if library is not None:
+            from costmodel.networks.today import on
+
+            asked = {"library": library, "mode": mode, "layout": layout}
+            return on(self, device, dtype, precision=precision, training=training, **asked)
+        clock = Clock(device, precision)
         rows = []
         for traced in self.layers:
             layer = traced if dtype is None else traced.in_dtype(dtype)
-            times = [clock.time(layer, str(layer.which or ""), layer.forward)]
+            times = [clock.time(Step(layer.op, str(layer.which or ""), layer.forward, layer.problem, layer.call), layer.dtype)]
             if training:
-                times += [clock.time(layer, step.which, step.cost) for step in layer.backward]
+                times += [clock.time(step, layer.dtype) for step in layer.backward]
             spent = layer.training_cost if training else layer.forward
             if spent == Cost():  # a view: only its gradient costs anything
                 continue
@@ -188,51 +199,10 @@ class Network:
         return [_timed(layer, spent, times, total) for layer, spent, times in rows]
 
 
-class _Time(NamedTuple):
-    """Of one operator, as `costmodel.timing.Prediction` has it."""
-
-    seconds: float
-    bound: str
-    low: float
-    high: float
-    source: str
-
-
-def _timed(layer: Layer, spent: Cost, times: Sequence[_Time], total: float) -> Timed:
+def _timed(layer: Layer, spent: Cost, times: Sequence[Time], total: float) -> Timed:
     seconds, low, high = (sum(column) for column in zip(*((t.seconds, t.low, t.high) for t in times), strict=True))
     sources = frozenset(time.source for time in times if time.seconds)
     return Timed(layer, spent, seconds, max(times).bound, seconds / total, low, high, sources)
-
-
-class _Clock:
-    """Predicted time of operators on one device; a convolution met again is not planned again."""
-
-    def __init__(self, device: Device, precision: str) -> None:
-        self.device = device
-        self.precision = precision
-        self.planned: dict[tuple[ConvProblem, str, str], _Time] = {}
-
-    def time(self, layer: Layer, which: str, cost: Cost) -> _Time:
-        """Of one operator."""
-        if layer.problem is None or not which:
-            return self._operator(layer, cost)
-        key = (layer.problem, which, layer.dtype)
-        if key not in self.planned:
-            found = predict(layer.problem, which, device=self.device, dtype=layer.dtype, precision=self.precision)
-            self.planned[key] = _Time(found.seconds, found.bound, found.low, found.high, found.source)
-        return self.planned[key]
-
-    def _operator(self, layer: Layer, cost: Cost) -> _Time:
-        if cost == Cost():
-            return _Time(0.0, "nothing", 0.0, 0.0, PRIOR_SOURCE)
-        multiplies = layer.dtype if layer.dtype in DTYPES else "float32"
-        arithmetic = 2 * cost.useful_macs / self.device.rate(multiplies, self.precision)
-        arithmetic += (cost.bias_flops + cost.other_flops) / self.device.rate("float32")
-        memory = cost.bytes / (self.device.bandwidth * 1e9)
-        seconds, bound = max((arithmetic, "arithmetic"), (memory, "DRAM"))
-        bound = "launch" if self.device.launch_overhead > seconds else bound
-        seconds += self.device.launch_overhead
-        return _Time(seconds, bound, PRIOR[0] * seconds, PRIOR[1] * seconds, PRIOR_SOURCE)
 
 
 def trace(model: nn.Module, *inputs: Any, train: bool = False, dtype: torch.dtype | None = None, **keywords: Any) -> Network:
@@ -296,12 +266,13 @@ def _layers(records: Sequence[Record]) -> tuple[Layer, ...]:
                 dtype=r.dtype,
                 parameters=r.parameters,
                 problem=conv.problem if conv else None,
-                which=conv.which if conv else None,
+                which=conv.which if conv and conv.planned else None,
                 forward=r.forward,
-                backward=tuple(Step(*step) for step in r.backward),
+                backward=tuple(r.backward),
                 fields=r.fields,
                 misaligned=r.misaligned,
                 known=r.known,
+                call=conv.call if conv else None,
             )
         )
     return tuple(layers)

@@ -1,6 +1,6 @@
 """What one torch operator costs: multiply-adds of convolutions and matrix products, FLOP of the rest, bytes of its tensors.
 
-Convolutions become a `ConvProblem`. Matrix products and fused attention are counted by torch's own formulas
+Convolutions are `costmodel.networks.convolutions`'. Matrix products and fused attention are counted by torch's own formulas
 (`torch.utils.flop_counter`). Everything else goes by the table below; an operator that is in neither is unknown.
 
 The table's convention: an addition, a multiplication, a comparison and an elementary function (exp, log, sqrt, reciprocal,
@@ -10,7 +10,6 @@ tanh, erf, pow, sin) count one FLOP each, as the operator's defining formula has
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,8 +17,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from costmodel.algebra import product
-from costmodel.count import Cost, cost
-from costmodel.problem import ConvProblem, Pass
+from costmodel.count import Cost
+from costmodel.networks.sweeps import BATCH_NORM, read_again, uses_batch_statistics
 
 aten = torch.ops.aten
 
@@ -95,11 +94,6 @@ REDUCTIONS: dict[str, int] = {
     }.items()
     for name in names.split()
 }
-#: Batch normalisation: 8 with the batch's statistics; with stored ones a scale and a shift a channel, 2.
-BATCH_NORM = frozenset(
-    "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training _batch_norm_with_update "
-    "_batch_norm_no_update cudnn_batch_norm miopen_batch_norm batch_norm".split()
-)
 #: Pooling: one FLOP for each element of each window; the gradient of an average the same.
 POOLS = frozenset("max_pool1d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d".split())
 POOL_GRADIENTS = frozenset("avg_pool2d_backward avg_pool3d_backward".split())
@@ -110,29 +104,6 @@ MATRIX_VECTOR = {"mv": 0, "dot": 0, "vdot": 0, "addmv": 1}
 CONVOLUTION_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 CONVOLUTIONS = frozenset({aten.convolution, aten._convolution, aten.convolution_overrideable})
 _LISTED = COPIES | set(ELEMENTWISE) | set(REDUCTIONS) | BATCH_NORM | POOLS | POOL_GRADIENTS | set(MATRIX_VECTOR)
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """A convolution call as one pass of a forward problem (a transposed convolution is `Pass.DGRAD`)."""
-
-    problem: ConvProblem
-    which: Pass
-    bias: bool
-    weight: int = 1  # position of the weight among the arguments
-    after: Cost = field(default_factory=Cost)  # what follows in the same kernel
-    kept: Cost = field(default_factory=Cost)  # what it writes for the backward pass alone
-    residual: torch.Tensor | None = None  # added to the result in the same kernel
-
-    @property
-    def name(self) -> str:
-        return f"conv{'_transpose' * (self.which == Pass.DGRAD)}{self.problem.rank}d"
-
-    def cost(self, which: Pass, dtype: torch.dtype, bias: bool = False) -> Cost:
-        """Cost of a pass. A bias is added to the forward result (one FLOP an output); its gradient's sums go with wgrad."""
-        name = str(dtype).removeprefix("torch.")
-        spent = cost(self.problem, which, dtype=name, bias=bias, transposed=self.which == Pass.DGRAD)
-        return spent + self.after if which == self.which else spent
 
 
 def name_of(func: Any) -> str:
@@ -163,89 +134,11 @@ def listed(func: Any) -> bool:
     return name in _LISTED or packet in flop_registry or packet in CONVOLUTIONS or moves_nothing(func)
 
 
-def convolution(func: Any, args: Sequence[Any]) -> Convolution | None:
-    """The convolution that `func` computes, None where it is none. Serves aten, and this project's own operators."""
-    packet = func._overloadpacket
-    if packet in CONVOLUTIONS:
-        x, w, bias, stride, padding, dilation, transposed, extra, groups = args[:9]
-        return _from_torch(x, w, bias is not None, stride, padding, dilation, transposed, extra, groups)
-    if packet is aten.convolution_backward:
-        _, x, w, sizes, stride, padding, dilation, transposed, extra, groups = args[:10]
-        return _from_torch(x, w, bool(sizes), stride, padding, dilation, transposed, extra, groups)
-    primitive = name_of(func).partition("::")[2].removesuffix("_fused")
-    if func.namespace != "tritonconv" or primitive not in set(Pass):  # a causal one counts as its tensors and its formula say
-        return None
-    named = {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)}
-    padding = list(zip(named["padding"][::2], named["padding"][1::2], strict=True))
-    window = (named["stride"], padding, named["dilation"], named["groups"])
-    which = Pass(primitive)
-    if which == Pass.FPROP:
-        x_shape, w_shape = named["x"].shape, named["w"].shape
-    elif which == Pass.DGRAD:
-        w_shape = named["w"].shape
-        x_shape = (named["dy"].shape[0], w_shape[1] * named["groups"], *named["input_size"])
-    else:
-        x_shape = named["x"].shape
-        w_shape = (named["dy"].shape[1], x_shape[1] // named["groups"], *named["kernel_size"])
-    problem = ConvProblem.conv(x_shape, w_shape, *window)
-    after, kept = _epilogue(problem.output_shape if which == Pass.FPROP else problem.input_shape, named, args[0].element_size())
-    return Convolution(problem, which, named.get("b") is not None, after=after, kept=kept, residual=named.get("residual"))
-
-
-def _epilogue(result: Sequence[int], named: dict[str, Any], size: int) -> tuple[Cost, Cost]:
-    """What a fused operator adds to its convolution, and what it writes for the backward pass, of elements of `size` bytes:
-    each step by the tables above, tensors read once."""
-    given = [named[name] for name in ("scale", "shift", "residual") if named.get(name) is not None]
-    activation = named.get("activation", "")
-    each = len(given) + (ELEMENTWISE[SAME_FLOPS.get(activation, activation)] if activation else 0)
-    moved, kept = size * sum(map(elements, given)), size * product(result) if named.get("keep") else 0
-    return (
-        Cost(other_flops=each * product(result), bytes=moved, im2col_bytes=moved),
-        Cost(bytes=kept, im2col_bytes=kept),
-    )
-
-
-def _from_torch(
-    x: torch.Tensor,
-    w: torch.Tensor,
-    bias: bool,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    extra: Sequence[int],
-    groups: int,
-) -> Convolution:
-    rank = w.dim() - 2
-    stride, padding, dilation, extra = (tuple(v) * (rank // len(v)) for v in (stride, padding, dilation, extra))
-    if transposed:
-        problem = ConvProblem.conv_transpose(x.shape, w.shape, stride, padding, extra, groups, dilation)
-        return Convolution(problem, Pass.DGRAD, bias)
-    return Convolution(ConvProblem.conv(x.shape, w.shape, stride, padding, dilation, groups), Pass.FPROP, bias)
-
-
-#: Convolutions in one kernel, which count one by one.
-SEPARABLE = "tritonconv::separable"
-
-
-def taken_apart(func: Any, args: Sequence[Any]) -> torch.Tensor:
-    """Calls the two convolutions of `SEPARABLE`. What lies between them is then counted as two kernels write and read it."""
-    named = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
-    named |= {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)}
-    x = named["x"]
-    first = named["stride"], named["padding"], named["dilation"], x.shape[1]
-    convolve = torch.ops.tritonconv.fprop_fused
-    z, _ = convolve(x, named["w1"], named["b1"], *first, None, None, None, named["between"], named["slope"])
-    last = (1, 1), (0, 0, 0, 0), (1, 1), 1, None, None, named["residual"], named["activation"], named["slope"]
-    y: torch.Tensor = convolve(z, named["w2"], named["b2"], *last)[0]
-    return y
-
-
 def cost_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> tuple[Cost, bool]:
     """Cost of an operator that is no convolution, and whether its FLOP are known. Bytes always are."""
     name = name_of(func)
-    moved = _bytes(func, name, args, kwargs, out)
-    memory = Cost(bytes=moved, im2col_bytes=moved)
+    moved = moved_bytes(func, name, args, kwargs, out)
+    memory = Cost(bytes=moved, im2col_bytes=moved, read_again=read_again(name, args))
     macs = _macs(func, name, args, kwargs, out)
     results = tensors(out)
     if macs is not None:
@@ -255,7 +148,8 @@ def cost_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) ->
     return (memory, False) if flops is None else (memory + Cost(other_flops=flops), True)
 
 
-def _bytes(func: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int:
+def moved_bytes(func: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int:
+    """Bytes of an operator's tensors, each once."""
     written = tensors(out)
     read = tensors(args, kwargs)
     if name in PICKS:
@@ -295,18 +189,13 @@ def _flops(name: str, args: Sequence[Any], kwargs: dict[str, Any], results: list
     if name in REDUCTIONS:
         return REDUCTIONS[name] * first
     if name in BATCH_NORM:
-        return (8 if _uses_batch_statistics(name, args) else 2) * first
+        # a scale and a shift a channel with stored statistics
+        return (8 if uses_batch_statistics(name, args) else 2) * first
     if name in POOLS:
         return results[0].numel() * _window(name, args[1])
     if name in POOL_GRADIENTS:
         return first * _window(name, args[2])
     return None
-
-
-def _uses_batch_statistics(name: str, args: Sequence[Any]) -> bool:
-    if name in ("_native_batch_norm_legit_no_training", "_batch_norm_no_update"):
-        return False
-    return next((value for value in args if isinstance(value, bool)), True)
 
 
 def _window(name: str, kernel: int | Sequence[int]) -> int:

@@ -25,10 +25,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from costmodel.count import Cost
-from costmodel.networks import operators
+from costmodel.networks import convolutions, operators
+from costmodel.networks.clock import Step
 from costmodel.networks.lineage import Tracker
 from costmodel.networks.receptive import Field
 from costmodel.problem import Pass
+from costmodel.video import Chunk
 
 Shape = tuple[int, ...]
 
@@ -45,11 +47,11 @@ class Record:
     output_shape: Shape
     dtype: str
     parameters: int = 0
-    convolution: operators.Convolution | None = None
+    convolution: convolutions.Convolution | None = None
     forward: Cost = field(default_factory=Cost)
     free: bool = False
     known: bool = True
-    backward: list[tuple[str, str, Cost]] = field(default_factory=list)  # operator, pass or "", cost
+    backward: list[Step] = field(default_factory=list)
     fields: tuple[Field, ...] | None = None
     misaligned: bool = False
 
@@ -142,9 +144,9 @@ class Recorder(TorchDispatchMode):
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
-        if func.name() == operators.SEPARABLE:
+        if func.name() == convolutions.SEPARABLE:
             with self:
-                return operators.taken_apart(func, args)
+                return convolutions.taken_apart(func, args)
         out = func(*args, **kwargs)
         self._alive.append(out)
         (self._record_gradient if self.gradients else self._record)(func, args, kwargs, out)
@@ -166,16 +168,16 @@ class Recorder(TorchDispatchMode):
             parameters=0 if free else sum(self.parameters.pop(t.untyped_storage()._cdata, 0) for t in read),
             free=free,
         )
-        found = operators.convolution(func, args)
+        found = convolutions.convolution(func, args)
         record.misaligned = self.tracker.follow(func, args, out, found)
         record.fields = self.tracker.fields(written[0])
         found = self._with_padding(found, args)
         if found is not None and written[0].dtype in operators.CONVOLUTION_DTYPES:
             record.convolution, record.op = found, found.name
-            record.weight_shape = tuple(args[1].shape)
+            record.weight_shape = tuple(args[found.weight].shape)
             record.forward = found.cost(found.which, written[0].dtype, found.bias)
             if found.kept != Cost():
-                record.backward.append((name, "", found.kept))  # no part of inference
+                record.backward.append(Step(name, "", found.kept))  # no part of inference
         elif not record.free:
             record.forward, record.known = operators.cost_of(func, args, kwargs, out)
             if not record.known:
@@ -186,7 +188,7 @@ class Recorder(TorchDispatchMode):
         owner = self._by_sequence.get(sequence)
         if owner is not None and owner.op == "clone" and owner is self.records[-1] and func._schema.is_mutable:
             # autograd keeps a copy of what an in-place operator overwrites: no part of inference
-            record.backward.append((owner.op, "", owner.forward))
+            record.backward.append(Step(owner.op, "", owner.forward))
             self.records.pop()
             self._by_sequence.setdefault(sequence - 1, record)  # its own node came before the copy's
             owner = None
@@ -194,9 +196,9 @@ class Recorder(TorchDispatchMode):
             self._by_sequence[sequence] = record
         self.records.append(record)
 
-    def _with_padding(self, found: operators.Convolution | None, args: Sequence[Any]) -> operators.Convolution | None:
+    def _with_padding(self, found: convolutions.Convolution | None, args: Sequence[Any]) -> convolutions.Convolution | None:
         """The convolution with an explicit zero padding of its input folded in, as torch writes padding="same"."""
-        if found is None or found.which != Pass.FPROP or id(args[0]) not in self._padded:
+        if found is None or found.which != Pass.FPROP or found.label or id(args[0]) not in self._padded:
             return found
         source, amounts = self._padded[id(args[0])]
         rank = found.problem.rank
@@ -215,25 +217,34 @@ class Recorder(TorchDispatchMode):
             return
         name = operators.name_of(func)
         record = self._owner(args, out)
-        found = operators.convolution(func, args)
+        if func.name() == convolutions.CAUSAL_GRADIENT:
+            whole, spent = convolutions.causal_gradient(func, args, out)
+            record.backward.append(Step(name, "", spent, whole.problem, whole.call))
+            return
+        found = convolutions.convolution(func, args)
         if found is None or operators.tensors(out)[0].dtype not in operators.CONVOLUTION_DTYPES:
             spent, known = operators.cost_of(func, args, kwargs, out)
             if not known:
                 self.unknown[name] += 1
-            record.backward.append((name, "", spent))
+            record.backward.append(Step(name, "", spent))
             return
         dtype = operators.tensors(out)[0].dtype
         if func.namespace == "tritonconv":
-            record.backward.append((name, str(found.which), found.cost(found.which, dtype)))
+            spent = found.cost(found.which, dtype)
+            if record.convolution is not None and isinstance(record.convolution.call, Chunk):
+                # the frames before a chunk are written out here, zeros among them
+                spent = replace(spent, useful_macs=record.convolution.problem.useful_macs)
+            record.backward.append(Step(name, str(found.which), spent, found.problem))
             return
         if record.convolution is not None:
             found = record.convolution  # with the padding folded in
         to_input, to_weight, to_bias = args[10]
         if to_input:
             which = Pass.FPROP if found.which == Pass.DGRAD else Pass.DGRAD
-            record.backward.append((name, str(which), found.cost(which, dtype)))
+            record.backward.append(Step(name, str(which), found.cost(which, dtype), found.problem))
         if to_weight:
-            record.backward.append((name, str(Pass.WGRAD), found.cost(Pass.WGRAD, dtype, to_bias)))
+            spent = found.cost(Pass.WGRAD, dtype, to_bias)
+            record.backward.append(Step(name, str(Pass.WGRAD), spent, found.problem))
 
     def _owner(self, args: Any, out: Any) -> Record:
         """The record whose gradient is being computed, or one for gradients of unseen operators."""

@@ -12,12 +12,14 @@ from typing import Annotated, Any
 
 import typer
 
+from costmodel.compare.command import compare
 from costmodel.count import cost, training_cost
 from costmodel.device import devices
 from costmodel.reports import export, terminal
 from costmodel.reports.notation import parse
 from costmodel.reports.options import (
     arithmetic_named,
+    arithmetic_word,
     device_named,
     form_named,
     measured_times,
@@ -39,7 +41,9 @@ Csv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown.")]
 Latex = Annotated[bool, typer.Option("--latex", help="Print LaTeX.")]
 DEVICE = typer.Option("--device", help="h100, a driver's name, a TOML file, h100,bandwidth=3000, or here for the GPU at hand.")
-DtypeName = Annotated[str, typer.Option("--dtype", help="fp16, bf16, tf32, fp32 or fp64.")]
+DtypeName = Annotated[
+    str | None, typer.Option("--dtype", help="fp16, bf16, tf32, fp32 or fp64; left out bf16, or fp16 where there is no bf16.")
+]
 
 
 class Picture(StrEnum):
@@ -72,6 +76,7 @@ def about(
     costmodel model torchvision.models:resnet50 --input 32x3x224x224 --device h200
     costmodel solve --output 112 --input 224 --kernel 7 --stride 2
     costmodel formula conv2d
+    costmodel compare trace.json.gz
     costmodel devices
 
     1 MAC is one multiply-add, 2 FLOP. No GPU is needed.
@@ -110,7 +115,7 @@ def formula(
 def layer(
     words: Annotated[list[str], typer.Argument(metavar="LAYER", help="Such as conv2d 64x56x56 k3 s1 p1 c64 n32.")],
     device: Annotated[str | None, DEVICE] = None,
-    dtype: DtypeName = "bf16",
+    dtype: DtypeName = None,
     layers: Annotated[int, typer.Option(min=1, help="How many such layers an estimate is for.")] = 1,
     samples: Annotated[float | None, typer.Option(help="Estimate this many samples, such as 1e6.")] = None,
     rate: Annotated[list[str] | None, typer.Option(help="A sustained rate to assume, such as 0.15TFLOPS; repeatable.")] = None,
@@ -136,8 +141,8 @@ def layer(
     costmodel layer conv2d 100x68x68 k5 --layers 10 --samples 1e6 --rate 12TFLOPS
     """
     named, form = parse(" ".join(words)), form_named(json=json, csv=csv, markdown=markdown, latex=latex)
-    kind, precision = arithmetic_named(dtype)
     chosen = device_named(device) if device else None
+    kind, precision, remark = arithmetic_named(dtype, chosen)
     rates = [rate_named(text) for text in rate or []]
     rows = pass_rows(named, chosen, kind, precision)
     if samples is None and (rates or layers != 1):
@@ -168,7 +173,7 @@ def layer(
         typer.echo(export.FORMATS[form](guesses or rows), nl=False)
     else:
         out = terminal.console()
-        terminal.show_passes(out, named, rows, chosen, dtype)
+        terminal.show_passes(out, named, rows, chosen, arithmetic_word(kind, precision), remark)
         if work is not None:
             heading = f"{layers} such layer{'s' if layers > 1 else ''}, {samples:,.0f} samples"
             terminal.show_estimate(out, guesses, heading, work)
@@ -267,7 +272,7 @@ def model(
     name: Annotated[str, typer.Argument(metavar="MODEL", help="package.module:callable or file.py:callable.")],
     input: Annotated[list[str], typer.Option(help="An input's shape, such as 32x3x224x224; one for each input.")],
     device: Annotated[str, DEVICE] = "h100",
-    dtype: DtypeName = "bf16",
+    dtype: DtypeName = None,
     train: Annotated[bool, typer.Option("--train", help="Time the whole training step, not the forward pass.")] = False,
     samples: Annotated[float | None, typer.Option(help="Samples of a training run, such as 1281167.")] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of that run.")] = 1,
@@ -295,8 +300,8 @@ def model(
     """
     from costmodel.reports.report import study
 
-    kind, precision = arithmetic_named(dtype)
     chosen = device_named(device)
+    kind, precision, remark = arithmetic_named(dtype, chosen)
     outputs = [path for path in (html, png, svg, json_file, csv_file, markdown_file, latex_file) if path is not None]
     if len(set(outputs)) < len(outputs):
         raise ValueError(f"two outputs have one name: {', '.join(map(str, outputs))}")
@@ -316,6 +321,7 @@ def model(
         depth=depth,
         check=check or html is not None,
         measured=times,
+        remark=remark,
     )
     files: dict[Path, str | bytes] = {}
     for path, form in ((json_file, "json"), (csv_file, "csv"), (markdown_file, "markdown"), (latex_file, "latex")):
@@ -341,3 +347,6 @@ def model(
     terminal.show_report(out, report, top)
     for path in files:
         out.print(f"wrote {path}", markup=False, soft_wrap=True)
+
+
+app.command()(compare)

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from matplotlib.figure import Figure
+
 from costmodel.reports.notation import by
 from costmodel.reports.pictures import ROOFS, Theme, picture_named, render
 from costmodel.reports.report import Report
@@ -69,7 +71,7 @@ def page(report: Report) -> str:
 <p class="faint">Input {inputs}, {escape(report.arithmetic)}. Times are of the {report.timed}, predicted by arithmetic.</p>
 {_tiles(report)}
 {_unknown(report)}
-{_paragraphs(report.notes)}
+{paragraphs(report.notes)}
 <h2>Roofline</h2>
 <p class="faint">A dot is an operator, or several alike; its area is their share of the time. No direct convolution gets above
 the line.</p>
@@ -88,7 +90,7 @@ so far; a dot below it is a branch that sees less, or a whole input smaller than
 <h2>Beside torch's own counter</h2>
 {_checks(report)}
 <h2>Assumptions</h2>
-{_paragraphs(report.assumptions)}
+{paragraphs(report.assumptions)}
 <h2>The device</h2>
 <details><summary>Every figure of {escape(report.device)}, with its source</summary>
 {_sources(report)}
@@ -121,7 +123,7 @@ def _tiles(report: Report) -> str:
     return f'<div class="tiles">{"".join(made)}</div>'
 
 
-def _paragraphs(lines: Iterable[str]) -> str:
+def paragraphs(lines: Iterable[str]) -> str:
     return "".join(f"<p>{escape(line)}</p>" for line in lines)
 
 
@@ -133,7 +135,12 @@ def _unknown(report: Report) -> str:
 
 
 def _figure(report: Report, name: str, label: str) -> str:
-    svg = render(picture_named(name, report, INK, titled=False), "svg-text", salt=name).decode()
+    return inline(picture_named(name, report, INK, titled=False), name, label)
+
+
+def inline(figure: Figure, name: str, label: str) -> str:
+    """A figure drawn with `INK` as SVG in the page's colours. `name` tells it from the page's other pictures."""
+    svg = render(figure, "svg-text", salt=name).decode()
     svg = svg[svg.index("<svg") :]
     for variable in VARIABLES:
         svg = svg.replace(getattr(INK, variable), f"var(--{variable})")
@@ -206,7 +213,7 @@ def _totals(report: Report) -> str:
         )
         for total in report.totals
     ]
-    return _table(heads, rows, left=(0,))
+    return plain_table(heads, rows, left=(0,))
 
 
 def _checks(report: Report) -> str:
@@ -217,15 +224,17 @@ def _checks(report: Report) -> str:
         for check in report.checks
     ]
     intro = "Dense FLOP of forward and backward, and what torch.utils.flop_counter.FlopCounterMode counts."
-    return f'<p class="faint">{intro}</p>' + _table(("operator", "here", "torch", "difference"), rows, left=(0, 3), wrap=(3,))
+    return f'<p class="faint">{intro}</p>' + plain_table(
+        ("operator", "here", "torch", "difference"), rows, left=(0, 3), wrap=(3,)
+    )
 
 
 def _sources(report: Report) -> str:
     rows = [(of.figure, exact(of.value, of.unit), escape(of.source)) for of in report.figures]
-    return _table(("figure", "value", "source"), rows, left=(0,), wrap=(2,))
+    return plain_table(("figure", "value", "source"), rows, left=(0,), wrap=(2,))
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = (), wrap: Sequence[int] = ()) -> str:
+def plain_table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = (), wrap: Sequence[int] = ()) -> str:
     def line(tag: str, cells: Sequence[str]) -> str:
         kinds = ["wrap" if i in wrap else "left" if i in left else "" for i in range(len(cells))]
         made = (f"<{tag}{f' class={kind}' if kind else ''}>{cell}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))

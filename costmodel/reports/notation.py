@@ -51,7 +51,8 @@ class Convolution:
     def output_shape(self) -> tuple[int, ...]:
         return self.problem.input_shape if self.transposed else self.problem.output_shape
 
-    def __str__(self) -> str:
+    @property
+    def words(self) -> str:
         """The form with an arrow, which `parse` reads back."""
         if not self.transposed:
             return str(self.problem)
@@ -61,6 +62,9 @@ class Convolution:
         )
         text += f" p{by(low for low, _ in p.padding)} op{by(low - high for low, high in p.padding)}"
         return f"{text} d{by(p.dilation)} g{p.groups}"
+
+    def __str__(self) -> str:
+        return self.words
 
 
 def parse(text: str) -> Convolution:
@@ -108,7 +112,7 @@ def parse(text: str) -> Convolution:
     if padding == "same" and any(s != 1 for s in numbers["s"]):
         raise ValueError(f"psame needs s1, got s{by(numbers['s'])}: 'costmodel solve' finds paddings for other strides")
     weight = (filters, channels // groups, *numbers["k"])
-    problem = ConvProblem.conv((batch, channels, *size), weight, numbers["s"], padding, numbers["d"], groups)
+    problem = ConvProblem.conv((batch, channels, *size), weight, numbers["s"], padding, numbers["d"], groups, checked=False)
     for axis, padded, extent in zip(AXES[rank], problem.padded_size, problem.effective_kernel, strict=True):
         if padded < extent:
             raise ValueError(
@@ -132,7 +136,7 @@ def _transposed(
     if isinstance(padding, str) or any(low != high or low < 0 for low, high in padding):
         raise ValueError(f"{operator} takes paddings such as p1 or p1x2, at least 0, and op1 for one side; got p{words['p']}")
     weight = (shape[1], filters // groups, *k)
-    problem = ConvProblem.conv_transpose(shape, weight, s, [low for low, _ in padding], extra, groups, d)
+    problem = ConvProblem.conv_transpose(shape, weight, s, [low for low, _ in padding], extra, groups, d, checked=False)
     for axis, size, more, stride, dilation in zip(AXES[len(k)], problem.input_size, extra, s, d, strict=True):
         if more >= max(stride, dilation):
             raise ValueError(f"op{more} on axis {axis} must be less than the larger of s{stride} and d{dilation}")

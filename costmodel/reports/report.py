@@ -69,10 +69,12 @@ def study(
     depth: int | None = None,
     check: bool = False,
     measured: Mapping[str, float] | None = None,
+    remark: str = "",
 ) -> Report:
     """Load `name`, trace it on inputs of `shapes` in `dtype`, and put it on `device`; `training` times the whole step.
 
-    `depth` adds rows up by module, `check` compares with torch's own counter. Raises ValueError in one line.
+    `depth` adds rows up by module, `check` compares with torch's own counter, `remark` joins the notes. Raises ValueError in
+    one line.
     """
     if samples is not None and not 0 < samples < float("inf"):
         raise ValueError(f"samples must be a positive number, got {samples:g}")
@@ -102,12 +104,13 @@ def study(
         totals=tuple(_totals(network, timed, device, dtype, precision, training, samples, epochs)),
         rows=tuple(rows),
         unknown=dict(network.unknown),
-        notes=(*network.notes, *run),
+        notes=(*([f"{remark}."] if remark else []), *network.notes, *run),
         assumptions=(
             "1 MAC is one multiply-add, 2 FLOP. Useful MAC leave padding zeros out, dense MAC count every tap of every output.",
             "Bytes are compulsory: every tensor of an operator moved once, nothing fused with its neighbours.",
             "Convolutions take the plan that the library would choose on channels-last tensors; any other operator takes one "
-            "launch and the longer of its arithmetic at the peak and its bytes at the bandwidth.",
+            "launch and the longer of its arithmetic at the peak and its bytes at the bandwidth. A normalisation whose "
+            "statistics come first reads its input twice, which is in its time and not in its bytes.",
             f"The interval of the time: {'; or '.join(sorted(frozenset[str]().union(*(of.sources for of in timed))))}.",
         ),
         figures=tuple(figures(device)),

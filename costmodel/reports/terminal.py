@@ -15,6 +15,7 @@ from costmodel.device import Device
 from costmodel.reports.notation import Convolution, by
 from costmodel.reports.rows import EstimateRow, LayerRow, PassRow, figures
 from costmodel.reports.units import duration, exact, interval, share, si
+from costmodel.resources import LEAST_CAPABILITY
 
 if TYPE_CHECKING:
     from costmodel.networks.crosscheck import Comparison
@@ -107,12 +108,16 @@ def passes_table(rows: Sequence[PassRow]) -> Table:
     return shown
 
 
-def show_passes(out: Console, layer: Convolution, rows: Sequence[PassRow], device: Device | None, arithmetic: str) -> None:
-    """A layer, its shapes and its passes."""
-    out.print(Text(str(layer), style="bold"))
+def show_passes(
+    out: Console, layer: Convolution, rows: Sequence[PassRow], device: Device | None, arithmetic: str, remark: str = ""
+) -> None:
+    """A layer, its shapes and its passes; `remark` says of the arithmetic what its name does not."""
+    out.print(Text(layer.words, style="bold"))
     shapes = f"input {by(layer.input_shape)}, weight {by(layer.problem.weight_shape)}, output {by(layer.output_shape)}"
     out.print(shapes)
     out.print(arithmetic + (f" on {device.name}" if device else ""), markup=False)
+    if remark:
+        out.print(f"{remark}.", markup=False)
     out.print(passes_table(rows))
     if device is None:
         out.print("1 MAC = 2 FLOP. Add --device h100 for the roofline, the plan and its predicted time.")
@@ -146,13 +151,13 @@ def show_estimate(out: Console, rows: Sequence[EstimateRow], heading: str, work:
     )
 
 
-def show_devices(out: Console, devices: Iterable[Device]) -> None:
+def show_devices(out: Console, known: Sequence[Device]) -> None:
     """Peaks, bandwidth and ridge of every device."""
     shown = table("Dense peaks in TFLOP/s, float32 accumulation; memory in GB/s")
     shown.add_column("name", no_wrap=True)
     for name in ("SM", "fp16", "bf16", "tf32", "fp32", "fp64", "memory", "L2 MB", "ridge"):
         shown.add_column(name, justify="right", no_wrap=True)
-    for device in devices:
+    for device in known:
         peaks = [getattr(device, rate) for rate in ("fp16", "bf16", "tf32", "fp32")] + [device.fp64_tensor or device.fp64]
         ridge = device.rate("float16") / (device.bandwidth * 1e9) if device.fp16 else None
         shown.add_row(
@@ -165,6 +170,9 @@ def show_devices(out: Console, devices: Iterable[Device]) -> None:
         )
     out.print(shown)
     out.print("Ridge: FLOP a byte at which fp16 arithmetic begins to bind. fp64 is the tensor cores' where they have it.")
+    if old := [device.aliases[0] for device in known if device.capability < LEAST_CAPABILITY]:
+        least = f"{LEAST_CAPABILITY / 10:.1f}"
+        out.print(f"Predicted for, but tritonconv does not run there (it needs compute capability {least}): {', '.join(old)}.")
 
 
 def show_sources(out: Console, devices: Iterable[Device]) -> None:

@@ -41,10 +41,13 @@ def causal_conv1d(
 
     seq_idx int32 [B, L]: taps that reach a column of another number add nothing, and a column of a negative number is zero.
     cu_seqlens int32 [S + 1], rising from 0 to L: x [1, C, L] is S sequences one after another, some perhaps empty; both states
-    are then [S, C, K - 1]. Columns behind its last entry are zero. seq_idx goes with no state and not with cu_seqlens.
+    are then [S, C, K - 1]. Columns behind its last entry are zero. seq_idx goes with no state and not with cu_seqlens. On the
+    CPU other values raise ValueError. On CUDA they are not read back: a bound outside of 0 to L counts as 0 or L and one below
+    the bound before it as that, for the final state; which sequence a column belongs to is then anyone's guess, and memory
+    outside of the tensors is never read or written.
 
-    First derivatives of every tensor, the same bits on every run; a second one raises RuntimeError. The package writes
-    `initial_states`, `return_final_states` and takes its arguments in another order; here one row has one state.
+    Derivatives of every tensor to any order, forwards and backwards, first ones with the same bits on every run. The package
+    writes `initial_states`, `return_final_states` and takes its arguments in another order; here one row has one state.
 
     Raises TypeError, ValueError or RuntimeError naming the argument, before anything is launched.
     """
@@ -82,9 +85,17 @@ def causal_conv1d_update(
 
     cache_seqlens int32 [B]: how many columns each sequence has had; the state is then a ring, whose column n % S is column n of
     the sequence. conv_state_indices int32 [B]: conv_state has more rows than B, and these are whose; a negative one answers
-    zeros and changes nothing, and no row may be named twice.
+    zeros and changes nothing (the package's PAD_SLOT_ID is -1), and no row may be named twice. On the CPU an index beyond the
+    rows raises IndexError, and a row named twice or a negative number of columns ValueError. On CUDA they are not read back:
+    such an index answers zeros and changes nothing, a negative number counts modulo S, and of two sequences in one row either
+    may win.
 
-    No gradients: raises RuntimeError where one would be recorded. Other errors as `causal_conv1d`.
+    conv_state counts as changed for autograd, as by torch's own in-place operators. RuntimeError where two of its elements are
+    one (an expanded state), where it shares memory with x, weight or bias, or where it is an inference tensor outside of
+    inference mode.
+
+    No derivatives: RuntimeError where a gradient would be recorded, or where x, conv_state, weight or bias has a tangent. Other
+    errors as `causal_conv1d`.
     """
     function = "causal_conv1d_update"
     check.tensors(function, x=x, conv_state=conv_state, weight=weight, bias=bias)

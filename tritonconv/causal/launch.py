@@ -135,7 +135,7 @@ def prepare(
         "EVEN_C": problem.in_channels % plan.block_n == 0,
         "X_WIDTH": width_of(call, plan.block_m, None),
         "ACC": accumulator(call.dtype),
-        "INDEX": tl.int32 if fits_int32(problem, plan, *activations) else tl.int64,
+        "INDEX": tl.int32 if fits_int32(problem, plan, images=activations, weights=None) else tl.int64,
         "UPCAST": INTERPRETED and call.dtype == "bfloat16",
         "CHANNELS": plan.block_n,
         "GROUPS": plan.block_k,
@@ -176,7 +176,8 @@ def prepared_for(
 
 def sequences_of(given: Given, taps: int) -> Sequences:
     state = given.state if taps > 1 else None
-    return Sequences(state, given.ids, given.starts, packed_axes(state))
+    count = 0 if given.starts is None else given.starts.shape[0] - 1
+    return Sequences(state, given.ids, given.starts, packed_axes(state), pack(count))
 
 
 def forward(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, activation: str, given: Given) -> torch.Tensor:
@@ -337,7 +338,7 @@ def update(
             packed_axes(state),
             (pack(w.stride(0)), pack(0), pack(w.stride(1))),
             packed_axes(y),
-            (pack(channels), pack(x.shape[2]), pack(0 if b is None else b.stride(0))),
+            (pack(channels), pack(x.shape[2]), pack(0 if b is None else b.stride(0)), pack(state.shape[0])),
             TAPS=w.shape[1],
             STATE=state.shape[2],
             ACTIVATION=activation,

@@ -1,4 +1,4 @@
-"""The library ops of the causal convolution: schemas, fake tensors, autocast, FLOP formulas and first derivatives.
+"""The library ops of the causal convolution: schemas, fake tensors, autocast, FLOP formulas. Derivatives: `causal.autograd`.
 
     causal(x [B, C, L], w [C, K], b, state, ids, starts, activation, final) -> (y, final states, or nothing)
     causal_backward(dy, x, w, ..., dfinal, activation, wants) -> (dx, dw with db behind it [C, K + 1], dstate)
@@ -17,8 +17,11 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from costmodel.causal import flops
-from tritonconv.autograd import _below_autograd, _Primitive
-from tritonconv.causal import cpu, launch
+from tritonconv import memory
+from tritonconv.autograd import _below_autograd, has_tangent
+from tritonconv.causal import cpu, launch, operands
+from tritonconv.causal.autograd import causal as _causal
+from tritonconv.causal.autograd import causal_backward as _causal_backward
 from tritonconv.causal.launch import Given, allocate
 from tritonconv.host import either
 from tritonconv.op import LIBRARY, _autocast
@@ -50,6 +53,9 @@ def _by(where: Any) -> tuple[Callable[..., Pair], Callable[..., Three], Callable
         activation: str = "",
         final: bool = False,
     ) -> Pair:
+        operands.call("causal", x, w, b, state, ids, starts, activation)
+        if not x.is_cuda:
+            operands.values(x, ids, starts)
         given = Given(state, ids, starts)
         y = where.forward(x, w, b, activation, given)
         return y, where.final_state(x, w.shape[1], given) if final else x.new_empty(0)
@@ -68,6 +74,9 @@ def _by(where: Any) -> tuple[Callable[..., Pair], Callable[..., Three], Callable
         wants_w: bool = True,
         wants_state: bool = False,
     ) -> Three:
+        operands.call("causal_backward", x, w, b, state, ids, starts, activation, dy, dfinal)
+        if not x.is_cuda:
+            operands.values(x, ids, starts)
         wants = wants_x, wants_w, wants_state
         found: Three = where.backward(dy, x, w, b, dfinal, activation, Given(state, ids, starts), wants)
         return found
@@ -81,6 +90,10 @@ def _by(where: Any) -> tuple[Callable[..., Pair], Callable[..., Three], Callable
         entries: Maybe = None,
         activation: str = "",
     ) -> torch.Tensor:
+        operands.update(x, state, w, b, before, entries, activation)
+        memory.may_be_written("causal_conv1d_update", "conv_state", state, x=x, weight=w, bias=b)
+        if not x.is_cuda:
+            operands.places(state, before, entries)
         y: torch.Tensor = where.update(x, state, w, b, activation, before, entries)
         return y
 
@@ -97,6 +110,7 @@ def _fake_causal(
     activation: str = "",
     final: bool = False,
 ) -> Pair:
+    operands.call("causal", x, w, b, state, ids, starts, activation)
     sequences = Given(state, ids, starts).sequences(x)
     last = allocate((sequences, x.shape[1], w.shape[1] - 1), x) if final else x.new_empty(0)
     return allocate(tuple(x.shape), x), last
@@ -116,6 +130,7 @@ def _fake_backward(
     wants_w: bool = True,
     wants_state: bool = False,
 ) -> Three:
+    operands.call("causal_backward", x, w, b, state, ids, starts, activation, dy, dfinal)
     return (
         allocate(tuple(x.shape), x) if wants_x else x.new_empty(0),
         w.new_empty((w.shape[0], w.shape[1] + 1)) if wants_w else w.new_empty(0),
@@ -123,7 +138,16 @@ def _fake_backward(
     )
 
 
-def _fake_update(x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+def _fake_update(
+    x: torch.Tensor,
+    state: torch.Tensor,
+    w: torch.Tensor,
+    b: Maybe = None,
+    before: Maybe = None,
+    entries: Maybe = None,
+    activation: str = "",
+) -> torch.Tensor:
+    operands.update(x, state, w, b, before, entries, activation)
     return allocate(tuple(x.shape), x)
 
 
@@ -140,83 +164,35 @@ def _update_flops(x: Sequence[int], state: Sequence[int], w: Sequence[int], *_: 
     return flops(x[0], x[1], x[2], w[1])
 
 
-class _Causal(_Primitive):
-    """Its backward makes z, the value before the activation, again: nothing is kept but the inputs."""
-
-    @staticmethod
-    def forward(
-        x: Any,
-        w: Any,
-        b: Any = None,
-        state: Any = None,
-        ids: Any = None,
-        starts: Any = None,
-        activation: str = "",
-        final: bool = False,
-    ) -> Any:
-        return _below_autograd(_OPS.causal, x, w, b, state, ids, starts, activation, final)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        *tensors, ctx.activation, ctx.final = inputs
-        ctx.set_materialize_grads(False)
-        if not ctx.final:
-            ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor | None, dfinal: torch.Tensor | None) -> Any:
-        x, w, b, state, ids, starts = ctx.saved_tensors
-        if dy is None and dfinal is None:
-            return (None,) * 8
-        dy = torch.zeros_like(x) if dy is None else dy
-        needs_x, needs_w, needs_b, needs_state, *_ = ctx.needs_input_grad
-        needs_wb = needs_w or needs_b
-        dx, dwb, dstate = _OPS.causal_backward(
-            dy, x, w, b, state, ids, starts, dfinal if ctx.final else None, ctx.activation, needs_x, needs_wb, needs_state
-        )
-        taps = w.shape[1]
-        return (
-            dx if needs_x else None,
-            dwb[:, :taps] if needs_w else None,
-            dwb[:, taps] if needs_b else None,
-            dstate if needs_state else None,
-            *(None,) * 4,
-        )
-
-
-class _CausalBackward(_Primitive):
-    @staticmethod
-    def forward(*args: Any) -> Any:
-        return _below_autograd(_OPS.causal_backward, *args)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        raise RuntimeError(
-            "causal_conv1d has no second derivatives: its backward pass cannot be differentiated (create_graph=True). "
-            "tritonconv.conv1d on padded input has them"
-        )
-
-
-def _causal(x: Any, w: Any, *rest: Any) -> Any:
-    return _Causal.apply(x, w, *rest, *(None, None, None, None, "", False)[len(rest) :])
-
-
-def _causal_backward(dy: Any, x: Any, w: Any, *rest: Any) -> Any:
-    return _CausalBackward.apply(dy, x, w, *rest)
-
-
 def _update(x: Any, state: Any, w: Any, b: Any = None, *rest: Any) -> Any:
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, state, w, b)):
         raise RuntimeError(
             "causal_conv1d_update() has no gradients, but x, conv_state, weight or bias requires one: "
             "call it under torch.no_grad()"
         )
+    if has_tangent(x, state, w, b):
+        raise RuntimeError(
+            "causal_conv1d_update() has no derivatives, but x, conv_state, weight or bias has a tangent of forward mode: "
+            "causal_conv1d has them"
+        )
     return _below_autograd(_OPS.causal_update, x, state, w, b, *rest)
+
+
+def _written(x: Any, state: Any, *rest: Any) -> Any:
+    """The state's version counts on, so that a backward pass that saved it before raises, as for torch's own in-place ops."""
+    if not state.is_inference():
+        torch.autograd.graph.increment_version(state)
+    with torch._C._AutoDispatchBelowADInplaceOrView():
+        return _OPS.causal_update(x, state, *rest)
+
+
+def _negated(*args: Any) -> Any:
+    """Views that are their memory's negative, as the imaginary part of a conjugate, written out, and the state written back."""
+    x, state, *rest = (t.resolve_neg() if isinstance(t, torch.Tensor) else t for t in args)
+    y = _OPS.causal_update(x, state, *rest)
+    if args[1].is_neg():
+        args[1].copy_(state)
+    return y
 
 
 def _update_autocast(x: torch.Tensor, state: torch.Tensor, w: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -249,3 +225,5 @@ for _name, _kernel, _torch, _fake, _flops, _autograd in zip(
 for _device in ("cuda", "cpu"):
     LIBRARY.impl("causal", _autocast(_OPS.causal.default, _device), f"Autocast{_device.upper()}")
     LIBRARY.impl("causal_update", _update_autocast, f"Autocast{_device.upper()}")
+LIBRARY.impl("causal_update", _written, "ADInplaceOrView")
+LIBRARY.impl("causal_update", _negated, "Negative")

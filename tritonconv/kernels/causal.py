@@ -17,6 +17,7 @@ class Sequences(NamedTuple):
     ids: Any  # int32 [B, L], the sequence of each column, negative for none
     starts: Any  # int32 [sequences + 1], where each starts in a packed row; None where a row is a sequence
     state_strides: tuple[int, int, int]  # packed
+    count: Any  # sequences, packed
 
 
 class Lengths(NamedTuple):
@@ -113,13 +114,15 @@ def before_starts(
     found = ()
     for j in tl.static_range(COUNT):
         own = ids[j + TAPS - 1]
-        start = tl.load(sequences.starts + own, mask=own >= 0, other=0)
+        known = (own >= 0) & (own < unpack(sequences.count))
+        start = tl.load(sequences.starts + own, mask=known, other=0)
         state = own.to(tl.int64) * unpack(sequences.state_strides[0])
         for d in tl.static_range(TAPS):
             value = values[j * TAPS + d]
             if d > 0:
-                mask = tl.where((own >= 0) & (column + (j - d) < start), lanes, False)
-                at = state + (column + (j + TAPS - 1 - d) - start) * unpack(sequences.state_strides[2])
+                place = column + (j + TAPS - 1 - d) - start  # in the state, whatever `starts` holds
+                mask = tl.where(known & (place >= 0) & (place < TAPS - 1), lanes, False)
+                at = state + place * unpack(sequences.state_strides[2])
                 value += tl.load(state_ptrs + at, mask=mask, other=0.0).to(ACC)
             found = found + (value,)
     return found

@@ -157,7 +157,7 @@ def causal_backward_kernel(
                     sequence = image
                     end = length
                     if PACKED:
-                        own = tl.maximum(ids[j + TAPS - 1], 0)
+                        own = tl.minimum(tl.maximum(ids[j + TAPS - 1], 0), unpack(sequences.count) - 1)
                         sequence = own.to(tl.int64)
                         end = tl.load(sequences.starts + own + 1)
                     place = here + j - end + (TAPS - 1)

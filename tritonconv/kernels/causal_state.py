@@ -11,7 +11,7 @@ from tritonconv.kernels.index import unpack
 
 @triton.jit
 def sequence_of(pid, channels, length, starts_ptr, CHANNELS: tl.constexpr):
-    """(sequence, channel [CHANNELS], row of x, first column in it, length) of a program."""
+    """(sequence, channel [CHANNELS], row of x, first column in it, length) of a program, whatever `starts_ptr` holds."""
     tiles_c = tl.cdiv(channels, CHANNELS)
     sequence = pid // tiles_c
     channel = (pid % tiles_c) * CHANNELS + tl.arange(0, CHANNELS)
@@ -19,8 +19,8 @@ def sequence_of(pid, channels, length, starts_ptr, CHANNELS: tl.constexpr):
     first = sequence * 0
     if starts_ptr is not None:
         row = row * 0
-        first = tl.load(starts_ptr + sequence)
-        length = tl.load(starts_ptr + sequence + 1) - first
+        first = tl.minimum(tl.maximum(tl.load(starts_ptr + sequence), 0), length)
+        length = tl.minimum(tl.maximum(tl.load(starts_ptr + sequence + 1), first), length) - first
     return sequence.to(tl.int64), channel.to(tl.int64), row, first, length
 
 
@@ -126,12 +126,12 @@ def causal_update_kernel(
     b_ptr,
     y_ptr,
     before_ptr,  # int32 [B], tokens that each sequence has had: its state is a ring; None where it is a window
-    entry_ptr,  # int32 [B], which state is whose, negative for none; None where they go by number
+    entry_ptr,  # int32 [B], which state is whose, none where it is no entry; None where they go by number
     x_strides,  # packed, of three axes, as all here
     state_strides,
     w_strides,
     y_strides,
-    sizes,  # (channels, tokens, stride of the bias), packed
+    sizes,  # (channels, tokens, stride of the bias, entries), packed
     TAPS: tl.constexpr,
     STATE: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -151,11 +151,12 @@ def causal_update_kernel(
     entry = image
     if entry_ptr is not None:
         entry = tl.load(entry_ptr + image).to(tl.int64)
+        entry = tl.where(entry < unpack(sizes[3]), entry, -1)
     ours = tl.where(entry >= 0, lanes, False)
     x_ptrs = x_ptr + image * unpack(x_strides[0]) + channel * unpack(x_strides[1])
     y_ptrs = y_ptr + image * unpack(y_strides[0]) + channel * unpack(y_strides[1])
     state_ptrs = state_ptr + entry * unpack(state_strides[0]) + channel * unpack(state_strides[1])
-    state_step = unpack(state_strides[2])
+    state_step = unpack(state_strides[2]).to(tl.int64)
     weights = ()
     for s in tl.static_range(TAPS):
         at = channel * unpack(w_strides[0]) + s * unpack(w_strides[2])
@@ -165,7 +166,8 @@ def causal_update_kernel(
     KEPT: tl.constexpr = TAPS - 1 if before_ptr is not None else STATE
     had = 0
     if RING:
-        had = tl.load(before_ptr + image)
+        had = tl.load(before_ptr + image) % STATE
+        had = tl.where(had < 0, had + STATE, had)  # what nobody had counts from behind, within the ring
     line = ()  # as loaded, the oldest first: Triton 3.6's compiler aborts on converted values that a loop carries
     for i in tl.static_range(KEPT):
         at = i
@@ -174,13 +176,13 @@ def causal_update_kernel(
         line = line + (tl.load(state_ptrs + at * state_step, mask=ours, other=0.0),)
     tl.debug_barrier()  # before another thread overwrites what this one reads
     for t in range(0, tokens):
-        token = tl.load(x_ptrs + t * unpack(x_strides[2]), mask=lanes, other=0.0)
+        token = tl.load(x_ptrs + t * unpack(x_strides[2]).to(tl.int64), mask=lanes, other=0.0)
         line = line + (token,)
         acc = start
         for s in tl.static_range(TAPS):
             acc += weights[s] * line[KEPT + 1 - TAPS + s].to(ACC)
         acc = tl.where(entry >= 0, activated(acc, ACTIVATION, 0.0), 0.0)
-        tl.store(y_ptrs + t * unpack(y_strides[2]), rounded(acc, y_ptr.dtype.element_ty, UPCAST), mask=lanes)
+        tl.store(y_ptrs + t * unpack(y_strides[2]).to(tl.int64), rounded(acc, y_ptr.dtype.element_ty, UPCAST), mask=lanes)
         if RING:
             tl.store(state_ptrs + ((had + t) % STATE) * state_step, token, mask=ours)
         line = line[1:]

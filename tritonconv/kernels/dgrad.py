@@ -10,12 +10,15 @@ from tritonconv.kernels.reduce import share_of, store_share
 
 
 @triton.jit
-def axis_phase(number, low, KERNEL: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, STEP: tl.constexpr):
+def axis_phase(
+    number, low, KERNEL: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, STEP: tl.constexpr, INDEX: tl.constexpr
+):
     """(residue, first tap, taps, base) of phase `number` of one axis: `ConvProblem.axis_phases`, on the device."""
+    number = number.to(INDEX)
     first = number % STEP
     u = number // STEP
     residue = ((first * DILATION + u - low) % STRIDE + STRIDE) % STRIDE
-    taps = tl.where(u == 0, (KERNEL - first + STEP - 1) // STEP, 0)
+    taps = tl.where(u == 0, (KERNEL - first + STEP - 1) // STEP, 0).to(tl.int32)
     base = (residue + low - first * DILATION - u) // STRIDE  # exact where the phase has taps
     return residue, first, taps, base
 
@@ -126,9 +129,9 @@ def dgrad_kernel(
     w_k, w_c, w_t, w_r, w_s = strides(w_strides, W_ALIGN, W_UNIT, INDEX)
     channels = unpack(sizes.c) * C_ALIGN
     filters = unpack(sizes.k) * K_ALIGN
-    size_d = unpack(sizes.d)
-    size_h = unpack(sizes.h)
-    size_w = unpack(sizes.w) * ROW_ALIGN
+    size_d = unpack(sizes.d).to(INDEX)
+    size_h = unpack(sizes.h).to(INDEX)
+    size_w = unpack(sizes.w).to(INDEX) * ROW_ALIGN
     n_total = unpack(sizes.n)
     columns_total = channels
     if PATCH:
@@ -194,9 +197,15 @@ def dgrad_kernel(
         number_w = phase % STRIDE[2]
         number_h = (phase // STRIDE[2]) % STRIDE[1]
         number_d = phase // (STRIDE[2] * STRIDE[1])
-        w_0, first_s, taps_s, base_q = axis_phase(number_w, unpack(sizes.low_w), KERNEL[2], STRIDE[2], DILATION[2], STEP[2])
-        h_0, first_r, taps_r, base_p = axis_phase(number_h, unpack(sizes.low_h), KERNEL[1], STRIDE[1], DILATION[1], STEP[1])
-        d_0, first_t, taps_t, base_o = axis_phase(number_d, unpack(sizes.low_d), KERNEL[0], STRIDE[0], DILATION[0], STEP[0])
+        w_0, first_s, taps_s, base_q = axis_phase(
+            number_w, unpack(sizes.low_w), KERNEL[2], STRIDE[2], DILATION[2], STEP[2], INDEX
+        )
+        h_0, first_r, taps_r, base_p = axis_phase(
+            number_h, unpack(sizes.low_h), KERNEL[1], STRIDE[1], DILATION[1], STEP[1], INDEX
+        )
+        d_0, first_t, taps_t, base_o = axis_phase(
+            number_d, unpack(sizes.low_d), KERNEL[0], STRIDE[0], DILATION[0], STEP[0], INDEX
+        )
         q = i_w + base_q  # [BLOCK_M] coordinate of the phase's first tap
         p = i_h + base_p
         o = i_d + base_o

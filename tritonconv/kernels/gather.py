@@ -44,17 +44,18 @@ def gather_gemm(
     s = 0
     c = 0
     bit = 1  # 1 << ((t * COUNTS[1] + r) * COUNTS[2] + s)
-    a_tap = tl.full((), 0, INDEX)
-    b_tap = tl.full((), 0, INDEX)
+    zero = tl.full((), 0, INDEX)  # a tap's number times its step may take 64 bits where the offsets do
+    a_tap = zero
+    b_tap = zero
     for _ in range(0, tl.maximum(trips, 1)):
         if BOUNDS == "bits":
             a_mask = ((bits & bit) != 0)[:, None]
         elif BOUNDS == "range":
-            ok = rows & inside(start[2] + s * step[2], size[2])
+            ok = rows & inside(start[2] + (zero + s) * step[2], size[2])
             if RANK >= 2:
-                ok = ok & inside(start[1] + r * step[1], size[1])
+                ok = ok & inside(start[1] + (zero + r) * step[1], size[1])
             if RANK >= 3:
-                ok = ok & inside(start[0] + t * step[0], size[0])
+                ok = ok & inside(start[0] + (zero + t) * step[0], size[0])
             a_mask = ok[:, None]
         else:
             a_mask = rows[:, None]

@@ -58,12 +58,15 @@ def strides(packed, ALIGN: tl.constexpr, UNIT: tl.constexpr, INDEX: tl.constexpr
     depth = unpack(packed.depth).to(INDEX) * ALIGN
     height = unpack(packed.height).to(INDEX) * ALIGN
     width = unpack(packed.width).to(INDEX) * ALIGN
+    one = 1
+    if INDEX == tl.int64:  # a factor of it may take 64 bits
+        one = tl.full((), 1, tl.int64)
     if UNIT == 0:
-        outer = 1
+        outer = one
     if UNIT == 1:
-        channel = 1
+        channel = one
     if UNIT == 4:
-        width = 1
+        width = one
     return outer, channel, depth, height, width
 
 

@@ -119,19 +119,19 @@ def wgrad_kernel(
     dy_offset = i_n * y_n + i_q * y_q
     x_offset = i_n * x_n + i_q * (STRIDE[2] * x_w)  # not used where BOXED, as all of x's
     # patches have neither a tap of their own nor padding, and a constant 0 keeps the alignment of their rows
-    w_shift = 0 if PATCH else tap_s * DILATION[2] - unpack(sizes.low_w)
+    w_shift = 0 if PATCH else tap_s.to(INDEX) * DILATION[2] - unpack(sizes.low_w)
     x_tap = w_shift * x_w
     h_shift = w_shift
     d_shift = w_shift
     if RANK >= 2:
         dy_offset += i_p * y_p
         x_offset += i_p * (STRIDE[1] * x_h)
-        h_shift = 0 if PATCH else tap_r * DILATION[1] - unpack(sizes.low_h)
+        h_shift = 0 if PATCH else tap_r.to(INDEX) * DILATION[1] - unpack(sizes.low_h)
         x_tap += h_shift * x_h
     if RANK >= 3:
         dy_offset += i_o * y_o
         x_offset += i_o * (STRIDE[0] * x_d)
-        d_shift = 0 if PATCH else tap_t * DILATION[0] - unpack(sizes.low_d)
+        d_shift = 0 if PATCH else tap_t.to(INDEX) * DILATION[0] - unpack(sizes.low_d)
         x_tap += d_shift * x_d
     dy_base = dy_ptr + group * filters * wide(dy_strides.channel, DY_ALIGN, DY_UNIT == 1)
     dy_ptrs = dy_base + ((offs_m * y_k)[:, None] + dy_offset[None, :])  # [BLOCK_M, BLOCK_K]
@@ -179,11 +179,11 @@ def wgrad_kernel(
             pixels = pixels & fresh
         x_pixels = pixels
         if BOUNDS == "range":
-            x_pixels = x_pixels & inside((q0 + i_q) * STRIDE[2] + w_shift, unpack(sizes.w))
+            x_pixels = x_pixels & inside((q0 + i_q).to(INDEX) * STRIDE[2] + w_shift, unpack(sizes.w))
             if RANK >= 2:
-                x_pixels = x_pixels & inside((p0 + i_p) * STRIDE[1] + h_shift, unpack(sizes.h))
+                x_pixels = x_pixels & inside((p0 + i_p).to(INDEX) * STRIDE[1] + h_shift, unpack(sizes.h))
             if RANK >= 3:
-                x_pixels = x_pixels & inside((o0 + i_o) * STRIDE[0] + d_shift, unpack(sizes.d))
+                x_pixels = x_pixels & inside((o0 + i_o).to(INDEX) * STRIDE[0] + d_shift, unpack(sizes.d))
         dy_mask = pixels[None, :]
         if not EVEN_M:
             dy_mask = dy_mask & filters_mask[:, None]

@@ -8,15 +8,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
 from costmodel.problem import ConvProblem
 from costmodel.separable import Pair
-from tritonconv.autograd import _below_autograd, _bias_gradient, _Primitive
+from tritonconv import operands
+from tritonconv.autograd import _below_autograd, _bias_gradient, _Primitive, added, bilinear
 from tritonconv.epilogue import ACTIVATIONS, needs_z
 from tritonconv.host import runs_kernels
 from tritonconv.layout import allocate
@@ -36,9 +39,42 @@ _POINTWISE: tuple[Any, ...] = ((1, 1), (0, 0, 0, 0), (1, 1), 1)
 
 def pair_of(x: Ints, w1: Ints, w2: Ints, stride: Ints, padding: Ints, dilation: Ints) -> Pair:
     """The two problems of the op's arguments, tensors as shapes. RuntimeError where they do not fit together."""
-    if len(x) != 4 or tuple(w1[:2]) != (x[1], 1) or tuple(w2[1:]) != (x[1], 1, 1):
-        raise RuntimeError(f"tritonconv: channels do not match: x {list(x)}, w1 {list(w1)}, w2 {list(w2)}")
-    return Pair(ConvProblem.conv(x, w1, stride, pairs(padding), dilation, x[1]), w2[0])
+    if len(x) != 4 or len(w1) != 4 or tuple(w1[:2]) != (x[1], 1) or tuple(w2[1:]) != (x[1], 1, 1) or x[1] < 1:
+        raise RuntimeError(
+            f"tritonconv::separable: expected x [N, C, H, W], w1 [C, 1, R, S] and w2 [K, C, 1, 1], got x {list(x)}, w1 "
+            f"{list(w1)}, w2 {list(w2)}"
+        )
+    operands.window("separable", 2, stride, padding, dilation)
+    operands.sizes("separable", "the kernel's size", w1[2:], 2, 1)
+    problem = ConvProblem.conv(x, w1, stride, pairs(padding), dilation, x[1])
+    operands.covered("separable", problem)
+    return Pair(problem, w2[0])
+
+
+_known_pair = functools.lru_cache(maxsize=1024)(pair_of)
+
+
+def checked(
+    x: torch.Tensor,
+    w1: torch.Tensor,
+    w2: torch.Tensor,
+    b1: Maybe,
+    b2: Maybe,
+    residual: Maybe,
+    window: tuple[Any, ...],
+    between: str,
+    activation: str,
+) -> Pair:
+    """`pair_of` the shapes, and what all that is read must be."""
+    operands.alike("separable", x, w1, w2, b1, b2, residual)
+    make = pair_of if isinstance(x, FakeTensor) else _known_pair  # symbols cannot be hashed
+    pair = make(x.shape, w1.shape, w2.shape, *map(tuple, window))
+    operands.shaped("separable", "b1", b1, w1.shape[0])
+    operands.shaped("separable", "b2", b2, w2.shape[0])
+    operands.shaped("separable", "residual", residual, *pair.pointwise.output_shape)
+    operands.word("separable", "between", between, ACTIVATIONS)
+    operands.word("separable", "activation", activation, ACTIVATIONS)
+    return pair
 
 
 def _followed(
@@ -74,10 +110,7 @@ def _separable(
     slope: float = 0.01,
     plan: str = "",
 ) -> torch.Tensor:
-    for other in (w1, w2, b1, b2, residual):
-        if other is not None and other.dtype != x.dtype:
-            raise RuntimeError(f"tritonconv: all tensors must have the same dtype, got {x.dtype} and {other.dtype}")
-    pair = pair_of(x.shape, w1.shape, w2.shape, stride, padding, dilation)
+    pair = checked(x, w1, w2, b1, b2, residual, (stride, padding, dilation), between, activation)
     if 0 in pair.pointwise.output_shape:
         return allocate(pair.pointwise.output_shape, x, w1, w2)
     if x.is_cuda or runs_kernels():
@@ -89,9 +122,11 @@ def _separable(
 
 
 def _fake(
-    x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, b1: Maybe, b2: Maybe, residual: Maybe, *window: Any
+    x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, b1: Maybe, b2: Maybe, residual: Maybe, *rest: Any
 ) -> torch.Tensor:
-    return allocate(pair_of(x.shape, w1.shape, w2.shape, *window[:3]).pointwise.output_shape, x, w1, w2)
+    between, activation = (*rest[3:5], "", "")[:2]
+    pair = checked(x, w1, w2, b1, b2, residual, rest[:3], between, activation)
+    return allocate(pair.pointwise.output_shape, x, w1, w2)
 
 
 def _flops(
@@ -116,9 +151,41 @@ class _Separable(_Primitive):
         ctx.save_for_backward(
             x, w1, w2, b1, b2 if again else None, residual if again else None, output if ctx.activation and not again else None
         )
+        ctx.set_materialize_grads(False)
+        ctx.save_for_forward(x, w1, w2, b1, b2, residual, output)
+
+    @classmethod
+    def tangents(
+        cls,
+        ctx: Any,
+        saved: tuple[Any, ...],
+        tx: Maybe,
+        tw1: Maybe,
+        tw2: Maybe,
+        tb1: Maybe,
+        tb2: Maybe,
+        ty: Maybe,
+        *_: Any,
+    ) -> Maybe:
+        """Through one convolution and then the other; `ty` comes as residual's."""
+        x, w1, w2, b1, b2, residual, y = saved
+        keep = needs_z(ctx.between, ctx.slope)
+        z, before = _followed(x, w1, b1, ctx.window, None, ctx.between, ctx.slope, keep)
+        tz = bilinear(_OPS.fprop, (x, w1), (tx, tw1), tb1, z, ctx.window)
+        if ctx.between and tz is not None:
+            tz = ACTIVATIONS[ctx.between].backward(tz, before if keep else z, ctx.slope)
+        ty = added(ty, bilinear(_OPS.fprop, (z, w2), (tz, tw2), tb2, y, _POINTWISE))
+        if ctx.activation and ty is not None:
+            at = y
+            if needs_z(ctx.activation, ctx.slope):
+                at = _followed(z, w2, b2, _POINTWISE, residual, ctx.activation, ctx.slope, True)[1]
+            ty = ACTIVATIONS[ctx.activation].backward(ty, at, ctx.slope)
+        return ty
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> Any:
+    def backward(ctx: Any, dy: Maybe) -> Any:
+        if dy is None:
+            return (None,) * 13
         x, w1, w2, b1, b2, residual, y = ctx.saved_tensors
         needs_x, needs_w1, needs_w2, needs_b1, needs_b2, needs_residual, *_ = ctx.needs_input_grad
         below = needs_x or needs_w1 or needs_b1

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from costmodel.problem import padding_pairs
+from costmodel.tiling import FARTHEST
 from costmodel.video import TIME_PADDING, Chunk
-from tritonconv.check import _bias, _is_int, alike, ints
+from tritonconv.check import _bias, alike, as_int, ints, is_int
 
 NAME = "causal_conv3d"
 Window = tuple[tuple[int, ...], list[int], tuple[int, ...], int, str]
@@ -53,27 +55,31 @@ def _padding(padding: Any, weight: torch.Tensor, stride: tuple[int, ...], dilati
     return [p for pair in pairs for p in pair]
 
 
-def _cache(chunk: Chunk, x: torch.Tensor, cache: torch.Tensor | None) -> None:
-    if cache is None:
-        return
-    expected = [x.shape[0], x.shape[1], f"0 to {chunk.reach}", *x.shape[3:]]
-    shape = cache.shape
-    if (*shape[:2], *shape[3:]) != (*x.shape[:2], *x.shape[3:]) or shape[2] > chunk.reach:
-        words = ", ".join(map(str, expected))
-        raise RuntimeError(f"{NAME}(): expected cache of shape [{words}] for x {list(x.shape)}, got cache {list(shape)}")
+def known(chunk: Chunk, x: Sequence[Any], cache: Sequence[Any] | None) -> None:
+    """Whether the cache holds frames of x's shape, no more than a window sees, and a window fits on a padded frame."""
+    if cache is not None:
+        if (*cache[:2], *cache[3:]) != (*x[:2], *x[3:]) or cache[2] > chunk.reach:
+            words = ", ".join(map(str, (x[0], x[1], f"0 to {chunk.reach}", *x[3:])))
+            raise RuntimeError(f"{NAME}(): expected cache of shape [{words}] for x {list(x)}, got cache {list(cache)}")
+    of = chunk.problem
+    if any(n < extent for n, extent in zip(of.padded_size[1:], of.effective_kernel[1:], strict=True)):
+        raise RuntimeError(
+            f"{NAME}(): the kernel is larger than the padded frame: weight {list(of.weight_shape)} with "
+            f"dilation={of.dilation}, x {list(x)} with padding={of.padding[1:]}"
+        )
 
 
-def follows(chunk: Chunk, x: torch.Tensor) -> None:
+def follows(chunk: Chunk, x: Sequence[Any]) -> None:
     """Whether the next chunk can go on where this one ends."""
     stride = chunk.problem.stride[0]
-    if not chunk.valid and x.shape[2] % stride:
+    if not chunk.valid and x[2] % stride:
         raise RuntimeError(
             f"{NAME}(): a chunk that another follows must have a multiple of {stride} frames, the stride in time, got x "
-            f"{list(x.shape)}; for the last one pass return_cache=False"
+            f"{list(x)}; for the last one pass return_cache=False"
         )
     if chunk.kept < 0:
         raise RuntimeError(
-            f"{NAME}(): the window of the next chunk begins {-chunk.kept} frames behind x {list(x.shape)}, with stride "
+            f"{NAME}(): the window of the next chunk begins {-chunk.kept} frames behind x {list(x)}, with stride "
             f"{stride} in time, and no cache can say so; end the chunk later, or pass return_cache=False"
         )
 
@@ -99,21 +105,23 @@ def call(
         raise TypeError(
             f"{NAME}(): argument 'return_cache' must be bool, got {return_cache!r} of type {type(return_cache).__name__}"
         )
-    if not _is_int(upsample) or upsample not in (1, 2):
+    if not is_int(upsample) or upsample not in (1, 2):
         raise ValueError(f"{NAME}(): upsample must be 1 or 2, got upsample={upsample!r}")
+    upsample = as_int(NAME, "upsample", upsample)
     if upsample == 2 and stride[1:] != (1, 1):
         raise RuntimeError(f"{NAME}(): upsample=2 goes with stride 1 in height and width, got stride={stride}")
     if time_padding not in TIME_PADDING:
         names = ", ".join(map(repr, TIME_PADDING))
         raise ValueError(f"{NAME}(): time_padding must be one of {names}, got time_padding={time_padding!r}")
     before = 0 if cache is None else cache.shape[2]
-    chunk = Chunk.of(x.shape, weight.shape, before, stride, pads, dilation, upsample, time_padding)
-    _cache(chunk, x, cache)
-    if any(n < extent for n, extent in zip(chunk.problem.padded_size[1:], chunk.problem.effective_kernel[1:], strict=True)):
+    spans = [(n - 1) * d for n, d in zip(weight.shape[3:], dilation[1:], strict=True)]
+    if all(isinstance(n, int) for n in spans) and max(*spans, *stride, *map(abs, pads)) > FARTHEST:
         raise RuntimeError(
-            f"{NAME}(): the kernel is larger than the padded frame: weight {list(weight.shape)} with dilation={dilation}, x "
-            f"{list(x.shape)} with padding={padding!r}"
+            f"{NAME}(): a window, stride or padding of more than {FARTHEST} pixels is not served, got weight "
+            f"{list(weight.shape)}, stride={stride}, padding={padding!r}, dilation={dilation}"
         )
+    chunk = Chunk.of(x.shape, weight.shape, before, stride, pads, dilation, upsample, time_padding)
+    known(chunk, x.shape, None if cache is None else cache.shape)
     if return_cache:
-        follows(chunk, x)
+        follows(chunk, x.shape)
     return stride, pads, dilation, upsample, time_padding

@@ -108,7 +108,7 @@ def prepare(
     problem, out = chunk.problem, operand(*y, 1, 1)
     small = fits_int32(chunk, y) and problem.out_channels * (bias_stride or 0) <= INT32_MAX
     if forced:
-        plan = model.checked(chunk, Plan.parse(forced), dtype, device)
+        plan = model.checked(chunk, Plan.parse(forced), dtype, precision, device)
     else:
         plan = model.select(chunk, dtype, precision, device, out.unit == 1, not small)
     m_tiles, n_tiles = model.tiles(chunk, plan)

@@ -9,19 +9,23 @@ interpreter is on, else torch. The gradients are the other ops' on the known fra
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
-from costmodel.video import Chunk
-from tritonconv.autograd import _below_autograd, _bias_gradient, _Primitive
+from costmodel.video import TIME_PADDING, Chunk
+from tritonconv import operands
+from tritonconv.autograd import _below_autograd, _bias_gradient, _Primitive, added, or_zeros
+from tritonconv.epilogue import per_channel
 from tritonconv.host import either
 from tritonconv.layout import allocate, allocate_channels_last
 from tritonconv.op import LIBRARY, _autocast, flat
-from tritonconv.video import cpu, launch
+from tritonconv.video import check, cpu, launch
 from tritonconv.video.cpu import known_frames, magnified
 
 Maybe = torch.Tensor | None
@@ -42,6 +46,49 @@ def chunk_of(
     return Chunk.of(x, w, cached, tuple(stride), tuple(padding), tuple(dilation), upsample, time_padding)
 
 
+def checked_chunk(
+    x: Ints,
+    w: Ints,
+    cache: Ints | None,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    upsample: int,
+    time_padding: str,
+    keeps: bool,
+) -> Chunk:
+    """`chunk_of` shapes of five axes. RuntimeError or ValueError where they do not fit together."""
+    operands.window("video", 3, stride, (0, 0, *padding), dilation)  # no padding in time
+    operands.sizes("video", "the weight's size", w, 5, 1)
+    operands.word("video", "time_padding", time_padding or "none", TIME_PADDING)
+    if upsample not in (1, 2) or (upsample == 2 and (stride[1], stride[2]) != (1, 1)):
+        raise RuntimeError(
+            f"tritonconv::video: upsample must be 1, or 2 with stride 1 in height and width, got upsample={upsample} and "
+            f"stride={list(stride)}"
+        )
+    if x[1] != w[1] or any(n < 1 for n in x[1:]):
+        raise RuntimeError(f"tritonconv::video: channels do not match, or x is empty: x {list(x)}, w {list(w)}")
+    chunk = chunk_of(x, w, cache, stride, padding, dilation, upsample, time_padding)
+    check.known(chunk, x, cache)
+    if keeps:
+        check.follows(chunk, x)
+    return chunk
+
+
+_known_chunk = functools.lru_cache(maxsize=1024)(checked_chunk)
+
+
+def _checked(x: torch.Tensor, w: torch.Tensor, b: Maybe, cache: Maybe, window: tuple[Any, ...], keeps: bool) -> Chunk:
+    operands.alike("video", x, w, b, cache)
+    for name, tensor in (("x", x), ("w", w), ("cache", cache)):
+        if tensor is not None:
+            operands.axes("video", name, tensor, 5)
+    operands.shaped("video", "b", b, w.shape[0])
+    make = checked_chunk if isinstance(x, FakeTensor) else _known_chunk  # symbols cannot be hashed
+    arguments: Any = (*map(tuple, window[:3]), *window[3:], keeps)
+    return make(x.shape, w.shape, None if cache is None else cache.shape, *arguments)
+
+
 def _by(where: Callable[..., Pair]) -> Callable[..., Pair]:
     def call(
         x: torch.Tensor,
@@ -56,11 +103,8 @@ def _by(where: Callable[..., Pair]) -> Callable[..., Pair]:
         keeps: bool,
         plan: str = "",
     ) -> Pair:
-        for other in (w, b, cache):
-            if other is not None and other.dtype != x.dtype:
-                raise RuntimeError(f"tritonconv: all tensors must have the same dtype, got {x.dtype} and {other.dtype}")
-        before = None if cache is None else cache.shape
-        chunk = chunk_of(x.shape, w.shape, before, stride, padding, dilation, upsample, time_padding)
+        window = stride, padding, dilation, upsample, time_padding
+        chunk = _checked(x, w, b, cache, window, keeps)
         return where(chunk, x, w, b, cache, keeps, plan)
 
     return call
@@ -91,8 +135,25 @@ class _Video(_Primitive):
             ctx.mark_non_differentiable(output[1])
         ctx.shapes = x.shape, w.shape, None if cache is None else cache.shape
         needs_x, needs_w, _, needs_cache, *_ = ctx.needs_input_grad
+        ctx.save_for_forward(x, w, cache, *output)
         weights = needs_x or needs_cache
         ctx.save_for_backward(*((x, cache) if needs_w else (None, None)), w if weights else None)
+
+    @classmethod
+    def tangents(cls, ctx: Any, saved: tuple[Any, ...], tx: Maybe, tw: Maybe, tb: Maybe, tcache: Maybe, *_: Any) -> Any:
+        """y is linear in the frames, of cache and x, and in the weight; the next cache is some of the frames."""
+        x, w, cache, y, after = saved
+        *window, keeps, plan = ctx.window
+        ty = tafter = None
+        if tx is not None or tcache is not None:
+            ty, tafter = _OPS.video(or_zeros(tx, x), w, tb, or_zeros(tcache, cache), *window, keeps, plan)
+            tb = None
+        if tw is not None:
+            of_weight, _ = _OPS.video(x, tw, tb, cache, *window, False, plan)
+            ty, tb = added(ty, of_weight), None
+        if tb is not None:
+            ty = added(ty, per_channel(tb, 3).expand(y.shape))
+        return ty, or_zeros(tafter, after) if keeps else None
 
     @staticmethod
     def backward(ctx: Any, dy: Maybe, dafter: Maybe) -> Any:
@@ -130,10 +191,14 @@ class _Video(_Primitive):
         return dx, dw, db, dcache, *(None,) * len(ctx.window)
 
 
+def _video(*args: Any) -> Any:
+    return _Video.apply(*args, *("",)[len(args) - 10 :])
+
+
 LIBRARY.define(_SCHEMA, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
 LIBRARY.impl("video", _by(launch.forward), "CUDA")
 LIBRARY.impl("video", _by(either(launch.forward, cpu.forward)), "CPU")
-LIBRARY.impl("video", _Video.apply, "Autograd")
+LIBRARY.impl("video", _video, "Autograd")
 torch.library.register_fake("tritonconv::video", _by(_fake), lib=LIBRARY)
 register_flop_formula(_OPS.video)(_flops)
 for _device in ("cuda", "cpu"):

@@ -1,0 +1,93 @@
+"""Counters of one kernel by the profiler, where it is there: what the cost model counts, as the GPU counts it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from bench.gpu.calls import items
+from bench.gpu.item import perform
+from bench.gpu.supervise import Tally
+from bench.provenance import ROOT
+
+#: The item whose kernel is counted, and the kernel's name.
+ITEM, KERNEL = "gather fprop fp16 channels_last", "fprop_kernel"
+#: Sectors and requests of global memory, conflicts and wavefronts of shared memory, instructions, registers, time.
+METRICS = (
+    "l1tex__t_sectors_pipe_lsu_mem_global_op_ld.sum",
+    "l1tex__t_requests_pipe_lsu_mem_global_op_ld.sum",
+    "l1tex__t_sectors_pipe_lsu_mem_global_op_st.sum",
+    "l1tex__t_requests_pipe_lsu_mem_global_op_st.sum",
+    "l1tex__data_bank_conflicts_pipe_lsu_mem_shared.sum",
+    "l1tex__data_pipe_lsu_wavefronts_mem_shared.sum",
+    "lts__t_sectors.sum",
+    "sm__inst_executed.sum",
+    "launch__registers_per_thread",
+    "gpu__time_duration.sum",
+)
+
+
+def profiler() -> str | None:
+    """The program, where a CUDA toolkit has it."""
+    roots = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
+    return shutil.which("ncu") or shutil.which("ncu", path=os.pathsep.join(f"{root}/bin" for root in roots if root))
+
+
+def parsed(text: str) -> dict[str, float]:
+    """Metrics of the first kernel in the profiler's CSV, among what the program itself printed."""
+    lines = text.splitlines()
+    first = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
+    if first is None:
+        return {}
+    found: dict[str, float] = {}
+    for row in csv.DictReader(lines[first:]):
+        name, value = row.get("Metric Name"), (row.get("Metric Value") or "").replace(",", "")
+        if name in METRICS and name not in found:
+            try:
+                found[str(name)] = float(value)
+            except ValueError:
+                continue
+    return found
+
+
+def run(path: Path, facts: Mapping[str, str], seconds: float, say: Callable[[str], None]) -> Tally:
+    """Count, and keep the answer in `path`. Where there is no profiler, or it may not count, one line says so."""
+    program = profiler()
+    if program is None:
+        say("ncu is not installed: nothing is counted")
+        return Tally()
+    command = [program, "--clock-control", "none", "--csv", "--metrics", ",".join(METRICS)]
+    command += ["--kernel-name", f"regex:^{KERNEL}", "--launch-count", "1", sys.executable, "-m", "bench.gpu.counters"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        say(f"ncu gave no answer within {seconds:.0f} s")
+        return Tally(left=1)
+    found = parsed(done.stdout)
+    if not found:
+        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        why = next((line for line in said if "ERR" in line or "Error" in line or "Failed" in line), (said or ["nothing"])[-1])
+        say(f"ncu counted nothing: {why}"[:300])
+        return Tally(unserved=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"item": ITEM, "kernel": KERNEL, **found, **facts}, indent=1) + "\n")
+    for name, value in found.items():
+        say(f"{KERNEL} {name}: {value:,.0f}")
+    return Tally(ok=1)
+
+
+def main() -> None:
+    """The item, for the profiler to look at."""
+    result = perform(items()[ITEM], "cuda")
+    if result.status != "ok":
+        raise SystemExit(f"{result.name}: {result.note}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Whole networks as others timed them, beside what a trace of this project counts in them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from bench.measured.layers import HERE, device_of, table
+from costmodel.count import Cost
+from costmodel.device import Device
+from costmodel.library.operators import convolution, other
+from costmodel.problem import ConvProblem, Pass
+
+LAYOUTS = {"nhwc": "channels_last", "nchw": "contiguous"}
+#: Parameters may differ by this share, multiply-adds by that and so many G, before a row counts as of another network.
+PARAMETERS, MACS, ROUNDED = 0.02, 0.06, 0.01
+#: Elements are of 16 bits in the traces, as in the timed runs.
+DTYPE = "float16"
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A network of timm as `costmodel.trace` saw it, at a batch. `others` is operator -> calls, bytes, useful MAC."""
+
+    model: str
+    image: int
+    batch: int
+    parameters: int
+    dense_macs: int  # of an image
+    convolutions: tuple[tuple[ConvProblem, Pass, int], ...]  # with how many times each runs
+    others: Mapping[str, tuple[int, int, int]]
+
+    def at(self, problem: ConvProblem, batch: int) -> ConvProblem:
+        """A convolution of the trace at another batch; one whose images are folded into its groups keeps its own."""
+        return replace(problem, batch=batch) if problem.batch == self.batch else problem
+
+    def parts(self, device: Device, batch: int) -> dict[str, float]:
+        """Seconds by the name of their weight, at another batch: other operators' bytes are taken to grow with it."""
+        found: dict[str, float] = defaultdict(float)
+        for problem, which, count in self.convolutions:
+            for name, seconds in convolution(self.at(problem, batch), which, device, DTYPE, "ieee").items():
+                found[name] += count * seconds
+        for operator, (calls, moved, macs) in self.others.items():
+            spent = Cost(useful_macs=macs * batch // self.batch, bytes=moved * batch // self.batch)
+            for name, seconds in other(operator, spent, device, DTYPE, "ieee").items():
+                found[name] += calls * seconds if name == "calls" else seconds
+        return found
+
+
+@dataclass(frozen=True)
+class Run:
+    """A published time of a network's forward pass."""
+
+    network: Traced
+    gpu: str
+    layout: str
+    batch: int
+    seconds: float
+
+    @property
+    def device(self) -> Device:
+        return device_of(self.gpu)
+
+
+@cache
+def traced() -> Mapping[tuple[str, int], Traced]:
+    """By model and image size; those with an operator that is not known are left out."""
+    with gzip.open(HERE / "data" / "timm_networks.jsonl.gz", "rt", encoding="utf-8") as file:
+        found = [json.loads(line) for line in file]
+    return {(of["model"], of["img"]): _traced(of) for of in found if not of["unknown"]}
+
+
+def _traced(of: Mapping[str, Any]) -> Traced:
+    convolutions = []
+    for n, c, k, groups, size, kernel, stride, padding, dilation, which, count in of["convolutions"]:
+        low_high = tuple((low, high) for low, high in padding)
+        sizes = (tuple(size), tuple(kernel), tuple(stride), low_high, tuple(dilation))
+        convolutions.append((ConvProblem(n, c, k, groups, *sizes), Pass(which), count))
+    others = {name: (calls, moved, macs) for name, (calls, moved, macs) in of["others"].items()}
+    return Traced(of["model"], of["img"], of["batch"], of["params"], of["dense_macs"], tuple(convolutions), others)
+
+
+@cache
+def runs() -> tuple[Run, ...]:
+    """The published runs of networks that were traced, whose parameters and multiply-adds are those of the trace."""
+    return tuple(_runs())
+
+
+def _runs() -> Iterator[Run]:
+    for line in table("timm_inference"):
+        network = traced().get((line["model"], int(float(line["img"]))))
+        if network is None or not same(network, line):
+            continue
+        batch = int(float(line["batch"]))
+        seconds = batch / float(line["images_per_s"])
+        yield Run(network, line["gpu"], LAYOUTS[line["layout"]], batch, seconds)
+
+
+def same(network: Traced, line: Mapping[str, str]) -> bool:
+    """Whether a line is of this network, by its parameters and, where it has them, its multiply-adds."""
+    if abs(network.parameters / 1e6 / float(line["params_m"]) - 1) > PARAMETERS:
+        return False
+    if not line["gmacs"]:
+        return True
+    published = float(line["gmacs"])
+    return abs(network.dense_macs / 1e9 - published) <= MACS * published + ROUNDED
+
+
+def half(run: Run) -> int:
+    """Which half of the networks a run is in; all sizes of a model are in the same."""
+    return zlib.crc32(run.network.model.encode()) % 2
+
+
+# ---- the fit --------------------------------------------------------------------------------------------------------
+
+
+def fit(given: Sequence[Run]) -> dict[str, float]:
+    """How many times its seconds each part takes, at least 0: the weights of least absolute relative error.
+
+    Multiplicative updates of a reweighted least-squares problem, which keep weights from turning negative.
+    """
+    parts = [run.network.parts(run.device, run.batch) for run in given]
+    names = sorted({name for of in parts for name in of})
+    shares = np.array([[of.get(name, 0.0) / run.seconds for name in names] for of, run in zip(parts, given, strict=True)])
+    weights = np.full(len(names), 1.3)
+    for _ in range(400):
+        times = shares @ weights
+        trust = 1 / np.maximum(np.abs(times - 1), 0.03) / np.maximum(times, 1.0)
+        weights *= (shares * trust[:, None]).sum(0) / ((shares * (trust * times)[:, None]).sum(0) + 1e-12)
+    return {name: float(weight) for name, weight in zip(names, weights, strict=True)}
+
+
+def predicted(run: Run, weights: Mapping[str, float]) -> float:
+    """Seconds of a run by weights of its layout."""
+    return math.fsum(weights.get(name, 1.0) * part for name, part in run.network.parts(run.device, run.batch).items())

@@ -1,0 +1,85 @@
+"""A comparison as pictures: layers, measured and predicted, under the roofline; where the step's time goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from costmodel.compare.analysis import Comparison, LayerRow
+from costmodel.reports.pictures import LIGHT, Theme, blank_figure, draw_roofline, dress
+from costmodel.reports.units import share, si
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A layer as `draw_roofline` takes it: its dot is the prediction, its diamond what was measured."""
+
+    name: str
+    useful_flops: float
+    intensity: float
+    bound: str
+    seconds: float
+    share: float
+    measured_seconds: float | None
+    receptive_field: tuple[int, ...] | None = None
+
+
+def dots(of: Comparison) -> list[Dot]:
+    """Of the arithmetic that most layers have; where no plan is predicted, the roofline stands in."""
+    rows = [row for row in of.layers if row.dtype == named(of)]
+    whole = sum(row.step_seconds for row in rows) or 1.0
+    return [_dot(row, whole) for row in rows]
+
+
+def named(of: Comparison) -> str:
+    dtype, precision = of.arithmetic
+    return "tf32" if precision == "tf32" else dtype
+
+
+def _dot(row: LayerRow, whole: float) -> Dot:
+    predicted = row.predicted_seconds or row.roofline_seconds
+    part = row.step_seconds / whole
+    return Dot(row.label.partition(" ")[2], row.useful_flops, row.intensity, row.bound, predicted, part, row.measured_seconds)
+
+
+def drawn(of: Comparison, theme: Theme = LIGHT, titled: bool = True) -> dict[str, Figure]:
+    """By name: "roofline" where there are layers, "time" where there are steps or layers."""
+    found = {}
+    if of.layers:
+        dtype, precision = of.arithmetic
+        found["roofline"] = blank_figure(9.2, 5.8, theme)
+        title = f"Measured (diamonds) and predicted (dots) on {of.device.name}, {named(of)}" if titled else ""
+        peak, bandwidth = of.device.rate(dtype, precision), of.device.bandwidth * 1e9
+        draw_roofline(found["roofline"].subplots(), dots(of), peak, bandwidth, title, theme)
+    bars = kinds(of)
+    if bars:
+        found["time"] = blank_figure(9.2, 1.1 + 0.36 * len(bars), theme)
+        draw_kinds(found["time"].subplots(), bars, "Where a step's time goes" if titled else "", theme)
+    return found
+
+
+def kinds(of: Comparison) -> list[tuple[str, float]]:
+    """Bars of seconds, the longest first, the GPU's idle time last; without steps, the layers that take longest."""
+    if of.kinds:
+        bars = sorted(of.kinds.items(), key=lambda item: -item[1])
+        return bars + ([("GPU idle", of.wall - of.busy)] if of.idle_share else [])
+    rows = sorted(of.layers, key=lambda row: -row.step_seconds)[:12]
+    return [(row.label, row.step_seconds) for row in rows]
+
+
+def draw_kinds(axes: Axes, bars: list[tuple[str, float]], title: str, theme: Theme) -> None:
+    """A bar a kind, with seconds and share at its end."""
+    dress(axes, title, theme)
+    whole = sum(seconds for _, seconds in bars) or 1.0
+    places = range(len(bars), 0, -1)
+    colours = {"convolution": theme.compute, "layout copies": theme.cache, "GPU idle": theme.line}
+    axes.barh(list(places), [seconds for _, seconds in bars], height=0.7,
+              color=[colours.get(name, theme.memory) for name, _ in bars])  # fmt: skip
+    axes.set_yticks(list(places), [name if len(name) < 44 else name[:43] + "…" for name, _ in bars], fontsize=9)
+    axes.set_xticks([])
+    axes.set_xlim(0, max(seconds for _, seconds in bars) * 1.3)
+    for place, (_, seconds) in zip(places, bars, strict=True):
+        text = f"{si(seconds, 's')}, {share(seconds / whole)}"
+        axes.annotate(text, (seconds, place), (5, 0), textcoords="offset points", va="center", fontsize=9, color=theme.ink)

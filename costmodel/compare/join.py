@@ -1,0 +1,197 @@
+"""Convolutions of a trace as measured layers: sizes, from the trace or joined from a model by order, and kinds of time."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import median
+from typing import TYPE_CHECKING, NamedTuple
+
+from costmodel.compare import kernels as names
+from costmodel.compare.measured import KINDS, Measured, MeasuredLayer
+from costmodel.compare.trace import RECORD, Instance, Kernel, Trace
+from costmodel.device import Device
+from costmodel.problem import ConvProblem, Pass
+
+if TYPE_CHECKING:
+    from costmodel.networks.network import Layer
+
+MICRO = 1e-6
+#: Operators inside a convolution that copy its tensors into another layout or type.
+_COPYING = ("contiguous", "clone", "copy", "to", "_to_copy", "empty_like")
+
+
+class _Key(NamedTuple):
+    """What calls of one layer share."""
+
+    problem: ConvProblem
+    passes: tuple[Pass, ...]
+    transposed: bool
+    dtype: str
+    layout: str | None
+
+
+def measured(trace: Trace, device: Device, convolutions: Sequence[Layer] | None = None) -> Measured:
+    """The trace on `device`. `convolutions` are a model's, for traces that recorded no strides and paddings.
+
+    Raises ValueError where neither says what a convolution computed, or the model's convolutions are others.
+    """
+    notes = list(trace.notes)
+    sized = trace.convolutions
+    if any(of.call.problem is None for of in sized):
+        sized = _joined(trace, convolutions)
+        notes.append("strides and paddings are the model's: the trace recorded none, and its shapes agree with the model's")
+    layers = _layers(sized, device, trace.steps, notes)
+    busy, wall = _busy(trace.kernels)
+    if trace.steps > 1:
+        notes.append(f"times are of one step, the median or mean of {trace.steps}")
+    return Measured(
+        source=str(trace.path),
+        device=device,
+        layers=tuple(layers),
+        kinds=_kinds(trace),
+        wall=wall / trace.steps,
+        busy=busy / trace.steps,
+        steps=trace.steps,
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _joined(trace: Trace, convolutions: Sequence[Layer] | None) -> list[Instance]:
+    if convolutions is None:
+        raise ValueError(
+            f"{trace.path} recorded shapes and no strides and paddings (the profiler of 2021 does not): name the network with "
+            f"--model package.module:callable, or record it with a newer torch; {RECORD}"
+        )
+    forward = [of for of in trace.convolutions if not of.call.backward]
+    backward = [of for of in trace.convolutions if of.call.backward]
+    order = list(convolutions)
+    found = _in_order(trace, forward, order) + _in_order(trace, backward, order[::-1])
+    return sorted(found, key=lambda of: of.operator.start)
+
+
+def _in_order(trace: Trace, instances: Sequence[Instance], layers: Sequence[Layer]) -> list[Instance]:
+    what = "backward" if instances and instances[0].call.backward else "forward"
+    if not layers or len(instances) % len(layers):
+        raise ValueError(
+            f"{trace.path} has {len(instances)} {what} convolutions, and the model {len(layers)} a step: it is another model, "
+            "or the trace begins or ends within a step"
+        )
+    found = []
+    for i, of in enumerate(instances):
+        layer = layers[i % len(layers)]
+        assert layer.problem is not None
+        transposed = layer.which == Pass.DGRAD
+        x = layer.problem.output_shape if transposed else layer.problem.input_shape
+        w = layer.weight_shape or layer.problem.weight_shape
+        if (tuple(of.call.x), tuple(of.call.w)) != (tuple(x), tuple(w)):
+            raise ValueError(
+                f"{trace.path}: its {what} convolution {i + 1} has input {list(of.call.x)} and weight {list(of.call.w)}, the "
+                f"model's {layer.name} {list(x)} and {list(w)}: give the batch and size that were traced with --input"
+            )
+        passes = of.call.passes if not of.call.backward else tuple(Pass(step.which) for step in layer.backward if step.which)
+        passes = passes if of.call.backward else ((Pass.DGRAD,) if transposed else (Pass.FPROP,))
+        call = replace(of.call, problem=layer.problem, transposed=transposed, passes=passes)
+        found.append(Instance(of.operator, call, of.kernels, of.inner))
+    return found
+
+
+def _layers(instances: Sequence[Instance], device: Device, steps: int, notes: list[str]) -> list[MeasuredLayer]:
+    """Calls of the same sizes, passes and layout are one layer: the median of their times."""
+    groups: dict[_Key, list[tuple[Instance, list[Kernel]]]] = defaultdict(list)
+    for of in instances:
+        for passes, kernels in _by_pass(of):
+            dtype = of.call.dtype or _dtype(kernels, notes)
+            problem = of.call.problem
+            assert problem is not None
+            groups[_Key(problem, passes, of.call.transposed, dtype, of.call.layout)].append((of, kernels))
+    layers = []
+    for (problem, passes, transposed, dtype, layout), members in groups.items():
+        precision = "ieee"
+        every = [kernel.name for _, kernels in members for kernel in kernels]
+        if dtype == "float32":
+            precision, remark = names.precision_of(every, device.capability)
+            notes += [remark] if remark else []
+        if layout is None:
+            notes.append("the trace recorded no strides: tensors are taken to be contiguous")
+        main, copies = zip(*(_split(of, kernels) for of, kernels in members), strict=True)
+        layers.append(
+            MeasuredLayer(
+                name=_name(problem, transposed),
+                problem=problem,
+                passes=passes,
+                transposed=transposed,
+                dtype=dtype,
+                precision=precision,
+                layout=layout or "contiguous",
+                seconds=MICRO * median(main),
+                copies=MICRO * median(copies),
+                calls=len(members) / steps,
+                kernels=sum(len(kernels) for _, kernels in members) / len(members),
+                indirect=any(names.INDIRECT.search(name) for name in every),
+            )
+        )
+    return layers
+
+
+def _by_pass(of: Instance) -> list[tuple[tuple[Pass, ...], list[Kernel]]]:
+    """A backward call's kernels by gradient where the operators inside say which; else together, never guessed."""
+    own = {"backward_input": of.call.passes[0], "backward_weight": Pass.WGRAD}
+    parts: dict[Pass | None, list[Kernel]] = defaultdict(list)
+    for kernel in of.kernels:
+        chain = " ".join(o.name for o in of.inner[id(kernel)].chain())
+        parts[next((which for word, which in own.items() if word in chain), None)].append(kernel)
+    if not of.call.backward or None in parts:
+        return [(of.call.passes, of.kernels)]
+    return [((which,), kernels) for which, kernels in parts.items() if which is not None]
+
+
+def _split(of: Instance, kernels: Sequence[Kernel]) -> tuple[float, float]:
+    """Microseconds of the kernels that compute, and of those that only copy."""
+    copies = sum(k.duration for k in kernels if _copies(of, k))
+    return sum(k.duration for k in kernels) - copies, copies
+
+
+def _copies(of: Instance, kernel: Kernel) -> bool:
+    return bool(names.LAYOUT.search(kernel.name)) or names.plain(of.inner[id(kernel)].name) in _COPYING
+
+
+def _dtype(kernels: Sequence[Kernel], notes: list[str]) -> str:
+    """By the kernels' names, where no types were recorded."""
+    half = any(names.HALF.search(kernel.name) for kernel in kernels)
+    dtype = "float16" if half else "float32"
+    notes.append(f"types were not recorded: {dtype} by the names of kernels")
+    return dtype
+
+
+def _name(problem: ConvProblem, transposed: bool) -> str:
+    from costmodel.reports.notation import Convolution
+
+    return str(Convolution(problem, transposed))
+
+
+def _kinds(trace: Trace) -> dict[str, float]:
+    """Seconds of a step by kind."""
+    inside = {id(kernel): of for of in trace.convolutions for kernel in of.kernels}
+    found = dict.fromkeys(KINDS, 0.0)
+    for kernel in trace.kernels:
+        of = inside.get(id(kernel))
+        if of is not None:
+            kind = "layout copies" if _copies(of, kernel) else "convolution"
+        elif names.LAYOUT.search(kernel.name):
+            kind = "layout copies"
+        else:
+            kind = names.kind_of(kernel.operator.name if kernel.operator else None, kernel.name)
+        found[kind] += MICRO * kernel.duration / trace.steps
+    return {kind: seconds for kind, seconds in found.items() if seconds}
+
+
+def _busy(kernels: Sequence[Kernel]) -> tuple[float, float]:
+    """Seconds in which a kernel ran, streams that overlap counted once, and from the first kernel to the last's end."""
+    spans = sorted((kernel.start, kernel.start + kernel.duration) for kernel in kernels)
+    busy, reached = 0.0, spans[0][0]
+    for start, end in spans:
+        busy += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return MICRO * busy, MICRO * (reached - spans[0][0])

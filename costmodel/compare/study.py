@@ -1,0 +1,149 @@
+"""Files to comparisons: which reader a file needs, and models where a trace or a table of networks asks for one."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from costmodel.compare import analysis, join, tables, trace
+from costmodel.compare.analysis import Comparison, NetworkRow
+from costmodel.compare.measured import Measured, MeasuredNetwork
+from costmodel.device import Device, find_device
+
+#: Networks of a table that are traced unless more are asked for: a trace takes a second or more.
+MOST = 20
+
+
+def study(
+    path: Path,
+    device: Device | None = None,
+    model: str = "",
+    shapes: Sequence[tuple[int, ...]] = (),
+    most: int = MOST,
+) -> list[Comparison]:
+    """One comparison a GPU of the file at `path`.
+
+    `device` overrides the GPU that the file names. `model` ("package.module:callable") gives a trace without strides its sizes,
+    on inputs of `shapes` or of the traced first convolution, and a table of networks its network; else timm makes it. Of such a
+    table `most` rows are traced, spread over it; 0 for all. Raises ValueError in words for a file that cannot be compared.
+    """
+    if _is_trace(path):
+        return [_of_trace(path, device, model, shapes)]
+    found = []
+    for measured in tables.load(path, device):
+        rows, notes = _networks(measured, model, most) if measured.networks else ([], [])
+        done = analysis.compare(measured, rows)
+        found.append(_noted(done, notes))
+    return found
+
+
+def _noted(of: Comparison, notes: Sequence[str]) -> Comparison:
+    from dataclasses import replace
+
+    return replace(of, notes=(*of.notes, *notes))
+
+
+def _is_trace(path: Path) -> bool:
+    """JSON that is not one object a line."""
+    if path.name.removesuffix(".gz").endswith((".jsonl", ".csv")):
+        return False
+    try:
+        with path.open("rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+        with gzip.open(path, "rb") if packed else path.open("rb") as file:
+            start = file.read(4096).lstrip()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    return start[:1] == b"[" or (start[:1] == b"{" and not start.startswith(b'{"problem"'))
+
+
+def _of_trace(path: Path, asked: Device | None, model: str, shapes: Sequence[tuple[int, ...]]) -> Comparison:
+    read = trace.load(path)
+    device = asked
+    if device is None:
+        if not read.device:
+            raise ValueError(f"{path} does not say which GPU it is of (no deviceProperties): name it with --device")
+        try:
+            device = find_device(read.device)
+        except ValueError as error:
+            raise ValueError(f"{path} is of {read.device}: {error}") from error
+    convolutions = None
+    if model and any(of.call.problem is None for of in read.convolutions):
+        first = next((of.call.x for of in read.convolutions if not of.call.backward), None)
+        given = list(shapes) or ([first] if first else [])
+        training = any(of.call.backward for of in read.convolutions)
+        convolutions = _traced(model, given, training).convolutions
+    return analysis.compare(join.measured(read, device, convolutions))
+
+
+def _traced(model: str, shapes: Sequence[tuple[int, ...]], training: bool, dtype: Any = None) -> Any:
+    from costmodel.networks.models import load
+    from costmodel.networks.network import trace as network
+
+    return network(load(model), *shapes, train=training, dtype=dtype)
+
+
+# ---- tables of networks ---------------------------------------------------------------------------------------------
+
+
+def _networks(measured: Measured, model: str, most: int) -> tuple[list[NetworkRow], list[str]]:
+    import torch
+
+    given = list(measured.networks)
+    notes = []
+    if most and len(given) > most:
+        step = len(given) / most
+        notes.append(f"{most} of {len(given)} networks are traced, spread over the file; --most 0 traces all")
+        given = [given[int(i * step)] for i in range(most)]
+    build = _builder(model)
+    rows = []
+    for of in given:
+        try:
+            made = build(of)
+            network = _on_meta(made, of, torch)
+            dense = sum(layer.forward.dense_macs for layer in network.layers) // of.batch
+            reason = analysis.check(of, network.parameters, dense)
+        except ValueError as error:
+            network, reason = None, str(error)
+        rows.append(analysis.network_row(of, measured.device, None if reason else network, reason))
+    return rows, notes
+
+
+def _on_meta(made: Any, of: MeasuredNetwork, torch: Any) -> Any:
+    from costmodel.networks.network import trace as network
+
+    made = made.train() if of.training else made.eval().requires_grad_(False)
+    return network(made, (of.batch, 3, of.image, of.image), train=of.training, dtype=getattr(torch, of.dtype))
+
+
+def _builder(model: str) -> Callable[[MeasuredNetwork], Any]:
+    """What makes the network of a line: the model asked for, else timm's of that name."""
+    from costmodel.networks.models import imported, load
+
+    if model:
+        made = load(model)
+        return lambda of: made
+    try:
+        imported("torchvision")  # which timm imports
+        timm = imported("timm")
+    except ValueError as error:
+        raise ValueError(
+            f"the table is of timm's networks, and timm cannot be imported ({error}): pip install timm, or name a network of "
+            "it with --model package.module:callable"
+        ) from error
+
+    def build(of: MeasuredNetwork) -> Any:
+        import torch
+
+        try:
+            with torch.device("meta"):
+                try:
+                    return timm.create_model(of.model, pretrained=False, img_size=of.image)
+                except TypeError:  # networks that take any size have no such argument
+                    return timm.create_model(of.model, pretrained=False)
+        except Exception as error:  # whatever a builder raises
+            raise ValueError(f"timm does not make {of.model!r}: {str(error).splitlines()[0]}") from error
+
+    return build

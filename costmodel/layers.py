@@ -1,0 +1,185 @@
+"""One convolution layer to ask questions of: made with torch's arguments, or from the words of the command line.
+
+    layer = costmodel.conv2d((32, 64, 56, 56), (64, 64, 3, 3), padding=1)
+    layer = costmodel.layer("conv2d 64x56x56 k3 p1 n32")
+
+Nothing here counts or predicts: each method asks `costmodel.count`, `bounds` or `forecast` about the layer's problem.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from costmodel.bounds import Roofline
+from costmodel.bounds import roofline as roofline_of
+from costmodel.count import Cost, training_cost
+from costmodel.count import cost as cost_of
+from costmodel.device import Device, find_device
+from costmodel.forecast import predict as predict_of
+from costmodel.problem import ConvProblem, Pass
+from costmodel.reports.notation import Convolution, parse
+from costmodel.reports.options import arithmetic_named, arithmetic_word
+from costmodel.timing import Prediction
+
+Size = int | Sequence[int]
+
+
+class Layer(Convolution):
+    """A convolution layer. `print(layer)` is the table of `costmodel layer`, and `costmodel.layer` reads `layer.words` back.
+
+    dtype is a name such as "bf16", "float16" or "tf32", or a torch.dtype; None is bfloat16, or float16 on a device that has no
+    bfloat16. device is a name that `costmodel.find_device` reads, or a `costmodel.Device`. `which` is "fprop", "dgrad" or
+    "wgrad" of `problem`; None is the layer's own forward pass, which of a transposed layer is "dgrad".
+
+    >>> import costmodel
+    >>> layer = costmodel.conv2d((32, 64, 56, 56), (64, 64, 3, 3), padding=1)
+    >>> layer.words, layer.output_shape
+    ('conv2d n32 c64 56x56 -> 64 k3x3 p1,1', (32, 64, 56, 56))
+    >>> layer.cost().dense_flops
+    7398752256
+    >>> layer.roofline("h100").bound
+    'memory'
+    """
+
+    @property
+    def forward(self) -> Pass:
+        """The pass of `problem` that is the layer's own result."""
+        return next(iter(self.passes))
+
+    def cost(self, which: Pass | str | None = None, *, dtype: Any = None) -> Cost:
+        """MAC, FLOP and compulsory bytes of one pass. Raises ValueError for an unknown pass or dtype."""
+        return cost_of(self.problem, self._pass(which), dtype=_arithmetic(dtype, None)[0])
+
+    def training_cost(self, *, dtype: Any = None) -> Cost:
+        """The cost of the forward pass and both gradients."""
+        return training_cost(self.problem, dtype=_arithmetic(dtype, None)[0])
+
+    def roofline(self, device: Device | str, which: Pass | str | None = None, *, dtype: Any = None) -> Roofline:
+        """The least time of a pass on a device, in seconds. Raises ValueError for an unknown device or a dtype it lacks."""
+        device = _device(device)
+        kind, precision = _arithmetic(dtype, device)
+        return roofline_of(self.problem, device, kind, precision=precision, which=self._pass(which))
+
+    def predict(self, device: Device | str, which: Pass | str | None = None, *, dtype: Any = None) -> Prediction:
+        """The predicted time of a pass by the plan that tritonconv would take: seconds, with low, high and what bounds it."""
+        device = _device(device)
+        kind, precision = _arithmetic(dtype, device)
+        return predict_of(self.problem, self._pass(which), device=device, dtype=kind, precision=precision)
+
+    def table(self, device: Device | str | None = None, *, dtype: Any = None, width: int = 80) -> str:
+        """All passes side by side, as `costmodel layer` prints them. Needs rich (`pip install 'tritonconv[report]'`)."""
+        from rich.console import Console
+
+        from costmodel.reports.rows import pass_rows
+        from costmodel.reports.terminal import show_passes
+
+        chosen = None if device is None else _device(device)
+        kind, precision = _arithmetic(dtype, chosen)
+        out = io.StringIO()
+        rows = pass_rows(self, chosen, kind, precision)
+        show_passes(Console(file=out, width=width), self, rows, chosen, arithmetic_word(kind, precision))
+        return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
+
+    def __str__(self) -> str:
+        try:
+            return self.table()
+        except ModuleNotFoundError:  # without rich
+            return self.words
+
+    def __repr__(self) -> str:
+        return f"costmodel.layer({self.words!r})"
+
+    def _pass(self, which: Pass | str | None) -> Pass:
+        return self.forward if which is None else Pass(which)
+
+
+def layer(words: str) -> Layer:
+    """The layer that the words of the command line name, such as "conv2d 64x56x56 k3 p1 n32"; `Layer.words` is read back too.
+
+    Raises ValueError, in one line, for a word that cannot be read and for a layer that cannot be.
+    """
+    found = parse(words)
+    return Layer(found.problem, found.transposed)
+
+
+def _device(device: Device | str) -> Device:
+    return find_device(device) if isinstance(device, str) else device
+
+
+def _arithmetic(dtype: Any, device: Device | None) -> tuple[str, str]:
+    name = None if dtype is None else str(dtype).removeprefix("torch.")
+    return arithmetic_named(name, device)[:2]
+
+
+def _shape(function: str, name: str, value: Any, rank: int) -> tuple[int, ...]:
+    """A shape given as numbers or as anything that has one."""
+    shape = tuple(getattr(value, "shape", value))
+    if len(shape) != rank + 2:
+        raise ValueError(f"{function}(): {name} must have {rank + 2} sizes, got {len(shape)}: {name}={shape}")
+    return shape
+
+
+def _each(function: str, name: str, value: Any, rank: int) -> tuple[int, ...]:
+    """One number for every axis, or one each."""
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if len(values) not in (1, rank):
+        raise ValueError(f"{function}(): {name} must be an int or {rank} ints, got {name}={value!r}")
+    return values * rank if len(values) == 1 else values
+
+
+def _conv(rank: int) -> Callable[..., Layer]:
+    function = f"conv{rank}d"
+
+    def conv(
+        input: Any,
+        weight: Any,
+        bias: Any = None,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+    ) -> Layer:
+        shapes = _shape(function, "input", input, rank), _shape(function, "weight", weight, rank)
+        pads = padding if isinstance(padding, str) else _each(function, "padding", padding, rank)
+        steps = _each(function, "stride", stride, rank), _each(function, "dilation", dilation, rank)
+        return Layer(ConvProblem.conv(*shapes, steps[0], pads, steps[1], groups))
+
+    return _documented(conv, function, rank, "stride, padding, dilation, groups")
+
+
+def _conv_transpose(rank: int) -> Callable[..., Layer]:
+    function = f"conv_transpose{rank}d"
+
+    def conv_transpose(
+        input: Any,
+        weight: Any,
+        bias: Any = None,
+        stride: Size = 1,
+        padding: Size = 0,
+        output_padding: Size = 0,
+        groups: int = 1,
+        dilation: Size = 1,
+    ) -> Layer:
+        shapes = _shape(function, "input", input, rank), _shape(function, "weight", weight, rank)
+        given = {"stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation}
+        each = {name: _each(function, name, value, rank) for name, value in given.items()}
+        window = each["stride"], each["padding"], each["output_padding"]
+        return Layer(ConvProblem.conv_transpose(*shapes, *window, groups, each["dilation"]), transposed=True)
+
+    return _documented(conv_transpose, function, rank, "stride, padding, output_padding, groups, dilation")
+
+
+def _documented(made: Callable[..., Layer], function: str, rank: int, arguments: str) -> Callable[..., Layer]:
+    made.__name__ = made.__qualname__ = function
+    made.__doc__ = f"""The layer of `torch.nn.functional.{function}`, by torch's arguments: {arguments}, ints or {rank} ints.
+
+    input and weight are shapes of {rank + 2} sizes, or tensors, of which only the shape is read; a bias changes no count and is
+    ignored. Raises ValueError, naming the argument, for a layer that cannot be.
+    """
+    return made
+
+
+conv1d, conv2d, conv3d = (_conv(rank) for rank in (1, 2, 3))
+conv_transpose1d, conv_transpose2d, conv_transpose3d = (_conv_transpose(rank) for rank in (1, 2, 3))

@@ -1,0 +1,107 @@
+"""`data/library.json`: what was fitted to published times of cuDNN and PyTorch, read when first asked for. Standard library
+only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from costmodel.library.alike import Row
+from costmodel.library.terms import Seen
+
+#: Which rows a GPU is judged by: other layers of a GPU that has rows, or all rows of a GPU that has none here.
+FOLDS = ("layer", "gpu")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Of measured over predicted time, where at least so much support was: the 5th and the 95th percentile."""
+
+    support: float
+    low: float
+    high: float
+    rows: int
+
+
+@dataclass(frozen=True)
+class Layers:
+    """`gpus` says by arithmetic which devices have rows, `intervals` by unit ("tensor", "fma") and fold how far guesses were
+    off, the most support first."""
+
+    rows: tuple[Row, ...]
+    gpus: Mapping[str, tuple[str, ...]]
+    intervals: Mapping[str, Mapping[str, tuple[Interval, ...]]]
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Of whole networks by layout: how many times its predicted time each kind of operator takes, and the interval of a
+    network's time by fold: "network" on a GPU that has rows, "gpu" on one that has none."""
+
+    weights: Mapping[str, Mapping[str, float]]
+    intervals: Mapping[str, Mapping[str, Interval]]
+    gpus: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Library:
+    layers: Layers
+    networks: Networks
+
+
+def path() -> Path:
+    return Path(str(resources.files("costmodel"))) / "data" / "library.json"
+
+
+@cache
+def library() -> Library:
+    """The package's constants."""
+    return loads(path().read_text("utf-8"))
+
+
+def dumps(of: Library) -> str:
+    """As JSON with a row a line, which `loads` reads back."""
+    layers, networks = of.layers, of.networks
+    rows = [[*astuple(row.seen)[:6], int(row.seen.dilated), *_rounded(astuple(row.seen)[7:])] for row in layers.rows]
+    lines = [json.dumps([*seen, round(row.log_ratio, 4), row.weight]) for seen, row in zip(rows, layers.rows, strict=True)]
+    intervals = {unit: {fold: _plain(given) for fold, given in folds.items()} for unit, folds in layers.intervals.items()}
+    parts = {
+        "layers gpus": layers.gpus,
+        "layers intervals": intervals,
+        "networks weights": {k: {n: round(v, 4) for n, v in w.items()} for k, w in networks.weights.items()},
+        "networks intervals": {k: {fold: _plain([v])[0] for fold, v in w.items()} for k, w in networks.intervals.items()},
+        "networks gpus": networks.gpus,
+    }
+    head = "".join(f"{json.dumps(name)}: {json.dumps(value)},\n" for name, value in parts.items())
+    return "{\n" + head + '"layers rows": [\n' + ",\n".join(sorted(lines)) + "\n]}\n"
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(value, 3) for value in values]
+
+
+def _plain(intervals: Sequence[Interval]) -> list[list[float]]:
+    return [[of.support, round(of.low, 3), round(of.high, 3), of.rows] for of in intervals]
+
+
+def loads(text: str) -> Library:
+    found: dict[str, Any] = json.loads(text)
+    rows = [Row(_seen(row[:12]), row[12], row[13]) for row in found["layers rows"]]
+    intervals = {
+        unit: {fold: tuple(Interval(*of) for of in given) for fold, given in folds.items()}
+        for unit, folds in found["layers intervals"].items()
+    }
+    layers = Layers(tuple(rows), {k: tuple(v) for k, v in found["layers gpus"].items()}, intervals)
+    spread = {layout: {fold: Interval(*of) for fold, of in w.items()} for layout, w in found["networks intervals"].items()}
+    return Library(layers, Networks(found["networks weights"], spread, tuple(found["networks gpus"])))
+
+
+def _seen(values: Sequence[Any]) -> Seen:
+    kind, rank, passes, arithmetic, layout, mode, dilated, *sizes = values
+    m, n, k, taps, stride = map(float, sizes)
+    return Seen(kind, rank, passes, arithmetic, layout, mode, bool(dilated), m, n, k, taps, stride)

@@ -1,0 +1,88 @@
+"""The time of one pass of a convolution in cuDNN or eager PyTorch, on a GPU that nobody here has measured.
+
+Standard library only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from costmodel.bounds import roofline
+from costmodel.count import cost
+from costmodel.device import Device
+from costmodel.library.alike import Row, guess
+from costmodel.library.constants import Interval, Library, library
+from costmodel.library.terms import LAYOUTS, MODES, Seen, base, seen
+from costmodel.problem import ConvProblem, Pass
+from costmodel.timing import Prediction
+
+LIBRARIES = ("cudnn",)
+#: What an interval is widened by, at both ends, for each thing that no row has.
+STRANGE = 1.5
+
+
+def checked(name: str, layout: str, mode: str) -> None:
+    """Raises ValueError for a library, a layout or a mode that is none."""
+    for what, value, known in (("library", name, LIBRARIES), ("layout", layout, LAYOUTS), ("mode", mode, MODES)):
+        if value not in known:
+            raise ValueError(f"{what} must be {' or '.join(map(repr, known))}, got {value!r}")
+
+
+def predict(
+    problem: ConvProblem,
+    which: Pass,
+    device: Device,
+    dtype: str,
+    precision: str,
+    *,
+    layout: str = "channels_last",
+    mode: str = "eager",
+    constants: Library | None = None,
+) -> Prediction:
+    """Seconds that cuDNN's kernels of one pass take, layout copies included, without the host's time around them.
+
+    `source` says how many published layers are near and what none of them has. Raises ValueError for a device without the
+    rate, and for float64.
+    """
+    known = (constants or library()).layers
+    of = seen(problem, [which], dtype, precision, layout, mode)
+    scale, bound = base(problem, which, device, dtype, precision)
+    found = guess(of, known.rows)
+    seconds = scale * math.exp(found.log_ratio)
+    least = 0.0 if of.arithmetic == "fp32" else roofline(problem, device, dtype, precision=precision, which=which).seconds
+    seconds = max(seconds, least)  # Winograd and FFT, which pass below, run on FMA units
+    fold = "layer" if device.name in known.gpus.get(of.arithmetic, ()) else "gpu"
+    spread = interval(known.intervals["fma" if of.arithmetic == "fp32" else "tensor"][fold], found.support)
+    strange = _strange(of, known.rows)
+    wider = STRANGE ** len(strange)
+    words = [f"fitted to published times of cuDNN; the interval holds nine in ten of {spread.rows} that were held out"]
+    if fold == "gpu":
+        words.append(f"no row is of {device.name} in {of.arithmetic}, so it is scaled from other GPUs")
+    words += strange
+    return Prediction(
+        seconds=seconds,
+        tiles=0,
+        waves=0.0,
+        tile_use=0.0,
+        bytes=cost(problem, which, dtype=dtype).bytes,
+        bound=bound,
+        low=max(seconds * spread.low / wider, least),
+        high=seconds * spread.high * wider,
+        source="; ".join(words),
+    )
+
+
+def interval(given: tuple[Interval, ...], support: float) -> Interval:
+    """Of the class with the most support that this much reaches; the last has no least."""
+    return next((of for of in given if support >= of.support), given[-1])
+
+
+def _strange(of: Seen, rows: Sequence[Row]) -> list[str]:
+    """What no row in the same arithmetic has, each in words; the interval is wider for each."""
+    alike = [row.seen for row in rows if row.seen.arithmetic == of.arithmetic]
+    found = []
+    if of.layout not in {seen.layout for seen in alike if seen.rank == of.rank}:
+        found.append(f"no row of {of.rank}-D layers in {of.arithmetic} is of {of.layout} tensors, so the interval is wider")
+    if of.mode not in {seen.mode for seen in alike}:
+        found.append(f"no row in {of.arithmetic} is of the mode {of.mode}, so the interval is wider")
+    return found

@@ -1,0 +1,115 @@
+"""A convolution as a library sees it: what kind of layer it is, its matrix product, and the time its kind scales with.
+
+`base` is a time in seconds by a device's figures alone, so that a measured time over it can be carried from one GPU to another:
+tensor cores and DRAM for dense layers; the FMA units, of whose cycles few are multiply-adds, for depthwise ones. Which of a
+device's figures a kind follows was read off layers that several GPUs have in common. Standard library only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from costmodel.algebra import product
+from costmodel.device import Device
+from costmodel.problem import ConvProblem, Pass
+from costmodel.tiling import itemsize
+
+KINDS = ("dense", "1x1", "few channels", "grouped", "depthwise")
+MODES = ("eager", "compiled")
+LAYOUTS = ("channels_last", "contiguous")
+#: Cycles of an FMA unit for each multiply-add of a depthwise kernel, and tensor against FMA work of a layer of few channels.
+DEPTHWISE_CYCLES, FEW = 30.0, 3.0
+#: What a stride does to the arithmetic of a dense layer.
+STRIDED = 3.0
+#: Input channels up to which a layer counts as one of few.
+NARROW = 4
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a layer's time is looked up by. `passes` is the primitives in it, such as "fprop" or "dgrad+wgrad"; `arithmetic`
+    "half", "tf32" or "fp32"; the sizes are logarithms to base 2 of the matrix product [m, k] x [k, n] of one group and of
+    the filter's taps and strides."""
+
+    kind: str
+    rank: int
+    passes: str
+    arithmetic: str
+    layout: str
+    mode: str
+    dilated: bool
+    m: float
+    n: float
+    k: float
+    taps: float
+    stride: float
+
+
+def kind_of(problem: ConvProblem) -> str:
+    """One of `KINDS`."""
+    if problem.groups > 1:
+        return "depthwise" if problem.in_channels == problem.groups else "grouped"
+    if problem.in_channels <= NARROW:
+        return "few channels"
+    return "1x1" if problem.taps == 1 else "dense"
+
+
+def arithmetic_of(dtype: str, precision: str) -> str:
+    """ "half", "tf32" or "fp32"; ValueError for float64, of which nothing is known."""
+    if dtype in ("float16", "bfloat16"):
+        return "half"
+    if dtype != "float32":
+        raise ValueError(f"library: no published time of {dtype} is known, so nothing is predicted of it")
+    return "tf32" if precision == "tf32" else "fp32"
+
+
+def seen(problem: ConvProblem, passes: Sequence[Pass], dtype: str, precision: str, layout: str, mode: str) -> Seen:
+    """The layer as it is looked up. Of several passes in one time the first one's matrix product stands for all."""
+    m, n, k = _gemm(problem, passes[0])
+    return Seen(
+        kind=kind_of(problem),
+        rank=problem.rank,
+        passes="+".join(passes),
+        arithmetic=arithmetic_of(dtype, precision),
+        layout=layout,
+        mode=mode,
+        dilated=max(problem.dilation) > 1,
+        m=math.log2(max(m, 1)),
+        n=math.log2(max(n, 1)),
+        k=math.log2(max(k, 1)),
+        taps=math.log2(max(problem.taps, 1)),
+        stride=math.log2(math.prod(problem.stride)),
+    )
+
+
+def _gemm(problem: ConvProblem, which: Pass) -> tuple[float, float, float]:
+    """Of one group. dgrad's reduction is the mean over its phases."""
+    inner, outer = problem.in_channels // problem.groups, problem.out_channels // problem.groups
+    pixels = problem.batch * product(problem.output_size)
+    if which == Pass.FPROP:
+        return pixels, outer, inner * problem.taps
+    if which == Pass.DGRAD:
+        return problem.batch * product(problem.input_size), inner, outer * problem.taps / math.prod(problem.stride)
+    return outer, inner * problem.taps, pixels
+
+
+def base(problem: ConvProblem, which: Pass, device: Device, dtype: str, precision: str) -> tuple[float, str]:
+    """Seconds that a pass of such a kind scales with, and the larger part, "arithmetic" or "DRAM".
+
+    Raises ValueError for a rate that the device lacks.
+    """
+    fma = 2 * problem.macs / device.rate("float32")
+    tensor = 2 * problem.macs / device.rate(dtype, precision)
+    kind = kind_of(problem)
+    if kind == "depthwise":
+        arithmetic = DEPTHWISE_CYCLES * fma
+    elif kind == "few channels":
+        arithmetic = FEW * math.sqrt(tensor * fma)
+    elif kind == "grouped":
+        arithmetic = problem.macs / (device.sm_count * device.clock * 1e6 * 128)
+    else:
+        arithmetic = tensor * (STRIDED if math.prod(problem.stride) > 1 else 1.0)
+    memory = problem.bytes(itemsize(dtype), which) / (device.bandwidth * 1e9)
+    return arithmetic + memory, "arithmetic" if arithmetic > memory else "DRAM"

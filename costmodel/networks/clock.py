@@ -1,0 +1,85 @@
+"""Predicted time of a network's operators on one device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from costmodel import causal, video
+from costmodel.calibration import PRIOR, PRIOR_SOURCE
+from costmodel.count import Cost
+from costmodel.device import Device
+from costmodel.forecast import predict
+from costmodel.problem import ConvProblem, Pass
+from costmodel.tiling import channels_last
+from costmodel.timing import Prediction
+from costmodel.video import Chunk
+
+#: Element types whose peak a `Device` knows.
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+class Time(NamedTuple):
+    """Of one operator, as `costmodel.timing.Prediction` has it."""
+
+    seconds: float
+    bound: str
+    low: float
+    high: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operator of a pass: by which its gradient is made, or the forward result."""
+
+    op: str
+    which: str  # a convolution's pass, "" for other operators
+    cost: Cost
+    problem: ConvProblem | None = None  # of that pass
+    call: Chunk | causal.Kind | None = None  # of a causal function, instead of a pass
+
+
+class Clock:
+    """Predicted time of operators on one device; a convolution met again is not planned again."""
+
+    def __init__(self, device: Device, precision: str) -> None:
+        self.device = device
+        self.precision = precision
+        self.planned: dict[tuple[ConvProblem, str, Chunk | causal.Kind | None, str], Time] = {}
+
+    def time(self, of: Step, dtype: str) -> Time:
+        """Of one operator on tensors of `dtype`."""
+        if of.problem is None or not (of.which or of.call is not None):
+            return self._operator(of.cost, dtype)
+        key = (of.problem, of.which, of.call, dtype)
+        if key not in self.planned:
+            found = self._convolution(of.problem, of.which, of.call, dtype)
+            self.planned[key] = Time(found.seconds, found.bound, found.low, found.high, found.source)
+        return self.planned[key]
+
+    def _convolution(self, problem: ConvProblem, which: str, call: Chunk | causal.Kind | None, dtype: str) -> Prediction:
+        """By the plan that the library takes."""
+        device, precision = self.device, self.precision
+        device.rate(dtype, precision)
+        if isinstance(call, Chunk):
+            return video.predict(call, video.select(call, dtype, precision, device), dtype, precision, device)
+        if call is not None:
+            (taps,), (length,) = problem.kernel_size, problem.output_size
+            row = causal.problem_of(problem.batch, problem.in_channels, length, taps)
+            one = channels_last(row, Pass.FPROP, dtype)
+            return causal.predict(one, causal.select(one, device, call), device, call)
+        return predict(problem, which, device=device, dtype=dtype, precision=precision)
+
+    def _operator(self, cost: Cost, dtype: str) -> Time:
+        """By one launch, and the longer of arithmetic and memory."""
+        if cost == Cost():
+            return Time(0.0, "nothing", 0.0, 0.0, PRIOR_SOURCE)
+        multiplies = dtype if dtype in DTYPES else "float32"
+        arithmetic = 2 * cost.useful_macs / self.device.rate(multiplies, self.precision)
+        arithmetic += (cost.bias_flops + cost.other_flops) / self.device.rate("float32")
+        memory = (cost.bytes + cost.read_again) / (self.device.bandwidth * 1e9)
+        seconds, bound = max((arithmetic, "arithmetic"), (memory, "DRAM"))
+        bound = "launch" if self.device.launch_overhead > seconds else bound
+        seconds += self.device.launch_overhead
+        return Time(seconds, bound, PRIOR[0] * seconds, PRIOR[1] * seconds, PRIOR_SOURCE)

@@ -1,0 +1,250 @@
+"""The convolutions among torch's operators and this project's own, each as a pass of a `ConvProblem`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from costmodel.algebra import product
+from costmodel.causal import Kind, problem_of
+from costmodel.count import Cost, cost
+from costmodel.networks.operators import CONVOLUTIONS, ELEMENTWISE, SAME_FLOPS, aten, elements, moved_bytes, name_of
+from costmodel.problem import ConvProblem, Pass
+from costmodel.video import Chunk
+from costmodel.video import elements as elements_of
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A convolution call as one pass of a forward problem (a transposed convolution is `Pass.DGRAD`)."""
+
+    problem: ConvProblem
+    which: Pass
+    bias: bool
+    weight: int = 1  # position of the weight among the arguments
+    after: Cost = field(default_factory=Cost)  # what follows in the same kernel
+    kept: Cost = field(default_factory=Cost)  # what it writes for the backward pass alone
+    residual: torch.Tensor | None = None  # added to the result in the same kernel
+    call: Chunk | Kind | None = None  # a causal function's own, whose plan is another than the problem's
+    before: int = 0  # coordinates of the problem's first axis that lie before x: of a state, a cache, or made of x
+    planned: bool = True  # False: no plan's time is modelled
+    lost: int = 0  # multiply-adds with zeros between the sequences of a row
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.label or f"conv{'_transpose' * (self.which == Pass.DGRAD)}{self.problem.rank}d"
+
+    @property
+    def of_input(self) -> ConvProblem:
+        """The problem with x alone as its input: what lies before x is padding."""
+        (low, high), *others = self.problem.padding
+        first, *rest = self.problem.input_size
+        padding = ((low + self.before, high), *others)
+        return replace(self.problem, input_size=(first - self.before, *rest), padding=padding)
+
+    def cost(self, which: Pass, dtype: torch.dtype, bias: bool = False) -> Cost:
+        """Cost of a pass. A bias is added to the forward result (one FLOP an output); its gradient's sums go with wgrad."""
+        name = str(dtype).removeprefix("torch.")
+        spent = cost(self.problem, which, dtype=name, bias=bias, transposed=self.which == Pass.DGRAD)
+        spent = replace(spent, useful_macs=spent.useful_macs - self.lost)
+        return spent + self.after if which == self.which else spent
+
+
+def arguments(func: Any, args: Sequence[Any]) -> dict[str, Any]:
+    """What an operator of this project is called with, by name."""
+    named = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
+    return named | {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)}
+
+
+def convolution(func: Any, args: Sequence[Any]) -> Convolution | None:
+    """The convolution that `func` computes, None where it is none. Serves aten, and this project's own operators."""
+    packet = func._overloadpacket
+    if packet in CONVOLUTIONS:
+        x, w, bias, stride, padding, dilation, transposed, extra, groups = args[:9]
+        return _from_torch(x, w, bias is not None, stride, padding, dilation, transposed, extra, groups)
+    if packet is aten.convolution_backward:
+        _, x, w, sizes, stride, padding, dilation, transposed, extra, groups = args[:10]
+        return _from_torch(x, w, bool(sizes), stride, padding, dilation, transposed, extra, groups)
+    if func.namespace != "tritonconv":
+        return None
+    named = arguments(func, args)
+    if func.name() in CAUSAL:
+        return CAUSAL[func.name()](named)
+    primitive = name_of(func).partition("::")[2].removesuffix("_fused")
+    if primitive not in set(Pass):
+        return None
+    padding = list(zip(named["padding"][::2], named["padding"][1::2], strict=True))
+    window = (named["stride"], padding, named["dilation"], named["groups"])
+    which = Pass(primitive)
+    if which == Pass.FPROP:
+        x_shape, w_shape = named["x"].shape, named["w"].shape
+    elif which == Pass.DGRAD:
+        w_shape = named["w"].shape
+        x_shape = (named["dy"].shape[0], w_shape[1] * named["groups"], *named["input_size"])
+    else:
+        x_shape = named["x"].shape
+        w_shape = (named["dy"].shape[1], x_shape[1] // named["groups"], *named["kernel_size"])
+    problem = ConvProblem.conv(x_shape, w_shape, *window)
+    after, kept = _epilogue(problem.output_shape if which == Pass.FPROP else problem.input_shape, named, args[0].element_size())
+    return Convolution(problem, which, named.get("b") is not None, after=after, kept=kept, residual=named.get("residual"))
+
+
+def _epilogue(result: Sequence[int], named: dict[str, Any], size: int) -> tuple[Cost, Cost]:
+    """What a fused operator adds to its convolution, and what it writes for the backward pass, of elements of `size` bytes:
+    each step by the tables above, tensors read once."""
+    given = [named[name] for name in ("scale", "shift", "residual") if named.get(name) is not None]
+    activation = named.get("activation", "")
+    each = len(given) + (ELEMENTWISE[SAME_FLOPS.get(activation, activation)] if activation else 0)
+    moved, kept = size * sum(map(elements, given)), size * product(result) if named.get("keep") else 0
+    return (
+        Cost(other_flops=each * product(result), bytes=moved, im2col_bytes=moved),
+        Cost(bytes=kept, im2col_bytes=kept),
+    )
+
+
+def _from_torch(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    bias: bool,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    extra: Sequence[int],
+    groups: int,
+) -> Convolution:
+    rank = w.dim() - 2
+    stride, padding, dilation, extra = (tuple(v) * (rank // len(v)) for v in (stride, padding, dilation, extra))
+    if transposed:
+        problem = ConvProblem.conv_transpose(x.shape, w.shape, stride, padding, extra, groups, dilation)
+        return Convolution(problem, Pass.DGRAD, bias)
+    return Convolution(ConvProblem.conv(x.shape, w.shape, stride, padding, dilation, groups), Pass.FPROP, bias)
+
+
+#: Convolutions in one kernel, which count one by one.
+SEPARABLE = "tritonconv::separable"
+
+
+def taken_apart(func: Any, args: Sequence[Any]) -> torch.Tensor:
+    """Calls the two convolutions of `SEPARABLE`. What lies between them is then counted as two kernels write and read it."""
+    named = arguments(func, args)
+    x = named["x"]
+    first = named["stride"], named["padding"], named["dilation"], x.shape[1]
+    convolve = torch.ops.tritonconv.fprop_fused
+    z, _ = convolve(x, named["w1"], named["b1"], *first, None, None, None, named["between"], named["slope"])
+    last = (1, 1), (0, 0, 0, 0), (1, 1), 1, None, None, named["residual"], named["activation"], named["slope"]
+    y: torch.Tensor = convolve(z, named["w2"], named["b2"], *last)[0]
+    return y
+
+
+# ---- the causal functions -------------------------------------------------------------------------------------------
+
+
+def _causal(named: dict[str, Any]) -> Convolution:
+    """causal_conv1d. Columns before x are a state's, which count as input, or zeros, which do not; each of several sequences
+    packed in a row begins anew. How long they are is not known here: each is taken to reach over a filter, or all to be alike.
+    """
+    x, w, state, starts = (named[name] for name in ("x", "w", "state", "starts"))
+    (batch, channels, length), taps = x.shape, w.shape[1]
+    kind = Kind(named["activation"] != "", False, state is not None, named["ids"] is not None)
+    problem, before, lost = problem_of(batch, channels, length, taps), 0, 0
+    if state is not None:
+        problem, before = _continued(x, taps), taps - 1
+    elif starts is not None and starts.shape[0] > 1:
+        sequences = starts.shape[0] - 1
+        each, longer = divmod(length, sequences)
+        met = [problem_of(1, channels, size, taps).useful_macs if size else 0 for size in (each, each + 1)]
+        lost = int(problem.useful_macs) - (sequences - longer) * met[0] - longer * met[1]
+    found = Convolution(problem, Pass.FPROP, named["b"] is not None, call=kind, before=before, lost=lost, label="causal_conv1d")
+    last = channels * (taps - 1) * (batch if starts is None else starts.shape[0] - 1)
+    moved = _read(named, "x", "w", "b", "state", "ids", "starts") + x.element_size() * (x.numel() + last * named["final"])
+    return _with_tensors(found, named, moved)
+
+
+def _update(named: dict[str, Any]) -> Convolution:
+    """causal_conv1d_update: every tap meets a column of the state or of x. Rows of the state are read and written, of a ring as
+    many columns as are used."""
+    x, state, taps = named["x"], named["state"], named["w"].shape[1]
+    columns = state.shape[2]
+    touched = 2 * columns if named["before"] is None else taps - 1 + min(x.shape[2], columns)
+    moved = _read(named, "x", "w", "b", "before", "entries")
+    moved += x.shape[0] * x.shape[1] * (x.shape[2] + touched) * x.element_size()
+    found = Convolution(
+        _continued(x, taps),
+        Pass.FPROP,
+        named["b"] is not None,
+        weight=2,
+        before=taps - 1,
+        planned=False,
+        label="causal_conv1d_update",
+    )
+    return _with_tensors(found, named, moved)
+
+
+def _video(named: dict[str, Any]) -> Convolution | None:
+    """causal_conv3d. Frames of a cache, and the first one repeated, count as input; zeros before them do not."""
+    x, w, cache = named["x"], named["w"], named["cache"]
+    stride, padding, dilation = (tuple(named[name]) for name in ("stride", "padding", "dilation"))
+    cached = 0 if cache is None else cache.shape[2]
+    chunk = Chunk.of(x.shape, w.shape, cached, stride, padding, dilation, named["upsample"], named["time_padding"])
+    if 0 in chunk.output_shape:
+        return None
+    problem, before = (chunk.spatial, chunk.front + chunk.cached) if chunk.replicate else (chunk.problem, chunk.cached)
+    found = Convolution(
+        problem, Pass.FPROP, named["b"] is not None, call=chunk, before=before, label=f"causal_conv{problem.rank}d"
+    )
+    of = elements_of(chunk)
+    made = x.element_size() * (of["y"] + of["next"] * named["keeps"])
+    return _with_tensors(found, named, _read(named, "x", "w", "b", "cache") + made)
+
+
+CAUSAL_GRADIENT = "tritonconv::causal_backward"
+CAUSAL: dict[str, Callable[[dict[str, Any]], Convolution | None]] = {
+    "tritonconv::causal": _causal,
+    "tritonconv::causal_update": _update,
+    "tritonconv::video": _video,
+}
+
+
+def _continued(x: torch.Tensor, taps: int) -> ConvProblem:
+    """The depthwise convolution of the `taps` - 1 columns before x, and of x."""
+    batch, channels, length = x.shape
+    return ConvProblem.conv(
+        (batch, channels, taps - 1 + length), (channels, 1, taps), (1,), (0,), (1,), channels, checked=False
+    )
+
+
+def _read(named: dict[str, Any], *names: str) -> int:
+    """Bytes of those arguments that are there."""
+    return sum(elements(named[name]) * named[name].element_size() for name in names if named[name] is not None)
+
+
+def _with_tensors(found: Convolution, named: dict[str, Any], moved: int) -> Convolution:
+    """The convolution with the activation in its kernel, and with the bytes `moved` of the operator's own tensors instead of
+    those of its problem."""
+    x, activation = named["x"], named.get("activation", "")
+    rest = moved - found.cost(Pass.FPROP, x.dtype, found.bias).bytes
+    flops = ELEMENTWISE[activation] * x.numel() if activation else 0
+    return replace(found, after=Cost(other_flops=flops, bytes=rest, im2col_bytes=rest))
+
+
+def causal_gradient(func: Any, args: Sequence[Any], out: Any) -> tuple[Convolution, Cost]:
+    """The gradients of causal_conv1d, in one operator: the convolution, and what the gradients of it that are asked for cost.
+
+    The value before the activation is made again, which is not counted.
+    """
+    named = arguments(func, args)
+    found, dtype = _causal({"final": False, **named}), named["x"].dtype
+    assert isinstance(found.call, Kind)
+    found = replace(found, call=found.call._replace(backward=True), after=Cost())
+    gradients = [which for which, wanted in ((Pass.DGRAD, named["wants_x"]), (Pass.WGRAD, named["wants_w"])) if wanted]
+    bias = found.bias and named["wants_w"]
+    spent = sum((found.cost(which, dtype, bias and which == Pass.WGRAD) for which in gradients), Cost())
+    activation = named["activation"]
+    each = ELEMENTWISE[f"{activation}_backward"] if activation else 0
+    moved = moved_bytes(func, name_of(func), args, {}, out)
+    return found, replace(spent, other_flops=each * named["x"].numel(), bytes=moved, im2col_bytes=moved)

@@ -1,0 +1,176 @@
+"""Models as people have them: subclasses, hooks, parametrizations, what cannot be copied; the table and the way back."""
+
+import functools
+import pickle
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+import tritonconv
+from tritonconv import convert, report, revert
+
+X = torch.randn(1, 3, 6, 6)
+
+
+class Plain(nn.Conv2d):
+    """Nothing of its own, as torchvision's Conv3DSimple."""
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class DoubledTranspose(nn.ConvTranspose2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class FakeQuantized(nn.Conv2d):
+    """As the layers of quantisation-aware training."""
+
+    def forward(self, x):
+        return self._conv_forward(x, self.weight.round(decimals=1), self.bias)
+
+
+class Standardized(nn.Conv2d):
+    """As timm's StdConv2d: torch's function with other weights."""
+
+    def forward(self, x):
+        return nn.functional.conv2d(x, self.weight - self.weight.mean(), self.bias)
+
+
+def hooked(kind):
+    """As accelerate's hooks bind a forward to the instance."""
+    layer = kind(3, 4, 3)
+    layer._old_forward = layer.forward
+    layer.forward = functools.partial(lambda module, *given: module._old_forward(*given), layer)
+    return layer
+
+
+def pruned():
+    layer = nn.Conv2d(3, 4, 3)
+    prune.l1_unstructured(layer, "weight", 0.5)
+    return layer
+
+
+def locked():
+    layer = Plain(3, 4, 3)
+    layer.lock = threading.Lock()
+    layer.seen = layer(X)  # a tensor that autograd made
+    return layer
+
+
+LAYERS = {
+    "a subclass": lambda: Plain(3, 4, 3),
+    "a forward through super": lambda: Doubled(3, 4, 3),
+    "a transposed subclass": lambda: type("Upsampling", (nn.ConvTranspose2d,), {})(3, 4, 3),
+    "a transposed forward through super": lambda: DoubledTranspose(3, 4, 3),
+    "a forward through _conv_forward": lambda: FakeQuantized(3, 4, 3),
+    "weight_norm by hook": lambda: nn.utils.weight_norm(nn.Conv2d(3, 4, 3)),
+    "weight_norm parametrized": lambda: parametrizations.weight_norm(nn.Conv2d(3, 4, 3)),
+    "spectral_norm": lambda: nn.utils.spectral_norm(nn.Conv2d(3, 4, 3)).eval(),
+    "pruned": pruned,
+    "hooked": lambda: hooked(nn.Conv2d),
+    "hooked transposed": lambda: hooked(nn.ConvTranspose2d),
+    "not to be copied": locked,
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.parametrize("inplace", [False, True], ids=["copy", "inplace"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer_runs_on_a_kernel_and_back(name, inplace, launches):
+    model = nn.Sequential(LAYERS[name]())
+    before, kinds = model(X), [type(part) for part in model.modules()]
+    other = convert(model, inplace=inplace, strict=True)
+    assert (other is model) == inplace
+    assert not launches()
+    torch.testing.assert_close(other(X), before, rtol=1e-4, atol=1e-5)
+    assert sum(launches().values()) == 1
+    assert report(other).layers[0].replaced
+    if not inplace:
+        assert [type(part) for part in model.modules()] == kinds
+        model(X)
+        assert sum(launches().values()) == 1  # the model that was given still runs torch's
+    assert revert(other) is other and [type(part) for part in other.modules()] == kinds
+    torch.testing.assert_close(other(X), before)
+    assert sum(launches().values()) == 1
+
+
+def test_what_is_done_to_the_copy_leaves_the_model_alone():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    other = convert(model).to(torch.float64)
+    assert {t.dtype for t in model.state_dict().values() if t.is_floating_point()} == {torch.float32}
+    other(X.double()).sum().backward()
+    assert all(p.grad is None for p in model.parameters()) and all(p.grad is not None for p in other.parameters())
+    other[0].weight.requires_grad_(False)
+    assert model[0].weight.requires_grad
+    other[0].register_forward_hook(lambda *_: None)
+    assert not model[0]._forward_hooks
+
+
+def test_tied_weights_stay_tied():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1))
+    model[1].weight = model[0].weight
+    other = convert(model)
+    assert other[0].weight is other[1].weight and other[0].weight is not model[0].weight
+
+
+def test_a_forward_that_calls_torch_itself_is_named():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), Standardized(3, 3, 1), nn.LazyConv2d(2, 1))
+    found = report(convert(model))
+    assert [layer.replaced for layer in found.layers] == [True, False, False]
+    assert str(found).splitlines() == [
+        "1 of 3 convolutions run on tritonconv's kernels",
+        "0  tritonconv.Conv2d: tritonconv",
+        "1  Standardized: its class has a forward of its own, which calls torch's functions itself",
+        "2  LazyConv2d: it is lazy: run the model once first",
+    ]
+    with pytest.raises(ValueError, match=r"convert\(\): 1, 2 cannot be replaced\n(.*\n)+1  Standardized: its class"):
+        convert(model, inplace=True, strict=True)
+    assert type(model[0]) is nn.Conv2d
+    assert [layer.reason for layer in report(model).layers][:1] == ["not converted"]
+
+
+def test_only_some():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 3), Standardized(3, 3, 1))
+    other = convert(model, only=lambda name, layer: layer.kernel_size == (3, 3), strict=True)
+    assert [layer.replaced for layer in report(other).layers] == [False, True, False]
+    with pytest.raises(TypeError, match="argument 'only' must be a function of"):
+        convert(model, only="0")
+
+
+def test_a_subclass_goes_through_a_file():
+    other = convert(Doubled(3, 4, 3))
+    again = pickle.loads(pickle.dumps(other))
+    assert type(again) is type(other)
+    torch.testing.assert_close(again(X), other(X))
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, Doubled, nn.ConvTranspose2d])
+def test_a_traced_model_calls_layers_as_a_whole(kind):
+    model = convert(nn.Sequential(kind(3, 4, 3), nn.ReLU()))
+    graph = torch.fx.symbolic_trace(model)
+    assert [node.op for node in graph.graph.nodes] == ["placeholder", "call_module", "call_module", "output"]
+    torch.testing.assert_close(graph(X), model(X))
+
+
+def test_scripting_is_refused_with_the_way_out():
+    model = convert(nn.Sequential(nn.Conv2d(3, 4, 3)))
+    with pytest.raises(RuntimeError, match=r"torch.jit.script cannot compile tritonconv.Conv2d.*tritonconv.revert\(model\)"):
+        torch.jit.script(model)
+    torch.jit.script(revert(model))
+
+
+def test_what_is_no_module():
+    for function in (revert, report):
+        with pytest.raises(TypeError, match=rf"{function.__name__}\(\) takes a torch.nn.Module, got int"):
+            function(3)
+
+
+def test_the_names_are_public():
+    assert {"convert", "report", "revert"} <= {*tritonconv.__all__}
