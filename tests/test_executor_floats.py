@@ -92,6 +92,21 @@ def test_extremes(name: str, kind: str) -> None:
         check_floats(text, [kind] * 2, kind, lambda a, b, p=propagate: extreme(name, FORMS[kind], p, a, b))
 
 
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+def test_halves_into_single(kind: str) -> None:
+    """sm_100 and up: a half and a float32, a product of halves and a float32, rounded once."""
+    form = FORMS[kind]
+
+    def as_single(bits: int) -> int:
+        return rounded(value(bits, form), F32)
+
+    for name in ("add", "sub"):
+        expected = lambda a, c, n=name: float_result(n, F32, as_single(a), c)  # noqa: E731
+        check_floats(f"{name}.rn.f32.{kind} {{d}}, {{a}}, {{b}};", [kind, "f32"], "f32", expected)
+    expected = lambda a, b, c: fused(as_single(a), as_single(b), c, F32)  # noqa: E731
+    check_floats(f"fma.rn.f32.{kind} {{d}}, {{a}}, {{b}}, {{c}};", [kind, kind, "f32"], "f32", expected)
+
+
 @pytest.mark.parametrize("kind", ["f16x2", "bf16x2"])
 def test_pairs_of_halves(kind: str) -> None:
     form = FORMS[kind[:-2]]

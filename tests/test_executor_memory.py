@@ -329,4 +329,5 @@ def test_counts() -> None:
     store = texts.index("st.shared.b32")
     assert list(done.sectors[loads]) == [32, 4] and list(done.lines[loads]) == [32, 1] and list(done.bytes[loads]) == [128, 128]
     assert done.wavefronts[store] == 32 and done.ideal_wavefronts[store] == 1
+    assert done.unique == ((4 * 63, 0),)  # 32 words 128 bytes apart, 32 neighbours, one of them twice
     assert done.warps[store] == 1 and done.lanes[store] == 32 and done.executed == len(texts)

@@ -129,6 +129,9 @@ def as_float(b: Builder, slot: int, kind: str, high: bool = False) -> int:
 def floating(b: Builder, parts: list[str], operands: list[str]) -> None:
     """Arithmetic of floats, halves and pairs of them."""
     base, kind, modifiers = parts[0], parts[-1], set(parts[1:-1])
+    if parts[-2] == "f32" and kind in ("f16", "bf16"):
+        mixed(b, parts, operands)
+        return
     if left := modifiers - {"rn", "ftz", "approx", "full", "NaN", "sat"}:
         raise Unknown(f"{'.'.join(parts)} ({', '.join(sorted(left))})")
     if base not in FLOAT_UNARY | FLOAT_MORE:
@@ -167,6 +170,17 @@ def floating(b: Builder, parts: list[str], operands: list[str]) -> None:
         b.emit("pack32", target, *results)
     else:
         b.emit("mov32", target, results[0])
+
+
+def mixed(b: Builder, parts: list[str], operands: list[str]) -> None:
+    """add, sub and fma of halves into float32: all operands but the last are halves, one rounding."""
+    base, kind = parts[0], parts[-1]
+    if base not in ("add", "sub", "fma") or set(parts[1:-2]) - {"rn", "sat"}:
+        raise Unknown(".".join(parts))
+    values = [as_float(b, b.value(operand, 16), kind) for operand in operands[1:-1]]
+    target = b.emit(f"{base}f32", b.register(operands[0]), *values, b.value(operands[-1]))
+    if "sat" in parts:
+        b.emit("saturate", target, target)
 
 
 FLOAT_UNARY = {"neg", "abs", "sqrt", "rsqrt", "rcp", "ex2", "lg2", "tanh", "sin", "cos"}

@@ -14,7 +14,7 @@ from bench.executor.layout import AGENTS, NONE, Op
 from bench.executor.memory import Region
 from bench.executor.program import Program
 
-LIMIT = 50_000_000  # rows that one warp may run in one program: some seconds
+LIMIT = 20_000_000  # rows that one warp may run in one program: some seconds
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Descriptor:
 
 @dataclass
 class Execution:
-    """What a launch did. Arrays are int64 by instruction (`Program.where`)."""
+    """What a launch did. Arrays are int64 by instruction (`Program.where`); `unique` is by region, empty without checks."""
 
     faults: list[Fault]
     executed: int  # warp instructions
@@ -51,6 +51,7 @@ class Execution:
     ideal_wavefronts: np.ndarray
     bytes: np.ndarray
     outside: np.ndarray  # masked-off lanes of asynchronous copies whose address lies outside every region
+    unique: tuple[tuple[int, int], ...] = ()  # (bytes read, bytes written) of each region, each byte counted once
 
 
 class _State:
@@ -120,13 +121,17 @@ def _shift(program: Program, ops: tuple[Op, ...]) -> int:
     return 0 if chosen.any() else 1
 
 
+Marks = list[tuple[np.ndarray, np.ndarray]]  # by region: the program that wrote each granule, the one that read it
+
+
 def _regions(
     state: _State, program: Program, regions: Sequence[Region], descriptors: Mapping[int, Descriptor], check: bool
-) -> None:
+) -> Marks:
     shift = _shift(program, (Op.LOAD_GLOBAL, Op.STORE_GLOBAL))
     if any(d.element_size == 1 for d in descriptors.values()):
         shift = 0
     state.words[layout.GLOBAL_SHIFT] = shift
+    marks: Marks = []
     table = state.put(layout.REGIONS, np.zeros((max(1, len(regions)), layout.REGION), np.int64))
     for row, region in zip(table, regions, strict=False):
         row[layout.R_BASE], row[layout.R_SIZE] = region.base, len(region.data)
@@ -135,10 +140,9 @@ def _regions(
             if allowed is not None:
                 row[word] = allowed.ctypes.data
         if check:
-            for word in (layout.R_OWNER, layout.R_READER):
-                marks = np.zeros((len(region.data) >> shift) + 2, np.uint32)
-                state.kept.append(marks)
-                row[word] = marks.ctypes.data
+            owner, reader = np.zeros((2, (len(region.data) >> shift) + 2), np.uint32)
+            marks.append((owner, reader))
+            row[layout.R_OWNER], row[layout.R_READER] = owner.ctypes.data, reader.ctypes.data
     state.words[layout.N_REGIONS] = len(regions)
     maps = state.put(layout.MAPS, np.zeros((max(1, len(descriptors)), layout.MAP), np.int64))
     for row, (offset, d) in zip(maps, descriptors.items(), strict=False):
@@ -154,6 +158,7 @@ def _regions(
         for word, values in ((layout.M_SHAPE, d.shape), (layout.M_STRIDES, d.strides), (layout.M_BOX, d.box)):
             row[word : word + len(values)] = values
     state.words[layout.N_MAPS] = len(descriptors)
+    return marks
 
 
 def _shared(state: _State, program: Program, shared_bytes: int, check: bool) -> None:
@@ -205,7 +210,7 @@ def execute(
     counters = state.put(layout.COUNTERS, np.zeros((len(program.rows), layout.COUNTS), np.int64))
     state.put(layout.EXTRAS, program.extras)
     words[layout.PARAMETERS] = layout.PARAMETER_BASE
-    _regions(state, program, regions, descriptors, check)
+    marks = _regions(state, program, regions, descriptors, check)
     _shared(state, program, shared_bytes, check)
     words[[layout.GRID_X, layout.GRID_Y, layout.GRID_Z]] = grid
     words[[layout.WARPS, layout.PREDICATES, layout.CHECK, layout.LIMIT]] = warps, program.predicates, check, limit
@@ -246,6 +251,7 @@ def execute(
     summed[:, : layout.N_SECTORS] = counted[:, : layout.N_SECTORS]
     found = [render(program, regions, row) for row in faults[: words[layout.N_FAULTS]]]
     columns = summed.T.copy()
+    shift = int(words[layout.GLOBAL_SHIFT])
     return Execution(
         found,
         int(columns[layout.N_WARPS].sum()),
@@ -257,4 +263,5 @@ def execute(
         columns[layout.N_IDEAL],
         columns[layout.N_BYTES],
         columns[layout.N_OUTSIDE],
+        tuple((int(np.count_nonzero(reader)) << shift, int(np.count_nonzero(owner)) << shift) for owner, reader in marks),
     )

@@ -18,6 +18,7 @@ import ctypes
 import hashlib
 import os
 import re
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -38,9 +39,16 @@ ROUTINES: dict[str, int] = {}
 _KEPT: list[Any] = []
 
 
+@cache
 def cache_root() -> Path:
-    """Where machine code is kept: `$XDG_CACHE_HOME` or `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tritonconv-executor"
+    """Where machine code is kept: in `$XDG_CACHE_HOME` or `~/.cache`; a folder of this process where that cannot be written."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tritonconv-executor"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=root).close()
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="tritonconv-executor-"))
+    return root
 
 
 @cache
