@@ -83,7 +83,8 @@ def launched(arch: int, cases: Sequence[tuple[str, str, str, str]] = CASES) -> I
     executor = install(arch)
     try:
         for layer, words, arithmetic, layout in cases:
-            plan, heard = Plan.parse(words), []
+            plan = Plan.parse(words)
+            heard: list[Launched] = []
             if plan.family == "tma" and arch < 90:
                 continue
             dtype, precision = ARITHMETICS[arithmetic]
