@@ -273,6 +273,14 @@ def compiled(
 
 
 @app.command()
+def count(arch: Annotated[list[int] | None, typer.Option(help="80 or 90; both unless named.")] = None) -> None:
+    """Execute kernels of the menu on the CPU and count: instructions by class, sectors, wavefronts of shared memory."""
+    from bench.compiled.counts import show
+
+    show(arch or (80, 90))
+
+
+@app.command()
 def networks() -> None:
     """Print the table of networks of docs/cost-model.md, from the cost model."""
     from bench.networks import table

@@ -114,6 +114,18 @@ def within(name: str, got: torch.Tensor, value, magnitude, terms, rounds: int, s
     assert worst <= 1, f"{name}: error {worst:.3g} times what is allowed; {say}"
 
 
+def assert_forward(case: Case, tensors: dict[str, torch.Tensor], y: torch.Tensor, activation: str | None) -> None:
+    """Holds the result of a fused call against the chain in float64."""
+    exact = {name: t.detach().cpu().double() for name, t in tensors.items()}
+
+    def z(change) -> torch.Tensor:
+        given = [change(exact[name]) if name in exact else None for name in ("input", "weight", "bias", *EXTRAS)]
+        return chain(case.function, *given, **case.arguments)
+
+    want = value_of(activation, z(torch.clone))
+    within("output", y, want, STEEPEST * z(torch.abs) + want.abs(), z(torch.ones_like), 0, f"{activation}, {case!r}")
+
+
 def check(case: Case, activation: str | None, extras=EXTRAS, device: str = "cpu", residual="contiguous", slope=0.01) -> None:
     """Holds a fused call and all its gradients against the chain in float64."""
     tensors = operands(case, extras, residual, device)

@@ -385,6 +385,7 @@ DOTS = {
 }
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("name", DOTS)
 def test_the_kernels_multiply_as_often_as_is_counted(name, device, monkeypatch):
     """Products of tiles that the interpreter runs, pass by pass."""

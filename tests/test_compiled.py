@@ -117,16 +117,7 @@ def test_a_plan(arch, layer, plan, arithmetic, layout, executed):
 def test_what_follows_in_the_same_kernel(arch, case, plan, activation, extras, executed):
     tensors = epilogues.operands(case, extras)
     y = epilogues.fused(case, tensors, activation=activation, plan=Plan.parse(plan))
-    sizes, ones, exact = (
-        {name: change(t.double()) for name, t in tensors.items()} for change in (torch.abs, torch.ones_like, torch.clone)
-    )
-
-    def z(given):
-        order = [given.get(name) for name in ("input", "weight", "bias", *epilogues.EXTRAS)]
-        return epilogues.chain(case.function, *order, **case.arguments)
-
-    want = epilogues.value_of(activation, z(exact))
-    epilogues.within("output", y, want, epilogues.STEEPEST * z(sizes) + want.abs(), z(ones), 0, f"{activation}, {case!r}")
+    epilogues.assert_forward(case, tensors, y, activation)
 
 
 @pytest.mark.parametrize("arch", ARCHS)

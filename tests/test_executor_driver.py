@@ -114,6 +114,13 @@ def test_a_tensor_that_begins_its_storage_may_be_read_to_the_storages_end(execut
         copy_kernel[(1,)](room[4:50], y, 60, BLOCK=64)
 
 
+@pytest.mark.parametrize("view", [slice(0, 50), slice(0, 128, 2)], ids=["rest", "between"])
+def test_what_is_no_element_is_not_written(executor, view):
+    room = torch.zeros(128)
+    with fault("copy_kernel"):
+        copy_kernel[(1,)](torch.zeros(64), room[view], 64, BLOCK=64)
+
+
 def test_low_bits_of_addresses_and_windows():
     from bench.executor.tensors import MIDDLE, WINDOW, region_of
 

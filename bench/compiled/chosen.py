@@ -111,7 +111,7 @@ def far() -> Iterator[None]:
     launch.prepare_call.cache_clear()
     try:
         for module, _ in kept:
-            module.fits_int32 = lambda *given: False  # type: ignore[attr-defined]
+            module.fits_int32 = lambda *given, **named: False  # type: ignore[attr-defined]
         yield
     finally:
         for module, function in kept:

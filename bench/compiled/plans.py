@@ -118,14 +118,17 @@ def error_of(of: Chosen, device: Device) -> float:
 
 
 def pending(names: Sequence[tuple[str, str]], report: Callable[[str], None]) -> Iterator[tuple[Device, Chosen, str]]:
-    """The codes of devices and arithmetics that have no current row, group by group; the lists of codes are renewed."""
+    """The codes of devices and arithmetics that have no current row, group by group; the lists of codes are renewed.
+
+    They come in the order of their keys, so that a run that is cut short has seen something of every family.
+    """
     for name, arithmetic in names:
         device = DEVICES[name]
         codes, rows = enumerated(device, arithmetic), store.plan_rows()
         group = Group(name, arithmetic, tuple(sorted(codes)))
         if store.groups().get((name, arithmetic)) != group:
             store.append(store.GROUPS, [group])
-        todo = [pair for key, pair in codes.items() if key not in rows or not (rows[key].current and rows[key].ok)]
+        todo = [pair for key, pair in sorted(codes.items()) if key not in rows or not (rows[key].current and rows[key].ok)]
         report(f"{name}, {arithmetic}: {len(codes)} codes, {len(todo)} to execute")
         for of, layer in todo:
             yield device, of, layer

@@ -137,7 +137,7 @@ and image are then made smaller as long as the launch compiles to the same code.
 
 ## Test files
 
-The interpreter's tests, PyTorch's samples of its convolutions among them, with the plans of an A100 (sm_80) and H200 (sm_90).
+The interpreter's tests, and PyTorch's samples of its convolutions, with the plans of an A100 (sm_80) and an H200 (sm_90).
 
 {tests()}
 """

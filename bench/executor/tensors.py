@@ -47,11 +47,14 @@ def region_of(name: str, tensor: torch.Tensor, index: int, true_address: bool = 
     """The memory of argument `name`, the `index`-th tensor of a launch.
 
     A tensor that begins its storage may be read to the storage's end: an allocation of its own may be padded, and is read in
-    whole vectors. Any other is a view, and has no more than its elements.
+    whole vectors. Any other is a view, and has no more than its elements. Nothing is written but a tensor's own elements.
     """
     address = tensor.data_ptr()
     base = address if true_address else (index + 1) * WINDOW + MIDDLE + address % LOW_BITS
     size, storage = span(tensor), tensor.untyped_storage().nbytes()
     if tensor.storage_offset() == 0 and storage > size > 0:
-        return Region(name, base, memory_of(tensor, storage), None)
+        own = np.zeros(storage, np.uint8)
+        elements = bytes_of(tensor, size)
+        own[:size] = 1 if elements is None else elements
+        return Region(name, base, memory_of(tensor, storage), None, own=own)
     return Region(name, base, memory_of(tensor, size), bytes_of(tensor, size))
