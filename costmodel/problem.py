@@ -15,11 +15,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import lru_cache
 from typing import NamedTuple
 
 from costmodel import shapes
-from costmodel.algebra import Size, ceil_div, gcd, maximum, minimum, product, summation, symbolic, where_less
+from costmodel.algebra import Size, ceil_div, gcd, maximum, minimum, product, summation, where_less
 from costmodel.shapes import padding_pairs as padding_pairs
 
 
@@ -115,14 +114,21 @@ class ConvProblem:
         """
         shapes.check_ranks(input_shape, weight_shape, stride=stride, padding=padding, dilation=dilation)
         kernel = tuple(weight_shape[2:])
-        pads = padding_pairs(padding, kernel, dilation)
-        sizes = tuple(input_shape), tuple(weight_shape), tuple(stride), pads, tuple(dilation)
-        low_high = itertools.chain.from_iterable(pads)
-        if {*map(type, (*sizes[0], *sizes[1], *sizes[2], *sizes[4], groups, *low_high))} == {int}:
-            return _conv_of_ints(*sizes, groups, checked)
-        found = _conv(*sizes, groups)
-        if checked and not symbolic(*sizes[0], *sizes[1], *sizes[2], *sizes[4], groups, *found.padded_size):
-            _check_conv(found, *sizes[:2])
+        found = cls(
+            batch=input_shape[0],
+            in_channels=input_shape[1],
+            out_channels=weight_shape[0],
+            groups=groups,
+            input_size=tuple(input_shape[2:]),
+            kernel_size=kernel,
+            stride=tuple(stride),
+            padding=padding_pairs(padding, kernel, dilation),
+            dilation=tuple(dilation),
+        )
+        if checked and shapes.known(*input_shape, *weight_shape, *stride, *dilation, groups, *found.padded_size):
+            shapes.check_window(groups, stride, dilation)
+            shapes.check_channels(input_shape, weight_shape, groups)
+            shapes.check_kernel(found.padded_size, found.effective_kernel)
         return found
 
     @classmethod
@@ -147,7 +153,7 @@ class ConvProblem:
         dilation = tuple(dilation) if dilation is not None else (1,) * len(kernel)
         window = {"stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation}
         shapes.check_ranks(input_shape, weight_shape, **window)
-        known = checked and not symbolic(*input_shape, *weight_shape, *stride, *padding, *output_padding, *dilation, groups)
+        known = checked and shapes.known(*input_shape, *weight_shape, *stride, *padding, *output_padding, *dilation, groups)
         if known:
             shapes.check_window(groups, stride, dilation)
             shapes.check_transposed_channels(input_shape, weight_shape, groups)
@@ -357,42 +363,3 @@ class ConvProblem:
         if any(d != 1 for d in self.dilation):
             text += f" d{by(self.dilation)}"
         return text + (f" g{self.groups}" if self.groups != 1 else "")
-
-
-def _conv(
-    input_shape: tuple[Size, ...],
-    weight_shape: tuple[Size, ...],
-    stride: tuple[Size, ...],
-    padding: tuple[tuple[Size, Size], ...],
-    dilation: tuple[Size, ...],
-    groups: Size,
-) -> ConvProblem:
-    """`ConvProblem.conv` of whatever sizes."""
-    batch, in_channels, *input_size = input_shape
-    out_channels, _, *kernel_size = weight_shape
-    return ConvProblem(
-        batch, in_channels, out_channels, groups, tuple(input_size), tuple(kernel_size), stride, padding, dilation
-    )
-
-
-def _check_conv(found: ConvProblem, input_shape: Sequence[Size], weight_shape: Sequence[Size]) -> None:
-    shapes.check_window(found.groups, found.stride, found.dilation)
-    shapes.check_channels(input_shape, weight_shape, found.groups)
-    shapes.check_kernel(found.padded_size, found.effective_kernel)
-
-
-@lru_cache(maxsize=4096)
-def _conv_of_ints(
-    input_shape: tuple[int, ...],
-    weight_shape: tuple[int, ...],
-    stride: tuple[int, ...],
-    padding: tuple[tuple[int, int], ...],
-    dilation: tuple[int, ...],
-    groups: int,
-    checked: bool,
-) -> ConvProblem:
-    """The same once for each call that repeats: numbers of other kinds, which may be equal, do not come here."""
-    found = _conv(input_shape, weight_shape, stride, padding, dilation, groups)
-    if checked:
-        _check_conv(found, input_shape, weight_shape)
-    return found

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from costmodel.algebra import Size
+from costmodel.algebra import Size, symbolic
+
+
+def known(*sizes: Size) -> bool:
+    """Whether sizes are numbers, torch's SymInts among them, and no symbols. Dynamo, which traces this, has ints alone."""
+    return {*map(type, sizes)} == {int} or not symbolic(*sizes)
 
 
 class ShapeError(ValueError, RuntimeError):
@@ -30,7 +35,7 @@ def check_ranks(input_shape: Sequence[Size], weight_shape: Sequence[Size], **win
 
 def check_window(groups: Size, stride: Sequence[Size], dilation: Sequence[Size]) -> None:
     """Each of them is at least 1."""
-    if groups < 1 or any(s < 1 for s in stride) or any(d < 1 for d in dilation):
+    if groups < 1 or min(stride) < 1 or min(dilation) < 1:
         raise ShapeError(
             f"groups, stride and dilation must be at least 1, got groups={groups}, stride={tuple(stride)}, "
             f"dilation={tuple(dilation)}"
