@@ -83,9 +83,21 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def left_to_slow() -> list[tuple[str, str]]:
+    """The rows of `slow.txt`: a test, and what the names of its cases hold."""
+    lines = (Path(__file__).parent / "slow.txt").read_text().splitlines()
+    rows = (line.partition(" ") for line in lines if line and not line.startswith("#"))
+    return [(test, case) for test, _, case in rows]
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     cuda = torch.cuda.is_available()
+    slow = left_to_slow()
     for item in items:
+        name = item.nodeid.removeprefix("tests/")
+        if any(name.partition("[")[0] == test and case in name.partition("[")[2] for test, case in slow):
+            item.add_marker("slow")
         if item.get_closest_marker("gpu") and (not cuda or interpreted()):
             item.add_marker(pytest.mark.skip(reason="TRITON_INTERPRET=1" if cuda else "no CUDA device"))
         elif (item.get_closest_marker("aot") or item.get_closest_marker("compiled")) and interpreted():
