@@ -45,8 +45,6 @@ def test_measure_on_a_gpu_compares_what_the_profiler_recorded(capsys, monkeypatc
     monkeypatch.setattr(torch.profiler, "profile", Profiler)
     with costmodel.measure(Net(), keep=tmp_path / "kept.json") as found:
         pass
-    assert (
-        found.comparison.device.name == "NVIDIA A100-SXM4-80GB"
+    assert found.comparison.device.name == "NVIDIA A100-SXM4-80GB"
     assert len(found.comparison.layers) == 1 and found.trace.is_file()
-    )
     assert "Largest losses" in capsys.readouterr().out
