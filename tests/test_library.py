@@ -12,7 +12,7 @@ from torch import nn
 
 import costmodel
 from bench.measured import evidence, validate
-from costmodel.library import constants
+from costmodel.library import constants, layers
 from costmodel.library.alike import Row, distance, guess
 from costmodel.library.terms import kind_of, seen
 from costmodel.problem import ConvProblem, Pass
@@ -32,6 +32,15 @@ def test_no_prediction_on_tensor_cores_is_below_the_roofline(device, which):
         found = ask(problem, which=which, device=device)
         least = costmodel.roofline(problem, device, "float16", which=which).seconds
         assert least <= found.low <= found.seconds <= found.high
+
+
+def test_a_guess_below_the_roofline_is_raised_to_it_on_tensor_cores_alone():
+    known = constants.library()
+    fast = replace(known, layers=replace(known.layers, rows=tuple(row._replace(log_ratio=-9.0) for row in known.layers.rows)))
+    for dtype, raised in (("float16", True), ("float32", False)):
+        found = layers.predict(LAYER, Pass.FPROP, costmodel.find_device("h100"), dtype, "ieee", constants=fast)
+        least = costmodel.roofline(LAYER, "h100", dtype).seconds
+        assert (found.seconds == found.low == least) is raised and (found.seconds < least) is not raised
 
 
 def test_a_layer_that_was_published_is_predicted_near_its_times():
