@@ -242,8 +242,7 @@ def wgmma(
         bits.append(descriptor_bits(start, *laid(matrix, width, way, memory, start), width))
     tail = "" if kind == "tf32" else f", {int(along[0])}, {int(along[1])}"
     ptx = kernel(
-        PREFIX.replace("\tmov.b64 %rd1, map;\n\tcvta.param.u64 %rd1, %rd1;\n", "")
-        + wgmma_body(columns, kind, *bits, tail, steps),
+        PREFIX + wgmma_body(columns, kind, *bits, tail, steps),
         1,
         128,
     )
