@@ -23,9 +23,10 @@ ENV := .venv/.stamp
 endif
 
 OLDEST := 3.6.0
+NEWEST := 3.9.0
 PYTEST := -m pytest --no-header --dist worksteal
 
-.PHONY: help env demo test compiled aot-slow aot-oldest mutate gpu gpu-run gpu-cache lint
+.PHONY: help env demo test compiled aot-slow aot-oldest aot-newest mutate gpu gpu-run gpu-cache lint
 
 help:
 	@cat <<'TEXT'
@@ -38,6 +39,7 @@ help:
 	make mutate      breaks the kernels on purpose and checks that tests notice
 	make aot-slow    more of both: other types, sm_80 and sm_100
 	make aot-oldest  the ahead-of-time tests on the oldest Triton, $(OLDEST)
+	make aot-newest  the same on the newest, $(NEWEST)
 	make env         only the environment, .venv, as constraints.txt pins it
 	VENV=0 PYTHON=... uses that Python as it is instead of .venv
 	TEXT
@@ -85,18 +87,22 @@ aot-slow: $(ENV)
 	TRITON_INTERPRET=0 $(PY) $(PYTEST) -q -n $(JOBS) -m "compiled and slow" tests
 	TRITON_INTERPRET=0 $(PY) $(PYTEST) -q -n $(JOBS) -m "aot and slow" tests
 
-aot-oldest: $(ENV) build/triton-$(OLDEST)/.stamp
-	@export OMP_NUM_THREADS=1 PYTHONPATH=build/triton-$(OLDEST)
-	$(PY) -c 'import triton; print("Triton", triton.__version__); assert triton.__version__ == "$(OLDEST)"'
+aot-oldest: TRITON := $(OLDEST)
+aot-newest: TRITON := $(NEWEST)
+aot-oldest: build/triton-$(OLDEST)/.stamp
+aot-newest: build/triton-$(NEWEST)/.stamp
+aot-oldest aot-newest: $(ENV)
+	@export OMP_NUM_THREADS=1 PYTHONPATH=build/triton-$(TRITON)
+	$(PY) -c 'import triton; print("Triton", triton.__version__); assert triton.__version__ == "$(TRITON)"'
 	TRITON_INTERPRET=0 $(PY) $(PYTEST) -q -n $(JOBS) -m aot tests
 
 mutate: $(ENV)
 	@export OMP_NUM_THREADS=1
 	$(PY) tests/mutations.py
 
-build/triton-$(OLDEST)/.stamp: | $(ENV)
+build/triton-%/.stamp: | $(ENV)
 	@rm -rf $(@D)
-	$(PY) -m pip install -q --no-deps --target $(@D) triton==$(OLDEST)
+	$(PY) -m pip install -q --no-deps --target $(@D) triton==$*
 	touch $@
 
 # A Python that already has torch, Triton and a GPU is used as it is: a GPU machine may have no way to install anything.

@@ -230,17 +230,30 @@ def audit(
     only: Annotated[str, typer.Option(help="Rows whose key holds this, such as fprop:gather:half:wide.")] = "",
     arch: Annotated[list[int] | None, typer.Option(help="80, 90 or 100; all of them unless named.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes that compile.")] = 2,
-    write: Annotated[bool, typer.Option("--write", help="Commit the rows to the table that plans are chosen by.")] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="Commit the rows to the table that plans are chosen by, 20 at a time.")
+    ] = False,
+    missing: Annotated[
+        bool,
+        typer.Option(
+            "--missing",
+            help="Only rows that the table lacks for this Triton, most registers on other versions first; prints how many rows"
+            " each version has. With --write a run may be stopped and started again.",
+        ),
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Compile the first so many rows alone.")] = None,
+    coverage: Annotated[bool, typer.Option("--coverage", help="Only print how many rows each Triton version has.")] = False,
     summary: Annotated[bool, typer.Option("--summary", help="Only print docs' table, from the committed rows.")] = False,
 ) -> None:
     """Compile the plan's menu ahead of time, without a GPU: registers, spills, shared memory, the main loop's instructions."""
-    from bench.audit import run
-    from bench.audit import summary as markdown
+    from bench import audit as tables
 
     if summary:
-        typer.echo(markdown())
+        typer.echo(tables.summary())
+    elif coverage:
+        typer.echo(tables.coverage(tables.menu(arch or tables.ARCHITECTURES), tables.committed()))
     else:
-        run(only, arch or None, jobs, write)
+        tables.run(only, arch or None, jobs, write, missing, limit)
 
 
 @app.command()

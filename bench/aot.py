@@ -18,6 +18,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
+#: Major and minor version of the installed Triton, to be compared: as words "3.10" comes before "3.9".
+VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
+
 
 @dataclass(frozen=True)
 class Pointer:

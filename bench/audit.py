@@ -1,6 +1,7 @@
 """Every row of the plan's menu, compiled ahead of time and read back from its machine code. Needs no GPU.
 
 `python -m bench audit` prints the table; `--write` commits it as the resource table that `costmodel.plan` chooses by.
+`--missing` takes the rows that the table lacks for the installed Triton, so that a run may be stopped and taken up again.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
@@ -43,6 +45,8 @@ ARCHITECTURES = (80, 90, 100)
 FAMILIES = ("gather", "patch")
 ACCESS = {"gather": ("wide", "narrow"), "patch": ("wide", "folded", "narrow")}
 TABLE = Path(__file__).parent.parent / "costmodel" / "data" / "resources.json"
+#: Rows compiled between two writes of the table: what a run that is stopped loses at most.
+WRITE_EVERY = 20
 
 #: The element type that stands for each arithmetic of the menu, and its float32 precision.
 DTYPES = {
@@ -202,12 +206,40 @@ def compile_menu(rows: list[Row], jobs: int | None = None) -> Iterator[tuple[str
             yield done.result()
 
 
+def committed(path: Path = TABLE) -> dict[str, dict[str, list[int]]]:
+    """The table as it lies on disk: key -> Triton version -> [registers, shared bytes, spills, trip instructions]."""
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def missing(rows: Iterable[Row], kernels: dict[str, dict[str, list[int]]], version: str = triton.__version__) -> list[Row]:
+    """The rows that `kernels` lacks for a Triton version, those first whose figures are likeliest to change a choice.
+
+    Registers on the other versions decide, most first, and a row that no version compiled comes before all others. A row
+    that spills on another version is no candidate whatever this one makes of it, and comes last.
+    """
+
+    def urgency(row: Row) -> tuple[bool, int]:
+        figures = kernels.get(row.key, {}).values()
+        return any(spills for _, _, spills, _ in figures), -max((registers for registers, *_ in figures), default=256)
+
+    return sorted((row for row in rows if version not in kernels.get(row.key, {})), key=urgency)
+
+
+def coverage(rows: Iterable[Row], kernels: dict[str, dict[str, list[int]]]) -> str:
+    """How many of the rows each Triton version compiled, in words."""
+    keys = [row.key for row in rows]
+    counts = Counter(version for key in keys for version in kernels.get(key, {}))
+    each = ", ".join(f"{counts[version]} from Triton {version}" for version in sorted(counts))
+    return f"of {len(keys)} rows the table has {each or 'none'}"
+
+
 def write_table(found: dict[str, dict[str, Any]], path: Path = TABLE) -> None:
     """Put rows [registers, shared, spills, trip instructions] into the table, under the Triton version that compiled them.
 
-    A row that does not compile or is serialised is written with one spill: it is no candidate.
+    A row that does not compile or is serialised is written with one spill: it is no candidate. The file is replaced at
+    once, so that a run stopped here leaves the old table or the new one.
     """
-    kernels = json.loads(path.read_text()) if path.is_file() else {}
+    kernels = committed(path)
     for key, entry in found.items():
         if "error" in entry or entry["trip"]["serialized"]:
             row = [255, 0, 1, 0]
@@ -215,7 +247,9 @@ def write_table(found: dict[str, dict[str, Any]], path: Path = TABLE) -> None:
             row = [entry["registers"], entry["shared_bytes"], entry["spills"], entry["trip"]["instructions"]]
         kernels.setdefault(key, {})[triton.__version__] = row
     lines = (f" {json.dumps(key)}: {json.dumps(dict(sorted(kernels[key].items())))}" for key in sorted(kernels))
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    whole = path.with_suffix(".new")
+    whole.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    whole.replace(path)
 
 
 def headline() -> list[Row]:
@@ -248,18 +282,37 @@ def summary() -> str:
 _CLASSES = ("mma", "ldgsts", "ldg", "lds", "sts", "alu", "imad", "mov", "pred", "uniform", "barrier", "fma")
 
 
-def run(only: str = "", archs: Iterable[int] | None = None, jobs: int = 2, write: bool = False) -> None:
-    """Compile the rows whose key holds `only`, print them, and with `write` put them into the table.
+def run(
+    only: str = "",
+    archs: Iterable[int] | None = None,
+    jobs: int = 2,
+    write: bool = False,
+    lacking: bool = False,
+    limit: int | None = None,
+) -> None:
+    """Compile the rows whose key holds `only`, print them, and with `write` put them into the table, `WRITE_EVERY` at a time.
 
-    SystemExit where no row does.
+    lacking: those that the table has no figures of this Triton for, in the order of `missing`. limit: the first so many.
+    SystemExit where no key holds `only`.
     """
     console = Console()
     rows = [row for row in menu(archs or ARCHITECTURES) if only in row.key]
     if not rows:
         raise SystemExit(f"no row of the menu holds {only!r}; keys look like {next(menu()).key}")
+    if lacking:
+        console.print(coverage(rows, committed()))
+        rows = missing(rows, committed())
+        console.print(f"{len(rows)} rows lack figures of Triton {triton.__version__}")
+        if not rows:
+            return
+    rows = rows[:limit]
     found: dict[str, dict[str, Any]] = {}
+    unwritten: dict[str, dict[str, Any]] = {}
     for key, entry in track(compile_menu(rows, jobs), "compiling", total=len(rows), console=console):
-        found[key] = entry
+        found[key] = unwritten[key] = entry
+        if write and (len(unwritten) == WRITE_EVERY or len(found) == len(rows)):
+            write_table(unwritten)
+            unwritten = {}
     shown = Table(title=f"Triton {triton.__version__}", box=SIMPLE, padding=(0, 1, 0, 0))
     for heading in ("kernel", "regs", "spills", "shared", "trip", "MMA", "copies", *_CLASSES):
         shown.add_column(heading, justify="left" if heading in ("kernel", "MMA", "copies") else "right", no_wrap=True)
@@ -286,5 +339,4 @@ def run(only: str = "", archs: Iterable[int] | None = None, jobs: int = 2, write
     broken = [key for key, entry in found.items() if "error" in entry or entry["spills"] or entry["trip"]["serialized"]]
     console.print(f"{len(rows)} kernels, {len(broken)} that spill, wait after every MMA or do not compile: no candidates")
     if write:
-        write_table(found)
         console.print(f"written: {TABLE}", soft_wrap=True)

@@ -15,6 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,12 @@ class Instruction:
             return "other"
         if self.stem in ("IMAD", "HFMA2") and "RZ, RZ, " in self.operands and not self.opcode.startswith("IMAD.X"):
             return "mov"  # 0 * 0 + x (IMAD.X adds a carry to it)
-        return next((name for name, regex in _CLASS_REGEXES.items() if regex.fullmatch(self.stem)), "other")
+        return _class_of(self.stem)
+
+
+@cache
+def _class_of(stem: str) -> str:
+    return next((name for name, regex in _CLASS_REGEXES.items() if regex.fullmatch(stem)), "other")
 
 
 @dataclass(frozen=True)

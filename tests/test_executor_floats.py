@@ -92,6 +92,16 @@ def test_extremes(name: str, kind: str) -> None:
         check_floats(text, [kind] * 2, kind, lambda a, b, p=propagate: extreme(name, FORMS[kind], p, a, b))
 
 
+def test_a_fused_product_is_rounded_once() -> None:
+    """1.5 * (1 + 2^-7) lies between two bfloat16 numbers: what is added, however small, decides."""
+    small = np.array([rounded(Fraction(sign, 2**60), BF16) for sign in (1, -1)] * 16, np.uint64)
+    a, b = (np.full(32, rounded(x, BF16), np.uint64) for x in (Fraction(3, 2), 1 + Fraction(1, 128)))
+    got = on_lanes("fma.rn.bf16 {d}, {a}, {b}, {c};", [(16, a), (16, b), (16, small)], 16)
+    tie = Fraction(3, 2) * (1 + Fraction(1, 128))
+    above, below = (rounded(tie + Fraction(sign, 2**20), BF16) for sign in (1, -1))
+    assert [int(x) for x in got] == [above, below] * 16 and above == below + 1
+
+
 @pytest.mark.parametrize("kind", ["f16", "bf16"])
 def test_halves_into_single(kind: str) -> None:
     """sm_100 and up: a half and a float32, a product of halves and a float32, rounded once."""

@@ -42,6 +42,13 @@ def test_a_layer_that_was_published_is_predicted_near_its_times():
         assert found.low < 1e-3 * milliseconds < found.high
 
 
+def test_a_depthwise_layer_in_16_bits_is_what_networks_leave_for_one():
+    """No published layer is; TF32 kernels on contiguous tensors take far longer."""
+    half, tf32 = ask(DEPTHWISE), ask(DEPTHWISE, dtype="float32", precision="tf32", layout="contiguous")
+    assert "no row in half is of a depthwise layer" in half.source and "networks" in half.source
+    assert half.seconds < tf32.seconds and half.high / half.low > 3
+
+
 def test_what_no_row_has_is_said_and_widens_the_interval():
     known = ask(device="v100", layout="contiguous")
     assert "no row" not in known.source

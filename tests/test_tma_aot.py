@@ -7,6 +7,7 @@ import pytest
 import torch
 import triton
 
+from bench.aot import VERSION
 from bench.audit import DTYPES, PROBLEMS, TABLE, Row, compile_plan, compile_row
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import resource_table
@@ -79,12 +80,20 @@ def test_a_weight_gradient_multiplies_a_box_as_it_lies(row):
     agrees_with_the_table(row, found)
 
 
-@pytest.mark.parametrize("tile, registers", [("128x256x64:w8:s4", 164), ("128x128x64:w8:s3", 102)])
-def test_a_weight_gradients_trip_is_as_short_as_it_was(tile, registers):
-    """Measured: 130 and 128 instructions for four HGMMA on Triton 3.6, 140 and 138 on 3.7.1, which fences dy; the gather's has
-    228 and 220 registers."""
+#: Instructions of a trip and registers of a weight gradient from boxes, by the Triton that they were read off. 3.7 fences dy,
+#: 3.8 has one more barrier of the program, 3.9 three more instructions of the uniform datapath.
+WGRAD_TRIPS = {
+    "128x256x64:w8:s4": {(3, 6): (130, 164), (3, 7): (140, 164), (3, 8): (141, 164), (3, 9): (141, 165)},
+    "128x128x64:w8:s3": {(3, 6): (128, 102), (3, 7): (138, 99), (3, 8): (139, 99), (3, 9): (141, 99)},
+}
+
+
+@pytest.mark.parametrize("tile", WGRAD_TRIPS)
+def test_a_weight_gradients_trip_is_as_short_as_it_was(tile):
+    """Four HGMMA each; the gather's has 228 instructions and 220 registers."""
     found = compile_plan(PROBLEMS["tma", "wide"], Plan.parse(f"wgrad:tma:{tile}:split4"), torch.bfloat16, "ieee", 90)
-    assert found.trip.instructions <= (130 if triton.__version__ < "3.7" else 140) and found.registers <= registers
+    instructions, registers = max((of, limit) for of, limit in WGRAD_TRIPS[tile].items() if of <= VERSION)[1]
+    assert found.trip.instructions <= instructions and found.registers <= registers
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def totals(of: Comparison) -> list[str]:
 def _layers(out: Console, of: Comparison, top: int) -> None:
     ordered = sorted(of.layers, key=lambda row: -row.step_seconds)
     shown = table("By time in a step", gap=0)
-    shown.add_column("layer", overflow="fold", width=18)
+    shown.add_column("layer", overflow="fold", width=17)
     for name in ("pass", "x", "time", "copies", "FLOP/s", "B/s", "roof", "by", "plan", "ratio"):
         shown.add_column(name, justify="right", no_wrap=True)
     for row in ordered[: top or None]:
@@ -83,15 +83,15 @@ def _layers(out: Console, of: Comparison, top: int) -> None:
         shown.add_row(
             Text(row.name, style=style),
             row.passes.replace("forward", "fwd"),
-            f"{row.calls:.3g}",
+            f"{row.calls:.0f}" if row.calls >= 10 else f"{row.calls:.2g}",
             si(row.measured_seconds, "s"),
-            si(row.copies, "s") if row.copies else "–",
-            si(row.useful_rate),
-            si(row.bytes_rate),
+            si(row.copies, "s", 2) if row.copies else "–",
+            si(row.useful_rate, digits=2),
+            si(row.bytes_rate, digits=2),
             f"{100 * row.roofline_share:.0f}%",
             row.bound[:3],
             optional(row.predicted_seconds, lambda value: si(value, "s")),
-            optional(row.ratio, lambda value: f"{value:.2f}"),
+            optional(row.ratio, lambda value: f"{value:.2g}" if value >= 10 else f"{value:.1f}"),
         )
     out.print(shown)
     if top and len(ordered) > top:

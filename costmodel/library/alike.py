@@ -53,8 +53,14 @@ def guess(of: Seen, rows: Sequence[Row]) -> Guess:
     apart = [distance(of, row.seen) for row in rows]
     closest = min(apart)
     near = [row.weight * math.exp(-d / 2) for row, d in zip(rows, apart, strict=True)]
-    # the wider mean is normalised, so that the closest row may be at any distance
-    wide = [row.weight * math.exp(-(d - closest) / 2 / WIDER) for row, d in zip(rows, apart, strict=True)]
+    # the wider mean is normalised, so that the closest row may be at any distance; it is of rows of the same kind, whose base
+    # times alone are comparable, where there are any
+    kin = [row.seen.kind == of.kind for row in rows]
+    lone = not any(kin)
+    wide = [
+        row.weight * math.exp(-(d - closest) / 2 / WIDER) if same or lone else 0.0
+        for row, d, same in zip(rows, apart, kin, strict=True)
+    ]
     prior = sum(w * row.log_ratio for w, row in zip(wide, rows, strict=True)) / sum(wide)
     support = sum(near)
     mean = sum(w * row.log_ratio for w, row in zip(near, rows, strict=True))

@@ -12,6 +12,7 @@ from costmodel.count import cost
 from costmodel.device import Device
 from costmodel.library.alike import Row, guess
 from costmodel.library.constants import Interval, Library, library
+from costmodel.library.operators import convolution
 from costmodel.library.terms import LAYOUTS, MODES, Seen, base, seen
 from costmodel.problem import ConvProblem, Pass
 from costmodel.timing import Prediction
@@ -44,21 +45,32 @@ def predict(
     `source` says how many published layers are near and what none of them has. Raises ValueError for a device without the
     rate, and for float64.
     """
-    known = (constants or library()).layers
+    fitted = constants or library()
+    known = fitted.layers
     of = seen(problem, [which], dtype, precision, layout, mode)
     scale, bound = base(problem, which, device, dtype, precision)
     found = guess(of, known.rows)
     seconds = scale * math.exp(found.log_ratio)
-    least = 0.0 if of.arithmetic == "fp32" else roofline(problem, device, dtype, precision=precision, which=which).seconds
-    seconds = max(seconds, least)  # Winograd and FFT, which pass below, run on FMA units
     fold = "layer" if device.name in known.gpus.get(of.arithmetic, ()) else "gpu"
     spread = interval(known.intervals["fma" if of.arithmetic == "fp32" else "tensor"][fold], found.support)
     strange = _strange(of, known.rows)
-    wider = STRANGE ** len(strange)
     words = [f"fitted to published times of cuDNN; the interval holds nine in ten of {spread.rows} that were held out"]
     if fold == "gpu":
         words.append(f"no row is of {device.name} in {of.arithmetic}, so it is scaled from other GPUs")
-    words += strange
+    if of.arithmetic == "half" and not any(row.seen.kind == of.kind and row.seen.arithmetic == "half" for row in known.rows):
+        # networks in float16 say more of such a layer than layers in TF32
+        networks = fitted.networks
+        parts = convolution(problem, which, device, dtype, precision)
+        seconds = sum(networks.weights[layout][name] * part for name, part in parts.items() if name != "calls")
+        spread = networks.intervals[layout]["gpu"]
+        strange = [
+            f"no row in half is of a {of.kind} layer, so it is what networks' times leave for one, the interval wider"
+        ] * 2
+        words = ["fitted to published times of networks in eager PyTorch"]
+    wider = STRANGE ** len(strange)
+    words += dict.fromkeys(strange)
+    least = 0.0 if of.arithmetic == "fp32" else roofline(problem, device, dtype, precision=precision, which=which).seconds
+    seconds = max(seconds, least)  # Winograd and FFT, which pass below, run on FMA units
     return Prediction(
         seconds=seconds,
         tiles=0,
