@@ -9,7 +9,7 @@ from bench.executor import Descriptor, Execution, Kind, Region, decode, execute
 from tests.ptx import BASE, kernel
 
 MAP = 1 << 42
-PREFIX = "\t.reg .pred done;\n\tsetp.eq.b32 %p1, %r199, 0;\n\tmov.b32 %r8, global_smem;\n\tmov.b64 %rd1, map;\n"
+PREFIX = "\t.reg .pred done;\n\tsetp.eq.b32 %p1, %r199, 0;\n\tmov.b32 %r8, global_smem;\n\tmov.b64 %rd1, map;\n\tcvta.param.u64 %rd1, %rd1;\n"
 
 
 def with_map(body: str, threads: int = 32) -> str:
@@ -89,6 +89,14 @@ def test_boxes_are_loaded(swizzle: int, start: tuple[int, int, int]) -> None:
         expected = np.ascontiguousarray(padded[z : z + 4, y : y + 4, x : x + width]).reshape(16, width)
         expected = swizzled(expected.view(np.uint8).reshape(16, -1), swizzle).view(np.float16).reshape(16, width)
         np.testing.assert_array_equal(out, expected)
+
+
+def test_the_address_of_a_parameter_in_32_bits() -> None:
+    """As Triton 3.9 makes it."""
+    tensor, out = np.arange(256, dtype=np.float16).reshape(8, 32), np.zeros((8, 32), np.float16)
+    body = "\tmov.b32 %r5, map;\n\tcvt.u64.u32 %rd1, %r5;\n\tcvta.param.u64 %rd1, %rd1;\n" + load_body(512, "0, 0", 2)
+    assert not run_map(with_map(body), tensor, out, described(tensor, (32, 8))).faults
+    np.testing.assert_array_equal(out, tensor)
 
 
 def test_boxes_are_stored() -> None:
@@ -228,7 +236,12 @@ def wgmma(
     for matrix, start, way in zip(made, (0, 8192), along, strict=True):
         bits.append(descriptor_bits(start, *laid(matrix, width, way, memory, start), width))
     tail = "" if kind == "tf32" else f", {int(along[0])}, {int(along[1])}"
-    ptx = kernel(PREFIX.replace("\tmov.b64 %rd1, map;\n", "") + wgmma_body(columns, kind, *bits, tail, steps), 1, 128)
+    ptx = kernel(
+        PREFIX.replace("\tmov.b64 %rd1, map;\n\tcvta.param.u64 %rd1, %rd1;\n", "")
+        + wgmma_body(columns, kind, *bits, tail, steps),
+        1,
+        128,
+    )
     params = np.array([BASE], np.uint64).view(np.uint8)
     done = execute(decode(ptx), (1, 1, 1), params, [Region("memory", BASE, memory)], {}, 16384)
     return done, wgmma_result(memory[16384:].view(np.float32), columns), a @ b.T + 1

@@ -9,7 +9,7 @@ import numpy as np
 
 from bench.executor import layout
 from bench.executor.floats import NUMBERS, TABLE
-from bench.executor.layout import NONE, PARAMETER_BASE, ROW, SHARED_BASE, Op
+from bench.executor.layout import NONE, ROW, SHARED_BASE, Op
 from bench.executor.text import Param, Where, group, immediate, split
 
 SPECIAL = ("%tid.x", "%ctaid.x", "%ctaid.y", "%ctaid.z", "%nctaid.x", "%nctaid.y", "%nctaid.z", "%laneid", "%warpid", "%ntid.x")
@@ -138,7 +138,7 @@ class Builder:
         if number is None and text == "global_smem":
             number = SHARED_BASE
         if number is None and text in self.params:
-            number = PARAMETER_BASE + self.params[text].offset
+            number = self.params[text].offset  # the address within the parameters' space; cvta makes it a generic one
         if number is not None:
             return self.constant(number & ((1 << bits) - 1), kind)
         width = self.width(text)

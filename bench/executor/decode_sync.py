@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.executor.builder import Builder, Op, Unknown
-from bench.executor.layout import NONE
+from bench.executor.layout import NONE, PARAMETER_BASE
 from bench.executor.text import address
 
 REDUCTIONS = ["add", "min", "max", "and", "or", "xor"]
@@ -51,10 +51,14 @@ def _branch(b: Builder, parts: list[str], operands: list[str]) -> None:
 
 
 def _convert_address(b: Builder, parts: list[str], operands: list[str]) -> None:
-    """cvta: generic addresses are the addresses themselves of what is in global memory or a parameter."""
-    if not {"global", "param"} & set(parts):
+    """cvta: a generic address is the address itself in global memory, and lies in a window of its own for a parameter."""
+    target, source = b.register(operands[0]), b.value(operands[1], 64)
+    if "to" in parts or not {"global", "param"} & set(parts):
         raise Unknown(".".join(parts))
-    b.emit("mov64", b.register(operands[0]), b.value(operands[1], 64))
+    if "param" in parts:
+        b.emit("add64", target, source, b.constant(PARAMETER_BASE, "l"))
+    else:
+        b.emit("mov64", target, source)
 
 
 def _hint(b: Builder, parts: list[str], operands: list[str]) -> None:
