@@ -113,6 +113,26 @@ def test_a_plan(arch, layer, plan, arithmetic, layout, executed):
     assert len(executed) == 1 + two_stages
 
 
+ORDERLY = [row for row in EACH if row.values[0] in ARCHS and (":split" in row.values[2] or "wgrad:depthwise" in row.values[2])]
+
+
+@pytest.mark.parametrize("arch, layer, plan, arithmetic, layout", ORDERLY)
+def test_the_same_bits_in_any_order_of_warps(arch, layer, plan, arithmetic, layout, executed, executor):
+    """Partial sums too. Programs meet in no byte, which every launch is checked for, so that their order cannot matter."""
+    from bench.compiled.plans import ARITHMETICS
+    from tritonconv import launch
+
+    dtype, precision = ARITHMETICS[arithmetic]
+    problem, forced = parse(layer).problem, Plan.parse(plan)
+    work, found = Work(problem, forced.which, dtype, precision, layout), []
+    ((a, b),) = work.inputs(1, "cpu")
+    for executor.seed in range(4):
+        with float32_in(precision):
+            out = launch.allocate(work.shapes[2], a, b).fill_(torch.nan)
+            found.append(launch.execute(forced.which, problem, a, b, out, None, plan))
+    assert all(torch.equal(found[0], other) for other in found)
+
+
 @pytest.mark.parametrize("arch, case, plan, activation, extras", AFTER)
 def test_what_follows_in_the_same_kernel(arch, case, plan, activation, extras, executed):
     tensors = epilogues.operands(case, extras)

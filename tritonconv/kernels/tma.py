@@ -186,11 +186,13 @@ def tma_kernel(
     acc = tl.zeros((BLOCK_N, BLOCK_M), ACC)
     if DGRAD:
         h_0, first_r, taps_r, base_p = axis_phase(
-            (phase // STRIDE[2]) % STRIDE[1], low[1], KERNEL[1], STRIDE[1], DILATION[1], STEP[1]
+            (phase // STRIDE[2]) % STRIDE[1], low[1], KERNEL[1], STRIDE[1], DILATION[1], STEP[1], tl.int32
         )
-        w_0, first_s, taps_s, base_q = axis_phase(phase % STRIDE[2], low[2], KERNEL[2], STRIDE[2], DILATION[2], STEP[2])
+        w_0, first_s, taps_s, base_q = axis_phase(
+            phase % STRIDE[2], low[2], KERNEL[2], STRIDE[2], DILATION[2], STEP[2], tl.int32
+        )
         d_0, first_t, taps_t, base_o = axis_phase(
-            phase // (STRIDE[2] * STRIDE[1]), low[0], KERNEL[0], STRIDE[0], DILATION[0], STEP[0]
+            phase // (STRIDE[2] * STRIDE[1]), low[0], KERNEL[0], STRIDE[0], DILATION[0], STEP[0], tl.int32
         )
         step = (-DELTA[0], -DELTA[1], -DELTA[2])
         from_image = image
