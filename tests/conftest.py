@@ -142,6 +142,25 @@ def interpreter_made_fast() -> None:
     _check_overflow(False)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def masks_are_booleans() -> None:
+    """A mask that the interpreter widened to integers, as it does with `block & scalar`, fails on every Triton as it does on
+    3.9; `tl.where(scalar, block, False)` stays one of booleans."""
+    if not interpreted():
+        return
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    def checked(access, place):
+        def call(builder, *operands):
+            assert operands[place].data.dtype == bool, "a mask of integers: Triton 3.9 takes no block & scalar"
+            return access(builder, *operands)
+
+        return call
+
+    for name, place in (("create_masked_load", 1), ("create_masked_store", 2)):
+        setattr(InterpreterBuilder, name, checked(getattr(InterpreterBuilder, name), place))
+
+
 def _check_overflow(on: bool) -> None:
     from triton.runtime import interpreter
 

@@ -63,7 +63,8 @@ def copy_frames(
     x_base = x_ptr + image * x_n - cached * frame_size
     source = frame_at(frame, cached, x_base, cache_ptr + image * cache_n, frame_size, REPLICATE)
     mask = offs < frame_size
-    value = tl.load(source + offs, mask=mask if REPLICATE else mask & (frame >= 0), other=0.0)
+    read = mask if REPLICATE else tl.where(frame >= 0, mask, False)  # Triton 3.9's interpreter takes no block & scalar
+    value = tl.load(source + offs, mask=read, other=0.0)
     tl.store(next_ptr + place * frame_size + offs, value, mask=mask)
 
 
