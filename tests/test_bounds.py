@@ -26,9 +26,10 @@ def problems(count, seed=0):
     for _ in range(count):
         rank, groups = pick.randint(1, 3), pick.choice([1, 1, 2, 4])
         kernel = [pick.choice([1, 3, 5]) for _ in range(rank)]
+        channels = pick.randint(1, 128)  # of a group
         yield ConvProblem.conv(
-            (pick.randint(1, 8), groups * pick.randint(1, 128), *(pick.randint(5, 40) for _ in range(rank))),
-            (groups * pick.randint(1, 128), pick.randint(1, 128), *kernel),
+            (pick.randint(1, 8), groups * channels, *(pick.randint(5, 40) for _ in range(rank))),
+            (groups * pick.randint(1, 128), channels, *kernel),
             [pick.randint(1, 2) for _ in range(rank)],
             [pick.randint(0, size // 2) for size in kernel],
             [1] * rank,
