@@ -39,6 +39,7 @@ KERNELS = {
     "gather_half_90": Recorded(90, "fprop:gather:64x32x32:w4:s3", torch.float16, (1, 40, 7, 9), (24, 40, 3, 3)),
     "tma_half_90": Recorded(90, "fprop:tma:64x32x32:w4:s4", torch.float16, (1, 64, 7, 9), (32, 64, 3, 3)),
     "tma_tf32_90": Recorded(90, "fprop:tma:64x32x32:w4:s4", torch.float32, (1, 64, 7, 9), (32, 64, 3, 3), "tf32"),
+    "tma_wgmma_90": Recorded(90, "fprop:tma:64x64x64:w4:s3", torch.float16, (1, 64, 7, 9), (72, 64, 3, 3)),
     "wgrad_half_80": Recorded(80, "wgrad:gather:32x32x32:w4:s3:split2", torch.float16, (1, 24, 9, 9), (24, 24, 3, 3)),
 }
 

@@ -9,12 +9,17 @@ from bench.executor import Descriptor, Execution, Kind, Region, decode, execute
 from tests.ptx import BASE, kernel
 
 MAP = 1 << 42
-PREFIX = "\t.reg .pred done;\n\tsetp.eq.b32 %p1, %r199, 0;\n\tmov.b32 %r8, global_smem;\n\tmov.b64 %rd1, map;\n\tcvta.param.u64 %rd1, %rd1;\n"
+PREFIX = """
+\t.reg .pred done;
+\tsetp.eq.b32 %p1, %r199, 0;
+\tmov.b32 %r8, global_smem;
+"""
+FIND_MAP = "\tmov.b64 %rd1, map;\n\tcvta.param.u64 %rd1, %rd1;\n"
 
 
 def with_map(body: str, threads: int = 32) -> str:
     """A kernel of one pointer, p0 in %rd70, and a descriptor whose address is %rd1; %p1: thread 0; %r8: shared memory."""
-    return kernel(PREFIX + body, 1, threads).replace(
+    return kernel(PREFIX + FIND_MAP + body, 1, threads).replace(
         "\t.param .u64 p0\n", "\t.param .u64 p0,\n\t.param .align 64 .b8 map[128]\n"
     )
 
@@ -237,8 +242,7 @@ def wgmma(
         bits.append(descriptor_bits(start, *laid(matrix, width, way, memory, start), width))
     tail = "" if kind == "tf32" else f", {int(along[0])}, {int(along[1])}"
     ptx = kernel(
-        PREFIX.replace("\tmov.b64 %rd1, map;\n\tcvta.param.u64 %rd1, %rd1;\n", "")
-        + wgmma_body(columns, kind, *bits, tail, steps),
+        PREFIX + wgmma_body(columns, kind, *bits, tail, steps),
         1,
         128,
     )
