@@ -113,6 +113,25 @@ def test_a_plan(arch, layer, plan, arithmetic, layout, executed):
     assert len(executed) == 1 + two_stages
 
 
+FAR = [
+    row
+    for row in EACH
+    if row.values[0] in ARCHS and row.values[2].split(":")[1] in ("gather", "tma", "depthwise") and row.values[3] == "float16"
+]
+
+
+@pytest.mark.parametrize("arch, layer, plan, arithmetic, layout", FAR)
+def test_64_bit_offsets(arch, layer, plan, arithmetic, layout, executed):
+    """The code that tensors of more than 2^31 elements take; coordinates of boxes stay in 32 bits."""
+    from bench.compiled.chosen import Chosen, far
+    from bench.compiled.plans import error_of
+
+    forced = Plan.parse(plan)
+    work = Work(parse(layer).problem, forced.which, arithmetic, layout=layout)
+    with far():
+        assert error_of(Chosen(work, forced, False, arch, "", True), GPU[arch]) <= 1
+
+
 ORDERLY = [row for row in EACH if row.values[0] in ARCHS and (":split" in row.values[2] or "wgrad:depthwise" in row.values[2])]
 
 

@@ -118,6 +118,9 @@ class Launcher:
         *arguments: Any,
     ) -> None:
         driver: Executor = active_driver.active
+        if driver.skipped is not None:
+            driver.skipped.append(function)
+            return
         grid = grid_x, grid_y, grid_z
         driver.launch(function, grid, self.metadata, list(self.parameters(arguments)), self.constants)
 
@@ -137,7 +140,10 @@ class Launcher:
 
 
 class Executor(DriverBase):
-    """The driver. `seed` is of the order in which warps run; each of `listeners` hears of every launch that was executed."""
+    """The driver. `seed` is of the order in which warps run; each of `listeners` hears of every launch that was executed.
+
+    Where `skipped` is a list, launches are compiled and not executed: it gets the PTX of each.
+    """
 
     def __init__(self, arch: int, seed: int = 0, check: bool = True) -> None:
         super().__init__()
@@ -145,6 +151,7 @@ class Executor(DriverBase):
         self.utils = Utils(arch)
         self.launcher_cls = Launcher
         self.listeners: list[Callable[[Launched], None]] = []
+        self.skipped: list[str] | None = None
 
     def launch(
         self,

@@ -189,7 +189,7 @@ def wgrad_kernel(
             dy_mask = dy_mask & filters_mask[:, None]
         dy = tl.load(dy_ptrs + dy_start, mask=dy_mask, other=0.0)
         if BOXED:
-            at = (d_shift, h_shift, w_shift)
+            at = (tl.cast(d_shift, tl.int32), tl.cast(h_shift, tl.int32), tl.cast(w_shift, tl.int32))
             channel = group * channels + pid_n * BLOCK_N
             pixels_x = load_pixels(x, n0, at, channel, x_w.to(tl.int32), (o1, p1, q1), STRIDE, RANK)
             taken = pixels_x.reshape(BLOCK_K, BLOCK_N)
