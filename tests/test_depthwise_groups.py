@@ -227,7 +227,7 @@ def test_the_quickest_is_the_least_of_all(which, planes):
         grouped(1, 1, (16, 64, 33, 33), (31, 31)),
         grouped(1, 2, (8, 1024, 2048), (4,)),
         grouped(2, 4, (1, 64, 8, 28, 28), (3, 3, 3)),
-        grouped(3, 1),
+        grouped(3, 1, (32, 510, 56, 56)),
     ):
         call = Call(problem, which, "bfloat16", "ieee", *lies)
         plans = depthwise_choice.candidates(call, H100)

@@ -346,6 +346,7 @@ def test_a_checkout_in_a_folder_named_gpu_skips_nothing():
 
     class Item:
         keywords = ("gpu", "aot")
+        nodeid = "tests/test_stages.py::test"
 
         def get_closest_marker(self, name):
             return None
