@@ -41,8 +41,10 @@ def overlaps_itself(tensor: torch.Tensor) -> bool:
 
 
 def overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors share an element of memory."""
-    if one.untyped_storage().data_ptr() != other.untyped_storage().data_ptr() or not one.numel() or not other.numel():
+    """Whether two tensors share an element of memory. Those of the device "meta" have none."""
+    if one.is_meta or not one.numel() or not other.numel():
+        return False
+    if one.untyped_storage().data_ptr() != other.untyped_storage().data_ptr():
         return False
     (begin, end), (first, last) = _span(one), _span(other)
     if end <= first or last <= begin:

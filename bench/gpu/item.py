@@ -63,7 +63,8 @@ class Result:
 
 def model_of_device() -> Device:
     """The cost model's description of the current GPU, or of what stands for one."""
-    return launch.device_model(torch.cuda.current_device() if torch.cuda.is_available() and not host.INTERPRETED else -1)
+    where = "cuda" if torch.cuda.is_available() and not host.INTERPRETED else "cpu"
+    return launch.device_model(host.index_of(torch.empty(0, device=where)))
 
 
 @contextmanager

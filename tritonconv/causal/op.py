@@ -54,7 +54,7 @@ def _by(where: Any) -> tuple[Callable[..., Pair], Callable[..., Three], Callable
         final: bool = False,
     ) -> Pair:
         operands.call("causal", x, w, b, state, ids, starts, activation)
-        if not x.is_cuda:
+        if x.is_cpu:
             operands.values(x, ids, starts)
         given = Given(state, ids, starts)
         y = where.forward(x, w, b, activation, given)
@@ -75,7 +75,7 @@ def _by(where: Any) -> tuple[Callable[..., Pair], Callable[..., Three], Callable
         wants_state: bool = False,
     ) -> Three:
         operands.call("causal_backward", x, w, b, state, ids, starts, activation, dy, dfinal)
-        if not x.is_cuda:
+        if x.is_cpu:
             operands.values(x, ids, starts)
         wants = wants_x, wants_w, wants_state
         found: Three = where.backward(dy, x, w, b, dfinal, activation, Given(state, ids, starts), wants)
@@ -92,7 +92,7 @@ def _by(where: Any) -> tuple[Callable[..., Pair], Callable[..., Three], Callable
     ) -> torch.Tensor:
         operands.update(x, state, w, b, before, entries, activation)
         memory.may_be_written("causal_conv1d_update", "conv_state", state, x=x, weight=w, bias=b)
-        if not x.is_cuda:
+        if x.is_cpu:
             operands.places(state, before, entries)
         y: torch.Tensor = where.update(x, state, w, b, activation, before, entries)
         return y
