@@ -207,7 +207,12 @@ MUTATIONS = [
     Mutation("tma", "a missing bias", "tma.py", "elif HAS_BIAS:", "elif False:", TMA),
     Mutation("tma", "a residual of another image", "tma.py", "image * wide(packed.outer", "0 * wide(packed.outer", TMA),
     Mutation(
-        "boxed wgrad", "a box a row too low", "wgrad.py", "at = (d_shift, h_shift,", "at = (d_shift, h_shift + 1,", TMA_WGRAD
+        "boxed wgrad",
+        "a box a row too low",
+        "wgrad.py",
+        "tl.cast(h_shift, tl.int32)",
+        "tl.cast(h_shift + 1, tl.int32)",
+        TMA_WGRAD,
     ),
     Mutation("boxed wgrad", "columns of another phase", "wgrad.py", "x_w.to(tl.int32)", "0", TMA_WGRAD),
     Mutation(
