@@ -136,6 +136,13 @@ def test_a_forward_that_calls_torch_itself_is_named():
     assert [layer.reason for layer in report(model).layers][:1] == ["not converted"]
 
 
+def test_a_forward_bound_to_a_layer_that_calls_torch_itself_is_named():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1))
+    model[0].forward = lambda x: nn.functional.conv2d(x, model[0].weight)
+    (layer,) = report(convert(model)).layers
+    assert not layer.replaced and layer.reason == "a forward that calls torch's functions itself was bound to it"
+
+
 def test_only_some():
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 3), Standardized(3, 3, 1))
     other = convert(model, only=lambda name, layer: layer.kernel_size == (3, 3), strict=True)

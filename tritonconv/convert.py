@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -141,7 +142,11 @@ def _base(kind: type[nn.Module]) -> type[nn.Module] | None:
 def _refusal(part: nn.Module) -> str:
     """Why a convolution's computation cannot be replaced; "" where it can or has been."""
     kind, base = type(part), _base(type(part))
-    if isinstance(part, ours.Replacement) or kind is base:
+    if isinstance(part, ours.Replacement):
+        return ""
+    if _calls_torch(part.__dict__.get("forward")):
+        return "a forward that calls torch's functions itself was bound to it"
+    if kind is base:
         return ""
     if base is None:
         return "it is none of torch's six classes"
@@ -154,6 +159,13 @@ def _refusal(part: nn.Module) -> str:
     if "forward" in own and not _reaches_ours(own["forward"], base):
         return "its class has a forward of its own, which calls torch's functions itself"
     return ""
+
+
+def _calls_torch(forward: Any) -> bool:
+    """Whether a forward that was bound to an instance names a convolution of torch's; a partial's or method's too."""
+    while hasattr(forward, "__func__") or isinstance(forward, functools.partial):
+        forward = forward.func if isinstance(forward, functools.partial) else forward.__func__
+    return any(name.startswith("conv") for name in getattr(getattr(forward, "__code__", None), "co_names", ()))
 
 
 def _reaches_ours(forward: Any, base: type[nn.Module]) -> bool:
