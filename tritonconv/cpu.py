@@ -12,8 +12,15 @@ from costmodel.problem import ConvProblem
 from tritonconv.layout import output_strides
 
 
-def _pads(problem: ConvProblem, sign: int = 1) -> list[int]:
-    return [sign * p for pair in reversed(problem.padding) for p in pair]
+def _even(problem: ConvProblem) -> list[int]:
+    """Per axis, the padding that both ends have, which torch's convolution takes without writing it out."""
+    return [max(0, min(pair)) for pair in problem.padding]
+
+
+def _odd(problem: ConvProblem) -> list[int]:
+    """What is left for `F.pad`: one end's padding, and crops."""
+    ends = reversed([(lo - even, hi - even) for (lo, hi), even in zip(problem.padding, _even(problem), strict=True)])
+    return [p for pair in ends for p in pair]
 
 
 def laid_out(result: torch.Tensor, *operands: torch.Tensor) -> torch.Tensor:
@@ -33,7 +40,7 @@ def _backward(
         w,
         None,
         problem.stride,
-        [0] * problem.rank,
+        _even(problem),
         problem.dilation,
         False,
         [0] * problem.rank,
@@ -43,16 +50,24 @@ def _backward(
 
 
 def fprop(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, problem: ConvProblem) -> torch.Tensor:
-    padded = F.pad(x, _pads(problem))
     y = torch.convolution(
-        padded, w, b, problem.stride, [0] * problem.rank, problem.dilation, False, [0] * problem.rank, problem.groups
+        F.pad(x, _odd(problem)),
+        w,
+        b,
+        problem.stride,
+        _even(problem),
+        problem.dilation,
+        False,
+        [0] * problem.rank,
+        problem.groups,
     )
     return laid_out(y, x, w)
 
 
 def dgrad(dy: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, problem: ConvProblem) -> torch.Tensor:
-    padded = dy.new_empty((problem.batch, problem.in_channels, *problem.padded_size))
-    dx = F.pad(_backward(problem, dy, padded, w, [True, False, False])[0], _pads(problem, -1))
+    sizes = (n - 2 * even for n, even in zip(problem.padded_size, _even(problem), strict=True))
+    padded = dy.new_empty((problem.batch, problem.in_channels, *sizes))
+    dx = F.pad(_backward(problem, dy, padded, w, [True, False, False])[0], [-p for p in _odd(problem)])
     if b is not None:
         dx = dx + b.view(-1, *(1,) * problem.rank)
     return laid_out(dx, dy, w)
@@ -60,5 +75,5 @@ def dgrad(dy: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, problem: Co
 
 def wgrad(dy: torch.Tensor, x: torch.Tensor, problem: ConvProblem) -> torch.Tensor:
     w = dy.new_empty(problem.weight_shape)
-    dw = _backward(problem, dy, F.pad(x, _pads(problem)), w, [False, True, False])[1]
+    dw = _backward(problem, dy, F.pad(x, _odd(problem)), w, [False, True, False])[1]
     return laid_out(dw, x, dy)
