@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -20,6 +20,16 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 
 #: Major and minor version of the installed Triton, to be compared: as words "3.10" comes before "3.9".
 VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
+
+Figure = TypeVar("Figure")
+
+
+def since(figures: Mapping[tuple[int, ...], Figure]) -> Figure:
+    """What was read off the newest Triton of `figures` that is not newer than the installed one.
+
+    >>> since({(3, 6): 107, (3, 9): 111})  # 107 on Triton 3.6, 3.7 and 3.8
+    """
+    return figures[max(version for version in figures if version <= VERSION)]
 
 
 @dataclass(frozen=True)

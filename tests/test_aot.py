@@ -10,7 +10,7 @@ import pytest
 import torch
 import triton
 
-from bench.aot import VERSION, Pointer, compile_ahead
+from bench.aot import VERSION, Pointer, compile_ahead, since
 from bench.audit import (
     DTYPES,
     FAMILIES,
@@ -89,20 +89,21 @@ def test_a_family_compiles_without_spill_as_the_table_says(row):
 
 
 @pytest.mark.parametrize(
-    "plan, limit",
+    "plan, limits",
     [
-        ("fprop:gather:128x128x64:w8:s3", 101),
-        ("fprop:gather:128x256x64:w8:s3", 116),
-        ("wgrad:gather:128x128x64:w8:s3:split4", 168),
+        ("fprop:gather:128x128x64:w8:s3", {(3, 6): 101, (3, 9): 104}),
+        ("fprop:gather:128x256x64:w8:s3", {(3, 6): 116}),
+        ("wgrad:gather:128x128x64:w8:s3:split4", {(3, 6): 168}),
     ],
 )
-def test_a_trip_is_as_short_as_it_was(plan, limit):
-    """Measured: 94, 107 and 142 instructions on Triton 3.6; 99, 113 and 163 on 3.7.1, which adds fences."""
+def test_a_trip_is_as_short_as_it_was(plan, limits):
+    """Measured: 94, 107 and 142 instructions on Triton 3.6; 100, 111 and 155 on 3.7.1, which adds fences. 3.9 spends three
+    more in the uniform datapath."""
     parsed = Plan.parse(plan)
     if parsed.which == Pass.WGRAD:
         parsed = replace(parsed, step=reduction_step(WIDE, parsed.block_k))
     found = compile_plan(WIDE, parsed, torch.bfloat16, "ieee", 90, has_bias=False)
-    assert found.trip.instructions <= limit
+    assert found.trip.instructions <= since(limits)
     assert not found.trip.serialized
 
 
