@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench.aot import Pointer, compile_ahead
+from bench.aot import Pointer, compile_ahead, since
 from bench.audit import compile_plan, kernel_arguments, operands
 from bench.band import call_of, layer
 from bench.sass import audit
@@ -34,7 +34,9 @@ def menu():
 def test_tensor_cores_are_fed_from_shared_memory(arch, plan):
     found = compile_plan(PROBLEM, plan, torch.bfloat16, "ieee", arch, channels_last=False)
     trip, counted = found.trip, band.resources(call_of(PROBLEM, plan.which), plan)
-    assert found.spills == 0 and found.stack_bytes == 0 and not trip.serialized
+    # Triton 3.9 reserves 8 bytes for a weight gradient on sm_90 and leaves them alone: no instruction reads or writes them.
+    reserved = since({(3, 6): 0, (3, 9): 8}) if plan.which == Pass.WGRAD and arch == 90 else 0
+    assert found.spills == 0 and found.stack_bytes <= reserved and not trip.serialized
     assert trip.classes["ldg"] == trip.classes["sts"] == 0, "a load is not a copy to shared memory"
     small = plan.block_m < 64  # its pixels are fewer than 16 bytes a thread
     assert set(trip.copies) == {"LDGSTS"} and set(trip.copies["LDGSTS"]) == ({8, 16} if small else {16})
