@@ -24,7 +24,7 @@ from costmodel.tiling import channels_last
 
 CONVOLUTIONS = [layer for layer in load() if layer.op.startswith("conv")]
 #: Layers of every kind, so many that each kernel family has enough rows.
-LAYERS = [w for w in CONVOLUTIONS if w.kind == "depthwise"][::8] + [w for w in CONVOLUTIONS if w.kind != "depthwise"][::26]
+LAYERS = [w for w in CONVOLUTIONS if w.kind == "depthwise"][::8] + [w for w in CONVOLUTIONS if w.kind != "depthwise"][::18]
 
 
 @pytest.fixture(scope="module")
