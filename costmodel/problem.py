@@ -21,6 +21,9 @@ from costmodel import shapes
 from costmodel.algebra import Size, ceil_div, gcd, maximum, minimum, product, summation, where_less
 from costmodel.shapes import padding_pairs as padding_pairs
 
+#: A longer stride that steps beyond its axis is computed as 1 (`ConvProblem.with_steps_in_reach`). Layers that exist are below.
+LONGEST_STRIDE = 2**16
+
 
 class Pass(StrEnum):
     """The three primitives: y = fprop(x, w), dx = dgrad(dy, w), dw = wgrad(dy, x)."""
@@ -328,6 +331,18 @@ class ConvProblem:
             padding=((0, 0),) * lead + self.padding,
             dilation=(1,) * lead + self.dilation,
         )
+
+    def with_steps_in_reach(self) -> ConvProblem:
+        """The same convolution, with every stride beyond `LONGEST_STRIDE` that is longer than its padded axis replaced by 1.
+
+        Such an axis has one output, so its step is never taken; what lies behind the only window is cropped. dgrad would
+        otherwise go through as many phases as the stride is long.
+        """
+        if all(s <= LONGEST_STRIDE for s in self.stride):
+            return self
+        ends = zip(self.stride, self.padding, self.padded_size, self.effective_kernel, strict=True)
+        axes = [(1, (lo, hi - (n - extent))) if s > max(n, LONGEST_STRIDE) else (s, (lo, hi)) for s, (lo, hi), n, extent in ends]
+        return replace(self, stride=tuple(s for s, _ in axes), padding=tuple(pair for _, pair in axes))
 
     def axis_phases(self, axis: int) -> tuple[AxisPhase, ...]:
         """The `stride` residues of one input axis, most taps first.

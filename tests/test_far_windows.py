@@ -22,6 +22,10 @@ CASES = {
     "depthwise, 64 bits": ("conv2d", (1, 8, 5, 4), (8, 1, 1, 3), {"padding": (0, FAR), "dilation": (1, FAR), "groups": 8}),
     "large depthwise filter": ("conv1d", (1, 4, 5), (4, 1, 33), {"padding": FAR, "dilation": FAR // 16, "groups": 4}),
     "transposed": ("conv_transpose1d", (1, 2, 5), (2, 3, 5), {"padding": FAR, "dilation": FAR // 2}),
+    "a stride of 64 bits": ("conv1d", (1, 2, 5), (3, 2, 3), {"padding": 1, "stride": 2 * FAR}),
+    "a stride beyond the image": ("conv2d", (2, 2, 5, 6), (3, 2, 2, 3), {"padding": (1, 4), "stride": (FAR, 2), "dilation": 2}),
+    "a stride beyond the image, depthwise": ("conv1d", (2, 8, 9), (8, 1, 3), {"padding": 2, "stride": 2**20, "groups": 8}),
+    "a transposed stride": ("conv_transpose1d", (1, 2, 1), (2, 3, 5), {"padding": 1, "stride": FAR // 2}),
     "expanded": ("conv1d", (1, 2, 1), (3, 2, 3), {"padding": FAR, "dilation": FAR}),
 }
 

@@ -87,7 +87,7 @@ def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) ->
     else:
         problem = check.conv(name, rank, x, weight, bias, **given)
         forward, shape = Pass.FPROP, problem.output_shape
-    kind = ""
+    problem, kind = problem.with_steps_in_reach(), ""
     check.epilogue(name, rank, shape if batched else shape[1:], *after)
     if not after.is_empty():
         activation, slope = after.activation or "", after.negative_slope

@@ -67,7 +67,7 @@ def _checked(op: str, problem: ConvProblem, x: Ints, w: Ints, dy: Ints | None) -
         raise RuntimeError(f"tritonconv::{op}: dy has shape {list(dy)}, the convolution's output {list(problem.output_shape)}")
     if dy is None:
         operands.covered(op, problem)
-    return problem
+    return problem.with_steps_in_reach()
 
 
 def _fprop_problem(x: Ints, w: Ints, b: Any, stride: Ints, padding: Ints, dilation: Ints, groups: int) -> ConvProblem:
