@@ -122,7 +122,7 @@ def before_starts(
             if d > 0:
                 place = column + (j + TAPS - 1 - d) - start  # in the state, whatever `starts` holds
                 mask = tl.where(known & (place >= 0) & (place < TAPS - 1), lanes, False)
-                at = state + place * unpack(sequences.state_strides[2])
+                at = state + place * unpack(sequences.state_strides[2]).to(tl.int64)
                 value += tl.load(state_ptrs + at, mask=mask, other=0.0).to(ACC)
             found = found + (value,)
     return found
@@ -222,7 +222,7 @@ def causal_kernel(
     state_step = 0
     if HAS_STATE:
         state_ptrs = sequences.state + channel.to(tl.int64) * unpack(sequences.state_strides[1])
-        state_step = unpack(sequences.state_strides[2])
+        state_step = unpack(sequences.state_strides[2]).to(tl.int64)
         if not PACKED:
             state_ptrs += image * unpack(sequences.state_strides[0])
     ids_ptr = None

@@ -103,7 +103,7 @@ def causal_backward_kernel(
     state_step = 0
     if HAS_STATE:
         state_ptrs = sequences.state + channel.to(tl.int64) * unpack(sequences.state_strides[1])
-        state_step = unpack(sequences.state_strides[2])
+        state_step = unpack(sequences.state_strides[2]).to(tl.int64)
         if not PACKED:
             state_ptrs += image * unpack(sequences.state_strides[0])
     ids_ptr = None
@@ -164,7 +164,7 @@ def causal_backward_kernel(
                     reached = (place >= 0) & (here + j < end)
                     if PACKED:
                         reached = reached & (ids[j + TAPS - 1] >= 0)
-                    at = sequence * unpack(dfinal_strides[0]) + place * unpack(dfinal_strides[2])
+                    at = sequence * unpack(dfinal_strides[0]) + place * unpack(dfinal_strides[2]).to(tl.int64)
                     at += channel.to(tl.int64) * unpack(dfinal_strides[1])
                     acc += tl.load(dfinal_ptr + at, mask=tl.where(reached, lanes, False), other=0.0).to(ACC)
                 made = made + (acc,)

@@ -48,10 +48,10 @@ def final_state_kernel(
         at = (first + u).to(tl.int64) * unpack(x_strides[2])
         value = tl.load(x_ptrs + at, mask=tl.where(u >= 0, lanes, False), other=0.0)
         if state_ptr is not None:
-            at = sequence * unpack(state_strides[0]) + (u + (TAPS - 1)) * unpack(state_strides[2])
+            at = sequence * unpack(state_strides[0]) + (u + (TAPS - 1)) * unpack(state_strides[2]).to(tl.int64)
             before = tl.load(state_ptr + at + channel * unpack(state_strides[1]), mask=tl.where(u < 0, lanes, False), other=0.0)
             value = tl.where(u < 0, before, value)
-        tl.store(final_ptrs + i * unpack(final_strides[2]), value, mask=lanes)
+        tl.store(final_ptrs + i * unpack(final_strides[2]).to(tl.int64), value, mask=lanes)
 
 
 @triton.jit
@@ -87,12 +87,12 @@ def state_gradient_kernel(
     state_ptrs = state_ptr + sequence * unpack(state_strides[0]) + channel * unpack(state_strides[1])
     weights = ()
     for s in tl.static_range(TAPS):
-        at = channel * unpack(w_strides[0]) + s * unpack(w_strides[2])
+        at = channel * unpack(w_strides[0]) + s * unpack(w_strides[2]).to(tl.int64)
         weights = weights + (tl.load(w_ptr + at, mask=lanes, other=0.0).to(ACC),)
     start = bias_of(b_ptr, sizes[2], channel, lanes, CHANNELS, ACC)
     line = ()  # the state, then the first TAPS - 1 columns
     for i in tl.static_range(TAPS - 1):
-        line = line + (tl.load(state_ptrs + i * unpack(state_strides[2]), mask=lanes, other=0.0).to(ACC),)
+        line = line + (tl.load(state_ptrs + i * unpack(state_strides[2]).to(tl.int64), mask=lanes, other=0.0).to(ACC),)
     for t in tl.static_range(TAPS - 1):
         at = (first + t).to(tl.int64) * unpack(x_strides[2])
         line = line + (tl.load(x_ptrs + at, mask=tl.where(t < length, lanes, False), other=0.0).to(ACC),)
@@ -114,7 +114,8 @@ def state_gradient_kernel(
             at = sequence * unpack(dfinal_strides[0]) + channel * unpack(dfinal_strides[1])
             at += (i - length).to(tl.int64) * unpack(dfinal_strides[2])
             acc += tl.load(dfinal_ptr + at, mask=tl.where(i >= length, lanes, False), other=0.0).to(ACC)
-        at = sequence * unpack(dstate_strides[0]) + channel * unpack(dstate_strides[1]) + i * unpack(dstate_strides[2])
+        at = sequence * unpack(dstate_strides[0]) + channel * unpack(dstate_strides[1])
+        at += i * unpack(dstate_strides[2]).to(tl.int64)
         tl.store(dstate_ptr + at, rounded(acc, dstate_ptr.dtype.element_ty, UPCAST), mask=lanes)
 
 
@@ -159,7 +160,7 @@ def causal_update_kernel(
     state_step = unpack(state_strides[2]).to(tl.int64)
     weights = ()
     for s in tl.static_range(TAPS):
-        at = channel * unpack(w_strides[0]) + s * unpack(w_strides[2])
+        at = channel * unpack(w_strides[0]) + s * unpack(w_strides[2]).to(tl.int64)
         weights = weights + (tl.load(w_ptr + at, mask=lanes, other=0.0).to(ACC),)
     start = bias_of(b_ptr, sizes[2], channel, lanes, CHANNELS, ACC)
     RING: tl.constexpr = before_ptr is not None
