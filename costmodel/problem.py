@@ -340,8 +340,10 @@ class ConvProblem:
         """
         if all(s <= LONGEST_STRIDE for s in self.stride):
             return self
-        ends = zip(self.stride, self.padding, self.padded_size, self.effective_kernel, strict=True)
-        axes = [(1, (lo, hi - (n - extent))) if s > max(n, LONGEST_STRIDE) else (s, (lo, hi)) for s, (lo, hi), n, extent in ends]
+        axes = [
+            (1, (lo, hi - (n - extent))) if s > max(n, LONGEST_STRIDE) else (s, (lo, hi))
+            for s, (lo, hi), n, extent in zip(self.stride, self.padding, self.padded_size, self.effective_kernel, strict=True)
+        ]
         return replace(self, stride=tuple(s for s, _ in axes), padding=tuple(pair for _, pair in axes))
 
     def axis_phases(self, axis: int) -> tuple[AxisPhase, ...]:
