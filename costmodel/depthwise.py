@@ -24,6 +24,7 @@ NARROW = 4
 #: these counts it spilled (wgrad on sm_100 at 149 by Triton 3.6, at 167 by 3.7.1).
 MAX_REGISTERS = 192
 MAX_REGISTERS_WGRAD_100 = 144
+MAX_REGISTERS_FUSED = 176  # Triton 3.9 keeps six values on the stack at 192
 MAX_REGISTERS_FUSED_100 = 112  # Triton 3.6 keeps a value on the stack at 116
 #: The block of wgrad's sum of parts.
 REDUCE_PARTS, REDUCE_BLOCK = 32, 32
@@ -311,8 +312,8 @@ def registers_a_lane(call: Call, work: Work, taps: tuple[int, int] | None) -> fl
 
 
 def max_registers(call: Call, device: Device) -> int:
-    if call.epilogue and device.capability >= 100:
-        return MAX_REGISTERS_FUSED_100
+    if call.epilogue:
+        return MAX_REGISTERS_FUSED_100 if device.capability >= 100 else MAX_REGISTERS_FUSED
     return MAX_REGISTERS_WGRAD_100 if call.which == Pass.WGRAD and device.capability >= 100 else MAX_REGISTERS
 
 

@@ -70,6 +70,7 @@ def options(call: Call, of: Layer, device: Device) -> Iterator[Option]:
     if not is_narrow(call.problem):
         return
     most, wgrad = max_registers(call, device), of.which == Pass.WGRAD
+    leaks = wgrad and is_planes(call) and itemsize(call.dtype) == 2
     s, step = of.kernel[2], of.tap_step[2]
     blocks: list[tuple[int, int] | None] = [None] if can_slide(of) else []
     if wgrad:
@@ -92,6 +93,8 @@ def options(call: Call, of: Layer, device: Device) -> Iterator[Option]:
                     continue
                 lanes_a_thread = max(1, channels * groups // (32 * warps))
                 for taps, work, a_lane in unrolled:
+                    if leaks and columns == 8 and taps == (1, 16) and lanes_a_thread > 1:
+                        continue  # Triton 3.8.0 keeps two values on the stack, however few registers it takes
                     needed = int(40 + lanes_a_thread * a_lane)
                     if needed <= most:
                         for pack in packs:
