@@ -8,6 +8,7 @@ TMA_WGRAD = ("tests/test_tma_wgrad.py", "-k", "test_dy_may or test_a_forced or t
 DEPTHWISE = ("tests/test_depthwise.py",)
 DEPTHWISE_GROUPS = ("tests/test_depthwise_groups.py",)
 ON_DEPTHWISE = ("tests/test_fused.py", "-k", "test_depthwise_kernels or test_depthwise_taps")
+TOGETHER = ("tests/test_fused.py", "-k", "test_depthwise_columns")
 CAUSAL = ("tests/test_causal.py", "-k", "definition or single_tokens or shorter or behind_the_last")
 VIDEO = ("tests/test_video.py", "-k", "test_the_definition or test_tiles_that_end_inside")
 FUSED = (
