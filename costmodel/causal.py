@@ -113,7 +113,7 @@ def registers(call: Call, plan: Plan, kind: Kind) -> int:
 
 
 def stored_together(call: Call, plan: Plan) -> int:
-    """Columns of the result that go together: all of a tile or one."""
+    """Columns of the result that go together."""
     return together_of(call, plan.block_m)
 
 

@@ -26,8 +26,8 @@ MAX_REGISTERS = 192
 MAX_REGISTERS_WGRAD_100 = 144
 MAX_REGISTERS_FUSED = 176  # Triton 3.9 keeps six values on the stack at 192
 MAX_REGISTERS_FUSED_100 = 112  # Triton 3.6 keeps a value on the stack at 116
-#: The block of wgrad's sum of parts.
-REDUCE_PARTS, REDUCE_BLOCK = 32, 32
+#: The block of wgrad's sum of parts: one element for each of 128 threads, whose sums then need no shared memory.
+REDUCE_PARTS, REDUCE_BLOCK = 16, 128
 
 
 class Axis(NamedTuple):
@@ -190,16 +190,17 @@ def width_of(call: Call, columns: int, taps: tuple[int, int] | None) -> int:
 
 
 def store_width(call: Call, plan: Plan) -> int:
-    """Columns of the output (for wgrad: of dy, which it loads) that go together: all of a tile or one."""
+    """Columns of the output (for wgrad: of dy, which it loads) that go together."""
     return together_of(call, plan.block_m)
 
 
 def together_of(call: Call, columns: int) -> int:
-    """`store_width` of a tile of `columns`."""
+    """`store_width` of a tile of `columns`: the largest power of two that divides these, every row and where it begins."""
     other = call.a if call.which == Pass.WGRAD else call.out
-    whole = columns & (columns - 1) == 0 and other.outside % columns == 0
-    whole = whole and layer_of(call.problem, call.which).outputs[2] % columns == 0
-    return columns if is_planes(call) and other.unit == 4 and whole else 1
+    if not is_planes(call) or other.unit != 4:
+        return 1
+    width = math.gcd(columns, other.outside, layer_of(call.problem, call.which).outputs[2])
+    return width & -width
 
 
 def loads_together(call: Call, taps: tuple[int, int] | None) -> bool:

@@ -8,6 +8,7 @@ TMA_WGRAD = ("tests/test_tma_wgrad.py", "-k", "test_dy_may or test_a_forced or t
 DEPTHWISE = ("tests/test_depthwise.py",)
 DEPTHWISE_GROUPS = ("tests/test_depthwise_groups.py",)
 ON_DEPTHWISE = ("tests/test_fused.py", "-k", "test_depthwise_kernels or test_depthwise_taps")
+TOGETHER = ("tests/test_fused.py", "-k", "test_depthwise_columns")
 CAUSAL = ("tests/test_causal.py", "-k", "definition or single_tokens or shorter or behind_the_last")
 VIDEO = ("tests/test_video.py", "-k", "test_the_definition or test_tiles_that_end_inside")
 FUSED = (
@@ -76,6 +77,7 @@ MUTATIONS = [
         "(plane.to(tl.int64) * pixels + start)",
         "(0 * pixels + start)",
     ),
+    Mutation("reduce", "channels that alignment does not divide", "reduce.py", "(results.c) * C_ALIGN", "(results.c)"),
     Mutation("reduce", "a missing bias", "reduce.py", "columns, HAS_BIAS)", "columns, False)"),
     Mutation("wgrad", "a split that starts late", "wgrad.py", "first = split * steps", "first = split * steps + 1"),
     Mutation("epilogue", "no rounding where the interpreter truncates", "epilogue.py", "bits += 0x7FFF", "bits += 0 * 0x7FFF"),
@@ -94,6 +96,10 @@ MUTATIONS = [
         DEPTHWISE,
     ),
     Mutation("slide", "a missing bias", "window.py", "if HAS_BIAS:", "if False:", DEPTHWISE),
+    Mutation("slide", "columns of the first store again", "window.py", "row[j * WIDTH : (j", "row[0 : (0", TOGETHER),
+    Mutation("slide", "columns stored too near", "window.py", "tl.store(ptrs + j * WIDTH", "tl.store(ptrs + j", TOGETHER),
+    Mutation("slide", "a residual too near", "window.py", "r_ptrs + j * WIDTH", "r_ptrs + j", TOGETHER),
+    Mutation("slide", "z too near", "window.py", "z_ptrs + j * WIDTH", "z_ptrs + j", TOGETHER),
     Mutation("taps", "a skipped rest of a filter row", "depthwise_taps.py", "if S % CHUNK > 0", "if S % CHUNK > S", DEPTHWISE),
     Mutation(
         "taps", "a row too few", "depthwise_taps.py", "end = tl.minimum(KERNEL, ", "end = tl.minimum(KERNEL - 1, ", DEPTHWISE

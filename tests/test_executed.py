@@ -1,14 +1,20 @@
 """A family on special hardware is chosen only where its compiled code has been executed, and the record says that it was."""
 
+import re
+import shutil
+from dataclasses import replace
+
 import pytest
 import torch
 
 import tritonconv
 from bench.compiled import store, table
+from bench.compiled.source import FAMILY_OF, kernels_of, parsed, source_hash
 from bench.compiled.table import executed_kernels
 from bench.work import Work
 from costmodel.device import DEVICES
 from costmodel.executed import EXECUTED, SPECIAL, is_trusted, words
+from costmodel.families import SOURCES
 from costmodel.legality import refuses
 from costmodel.plan import candidates, select
 from costmodel.problem import Pass
@@ -92,11 +98,7 @@ def test_a_row_is_stale_where_sources_or_triton_have_changed():
     assert row.ok and not row.current
     assert table.state(group, {"k": row}) == (2, 0, 1, 0)
     assert not executed_kernels([row], []) and executed_kernels([row], [], any_age=True)
-    from dataclasses import replace
-
-    from costmodel.families import family_hash
-
-    now = replace(row, triton=store.pinned_triton(), source=family_hash("gather"))
+    now = replace(row, triton=store.pinned_triton(), source=source_hash(("fprop_kernel",)))
     assert now.current and table.state(group, {"k": now}) == (2, 1, 0, 0)
     assert table.state(group, {"k": replace(now, error=1.5)}) == (2, 0, 0, 1)
     assert executed_kernels([now], []) == {("gather", 90, "float16"): {"h"}}
@@ -110,3 +112,65 @@ def test_the_record_is_read_as_it_was_written(tmp_path):
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write('{"key":"cut o')
     assert store.load(tmp_path / "rows.jsonl", store.PlanRow) == [row, row] and not row.ok
+
+
+# --- what a row is as old as --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sources(tmp_path):
+    return shutil.copytree(SOURCES, tmp_path / "kernels")
+
+
+def edit(sources, file, old, new):
+    path = sources / file
+    text = path.read_text()
+    assert text.count(old) >= 1, f"{file} has no {old!r}"
+    path.write_text(text.replace(old, new, 1))
+
+
+def aged(sources):
+    """The kernels whose hash another folder of sources changes."""
+    source_hash.cache_clear()
+    parsed.cache_clear()
+    return {name for name in FAMILY_OF if source_hash((name,), sources) != source_hash((name,))}
+
+
+def test_words_positions_and_other_kernels_do_not_age_a_kernel(sources):
+    for path in sources.glob("*.py"):
+        text = path.read_text()
+        path.write_text(
+            "# a comment\n\n" + text.replace('"""', '"""More words. ', 1).replace("):\n    ", "):\n    # said\n    ")
+        )
+    edit(sources, "index.py", '    """', '    """Other words. ')
+    assert aged(sources) == set()
+    edit(sources, "depthwise_taps.py", "def taps_kernel(\n", "def taps_kernel(\n    unused,\n")
+    assert aged(sources) == {"taps_kernel"}
+
+
+@pytest.mark.parametrize(
+    "file, old, new, kernels",
+    [
+        ("reduce.py", "for _ in range(1, unpack", "for _ in range(2, unpack", {"reduce_kernel"}),  # the kernel
+        ("boxes.py", "value", "amount", {"tma_kernel", "wgrad_kernel"}),  # what it calls
+        ("epilogue.py", ">= (3, 7)", ">= (3, 8)", {"fprop_kernel", "dgrad_kernel", "video_kernel"}),  # a constant that it reads
+        ("band.py", "class Band(NamedTuple):\n", "class Band(NamedTuple):\n    first: int\n", set(kernels_of(["band"]))),
+    ],
+)
+def test_an_edit_ages_the_kernels_that_reach_it(sources, file, old, new, kernels):
+    edit(sources, file, old, new)
+    assert aged(sources) == kernels
+
+
+def test_every_kernel_has_a_family_and_every_family_kernels():
+    every = {name for path in SOURCES.glob("*.py") for name in re.findall(r"^def (\w+_kernel)\(", path.read_text(), re.M)}
+    assert every == set(FAMILY_OF)
+    assert all(kernels_of([family]) for family in EXECUTED)
+    with pytest.raises(ValueError, match=r"no file of .* defines a kernel 'fft_kernel'"):
+        source_hash(("fft_kernel",))
+
+
+def test_a_kernel_imports_nothing_that_the_hash_does_not_see(sources):
+    edit(sources, "reduce.py", "import triton\n", "import triton\nfrom tritonconv import epilogue\n")
+    with pytest.raises(ValueError, match=r"reduce.py:6: .*nothing else"):
+        source_hash(("band_kernel",), sources)

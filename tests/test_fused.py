@@ -76,6 +76,20 @@ def test_depthwise_taps(name, device, launched) -> None:
     torch.testing.assert_close(got, fused(case, tensors, activation="silu"), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("width", [6, 8, 7])
+def test_depthwise_columns_that_go_together(width, device, launched) -> None:
+    """Of a tile of four: two where rows have six, all where they have eight, one where they have seven; residual and z too."""
+    case = Case("conv2d", (2, 3, 4, width), (3, 1, 3, 3), groups=3, padding=1)
+    tensors = operands(case, device=device)
+    leaves = {name: t.detach().requires_grad_() for name, t in tensors.items()}
+    y = fused(case, leaves, plan=tritonconv.functional.Plan.parse("fprop:depthwise:4x4x2:w4:s3:rows2"), activation="gelu")
+    assert_forward(case, tensors, y, "gelu")
+    want = fused(case, leaves, plan=tritonconv.functional.Plan.parse("fprop:depthwise:1x4x8:w4:s3:rows2"), activation="gelu")
+    gradients = (torch.autograd.grad(out.sum(), [leaves["input"], leaves["shift"]]) for out in (y, want))
+    for got, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("extras", [c for n in (1, 2) for c in itertools.combinations(EXTRAS, n)], **named)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "plain"])
 def test_each_part_alone(bias, extras, device, launched) -> None:

@@ -19,6 +19,7 @@ from costmodel.tiling import (
     Plan,
     extent,
     grid,
+    itemsize,
     row_align,
     trips,
 )
@@ -43,8 +44,10 @@ from tritonconv.prepared import (
 
 #: Which of the three tensors a, b and the result of a pass holds weights.
 WEIGHT = {Pass.FPROP: 1, Pass.DGRAD: 1, Pass.WGRAD: 2}
-#: Results that one program of a reduction's second stage writes, and the most channels of them.
-REDUCE_BLOCK, REDUCE_CHANNELS = 1024, 128
+#: Bytes of one share that a program of a reduction's second stage reads, 16 a thread, so that the lanes of a warp leave no gap;
+#: and the most channels of them: where pixels lie side by side in the result, no more than whole sectors of 32 bytes ask for.
+REDUCE_BYTES, REDUCE_CHANNELS = 2048, 128
+REDUCE_PLANES = {False: 32, True: 8}  # whether channels are a multiple of 8, and pixels more than a filter's few taps
 
 
 def fits_int32(problem: ConvProblem, plan: Plan, *tensors: TensorKey) -> bool:
@@ -91,7 +94,7 @@ def prepare(
         return prepare_sums(plan, call, a, b, out, bias_stride, fused, upcast)
     sums = prepare_sums(plan, call, a, b, out, None, None, upcast)
     steps = call.problem.with_unit_axes().stride if plan.which == Pass.DGRAD else (1, 1, 1)
-    reduce = prepare_reduce(plan, out, steps, bias_stride, fused, upcast)
+    reduce = prepare_reduce(plan, out, max(4, itemsize(call.dtype)), steps, bias_stride, fused, upcast)
     return replace(sums, workspace=(plan.split, *phased(out[0], steps)), reduce=reduce, fused=reduce.fused)
 
 
@@ -226,19 +229,28 @@ def prepare_sums(
 
 
 def prepare_reduce(
-    plan: Plan, out: TensorKey, steps: tuple[int, ...], bias_stride: int | None, fused: FusedKey | None, upcast: bool
+    plan: Plan,
+    out: TensorKey,
+    size: int,
+    steps: tuple[int, ...],
+    bias_stride: int | None,
+    fused: FusedKey | None,
+    upcast: bool,
 ) -> Prepared:
-    """The launch that adds up `plan.split` partial sums of `out`, whose pixels lie by their residues modulo `steps`, and what
-    follows them."""
+    """The launch that adds up `plan.split` partial sums of `out`, `size` bytes each, whose pixels lie by their residues modulo
+    `steps`, and what follows them."""
     (images, channels, *spatial), described = out[0], operand(*out, 1, 1)
     phases, pixels, _ = phased(out[0], steps)
-    block_n = min(REDUCE_CHANNELS, 1 << (channels - 1).bit_length())
-    block_m = REDUCE_BLOCK // block_n
+    align = math.gcd(channels, MAX_ALIGN)
+    most = REDUCE_CHANNELS if described.unit == 1 else REDUCE_PLANES[align % 8 == 0 and plan.which != Pass.WGRAD]
+    block_n = min(most, 1 << (channels - 1).bit_length())
+    block_m = REDUCE_BYTES // size // block_n
     fused_arguments, constants = follow(fused, lambda shape, strides: operand(shape, strides, 1, 1))
-    sizes = (images, channels, *(1,) * (3 - len(spatial)), *spatial, bias_stride or 0, plan.split)
+    sizes = (images, channels // align, *(1,) * (3 - len(spatial)), *spatial, bias_stride or 0, plan.split)
     constants |= {
         "OUT_ALIGN": described.align,
         "OUT_UNIT": described.unit,
+        "C_ALIGN": align,
         "HAS_BIAS": bias_stride is not None,
         "STRIDE": steps,
         "RANK": max(len(spatial), 1),

@@ -20,7 +20,6 @@ from bench.work import float32_in
 from bench.workloads import load
 from bench.workloads.lists import BOTH, line_of
 from costmodel.device import DEVICES, Device
-from costmodel.families import family_hash
 from costmodel.problem import Pass
 from tritonconv import host, launch
 
@@ -80,6 +79,7 @@ def executed(of: Chosen, layer: str, device: Device, executor: Executor) -> Plan
         note = f"{type(failure).__name__}: {failure}"[:2000]
     finally:
         executor.listeners.remove(heard.append)
+    kernels = tuple((one.program.name, ptx_hash(one.ptx)) for one in heard)
     return PlanRow(
         key=of.key,
         arch=of.arch,
@@ -91,8 +91,8 @@ def executed(of: Chosen, layer: str, device: Device, executor: Executor) -> Plan
         problem=str(of.work.problem),
         layer=layer,
         triton=triton.__version__,
-        source=family_hash(of.plan.family),
-        kernels=tuple((one.program.name, ptx_hash(one.ptx)) for one in heard),
+        source=store.source_of(kernels),
+        kernels=kernels,
         programs=sum(one.grid[0] * one.grid[1] * one.grid[2] for one in heard),
         instructions=sum(one.execution.executed for one in heard),
         error=None if error is None else round(error, 4),
@@ -113,7 +113,7 @@ def renewed(row: PlanRow, of: Chosen, device: Device, executor: Executor) -> Pla
     finally:
         executor.skipped = None
     same = row.ok and compiled == tuple(code for _, code in row.kernels)
-    return replace(row, triton=triton.__version__, source=family_hash(row.family)) if same else None
+    return replace(row, triton=triton.__version__, source=store.source_of(row.kernels)) if same else None
 
 
 def operands(of: Chosen) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:

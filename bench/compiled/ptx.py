@@ -5,31 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 
+from bench.compiled.source import FAMILY_OF
 from bench.executor.driver import Launched
 
-#: Kernels by name, where one name is one family.
-FAMILY_OF = {
-    "tma_kernel": "tma",
-    "slide_kernel": "depthwise",
-    "taps_kernel": "depthwise",
-    "strip_kernel": "depthwise",
-    "strip_reduce_kernel": "depthwise",
-    "band_kernel": "band",
-    "table_kernel": "band",
-    "diagonal_kernel": "band",
-    "diagonal_reduce_kernel": "band",
-    "causal_kernel": "causal",
-    "causal_backward_kernel": "causal",
-    "causal_update_kernel": "causal",
-    "final_state_kernel": "causal",
-    "state_gradient_kernel": "causal",
-    "video_kernel": "video",
-    "separable_kernel": "separable",
-    "reduce_kernel": "reduce",
-    "fprop_kernel": "gather",
-    "dgrad_kernel": "gather",
-    "wgrad_kernel": "gather",
-}
 #: Triton's names of element types, the narrowest first.
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
 #: Lines that say where code is from and not what it is.

@@ -1,13 +1,12 @@
 """The record of executed code: one JSON object a line, appended as it runs, committed.
 
 `plans.jsonl` has a row for each code that a GPU chooses, `groups.jsonl` which of them belong to a device and arithmetic,
-`tests.jsonl` a row for each test file that ran on compiled code. A row is current while the sources of its kernels and
-Triton are those that it was made with.
+`tests.jsonl` a row for each test file that ran on compiled code. A row is current while Triton and what its kernels are
+compiled from (`source.py`) are those that it was made with.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -16,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from costmodel.families import ENTRIES, family_hash
+from bench.compiled.source import FAMILY_OF, kernels_of, source_hash
 
 DATA = Path(__file__).parent / "data"
 PLANS, GROUPS, TESTS = (DATA / f"{name}.jsonl" for name in ("plans", "groups", "tests"))
@@ -29,10 +28,14 @@ def pinned_triton() -> str:
     return next(line.partition("==")[2] for line in PINNED.read_text().split() if line.startswith("triton=="))
 
 
-@cache
-def all_kernels() -> str:
-    """A hash of the sources of every kernel family."""
-    return hashlib.sha256("".join(map(family_hash, ENTRIES)).encode()).hexdigest()[:16]
+def source_of(kernels: Iterable[tuple[str, str]]) -> str:
+    """The hash of the sources of kernels, given with whatever follows their names."""
+    return source_hash(tuple(sorted({name for name, _ in kernels})))
+
+
+def source_of_families(ran: Iterable[str]) -> str:
+    """The hash of the sources of families, given as `TestRow.kernels` names them; of all where none ran."""
+    return source_hash(kernels_of(sorted({name.split()[0] for name in ran})) or tuple(FAMILY_OF))
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class PlanRow:
     problem: str  # as executed
     layer: str  # suite/layer of the workload
     triton: str
-    source: str  # `family_hash`
+    source: str  # `source_of` its kernels
     kernels: tuple[tuple[str, str], ...]
     programs: int
     instructions: int  # of warps
@@ -63,7 +66,7 @@ class PlanRow:
 
     @property
     def current(self) -> bool:
-        return self.triton == pinned_triton() and self.source == family_hash(self.family)
+        return self.triton == pinned_triton() and self.source == source_of(self.kernels)
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class TestRow:
     arch: int
     device: str
     triton: str
-    source: str  # `all_kernels`
+    source: str  # `source_of_families` of those that ran
     passed: int
     failed: int
     skipped: int
@@ -94,7 +97,7 @@ class TestRow:
 
     @property
     def current(self) -> bool:
-        return self.triton == pinned_triton() and self.source == all_kernels()
+        return self.triton == pinned_triton() and self.source == source_of_families(self.kernels)
 
 
 Row = TypeVar("Row", PlanRow, Group, TestRow)

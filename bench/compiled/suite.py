@@ -71,7 +71,8 @@ def run_file(file: str, arch: int) -> tuple[TestRow | None, str]:
         if not record.exists():
             return None, (done.stdout + done.stderr)[-2000:]
         found = json.loads(record.read_text())
-    row = TestRow(file=file, arch=arch, device=device, triton=triton.__version__, source=store.all_kernels(), **found)
+    source = store.source_of_families(found["kernels"])
+    row = TestRow(file=file, arch=arch, device=device, triton=triton.__version__, source=source, **found)
     return row, done.stdout[-4000:] if row.failed else ""
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bench.compiled import store
 from bench.compiled.plans import ORDER
+from bench.compiled.source import FAMILY_OF
 from bench.compiled.store import Group, PlanRow, TestRow
 from bench.report import put
 
@@ -28,8 +29,6 @@ def executed_kernels(
 ) -> dict[tuple[str, int, str], set[str]]:
     """Distinct kernels whose results were right, by family, architecture and type. A test file with a failure has none, and a
     row that is stale only where `any_age` asks for it."""
-    from bench.compiled.ptx import FAMILY_OF
-
     found: defaultdict[tuple[str, int, str], set[str]] = defaultdict(set)
     for row in plans:
         if row.ok and (row.current or any_age):
@@ -120,7 +119,8 @@ def page() -> str:
 Triton's PTX, executed on a CPU by `bench/executor`, every access checked (bounds, races, uninitialised shared memory, barriers,
 asynchronous copies, descriptors), every result held against float64. PTX, not machine code: what ptxas makes of it, registers
 and spills stay with `python -m bench audit`. `make compiled` runs what is missing or stale, `python -m bench compiled --table`
-writes this page. A row is stale where its kernels' sources or Triton have changed since.
+writes this page. A row is stale where Triton or the code that its kernels are compiled from has changed since; comments,
+docstrings and other kernels do not count.
 
 ## Distinct kernels, by family and type
 

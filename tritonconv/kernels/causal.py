@@ -183,7 +183,7 @@ def causal_kernel(
     C_ALIGN: tl.constexpr,
     EVEN_C: tl.constexpr,  # every lane has a channel
     X_WIDTH: tl.constexpr,  # columns a load brings
-    Y_WIDTH: tl.constexpr,  # columns a store takes: 1 or COLUMNS
+    Y_WIDTH: tl.constexpr,  # columns a store takes: a power of two that divides COLUMNS and the length
     ACC: tl.constexpr,
     INDEX: tl.constexpr,
     UPCAST: tl.constexpr,

@@ -53,7 +53,7 @@ def slide_kernel(
     EVEN_C: tl.constexpr,  # every lane has a channel
     X_WIDTH: tl.constexpr,  # columns a load brings and, below, LEAD: by how many it starts early
     LEAD: tl.constexpr,
-    Y_WIDTH: tl.constexpr,  # columns a store takes: 1 or COLUMNS, which then divides the width
+    Y_WIDTH: tl.constexpr,  # columns a store takes: a power of two that divides COLUMNS and the width
     HAS_BIAS: tl.constexpr,
     ACC: tl.constexpr,
     INDEX: tl.constexpr,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from tritonconv.kernels.epilogue import add_bias, finish, rounded
+from tritonconv.kernels.epilogue import TRANSPOSED, add_bias, finish, rounded, store_transposed
 from tritonconv.kernels.index import pixels_of, strides, unpack, wide
 
 
@@ -21,7 +21,7 @@ class Results(NamedTuple):
     """What a reduction writes, counted over all groups. Packed."""
 
     n: int
-    c: int
+    c: int  # divided by its alignment
     d: int
     h: int
     w: int
@@ -80,6 +80,7 @@ def reduce_kernel(
     results,  # Results
     OUT_ALIGN: tl.constexpr,
     OUT_UNIT: tl.constexpr,
+    C_ALIGN: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     STRIDE: tl.constexpr,  # pixel i of phase j is pixel i * stride + j of out
     RANK: tl.constexpr,
@@ -97,7 +98,7 @@ def reduce_kernel(
     The shares are added in the order of i: the same bits on every run. One program writes BLOCK_M pixels of BLOCK_N channels.
     """
     PHASES: tl.constexpr = STRIDE[0] * STRIDE[1] * STRIDE[2]
-    channels = unpack(results.c)
+    channels = unpack(results.c) * C_ALIGN
     size_d, size_h, size_w = unpack(results.d), unpack(results.h), unpack(results.w)
     pixels = unpack(results.n).to(tl.int64) * tl.cdiv(size_w, STRIDE[2])
     if RANK >= 2:
@@ -152,10 +153,17 @@ def reduce_kernel(
             ACTIVATION,
             SLOPE,
             UPCAST,
+            tl.int64,
+            TRANSPOSED and R_UNIT != 1,
+            TRANSPOSED and OUT_UNIT != 1,
         )
     else:
         acc = add_bias(acc, b_ptr, c * unpack(results.b).to(tl.int64), columns, HAS_BIAS)
-    tl.store(out_ptr + place, rounded(acc, out_ptr.dtype.element_ty, UPCAST), mask=mask)
+    out = rounded(acc, out_ptr.dtype.element_ty, UPCAST)
+    if OUT_UNIT == 1 or not TRANSPOSED:
+        tl.store(out_ptr + place, out, mask=mask)
+    else:
+        store_transposed(out_ptr + place, out, mask)
 
 
 @triton.jit

@@ -328,13 +328,13 @@ def store_row(
 ):
     """One output row, finished and rounded once."""
     for j in tl.static_range(COLUMNS // WIDTH):
-        piece = row[j] if WIDTH == 1 else join_columns(row, COLUMNS)
+        piece = row[j] if WIDTH == 1 else join_columns(row[j * WIDTH : (j + 1) * WIDTH], WIDTH)
         mask = tl.where(row_ok, masks[j], False)
         residual_at = None
         z_at = None
         if r_ptrs is not None:
-            residual_at = r_ptrs + j * r_step
+            residual_at = r_ptrs + j * WIDTH * r_step
         if z_ptrs is not None:
-            z_at = z_ptrs + j * z_step
+            z_at = z_ptrs + j * WIDTH * z_step
         piece = conclude(piece, residual_at, z_at, mask, ACTIVATION, SLOPE, UPCAST)
-        tl.store(ptrs + j * step, rounded(piece, DTYPE, UPCAST), mask=mask)
+        tl.store(ptrs + j * WIDTH * step, rounded(piece, DTYPE, UPCAST), mask=mask)

@@ -1,0 +1,132 @@
+"""What of the sources decides a kernel's compiled code: the syntax of the kernel and of all that it reaches.
+
+Comments, docstrings and positions do not count, nor does what another kernel of the same file says. A row of the record is as
+old as the kernels that it launched.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from costmodel.families import PACKAGE, SOURCES, normalised
+
+#: Kernels by name -> the family whose they are; those of "reduce" are the second stage that several share.
+FAMILY_OF = {
+    "tma_kernel": "tma",
+    "slide_kernel": "depthwise",
+    "taps_kernel": "depthwise",
+    "strip_kernel": "depthwise",
+    "strip_reduce_kernel": "depthwise",
+    "band_kernel": "band",
+    "table_kernel": "band",
+    "diagonal_kernel": "band",
+    "diagonal_reduce_kernel": "band",
+    "causal_kernel": "causal",
+    "causal_backward_kernel": "causal",
+    "causal_update_kernel": "causal",
+    "final_state_kernel": "causal",
+    "state_gradient_kernel": "causal",
+    "video_kernel": "video",
+    "separable_kernel": "separable",
+    "reduce_kernel": "reduce",
+    "fprop_kernel": "gather",
+    "dgrad_kernel": "gather",
+    "wgrad_kernel": "gather",
+}
+#: Families that launch kernels of another one.
+ALSO = {"patch": ("fprop_kernel", "dgrad_kernel", "wgrad_kernel"), "tma": ("wgrad_kernel",)}
+
+
+@dataclass(frozen=True)
+class Module:
+    """A parsed file: what it defines at its top level, and what it takes from the package: name -> (module, name there)."""
+
+    defined: dict[str, ast.stmt]
+    taken: dict[str, tuple[str, str]]
+
+
+def kernels_of(families: Iterable[str]) -> tuple[str, ...]:
+    """The names of the kernels that families launch."""
+    asked = set(families)
+    also = {name for family in asked for name in ALSO.get(family, ())}
+    return tuple(name for name, family in FAMILY_OF.items() if family in asked or name in also)
+
+
+@cache
+def source_hash(kernels: tuple[str, ...], sources: Path = SOURCES) -> str:
+    """16 hexadecimal digits that change where code does that one of the kernels, named as in `FAMILY_OF`, is compiled from.
+
+    ValueError where a kernel is in no file.
+    """
+    modules = parsed(sources)
+    found: set[tuple[str, str]] = set()
+    for name in kernels:
+        homes = [module for module, tree in modules.items() if name in tree.defined]
+        if not homes:
+            raise ValueError(f"no file of {sources} defines a kernel {name!r}")
+        found |= reached((homes[0], name), modules)
+    texts = {ast.unparse(modules[module].defined[name]) for module, name in found}
+    texts |= {text for module in {module for module, _ in found} for text in classes(modules[module])}
+    digest = hashlib.sha256("\n".join([*sorted(set(kernels)), *sorted(texts)]).encode())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def parsed(sources: Path) -> dict[str, Module]:
+    """Every file of a folder of kernels, by name. ValueError for an import that `reached` could not follow."""
+    found = {}
+    for path in sources.glob("*.py"):
+        defined: dict[str, ast.stmt] = {}
+        taken: dict[str, tuple[str, str]] = {}
+        tree = ast.parse(path.read_text())
+        normalised(tree)  # takes its docstrings away
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                defined[node.name] = node
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                defined |= {name.id: node for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE + "."):
+                home = str(node.module).removeprefix(PACKAGE + ".")
+                if any(name.asname or name.name == "*" for name in node.names):
+                    raise ValueError(f"{path}:{node.lineno}: kernels import functions of each other by their own names")
+                taken |= {name.name: (home, name.name) for name in node.names}
+            elif any(name.split(".")[0] in ("tritonconv", "costmodel", "bench") for name in modules_of(node)):
+                raise ValueError(f"{path}:{node.lineno}: kernels import functions of files of {PACKAGE}, and nothing else")
+        found[path.stem] = Module(defined, taken)
+    return found
+
+
+def modules_of(node: ast.stmt) -> Iterator[str]:
+    """The modules that a statement imports."""
+    if isinstance(node, ast.ImportFrom):
+        yield node.module or PACKAGE
+    elif isinstance(node, ast.Import):
+        yield from (name.name for name in node.names)
+
+
+def reached(start: tuple[str, str], modules: dict[str, Module]) -> set[tuple[str, str]]:
+    """The functions and constants, as (module, name), that one reads, and those that they read."""
+    found: set[tuple[str, str]] = set()
+    todo = [start]
+    while todo:
+        module, name = todo.pop()
+        here = modules[module]
+        if name in here.taken:
+            todo.append(here.taken[name])
+        elif name in here.defined and (module, name) not in found:
+            found.add((module, name))
+            todo += [(module, node.id) for node in ast.walk(here.defined[name]) if isinstance(node, ast.Name)]
+    return found
+
+
+def classes(module: Module) -> Iterator[str]:
+    """The classes of a file: kernels take named tuples apart whose fields arrive in the order of the class."""
+    for node in module.defined.values():
+        if isinstance(node, ast.ClassDef):
+            yield ast.unparse(node)
