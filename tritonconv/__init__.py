@@ -15,6 +15,7 @@ from tritonconv.fused import (
     conv_transpose3d_fused,
 )
 from tritonconv.separable import depthwise_separable_conv2d
+from tritonconv.use import use
 from tritonconv.video import causal_conv3d
 
 __all__ = [
@@ -41,4 +42,5 @@ __all__ = [
     "nn",
     "report",
     "revert",
+    "use",
 ]

@@ -15,7 +15,7 @@ from costmodel.problem import ConvProblem, padding_pairs
 from costmodel.shapes import ShapeError
 from tritonconv.epilogue import ACTIVATIONS
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 #: The largest integer that an operator of torch takes.
@@ -95,7 +95,7 @@ def alike(function: str, first: str, given: Mapping[str, torch.Tensor | None]) -
             continue
         if value.layout != torch.strided:
             raise RuntimeError(f"{function}(): {name} has layout {value.layout}; tritonconv takes strided tensors")
-        if value.dtype not in _DTYPES:
+        if value.dtype not in DTYPES:
             raise RuntimeError(
                 f"{function}(): {name} has dtype {value.dtype}; tritonconv takes float16, bfloat16, float32 and float64"
             )

@@ -20,10 +20,18 @@ Size = int | tuple[int, ...]
 Plans = Plan | Iterable[Plan] | None
 
 
-def _plan_text(plan: Plans) -> str:
+class Asked(NamedTuple):
+    """What stands for a plan where a predicate of `tritonconv.use` chooses between torch and ours: see `tritonconv.where`."""
+
+    word: str
+
+
+def _plan_text(plan: Plans | Asked) -> str:
     """Forced plans as the ops take them. TypeError where they are none."""
     if plan is None:
         return ""
+    if isinstance(plan, Asked):
+        return plan.word
     plans = [plan] if isinstance(plan, Plan) or not isinstance(plan, Iterable) else list(plan)
     if isinstance(plan, str) or not all(isinstance(each, Plan) for each in plans):
         raise TypeError(f"plan must be a costmodel.tiling.Plan or several (Plan.parse makes one of words), got plan={plan!r}")

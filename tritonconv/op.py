@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
 from costmodel.problem import ConvProblem, Pass
-from tritonconv import cpu, host, launch, operands
+from tritonconv import cpu, host, launch, operands, where
 from tritonconv.epilogue import ACTIVATIONS, Epilogue, by_torch, widened
 from tritonconv.layout import allocate
 
@@ -132,8 +132,12 @@ def _problem(of: _Primitive, a: torch.Tensor, b: torch.Tensor, rest: Sequence[An
 
 
 def _by_kernel(of: _Primitive) -> Callable[..., torch.Tensor]:
+    which = Pass(of.name)
+
     def call(a: torch.Tensor, b: torch.Tensor, *rest: Any) -> torch.Tensor:
-        return of.kernel(a, b, *rest[: of.has_bias], _problem(of, a, b, rest), *rest[of.arguments - 2 :])
+        problem = _problem(of, a, b, rest)
+        by_torch, plan = where.asked("".join(rest[of.arguments - 2 :]), problem, which, a)
+        return (of.torch if by_torch else of.kernel)(a, b, *rest[: of.has_bias], problem, *() if by_torch else (plan,))
 
     return call
 
