@@ -75,7 +75,35 @@ def refusal(input: Any, weight: Any) -> str:
     return ""
 
 
-class use(TorchFunctionMode):
+class Region(TorchFunctionMode):
+    """A region in which torch's convolutions are ours; `reached` says whether any was."""
+
+    def __init__(self, plan: Asked | None = None, record: Record | None = None) -> None:
+        super().__init__()
+        self.reached = False
+        self.record = record
+        self._plan = plan
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = {} if kwargs is None else kwargs
+        if func in _SERVED:
+            input = args[0] if args else kwargs.get("input")
+            weight = args[1] if len(args) > 1 else kwargs.get("weight")
+            reason = refusal(input, weight)
+            if self.record is not None and not torch.compiler.is_compiling() and (self._plan is None or reason):
+                self.record.add(_words(func, input, weight), reason)
+            if reason:
+                return func(*args, **kwargs)
+            self.reached = True
+            return _SERVED[func](*args, **kwargs, plan=self._plan)
+        if func is torch.Tensor.backward:
+            return _backward(self, *args, **kwargs)
+        if func is torch.autograd.backward or func is torch.autograd.grad:
+            return _differentiated(self, func, *args, **kwargs)
+        return func(*args, **kwargs)
+
+
+class use(Region):
     """A region in which torch's convolutions are tritonconv's: `with tritonconv.use(): ...`.
 
     Reached are `torch.nn.functional.conv*`, `torch.conv*`, `torch.convolution` and `torch.ops.aten.conv*`, wherever the region
@@ -99,9 +127,9 @@ class use(TorchFunctionMode):
     """
 
     def __init__(self, *, where: Any = None) -> None:
-        super().__init__()
-        self.record = Record()
-        self._plan = None if where is None else Asked(filed(predicate(where)))
+        super().__init__(None if where is None else Asked(filed(predicate(where))), Record())
+
+    record: Record
 
     def __enter__(self) -> use:
         if self._plan is not None and not torch.compiler.is_compiling():
@@ -114,23 +142,6 @@ class use(TorchFunctionMode):
         if self._plan is not None and not torch.compiler.is_compiling():
             closed(self.record)
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = {} if kwargs is None else kwargs
-        if func in _SERVED:
-            input = args[0] if args else kwargs.get("input")
-            weight = args[1] if len(args) > 1 else kwargs.get("weight")
-            reason = refusal(input, weight)
-            if not torch.compiler.is_compiling() and (self._plan is None or reason):
-                self.record.add(_words(func, input, weight), reason)
-            if reason:
-                return func(*args, **kwargs)
-            return _SERVED[func](*args, **kwargs, plan=self._plan)
-        if func is torch.Tensor.backward:
-            return _backward(self, *args, **kwargs)
-        if func is torch.autograd.backward or func is torch.autograd.grad:
-            return _differentiated(self, func, *args, **kwargs)
-        return func(*args, **kwargs)
-
     install = staticmethod(installed.install)
     uninstall = staticmethod(installed.uninstall)
 
@@ -141,7 +152,7 @@ def _words(func: Any, input: Any, weight: Any) -> str:
 
 
 def _backward(
-    mode: use,
+    mode: Region,
     tensor: torch.Tensor,
     gradient: Any = None,
     retain_graph: Any = None,
@@ -152,7 +163,7 @@ def _backward(
     _differentiated(mode, torch.autograd.backward, tensor, gradient, retain_graph, create_graph, inputs=inputs)
 
 
-def _differentiated(mode: use, func: Any, *args: Any, **kwargs: Any) -> Any:
+def _differentiated(mode: Region, func: Any, *args: Any, **kwargs: Any) -> Any:
     """`torch.autograd.backward` or `grad` with the mode on while the engine runs, so that what it recomputes is served too.
 
     torch takes a mode off the stack before it calls `__torch_function__`, and its two functions hand themselves over to any
