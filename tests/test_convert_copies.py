@@ -86,3 +86,10 @@ def test_numpys_integers_reach_a_graph():
     torch._dynamo.reset()
     assert torch.compile(model, fullgraph=True, backend="eager")(X).shape == (1, 3, 3, 3)
     torch._dynamo.reset()
+
+
+def test_a_parametrization_is_removed_from_a_copy_that_stays_torchs():
+    model = nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 4, 3)))
+    other = convert(model, only=lambda name, layer: False)
+    nn.utils.parametrize.remove_parametrizations(other[0], "weight")
+    assert model(X).shape == (1, 4, 4, 4) and model[0].parametrizations.weight.original0.requires_grad
