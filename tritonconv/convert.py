@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from tritonconv import fold, swap
 from tritonconv import nn as ours
-from tritonconv import swap
 from tritonconv.modelcopy import Model, sharing_copy
 from tritonconv.swap import is_convolution, refusal
 
@@ -50,6 +50,7 @@ def convert(
     *,
     only: Callable[[str, nn.Module], bool] | None = None,
     inplace: bool = False,
+    fuse: bool = False,
     strict: bool = False,
 ) -> Model:
     """`model` with its convolutions computed by tritonconv's kernels: a copy, or the model itself where `inplace`.
@@ -62,8 +63,13 @@ def convert(
     The copy is a model of its own over the same memory: values that change in place (an optimizer's step, `load_state_dict`)
     show in both, and `.to(...)` changes one alone. `state_dict` has the same keys. `revert` gives torch's classes back.
 
-    Raises TypeError for what is no module, and with `strict` ValueError with the table of `report` where a convolution that
-    `only` admits is left to torch; with `inplace` the model is then unchanged.
+    `fuse` folds what follows a convolution into it: a batch norm, a sum with a residual, an activation of a model in eval
+    mode, as far as torch.fx proves that nothing else sees what lies between. Parts of the model where it does become
+    `torch.fx.GraphModule`s, with the same `state_dict`; a part that torch.fx cannot trace keeps its class.
+
+    Raises TypeError for what is no module, ValueError for `fuse` together with `inplace` or in training mode, and with `strict`
+    ValueError with the table of `report` where a convolution that `only` admits is left to torch; with `inplace` the model is
+    then unchanged.
 
     >>> import torch, tritonconv
     >>> net = tritonconv.convert(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU()))
@@ -74,6 +80,10 @@ def convert(
     _is_module("convert", model)
     if only is not None and not callable(only):
         raise TypeError(f"convert(): argument 'only' must be a function of (name, layer), got {type(only).__name__}")
+    if fuse and (inplace or model.training):
+        raise ValueError(
+            "convert(): fuse=True makes another model of one in eval mode, so inplace is False and model.eval() first"
+        )
     wanted = {id(part) for name, part in model.named_modules() if is_convolution(part) and (only is None or only(name, part))}
     missed = [name for name, part in model.named_modules() if id(part) in wanted and refusal(part)]
     missed += [name for name, part in model.named_modules() if _stays(part) and (only is None or only(name, part))]
@@ -85,12 +95,16 @@ def convert(
         part = converted.get_submodule(name)
         if not isinstance(part, ours.Replacement):
             swap.replace(part)
-    return converted
+    return fold.folded(converted) if fuse else converted
 
 
 def revert(model: Model) -> Model:
-    """`model` itself with torch's classes in place of ours; the way back from `convert`. TypeError for what is no module."""
+    """`model` itself with torch's classes in place of ours; the way back from `convert`. TypeError for what is no module.
+
+    What `fuse=True` made a graph of becomes the module that it was.
+    """
     _is_module("revert", model)
+    model = fold.original(model)
     for part in model.modules():
         if isinstance(part, ours.Replacement):
             swap.restore(part)
@@ -110,7 +124,7 @@ def report(model: nn.Module, wanted: set[int] | None = None) -> Report:
             why = refusal(part)
             replaced = isinstance(part, ours.Replacement) and not why
             if replaced:
-                reason = "in a forward of its own" if swap.own_forward(part) else ""
+                reason = "in a forward of its own" if swap.own_forward(part) else fold.words(part)
             elif wanted is None:
                 reason = why or "not converted"
             else:
