@@ -1,6 +1,7 @@
 """The convolutions of torch.nn.functional as Triton kernels, forward and backward, called exactly as torch's."""
 
 from costmodel.version import __version__
+from tritonconv import batching as batching
 from tritonconv import nn
 from tritonconv.causal import causal_conv1d, causal_conv1d_update
 from tritonconv.convert import convert, report, revert

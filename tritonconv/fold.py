@@ -59,8 +59,8 @@ class Follows(NamedTuple):
 class Folded:
     """A layer of ours with what follows it: `layer(input, residual)` is act(norm(conv(input)) + residual).
 
-    With the norm in eval mode it is one kernel; the norm's scale and shift are taken from its parameters at each call, so that they may
-    change. In training mode the parts are computed one by one.
+    With the norm in eval mode it is one kernel; the norm's scale and shift are taken from its parameters at each call, so that
+    they may change. In training mode the parts are computed one by one.
     """
 
     def forward(self: Any, input: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
