@@ -15,6 +15,7 @@ from tritonconv.fused import (
     conv_transpose2d_fused,
     conv_transpose3d_fused,
 )
+from tritonconv.invariant import batch_invariant
 from tritonconv.separable import depthwise_separable_conv2d
 from tritonconv.use import use
 from tritonconv.video import causal_conv3d
@@ -22,6 +23,7 @@ from tritonconv.video import causal_conv3d
 __all__ = [
     "Explanation",
     "__version__",
+    "batch_invariant",
     "causal_conv1d",
     "causal_conv1d_update",
     "causal_conv3d",

@@ -14,6 +14,7 @@ from costmodel.problem import ConvProblem
 from costmodel.tiling import Plan
 from tritonconv import check
 from tritonconv.autograd import _OPS
+from tritonconv.invariant import marked
 from tritonconv.op import flat
 
 Size = int | tuple[int, ...]
@@ -76,12 +77,13 @@ def _call(
     if after is not None:
         shape = problem.output_shape if forward else problem.input_shape
         check.epilogue(function, rank, shape if batched else shape[1:], *after)
+    words = marked(_plan_text(plan))
     if after is None or after.is_empty():
-        y = (_OPS.fprop if forward else _OPS.dgrad)(a, weight, bias, *place, _plan_text(plan))
+        y = (_OPS.fprop if forward else _OPS.dgrad)(a, weight, bias, *place, words)
     else:
         residual = after.residual if after.residual is None or batched else after.residual.unsqueeze(0)
         follows = (after.scale, after.shift, residual, after.activation or "", float(after.negative_slope), False)
-        y, _ = (_OPS.fprop_fused if forward else _OPS.dgrad_fused)(a, weight, bias, *place, *follows, _plan_text(plan))
+        y, _ = (_OPS.fprop_fused if forward else _OPS.dgrad_fused)(a, weight, bias, *place, *follows, words)
     return y if batched else y.squeeze(0)
 
 
