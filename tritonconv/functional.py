@@ -1,5 +1,6 @@
 """The six convolutions, called exactly as those of `torch.nn.functional`.
 
+The plain ones take more than torch's as `padding`: ((low, high), ...), the two ends of each axis.
 `plan` forces kernels: a `costmodel.plan.Plan`, or several, one per pass; `tritonconv.explain` prints what was chosen.
 """
 
@@ -18,6 +19,7 @@ from tritonconv.invariant import marked
 from tritonconv.op import flat
 
 Size = int | tuple[int, ...]
+Padding = Size | tuple[tuple[int, int], ...] | str  # of both ends, or (low, high) an axis
 Plans = Plan | Iterable[Plan] | None
 
 
@@ -92,7 +94,7 @@ def conv1d(
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
     stride: Size = 1,
-    padding: Size | str = 0,
+    padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
     *,
@@ -107,7 +109,7 @@ def conv2d(
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
     stride: Size = 1,
-    padding: Size | str = 0,
+    padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
     *,
@@ -122,7 +124,7 @@ def conv3d(
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
     stride: Size = 1,
-    padding: Size | str = 0,
+    padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
     *,
