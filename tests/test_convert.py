@@ -11,7 +11,7 @@ from torch import nn
 
 import tritonconv
 from tritonconv import convert
-from tritonconv.convert import REPLACEMENTS
+from tritonconv.swap import REPLACEMENTS
 
 SIZES = {1: (2, 4, 9), 2: (2, 4, 6, 5), 3: (1, 4, 4, 5, 4)}
 

@@ -2,12 +2,17 @@
 
 import functools
 import pickle
+import re
 import threading
+import types
 
 import pytest
 import torch
 from torch import nn
+from torch.ao.nn import qat
+from torch.ao.quantization import get_default_qat_qconfig
 from torch.nn.utils import parametrizations, prune
+from torch.nn.utils.parametrize import is_parametrized
 
 import tritonconv
 from tritonconv import convert, report, revert
@@ -51,6 +56,25 @@ def hooked(kind):
     return layer
 
 
+class Rounded(nn.Conv2d):
+    def _conv_forward(self, input, weight, bias):
+        return nn.functional.conv2d(input, weight.round(decimals=1), bias)
+
+
+def by_closure(kind):
+    layer = kind(3, 4, 3)
+    old = layer.forward
+    layer.forward = lambda *given: old(*given)
+    return layer
+
+
+def by_method(kind):
+    layer = kind(3, 4, 3)
+    layer._old_forward = layer.forward
+    layer.forward = types.MethodType(lambda self, *given: self._old_forward(*given), layer)
+    return layer
+
+
 def pruned():
     layer = nn.Conv2d(3, 4, 3)
     prune.l1_unstructured(layer, "weight", 0.5)
@@ -62,6 +86,11 @@ def locked():
     layer.lock = threading.Lock()
     layer.seen = layer(X)  # a tensor that autograd made
     return layer
+
+
+def kinds_of(model):
+    """The classes; of one that torch made for an instance, what it was made of."""
+    return [type(part).__bases__ if is_parametrized(part) else type(part) for part in model.modules()]
 
 
 LAYERS = {
@@ -77,6 +106,13 @@ LAYERS = {
     "hooked": lambda: hooked(nn.Conv2d),
     "hooked transposed": lambda: hooked(nn.ConvTranspose2d),
     "not to be copied": locked,
+    "a forward that calls torch's functions": lambda: Standardized(3, 4, 3),
+    "a _conv_forward that does": lambda: Rounded(3, 4, 3),
+    "a parametrized subclass": lambda: parametrizations.weight_norm(Doubled(3, 4, 3)),
+    "a closure for forward": lambda: by_closure(nn.Conv2d),
+    "a method for forward": lambda: by_method(nn.ConvTranspose2d),
+    "quantisation-aware": lambda: qat.Conv2d(3, 4, 3, qconfig=get_default_qat_qconfig()).eval(),
+    "lazy, after a run": lambda: nn.LazyConv2d(4, 3),
 }
 
 
@@ -85,7 +121,8 @@ LAYERS = {
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_layer_runs_on_a_kernel_and_back(name, inplace, launches):
     model = nn.Sequential(LAYERS[name]())
-    before, kinds = model(X), [type(part) for part in model.modules()]
+    model(X)  # lazy ones, and the norms that are taken at a call
+    before, kinds = model(X), kinds_of(model)
     other = convert(model, inplace=inplace, strict=True)
     assert (other is model) == inplace
     assert not launches()
@@ -93,10 +130,10 @@ def test_every_layer_runs_on_a_kernel_and_back(name, inplace, launches):
     assert sum(launches().values()) == 1
     assert report(other).layers[0].replaced
     if not inplace:
-        assert [type(part) for part in model.modules()] == kinds
+        assert kinds_of(model) == kinds
         model(X)
         assert sum(launches().values()) == 1  # the model that was given still runs torch's
-    assert revert(other) is other and [type(part) for part in other.modules()] == kinds
+    assert revert(other) is other and kinds_of(other) == kinds
     torch.testing.assert_close(other(X), before)
     assert sum(launches().values()) == 1
 
@@ -120,20 +157,75 @@ def test_tied_weights_stay_tied():
     assert other[0].weight is other[1].weight and other[0].weight is not model[0].weight
 
 
-def test_a_forward_that_calls_torch_itself_is_named():
-    model = nn.Sequential(nn.Conv2d(3, 3, 1), Standardized(3, 3, 1), nn.LazyConv2d(2, 1))
-    found = report(convert(model))
-    assert [layer.replaced for layer in found.layers] == [True, False, False]
-    assert str(found).splitlines() == [
-        "1 of 3 convolutions run on tritonconv's kernels",
-        "0  tritonconv.Conv2d: tritonconv",
-        "1  Standardized: its class has a forward of its own, which calls torch's functions itself",
-        "2  LazyConv2d: it is lazy: run the model once first",
+def test_a_forward_of_its_own_is_served_wherever_it_calls_torch(launches):
+    """Forward and backward, compiled, and named in the table."""
+    model = nn.Sequential(Standardized(3, 3, 3), nn.Conv2d(3, 2, 1))
+    other, x = convert(model), X.clone().requires_grad_()
+    model(x).square().sum().backward()
+    want, x.grad = x.grad, None
+    for run in (other, torch.compile(other, backend="aot_eager", fullgraph=True)):
+        before = launches()
+        run(x).square().sum().backward()
+        assert launches() - before == {"fprop": 2, "dgrad": 2, "wgrad": 2}
+        torch.testing.assert_close(x.grad, want, rtol=1e-4, atol=1e-4)
+        x.grad = None
+    torch._dynamo.reset()
+    assert str(report(other)).splitlines()[1:] == [
+        "0  tritonconv.Standardized: tritonconv, in a forward of its own",
+        "1  tritonconv.Conv2d: tritonconv",
     ]
-    with pytest.raises(ValueError, match=r"convert\(\): 1, 2 cannot be replaced\n(.*\n)+1  Standardized: its class"):
+    assert torch.fx.symbolic_trace(other)(X).shape == (1, 2, 4, 4)
+
+
+class Hidden(nn.Conv2d):
+    """A convolution that no region reaches."""
+
+    def forward(self, x):
+        return SCRIPTED(x, self.weight)
+
+
+@torch.jit.script
+def SCRIPTED(x: torch.Tensor, w: torch.Tensor):
+    return torch.conv2d(x, w)
+
+
+def test_a_forward_of_its_own_that_reached_nothing_is_named():
+    other = convert(nn.Sequential(Hidden(3, 3, 1)))
+    other(X)
+    (layer,) = report(other).layers
+    assert not layer.replaced and layer.reason == "its own forward called no convolution that is reached"
+
+
+class Calls(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight, self.conv1d = nn.Parameter(torch.randn(3, 3, 1, 1)), nn.Conv1d(3, 3, 1)
+
+    def forward(self, x):
+        return nn.functional.conv2d(x, self.weight) + self.conv1d(x.flatten(2)).view_as(x)
+
+
+LEFT = {
+    "lazy": (lambda: nn.LazyConv2d(4, 3), "it is lazy: run the model once first"),
+    "complex": (lambda: nn.Conv2d(3, 4, 3, dtype=torch.complex64), "its weights are complex64"),
+    "a function": (Calls, "its forward calls conv2d itself: tritonconv.use() reaches that"),
+    "scripted": (lambda: torch.jit.script(nn.Conv2d(3, 4, 3)), "it is scripted: convert the model before it is"),
+    "quantised": (lambda: torch.ao.nn.quantized.Conv2d(3, 4, 3), "it is quantised, and multiplies integers"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", LEFT)
+def test_what_stays_torchs_is_named(name):
+    make, words = LEFT[name]
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), make())
+    with pytest.raises(ValueError, match=r"convert\(\): 1 cannot be replaced\n(.*\n)+1 .*: " + re.escape(words)):
         convert(model, inplace=True, strict=True)
     assert type(model[0]) is nn.Conv2d
     assert [layer.reason for layer in report(model).layers][:1] == ["not converted"]
+    found = report(convert(model))
+    assert [(layer.name, layer.reason) for layer in found.left] == [("1", words)]
+    assert found.layers[0].replaced
 
 
 def test_a_forward_bound_to_a_layer_that_calls_torch_itself_is_named():
@@ -144,8 +236,8 @@ def test_a_forward_bound_to_a_layer_that_calls_torch_itself_is_named():
 
 
 def test_only_some():
-    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 3), Standardized(3, 3, 1))
-    other = convert(model, only=lambda name, layer: layer.kernel_size == (3, 3), strict=True)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 3), nn.LazyConv2d(3, 1))
+    other = convert(model, only=lambda name, layer: name == "1", strict=True)
     assert [layer.replaced for layer in report(other).layers] == [False, True, False]
     with pytest.raises(TypeError, match="argument 'only' must be a function of"):
         convert(model, only="0")

@@ -1,6 +1,7 @@
 """The convolutions of torch.nn.functional as Triton kernels, forward and backward, called exactly as torch's."""
 
 from costmodel.version import __version__
+from tritonconv import batching as batching
 from tritonconv import nn
 from tritonconv.causal import causal_conv1d, causal_conv1d_update
 from tritonconv.convert import convert, report, revert
@@ -14,12 +15,15 @@ from tritonconv.fused import (
     conv_transpose2d_fused,
     conv_transpose3d_fused,
 )
+from tritonconv.invariant import batch_invariant
 from tritonconv.separable import depthwise_separable_conv2d
+from tritonconv.use import use
 from tritonconv.video import causal_conv3d
 
 __all__ = [
     "Explanation",
     "__version__",
+    "batch_invariant",
     "causal_conv1d",
     "causal_conv1d_update",
     "causal_conv3d",
@@ -41,4 +45,5 @@ __all__ = [
     "nn",
     "report",
     "revert",
+    "use",
 ]

@@ -15,7 +15,7 @@ from costmodel.problem import ConvProblem, padding_pairs
 from costmodel.shapes import ShapeError
 from tritonconv.epilogue import ACTIVATIONS
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 #: The largest integer that an operator of torch takes.
@@ -95,7 +95,7 @@ def alike(function: str, first: str, given: Mapping[str, torch.Tensor | None]) -
             continue
         if value.layout != torch.strided:
             raise RuntimeError(f"{function}(): {name} has layout {value.layout}; tritonconv takes strided tensors")
-        if value.dtype not in _DTYPES:
+        if value.dtype not in DTYPES:
             raise RuntimeError(
                 f"{function}(): {name} has dtype {value.dtype}; tritonconv takes float16, bfloat16, float32 and float64"
             )
@@ -175,6 +175,17 @@ def _not_empty(function: str, input: Sequence[int], weight: Sequence[int]) -> No
             raise RuntimeError(f"{function}(): only the batch may be empty, got {name} of shape {list(shape)}")
 
 
+def _ends(function: str, padding: Any, rank: int) -> tuple[tuple[int, int], ...]:
+    """Padding of either end, ((lo, hi), ...): a pair an axis."""
+    if len(padding) != rank or not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in padding):
+        raise RuntimeError(
+            f"{function}(): expected padding to be an int, {rank} ints, or {rank} pairs of a low and a high end, got "
+            f"padding={padding}"
+        )
+    pairs = (ints(function, "padding", tuple(pair), 2, 0) for pair in padding)
+    return tuple((low, high) for low, high in pairs)
+
+
 def conv(
     function: str,
     rank: int,
@@ -196,6 +207,8 @@ def conv(
         if padding == "same" and any(s != 1 for s in stride):
             raise RuntimeError(f"{function}(): padding='same' is not supported for strided convolutions, got stride={stride}")
         pads = padding_pairs(padding, weight.shape[2:], dilation)
+    elif isinstance(padding, (tuple, list)) and any(isinstance(pair, (tuple, list)) for pair in padding):
+        pads = _ends(function, padding, rank)
     else:
         pads = padding_pairs(ints(function, "padding", padding, rank, 0), weight.shape[2:], dilation)
     _not_empty(function, input.shape, weight.shape)

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
+from tritonconv import fold, swap
 from tritonconv import nn as ours
 from tritonconv.modelcopy import Model, sharing_copy
-
-#: torch's class -> ours, which adds no state and takes its place in an instance.
-REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Conv1d: ours.Conv1d,
-    nn.Conv2d: ours.Conv2d,
-    nn.Conv3d: ours.Conv3d,
-    nn.ConvTranspose1d: ours.ConvTranspose1d,
-    nn.ConvTranspose2d: ours.ConvTranspose2d,
-    nn.ConvTranspose3d: ours.ConvTranspose3d,
-}
-#: Subclasses of torch's -> what takes their place.
-_MADE: dict[type[nn.Module], type[nn.Module]] = {}
+from tritonconv.swap import is_convolution, refusal
 
 
 @dataclass(frozen=True)
@@ -54,7 +40,8 @@ class Report:
         lines = [f"{done} of {len(self.layers)} convolutions run on tritonconv's kernels"]
         width = max((len(layer.name) for layer in self.layers), default=0)
         for layer in self.layers:
-            lines.append(f"{layer.name:<{width}}  {layer.kind}: {'tritonconv' if layer.replaced else layer.reason}")
+            how = ", ".join(["tritonconv"] * layer.replaced + [layer.reason] * bool(layer.reason))
+            lines.append(f"{layer.name:<{width}}  {layer.kind}: {how}")
         return "\n".join(lines)
 
 
@@ -63,20 +50,26 @@ def convert(
     *,
     only: Callable[[str, nn.Module], bool] | None = None,
     inplace: bool = False,
+    fuse: bool = False,
     strict: bool = False,
 ) -> Model:
     """`model` with its convolutions computed by tritonconv's kernels: a copy, or the model itself where `inplace`.
 
-    Replaced are torch's six classes and their subclasses whose convolution is torch's: parametrized and weight-normed layers,
-    pruned ones, quantisation-aware ones, and those whose `forward` a hook has bound to the instance. A subclass with a forward
-    of its own that calls torch's functions is left as it is; `report` names it. `only(name, layer)` says of each layer whether
-    to replace it.
+    Replaced are torch's six classes and their subclasses: parametrized and weight-normed layers, pruned ones,
+    quantisation-aware ones, those whose `forward` a hook has bound to the instance, and those with a forward of their own, in
+    which torch's convolutions are ours (as in `tritonconv.use`). A module that is no convolution and calls torch's functions
+    itself is left as it is; `report` names it. `only(name, layer)` says of each layer whether to replace it.
 
     The copy is a model of its own over the same memory: values that change in place (an optimizer's step, `load_state_dict`)
     show in both, and `.to(...)` changes one alone. `state_dict` has the same keys. `revert` gives torch's classes back.
 
-    Raises TypeError for what is no module, and with `strict` ValueError with the table of `report` where a convolution that
-    `only` admits is left to torch; with `inplace` the model is then unchanged.
+    `fuse` folds what follows a convolution into it: a batch norm, a sum with a residual, an activation of a model in eval
+    mode, as far as torch.fx proves that nothing else sees what lies between. Parts of the model where it does become
+    `torch.fx.GraphModule`s, with the same `state_dict`; a part that torch.fx cannot trace keeps its class.
+
+    Raises TypeError for what is no module, ValueError for `fuse` together with `inplace` or in training mode, and with `strict`
+    ValueError with the table of `report` where a convolution that `only` admits is left to torch; with `inplace` the model is
+    then unchanged.
 
     >>> import torch, tritonconv
     >>> net = tritonconv.convert(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU()))
@@ -84,134 +77,77 @@ def convert(
     1 of 1 convolutions run on tritonconv's kernels
     0  tritonconv.Conv2d: tritonconv
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"convert() takes a torch.nn.Module, got {type(model).__name__}")
+    _is_module("convert", model)
     if only is not None and not callable(only):
         raise TypeError(f"convert(): argument 'only' must be a function of (name, layer), got {type(only).__name__}")
-    wanted = {id(part) for name, part in model.named_modules() if _is_convolution(part) and (only is None or only(name, part))}
-    missed = [name for name, part in model.named_modules() if id(part) in wanted and _refusal(part)]
+    if fuse and (inplace or model.training):
+        raise ValueError(
+            "convert(): fuse=True makes another model of one in eval mode, so inplace is False and model.eval() first"
+        )
+    wanted = {id(part) for name, part in model.named_modules() if is_convolution(part) and (only is None or only(name, part))}
+    missed = [name for name, part in model.named_modules() if id(part) in wanted and refusal(part)]
+    missed += [name for name, part in model.named_modules() if _stays(part) and (only is None or only(name, part))]
     if strict and missed:
         raise ValueError(f"convert(): {', '.join(missed)} cannot be replaced\n{report(model, wanted)}")
-    names = [name for name, part in model.named_modules() if id(part) in wanted and not _refusal(part)]
+    names = [name for name, part in model.named_modules() if id(part) in wanted and not refusal(part)]
     converted = model if inplace else sharing_copy(model)
     for name in names:
         part = converted.get_submodule(name)
         if not isinstance(part, ours.Replacement):
-            _become(part, _replacement(type(part)))
-    return converted
+            swap.replace(part)
+    return fold.folded(converted) if fuse else converted
 
 
 def revert(model: Model) -> Model:
-    """`model` itself with torch's classes in place of ours; the way back from `convert`. TypeError for what is no module."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"revert() takes a torch.nn.Module, got {type(model).__name__}")
-    back = {new: old for old, new in (*REPLACEMENTS.items(), *_MADE.items())}
+    """`model` itself with torch's classes in place of ours; the way back from `convert`. TypeError for what is no module.
+
+    What `fuse=True` made a graph of becomes the module that it was.
+    """
+    _is_module("revert", model)
+    model = fold.original(model)
     for part in model.modules():
-        if type(part) in back:
-            _become(part, back[type(part)])
+        if isinstance(part, ours.Replacement):
+            swap.restore(part)
     return model
 
 
 def report(model: nn.Module, wanted: set[int] | None = None) -> Report:
     """Which convolutions of `model` run on tritonconv's kernels, and why the others do not. TypeError for what is no module.
 
-    `wanted` holds the ids of layers that are to be looked at as `convert` sees them, before it replaces any.
+    A module that is no convolution and whose `forward` calls one of torch's functions itself is listed too, as far as its code
+    shows. `wanted` holds the ids of layers that are to be looked at as `convert` sees them, before it replaces any.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"report() takes a torch.nn.Module, got {type(model).__name__}")
+    _is_module("report", model)
     layers = []
     for name, part in model.named_modules():
-        if _is_convolution(part):
-            replaced = isinstance(part, ours.Replacement)
-            reason = "" if replaced else _refusal(part) or "not converted"
-            if wanted is not None and not replaced:
-                reason = _refusal(part) or ("can be replaced" if id(part) in wanted else "not asked for")
+        if is_convolution(part):
+            why = refusal(part)
+            replaced = isinstance(part, ours.Replacement) and not why
+            if replaced:
+                reason = "in a forward of its own" if swap.own_forward(part) else fold.words(part)
+            elif wanted is None:
+                reason = why or "not converted"
+            else:
+                reason = why or ("can be replaced" if id(part) in wanted else "not asked for")
             layers.append(Layer(name or "(the model)", part._get_name(), replaced, reason))
+        elif why := _stays(part):
+            layers.append(Layer(name or "(the model)", part._get_name(), False, why))
     return Report(tuple(layers))
 
 
-def _is_convolution(part: nn.Module) -> bool:
-    return isinstance(part, _ConvNd)
-
-
-def _base(kind: type[nn.Module]) -> type[nn.Module] | None:
-    """Which of torch's six classes a class is or extends."""
-    return next((base for base in REPLACEMENTS if issubclass(kind, base)), None)
-
-
-def _refusal(part: nn.Module) -> str:
-    """Why a convolution's computation cannot be replaced; "" where it can or has been."""
-    kind, base = type(part), _base(type(part))
-    if isinstance(part, ours.Replacement):
+def _stays(part: nn.Module) -> str:
+    """Why a module that is no convolution by its class, and computes one, is torch's; "" for any other."""
+    if is_convolution(part):
         return ""
-    if _calls_torch(part.__dict__.get("forward")):
-        return "a forward that calls torch's functions itself was bound to it"
-    if kind is base:
-        return ""
-    if base is None:
-        return "it is none of torch's six classes"
-    if isinstance(part, nn.modules.lazy.LazyModuleMixin):
-        return "it is lazy: run the model once first"
-    between = kind.__mro__[: kind.__mro__.index(base)]
-    own = {name: value for each in reversed(between) for name, value in vars(each).items()}
-    if "_conv_forward" in own:
-        return "its class has a _conv_forward of its own"
-    if "forward" in own and not _reaches_ours(own["forward"], base):
-        return "its class has a forward of its own, which calls torch's functions itself"
-    return ""
+    if isinstance(part, torch.jit.ScriptModule):
+        scripted = str(getattr(part, "original_name", "")).startswith("Conv")
+        return "it is scripted: convert the model before it is" if scripted else ""
+    if type(part).__module__.startswith("torch.ao.nn.quantized") and "Conv" in type(part).__name__:
+        return "it is quantised, and multiplies integers"
+    found = swap.calls_functional(part)
+    return f"its forward calls {found} itself: tritonconv.use() reaches that" if found else ""
 
 
-def _calls_torch(forward: Any) -> bool:
-    """Whether a forward that was bound to an instance names a convolution of torch's; a partial's or method's too."""
-    while hasattr(forward, "__func__") or isinstance(forward, functools.partial):
-        forward = forward.func if isinstance(forward, functools.partial) else forward.__func__
-    return any(name.startswith("conv") for name in getattr(getattr(forward, "__code__", None), "co_names", ()))
-
-
-def _reaches_ours(forward: Any, base: type[nn.Module]) -> bool:
-    """Whether a class's own forward leaves the convolution to what ours replaces: torch's `_conv_forward`, which transposed
-    layers have not, or the forward of the class that it extends."""
-    code = getattr(forward, "__code__", None)
-    if code is None or any(name.startswith("conv") for name in code.co_names):
-        return False
-    return ("_conv_forward" in code.co_names and hasattr(base, "_conv_forward")) or {"super", "forward"} <= {*code.co_names}
-
-
-def _replacement(kind: type[nn.Module]) -> type[nn.Module]:
-    """The class that takes the place of torch's class or of a subclass, made once. A subclass comes before ours in the order of
-    methods, so that its own forward runs and finds ours where it would have found torch's."""
-    if kind in REPLACEMENTS:
-        return REPLACEMENTS[kind]
-    if kind not in _MADE:
-        base = _base(kind)
-        assert base is not None
-
-        def forward(self: Any, input: Any, *arguments: Any, **keywords: Any) -> Any:
-            if isinstance(input, torch.fx.Proxy):
-                return ours.traced(self, input, *arguments, **keywords)
-            return super(made, self).forward(input, *arguments, **keywords)
-
-        def reduced(self: Any, protocol: Any) -> Any:  # the class has no name that pickle could look up
-            return _instance, (kind,), self.__getstate__()
-
-        namespace = {"forward": forward, "__module__": kind.__module__, "__doc__": kind.__doc__, "__reduce_ex__": reduced}
-        made: Any = type(kind.__name__, (kind, REPLACEMENTS[base]), namespace)
-        _MADE[kind] = made
-    return _MADE[kind]
-
-
-def _instance(kind: type[nn.Module]) -> nn.Module:
-    """An empty instance of what takes the place of `kind`, for pickle to fill."""
-    made = _replacement(kind)
-    return made.__new__(made)
-
-
-def _become(part: nn.Module, kind: type[nn.Module]) -> None:
-    """Another class for an instance. Methods of the old class that a hook has bound to the instance become the new one's."""
-    old = type(part)
-    part.__class__ = kind
-    for name, value in list(part.__dict__.items()):
-        if isinstance(value, types.MethodType) and value.__self__ is part:
-            method = value.__func__.__name__
-            if method in ("forward", "_conv_forward") and value.__func__ is getattr(old, method, None):
-                part.__dict__[name] = types.MethodType(getattr(kind, method), part)
+def _is_module(function: str, module: object) -> None:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{function}() takes a torch.nn.Module, got {type(module).__name__}")

@@ -1,5 +1,6 @@
 """The six convolutions, called exactly as those of `torch.nn.functional`.
 
+The plain ones take more than torch's as `padding`: ((low, high), ...), the two ends of each axis.
 `plan` forces kernels: a `costmodel.plan.Plan`, or several, one per pass; `tritonconv.explain` prints what was chosen.
 """
 
@@ -14,16 +15,26 @@ from costmodel.problem import ConvProblem
 from costmodel.tiling import Plan
 from tritonconv import check
 from tritonconv.autograd import _OPS
+from tritonconv.invariant import marked
 from tritonconv.op import flat
 
 Size = int | tuple[int, ...]
+Padding = Size | tuple[tuple[int, int], ...] | str  # of both ends, or (low, high) an axis
 Plans = Plan | Iterable[Plan] | None
 
 
-def _plan_text(plan: Plans) -> str:
+class Asked(NamedTuple):
+    """What stands for a plan where a predicate of `tritonconv.use` chooses between torch and ours: see `tritonconv.where`."""
+
+    word: str
+
+
+def _plan_text(plan: Plans | Asked) -> str:
     """Forced plans as the ops take them. TypeError where they are none."""
     if plan is None:
         return ""
+    if isinstance(plan, Asked):
+        return plan.word
     plans = [plan] if isinstance(plan, Plan) or not isinstance(plan, Iterable) else list(plan)
     if isinstance(plan, str) or not all(isinstance(each, Plan) for each in plans):
         raise TypeError(f"plan must be a costmodel.tiling.Plan or several (Plan.parse makes one of words), got plan={plan!r}")
@@ -68,12 +79,13 @@ def _call(
     if after is not None:
         shape = problem.output_shape if forward else problem.input_shape
         check.epilogue(function, rank, shape if batched else shape[1:], *after)
+    words = marked(_plan_text(plan))
     if after is None or after.is_empty():
-        y = (_OPS.fprop if forward else _OPS.dgrad)(a, weight, bias, *place, _plan_text(plan))
+        y = (_OPS.fprop if forward else _OPS.dgrad)(a, weight, bias, *place, words)
     else:
         residual = after.residual if after.residual is None or batched else after.residual.unsqueeze(0)
         follows = (after.scale, after.shift, residual, after.activation or "", float(after.negative_slope), False)
-        y, _ = (_OPS.fprop_fused if forward else _OPS.dgrad_fused)(a, weight, bias, *place, *follows, _plan_text(plan))
+        y, _ = (_OPS.fprop_fused if forward else _OPS.dgrad_fused)(a, weight, bias, *place, *follows, words)
     return y if batched else y.squeeze(0)
 
 
@@ -82,7 +94,7 @@ def conv1d(
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
     stride: Size = 1,
-    padding: Size | str = 0,
+    padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
     *,
@@ -97,7 +109,7 @@ def conv2d(
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
     stride: Size = 1,
-    padding: Size | str = 0,
+    padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
     *,
@@ -112,7 +124,7 @@ def conv3d(
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
     stride: Size = 1,
-    padding: Size | str = 0,
+    padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
     *,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 
 from tritonconv import check
-from tritonconv.functional import After, Plans, Size, _call
+from tritonconv.functional import After, Padding, Plans, Size, _call
 
 
 def conv1d_fused(
@@ -21,7 +21,7 @@ def conv1d_fused(
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
     stride: Size = 1,
-    padding: Size | str = 0,
+    padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
     *,
@@ -43,7 +43,7 @@ def conv2d_fused(
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
     stride: Size = 1,
-    padding: Size | str = 0,
+    padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
     *,
@@ -65,7 +65,7 @@ def conv3d_fused(
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
     stride: Size = 1,
-    padding: Size | str = 0,
+    padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
     *,

@@ -6,6 +6,7 @@ Triton's interpreter does (TRITON_INTERPRET=1 when triton was imported). So does
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,8 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 _MODELS: list[Device] = [INTERPRETER]
 #: The number of the one that CPU tensors are planned for now, and whether kernels run on them.
 _now = -1
+#: Whose turn it is: while Triton's interpreter runs a kernel, it changes functions of `triton.language` for the whole process.
+_turn = threading.RLock()
 _kernels = INTERPRETED
 
 
@@ -51,9 +54,12 @@ def use(device: Device | None) -> None:
 
 
 def either(kernel: Callable[..., Any], by_torch: Callable[..., Any]) -> Callable[..., Any]:
-    """What computes CPU tensors at each call: `kernel` where kernels do, else `by_torch`."""
+    """What computes CPU tensors at each call: `kernel` where kernels do, one thread at a time, else `by_torch`."""
 
     def call(*args: Any) -> Any:
-        return kernel(*args) if _kernels else by_torch(*args)
+        if not _kernels:
+            return by_torch(*args)
+        with _turn:
+            return kernel(*args)
 
     return call

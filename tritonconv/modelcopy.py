@@ -1,58 +1,212 @@
-"""A copy of a model whose parameters and buffers lie in the model's memory, of models too that `copy.deepcopy` refuses."""
+"""A copy of a model that has the parameters' memory and nothing else in common with it.
+
+`copy.deepcopy` copies the memory too, and fails on what many models hold: results that have a history (a weight that a hook
+made, a cached activation), locks, open files. Here such things are shared, and everything that can name a module of the model
+(containers, plain objects, bound methods, partials, closures) is made anew, so that a copy never calls the original.
+"""
 
 from __future__ import annotations
 
 import copy
+import functools
+import types
+import weakref
+from collections import ChainMap, OrderedDict, defaultdict, deque
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
 Model = TypeVar("Model", bound=nn.Module)
 
+#: Values that are as good as their copies.
+ATOMS = (int, float, complex, bool, str, bytes, type(None), type, range, torch.dtype, torch.device)
+#: What `rebuilt` looks into.
+Callables = types.MethodType | types.FunctionType | functools.partial
+
+
+def rebuilt(value: Any, swap: Callable[[Any], Any], seen: frozenset[int] = frozenset()) -> Any:
+    """A callable with what `swap` answers for the objects in it: a method's, a partial's, those of a closure and of wrapped
+    functions. The same one where nothing in it changes."""
+    if id(value) in seen:
+        return value
+    if (made := swap(value)) is not value:
+        return made
+    again = functools.partial(rebuilt, swap=swap, seen=seen | {id(value)})
+    if isinstance(value, types.MethodType):
+        owner, function = again(value.__self__), again(value.__func__)
+        same = owner is value.__self__ and function is value.__func__
+        return value if same else types.MethodType(function, owner)
+    if isinstance(value, functools.partial):
+        function, arguments = again(value.func), tuple(map(again, value.args))
+        named = {name: again(argument) for name, argument in value.keywords.items()}
+        held = {name: again(attribute) for name, attribute in vars(value).items()}
+        found = [function, *arguments, *named.values(), *held.values()]
+        before = [value.func, *value.args, *value.keywords.values(), *vars(value).values()]
+        if all(a is b for a, b in zip(found, before, strict=True)):
+            return value
+        partial = functools.partial(function, *arguments, **named)
+        vars(partial).update(held)
+        return partial
+    if isinstance(value, types.FunctionType):
+        return _function(value, again)
+    return value
+
+
+def _function(value: types.FunctionType, again: Callable[[Any], Any]) -> types.FunctionType:
+    cells, changed = [], False
+    for cell in value.__closure__ or ():
+        try:
+            found = again(cell.cell_contents)
+        except ValueError:  # a cell that is empty as yet
+            cells.append(cell)
+            continue
+        changed = changed or found is not cell.cell_contents
+        cells.append(types.CellType(found))
+    held = {name: again(attribute) for name, attribute in vars(value).items()}
+    if not changed and all(held[name] is attribute for name, attribute in vars(value).items()):
+        return value
+    made = types.FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, tuple(cells) or None)
+    made.__kwdefaults__, made.__qualname__, made.__doc__ = value.__kwdefaults__, value.__qualname__, value.__doc__
+    vars(made).update(held)
+    return made
+
+
+def class_like(cls: type, *bases: type) -> Any:
+    """A class of its own with the namespace of `cls`, on `bases` where given."""
+    namespace = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+    return type(cls.__name__, bases or cls.__bases__, namespace)
+
 
 def sharing_copy(model: Model) -> Model:
-    """A copy of the tree of modules. Parameters and buffers are new objects over the same memory, so that an in-place change
-    of their values shows in both models, and `.to(...)`, a new gradient or a new buffer in one of them alone.
-
-    What else a module holds (settings, hooks, bound methods of its modules) is copied as `copy.deepcopy` does it; an attribute
-    that cannot be copied (a lock, a tensor that autograd made) is the model's own in the copy. A scripted module has no Python
-    parts to copy and is shared whole.
-    """
-    memo: dict[int, Any] = {}
-    parts = list(model.modules())
-    for part in parts:
-        scripted = isinstance(part, torch.jit.ScriptModule)
-        memo[id(part)] = part if scripted else type(part).__new__(type(part))
-    for tensor in (*model.parameters(), *model.buffers()):
-        memo[id(tensor)] = _alias(tensor)
-    for part in parts:
-        twin = memo[id(part)]
-        if twin is not part:
-            twin.__dict__.update({name: _copied(value, memo) for name, value in part.__dict__.items()})
-    found: Model = memo[id(model)]
-    return found
+    """The copy. Parameters and buffers are objects of their own over the same memory, so that an in-place change of their
+    values shows in both models, and `.to(...)`, a new gradient or a new buffer in one of them alone."""
+    duplicate = _Duplicate()
+    for tensor in model.buffers():
+        duplicate.remember(tensor, tensor.detach() if not is_lazy(tensor) else tensor)
+    for part in model.modules():
+        duplicate.shell(part)
+    for part in model.modules():
+        duplicate.fill(part)
+    made: Model = duplicate.memo[id(model)]
+    return made
 
 
-def _alias(tensor: torch.Tensor) -> torch.Tensor:
-    """Another object over the same memory. A lazy parameter that has no memory yet stays what it is."""
-    if nn.parameter.is_lazy(tensor):
-        return tensor
-    if not isinstance(tensor, nn.Parameter):
-        return tensor.detach()
-    twin = nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad)
-    twin.__dict__.update(tensor.__dict__)
-    return twin
+class _Duplicate:
+    def __init__(self) -> None:
+        self.memo: dict[int, Any] = {}  # as `copy.deepcopy` keeps it: id -> copy
+        self.alive: list[Any] = []  # whatever has an id in it
+        self.filled: set[int] = set()
+
+    def remember(self, value: Any, made: Any) -> Any:
+        self.memo[id(value)] = made
+        self.alive.append(value)
+        return made
+
+    def shell(self, part: nn.Module) -> Any:
+        """An empty module in the place of `part`."""
+        if id(part) in self.memo:
+            return self.memo[id(part)]
+        if isinstance(part, torch.jit.ScriptModule) or type(part).__module__.startswith("torch.ao.nn.quantized"):
+            self.filled.add(id(part))  # what they hold is not in their dict
+            return self.remember(part, self.by_protocol(part))
+        if isinstance(part, torch.fx.GraphModule):  # whose `__new__` makes a class that its graph's code is written to
+            return self.remember(part, type(part).__new__(type(part)))
+        own = is_parametrized(part)  # torch gave the instance a class of its own, which its methods write to
+        return self.remember(part, object.__new__(class_like(type(part)) if own else type(part)))
+
+    def fill(self, part: nn.Module) -> None:
+        if id(part) in self.filled:
+            return
+        self.filled.add(id(part))
+        made = self.memo[id(part)]
+        custom = type(part).__getstate__ is not object.__getstate__ and not is_parametrized(part)
+        state = part.__getstate__() if custom else vars(part)
+        state = {name: self.copied(value) for name, value in state.items()}
+        if state.get("_compiled_call_impl") is not None:
+            state["_compiled_call_impl"] = None  # as torch's own copies
+        if custom:
+            made.__setstate__(state)
+        else:
+            vars(made).update(state)
+        if isinstance(made, torch.fx.GraphModule):
+            made.graph = made.graph  # which writes the forward
+
+    def copied(self, value: Any) -> Any:
+        if id(value) in self.memo:
+            return self.memo[id(value)]
+        if isinstance(value, nn.Module):
+            made = self.shell(value)
+            self.fill(value)
+            return made
+        if isinstance(value, torch.Tensor):
+            return self.remember(value, self.parameter(value)) if isinstance(value, nn.Parameter) else value
+        if isinstance(value, weakref.ref):
+            target = value()
+            found = None if target is None else self.memo.get(id(target), target)
+            return value if found is target else weakref.ref(found)
+        if isinstance(value, Callables):
+            return self.remember(value, rebuilt(value, self.swapped))
+        return self.container(value)
+
+    def swapped(self, value: Any) -> Any:
+        """What a callable holds: modules and plain objects that hold them; no tensors, which the caller shares."""
+        return value if isinstance(value, (Callables, torch.Tensor, type)) else self.copied(value)
+
+    def container(self, value: Any) -> Any:
+        kind, made = type(value), None
+        if kind in ATOMS:
+            return value
+        if kind in (list, deque, set):
+            made = self.remember(value, kind() if kind is not deque else deque(maxlen=value.maxlen))
+            add = made.add if kind is set else made.append
+            for item in value:
+                add(self.copied(item))
+            return made
+        if kind in (dict, OrderedDict, defaultdict):
+            made = self.remember(value, defaultdict(value.default_factory) if kind is defaultdict else kind())
+            for name, item in value.items():
+                made[self.copied(name)] = self.copied(item)
+            return made
+        if kind is tuple or (isinstance(value, tuple) and hasattr(kind, "_make")):
+            items = [self.copied(item) for item in value]
+            if all(a is b for a, b in zip(items, value, strict=True)):
+                return value
+            return self.remember(value, kind._make(items) if hasattr(kind, "_make") else tuple(items))
+        if is_plain(kind):
+            made = self.remember(value, object.__new__(kind))
+            vars(made).update({name: self.copied(item) for name, item in vars(value).items()})
+            return made
+        if kind.__module__.partition(".")[0] == "torch" and not hasattr(kind, "__deepcopy__"):
+            return value  # torch's own: dtypes, hooks without a state, what it keeps beside a module
+        return self.by_protocol(value)
+
+    def by_protocol(self, value: Any) -> Any:
+        """`copy.deepcopy`, or the object itself where it refuses."""
+        found: dict[int, Any] = {}
+        memo: Any = ChainMap(found, self.memo)  # what a failed attempt leaves behind is forgotten
+        try:
+            made = copy.deepcopy(value, memo)
+        except Exception:  # whatever an object raises that cannot be copied
+            return value
+        self.alive += found.pop(id(memo), [])
+        self.memo |= found
+        return made
+
+    def parameter(self, value: nn.Parameter) -> Any:
+        if is_lazy(value):
+            return self.by_protocol(value)
+        made = nn.Parameter(value.detach(), value.requires_grad)
+        vars(made).update(vars(value))
+        return made
 
 
-def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    """A deep copy, or `value` itself where there is none. What a failed attempt left in `memo` is forgotten."""
-    known = set(memo)
-    try:
-        return copy.deepcopy(value, memo)
-    except Exception:  # every class has its own reasons to refuse, and raises what it likes
-        for key in memo.keys() - known:
-            del memo[key]
-        if isinstance(value, dict):  # one entry that cannot be copied does not keep the others from it
-            return type(value)((key, _copied(entry, memo)) for key, entry in value.items())
-        return value
+def is_plain(kind: type) -> bool:
+    """Whether an object of this class is its attributes and nothing else, as far as its class says, and not torch's."""
+    own = ("__deepcopy__", "__copy__", "__setstate__", "__getnewargs__", "__getnewargs_ex__", "__slots__")
+    plain = all(getattr(kind, name) is getattr(object, name) for name in ("__reduce_ex__", "__reduce__", "__getstate__"))
+    made = kind.__new__ is object.__new__ and kind.__dictoffset__ != 0
+    return made and plain and not any(hasattr(kind, name) for name in own) and kind.__module__.partition(".")[0] != "torch"

@@ -49,11 +49,17 @@ class _Convolution(Replacement):
     """What differs from torch's ConvNd."""
 
     def _conv_forward(self: Any, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        made: torch.Tensor = self.by(self.function, input, weight, bias)
+        return made
+
+    def by(self: Any, function: Any, input: torch.Tensor, weight: Any, bias: Any, **after: Any) -> torch.Tensor:
+        """What a function of the layer's arguments makes of its input; `after` is what that takes besides."""
         padding = self.padding
         if self.padding_mode != "zeros":
             input = functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
-        return self.function(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+        made: torch.Tensor = function(input, weight, bias, self.stride, padding, self.dilation, self.groups, **after)
+        return made
 
 
 class _ByFunction:
@@ -63,9 +69,17 @@ class _ByFunction:
 
     def forward(self: Any, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
         """`output_size` picks one of the sizes that the stride leaves open, as torch's modules do."""
+        made: torch.Tensor = self.by(self.function, input, self.weight, self.bias, output_size)
+        return made
+
+    def by(
+        self: Any, function: Any, input: torch.Tensor, weight: Any, bias: Any, output_size: Any = None, **after: Any
+    ) -> torch.Tensor:
+        """As that of a plain layer."""
         sizes = (self.stride, self.padding, self.kernel_size, len(self.kernel_size), self.dilation)
-        extra = self._output_padding(input, output_size, *sizes)
-        return self.function(input, self.weight, self.bias, self.stride, self.padding, extra, self.groups, self.dilation)
+        window = (self.stride, self.padding, self._output_padding(input, output_size, *sizes), self.groups, self.dilation)
+        made: torch.Tensor = function(input, weight, bias, *window, **after)
+        return made
 
 
 class _Transposed(Replacement, _ByFunction):

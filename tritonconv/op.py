@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
 from costmodel.problem import ConvProblem, Pass
-from tritonconv import cpu, host, launch, operands
+from tritonconv import cpu, host, invariant, launch, operands, where
 from tritonconv.epilogue import ACTIVATIONS, Epilogue, by_torch, widened
 from tritonconv.layout import allocate
 
@@ -132,8 +133,22 @@ def _problem(of: _Primitive, a: torch.Tensor, b: torch.Tensor, rest: Sequence[An
 
 
 def _by_kernel(of: _Primitive) -> Callable[..., torch.Tensor]:
+    which = Pass(of.name)
+
     def call(a: torch.Tensor, b: torch.Tensor, *rest: Any) -> torch.Tensor:
-        return of.kernel(a, b, *rest[: of.has_bias], _problem(of, a, b, rest), *rest[of.arguments - 2 :])
+        problem = _problem(of, a, b, rest)
+        bias = rest[: of.has_bias]
+        alone, plan = invariant.unmarked("".join(rest[of.arguments - 2 :]))
+        by_torch, plan = where.asked(plan, problem, which, a)
+        if by_torch:
+            return of.torch(a, b, *bias, problem)
+        if alone and which != Pass.WGRAD and problem.batch > 1 and problem.macs:
+            found = invariant.fixed(which, problem, a, b, bias[0], plan)
+            if found is None:
+                each = replace(problem, batch=1)
+                return cast(torch.Tensor, invariant.by_image(lambda image: of.kernel(image, b, *bias, each, plan), (a,)))
+            plan = found
+        return of.kernel(a, b, *bias, problem, plan)
 
     return call
 
@@ -173,6 +188,18 @@ def _split(of: _Primitive, a: torch.Tensor, b: torch.Tensor, rest: Sequence[Any]
 def _fused_by_kernel(which: Pass, of: _Primitive) -> Callable[..., Pair]:
     def call(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, *rest: Any) -> Pair:
         problem, epilogue, plan = _split(of, a, b, (bias, *rest))
+        alone, plan = invariant.unmarked(plan)
+        if alone and problem.batch > 1 and problem.macs:
+            found = invariant.fixed(which, problem, a, b, bias, plan, epilogue)
+            if found is None:
+                each = replace(problem, batch=1)
+
+                def one(image: torch.Tensor, residual: torch.Tensor | None) -> Pair:
+                    return launch.followed(which, each, image, b, bias, epilogue._replace(residual=residual), plan)
+
+                y, z = invariant.by_image(one, (a, epilogue.residual))
+                return y, z if epilogue.keep else z.new_empty(0)
+            plan = found
         return launch.followed(which, problem, a, b, bias, epilogue, plan)
 
     return call

@@ -11,6 +11,7 @@ from costmodel.separable import Pair
 from costmodel.tiling import Plan
 from tritonconv import check
 from tritonconv.functional import Size
+from tritonconv.invariant import by_image, is_on
 from tritonconv.op import flat
 from tritonconv.separable import op  # which registers the op
 from tritonconv.separable.launch import APART, FUSED
@@ -103,16 +104,12 @@ def depthwise_separable_conv2d(
     if input.dim() == 3:
         x, residual = x.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
     problem = pair.depthwise
-    y: torch.Tensor = op._OPS.separable(
-        x,
-        *rest,
-        residual,
-        problem.stride,
-        flat(problem.padding),
-        problem.dilation,
-        activation or "",
-        pointwise_activation or "",
-        float(negative_slope),
-        "" if plan is None else str(plan),
-    )
+    words = (activation or "", pointwise_activation or "", float(negative_slope), "" if plan is None else str(plan))
+
+    def made(images: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
+        place = (problem.stride, flat(problem.padding), problem.dilation)
+        result: torch.Tensor = op._OPS.separable(images, *rest, added, *place, *words)
+        return result
+
+    y = by_image(made, (x, residual)) if is_on() and len(x) > 1 else made(x, residual)
     return y if input.dim() == 4 else y.squeeze(0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from tritonconv.functional import Plans, _plan_text
+from tritonconv.invariant import by_image, is_on
 from tritonconv.video import (
     check,
     op,  # noqa: F401  registers the op
@@ -58,5 +59,11 @@ def causal_conv3d(
     Raises TypeError, ValueError or RuntimeError naming the argument, before anything is launched.
     """
     window = check.call(x, weight, bias, stride, padding, cache, return_cache, dilation, upsample, time_padding)
-    y, after = _OPS.video(x, weight, bias, cache, *window, return_cache, _plan_text(plan))
+    words = _plan_text(plan)
+
+    def made(images: torch.Tensor, before: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        result: tuple[torch.Tensor, torch.Tensor] = _OPS.video(images, weight, bias, before, *window, return_cache, words)
+        return result
+
+    y, after = by_image(made, (x, cache)) if is_on() and len(x) > 1 else made(x, cache)
     return (y, after) if return_cache else y

@@ -1,0 +1,365 @@
+"""What follows a convolution in a model's graph, folded into it: batch norm, a residual, an activation.
+
+`torch.fx` says what follows what. A part of a model that it traces becomes a `torch.fx.GraphModule` with the same parameters
+under the same names; the layers that took something over are of the class `Folded`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections import Counter
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.fx import Graph, GraphModule, Node, Tracer
+from torch.nn import functional
+
+from tritonconv import check, fused
+from tritonconv import nn as ours
+from tritonconv.epilogue import ACTIVATIONS
+from tritonconv.functional import After
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+#: Activations as modules and as functions -> their names in `conv2d_fused`; a function is here where it needs no argument.
+_MODULES: dict[type[nn.Module], str] = {
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.LeakyReLU: "leaky_relu",
+    nn.SiLU: "silu",
+    nn.GELU: "gelu",
+    nn.Hardswish: "hardswish",
+    nn.Sigmoid: "sigmoid",
+    nn.Tanh: "tanh",
+}
+_FUNCTIONS: dict[Any, str] = {
+    functional.relu: "relu",
+    torch.relu: "relu",
+    functional.relu6: "relu6",
+    functional.silu: "silu",
+    torch.sigmoid: "sigmoid",
+    torch.tanh: "tanh",
+}
+_METHODS = {"relu": "relu", "relu_": "relu", "sigmoid": "sigmoid", "tanh": "tanh"}
+_SUMS = (operator.add, operator.iadd, torch.add)
+#: Where a graph keeps the module that it was made of.
+ORIGIN = "_tritonconv_origin"
+
+
+class Follows(NamedTuple):
+    """What a layer has taken over. The modules are held in tuples, in which torch does not see children."""
+
+    norm: tuple[nn.Module, ...]
+    activation: str | None
+    slope: float
+    words: str
+
+
+class Folded:
+    """A layer of ours with what follows it: `layer(input, residual)` is act(norm(conv(input)) + residual).
+
+    With the norm in eval mode it is one kernel; the norm's scale and shift are taken from its parameters at each call, so that
+    they may change. In training mode the parts are computed one by one.
+    """
+
+    def forward(self: Any, input: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        follows: Follows = self._follows
+        norm = follows.norm[0] if follows.norm else None
+        plain = super().forward  # type: ignore[misc]
+        if norm is not None and norm.training:
+            return _followed(plain(input), norm, residual, follows)
+        scale, shift = (None, None) if norm is None else scale_and_shift(norm, self.weight.dtype)
+        if residual is not None:
+            if residual.shape != _output_shape(self, input) or residual.dtype != check.cast_dtype(input):
+                return _followed(plain(input), norm, residual, follows)
+        function = getattr(fused, f"{self.function.__name__}_fused")
+        after = After(follows.activation, follows.slope, scale, shift, residual)
+        made: torch.Tensor = self.by(function, input, self.weight, self.bias, **after._asdict())
+        return made
+
+
+def _output_shape(layer: Any, input: torch.Tensor) -> tuple[int, ...]:
+    rank = len(layer.kernel_size)
+    batched = input if input.dim() == rank + 2 else input.unsqueeze(0)
+    window = (layer.stride, layer.padding, *((layer.output_padding,) if layer.transposed else (layer.dilation,)), layer.groups)
+    given = ("", rank, batched, layer.weight, None, *window)
+    shape = check.conv_transpose(*given, layer.dilation).input_shape if layer.transposed else check.conv(*given).output_shape
+    return shape if batched is input else shape[1:]
+
+
+def scale_and_shift(norm: Any, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch norm with running statistics as y = x * scale + shift, each [C], rounded once."""
+    scale = torch.rsqrt(norm.running_var.float() + norm.eps)
+    scale = scale if norm.weight is None else scale * norm.weight.float()
+    shift = -norm.running_mean.float() * scale
+    shift = shift if norm.bias is None else shift + norm.bias.float()
+    return scale.to(dtype), shift.to(dtype)
+
+
+def _followed(z: torch.Tensor, norm: Any, residual: torch.Tensor | None, follows: Follows) -> torch.Tensor:
+    z = z if norm is None else norm(z)
+    z = z if residual is None else z + residual
+    return ACTIVATIONS[follows.activation].forward(z, follows.slope) if follows.activation else z
+
+
+_CLASSES: dict[type, Any] = {}
+
+
+def _folded_class(kind: type) -> Any:
+    if kind not in _CLASSES:
+        _CLASSES[kind] = type(kind.__name__, (Folded, kind), {"__module__": __name__, "__reduce_ex__": _reduced})
+    return _CLASSES[kind]
+
+
+def _reduced(self: Any, protocol: Any) -> Any:  # the class has no name that pickle could look up
+    return _instance, (type(self).__mro__[2],), self.__getstate__()
+
+
+def _instance(kind: type) -> Any:
+    made = _folded_class(kind)
+    return made.__new__(made)
+
+
+def words(part: nn.Module) -> str:
+    """What a layer has taken over; "" for nothing."""
+    follows: Follows | None = part.__dict__.get("_follows")
+    return "" if follows is None else follows.words
+
+
+def original(model: Any) -> Any:
+    """A model without graphs that `folded` made: the modules they were made of, in place but for the model itself.
+
+    ValueError for a copy that has lost its origin.
+    """
+    if isinstance(model, GraphModule) and any(isinstance(part, Folded) for part in model.modules()):
+        if ORIGIN not in model.__dict__:
+            raise ValueError(
+                "revert(): this is a copy of a folded model, which has no way back: revert the one it was copied of"
+            )
+        (model,) = model.__dict__[ORIGIN]
+    for name, part in list(model.named_children()):
+        found = original(part)
+        if found is not part:
+            setattr(model, name, found)
+    for part in model.modules():
+        if isinstance(part, Folded):
+            part.__class__ = type(part).__mro__[2]
+            del part.__dict__["_follows"]
+    return model
+
+
+# ---- the graph ----------------------------------------------------------------------------------------------------------
+
+
+class _Whole(Tracer):
+    """Layers of ours are leaves, as torch's."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, ours.Replacement) or super().is_leaf_module(m, module_qualified_name)
+
+
+def folded(model: Any) -> Any:
+    """`model`, or the graph that took its place; parts of it that torch.fx traces have become graphs in place."""
+    made = _graph(model)
+    if made is not None:
+        return made
+    for name, part in list(model.named_children()):
+        found = folded(part)
+        if found is not part:
+            setattr(model, name, found)
+    return model
+
+
+def _graph(model: nn.Module) -> GraphModule | None:
+    """The graph of a module with something folded; None where there is nothing to fold or torch.fx does not prove it."""
+    if isinstance(model, ours.Replacement) or not any(isinstance(part, ours.Replacement) for part in model.modules()):
+        return None
+    if any(part.training for part in model.modules()) or not _is_plain(model):
+        return None
+    tracer = _Whole()
+    try:
+        graph = tracer.trace(model)
+    except Exception:  # a forward that torch.fx cannot trace raises whatever its code meets
+        return None
+    plans = _found(model, graph)
+    if not plans:
+        return None
+    made = GraphModule(model, graph, type(model).__name__)
+    for name, part in model.named_modules():  # what was folded is called no more, and keeps its names
+        if name and (part._parameters or part._buffers):
+            made.add_submodule(name, part)
+    _ordered(made, model)
+    if set(made.state_dict()) != set(model.state_dict()):
+        return None
+    new: dict[Node, Node] = {}
+    for plan in plans:
+        new[plan.last] = _rewrite(model, graph, plan, new)
+    made.recompile()
+    made.eval()
+    made.__dict__[ORIGIN] = (model,)
+    return made
+
+
+def _ordered(made: nn.Module, model: nn.Module) -> None:
+    """Children in the model's order, which is that of its parameters and `state_dict`."""
+    names = [
+        *(name for name in model._modules if name in made._modules),
+        *(n for n in made._modules if n not in model._modules),
+    ]
+    made._modules = {name: made._modules[name] for name in names}
+    for name in names:
+        child = made._modules[name]
+        if child is not None and name in model._modules and child is not model._modules[name]:
+            _ordered(child, model.get_submodule(name))
+
+
+def _is_plain(model: nn.Module) -> bool:
+    """Whether a graph of the module's forward says all that calling it does."""
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    if not parameters or any(p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+        return False
+    inner = [part for part in model.modules() if next(part.children(), None) is not None]
+    return not any(_hooked(part) for part in (model, *inner)) and not isinstance(model, torch.jit.ScriptModule)
+
+
+def _hooked(part: Any) -> bool:
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(part, name, None) for name in names) or "forward" in part.__dict__
+
+
+class _Plan(NamedTuple):
+    """Nodes of a graph: the convolution, those that it takes over in order, and what is added."""
+
+    layer: Node
+    last: Node
+    taken: tuple[Node, ...]
+    residual: Node | None
+    follows: Follows
+
+
+def _found(model: nn.Module, graph: Graph) -> list[_Plan]:
+    parts = dict(model.named_modules())
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    shared = Counter(id(part) for part in parts.values())
+    plans: list[_Plan] = []
+    taken: set[Node] = set()
+    for node in graph.nodes:
+        part = parts.get(node.target) if node.op == "call_module" else None
+        if type(part) not in _KINDS or _hooked(part) or calls[node.target] != 1:
+            continue
+        if shared[id(part)] != 1 or node.kwargs or len(node.args) != 1:
+            continue
+        plan = _chain(node, parts, taken)
+        if plan is not None:
+            plans.append(plan)
+            taken |= {node, *plan.taken}
+    return plans
+
+
+_KINDS = (ours.Conv1d, ours.Conv2d, ours.Conv3d, ours.ConvTranspose1d, ours.ConvTranspose2d, ours.ConvTranspose3d)
+
+
+def _chain(node: Node, parts: dict[str, nn.Module], taken: set[Node]) -> _Plan | None:
+    """The most of what follows one convolution and nothing else sees; None where there is nothing to take over."""
+    found: list[_Plan] = []
+    norm: tuple[nn.Module, ...] = ()
+    chain: tuple[Node, ...] = ()
+    words: tuple[str, ...] = ()
+    residual = None
+
+    def taken_over(user: Node, word: str, activation: str | None = None, slope: float = 0.01) -> None:
+        nonlocal chain, words
+        chain, words = (*chain, user), (*words, word)
+        if norm or activation:
+            follows = Follows(norm, activation, slope, "with " + ", ".join(words))
+            found.append(_Plan(node, user, chain, residual, follows))
+
+    user = _only_user(node, taken)
+    part = _module(user, parts)
+    if user is not None and type(part) in _NORMS and part.running_mean is not None and not _hooked(part) and _alone(user):
+        norm = (part,)
+        taken_over(user, str(user.target))
+        user = _only_user(user, taken)
+    residual = _added(user, chain[-1] if chain else node)
+    if user is not None and residual is not None:
+        taken_over(user, "a residual")
+        user = _only_user(user, taken)
+    activation, slope = _activation(user, parts)
+    if user is not None and activation is not None:
+        taken_over(user, activation, activation, slope)
+    sound = [plan for plan in found if not _changed_between(node, plan.last, {node, *plan.taken}, parts)]
+    return sound[-1] if sound else None
+
+
+def _changed_between(first: Node, last: Node, chain: set[Node], parts: dict[str, nn.Module]) -> bool:
+    """Whether a node between two others of a graph, but for those of the chain, may change a tensor in place: the layer's call
+    moves to the last, behind it."""
+    node = first
+    while node is not last:
+        node = node.next
+        name = getattr(node.target, "__name__", str(node.target))
+        by_name = node.op in ("call_method", "call_function") and (name.endswith("_") or name.startswith("i"))
+        by_flag = bool(node.kwargs.get("inplace")) or getattr(_module(node, parts), "inplace", False)
+        if node not in chain and (by_name or by_flag or "out" in node.kwargs):
+            return True
+    return False
+
+
+def _only_user(node: Node, taken: set[Node]) -> Node | None:
+    users = list(node.users)
+    return users[0] if len(users) == 1 and users[0] not in taken else None
+
+
+def _module(node: Node | None, parts: dict[str, nn.Module]) -> Any:
+    return parts.get(str(node.target)) if node is not None and node.op == "call_module" else None
+
+
+def _alone(node: Node) -> bool:
+    """Whether a call has one argument and nothing else."""
+    return len(node.args) == 1 and not node.kwargs
+
+
+def _added(node: Node | None, to: Node) -> Node | None:
+    """What a node adds to another one; None where it is no sum of two, or changes in place what others see."""
+    if node is None or node.kwargs or len(node.args) != 2:
+        return None
+    by_method = node.op == "call_method" and node.target in ("add", "add_")
+    if not by_method and not (node.op == "call_function" and node.target in _SUMS):
+        return None
+    first, second = node.args
+    if not isinstance(first, Node) or not isinstance(second, Node) or first is second:
+        return None
+    other = second if first is to else first
+    in_place = node.target in (operator.iadd, "add_")
+    return None if in_place and other is first and len(other.users) > 1 else other
+
+
+def _activation(node: Node | None, parts: dict[str, nn.Module]) -> tuple[str | None, float]:
+    if node is None:
+        return None, 0.01
+    part = _module(node, parts)
+    if part is not None:
+        name = None if _hooked(part) or not _alone(node) else _MODULES.get(type(part))
+        if name == "gelu" and part.approximate != "none":
+            name = "gelu_tanh"
+        return name, getattr(part, "negative_slope", 0.01)
+    if any(key != "inplace" for key in node.kwargs) or len(node.args) != 1:
+        return None, 0.01
+    name = _FUNCTIONS.get(node.target) if node.op == "call_function" else None
+    name = _METHODS.get(str(node.target)) if node.op == "call_method" else name
+    return name, 0.01
+
+
+def _rewrite(model: nn.Module, graph: Graph, plan: _Plan, new: dict[Node, Node]) -> Node:
+    """The call that takes the place of the nodes of a plan; `new` has those of earlier ones."""
+    part: Any = model.get_submodule(str(plan.layer.target))
+    part.__class__ = _folded_class(type(part))
+    part.__dict__["_follows"] = plan.follows
+    with graph.inserting_after(plan.last):
+        arguments = (*plan.layer.args, *(() if plan.residual is None else (new.get(plan.residual, plan.residual),)))
+        call = graph.call_module(str(plan.layer.target), arguments)
+    plan.last.replace_all_uses_with(call)
+    for node in reversed((plan.layer, *plan.taken)):
+        graph.erase_node(node)
+    return call

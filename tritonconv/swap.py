@@ -1,0 +1,182 @@
+"""One layer's class exchanged: torch's for ours, ours for torch's, and why not."""
+
+from __future__ import annotations
+
+import functools
+import types
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import is_parametrized
+
+from tritonconv import nn as ours
+from tritonconv.check import DTYPES, as_int, is_int
+from tritonconv.modelcopy import Callables, class_like, rebuilt
+from tritonconv.use import Region
+
+#: torch's class -> ours, which adds no state and takes its place in an instance.
+REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv1d: ours.Conv1d,
+    nn.Conv2d: ours.Conv2d,
+    nn.Conv3d: ours.Conv3d,
+    nn.ConvTranspose1d: ours.ConvTranspose1d,
+    nn.ConvTranspose2d: ours.ConvTranspose2d,
+    nn.ConvTranspose3d: ours.ConvTranspose3d,
+}
+_TORCHS = {replacement: kind for kind, replacement in REPLACEMENTS.items()}
+#: Subclasses of torch's -> what takes their place.
+_MADE: dict[type[nn.Module], type[nn.Module]] = {}
+#: Where an instance keeps whether its own forward has called a convolution that ours serve.
+_REACHED = "_tritonconv_reached"
+
+
+def is_convolution(part: nn.Module) -> bool:
+    """Whether a module is a convolution of torch's or ours, by its class."""
+    return isinstance(part, _ConvNd)
+
+
+def refusal(part: nn.Module) -> str:
+    """Why a convolution's computation cannot be replaced; "" where it can or has been."""
+    if isinstance(part, nn.modules.lazy.LazyModuleMixin):
+        return "it is lazy: run the model once first"
+    dtypes = {p.dtype for p in part.parameters() if p.dtype not in DTYPES}
+    if dtypes:
+        return f"its weights are {', '.join(sorted(str(dtype).removeprefix('torch.') for dtype in dtypes))}"
+    if isinstance(part, ours.Replacement):
+        reached = part.__dict__.get(_REACHED)
+        return "its own forward called no convolution that is reached" if reached is False else ""
+    if type(part).__module__.startswith("torch.ao.nn.quantized"):
+        return "it is quantised, and multiplies integers"
+    if _base(type(part)) is None:
+        return "it is none of torch's six classes"
+    if _calls_torch(part.__dict__.get("forward")):
+        return "a forward that calls torch's functions itself was bound to it"
+    return ""
+
+
+def replace(part: nn.Module) -> None:
+    """torch's layer becomes ours, in place. `refusal` said nothing."""
+    kind = type(part)
+    if is_parametrized(part):  # torch gave the instance a class of its own, on the layer's
+        _exchange(part, class_like(kind, _replacement(kind.__bases__[0])))
+    else:
+        _exchange(part, _replacement(kind))
+    for name in ("stride", "padding", "dilation", "output_padding", "groups"):
+        value = getattr(part, name)
+        if isinstance(value, tuple) and all(map(is_int, value)):  # NumPy's integers, which no graph takes
+            setattr(part, name, tuple(as_int(name, name, v) for v in value))
+        elif is_int(value):
+            setattr(part, name, as_int(name, name, value))
+
+
+def restore(part: nn.Module) -> bool:
+    """Our layer becomes torch's, in place; False for a class that was written on ours."""
+    kind = type(part)
+    back = _TORCHS | {made: old for old, made in _MADE.items()}
+    if is_parametrized(part):
+        base = back.get(kind.__bases__[0])
+        made = base and class_like(kind, base)
+    else:
+        made = back.get(kind)
+    if made is None:
+        return False
+    part.__dict__.pop(_REACHED, None)
+    _exchange(part, made)
+    return True
+
+
+def own_forward(part: nn.Module) -> bool:
+    """Whether a layer of ours runs a forward of its own, in a region that takes torch's functions to ours."""
+    kind: Any = type(part)
+    return bool(getattr(kind, "by_region", False))
+
+
+def calls_functional(part: nn.Module) -> str:
+    """Which of torch's convolutions the `forward` of a module names, as far as its code says; "" for none."""
+    kind = type(part)
+    code = getattr(kind.forward, "__code__", None)
+    if code is None or kind.__module__.startswith(("torch.", "tritonconv.")):
+        return ""
+    names = {each.__name__.lower().replace("transpose", "_transpose") for each in REPLACEMENTS} | {"convolution"}
+    # a layer of the module's own may be called so
+    return ", ".join(sorted(name for name in names & {*code.co_names} if not hasattr(part, name)))
+
+
+def _base(kind: type[nn.Module]) -> type[nn.Module] | None:
+    """Which of torch's six classes a class is or extends."""
+    return next((base for base in REPLACEMENTS if issubclass(kind, base)), None)
+
+
+def _calls_torch(forward: Any) -> bool:
+    """Whether a forward that was bound to an instance names a convolution of torch's; a partial's or method's too."""
+    while hasattr(forward, "__func__") or isinstance(forward, functools.partial):
+        forward = forward.func if isinstance(forward, functools.partial) else forward.__func__
+    return any(name.startswith("conv") for name in getattr(getattr(forward, "__code__", None), "co_names", ()))
+
+
+def _reaches_ours(forward: Any, base: type[nn.Module]) -> bool:
+    """Whether a class's own forward leaves the convolution to what ours replaces: torch's `_conv_forward`, which transposed
+    layers have not, or the forward of the class that it extends."""
+    code = getattr(forward, "__code__", None)
+    if code is None or any(name.startswith("conv") for name in code.co_names):
+        return False
+    return ("_conv_forward" in code.co_names and hasattr(base, "_conv_forward")) or {"super", "forward"} <= {*code.co_names}
+
+
+def _replacement(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class that takes the place of torch's class or of a subclass, made once. A subclass comes before ours in the order of
+    methods, so that its own forward runs and finds ours where it would have found torch's. One that calls torch's functions
+    itself runs in a region in which they are ours."""
+    if kind in REPLACEMENTS:
+        return REPLACEMENTS[kind]
+    if kind not in _MADE:
+        base = _base(kind)
+        assert base is not None
+        between = kind.__mro__[: kind.__mro__.index(base)]
+        own = {name: value for each in reversed(between) for name, value in vars(each).items()}
+        by_region = "_conv_forward" in own or ("forward" in own and not _reaches_ours(own["forward"], base))
+
+        def forward(self: Any, input: Any, *arguments: Any, **keywords: Any) -> Any:
+            if isinstance(input, torch.fx.Proxy):
+                return ours.traced(self, input, *arguments, **keywords)
+            if not by_region:
+                return super(made, self).forward(input, *arguments, **keywords)
+            with Region() as region:
+                made_of = super(made, self).forward(input, *arguments, **keywords)
+            if not torch.compiler.is_compiling():
+                self.__dict__[_REACHED] = region.reached
+            return made_of
+
+        def reduced(self: Any, protocol: Any) -> Any:  # the class has no name that pickle could look up
+            return _instance, (kind,), self.__getstate__()
+
+        namespace = {"forward": forward, "__module__": kind.__module__, "__doc__": kind.__doc__, "__reduce_ex__": reduced}
+        made: Any = type(kind.__name__, (kind, REPLACEMENTS[base]), {**namespace, "by_region": by_region})
+        _MADE[kind] = made
+    return _MADE[kind]
+
+
+def _instance(kind: type[nn.Module]) -> nn.Module:
+    """An empty instance of what takes the place of `kind`, for pickle to fill."""
+    made = _replacement(kind)
+    return made.__new__(made)
+
+
+def _exchange(part: nn.Module, kind: Any) -> None:
+    """Another class for an instance. Methods of the old class that a hook has bound to the instance, or keeps in a closure or a
+    partial, become the new one's."""
+    old = type(part)
+
+    def swap(value: Any) -> Any:
+        if isinstance(value, types.MethodType) and value.__self__ is part:
+            name = value.__func__.__name__
+            if name in ("forward", "_conv_forward") and value.__func__ is getattr(old, name, None):
+                return types.MethodType(getattr(kind, name), part)
+        return value
+
+    part.__class__ = kind
+    for name, value in list(vars(part).items()):
+        if isinstance(value, Callables):
+            vars(part)[name] = rebuilt(value, swap)

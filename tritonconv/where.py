@@ -1,0 +1,175 @@
+"""Which calls `tritonconv.use` serves: a predicate's answers, asked when a call runs, so that a compiled graph asks them too.
+
+An op whose `plan` is "where=3" asks the third predicate that was filed, and runs torch's convolution where it says no.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from costmodel.problem import ConvProblem, Pass
+from tritonconv import host
+from tritonconv.layout import looks_channels_last
+
+_PREFIX = "where="
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One pass of one convolution, as a predicate is asked about it.
+
+    `problem` has the sizes (`costmodel.problem.ConvProblem`), `which` is "fprop", "dgrad" or "wgrad" (a transposed layer's
+    forward is the dgrad of its problem), `dtype` and `device` are the tensors', `layout` is "channels_last" or "contiguous".
+    """
+
+    problem: ConvProblem
+    which: Pass
+    dtype: torch.dtype
+    device: torch.device
+    layout: str
+
+
+Predicate = Callable[[Call], bool]
+
+
+class Made(NamedTuple):
+    """What was asked for, in words, who computed it and, where that was torch, why."""
+
+    what: str
+    by: str
+    reason: str = ""
+
+
+class Record:
+    """The calls of a region, counted; `str` is a table. Threads may share it."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[Made] = Counter()
+
+    def add(self, what: str, reason: str = "") -> None:
+        """One call more: torch's where there is a reason."""
+        with _lock:
+            self.counts[Made(what, "torch" if reason else "tritonconv", reason)] += 1
+
+    def by(self, name: str) -> int:
+        """How many calls "tritonconv" or "torch" computed."""
+        with _lock:
+            return sum(count for made, count in self.counts.items() if made.by == name)
+
+    def __str__(self) -> str:
+        with _lock:
+            rows = sorted(self.counts.items())
+        ours = sum(count for made, count in rows if made.by == "tritonconv")
+        lines = [f"{ours} of {sum(count for _, count in rows)} calls ran on tritonconv's kernels"]
+        for made, count in rows:
+            lines.append(f"{count:>6}  {made.what}: {made.by}" + (f", {made.reason}" if made.reason else ""))
+        return "\n".join(lines)
+
+
+#: The predicates that were filed; a number is a place in it. They stay, since compiled graphs name them.
+_PREDICATES: list[Predicate] = []
+#: The records that are told of every answer, in regions that are open now.
+_OPEN: list[Record] = []
+
+
+def filed(predicate: Predicate) -> str:
+    """The word for `plan` that names a predicate; the same for the same one, so that nothing is compiled twice."""
+    with _lock:
+        if predicate not in _PREDICATES:
+            _PREDICATES.append(predicate)
+        return f"{_PREFIX}{_PREDICATES.index(predicate)}"
+
+
+def opened(record: Record) -> None:
+    """From here on the record is told of answers."""
+    with _lock:
+        _OPEN.append(record)
+
+
+def closed(record: Record) -> None:
+    """The record is told no more."""
+    with _lock:
+        _OPEN.remove(record)
+
+
+def asked(plan: str, problem: ConvProblem, which: Pass, tensor: torch.Tensor) -> tuple[bool, str]:
+    """Whether torch computes a call of an op, and the plan that is left for ours."""
+    if not plan.startswith(_PREFIX):
+        return False, plan
+    ours = bool(_PREDICATES[int(plan.removeprefix(_PREFIX))](call_of(problem, which, tensor)))
+    for record in tuple(_OPEN):
+        record.add(f"{which} {problem}", "" if ours else "where= says so")
+    return not ours, ""
+
+
+def call_of(problem: ConvProblem, which: Pass, tensor: torch.Tensor) -> Call:
+    """The call as a predicate sees it; `tensor` is its first operand."""
+    layout = "channels_last" if looks_channels_last(tensor.shape, tensor.stride()) else "contiguous"
+    return Call(problem, which, tensor.dtype, tensor.device, layout)
+
+
+# ---- recorded rows ------------------------------------------------------------------------------------------------------
+
+
+def predicate(where: Any) -> Predicate:
+    """`where` as a predicate: one, or the rows that `bench run` recorded (a path of *.jsonl, or the rows themselves).
+
+    TypeError for anything else, ValueError for rows that lack a field.
+    """
+    if callable(where):
+        return where
+    if isinstance(where, (str, Path)):
+        return Faster(_lines(Path(where)))
+    if isinstance(where, Iterable):
+        return Faster(where)
+    raise TypeError(f"use(): argument 'where' must be a predicate, rows or a path of rows, got {type(where).__name__}")
+
+
+def _lines(path: Path) -> Iterable[dict[str, Any]]:
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    return [json.loads(line) for file in files for line in file.read_text().splitlines() if line.strip()]
+
+
+class Faster:
+    """A predicate: calls whose fastest row of tritonconv is faster than the fastest row of cuDNN, on the GPU at hand.
+
+    A call that no row is of, in its pass, dtype and layout, is torch's.
+    """
+
+    def __init__(self, rows: Iterable[Any]) -> None:
+        times: dict[tuple[Any, ...], dict[str, float]] = {}
+        for row in rows:
+            values = row if isinstance(row, dict) else vars(row)
+            try:
+                if not values["ok"] or values["median_us"] is None:
+                    continue
+                problem = values["problem"]
+                if isinstance(problem, dict):
+                    problem = ConvProblem(**{name: _tuples(value) for name, value in problem.items()})
+                key = (problem, str(values["which"]), values["dtype"], values["layout"], values["gpu"])
+                of = times.setdefault(key, {})
+                of[values["provider"]] = min(values["median_us"], of.get(values["provider"], float("inf")))
+            except KeyError as missing:
+                raise ValueError(f"use(): a row of 'where' lacks the field {missing}") from None
+        self._faster = {key for key, of in times.items() if of.get("tritonconv", float("inf")) < of.get("cudnn", float("-inf"))}
+
+    def __call__(self, call: Call) -> bool:
+        name = str(call.dtype).removeprefix("torch.")
+        return (call.problem, str(call.which), name, call.layout, _gpu(call.device)) in self._faster
+
+
+def _gpu(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else host.model(host.index_of(torch.empty(0))).name
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
