@@ -7,9 +7,10 @@ import tritonconv
 from bench.compiled import store, table
 from bench.compiled.table import executed_kernels
 from bench.work import Work
+from costmodel import families
 from costmodel.device import DEVICES
-from costmodel.executed import EXECUTED, SPECIAL, is_trusted, words
-from costmodel.legality import refuses
+from costmodel.executed import is_trusted, words
+from costmodel.legality import refusal
 from costmodel.plan import candidates, select
 from costmodel.problem import Pass
 from costmodel.reports.notation import parse
@@ -30,7 +31,7 @@ def call(problem, which=Pass.FPROP, layout="channels_last"):
 def test_the_record_has_every_family_on_every_architecture_of_the_table():
     found = executed_kernels(store.plan_rows().values(), store.test_rows().values(), any_age=True)
     ran = {(family, arch) for (family, arch, _), kernels in found.items() if kernels}
-    said = {(family, arch) for family, archs in EXECUTED.items() for arch in archs}
+    said = {(name, arch) for name in families.every() for arch in families.executed(name)}
     assert said <= ran, f"the record has no {said - ran}: python -m bench compiled"
 
 
@@ -49,14 +50,14 @@ def test_bands_are_chosen_where_they_ran_alone(which):
 
 
 def test_a_plan_still_forces_them():
-    assert refuses(call(DENSE), Plan.parse("fprop:tma:128x128x64:w8:s3"), B200) == ""
-    assert refuses(call(LARGE), Plan.parse("fprop:band:128x256x32:w8:s4:step1x1x8x32:rows1"), B200) == ""
+    assert refusal(call(DENSE), Plan.parse("fprop:tma:128x128x64:w8:s3"), B200) == ""
+    assert refusal(call(LARGE), Plan.parse("fprop:band:128x256x32:w8:s4:step1x1x8x32:rows1"), B200) == ""
 
 
 def test_what_is_trusted_where():
     """Compute capabilities 8.6, 8.9 and 12 take what sm_80 compiles to, 10.3 what sm_100 does."""
     assert all(is_trusted("band", capability) for capability in (80, 86, 89, 90, 120))
-    assert is_trusted("tma", 90) and not any(is_trusted(family, c) for family in SPECIAL for c in (100, 103))
+    assert is_trusted("tma", 90) and not any(is_trusted(family, c) for family in ("tma", "band") for c in (100, 103))
     assert all(is_trusted(family, 100) for family in ("gather", "patch", "depthwise"))
 
 
@@ -94,7 +95,7 @@ def test_a_row_is_stale_where_sources_or_triton_have_changed():
     assert not executed_kernels([row], []) and executed_kernels([row], [], any_age=True)
     from dataclasses import replace
 
-    from costmodel.families import family_hash
+    from costmodel.fingerprints import family_hash
 
     now = replace(row, triton=store.pinned_triton(), source=family_hash("gather"))
     assert now.current and table.state(group, {"k": now}) == (2, 1, 0, 0)

@@ -20,7 +20,7 @@ from bench.work import float32_in
 from bench.workloads import load
 from bench.workloads.lists import BOTH, line_of
 from costmodel.device import DEVICES, Device
-from costmodel.families import family_hash
+from costmodel.fingerprints import family_hash
 from costmodel.problem import Pass
 from tritonconv import host, launch
 

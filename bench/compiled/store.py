@@ -16,7 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from costmodel.families import ENTRIES, family_hash
+from costmodel import families
+from costmodel.fingerprints import family_hash
 
 DATA = Path(__file__).parent / "data"
 PLANS, GROUPS, TESTS = (DATA / f"{name}.jsonl" for name in ("plans", "groups", "tests"))
@@ -32,7 +33,7 @@ def pinned_triton() -> str:
 @cache
 def all_kernels() -> str:
     """A hash of the sources of every kernel family."""
-    return hashlib.sha256("".join(map(family_hash, ENTRIES)).encode()).hexdigest()[:16]
+    return hashlib.sha256("".join(map(family_hash, families.every())).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
