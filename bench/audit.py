@@ -26,24 +26,16 @@ from rich.table import Table
 
 from bench.aot import Pointer, compile_ahead
 from bench.sass import KernelAudit, audit
-from costmodel import tma as boxed
-from costmodel.plan import MENU
+from costmodel.families import families
+from costmodel.families.matrix import MatrixPlan
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import resource_key, resource_table
-from costmodel.tiling import Call, Plan, Tile, channels_last, step_of
-from tritonconv import band as tensor_cores
-from tritonconv import launch, tma
-from tritonconv.depthwise import kernel_of
-from tritonconv.kernels.dgrad import dgrad_kernel
-from tritonconv.kernels.fprop import fprop_kernel
-from tritonconv.kernels.tma import tma_kernel
-from tritonconv.kernels.wgrad import wgrad_kernel
+from costmodel.tiling import Call, Plan, Tile, channels_last
+from tritonconv import launch
 from tritonconv.layout import channels_last_strides, dense_strides
-from tritonconv.prepared import wide
+from tritonconv.steps import Launch
 
 ARCHITECTURES = (80, 90, 100)
-FAMILIES = ("gather", "patch")
-ACCESS = {"gather": ("wide", "narrow"), "patch": ("wide", "folded", "narrow")}
 TABLE = Path(__file__).parent.parent / "costmodel" / "data" / "resources.json"
 #: Rows compiled between two writes of the table: what a run that is stopped loses at most.
 WRITE_EVERY = 20
@@ -54,19 +46,6 @@ DTYPES = {
     "tf32": (torch.float32, "tf32"),
     "fp32": (torch.float32, "ieee"),
     "fp64": (torch.float64, "ieee"),
-}
-#: "wide": channels-last, channels that divide by every tile. "folded": contiguous
-#: patches. "narrow": contiguous, odd channels, all masks and bounds on; a strided x by TMA. "scattered": a stride, and a
-#: contiguous result of odd sizes.
-PROBLEMS = {
-    ("gather", "wide"): ConvProblem.conv((32, 256, 56, 56), (256, 256, 3, 3), (1, 1), (1, 1), (1, 1)),
-    ("gather", "narrow"): ConvProblem.conv((32, 35, 57, 57), (37, 35, 7, 7), (2, 2), (3, 3), (1, 1)),
-    ("patch", "wide"): ConvProblem.conv((32, 256, 56, 56), (256, 256, 1, 1), (1, 1), (0, 0), (1, 1)),
-    ("patch", "folded"): ConvProblem.conv((32, 16, 224, 224), (256, 16, 16, 16), (16, 16), (0, 0), (1, 1)),
-    ("tma", "wide"): ConvProblem.conv((32, 256, 56, 56), (256, 256, 3, 3), (1, 1), (1, 1), (1, 1)),
-    ("tma", "scattered"): ConvProblem.conv((32, 320, 58, 58), (320, 320, 3, 3), (2, 2), (1, 1), (1, 1)),
-    ("tma", "narrow"): ConvProblem.conv((32, 40, 58, 58), (37, 40, 7, 7), (2, 2), (3, 3), (1, 1)),
-    ("patch", "narrow"): ConvProblem.conv((32, 3, 227, 227), (37, 3, 5, 5), (5, 5), (0, 0), (1, 1)),
 }
 
 
@@ -83,21 +62,25 @@ class Row:
 
     @property
     def problem(self) -> ConvProblem:
-        return PROBLEMS[self.family, self.access]
+        return families()[self.family].samples[self.access]
+
+    @property
+    def call(self) -> Call:
+        dtype, precision = DTYPES[self.kind]
+        return channels_last(self.problem, self.which, launch.DTYPES[dtype], precision)
 
     @property
     def plan(self) -> Plan:
-        tile = self.tile
-        plan = Plan(self.which, self.family, tile.m, tile.n, tile.k, tile.warps, tile.stages)
-        if self.which != Pass.WGRAD:
-            return plan
-        return replace(plan, split=4, step=step_of(self.problem, plan))
+        """A plan of the tile; a weight gradient's is shared, as most are."""
+        plan = families()[self.family].plan(self.which, self.family, *self.tile)
+        if self.which == Pass.WGRAD and isinstance(plan, MatrixPlan):
+            plan = replace(plan, split=4)
+        return families()[self.family].completed(self.call, plan)
 
     @property
     def exists(self) -> bool:
         """Whether its family has such a kernel."""
-        call = channels_last(self.problem, self.which, launch.DTYPES[DTYPES[self.kind][0]], DTYPES[self.kind][1])
-        return self.family != "tma" or not boxed.serves(call, self.plan, self.arch)
+        return families()[self.family].exists(self.call, self.plan, self.arch)
 
     @property
     def key(self) -> str:
@@ -106,23 +89,16 @@ class Row:
 
 def menu(archs: Iterable[int] = ARCHITECTURES) -> Iterator[Row]:
     """Every row that `costmodel.plan` may choose."""
-    for arch in archs:
-        for which in Pass:
-            for family in FAMILIES:
-                for kind, tiles in MENU.items():
-                    for access in ACCESS[family]:
-                        for tile in tiles:
-                            yield Row(which, family, kind, access, tile, arch)
-            reached = ("wide", "narrow" if which == Pass.WGRAD else "scattered")
-            for kind, access in itertools.product(DTYPES, reached):
-                for tile in boxed.menu(which, kind):
-                    row = Row(which, "tma", kind, access, tile, arch)
-                    if row.exists:
-                        yield row
+    for arch, which, family, kind in itertools.product(archs, Pass, families().values(), DTYPES):
+        for access, tile in family.compiled(which, kind):
+            row = Row(which, family.name, kind, access, tile, arch)
+            if row.exists:
+                yield row
 
 
 def operands(problem: ConvProblem, which: Pass, channels_last: bool, boxes: bool = False) -> tuple[launch.TensorKey, ...]:
-    """Shape and strides of a pass's two inputs and its result, all dense, `boxes` channels-last: tma's inputs, x for wgrad."""
+    """Shape and strides of a pass's two inputs and its result, all dense. Inputs that come as `boxes`, x alone for wgrad, are
+    channels-last."""
 
     def key(shape: tuple[int, ...], last: bool) -> launch.TensorKey:
         return shape, channels_last_strides(shape) if last else dense_strides(shape, range(len(shape) - 1, -1, -1))
@@ -134,35 +110,21 @@ def operands(problem: ConvProblem, which: Pass, channels_last: bool, boxes: bool
 
 def prepared_launch(
     problem: ConvProblem, plan: Plan, dtype: torch.dtype, precision: str, channels_last: bool, has_bias: bool = True
-) -> launch.Prepared:
-    """What `tritonconv.launch` would run for dense tensors; what tma takes as boxes is channels-last."""
-    a, b, out = operands(problem, plan.which, channels_last, plan.family == "tma")
+) -> Launch:
+    """What `tritonconv.launch` would run for dense tensors; what comes as boxes is channels-last."""
+    a, b, out = operands(problem, plan.which, channels_last, isinstance(plan, MatrixPlan) and plan.boxed)
     bias_stride = 1 if has_bias and plan.which != Pass.WGRAD else None
     call = Call(problem, plan.which, launch.DTYPES[dtype], precision, *launch.describe(problem, plan.which, a, b, out))
     return launch.prepare(plan, call, a, b, out, bias_stride)
 
 
-def kernel_arguments(prepared: launch.Prepared, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
-    """The kernel of a launch and its arguments, pointers standing in for tensors."""
-    plan, element = prepared.plan, Pointer(dtype)
-    if plan.which == Pass.WGRAD:
-        kernel = wgrad_kernel
-        pointers: list[Any] = [element, element, Pointer(wide(dtype) if prepared.workspace else dtype)]
-        if prepared.boxes:
-            pointers = tma.operands_of(prepared, *pointers)
-    else:
-        kernel = fprop_kernel if plan.which == Pass.FPROP else dgrad_kernel
-        bias = element if prepared.constants["HAS_BIAS"] else None
-        pointers = [element, element, bias, Pointer(wide(dtype) if prepared.workspace else dtype)]
-    if plan.family == "depthwise":
-        kernel = kernel_of(plan)
-    elif plan.family == "band":
-        kernel = tensor_cores.kernel_of(plan)
-        pointers[-1] = Pointer(torch.float32 if plan.which == Pass.WGRAD else dtype)
-    elif plan.family == "tma" and plan.which != Pass.WGRAD:
-        a, b, out = tma.operands_of(prepared, pointers[0], pointers[1], pointers[3])
-        kernel, pointers = tma_kernel, [a, b, pointers[2], out]
-    return kernel, dict(zip(kernel.arg_names, [*pointers, *prepared.arguments], strict=False)) | prepared.constants
+def kernel_arguments(prepared: Launch, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    """The kernel of a launch that multiplies, and its arguments, pointers standing in for tensors."""
+    main, element = prepared.main, Pointer(dtype)
+    given = {"a": element, "b": element, "bias": element if main.constants.get("HAS_BIAS") else None, "out": element, "": None}
+    if prepared.between is not None:
+        given["workspace"] = Pointer(prepared.between)
+    return main.kernel, dict(zip(main.kernel.arg_names, main.values(given), strict=False)) | main.constants
 
 
 def compile_plan(
@@ -178,7 +140,7 @@ def compile_plan(
     return compile_prepared(prepared_launch(problem, plan, dtype, precision, channels_last, has_bias), dtype, arch)
 
 
-def compile_prepared(prepared: launch.Prepared, dtype: torch.dtype, arch: int) -> KernelAudit:
+def compile_prepared(prepared: Launch, dtype: torch.dtype, arch: int) -> KernelAudit:
     """What the kernel of a launch compiles to."""
     kernel, arguments = kernel_arguments(prepared, dtype)
     warps, stages = arguments.pop("num_warps"), arguments.pop("num_stages")
@@ -254,15 +216,12 @@ def write_table(found: dict[str, dict[str, Any]], path: Path = TABLE) -> None:
 
 def headline() -> list[Row]:
     """The largest channels-last tiles, for docs/kernels.md."""
-    tiles = {"half": (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3)), "tf32": (Tile(128, 128, 32, 8, 3),)}
-    by_tma = {"half": (Tile(256, 128, 64, 8, 4), Tile(256, 64, 64, 4, 4)), "tf32": (Tile(256, 128, 32, 8, 4),)}
-    of_weights = {"half": (Tile(128, 256, 64, 8, 4), Tile(128, 128, 64, 8, 3)), "tf32": ()}
     rows = [
-        Row(which, family, kind, "wide", tile, 90)
-        for kind in tiles
+        Row(which, family.name, kind, "wide", tile, 90)
+        for kind in ("half", "tf32")
         for which in Pass
-        for family in (*FAMILIES, "tma")
-        for tile in (tiles if family != "tma" else of_weights if which == Pass.WGRAD else by_tma)[kind]
+        for family in families().values()
+        for tile in family.shown(which, kind)
     ]
     return [row for row in rows if row.exists]
 

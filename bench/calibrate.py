@@ -25,7 +25,7 @@ from bench.rows import Measurement, latest, load
 from costmodel import calibration
 from costmodel.calibration import Calibration, Measured, Table
 from costmodel.device import Device
-from costmodel.families import family_hash, model_hash
+from costmodel.fingerprints import family_hash, model_hash
 from costmodel.plan import call_key, candidates, select
 from costmodel.tiling import Call, Plan
 

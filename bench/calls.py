@@ -6,7 +6,7 @@ from bench.providers.ours import call_of
 from bench.rows import Measurement
 from bench.work import Work
 from costmodel.device import Device, listed
-from costmodel.families import is_current
+from costmodel.fingerprints import is_current
 from costmodel.tiling import Call
 
 

@@ -11,8 +11,8 @@ from bench.aot import Pointer, compile_ahead
 from bench.depthwise import Figures
 from bench.sass import audit
 from costmodel import causal as model
-from costmodel.depthwise import is_planes
 from costmodel.device import DEVICES, Device
+from costmodel.families.depthwise import is_planes
 from costmodel.problem import ConvProblem
 from costmodel.tiling import Plan
 from tritonconv.causal import launch as causal_launch
@@ -97,12 +97,12 @@ def launch_of(row: Row) -> tuple[Any, dict[str, Any]]:
     state, ids, packed = row.features
     sequences = Sequences(element if state else None, number if ids else None, number if packed else None, (5, 5, 5), 5)
     if row.backward:
-        *strides, lengths = prepared.arguments
+        *strides, lengths = prepared.main.arguments
         tensors = (element, element, element, element, element if state else None, element, Pointer(wide(row.dtype)))
         kernel, arguments = causal_backward_kernel, (*tensors, sequences, *strides, (5, 5, 5), lengths)
     else:
-        kernel, arguments = causal_kernel, (element, element, element, element, sequences, *prepared.arguments)
-    return kernel, dict(zip(kernel.arg_names, arguments, strict=False)) | prepared.constants
+        kernel, arguments = causal_kernel, (element, element, element, element, sequences, *prepared.main.arguments)
+    return kernel, dict(zip(kernel.arg_names, arguments, strict=False)) | prepared.main.constants
 
 
 def figures(row: Row) -> Figures:

@@ -17,9 +17,8 @@ from rich.table import Table
 from bench.aot import since
 from bench.audit import compile_prepared, operands
 from bench.sass import KernelAudit
-from costmodel.depthwise import layer_of
+from costmodel.families.depthwise import DepthwisePlan, layer_of
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import Plan
 from tritonconv.launch import prepare_call
 
 
@@ -111,7 +110,7 @@ class Figures:
 
 def figures(row: Row) -> Figures:
     """Compile a row and count."""
-    problem, plan = row.problem, Plan.parse(row.plan)
+    problem, plan = row.problem, DepthwisePlan.parse(row.plan)
     a, b, out = operands(problem, plan.which, row.channels_last)
     bias = None if plan.which == Pass.WGRAD else 1
     prepared = prepare_call(plan.which, problem, torch.bfloat16, "ieee", -1, a, b, out, bias, row.plan)

@@ -9,15 +9,15 @@ from datetime import UTC, datetime
 
 import torch
 
+from bench.launched import COUNTS
 from bench.machine import REPLAY_SECONDS, Captured, Machine, quantiles
 from bench.providers import PROVIDERS, Contender, Unserved
 from bench.providers.ours import call_of
 from bench.rows import Measurement
 from bench.tolerance import Expected, share
 from bench.work import Line, Work, float32_in
-from costmodel.families import family_hash
+from costmodel.fingerprints import family_hash
 from costmodel.plan import predict
-from tritonconv.launch import COUNTS
 
 MOST_REPETITIONS = 50
 

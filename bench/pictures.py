@@ -24,8 +24,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import tritonconv
+from bench.launched import COUNTS
 from costmodel.problem import ConvProblem, Pass
-from tritonconv.launch import COUNTS
 
 SIZE = 128
 SOBEL = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])

@@ -29,8 +29,10 @@ from bench.provenance import results_dir
 from bench.providers.ours import contender
 from bench.records import write
 from bench.work import Work
+from costmodel.families.gemm import GatherPlan
+from costmodel.families.matrix import reduction_step
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import Plan, reduction_step
+from costmodel.tiling import Plan
 
 OTHER_BITS = "runs with other bits"
 REPEATED_PROBLEM = ConvProblem.conv((8, 256, 14, 14), (256, 256, 3, 3), (1, 1), (1, 1), (1, 1))
@@ -149,7 +151,7 @@ def other_bits(which: Pass, plan: Plan, machine: Machine, sizes: Sizes) -> Found
 def repeated(sizes: Sizes) -> Iterator[tuple[Pass, Plan]]:
     """The passes and plans whose runs are compared."""
     for which, tile in itertools.product(Pass, REPEATED):
-        plan = Plan.parse(f"{which}:gather:{tile}")
+        plan = GatherPlan.parse(f"{which}:gather:{tile}")
         if which == Pass.WGRAD:
             plan = dataclasses.replace(plan, split=4, step=reduction_step(sizes.repeated, plan.block_k))
         yield which, plan

@@ -21,8 +21,9 @@ from costmodel.tiling import Plan
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.kernels.separable import separable_kernel
 from tritonconv.layout import channels_last_strides, dense_strides, filters_last_strides
-from tritonconv.prepared import FusedKey, Prepared, TensorKey
+from tritonconv.prepared import FusedKey, TensorKey
 from tritonconv.separable import launch
+from tritonconv.steps import Launch
 
 BATCH = 64
 
@@ -100,8 +101,14 @@ LAYERS = (
 
 
 def prepared(
-    layer: Layer, plan: Plan, dtype: torch.dtype, arch: int, channels_last: bool, after: FusedKey | None, bias: int | None
-) -> Prepared:
+    layer: Layer,
+    plan: model.SeparablePlan,
+    dtype: torch.dtype,
+    arch: int,
+    channels_last: bool,
+    after: FusedKey | None,
+    bias: int | None,
+) -> Launch:
     """What a launch of a layer under a plan would be."""
     packed = bool(plan.pack)
     between = FusedKey(None, None, None, layer.activation, 0.0, False)
@@ -112,7 +119,7 @@ def prepared(
 
 def compiled(
     layer: Layer,
-    plan: Plan,
+    plan: model.SeparablePlan,
     dtype: torch.dtype = torch.bfloat16,
     arch: int = 90,
     channels_last: bool = True,
@@ -125,13 +132,13 @@ def compiled(
     residual = element if after is not None and after.residual is not None else None
     fused = Fused(None, None, residual, None, *ready.fused)
     pointers = (given, given, absent, given, absent, given)
-    arguments = dict(zip(separable_kernel.arg_names, (*pointers, *ready.arguments), strict=False))
-    arguments |= ready.constants | {"fused": fused}
+    arguments = dict(zip(separable_kernel.arg_names, (*pointers, *ready.main.arguments), strict=False))
+    arguments |= ready.main.constants | {"fused": fused}
     options = {name: arguments.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in arguments}
     return audit(compile_ahead(separable_kernel, arguments, arch=arch, **options))
 
 
-def outputs(plan: Plan) -> float:
+def outputs(plan: model.SeparablePlan) -> float:
     """Values between the convolutions that a thread makes in a trip."""
     return plan.block_m * plan.block_k / (32 * plan.num_warps)
 

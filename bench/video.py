@@ -21,6 +21,7 @@ from costmodel.video import Chunk
 from tritonconv.kernels.video import video_kernel
 from tritonconv.launch import DTYPES
 from tritonconv.layout import channels_last_strides, dense_strides
+from tritonconv.steps import Launch
 from tritonconv.video import launch as video_launch
 
 
@@ -58,7 +59,7 @@ ROWS = (
 )
 
 
-def launch_of(row: Row) -> video_launch.Prepared:
+def launch_of(row: Row) -> Launch:
     shape = row.chunk.output_shape
     strides = channels_last_strides(shape) if row.channels_last else dense_strides(shape, (4, 3, 2, 1, 0))
     x_n = row.channels * 60 * 104
@@ -69,9 +70,9 @@ def launch_of(row: Row) -> video_launch.Prepared:
 def compiled(row: Row, change: Mapping[str, Any] | None = None) -> CompiledKernel:
     """A row's kernel, some of its constants changed."""
     prepared, tensor = launch_of(row), Pointer(row.dtype)
-    constants: dict[str, Any] = prepared.constants | dict(change or {})
+    constants: dict[str, Any] = prepared.main.constants | dict(change or {})
     warps, stages = constants.pop("num_warps"), constants.pop("num_stages")
-    values = (*(tensor,) * 6, prepared.strides, prepared.sizes)
+    values = (*(tensor,) * 6, *prepared.main.arguments)
     arguments = dict(zip(video_kernel.arg_names, values, strict=False)) | constants
     return compile_ahead(video_kernel, arguments, arch=row.arch, num_warps=warps, num_stages=stages)
 

@@ -23,7 +23,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from costmodel.families import is_current, model_hash
+from costmodel.fingerprints import is_current, model_hash
 
 #: A prediction's interval before anything is measured: the spread that published models of unfitted kernels show.
 PRIOR = (0.7, 1.4)

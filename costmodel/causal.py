@@ -9,9 +9,11 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
-from costmodel import depthwise_choice as choice
 from costmodel.algebra import ceil_div
-from costmodel.depthwise import (
+from costmodel.device import Device, find_device
+from costmodel.families import depthwise_choice as choice
+from costmodel.families.depthwise import (
+    DepthwisePlan,
     Launch,
     Work,
     launch_of,
@@ -23,10 +25,9 @@ from costmodel.depthwise import (
     width_of,
     work_of,
 )
-from costmodel.device import Device, find_device
 from costmodel.forecast import dtype_of
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import Call, Plan, channels_last, itemsize
+from costmodel.tiling import Call, channels_last, itemsize
 from costmodel.timing import Prediction, borrowed
 
 #: Most taps: all of them stay in registers, and the code is unrolled over them.
@@ -96,28 +97,28 @@ def work(call: Call, columns: int, kind: Kind) -> Work:
     )
 
 
-def launch(call: Call, plan: Plan) -> Launch:
+def launch(call: Call, plan: DepthwisePlan) -> Launch:
     """Programs of a plan."""
     return launch_of(layer_of(call.problem, Pass.FPROP), tile_of(plan), plan.rows, 1)
 
 
-def parts(call: Call, plan: Plan) -> int:
+def parts(call: Call, plan: DepthwisePlan) -> int:
     """Partial sums of every weight that the backward pass makes: one of each program along a sequence."""
     return call.problem.batch * launch(call, plan).tiles_q
 
 
-def registers(call: Call, plan: Plan, kind: Kind) -> int:
+def registers(call: Call, plan: DepthwisePlan, kind: Kind) -> int:
     """Registers a thread needs, roughly."""
     done = work(call, plan.block_m, kind)
     return int(40 + tile_of(plan).each * registers_a_lane(call, done, None))
 
 
-def stored_together(call: Call, plan: Plan) -> int:
+def stored_together(call: Call, plan: DepthwisePlan) -> int:
     """Columns of the result that go together."""
     return together_of(call, plan.block_m)
 
 
-def candidates(call: Call, device: Device, kind: Kind) -> list[Plan]:
+def candidates(call: Call, device: Device, kind: Kind) -> list[DepthwisePlan]:
     """Tiles that fit the registers, each with every length of a program's walk; where none does, those that need the fewest."""
     of, most = layer_of(call.problem, Pass.FPROP), max_registers(call, device)
     most = min(most, MAX_REGISTERS_BACKWARD) if kind.backward else most
@@ -130,7 +131,7 @@ def candidates(call: Call, device: Device, kind: Kind) -> list[Plan]:
     return [plan for needed, plan in found if needed <= most]
 
 
-def predict(call: Call, plan: Plan, device: Device, kind: Kind) -> Prediction:
+def predict(call: Call, plan: DepthwisePlan, device: Device, kind: Kind) -> Prediction:
     """Seconds of a pass under a plan: launches, then the largest of DRAM, L2, instruction issue and exposed latency."""
     of, tile, size = layer_of(call.problem, Pass.FPROP), tile_of(plan), itemsize(call.dtype)
     done, launched = work(call, tile.columns, kind), launch(call, plan)
@@ -157,7 +158,7 @@ def predict(call: Call, plan: Plan, device: Device, kind: Kind) -> Prediction:
 
 
 @lru_cache(maxsize=1024)
-def select(call: Call, device: Device, kind: Kind) -> Plan:
+def select(call: Call, device: Device, kind: Kind) -> DepthwisePlan:
     """The plan of least predicted time."""
     return min(candidates(call, device, kind), key=lambda plan: predict(call, plan, device, kind).seconds)
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from costmodel import band, depthwise
 from costmodel.algebra import Size, product
+from costmodel.families import family
 from costmodel.legality import checked
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import Call, Plan, issued_macs, itemsize
+from costmodel.tiling import Call, Plan, itemsize
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,8 @@ def cost(
 
 def _issued(problem: ConvProblem, dtype: str, plan: Plan) -> int:
     """A cost knows neither strides nor the precision of float32: they are taken to be what the plan asks for."""
-    plan = checked(Call(problem, plan.which, dtype, "tf32"), plan)
-    own = {"depthwise": depthwise.issued_macs, "band": band.issued_macs}
-    return own.get(plan.family, issued_macs)(problem, plan)
+    call = Call(problem, plan.which, dtype, "tf32")
+    return family(plan.family).counted(call, checked(call, plan)).issued_macs
 
 
 def training_cost(

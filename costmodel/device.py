@@ -18,7 +18,7 @@ from typing import Any
 
 from costmodel.calibration import DEFAULT, Calibration, Table, inherited, lent, table_of
 from costmodel.device_names import meant, plain, whole
-from costmodel.families import KIN
+from costmodel.families import FUNCTIONS
 
 #: The table by driver name; `devices()` under the name of a constant, read on first use.
 DEVICES: Mapping[str, Device]
@@ -70,8 +70,9 @@ class Device:
     def calibration(self, family: str) -> Calibration:
         """The constants of a kernel family, else those of the one that it is like; the defaults where nothing was measured."""
         known = dict(self.calibrations)
-        if family not in known and family in KIN:
-            return inherited(known.get(KIN[family], DEFAULT), KIN[family])
+        if family not in known and family in FUNCTIONS:
+            kin = FUNCTIONS[family].kin
+            return inherited(known.get(kin, DEFAULT), kin)
         return known.get(family, DEFAULT)
 
     def calibrated(self, table: Table | None) -> Device:

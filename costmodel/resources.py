@@ -1,7 +1,7 @@
 """Registers, shared memory, spills and loop length of kernels: read off compiled code for the menu, estimated for other tiles.
 
 `python -m bench audit --write` makes the table. Whether a plan fits a device's shared memory is said here and nowhere else
-(`too_large`), of the compiled figure where there is one.
+(`memory_refusal`), of the compiled figure where there is one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from importlib import resources
 from typing import NamedTuple
 
 from costmodel.device import Device
-from costmodel.tiling import INTERPRETED_MENU, Call, Plan, Tile, access, arithmetic_of, itemsize
+from costmodel.tiling import INTERPRETED_MENU, Plan, Tile
 
 
 class Resources(NamedTuple):
@@ -35,7 +35,7 @@ def estimated(tile: Tile, size: int) -> Resources:
     return Resources(registers, tile.stages * (tile.m + tile.n) * tile.k * size, 0, TRIP_INSTRUCTIONS)
 
 
-def too_large(tile: Tile, shared: int, device: Device | None) -> str:
+def memory_refusal(tile: Tile, shared: int, device: Device | None) -> str:
     """Why a tile's programs of `shared` bytes do not fit the shared memory of a device; "" where they do, or none is named.
 
     The interpreter has the largest GPU's, so that a plan that is tried there can run on a GPU, and its own menu besides.
@@ -69,12 +69,6 @@ def compiled_for(capability: int) -> int:
 
 
 def resource_key(plan: Plan, kind: str, access: str, capability: int) -> str:
-    """Row of the table: pass, family, arithmetic, `access`, tile, architecture."""
+    """Row of the table: pass, family, arithmetic, `access` (of `families.matrix`), tile, architecture."""
     tile = f"{plan.block_m}x{plan.block_n}x{plan.block_k}:w{plan.num_warps}:s{plan.num_stages}"
     return f"{plan.which}:{plan.family}:{kind}:{access}:{tile}:sm{compiled_for(capability)}"
-
-
-def resources_of(call: Call, plan: Plan, device: Device) -> Resources:
-    """What the kernel of a plan of the GEMM families takes: the table's row, an estimate where the plan is not in it."""
-    key = resource_key(plan, arithmetic_of(call, plan), access(call, plan), device.capability)
-    return resource_table().get(key) or estimated(plan.tile, itemsize(call.dtype))

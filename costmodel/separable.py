@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 from costmodel import plan as plans
 from costmodel.algebra import ceil_div, product
-from costmodel.depthwise import axis_of
-from costmodel.depthwise_choice import UNHIDDEN
 from costmodel.device import Device
+from costmodel.families.depthwise import axis_of
+from costmodel.families.depthwise_choice import UNHIDDEN
 from costmodel.problem import ConvProblem, Pass
-from costmodel.resources import Resources, compiled_for, too_large
-from costmodel.tiling import LARGEST_BOX, Call, Operand, Plan, Tile, arithmetic, itemsize, reaches_too_far, unlaunchable
+from costmodel.resources import Resources, compiled_for, memory_refusal
+from costmodel.tiling import LARGEST_BOX, Call, Operand, Plan, Tile, arithmetic, itemsize, reach_refusal, said, tile_refusal
 from costmodel.timing import (
     INTERPRETED_TRIP,
     L2_SHARE,
@@ -34,6 +34,14 @@ from costmodel.timing import (
 FAMILY = "separable"
 #: Bits of the words that say which rows and columns of a strip's window exist.
 MAX_WINDOW = 32
+
+
+@dataclass(frozen=True)
+class SeparablePlan(Plan):
+    """A plan of one kernel, as this module's docstring reads it."""
+
+    step: tuple[int, int, int, int] | None = said("step", None, 4)
+    pack: tuple[str, ...] = said("pack-", ())
 
 
 @dataclass(frozen=True)
@@ -89,13 +97,13 @@ class PairCall:
         )
 
 
-def strip(plan: Plan) -> tuple[int, int]:
+def strip(plan: SeparablePlan) -> tuple[int, int]:
     """Rows and columns of a thread's strip of output pixels."""
     assert plan.step is not None
     return plan.step[2], plan.step[3]
 
 
-def grid(pair: Pair, plan: Plan) -> tuple[int, int]:
+def grid(pair: Pair, plan: SeparablePlan) -> tuple[int, int]:
     """(tiles of strips, tiles of filters)."""
     (p, q), (rows, columns) = pair.depthwise.output_size, strip(plan)
     strips = pair.depthwise.batch * ceil_div(p, rows) * ceil_div(q, columns)
@@ -145,17 +153,15 @@ INTERPRETED_MENU = tuple(Entry(Tile(m, n, 64, 4, 1), (4, 2), 1 << 30, 1 << 30, 1
 FEW, ALL = 168, 255
 
 
-def refuses(call: PairCall, plan: Plan, device: Device) -> str:
+def refusal(call: PairCall, plan: Plan, device: Device) -> str:
     """Why the kernel cannot run a plan; "" where it can."""
-    if plan.which != Pass.FPROP or plan.family != FAMILY:
+    if plan.which != Pass.FPROP or not isinstance(plan, SeparablePlan):
         return f"it is of {plan.which}:{plan.family}, not of fprop:{FAMILY}"
     for name, block in (("block_m", plan.block_m), ("block_n", plan.block_n), ("block_k", plan.block_k)):
         if block < 16 or block & (block - 1):
             return f"{name} must be a power of two of at least 16, got {block}"
-    if reason := unlaunchable(plan) or reaches_too_far(call.pair.depthwise):
+    if reason := tile_refusal(plan) or reach_refusal(call.pair.depthwise):
         return reason
-    if plan.num_stages < 1:
-        return f"stages must be positive, got {plan.num_stages}"
     if plan.step is None or plan.step[:2] != (1, 1) or any(n < 1 or n & (n - 1) for n in plan.step):
         return f"step must be 1x1 and powers of two, a strip of pixels, got {plan.step}"
     if product(plan.step) > plan.block_m:
@@ -164,10 +170,7 @@ def refuses(call: PairCall, plan: Plan, device: Device) -> str:
         return f"a strip's window must have at most {MAX_WINDOW} rows and columns, got {window(call.pair, strip(plan))}"
     if not {*plan.pack} <= {"b"}:
         return f"pack may name b, the depthwise weights, got {', '.join(plan.pack)}"
-    said = replace(plan, block_m=0, block_n=0, block_k=0, num_warps=0, num_stages=0, step=None, pack=())
-    if said != Plan(Pass.FPROP, FAMILY, 0, 0, 0, 0, 0):
-        return f"family {FAMILY!r} knows a tile, a step and pack alone, got {plan}"
-    return too_large(plan.tile, resources(call, plan, device.capability).shared, device)
+    return memory_refusal(plan.tile, resources(call, plan, device.capability).shared, device)
 
 
 class Work(NamedTuple):
@@ -180,7 +183,7 @@ class Work(NamedTuple):
     sums: int  # that it holds of the product
 
 
-def work_of(call: PairCall, plan: Plan) -> Work:
+def work_of(call: PairCall, plan: SeparablePlan) -> Work:
     threads, (rows, columns), problem = 32 * plan.num_warps, strip(plan), call.pair.depthwise
     strips = plan.block_m // (rows * columns)
     lanes = max(1.0, strips * plan.block_k / threads)  # channels of strips
@@ -198,7 +201,7 @@ def met_of(problem: ConvProblem, axis: int, outputs: int) -> set[int]:
     return {o * step + tap * dilation for o in range(outputs) for tap in range(problem.kernel_size[axis])}
 
 
-def trip_instructions(call: PairCall, plan: Plan, capability: int) -> float:
+def trip_instructions(call: PairCall, plan: SeparablePlan, capability: int) -> float:
     """Instructions of a warp in a trip. `tests/test_separable_aot.py` holds them against compiled kernels."""
     work, size, problem = work_of(call, plan), itemsize(call.dtype), call.pair.depthwise
     # a masked load has its address, its mask and its zeros; a 16-bit value its conversion, now and then with a shift
@@ -217,12 +220,12 @@ def trip_instructions(call: PairCall, plan: Plan, capability: int) -> float:
     return 80 + gathered + weights + work.outputs * (wide * problem.taps + after) + product_loads
 
 
-def program_instructions(call: PairCall, plan: Plan) -> float:
+def program_instructions(call: PairCall, plan: SeparablePlan) -> float:
     """Instructions of a warp outside of its loop: which pixels, the sums' way to memory. Held as those of a trip."""
     return 380 + 25 * sum(window(call.pair, strip(plan))) + 8.2 * work_of(call, plan).sums
 
 
-def lines(call: PairCall, plan: Plan) -> float:
+def lines(call: PairCall, plan: SeparablePlan) -> float:
     """Lines of 128 bytes that a warp's loads of x and of the depthwise weights touch in a trip, which the load unit takes one
     a clock. Weights that lie tap by tap are as many loads, and each touches all lines of its channels."""
     work, size, taps = work_of(call, plan), itemsize(call.dtype), call.pair.depthwise.taps
@@ -233,7 +236,7 @@ def lines(call: PairCall, plan: Plan) -> float:
     return gathered + taps * work.channels * ceil_div(plan.block_k * taps * size, 128)
 
 
-def registers(call: PairCall, plan: Plan, capability: int) -> int:
+def registers(call: PairCall, plan: SeparablePlan, capability: int) -> int:
     """Registers that the kernel is compiled for: `FEW` where what a thread holds and loads leaves room, else `ALL`."""
     if compiled_for(capability) == 80:
         return ALL
@@ -245,7 +248,7 @@ def registers(call: PairCall, plan: Plan, capability: int) -> int:
     return FEW if held <= 100 and work.pixels <= 96 and plan.num_warps == 4 else ALL
 
 
-def resources(call: PairCall, plan: Plan, capability: int) -> Resources:
+def resources(call: PairCall, plan: SeparablePlan, capability: int) -> Resources:
     """What the kernel takes, by counts that `tests/test_separable_aot.py` holds against the compiler. In shared memory lie the
     pixels of a trip once and its weights stage by stage."""
     shared = (plan.block_m + plan.num_stages * plan.block_n) * plan.block_k * itemsize(call.dtype)
@@ -263,18 +266,18 @@ def roomy(call: PairCall) -> bool:
     return call.pair.depthwise.in_channels * itemsize(call.dtype) % 16 == 0 and call.between != "heavy"
 
 
-def candidates(call: PairCall, device: Device) -> list[Plan]:
+def candidates(call: PairCall, device: Device) -> list[SeparablePlan]:
     """Plans worth predicting: none where a lane would load less than 4 bytes of channels."""
     problem, kind = call.pair.depthwise, arithmetic(call.dtype, call.precision)
     packed = call.w1.unit == 0
-    found: list[Plan] = []
+    found: list[SeparablePlan] = []
     if not device.interpreted and not has_wide_loads(call):
         return found
     menu = MENU[kind] + (MENU_OF[compiled_for(device.capability)] if kind == "half" else ())
     for entry in INTERPRETED_MENU if device.interpreted else menu:
-        plan = Plan(Pass.FPROP, FAMILY, *entry.tile, step=(1, 1, *entry.strip))
+        plan = SeparablePlan(Pass.FPROP, FAMILY, *entry.tile, step=(1, 1, *entry.strip))
         met = product(len(met_of(problem, i, n)) for i, n in enumerate(entry.strip))
-        if problem.taps > entry.taps or met > entry.pixels or max(problem.stride) > entry.stride or refuses(call, plan, device):
+        if problem.taps > entry.taps or met > entry.pixels or max(problem.stride) > entry.stride or refusal(call, plan, device):
             continue
         if entry.tight and not roomy(call):
             continue
@@ -287,13 +290,13 @@ def candidates(call: PairCall, device: Device) -> list[Plan]:
     return found
 
 
-def smallest(call: PairCall) -> Plan:
+def smallest(call: PairCall) -> SeparablePlan:
     """A plan for what the menu has none for and one kernel is asked: strips of one pixel."""
     tile = MENU[arithmetic(call.dtype, call.precision)][-1].tile
-    return Plan(Pass.FPROP, FAMILY, *tile, step=(1, 1, 1, 1), pack=() if call.w1.unit == 0 else ("b",))
+    return SeparablePlan(Pass.FPROP, FAMILY, *tile, step=(1, 1, 1, 1), pack=() if call.w1.unit == 0 else ("b",))
 
 
-def from_l2(call: PairCall, plan: Plan) -> int:
+def from_l2(call: PairCall, plan: SeparablePlan) -> int:
     """Elements that a trip takes from L2: the pixels that a tile's strips meet, once, and weights."""
     (rows, columns), problem = strip(plan), call.pair.depthwise
     strips, row = plan.block_m // (rows * columns), ceil_div(problem.output_size[1], columns)
@@ -302,7 +305,7 @@ def from_l2(call: PairCall, plan: Plan) -> int:
     return plan.block_k * (product(met) + plan.block_n + problem.taps)
 
 
-def predict(call: PairCall, plan: Plan, device: Device) -> Prediction:
+def predict(call: PairCall, plan: SeparablePlan, device: Device) -> Prediction:
     """Time of one kernel, and of the copy of weights before it."""
     size, pair, kind = itemsize(call.dtype), call.pair, arithmetic(call.dtype, call.precision)
     tiles_m, tiles_n = grid(pair, plan)
@@ -368,7 +371,7 @@ def apart(call: PairCall, device: Device) -> tuple[Prediction, Prediction]:
     return first, second
 
 
-def select(call: PairCall, device: Device, fused: bool = False) -> Plan | None:
+def select(call: PairCall, device: Device, fused: bool = False) -> SeparablePlan | None:
     """The plan of least predicted time, None where two kernels take less; `fused`: whatever they take.
 
     RuntimeError where one kernel is asked for and none serves the call.
@@ -378,7 +381,7 @@ def select(call: PairCall, device: Device, fused: bool = False) -> Plan | None:
         return None
     if not found:
         plan = smallest(call)
-        if reason := refuses(call, plan, device):
+        if reason := refusal(call, plan, device):
             raise RuntimeError(f"no single kernel serves {call.pair}: {reason}")
         return plan
     times = [predict(call, plan, device).seconds for plan in found]

@@ -1,4 +1,4 @@
-"""Predicted time of a plan: tile and wave quantisation over tensor, issue, L2 and DRAM limits. Plain arithmetic.
+"""Predicted time of a tile: tile and wave quantisation over tensor, issue, L2 and DRAM limits. Plain arithmetic.
 
 Rates are the device's datasheet, times the shares of `costmodel.calibration`, and instruction counts the compiled kernels'.
 What no problem size changes is worked out once a tile (`Kernel`), so that ranking every candidate takes little.
@@ -14,23 +14,9 @@ from typing import NamedTuple
 from costmodel.algebra import ceil_div
 from costmodel.calibration import DEFAULT, PRIOR_SOURCE, Calibration
 from costmodel.device import Device
-from costmodel.problem import ConvProblem, Pass
-from costmodel.recast import fold_elements, folded_input
-from costmodel.resources import COMPILED, LEAST_CAPABILITY, Resources, compiled_for, resources_of
-from costmodel.tiling import (
-    Call,
-    Extent,
-    Plan,
-    Tile,
-    arithmetic_of,
-    extent,
-    grid,
-    issued_macs,
-    itemsize,
-    seen,
-    trips,
-    vector_widths,
-)
+from costmodel.problem import Pass
+from costmodel.resources import COMPILED, LEAST_CAPABILITY, Resources, compiled_for
+from costmodel.tiling import Call, Extent, Tile, itemsize
 
 #: Share of the L2 cache that operands may fill before a second sweep over them goes to DRAM again.
 L2_SHARE = 0.5
@@ -39,8 +25,6 @@ L2_PORT = 64
 #: Seconds of Triton's interpreter for a program or a loop trip, and for each element loaded (two slow cores, Triton 3.7).
 INTERPRETED_TRIP = 12e-3
 INTERPRETED_ELEMENT = 3e-8
-
-
 #: The dtype and precision whose peak an arithmetic of the menu has.
 _RATE = {"half": ("float16", "ieee"), "tf32": ("float32", "tf32"), "fp32": ("float32", "ieee"), "fp64": ("float64", "ieee")}
 _RATE["tf32x3"] = _RATE["tf32"]
@@ -170,60 +154,6 @@ def read_again(of: Kernel, covers: Extent, split: int, group_m: int, call: Call,
     return (ceil_div(m_tiles * n_tiles, max(wave, min(group_m, m_tiles) * n_tiles)) - 1) * swept * call.problem.groups
 
 
-def packed_bytes(problem: ConvProblem, which: Pass, pack: tuple[str, ...], size: int) -> int:
-    """Bytes of copying operands to channels-last: each is read and written."""
-    if not pack:
-        return 0
-    x, w, y = problem.input_shape, problem.weight_shape, problem.output_shape
-    a, b = {Pass.FPROP: (x, w), Pass.DGRAD: (y, w), Pass.WGRAD: (y, x)}[which]
-    return sum(2 * size * math.prod(a if name == "a" else b) for name in pack)
-
-
-def merge_bytes(problem: ConvProblem, which: Pass, merge: int, size: int) -> int:
-    """Bytes of laying groups together: block-diagonal weights are cleared, then filled; wgrad's are taken apart."""
-    if merge == 1:
-        return 0
-    weights = size * math.prod(problem.weight_shape)
-    return 2 * weights if which == Pass.WGRAD else (merge + 2) * weights
-
-
-def split_bytes(found: Traffic, split: int) -> int:
-    """Bytes of a split reduction's partial sums."""
-    return found.workspace * split if split > 1 else 0
-
-
-def fold_traffic(found: Traffic, problem: ConvProblem, which: Pass, size: int) -> Traffic:
-    """What a folded call moves: pixels that several windows see are counted once, as they lie in memory."""
-    moved, _ = fold_elements(problem, which)
-    swept = size * (math.prod(folded_input(problem)) + math.prod(problem.output_shape)) if which == Pass.WGRAD else found.swept
-    return found._replace(compulsory=size * moved, swept=swept)
-
-
-def recast_traffic(call: Call, kernels: Call, merge: int, fold: bool) -> tuple[Traffic, int]:
-    """(what the kernel of `call` moves, which it sees as `kernels`, bytes of the copies that make it so)."""
-    found, size = traffic(kernels), itemsize(call.dtype)
-    copied = merge_bytes(call.problem, call.which, merge, size)
-    if fold:
-        found = fold_traffic(found, call.problem, call.which, size)
-        copied += size * fold_elements(call.problem, call.which)[1]
-    return found, copied
-
-
-def extra_bytes(call: Call, plan: Plan) -> int:
-    """Bytes a plan moves beyond the compulsory ones: copies of operands and weights, partial sums."""
-    kernels = seen(call, plan)
-    found, copied = recast_traffic(call, kernels, plan.merge, plan.fold)
-    copied += packed_bytes(kernels.problem, plan.which, plan.pack, itemsize(call.dtype))
-    return copied + split_bytes(found, plan.split) + found.compulsory - traffic(call).compulsory
-
-
-def launches(which: Pass, pack: tuple[str, ...], split: int, merge: int, fold: bool = False) -> int:
-    """Kernels a pass takes: its own, one a copy, one to add up partial sums. Weights are cleared and filled where groups are
-    merged or columns folded, and wgrad's taken apart by one; the input of a fold is cleared and filled too."""
-    weights = (merge > 1 or fold) * (1 if which == Pass.WGRAD else 2)
-    return 1 + len(pack) + (split > 1) + weights + 2 * fold
-
-
 def from_dram(moved: float, device: Device, constants: Calibration) -> float:
     """Seconds of DRAM for `moved` bytes."""
     return moved / (device.bandwidth * 1e9 * constants.dram)
@@ -234,14 +164,6 @@ def overhead(kernels: int, device: Device, constants: Calibration) -> float:
     return kernels * device.launch_overhead * constants.launch
 
 
-def seconds(of: Kernel, tiles: int, n_trips: float, moved: float, kernels: int, device: Device) -> float:
-    """A pass of `kernels` launches: their overhead, then the larger of the chip's time and DRAM's for `moved` bytes."""
-    if device.interpreted:
-        return interpreted(of.tile, tiles, n_trips)
-    busy, dram = on_chip(of, tiles, n_trips, device), from_dram(moved, device, of.constants)
-    return overhead(kernels, device, of.constants) + max(busy, dram)
-
-
 def borrowed(device: Device) -> str:
     """Words on whose compiled kernels a prediction rests, where they are not the device's own, and whether they run there."""
     if device.capability in COMPILED:
@@ -250,43 +172,3 @@ def borrowed(device: Device) -> str:
     if device.capability < LEAST_CAPABILITY:
         words += f", for tritonconv does not run on {device.name}: it needs compute capability {LEAST_CAPABILITY / 10:.1f}"
     return words
-
-
-def at_least(of: Kernel, tiles: int, steps: float, moved: float, kernels: int, device: Device) -> float:
-    """A floor under `seconds` for any split, to skip what cannot win: no wave is cut short and no latency seen."""
-    if device.interpreted:
-        return 0.0
-    busy = tiles * steps * max(of.clocks, of.from_l2) / (device.sm_count * device.clock * 1e6)
-    return overhead(kernels, device, of.constants) + max(busy, from_dram(moved, device, of.constants))
-
-
-def predict(call: Call, plan: Plan, device: Device) -> Prediction:
-    """Time of one pass under a plan."""
-    problem, kernels = call.problem, seen(call, plan)
-    covers = extent(kernels.problem, plan.which, plan.family)
-    m_tiles, n_tiles, repeats = grid(problem, plan)
-    tiles, n_trips = m_tiles * n_tiles * repeats, trips(problem, plan)
-    moved = traffic(call).compulsory + extra_bytes(call, plan)
-    issued = issued_macs(problem, plan)
-    needs, kind = resources_of(call, plan, device), arithmetic_of(call, plan)
-    of = kernel(plan.family, plan.tile, needs, kind, itemsize(call.dtype), vector_widths(call, plan), device)
-    swept = recast_traffic(call, kernels, plan.merge, plan.fold)[0].swept
-    moved += read_again(of, covers, plan.split, plan.group_m, kernels, swept, device)
-    launched = launches(plan.which, plan.pack, plan.split, plan.merge, plan.fold)
-    total = seconds(of, tiles, n_trips, moved, launched, device)
-    bound = of.bound if of.clocks >= trip_clocks(of, tiles, device) else "L2"
-    if not device.interpreted:
-        busy, dram = on_chip(of, tiles, n_trips, device), from_dram(moved, device, of.constants)
-        bound = "DRAM" if dram > busy else bound
-        bound = "launch" if overhead(launched, device, of.constants) > max(busy, dram) else bound
-    return Prediction(
-        seconds=total,
-        tiles=tiles,
-        waves=tiles / (device.sm_count * of.resident),
-        tile_use=problem.macs / issued if issued else 1.0,
-        bytes=moved,
-        bound=bound,
-        low=total * of.constants.low,
-        high=total * of.constants.high,
-        source=of.constants.source + borrowed(device),
-    )

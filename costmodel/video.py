@@ -15,10 +15,10 @@ from typing import Any
 
 from costmodel.algebra import ceil_div, product
 from costmodel.device import Device, find_device
+from costmodel.families.gemm import MENU, GatherPlan
 from costmodel.forecast import dtype_of
-from costmodel.plan import MENU
 from costmodel.problem import ConvProblem, Pass
-from costmodel.resources import Resources, compiled_for, estimated, resource_key, resource_table, too_large
+from costmodel.resources import Resources, compiled_for, estimated, memory_refusal, resource_key, resource_table
 from costmodel.tiling import (
     INTERPRETED_MENU,
     MAX_ALIGN,
@@ -28,7 +28,8 @@ from costmodel.tiling import (
     arithmetic,
     channels_last,
     itemsize,
-    unlaunchable,
+    said,
+    tile_refusal,
 )
 from costmodel.timing import (
     Kernel,
@@ -51,6 +52,13 @@ COPIED_LOADS, COPIED = 4, 16
 #: Instructions of a trip beside those of fprop's gather, by `upsample`: for the frame's address, and for a tap's that is seen
 #: magnified (sm_90, `tests/test_video_aot.py`).
 FRAME_INSTRUCTIONS = {1: 8, 2: 17}
+
+
+@dataclass(frozen=True)
+class VideoPlan(Plan):
+    """`block_m` pixels x `block_n` filters, `block_k` channels at a time; `group_m` as of a matrix product."""
+
+    group_m: int = said("group", 8)
 
 
 @dataclass(frozen=True)
@@ -179,7 +187,7 @@ def chain(chunk: Chunk, size: int) -> dict[str, int]:
     return {name: size * count for name, count in moved.items() if count}
 
 
-def tiles(chunk: Chunk, plan: Plan) -> tuple[int, int]:
+def tiles(chunk: Chunk, plan: VideoPlan) -> tuple[int, int]:
     """(m tiles, n tiles) of a launch. An m tile holds pixels of one frame, with `upsample` those of one parity."""
     batch, filters, frames, *size = chunk.output_shape
     pixels = product(ceil_div(n, chunk.upsample) for n in size)
@@ -187,46 +195,45 @@ def tiles(chunk: Chunk, plan: Plan) -> tuple[int, int]:
     return batch * each, ceil_div(filters, plan.block_n)
 
 
-def copied_by_one(chunk: Chunk, plan: Plan, dtype: str) -> int:
+def copied_by_one(chunk: Chunk, plan: VideoPlan, dtype: str) -> int:
     """Elements of the next cache that one program copies."""
     return 32 * plan.num_warps * max(COPIED, COPIED_LOADS * width_of(chunk.problem.in_channels, dtype))
 
 
-def copies(chunk: Chunk, plan: Plan, dtype: str) -> int:
+def copies(chunk: Chunk, plan: VideoPlan, dtype: str) -> int:
     """Programs that fill the next cache."""
     frame = chunk.problem.in_channels * product(chunk.frame)
     return chunk.problem.batch * chunk.kept * ceil_div(frame, copied_by_one(chunk, plan, dtype))
 
 
-def trips(chunk: Chunk, plan: Plan) -> float:
+def trips(chunk: Chunk, plan: VideoPlan) -> float:
     """Main-loop trips of one program, on average over the frames of the result."""
     _, r, s = chunk.problem.kernel_size
     each = r * s * ceil_div(chunk.problem.in_channels, plan.block_k)
     return each * chunk.live_taps / max(1, chunk.output_shape[2])
 
 
-def refuses(chunk: Chunk, plan: Plan, dtype: str, precision: str, device: Device) -> str:
+def refusal(chunk: Chunk, plan: Plan, dtype: str, precision: str, device: Device) -> str:
     """Why a plan cannot run a call; "" where it can."""
-    if plan.which != Pass.FPROP or plan.family != FAMILY:
+    if plan.which != Pass.FPROP or not isinstance(plan, VideoPlan):
         return f"a causal convolution takes plans fprop:{FAMILY}, got {plan.which}:{plan.family}"
-    if plan != Plan(plan.which, plan.family, *plan.tile, group_m=plan.group_m):
-        return f"family {FAMILY!r} knows a tile, warps, stages and group only"
     for name, block in (("block_m", plan.block_m), ("block_n", plan.block_n), ("block_k", plan.block_k)):
         if block < 16 or block & (block - 1):
             return f"{name} must be a power of two of at least 16, got {block}"
-    if reason := unlaunchable(plan):
+    if reason := tile_refusal(plan):
         return reason
-    if plan.group_m < 1 or plan.num_stages < 1:
-        return f"group and stages must be positive, got {plan.group_m} and {plan.num_stages}"
+    if plan.group_m < 1:
+        return f"group must be positive, got {plan.group_m}"
     if plan.group_m * ceil_div(chunk.problem.out_channels, plan.block_n) >= 1 << 31:
         return f"group times blocks of filters must be below 2^31, got group {plan.group_m}"
-    return too_large(plan.tile, resources_of(chunk, plan.tile, dtype, precision, device).shared, device)
+    return memory_refusal(plan.tile, resources_of(chunk, plan.tile, dtype, precision, device).shared, device)
 
 
-def checked(chunk: Chunk, plan: Plan, dtype: str, precision: str, device: Device) -> Plan:
+def checked(chunk: Chunk, plan: Plan, dtype: str, precision: str, device: Device) -> VideoPlan:
     """A forced plan. ValueError where it cannot run the call."""
-    if reason := refuses(chunk, plan, dtype, precision, device):
+    if reason := refusal(chunk, plan, dtype, precision, device):
         raise ValueError(f"plan {plan} cannot run {chunk}: {reason}")
+    assert isinstance(plan, VideoPlan)
     return plan
 
 
@@ -240,7 +247,7 @@ def compiled(chunk: Chunk, tile: Tile, dtype: str, precision: str, device: Devic
     for a tile that is not in the table."""
     width = width_of(chunk.problem.in_channels, dtype)
     reach = "wide" if width * itemsize(dtype) == 16 else "narrow"
-    key = resource_key(Plan(Pass.FPROP, "gather", *tile), arithmetic(dtype, precision), reach, device.capability)
+    key = resource_key(GatherPlan(Pass.FPROP, "gather", *tile), arithmetic(dtype, precision), reach, device.capability)
     found = resource_table().get(key)
     return found and found._replace(trip=found.trip + FRAME_INSTRUCTIONS[chunk.upsample])
 
@@ -267,28 +274,32 @@ def addresses_fit(tile: Tile, size: int, wide: bool, last: bool, far: bool, capa
     return arch != 100 or last or results <= (128 * 128 if size == 2 else 64 * 64)
 
 
-def candidates(chunk: Chunk, dtype: str, precision: str, device: Device, last: bool = True, far: bool = False) -> list[Plan]:
+def candidates(
+    chunk: Chunk, dtype: str, precision: str, device: Device, last: bool = True, far: bool = False
+) -> list[VideoPlan]:
     """The menu's tiles that compile without a spill and fit the device, for a result that is channels-last or not; `far`: a
     frame, the weights or a frame of the result take 64-bit offsets."""
     if device.interpreted:
-        return [Plan(Pass.FPROP, FAMILY, *tile) for tile in INTERPRETED_MENU]
+        return [VideoPlan(Pass.FPROP, FAMILY, *tile) for tile in INTERPRETED_MENU]
     found = []
     size = itemsize(dtype)
     wide = width_of(chunk.problem.in_channels, dtype) * size == 16
     for tile in MENU[arithmetic(dtype, precision)]:
         needs = compiled(chunk, tile, dtype, precision, device)
-        fits = needs is not None and not needs.spills and not too_large(tile, needs.shared, device)
+        fits = needs is not None and not needs.spills and not memory_refusal(tile, needs.shared, device)
         if fits and addresses_fit(tile, size, wide, last, far, device.capability):
-            found.append(Plan(Pass.FPROP, FAMILY, *tile))
+            found.append(VideoPlan(Pass.FPROP, FAMILY, *tile))
     return found
 
 
-def kernel_of(chunk: Chunk, plan: Plan, dtype: str, precision: str, device: Device) -> Kernel:
+def kernel_of(chunk: Chunk, plan: VideoPlan, dtype: str, precision: str, device: Device) -> Kernel:
     needs, width = resources_of(chunk, plan.tile, dtype, precision, device), width_of(chunk.problem.in_channels, dtype)
     return kernel(FAMILY, plan.tile, needs, arithmetic(dtype, precision), itemsize(dtype), (width, width), device)
 
 
-def predict(chunk: Chunk, plan: Plan, dtype: str, precision: str, device: Device, copied: tuple[str, ...] = ()) -> Prediction:
+def predict(
+    chunk: Chunk, plan: VideoPlan, dtype: str, precision: str, device: Device, copied: tuple[str, ...] = ()
+) -> Prediction:
     """Seconds of a call under a plan; `copied` names the tensors (of `elements`) that are laid out anew first."""
     problem, size, of = chunk.problem, itemsize(dtype), kernel_of(chunk, plan, dtype, precision, device)
     m_tiles, n_tiles = tiles(chunk, plan)
@@ -323,7 +334,7 @@ def predict(chunk: Chunk, plan: Plan, dtype: str, precision: str, device: Device
 
 
 @lru_cache(maxsize=1024)
-def select(chunk: Chunk, dtype: str, precision: str, device: Device, last: bool = True, far: bool = False) -> Plan:
+def select(chunk: Chunk, dtype: str, precision: str, device: Device, last: bool = True, far: bool = False) -> VideoPlan:
     """The candidate of least predicted time. RuntimeError where there is none."""
     found = candidates(chunk, dtype, precision, device, last, far)
     if not found:

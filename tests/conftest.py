@@ -218,7 +218,7 @@ def anew(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 @pytest.fixture
 def launches():
     """A function that answers the launches since the test began, by pass; see `launched` to require some."""
-    from tritonconv.launch import COUNTS
+    from bench.launched import COUNTS
 
     before = Counter(COUNTS)
     return lambda: COUNTS - before

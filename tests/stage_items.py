@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from bench.gpu.item import Item
+from bench.launched import COUNTS
 from bench.providers.contender import Unserved
-from tritonconv.launch import COUNTS
 
 
 def launched(x):

@@ -12,9 +12,10 @@ from bench.providers.ours import call_of
 from bench.rows import Measurement
 from bench.work import Line, Work
 from bench.workloads import Workload
+from costmodel import families
 from costmodel.calibration import Calibration
 from costmodel.device import Device, find_device
-from costmodel.families import ENTRIES, family_hash
+from costmodel.fingerprints import family_hash
 from costmodel.plan import candidates, predict, select
 from costmodel.problem import Pass
 from costmodel.tiling import Call, Plan
@@ -27,7 +28,7 @@ HIDDEN_DEPTHWISE = Calibration(dram=0.7, l2=1.3, issue=0.6, latency=900.0, launc
 
 def hidden_device(device: Device = H200) -> Device:
     """The device as it really is, which no test tells the code under test."""
-    constants = tuple((family, HIDDEN_DEPTHWISE if family == "depthwise" else HIDDEN) for family in ENTRIES)
+    constants = tuple((family, HIDDEN_DEPTHWISE if family == "depthwise" else HIDDEN) for family in families.every())
     return replace(device, calibrations=constants)
 
 

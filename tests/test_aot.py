@@ -13,8 +13,6 @@ import triton
 from bench.aot import VERSION, Pointer, compile_ahead, since
 from bench.audit import (
     DTYPES,
-    FAMILIES,
-    PROBLEMS,
     TABLE,
     Row,
     compile_plan,
@@ -25,16 +23,19 @@ from bench.audit import (
 )
 from bench.sass import audit
 from costmodel.device import DEVICES
-from costmodel.plan import MENU, select
+from costmodel.families import family
+from costmodel.families.gemm import MENU
+from costmodel.families.matrix import reduction_step
+from costmodel.plan import select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import resource_table
-from costmodel.tiling import Call, Plan, reduction_step
+from costmodel.tiling import Call, Plan
 from tritonconv.kernels.reduce import reduce_kernel
 from tritonconv.launch import describe, prepare_call
 
 pytestmark = pytest.mark.aot
 
-WIDE = PROBLEMS["gather", "wide"]
+WIDE = family("gather").samples["wide"]
 #: The tensor-core instruction of each arithmetic. ieee float32 must not use one; float64 on sm_100 gets it since Triton 3.8.
 MMA = {
     ("half", 80): "HMMA.16816.F32.BF16",
@@ -58,13 +59,13 @@ def largest(row: Row) -> Row:
 def rows():
     for arch in (80, 90, 100):
         for which in Pass:
-            for family in FAMILIES:
+            for name in ("gather", "patch"):
                 for kind in MENU:
-                    yield largest(Row(which, family, kind, "wide", MENU[kind][0], arch))
-                    if family == "patch":
-                        yield largest(Row(which, family, kind, "folded", MENU[kind][0], arch))
+                    yield largest(Row(which, name, kind, "wide", MENU[kind][0], arch))
+                    if name == "patch":
+                        yield largest(Row(which, name, kind, "folded", MENU[kind][0], arch))
                     if arch == 90:
-                        yield Row(which, family, kind, "narrow", MENU[kind][-1], arch)
+                        yield Row(which, name, kind, "narrow", MENU[kind][-1], arch)
 
 
 @pytest.mark.parametrize("row", list(rows()), ids=lambda row: row.key)
@@ -154,8 +155,8 @@ def test_the_reduction_of_split_sums_compiles(dtype, arch):
     prepared = prepared_launch(WIDE, plan, dtype, "ieee", channels_last=True)
     accumulator = torch.float64 if dtype == torch.float64 else torch.float32
     pointers = [Pointer(accumulator), None, Pointer(dtype)]
-    arguments = dict(zip(reduce_kernel.arg_names, [*pointers, *prepared.reduce.arguments], strict=False))
-    found = audit(compile_ahead(reduce_kernel, arguments | prepared.reduce.constants, arch=arch))
+    arguments = dict(zip(reduce_kernel.arg_names, [*pointers, *prepared.after[0].arguments], strict=False))
+    found = audit(compile_ahead(reduce_kernel, arguments | prepared.after[0].constants, arch=arch))
     assert found.spills == 0 and found.trip.classes["ldg"] > 0 and not found.trip.mma
 
 

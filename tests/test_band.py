@@ -13,10 +13,10 @@ from oracle import check
 from triton.runtime.interpreter import InterpreterBuilder
 
 import tritonconv
-from costmodel import band, band_windows
 from costmodel.count import cost
 from costmodel.device import DEVICES, INTERPRETER
-from costmodel.legality import refuses
+from costmodel.families import band, band_windows
+from costmodel.legality import refusal
 from costmodel.plan import candidates, predict, select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, Plan
@@ -134,7 +134,7 @@ def test_a_nan_stays_in_its_image_and_channel(device):
 
 
 def test_offsets_may_take_64_bits(device, launched, monkeypatch):
-    monkeypatch.setattr("tritonconv.band.fits_int32", lambda *_: False)
+    monkeypatch.setattr("tritonconv.families.band.fits_int32", lambda *_: False)
     launch.prepare_call.cache_clear()
     check(depthwise((3, 2, 10, 11), (5, 7), padding=3), device, plan=plans(box=(4, 8), pixels=(4, 8)))
     launch.prepare_call.cache_clear()
@@ -212,7 +212,7 @@ def test_an_epilogue_takes_tiles_that_leave_registers(epilogue):
     plan, most = select(asked, H100), band.EPILOGUE_SUMS[epilogue]
     assert plan.family == "band" and plan.block_m * plan.block_n <= most * 32 * plan.num_warps
     large = Plan.parse("fprop:band:128x256x32:w8:s4:step1x1x8x32")
-    assert bool(refuses(asked, large, H100)) == (most < 128)
+    assert bool(refusal(asked, large, H100)) == (most < 128)
 
 
 def test_stripes_take_tensor_cores_too():
@@ -243,7 +243,7 @@ def test_stripes_take_tensor_cores_too():
 )
 def test_what_no_plan_may_say(text, words):
     plan = Plan.parse(text)
-    assert words in refuses(call(problem((13, 13)), plan.which), plan, H100)
+    assert words in refusal(call(problem((13, 13)), plan.which), plan, H100)
 
 
 @pytest.mark.parametrize("which", Pass)
@@ -253,7 +253,7 @@ def test_what_32_bits_do_not_count_is_left_to_others(which):
     assert not list(band.plans(blocks, H100)) and select(blocks, H100).family != "band"
     plan = next(plan for plan in plans() if plan.which == which)
     for asked in (blocks, Call(taps, which, "float16")):
-        assert "32 bits do not count" in refuses(asked, plan, H100)
+        assert "32 bits do not count" in refusal(asked, plan, H100)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_what_32_bits_do_not_count_is_left_to_others(which):
 )
 def test_what_it_does_not_serve(of, dtype, words):
     plan = plans()[0]
-    assert words in refuses(Call(of, Pass.FPROP, dtype), plan)
+    assert words in refusal(Call(of, Pass.FPROP, dtype), plan)
 
 
 def test_the_call_says_why(device):

@@ -7,8 +7,8 @@ from bench.aot import Pointer, compile_ahead, since
 from bench.audit import compile_plan, kernel_arguments, operands
 from bench.band import call_of, layer
 from bench.sass import audit
-from costmodel import band
 from costmodel.device import DEVICES
+from costmodel.families import band
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, Plan
 from tritonconv import launch

@@ -16,7 +16,7 @@ from bench.report import MARK, NOTHING, predictions, put, tables
 from bench.rows import append
 from bench.workloads import load
 from bench.workloads.lists import goals
-from costmodel.families import ENTRIES
+from costmodel.families import every
 from costmodel.plan import candidates, select
 from costmodel.problem import Pass
 from costmodel.reports.notation import parse
@@ -173,7 +173,7 @@ def test_pictures_show_every_row(rows):
     assert len(axes.patches) == len(LINES) and axes.get_yscale() == "log"
     assert f"{sum(e.ratio < 1 for e in entries)} below 1" in axes.get_title(loc="left")
     (axes,) = figures["predicted"].axes
-    dots = [c for c in axes.collections if c.get_label().partition(":")[0] in ENTRIES]
+    dots = [c for c in axes.collections if c.get_label().partition(":")[0] in every()]
     assert sum(len(c.get_offsets()) for c in dots) == len(found)
     assert charts.charts([], [], H200) == {}
 

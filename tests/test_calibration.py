@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from bench.separable import LAYERS
-from costmodel import calibration, causal, families, separable, video
+from costmodel import calibration, causal, fingerprints, separable, video
 from costmodel.calibration import DEFAULT, PRIOR, PRIOR_SOURCE, Calibration, Measured, Table, dumps, loads
 from costmodel.device import find, find_device
-from costmodel.families import family_hash, model_hash
+from costmodel.fingerprints import family_hash, model_hash
 from costmodel.plan import call_key, candidates, measured, predict, select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import channels_last
@@ -219,35 +219,37 @@ def test_a_file_that_is_asked_for_and_missing_is_an_error(cache, monkeypatch, tm
 
 def test_an_edit_of_the_arithmetic_makes_what_was_fitted_to_it_stale(monkeypatch, tmp_path):
     before = model_hash()
-    names = sorted(families.arithmetic(families.MODEL))
+    names = sorted(fingerprints.arithmetic(fingerprints.MODEL))
     # every module with a predicted time of its own, and what it counts by; not the choice, the words or the device
-    assert {"timing", "band", "depthwise", "causal", "video", "separable", "problem", "algebra", "tiling", "resources"} <= {
-        *names
-    }
-    assert not {*names} & {"plan", "legality", "device", "calibration", "families", "forecast", "count", "bounds"}
-    for name in (*(f"{name}.py" for name in names), "data/resources.json"):
+    own = {"matrix", "matrix_time", "band", "band_windows", "depthwise", "depthwise_choice"}
+    counted = {"timing", "causal", "video", "separable", "problem", "algebra", "tiling", "resources"}
+    assert counted | {f"families.{name}" for name in own} <= {*names}
+    beside = {"plan", "legality", "device", "calibration", "fingerprints", "forecast", "count", "bounds", "families.protocol"}
+    assert not {*names} & beside
+    for name in (*(f"{name.replace('.', '/')}.py" for name in names), "data/resources.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text((families.MODEL / name).read_text())
-    monkeypatch.setattr(families, "MODEL", tmp_path)
+        (tmp_path / name).write_text((fingerprints.MODEL / name).read_text())
+    monkeypatch.setattr(fingerprints, "MODEL", tmp_path)
     for name in names:
         model_hash.cache_clear()
         assert model_hash() == before
-        source = (tmp_path / f"{name}.py").read_text()
-        (tmp_path / f"{name}.py").write_text(source + "\nANOTHER = 1\n")
+        path = tmp_path / f"{name.replace('.', '/')}.py"
+        source = path.read_text()
+        path.write_text(source + "\nANOTHER = 1\n")
         model_hash.cache_clear()
         assert model_hash() != before, name
-        (tmp_path / f"{name}.py").write_text(source)
+        path.write_text(source)
     model_hash.cache_clear()
 
 
 def test_every_module_with_a_predicted_time_is_hashed():
     """A new one that nobody lists would leave constants in place that were fitted to other arithmetic."""
     timed = set()
-    for path in families.MODEL.glob("*.py"):
+    for path in (*fingerprints.MODEL.glob("*.py"), *fingerprints.MODEL.glob("families/*.py")):
         source = path.read_text()
         if "def predict(" in source and "Prediction(" in source:
-            timed.add(path.stem)
-    assert timed == set(families.TIMED)
+            timed.add(".".join(path.relative_to(fingerprints.MODEL).with_suffix("").parts))
+    assert timed | {"timing"} == set(fingerprints.timed())
 
 
 PAIR = LAYERS[2].call()

@@ -30,7 +30,7 @@ def test_which_offsets_are_long(shape, strides, index, backward) -> None:
     x, y = (shape, strides), (shape, launch.strides_like(shape, torch.empty_strided(shape, strides, device="meta")))
     problem, w = model.problem_of(*shape, 4), ((shape[1], 1, 4), (2**40, 1, 1))
     made = launch.prepare(problem, torch.float32, device_model(-1), x, w, y, y if backward else None, 1, "", (False,) * 3)
-    assert made.constants["INDEX"] == index
+    assert made.main.constants["INDEX"] == index
 
 
 WRONG = -(2**31), -7, -1, 0, 3, 4, 8, 9, 50, 2**31 - 1

@@ -5,14 +5,15 @@ from dataclasses import replace
 
 import pytest
 
-from bench.compiled.chosen import REACH, chosen, code_of, far, key_of, prepared_for, sizes, smaller
+from bench.compiled.chosen import chosen, code_of, far, key_of, prepared_for, reach, sizes, smaller
 from bench.work import Work
 from bench.workloads import load
 from bench.workloads.lists import BOTH, line_of
 from costmodel.device import DEVICES
 from costmodel.problem import Pass
 from costmodel.reports.notation import parse
-from tritonconv import gemm, host
+from tritonconv import host
+from tritonconv.families import gemm
 
 H200, A100 = DEVICES["NVIDIA H200"], DEVICES["NVIDIA A100-SXM4-80GB"]
 LAYERS = [
@@ -72,14 +73,14 @@ def test_what_a_key_depends_on():
 
 
 def test_far_leaves_everything_as_it_was():
-    before = [module.fits_int32 for module in REACH]
+    before = [module.fits_int32 for module in reach()]
     work = Work(parse(LAYERS[0][0]).problem, Pass.FPROP, "float16")
     near = code_of(prepared_for(work, False, A100, "fprop:gather:64x64x32:w4:s4"))
     with pytest.raises(KeyError), far():
         assert not gemm.fits_int32(work.problem, None)
         assert code_of(prepared_for(work, False, A100, "fprop:gather:64x64x32:w4:s4")) != near
         raise KeyError
-    assert [module.fits_int32 for module in REACH] == before
+    assert [module.fits_int32 for module in reach()] == before
     assert code_of(prepared_for(work, False, A100, "fprop:gather:64x64x32:w4:s4")) == near
 
 

@@ -12,8 +12,8 @@ from cases import Case
 from oracle import check
 
 import tritonconv
-from costmodel import depthwise
 from costmodel.device import DEVICES
+from costmodel.families import depthwise
 from costmodel.plan import candidates, select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, Operand, Plan
@@ -254,7 +254,7 @@ def drawn(seed):
                 if transposed
                 else ConvProblem.conv(*shapes, stride, padding, dilation, groups)
             )
-            if not depthwise.serves(Call(problem, Pass(which), case.dtype), plan):
+            if not depthwise.refusal(Call(problem, Pass(which), case.dtype), plan):
                 plans.append(plan)
                 break
         assert explained.family == "depthwise" or min(channels, filters) > 1

@@ -12,9 +12,9 @@ from bench import depthwise as rows
 from bench.aot import Pointer, compile_ahead, signature_of
 from bench.audit import compile_prepared, kernel_arguments, operands
 from bench.sass import audit
-from costmodel.depthwise import max_registers, registers
-from costmodel.depthwise_choice import quickest
 from costmodel.device import DEVICES
+from costmodel.families.depthwise import max_registers, registers
+from costmodel.families.depthwise_choice import quickest
 from costmodel.plan import select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call
@@ -148,7 +148,7 @@ def test_one_kernel_serves_all_image_sizes(which):
         a, b, out = operands(layer, which, True)
         prepared = prepare_call(which, layer, torch.float16, "ieee", -1, a, b, out, None, plan)
         kernel, arguments = kernel_arguments(prepared, torch.float16)
-        constants = tuple(sorted((k, str(v)) for k, v in prepared.constants.items()))
+        constants = tuple(sorted((k, str(v)) for k, v in prepared.main.constants.items()))
         for option in ("num_warps", "num_stages"):
             del arguments[option]
         found.add((constants, str(signature_of(kernel, arguments).types), str(signature_of(kernel, arguments).attrs)))
@@ -161,8 +161,8 @@ def test_the_sum_of_strips_compiles(dtype, arch):
     prepared = launch(LAYERS["7x7"], Pass.WGRAD, True, str(dtype).removeprefix("torch."), DEVICE[90])
     accumulator = torch.float64 if dtype == torch.float64 else torch.float32
     pointers = [Pointer(accumulator), Pointer(dtype)]
-    arguments = dict(zip(strip_reduce_kernel.arg_names, [*pointers, *prepared.reduce.arguments], strict=False))
-    found = audit(compile_ahead(strip_reduce_kernel, arguments | prepared.reduce.constants, arch=arch))
+    arguments = dict(zip(strip_reduce_kernel.arg_names, [*pointers, *prepared.after[0].arguments], strict=False))
+    found = audit(compile_ahead(strip_reduce_kernel, arguments | prepared.after[0].constants, arch=arch))
     assert found.spills == 0 and found.trip.classes["ldg"] > 0
 
 
@@ -186,7 +186,7 @@ def test_an_axis_of_2_30_elements_compiles(name, which):
         call = Call(layer, which, "float16", "ieee", *describe(layer, which, a, b, out))
         plan = plan or str(select(call, DEVICES[DEVICE[90]]))
         prepared = prepare_call(which, layer, torch.float16, "ieee", -1, a, b, out, None, plan)
-        assert prepared.constants["INDEX"].name == ("int32" if "half" in name else "int64")
+        assert prepared.main.constants["INDEX"].name == ("int32" if "half" in name else "int64")
         found = compile_prepared(prepared, torch.float16, 90)
         assert prepared.plan.family == "depthwise" and found.spills == 0
 
@@ -196,7 +196,7 @@ def test_an_expanded_axis_of_2_31_elements_has_64_bit_coordinates():
     a, b, out = operands(layer, Pass.WGRAD, False)
     expanded = [(shape, (0, 0, 0)) for shape, _ in (a, b)]
     prepared = prepare_call(Pass.WGRAD, layer, torch.float16, "ieee", -1, *expanded, out, None, "")
-    assert prepared.constants["INDEX"].name == "int64"
+    assert prepared.main.constants["INDEX"].name == "int64"
 
 
 def test_an_image_above_2_31_elements_gets_64_bit_offsets():
@@ -204,8 +204,10 @@ def test_an_image_above_2_31_elements_gets_64_bit_offsets():
     a, b, out = operands(large, Pass.FPROP, True)
     plan = "fprop:depthwise:4x64x1:w1:s3:rows8"
     prepared = prepare_call(Pass.FPROP, large, torch.float16, "ieee", -1, a, b, out, 1, plan)
-    assert prepared.constants["INDEX"].name == "int64"
+    assert prepared.main.constants["INDEX"].name == "int64"
     assert compile_prepared(prepared, torch.float16, 90).spills == 0
     small = replace(large, input_size=(512, 512))
     a, b, out = operands(small, Pass.FPROP, True)
-    assert prepare_call(Pass.FPROP, small, torch.float16, "ieee", -1, a, b, out, 1, plan).constants["INDEX"].name == "int32"
+    assert (
+        prepare_call(Pass.FPROP, small, torch.float16, "ieee", -1, a, b, out, 1, plan).main.constants["INDEX"].name == "int32"
+    )

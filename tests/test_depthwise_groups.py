@@ -11,9 +11,9 @@ from torch.autograd import gradcheck
 
 import tritonconv
 from bench.audit import operands
-from costmodel import depthwise, depthwise_choice
 from costmodel.device import DEVICES, INTERPRETER
-from costmodel.plan import predict, select, serves_depthwise
+from costmodel.families import depthwise, depthwise_choice, family
+from costmodel.plan import predict, select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, Operand, Plan, channels_last
 from tritonconv.launch import describe
@@ -170,8 +170,8 @@ def test_who_is_served():
     ):
         problem = grouped(channels, filters, (1, 4 * channels, 8, 8))
         assert depthwise.is_narrow(problem) == served
-        assert serves_depthwise(problem, H100) == served
-        assert serves_depthwise(problem, INTERPRETER) == unasked
+        assert family("depthwise").is_for(problem, H100) == served
+        assert family("depthwise").is_for(problem, INTERPRETER) == unasked
 
 
 @pytest.mark.parametrize("which", list(Pass), ids=str)
@@ -179,8 +179,7 @@ def test_groups_of_two_are_chosen_by_predicted_time(which):
     """Against dense kernels, single groups and merged ones."""
     call = channels_last(grouped(2, 2), which, "bfloat16")
     chosen = select(call, H100)
-    merged = dataclasses.replace(chosen, family="gather", block_m=128, block_n=32, block_k=32, num_warps=4, taps=None, rows=1)
-    merged = dataclasses.replace(merged, merge=16, pack=(), split=1)
+    merged = Plan(which, "gather", 128, 32, 32, 4, chosen.num_stages, merge=16)
     assert chosen.family == "depthwise"
     assert predict(call, chosen, H100).seconds < predict(call, merged, H100).seconds
 

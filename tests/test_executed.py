@@ -9,13 +9,14 @@ import torch
 
 import tritonconv
 from bench.compiled import store, table
-from bench.compiled.source import FAMILY_OF, kernels_of, parsed, source_hash
+from bench.compiled.source import every_kernel, kernels_of, owner_of, parsed, source_hash
 from bench.compiled.table import executed_kernels
 from bench.work import Work
+from costmodel import families
 from costmodel.device import DEVICES
-from costmodel.executed import EXECUTED, SPECIAL, is_trusted, words
-from costmodel.families import SOURCES
-from costmodel.legality import refuses
+from costmodel.executed import is_trusted, words
+from costmodel.fingerprints import SOURCES
+from costmodel.legality import refusal
 from costmodel.plan import candidates, select
 from costmodel.problem import Pass
 from costmodel.reports.notation import parse
@@ -36,7 +37,7 @@ def call(problem, which=Pass.FPROP, layout="channels_last"):
 def test_the_record_has_every_family_on_every_architecture_of_the_table():
     found = executed_kernels(store.plan_rows().values(), store.test_rows().values(), any_age=True)
     ran = {(family, arch) for (family, arch, _), kernels in found.items() if kernels}
-    said = {(family, arch) for family, archs in EXECUTED.items() for arch in archs}
+    said = {(name, arch) for name in families.every() for arch in families.executed(name)}
     assert said <= ran, f"the record has no {said - ran}: python -m bench compiled"
 
 
@@ -55,14 +56,14 @@ def test_bands_are_chosen_where_they_ran_alone(which):
 
 
 def test_a_plan_still_forces_them():
-    assert refuses(call(DENSE), Plan.parse("fprop:tma:128x128x64:w8:s3"), B200) == ""
-    assert refuses(call(LARGE), Plan.parse("fprop:band:128x256x32:w8:s4:step1x1x8x32:rows1"), B200) == ""
+    assert refusal(call(DENSE), Plan.parse("fprop:tma:128x128x64:w8:s3"), B200) == ""
+    assert refusal(call(LARGE), Plan.parse("fprop:band:128x256x32:w8:s4:step1x1x8x32:rows1"), B200) == ""
 
 
 def test_what_is_trusted_where():
     """Compute capabilities 8.6, 8.9 and 12 take what sm_80 compiles to, 10.3 what sm_100 does."""
     assert all(is_trusted("band", capability) for capability in (80, 86, 89, 90, 120))
-    assert is_trusted("tma", 90) and not any(is_trusted(family, c) for family in SPECIAL for c in (100, 103))
+    assert is_trusted("tma", 90) and not any(is_trusted(family, c) for family in ("tma", "band") for c in (100, 103))
     assert all(is_trusted(family, 100) for family in ("gather", "patch", "depthwise"))
 
 
@@ -133,7 +134,7 @@ def aged(sources):
     """The kernels whose hash another folder of sources changes."""
     source_hash.cache_clear()
     parsed.cache_clear()
-    return {name for name in FAMILY_OF if source_hash((name,), sources) != source_hash((name,))}
+    return {name for name in every_kernel() if source_hash((name,), sources) != source_hash((name,))}
 
 
 def test_words_positions_and_other_kernels_do_not_age_a_kernel(sources):
@@ -153,7 +154,12 @@ def test_words_positions_and_other_kernels_do_not_age_a_kernel(sources):
     [
         ("reduce.py", "for _ in range(1, unpack", "for _ in range(2, unpack", {"reduce_kernel"}),  # the kernel
         ("boxes.py", "value", "amount", {"tma_kernel", "wgrad_kernel"}),  # what it calls
-        ("epilogue.py", ">= (3, 7)", ">= (3, 8)", {"fprop_kernel", "dgrad_kernel", "video_kernel"}),  # a constant that it reads
+        (
+            "epilogue.py",
+            ">= (3, 7)",
+            ">= (3, 8)",
+            {"fprop_kernel", "dgrad_kernel", "reduce_kernel", "video_kernel"},
+        ),  # a constant
         ("band.py", "class Band(NamedTuple):\n", "class Band(NamedTuple):\n    first: int\n", set(kernels_of(["band"]))),
     ],
 )
@@ -164,8 +170,9 @@ def test_an_edit_ages_the_kernels_that_reach_it(sources, file, old, new, kernels
 
 def test_every_kernel_has_a_family_and_every_family_kernels():
     every = {name for path in SOURCES.glob("*.py") for name in re.findall(r"^def (\w+_kernel)\(", path.read_text(), re.M)}
-    assert every == set(FAMILY_OF)
-    assert all(kernels_of([family]) for family in EXECUTED)
+    assert every == set(every_kernel())
+    assert {owner_of(name) for name in every} == {*families.every(), "reduce"} - {"patch"}
+    assert all(kernels_of([family]) for family in families.every())
     with pytest.raises(ValueError, match=r"no file of .* defines a kernel 'fft_kernel'"):
         source_hash(("fft_kernel",))
 

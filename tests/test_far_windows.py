@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 import tritonconv
-from costmodel import depthwise, tma
-from costmodel.legality import refuses
+from costmodel.families import depthwise, tma
+from costmodel.legality import refusal
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import FARTHEST, Plan, channels_last
 
@@ -60,7 +60,7 @@ def test_families_that_count_in_32_bits_say_so(family):
     for padding, refused in ((7, False), (limit + 1, True)):
         problem = ConvProblem.conv((1, 64, 32, 32), weight, (1, 1), (padding, 7), (1, 1), groups)
         call = channels_last(problem, Pass.FPROP, "float16", "ieee")
-        said = refuses(call, Plan(Pass.FPROP, family, 128, 64, 64, 4, 3))
+        said = refusal(call, Plan(Pass.FPROP, family, 128, 64, 64, 4, 3))
         assert (f"reaches {limit + 1} pixels" in said) == refused
     assert not depthwise.is_narrow(ConvProblem.conv((1, 4, 8), (4, 1, 3), (1,), (FARTHEST + 1,), (1,), 4))
 

@@ -11,12 +11,14 @@ from torch import nn
 import costmodel
 from bench.separable import LAYERS
 from bench.workloads import load
-from costmodel import causal, depthwise, separable, video
+from costmodel import causal, separable, video
 from costmodel.device import DEVICES, INTERPRETER, Device, find_device
-from costmodel.legality import checked, refuses
+from costmodel.families import depthwise
+from costmodel.families.matrix import resources_of
+from costmodel.legality import checked, refusal
 from costmodel.plan import candidates, predict, select
 from costmodel.problem import ConvProblem, Pass
-from costmodel.resources import estimated, resources_of
+from costmodel.resources import estimated
 from costmodel.tiling import Plan, channels_last
 
 TURING = find_device("t4")  # it has the least shared memory, 64 KiB
@@ -53,7 +55,7 @@ def test_what_is_chosen_and_what_is_ranked_is_accepted(number):
                 assert checked(call, chosen, device) == chosen
                 assert predict(call, chosen, device).seconds > 0
                 if turn % 4 == 0:
-                    refused = [(str(p), reason) for p in candidates(call, device) if (reason := refuses(call, p, device))]
+                    refused = [(str(p), reason) for p in candidates(call, device) if (reason := refusal(call, p, device))]
                     assert not refused, refused[0]
 
 
@@ -64,12 +66,12 @@ def test_the_other_functions_choose_what_they_accept(device):
             shapes = (1, channels, 1, 60, 104), (channels, channels, 3, 3, 3)
             chunk = video.Chunk.of(*shapes, cached, padding=(1,) * 4, upsample=upsample)
             for plan in video.candidates(chunk, dtype, precision, device):
-                assert not video.refuses(chunk, plan, dtype, precision, device)
-            assert not video.refuses(chunk, video.select(chunk, dtype, precision, device), dtype, precision, device)
+                assert not video.refusal(chunk, plan, dtype, precision, device)
+            assert not video.refusal(chunk, video.select(chunk, dtype, precision, device), dtype, precision, device)
         for layer in LAYERS[::4]:
             call = replace(layer.call(getattr(torch, dtype)), precision=precision)
             for pair in separable.candidates(call, device), [separable.select(call, device, True)]:
-                assert not any(separable.refuses(call, plan, device) for plan in pair)
+                assert not any(separable.refusal(call, plan, device) for plan in pair)
 
 
 class Small(torch.nn.Sequential):
@@ -133,5 +135,5 @@ def test_a_depthwise_plan_of_too_many_lanes_does_not_fit():
     call = channels_last(problem, Pass.WGRAD, "float16")
     plan = Plan.parse("wgrad:depthwise:4x32768x1:w32:s3:rows9")
     assert depthwise.shared_bytes(call, plan) == 131072
-    assert "131072 bytes of shared memory" in refuses(call, plan, TURING)
+    assert "131072 bytes of shared memory" in refusal(call, plan, TURING)
     assert all(depthwise.shared_bytes(call, p) <= 8192 for p in candidates(call, TURING) if p.family == "depthwise")

@@ -23,8 +23,9 @@ COMPILED += [pytest.param(arithmetic, "gather", *KINDS[2], marks=pytest.mark.slo
 @pytest.mark.parametrize("which", ["fprop", "dgrad"])
 @pytest.mark.parametrize("arch", [pytest.param(80, marks=pytest.mark.slow), 90, pytest.param(100, marks=pytest.mark.slow)])
 def test_the_largest_tile_compiles_without_a_spill(arch, which, arithmetic, family, kind, activation, residual, keep):
-    from bench.audit import DTYPES, PROBLEMS
-    from costmodel.plan import MENU, epilogue_fits
+    from bench.audit import DTYPES
+    from costmodel.families import families
+    from costmodel.families.gemm import MENU, epilogue_fits
     from costmodel.resources import resource_key, resource_table
     from costmodel.tiling import Plan, itemsize
     from tritonconv.launch import DTYPES as NAMES_OF
@@ -33,7 +34,7 @@ def test_the_largest_tile_compiles_without_a_spill(arch, which, arithmetic, fami
     size = itemsize(NAMES_OF[dtype])
     plans = [Plan(which, family, *tile) for tile in MENU[arithmetic] if epilogue_fits(kind, "wide", tile, size, arch)]
     plan = next(p for p in plans if resource_table()[resource_key(p, arithmetic, "wide", arch)].spills == 0)
-    found = compiled_ahead(PROBLEMS[family, "wide"], plan, dtype, precision, arch, activation, residual, keep)
+    found = compiled_ahead(families()[family].samples["wide"], plan, dtype, precision, arch, activation, residual, keep)
     assert found.spills == 0 and found.stack_bytes == 0 and not found.trip.serialized
 
 
@@ -46,7 +47,7 @@ def test_the_largest_tile_compiles_without_a_spill(arch, which, arithmetic, fami
 def test_the_largest_tile_of_a_contiguous_result_compiles_without_a_spill(
     arch, which, stride, kind, activation, residual, keep
 ):
-    from costmodel.plan import MENU, epilogue_fits
+    from costmodel.families.gemm import MENU, epilogue_fits
     from costmodel.problem import ConvProblem
     from costmodel.tiling import Plan
 
@@ -82,9 +83,10 @@ def compiled_ahead(problem, plan, dtype, precision, arch, activation, residual, 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
 def test_the_plan_takes_no_tile_that_spills(dtype) -> None:
     """Where the convolution alone would take a larger one."""
-    from costmodel import tma
     from costmodel.device import DEVICES
-    from costmodel.plan import EPILOGUE_LIMIT, epilogue_fits, select
+    from costmodel.families import tma
+    from costmodel.families.gemm import EPILOGUE_LIMIT, epilogue_fits
+    from costmodel.plan import select
     from costmodel.problem import ConvProblem, Pass
     from costmodel.tiling import Call, itemsize
 

@@ -17,7 +17,7 @@ from test_band import CASES, depthwise
 
 import tritonconv
 from bench.band import call_of
-from costmodel import band
+from costmodel.families import band
 from costmodel.problem import Pass
 from costmodel.tiling import Plan
 from tritonconv.launch import device_model

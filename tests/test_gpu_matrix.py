@@ -22,7 +22,7 @@ from cases import Case
 from gpu import GEOMETRIES, RESULT, check, expected, fp32_precision, on, run_pass, shrunken
 
 import tritonconv
-from costmodel.plan import MENU
+from costmodel.families.gemm import MENU
 from costmodel.problem import Pass
 from costmodel.tiling import Plan, Tile
 

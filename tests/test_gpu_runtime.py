@@ -18,9 +18,9 @@ from gpu import DEPTHWISE_KERNELS, GEOMETRIES, KERNELS, RESULT, expected, fp32_p
 from oracle import Results
 
 import tritonconv
+from costmodel.families.matrix_time import extra_bytes
 from costmodel.problem import Pass
 from costmodel.tiling import Call, Plan
-from costmodel.timing import extra_bytes
 from tritonconv.kernels.dgrad import dgrad_kernel
 from tritonconv.kernels.fprop import fprop_kernel
 from tritonconv.kernels.reduce import reduce_kernel

@@ -17,9 +17,9 @@ from gpu import RESULT, check, expected, fp32_precision, on, run_pass
 from test_tma import CASES, LAST, TRANSPOSED, WGRAD
 
 import tritonconv
+from costmodel.families.tma import menu
 from costmodel.problem import Pass
 from costmodel.tiling import Plan, Tile
-from costmodel.tma import menu
 
 pytest_plugins = ["gpu"]  # its fixtures
 pytestmark = [

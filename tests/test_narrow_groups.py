@@ -10,12 +10,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tritonconv
 from costmodel.device import DEVICES, INTERPRETER
-from costmodel.plan import candidates, merges, predict, select
+from costmodel.families.matrix import issued_macs, merged, vector_widths
+from costmodel.families.matrix_choice import merges
+from costmodel.families.matrix_time import extra_bytes, launches
+from costmodel.plan import candidates, predict, select
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import Call, Operand, Plan, channels_last, issued_macs, merge_groups, merged, vector_widths
-from costmodel.timing import extra_bytes, launches
+from costmodel.recast import merge_groups
+from costmodel.tiling import Call, Operand, Plan, channels_last
 from tritonconv import launch
 from tritonconv.layout import block_diagonal, channels_last_strides, diagonal_blocks, operand
+from tritonconv.steps import Launch
 
 H200 = DEVICES["NVIDIA H200"]
 #: ResNeXt-50 32x4d's second stage, forward of 32 images.
@@ -42,7 +46,7 @@ PLANS = [
 def test_merged_groups_give_what_single_groups_give(case, merge, device, launched):
     plans = [Plan.parse(text.format(merge)) for text in PLANS]
     if case.function == "conv2d" and case.weight[2:] == (1, 1):
-        plans += [replace(plan, family="patch") for plan in plans]
+        plans += [Plan.parse(str(plan).replace("gather", "patch")) for plan in plans]
     x, w, b = case.tensors("cpu")
     taken = tritonconv.explain(getattr(tritonconv, case.function), x, w, b, **case.arguments, plan=plans)
     assert {plan.merge for plan in taken.plans.values()} == {merge}
@@ -84,7 +88,7 @@ class Copies(TorchDispatchMode):
 @pytest.mark.parametrize("merge", [1, 2])
 @pytest.mark.parametrize("which", list(Pass))
 def test_every_launch_around_the_kernel_is_counted(which, merge, pack, monkeypatch):
-    monkeypatch.setattr(launch, "run", lambda *arguments: None)
+    monkeypatch.setattr(Launch, "run", lambda *arguments: None)
     problem = ConvProblem.conv((2, 8, 6, 5), (12, 2, 3, 3), (1, 1), (1, 1), (1, 1), 4)
     x, w, dy = (torch.randn(shape) for shape in (problem.input_shape, problem.weight_shape, problem.output_shape))
     plan = Plan(which, "gather", 16, 16, 16, 4, 3, merge=merge, pack=pack)

@@ -11,7 +11,8 @@ import torch
 import tritonconv
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Plan
-from tritonconv import gemm, launch
+from tritonconv import launch
+from tritonconv.families import gemm
 from tritonconv.layout import channels_last_strides, dense_strides
 
 CHANNELS, STEP = 5, 2**29  # four steps reach 2^31; one, or an image's worth, does not

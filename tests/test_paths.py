@@ -6,8 +6,8 @@ from cases import Case
 from oracle import check
 
 import tritonconv
+from bench.launched import COUNTS
 from costmodel.tiling import Plan
-from tritonconv.launch import COUNTS
 
 
 def explain(case: Case, **extra):

@@ -1,29 +1,21 @@
 """Plans: their words, what makes one legal, and that the arithmetic prefers what it should."""
 
-from dataclasses import replace
+import pickle
+from dataclasses import fields, replace
 
 import pytest
 
-import costmodel.plan
-from costmodel import depthwise
+import costmodel.families.matrix_choice
 from costmodel.device import DEVICES, INTERPRETER, find, find_device
-from costmodel.plan import MENU, candidates, compiled, predict, select
+from costmodel.families import depthwise, plan_class
+from costmodel.families.gemm import MENU
+from costmodel.families.matrix import grid, reduction_step, reduction_steps, resources_of, row_align, trips, vector_widths
+from costmodel.families.matrix_choice import compiled
+from costmodel.families.matrix_time import extra_bytes
+from costmodel.plan import candidates, predict, select
 from costmodel.problem import ConvProblem, Pass
-from costmodel.resources import Resources, compiled_for, resource_key, resource_table, resources_of
-from costmodel.tiling import (
-    Call,
-    Operand,
-    Plan,
-    Tile,
-    arithmetic,
-    grid,
-    reduction_step,
-    reduction_steps,
-    row_align,
-    trips,
-    vector_widths,
-)
-from costmodel.timing import extra_bytes
+from costmodel.resources import Resources, compiled_for, resource_key, resource_table
+from costmodel.tiling import Call, Operand, Plan, Tile, arithmetic
 
 H200 = DEVICES["NVIDIA H200"]
 
@@ -68,6 +60,55 @@ def test_every_call_has_a_plan_that_neither_spills_nor_overflows_shared_memory(d
             assert needs is not None and needs.spills == 0 and needs.shared <= device.shared_per_block
 
 
+WORDS = (
+    "fprop:gather:64x64x32:w4:s4:split2:group4:merge2:fold:x3:pack-a:pack-b",
+    "wgrad:patch:64x64x32:w8:s3:split7:step1x1x8x4",
+    "dgrad:tma:64x64x32:w4:s4:step2x1x4x8:merge4:pack-b",
+    "dgrad:depthwise:4x8x1:w1:s3:rows4:taps1x8:pack-b",
+    "wgrad:band:32x64x16:w4:s3:split2:step1x1x2x16:rows2",
+    "fprop:video:16x16x16:w4:s3:group2",
+    "fprop:separable:64x64x64:w4:s3:step1x1x2x2:pack-b",
+)
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_a_plan_is_of_its_familys_class_and_reads_back(words):
+    plan = Plan.parse(words)
+    which, family, *_ = words.split(":")
+    assert str(plan) == words and (plan.which, plan.family) == (which, family)
+    assert type(plan) is plan_class(family) and pickle.loads(pickle.dumps(plan)) == plan
+    assert Plan.parse(str(replace(plan, num_stages=1))) == replace(plan, num_stages=1)
+    assert Plan(**{field.name: getattr(plan, field.name) for field in fields(plan) if field.init}) == plan
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        ("fprop:gather:64x64x32:rows2", "family 'gather' knows no rows, got 2"),
+        ("fprop:tma:64x64x64:x3", "family 'tma' knows no x3, got True"),
+        ("fprop:depthwise:4x8x1:merge2", "family 'depthwise' knows no merge, got 2"),
+        ("fprop:separable:64x64x64:step1x1x2x2:split2", "family 'separable' knows no split, got 2"),
+        ("fprop:video:64x64x64:w4:s3:split2", "family 'video' knows no split, got 2"),
+        ("fprop:fft:64x64x64", "there is no family 'fft', there are gather, patch, tma"),
+        ("fprop:gather:64x64x32:step8x8", "is not of the form"),
+        ("fprop:gather:64x64", "is not of the form"),
+        ("sideways:gather:64x64x32", "is not of the form"),
+        ("fprop:gather:64x64x32:w", "is not of the form"),
+    ],
+)
+def test_words_that_are_no_plan(words, says):
+    with pytest.raises(ValueError, match=says):
+        Plan.parse(words)
+
+
+def test_a_family_reads_its_own_plans_alone():
+    assert type(plan_class("gather").parse("fprop:patch:64x64x32")) is plan_class("patch")
+    with pytest.raises(ValueError, match="must be a TmaPlan, got a GatherPlan"):
+        plan_class("tma").parse("fprop:gather:64x64x32")
+    with pytest.raises(TypeError, match="a plan of family 'patch' is a PatchPlan, not a GatherPlan"):
+        replace(Plan.parse("fprop:gather:64x64x32"), family="patch")
+
+
 def test_a_tile_that_spills_or_is_unknown_is_no_candidate(monkeypatch):
     call = Call(conv(), Pass.FPROP, "float16")
     free = candidates(call, H200)
@@ -76,7 +117,7 @@ def test_a_tile_that_spills_or_is_unknown_is_no_candidate(monkeypatch):
     table = dict(resource_table())
     for broken in (table[key]._replace(spills=1), table[key]._replace(shared=H200.shared_per_block + 1), None):
         changed = {k: v for k, v in (table | {key: broken}).items() if v is not None}
-        monkeypatch.setattr(costmodel.plan, "resource_table", lambda changed=changed: changed)
+        monkeypatch.setattr(costmodel.families.matrix_choice, "resource_table", lambda changed=changed: changed)
         compiled.cache_clear()
         assert best in free and best not in candidates(call, H200)
     compiled.cache_clear()
@@ -195,7 +236,7 @@ def test_vector_widths_follow_the_axis_of_stride_one():
     assert vector_widths(Call(conv(c=20), Pass.FPROP, "float16"), plan) == (4, 4)
     assert vector_widths(Call(conv(), Pass.FPROP, "float16", a=Operand(4, 8)), plan) == (1, 8)
     assert vector_widths(Call(conv(), Pass.FPROP, "float16", a=Operand(4, 8)), replace(plan, pack=("a",))) == (8, 8)
-    patch = replace(plan, family="patch")
+    patch = Plan(Pass.FPROP, "patch", *plan.tile)
     embedding = conv(c=3, size=32, kernel=16, stride=16, padding=0)
     assert vector_widths(Call(embedding, Pass.FPROP, "float16", a=Operand(4, 16), b=Operand(4, 16)), patch) == (8, 8)
 

@@ -99,7 +99,7 @@ def test_a_filter_without_a_tile():
     layer = replace(EARLY, kernel=11)
     assert model.candidates(layer.call(), H100) == [] and model.select(layer.call(), H100) is None
     plan = model.select(layer.call(), H100, True)
-    assert plan.step == (1, 1, 1, 1) and not model.refuses(layer.call(), plan, H100)
+    assert plan.step == (1, 1, 1, 1) and not model.refusal(layer.call(), plan, H100)
     with pytest.raises(RuntimeError, match="window must have at most 32 rows and columns"):
         model.select(replace(EARLY, kernel=33).call(), H100, True)
 

@@ -21,7 +21,7 @@ from bench.run import lines_of
 from bench.workloads import load as load_workloads
 from bench.workloads.lists import sample
 from costmodel.calibration import Calibration
-from costmodel.families import ENTRIES
+from costmodel.families import every
 from costmodel.plan import candidates, predict, select
 from costmodel.problem import Pass
 
@@ -120,7 +120,7 @@ def test_a_choice_that_is_not_the_fastest_has_its_share():
 def test_errors_are_the_predictions_of_the_model_as_it_is():
     """Measured on a machine whose launch costs half: every row is shorter by the same time."""
     half = Calibration(launch=0.5)
-    rows = rows_of(HiddenModel(replace(H200, calibrations=tuple((family, half) for family in ENTRIES)), noise=0.0))
+    rows = rows_of(HiddenModel(replace(H200, calibrations=tuple((family, half) for family in every())), noise=0.0))
     (found,) = qualities(rows, H200)
     worst = max(H200.launch_overhead / 2 / (row.median_us / 1e6) for row in rows)
     assert max(found.errors) == pytest.approx(worst) and found.correlation == pytest.approx(1)

@@ -10,14 +10,15 @@ from gpu import fp32_precision
 from oracle import check
 
 import tritonconv
-from costmodel import tma
 from costmodel.device import DEVICES, INTERPRETER
+from costmodel.families import tma
+from costmodel.families.matrix import access, grid, issued_macs, stores_boxes
 from costmodel.plan import candidates, predict, select
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import Operand, Plan, access, channels_last, grid, issued_macs, stores_boxes
+from costmodel.tiling import Operand, Plan, channels_last
+from tritonconv.families.tma import described
 from tritonconv.launch import describe, key
 from tritonconv.layout import channels_last_strides
-from tritonconv.tma import described
 
 pytest_plugins = ["gpu"]  # its fixture `fenced`
 
@@ -348,7 +349,7 @@ def test_large_layers_take_boxes_on_hopper_alone(name, which):
     for device in (INTERPRETER, DEVICES["NVIDIA A100-SXM4-80GB"]):
         assert select(call, device).family != "tma"
         assert all(plan.family != "tma" for plan in candidates(call, device))
-    assert "9.x or 10.x" in tma.serves(call, chosen, 80) and not tma.serves(call, chosen, 90)
+    assert "9.x or 10.x" in tma.call_refusal(call, chosen, 80) and not tma.call_refusal(call, chosen, 90)
 
 
 def test_groups_laid_together_are_predicted_as_one():
@@ -377,7 +378,7 @@ def test_no_candidate_is_one_that_would_be_refused():
                 for operand in (call.a, Operand(4, 16), Operand(boxed=False)):
                     asked = replace(call, a=operand)
                     plans = [plan for plan in candidates(asked, H100) if plan.family == "tma"]
-                    assert all(not tma.serves(asked, plan, 90) and not tma.shape_error(asked, plan) for plan in plans)
+                    assert all(not tma.call_refusal(asked, plan, 90) and not tma.shape_refusal(asked, plan) for plan in plans)
                     if which != Pass.WGRAD and (not operand.boxed or operand.unit != 1):
                         assert all("a" in plan.pack for plan in plans)
 

@@ -8,11 +8,11 @@ import torch
 import triton
 
 from bench.aot import since
-from bench.audit import DTYPES, PROBLEMS, TABLE, Row, compile_plan, compile_row
+from bench.audit import DTYPES, TABLE, Row, compile_plan, compile_row
+from costmodel.families.tma import EPILOGUE_SUMS, MENU, SAMPLES, WGRAD_MENU, epilogue_fits
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import resource_table
 from costmodel.tiling import Plan, Tile, itemsize
-from costmodel.tma import EPILOGUE_SUMS, MENU, WGRAD_MENU, epilogue_fits
 from tritonconv.launch import DTYPES as NAMES
 
 pytestmark = pytest.mark.aot
@@ -91,7 +91,7 @@ WGRAD_TRIPS = {
 @pytest.mark.parametrize("tile", WGRAD_TRIPS)
 def test_a_weight_gradients_trip_is_as_short_as_it_was(tile):
     """Four HGMMA each; the gather's has 228 instructions and 220 registers."""
-    found = compile_plan(PROBLEMS["tma", "wide"], Plan.parse(f"wgrad:tma:{tile}:split4"), torch.bfloat16, "ieee", 90)
+    found = compile_plan(SAMPLES["wide"], Plan.parse(f"wgrad:tma:{tile}:split4"), torch.bfloat16, "ieee", 90)
     instructions, registers = since(WGRAD_TRIPS[tile])
     assert found.trip.instructions <= instructions and found.registers <= registers
 
@@ -102,7 +102,7 @@ def test_a_weight_gradients_trip_is_as_short_as_it_was(tile):
 )
 def test_a_trip_is_as_short_as_it_was(text, limit):
     """Measured: 101, 101 and 99 instructions for four HGMMA 64x256x16 on Triton 3.6, and 154 registers; the gather's is 107."""
-    found = compile_plan(PROBLEMS["tma", "wide"], Plan.parse(text), torch.bfloat16, "ieee", 90)
+    found = compile_plan(SAMPLES["wide"], Plan.parse(text), torch.bfloat16, "ieee", 90)
     assert found.trip.instructions <= limit and found.registers <= 162
     assert [(form.shape, form.count) for form in found.trip.mma] == [("64x256x16", 4)]
 
@@ -152,14 +152,14 @@ def test_what_follows_a_tile_does_not_spill(arch, which, kind, activation, resid
     tile = next(tile for tile in MENU["half"] if epilogue_fits(kind, tile))
     assert tile.m * tile.n == 32 * tile.warps * EPILOGUE_SUMS[kind]
     plan = Plan(which, "tma", *tile)
-    problem = PROBLEMS["tma", "wide" if which == "fprop" else "scattered"]
+    problem = SAMPLES["wide" if which == "fprop" else "scattered"]
     found = compiled_ahead(problem, plan, torch.bfloat16, "ieee", arch, activation, residual, keep)
     assert found.spills == 0 and found.stack_bytes == 0 and not found.trip.serialized
     assert all(form.operands == "SS" for form in found.trip.mma)
 
 
 def test_descriptors_are_left_alone_below_hopper():
-    """Triton would turn them into loads of two bytes there; the plan refuses them (`costmodel.tma.serves`)."""
+    """Triton would turn them into loads of two bytes there; the plan refuses them (`costmodel.families.tma.call_refusal`)."""
     assert not any(":tma:" in key and key.endswith("sm80") for key in resource_table())
     assert not Row(Pass.FPROP, "tma", "half", "wide", LARGEST, 80).exists
     assert replace(Row(Pass.FPROP, "tma", "half", "wide", LARGEST, 80), arch=90).exists

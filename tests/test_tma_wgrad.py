@@ -11,10 +11,11 @@ from oracle import check
 from test_tma import CASES, H100, LAST, LAYERS, TRANSPOSED, WGRAD, shifted
 
 import tritonconv
-from costmodel import tma
+from costmodel.families import tma
+from costmodel.families.matrix import access, boxes, grid, issued_macs, reduction_step, vector_widths
 from costmodel.plan import candidates, predict, select
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import Operand, Plan, access, boxes, channels_last, grid, issued_macs, reduction_step, vector_widths
+from costmodel.tiling import Operand, Plan, channels_last
 
 pytest_plugins = ["gpu"]  # its fixture `fenced`
 
@@ -203,7 +204,7 @@ def test_a_box_lies_within_the_output_but_for_its_images():
         problem = ConvProblem.conv((32, 64, size, size), (64, 64, 1, 1), (1, 1), (0, 0), (1, 1))
         for block in (16, 64, 128):
             plan = Plan(Pass.WGRAD, "tma", 64, 64, block, 4, 4, step=reduction_step(problem, block, within=True))
-            assert not tma.shape_error(channels_last(problem, Pass.WGRAD, "float16"), plan)
+            assert not tma.shape_refusal(channels_last(problem, Pass.WGRAD, "float16"), plan)
 
 
 def test_dy_decides_how_a_kernel_reaches_memory():
@@ -223,5 +224,5 @@ def test_what_is_ranked_is_what_is_predicted(groups):
     found = candidates(call, H100)
     assert predict(call, select(call, H100), H100).seconds == min(predict(call, plan, H100).seconds for plan in found)
     ours = [plan for plan in found if plan.family == "tma"]
-    assert any(plan.split > 1 for plan in ours) and all(not tma.serves(call, plan, 90) for plan in ours)
+    assert any(plan.split > 1 for plan in ours) and all(not tma.call_refusal(call, plan, 90) for plan in ours)
     assert (max(plan.merge for plan in ours) > 1) == (groups > 1)

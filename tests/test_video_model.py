@@ -88,7 +88,7 @@ def test_a_plan_for_every_device():
         device = find_device(name)
         for dtype, precision in (("bfloat16", "ieee"), ("float32", "tf32"), ("float32", "ieee"), ("float64", "ieee")):
             plan = model.select(chunk, dtype, precision, device)
-            assert not model.refuses(chunk, plan, dtype, precision, device)
+            assert not model.refusal(chunk, plan, dtype, precision, device)
             far = model.select(chunk, dtype, precision, device, far=True)
             assert far.block_m * far.block_n <= 64 * 64
         assert all(found.block_m <= 128 for found in model.candidates(chunk, "bfloat16", "ieee", device, last=False))

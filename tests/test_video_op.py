@@ -138,7 +138,6 @@ X, W = torch.zeros(1, 4, 2, 5, 6), torch.zeros(3, 4, 3, 3, 3)
             "begins 2 frames behind x",
         ),
         ({"plan": Plan.parse("fprop:gather:64x64x64:w4:s3")}, ValueError, "takes plans fprop:video, got fprop:gather"),
-        ({"plan": Plan.parse("fprop:video:64x64x64:w4:s3:split2")}, ValueError, "knows a tile, warps, stages and group only"),
         ({"plan": Plan.parse("fprop:video:64x64x64:w64:s3")}, ValueError, "warps must be a power of two of at most 32, got 64"),
         ({"plan": Plan.parse("fprop:video:64x64x16:w4:s3:group2147483648")}, ValueError, r"below 2\^31, got group 2147483648"),
         ({"plan": Plan.parse("fprop:video:2048x1024x16:w4:s1")}, ValueError, "span at most 1048576 values, got 2048x1024x16"),

@@ -9,37 +9,30 @@ from typing import Any
 
 import torch
 
-from costmodel import band, depthwise, executed
+from costmodel import executed
 from costmodel.device import Device
+from costmodel.families import family
 from costmodel.plan import candidates, measured, predict
 from costmodel.problem import ConvProblem, Pass
-from costmodel.recast import fold_width
-from costmodel.tiling import Call, Plan, access, grid, step_of, trips, vector_widths
-from costmodel.timing import Prediction, extra_bytes
+from costmodel.tiling import Call, Plan
+from costmodel.timing import Prediction
 from tritonconv import check, functional, fused, host, launch
 from tritonconv.causal import causal_conv1d
 from tritonconv.causal.explain import explained as explained_causal
 from tritonconv.epilogue import Epilogue, needs_z
+from tritonconv.families import launchers
 from tritonconv.layout import output_strides
 from tritonconv.separable import depthwise_separable_conv2d
 from tritonconv.separable.explain import explained as explained_separable
 from tritonconv.video import causal_conv3d
 from tritonconv.video.explain import explained as explained_video
 
-_FAMILY = {
-    "gather": "implicit GEMM, a gather over the taps",
-    "patch": "plain GEMM, the windows tile the input",
-    "depthwise": "depthwise, multiply-adds in registers",
-    "tma": "implicit GEMM, boxes of pixels copied by TMA tap by tap",
-    "band": "depthwise on tensor cores, each channel's taps a banded matrix",
-}
 #: The functions that explain themselves.
 _OWN: dict[Any, Callable[..., Any]] = {
     causal_conv1d: explained_causal,
     causal_conv3d: explained_video,
     depthwise_separable_conv2d: explained_separable,
 }
-_OPERANDS = {Pass.FPROP: ("x", "w"), Pass.DGRAD: ("dy", "w"), Pass.WGRAD: ("dy", "x")}
 
 
 @dataclass(frozen=True)
@@ -122,8 +115,7 @@ def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) ->
         lines += _words(call, chosen, found, model, launch.plan_for(which, plan) is not None)
         if follows:
             named = [key for key, tensor in tensors.items() if tensor is not None] + [activation] * bool(activation)
-            kernel = "the kernel that adds up the partial sums" if chosen.split > 1 else "the same kernel"
-            lines.append(f"  followed in {kernel} by {', '.join(named)}")
+            lines.append(f"  followed in {launchers()[chosen.family].fused_in(chosen)} by {', '.join(named)}")
             if keep:
                 lines.append("  the value before the activation is kept for the backward pass")
     if not problem.macs:
@@ -132,97 +124,14 @@ def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) ->
 
 
 def _words(call: Call, plan: Plan, found: Prediction, device: Device, forced: bool) -> list[str]:
-    problem, which = call.problem, call.which
-    lines = [f"{which}: {_FAMILY[plan.family]}"]
-    if which == Pass.DGRAD and plan.family in ("gather", "tma"):
-        phases = problem.phases()
-        empty = sum(phase.taps == 0 for phase in phases)
-        lines[0] += f", {len(phases)} stride phase{'s' if len(phases) > 1 else ''} in one launch"
-        lines[0] += f" ({empty} without a tap)" if empty else ""
-    if plan.family == "depthwise":
-        return lines + _depthwise_words(call, plan) + _cost_words(call, plan, found, device, forced)
-    if plan.family == "band":
-        return lines + _band_words(call, plan) + _cost_words(call, plan, found, device, forced)
-    m, n, repeats = grid(problem, plan)
-    lines.append(
-        f"  tile {plan.block_m}x{plan.block_n}x{plan.block_k}, {plan.num_warps} warps, {plan.num_stages} stages; "
-        f"{m} x {n} x {repeats} programs of {trips(problem, plan):g} trips"
-    )
-    if plan.fold:
-        width, columns = fold_width(problem), problem.kernel_size[-1]
-        lines.append(
-            f"  x copied with its {problem.in_channels} channels padded to {width}; the {columns} columns of the filter "
-            f"are read as {columns * width} channels"
-        )
-    if plan.merge > 1:
-        lines.append(f"  {plan.merge} groups laid together in one block-diagonal weight")
-    if plan.split > 1:
-        lines.append(f"  reduction split {plan.split} ways, partial sums added in a fixed order")
-    if plan.family == "tma" and which == Pass.WGRAD:
-        box, (width, _) = step_of(problem, plan), vector_widths(call, plan)
-        lines.append(f"  boxes of {' x '.join(map(str, box))} pixels of x; elements a load: dy {width}")
-    elif plan.family == "tma":
-        box = step_of(problem, plan)
-        leave = "the result leaves as boxes too" if access(call, plan) == "wide" else "each thread stores its own results"
-        lines.append(f"  boxes of {' x '.join(map(str, box))} pixels; {leave}")
-    else:
-        widths = dict(zip(_OPERANDS[which], vector_widths(call, plan), strict=True))
-        lines.append("  elements a load: " + ", ".join(f"{name} {width}" for name, width in widths.items()))
-    if plan.pack:
-        names = [_OPERANDS[which]["ab".index(p)] for p in plan.pack]
-        lines.append(f"  {' and '.join(names)} copied to channels-last first")
-    return lines + _cost_words(call, plan, found, device, forced)
-
-
-def _depthwise_words(call: Call, plan: Plan) -> list[str]:
-    of, launch = depthwise.layer_of(call.problem, plan.which), depthwise.planned(call.problem, plan)
-    pairs = plan.which == Pass.WGRAD and call.problem.channels_per_group > 1
-    unit = "pairs of a filter and a channel" if pairs else "channels"
-    lanes = f"{plan.block_n} {unit} x {plan.block_k} tiles of {plan.block_m} columns"
-    lines = [
-        f"  {lanes}, {plan.num_warps} warps; {launch.tiles_c} x {launch.tiles_q} x {launch.repeats} programs of "
-        f"{launch.trips} trips"
-    ]
-    if plan.which == Pass.WGRAD:
-        lines.append(f"  {launch.splits * launch.tiles_q} partial sums of every tap, added in a fixed order")
-    if plan.taps is None:
-        lines.append("  every tap stays in registers; an input row is read once and meets all its taps")
-    else:
-        lines.append(f"  {plan.taps[0]} x {plan.taps[1]} taps at a time")
-    name = _OPERANDS[plan.which]["ab".index("b" if plan.which == Pass.WGRAD else "a")]
-    if of.summed > 1:
-        together = ", in one load" if depthwise.loads_together(call, plan.taps) else ""
-        lines.append(f"  each channel sums the {of.summed} of its group in {name}{together}")
-    width = depthwise.load_width(call, plan)
-    lines.append(f"  {name} is read along its {'rows' if depthwise.is_planes(call) else 'channels'}, {width} columns a load")
-    if plan.pack:
-        lines.append("  w copied first, neighbouring filters next to each other")
-    return lines
-
-
-def _band_words(call: Call, plan: Plan) -> list[str]:
-    launch, tile, wgrad = band.planned(call.problem, plan), band.band_of(plan), plan.which == Pass.WGRAD
-    box, window = f"{tile.box[0]} x {tile.box[1]}", f"{tile.rows} x {tile.columns}"
-    trips = f"{call.problem.groups} x {launch.tiles * launch.splits} programs of {launch.trips / launch.programs:.3g} trips"
-    if wgrad:
-        how = f"blocks of {box} pixels of dy by {window} pixels of x, {tile.blocks} images a trip"
-    else:
-        how = f"{tile.blocks} blocks of {box} outputs, {window} pixels of a window a trip"
-    lines = [f"  {how}, {plan.num_warps} warps, {plan.num_stages} stages; {trips} on average"]
-    if wgrad:
-        lines.append(f"  diagonals summed in the kernel, {launch.splits} parts of each added in a fixed order")
-    if plan.pack:
-        names = [_OPERANDS[plan.which]["ab".index(p)] for p in plan.pack]
-        lines.append(f"  {' and '.join(names)} copied to contiguous rows of whole vectors first")
-    if band.copies_result(call):
-        lines.append("  the result is made in contiguous rows of whole vectors, then copied to its place")
-    return lines
+    launcher = launchers()[plan.family]
+    title = f"{call.which}: {launcher.title}{launcher.remark(call, plan)}"
+    return [title, *launcher.words(call, plan), *_cost_words(call, plan, found, device, forced)]
 
 
 def _cost_words(call: Call, plan: Plan, found: Prediction, device: Device, forced: bool) -> list[str]:
     lines, choices, known = [], len(candidates(call, device)), measured(call, device) is not None
-    counted = {"depthwise": depthwise.extra_bytes, "band": band.extra_bytes}.get(plan.family, extra_bytes)
-    if extra := counted(call, plan):
+    if extra := family(plan.family).counted(call, plan).extra_bytes:
         lines.append(f"  {extra / 1e6:.3g} MB moved beyond the compulsory {(found.bytes - extra) / 1e6:.3g} MB")
     why = "forced by plan="
     if not forced:

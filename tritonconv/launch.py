@@ -7,60 +7,26 @@ steady-state path looks it up, allocates and launches. No autotuning, no device 
 from __future__ import annotations
 
 import functools
-import itertools
-from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from costmodel.depthwise import is_narrow
 from costmodel.device import Device, find
 from costmodel.legality import checked
-from costmodel.plan import MENU, select
+from costmodel.plan import select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import LEAST_CAPABILITY
-from costmodel.tiling import Call, Operand, Plan, Tile, seen_problem
-from tritonconv import band, depthwise, gemm, host, tma
+from costmodel.tiling import Call, Operand, Plan
+from tritonconv import host
+from tritonconv.describe import describe
 from tritonconv.epilogue import Epilogue, by_torch, widened
+from tritonconv.families import launchers
 from tritonconv.kernels.epilogue import Fused
-from tritonconv.layout import (
-    allocate,
-    allocate_channels_last,
-    block_diagonal,
-    channels_last_copy,
-    channels_last_strides,
-    depthwise_operand,
-    diagonal_blocks,
-    filters_last_copy,
-    filters_last_strides,
-    folded_key,
-    folded_weights,
-    operand,
-    padded_columns,
-    unfolded_weights,
-    vectored_copy,
-    vectored_strides,
-)
-from tritonconv.prepared import FusedKey, Prepared, TensorKey, is_aligned, key
-
-#: What launches a plan's family: each prepares a launch (`prepare`) and runs it (`run`).
-FAMILIES: dict[str, Any] = {"gather": gemm, "patch": gemm, "depthwise": depthwise, "tma": tma, "band": band}
-
-#: How a copy of operands a and b lies, by family: its strides, and what makes it.
-CHANNELS_LAST = ((channels_last_strides, channels_last_copy),) * 2
-COPIES = {
-    "depthwise": (CHANNELS_LAST[0], (filters_last_strides, filters_last_copy)),
-    "band": ((vectored_strides, vectored_copy),) * 2,
-}
-
-#: A tile as large as any of the menu along every axis.
-LARGEST = Tile(*map(max, zip(*itertools.chain(*MENU.values()), strict=True)))
-
-#: Kernel launches so far, by name. Tests read it to see that a kernel really ran.
-COUNTS: Counter[str] = Counter()
-
+from tritonconv.layout import allocate
+from tritonconv.prepared import FusedKey, TensorKey, is_aligned, key
+from tritonconv.steps import Launch
 
 DTYPES = {
     torch.float16: "float16",
@@ -126,26 +92,6 @@ def choose(
     return checked(call, plan, device_model(device))
 
 
-def describe(
-    problem: ConvProblem,
-    which: Pass,
-    a: TensorKey,
-    b: TensorKey,
-    out: TensorKey,
-    aligned: tuple[bool, bool] = (True, True),
-) -> tuple[Operand, Operand, Operand]:
-    """How the three tensors of a pass lie in memory. Weights [K, C / G, ...] share out axis 0, activations axis 1. `aligned`
-    says of a and b whether they begin on a multiple of 16 bytes; a result that is allocated here does."""
-    weight = {Pass.FPROP: 1, Pass.DGRAD: 1, Pass.WGRAD: 2}[which]
-    described = depthwise_operand if is_narrow(problem) else operand
-    far = not gemm.fits_int32(problem, Plan(which, "gather", *LARGEST), a, b, out)
-    found = [
-        replace(described(*tensor, problem.groups, 0 if i == weight else 1, begins), far=far, aligned=begins)
-        for i, (tensor, begins) in enumerate(zip((a, b, out), (*aligned, True), strict=True))
-    ]
-    return found[0], found[1], found[2]
-
-
 @functools.lru_cache(maxsize=4096)
 def prepare_call(
     which: Pass,
@@ -160,33 +106,25 @@ def prepare_call(
     forced: str,
     fused: FusedKey | None = None,
     aligned: tuple[bool, bool] = (True, True),
-) -> Prepared:
+) -> Launch:
     """The launch of a call: its plan, for operands as that plan wants them. `aligned` as in `describe`."""
-    kind = "" if fused is None else fused.kind(out)
-    plan = choose(which, problem, dtype, precision, device, *describe(problem, which, a, b, out, aligned), forced, kind)
-    if plan.fold:
-        a, b = (a, folded_key(problem)) if which == Pass.WGRAD else (folded_key(problem), b)
-    if recasts_weights(plan):
-        problem = seen_problem(problem, plan)
-        weight = (problem.weight_shape, channels_last_strides(problem.weight_shape))
-        b, out = (b, weight) if which == Pass.WGRAD else (weight, out)
-    (lie, _), (lie_b, _) = COPIES.get(plan.family, CHANNELS_LAST)
-    a = (a[0], lie(a[0])) if "a" in plan.pack else a
-    b = (b[0], lie_b(b[0])) if "b" in plan.pack else b
-    copied = recasts_weights(plan) and which != Pass.WGRAD
-    aligned = aligned[0] or "a" in plan.pack, aligned[1] or "b" in plan.pack or copied
-    call = Call(problem, which, DTYPES[dtype], precision, *describe(problem, which, a, b, out, aligned), kind)
-    prepared = prepare(replace(plan, merge=1, fold=False), call, a, b, out, bias_stride, fused)
-    return replace(prepared, plan=plan)
+    kind, name = "" if fused is None else fused.kind(out), DTYPES[dtype]
+    described = describe(problem, which, a, b, out, aligned)
+    plan = choose(which, problem, dtype, precision, device, *described, forced, kind)
+    launcher = launchers()[plan.family]
+    laid = launcher.laid(plan, Call(problem, which, name, precision, *described, kind), a, b, out)
+    aligned = aligned[0] or "a" in laid.copied, aligned[1] or "b" in laid.copied
+    call = Call(laid.problem, which, name, precision, *describe(laid.problem, which, *laid[2:5], aligned), kind)
+    made = prepare(laid.plan, call, *laid[2:5], bias_stride, fused)
+    return replace(made, plan=plan, copies=laid.copies)
 
 
 def prepare(
     plan: Plan, call: Call, a: TensorKey, b: TensorKey, out: TensorKey, bias_stride: int | None, fused: FusedKey | None = None
-) -> Prepared:
-    """Scalars, constexprs and grid of a launch whose operands already lie as the plan wants them."""
+) -> Launch:
+    """The kernels of a plan whose operands already lie as it wants them."""
     upcast = host.INTERPRETED and call.dtype == "bfloat16"
-    prepared: Prepared = FAMILIES[plan.family].prepare(plan, call, a, b, out, bias_stride, fused, upcast)
-    return prepared
+    return launchers()[plan.family].launch(plan, call, a, b, out, bias_stride, fused, upcast)
 
 
 def execute(
@@ -216,45 +154,15 @@ def execute(
     prepared = prepare_call(
         which, problem, a.dtype, fp32_precision(), device, key(a), key(b), key(out), bias_stride, forced, fused, aligned
     )
-    plan, asked = prepared.plan, out
-    if recasts_weights(plan) and which == Pass.WGRAD:
-        out = allocate_channels_last(seen_problem(problem, plan).weight_shape, out)
-    elif recasts_weights(plan):
-        b = folded_weights(b, problem) if plan.fold else block_diagonal(b, problem.groups, plan.merge)
-    if plan.fold:
-        a, b = (a, padded_columns(b, problem)) if which == Pass.WGRAD else (padded_columns(a, problem), b)
-    follows = None if epilogue is None else Fused(*epilogue[:3], z, *prepared.fused)
-    if plan.pack:
-        (_, copy), (_, copy_b) = COPIES.get(plan.family, CHANNELS_LAST)
-        a = copy(a) if "a" in plan.pack else a
-        b = copy_b(b) if "b" in plan.pack else b
+    copies = prepared.copies
+    a, b = copies.operands(a, b)
+    made = copies.result(out)
+    asked = None if epilogue is None else Fused(*epilogue[:3], z, *prepared.fused)
+    used = None if asked is None else copies.beside(asked, made)
     with on(a):
-        run(prepared, a, b, bias, out, follows)
-    if out is asked:
-        return out
-    if plan.fold:
-        return asked.copy_(unfolded_weights(out, problem))
-    blocks = diagonal_blocks(out, problem.groups, plan.merge)
-    asked.unflatten(0, blocks.shape[:3]).copy_(blocks)
-    return asked
-
-
-def recasts_weights(plan: Plan) -> bool:
-    """Whether the kernel's weights are not the call's: block-diagonal or folded."""
-    return plan.merge > 1 or plan.fold
-
-
-def run(
-    prepared: Prepared, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, fused: Fused | None
-) -> None:
-    """Launches what was prepared: nothing here depends on anything but its arguments."""
-    which, family = prepared.plan.which, prepared.plan.family
-    COUNTS[str(which)] += 1
-    if FAMILIES[family] is not gemm:
-        COUNTS[f"{family} {which}"] += 1
-    if prepared.reduce is not None and FAMILIES[family] not in (depthwise, band):
-        COUNTS["reduce"] += 1
-    FAMILIES[family].run(prepared, a, b, bias, out, fused)
+        prepared.run(a, b, bias, made, used)
+    copies.finish(made, out, used, asked)
+    return out
 
 
 def fprop(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, problem: ConvProblem, plan: str = "") -> torch.Tensor:

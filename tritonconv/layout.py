@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from costmodel.band import rounded_up
+from costmodel.families.band import rounded_up
 from costmodel.problem import ConvProblem
 from costmodel.recast import fold_columns, fold_row, fold_width, folded_input
 from costmodel.tiling import MAX_ALIGN, Operand

@@ -1,21 +1,19 @@
-"""A launch without its tensors, and what every launch is made of."""
+"""What every launch is made of: shapes and strides as keys, packed strides, epilogues without tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
 
-from costmodel.tiling import Operand, Plan
+from costmodel.tiling import Operand
 from tritonconv.epilogue import ACTIVATIONS, Epilogue
 from tritonconv.kernels.index import Strides, pack
 from tritonconv.layout import five
 
 TensorKey = tuple[tuple[int, ...], tuple[int, ...]]  # shape, strides
-Box = tuple[list[int], list[int], list[int]]  # shape, strides and block of a TMA descriptor
 INT32_MAX = 2**31 - 1
 
 
@@ -49,22 +47,6 @@ class FusedKey(NamedTuple):
             lies_as_out = all(n == 1 or s == t for n, s, t in zip(*out, self.residual[1], strict=True))
             return "tensors" if lies_as_out else "heavy"
         return "tensors" if self.keep else "channels"
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A launch without its tensors. `workspace` is the shape of wgrad's partial sums, `reduce` the launch that adds them.
-    `boxes` describes the tensors that a kernel takes as TMA descriptors, None for one that it takes as a pointer."""
-
-    plan: Plan
-    programs: int
-    arguments: tuple[Any, ...]  # after the tensors
-    constants: dict[str, Any]
-    workspace: tuple[int, ...] = ()
-    reduce: Prepared | None = None
-    fused: tuple[Any, ...] = ()  # the last fields of `Fused`, after its pointers
-    boxes: tuple[Box | None, ...] = ()  # of a, b and out
-    result: tuple[int, ...] = ()  # the shape of what the kernel makes instead, whose first columns are copied to out
 
 
 def key(tensor: torch.Tensor) -> TensorKey:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -21,16 +22,16 @@ from bench.work import Work
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Plan
-from tritonconv import band, depthwise, gemm, host, launch, tma
+from tritonconv import host, launch
+from tritonconv.families import launchers
 from tritonconv.layout import output_strides
-from tritonconv.prepared import INT32_MAX, Prepared
+from tritonconv.prepared import INT32_MAX
+from tritonconv.steps import Launch, Step
 
 #: Smaller problems that are tried for each layer.
 TRIED = 96
 #: Where a problem has more multiply-adds than this, its groups are made fewer too.
 MANY_MACS = 10**9
-#: The modules that say whether 32-bit offsets reach a family's tensors.
-REACH = (gemm, tma, depthwise, band)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Chosen:
         return f"sm_{self.arch} {self.plan} of {self.work}" + (" with bias" if self.bias else "")
 
 
-def prepared_for(work: Work, bias: bool, device: Device, forced: str = "") -> Prepared:
+def prepared_for(work: Work, bias: bool, device: Device, forced: str = "") -> Launch:
     """The launch of a work's pass on a device. Raises as `tritonconv.launch.choose` does."""
     host.use(device)
     a, b = work.meta()
@@ -59,14 +60,29 @@ def prepared_for(work: Work, bias: bool, device: Device, forced: str = "") -> Pr
     return launch.prepare_call(work.which, work.problem, work.torch_dtype, work.precision, index, *keys, stride, forced)
 
 
-def code_of(prepared: Prepared) -> tuple[Any, ...]:
+def code_of(prepared: Launch) -> tuple[Any, ...]:
     """What the compiled kernels of a launch depend on, but for the element type and the architecture."""
-    plan = prepared.plan
-    boxes = tuple(None if box is None else (len(box[0]), tuple(box[2])) for box in prepared.boxes)
-    constants = tuple(sorted((name, str(value)) for name, value in prepared.constants.items()))
-    reduce = () if prepared.reduce is None else code_of(prepared.reduce)
-    recast = plan.pack, plan.merge > 1, plan.fold, bool(prepared.workspace), bool(prepared.result)
-    return plan.which.value, plan.family, plan.taps is None, recast, boxes, constants, widths(prepared.arguments), reduce
+    plan, main = prepared.plan, prepared.main
+    pack, kind = said(plan, "pack"), (plan.which.value, plan.family, said(plan, "taps") is None)
+    boxes = tuple(main.boxes.get(name) for name in ("a", "b", "out")) if main.boxes else ()
+    blocks = tuple(None if box is None else (len(box[0]), tuple(box[2])) for box in boxes)
+    recast = pack, said(plan, "merge") > 1, said(plan, "fold"), bool(prepared.workspace), prepared.copies.elsewhere
+    beside: tuple[Any, ...] = ()
+    for step in (*prepared.before, *prepared.after):  # one at most
+        family = launchers()[plan.family].kernels_of(plan.which)
+        beside = kind[0], family, kind[2], (pack, *(False,) * 4), (), *code_of_step(step), ()
+    return *kind, recast, blocks, *code_of_step(main), beside
+
+
+def code_of_step(step: Step) -> tuple[Any, Any]:
+    """Constants, and which integers take 64 bits."""
+    return tuple(sorted((name, str(value)) for name, value in step.constants.items())), widths(step.arguments)
+
+
+def said(plan: Plan, option: str) -> Any:
+    """What a plan says of an option, as others leave it out where its family does not know it: keys of the record are older
+    than plans of families."""
+    return getattr(plan, option, {"pack": (), "merge": 1, "fold": False}.get(option))
 
 
 def widths(value: Any) -> Any:
@@ -76,7 +92,7 @@ def widths(value: Any) -> Any:
     return None if value is None else value > INT32_MAX
 
 
-def key_of(prepared: Prepared, work: Work, arch: int) -> str:
+def key_of(prepared: Launch, work: Work, arch: int) -> str:
     """16 hexadecimal digits of code, element type and architecture."""
     text = repr((code_of(prepared), work.dtype, work.tf32, arch))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -86,8 +102,9 @@ def chosen(work: Work, bias: bool, device: Device) -> Chosen:
     """What `device` runs for a layer's pass, and the smallest problem found that the same code computes."""
     real = prepared_for(work, bias, device)
     code, plan = code_of(real), real.plan
-    least = plan.step[4 - work.problem.rank :] if plan.step and work.which == Pass.WGRAD else ()
-    wide = real.constants.get("INDEX") == tl.int64
+    step = said(plan, "step")
+    least = step[4 - work.problem.rank :] if step and work.which == Pass.WGRAD else ()
+    wide = real.main.constants.get("INDEX") == tl.int64
 
     def alike(problem: ConvProblem) -> bool:
         try:
@@ -104,18 +121,23 @@ def chosen(work: Work, bias: bool, device: Device) -> Chosen:
     return Chosen(found, plan, bias, device.capability, key_of(real, work, device.capability), wide)
 
 
+def reach() -> list[Any]:
+    """The modules that say whether 32-bit offsets reach a family's tensors."""
+    return [sys.modules[name] for name in dict.fromkeys(type(each).__module__ for each in launchers().values())]
+
+
 @contextmanager
 def far() -> Iterator[None]:
     """As if no tensor were within the reach of 32-bit offsets: the code that large tensors take, for small ones."""
-    kept = [(module, module.fits_int32) for module in REACH]
+    kept = [(module, module.fits_int32) for module in reach()]
     launch.prepare_call.cache_clear()
     try:
         for module, _ in kept:
-            module.fits_int32 = lambda *given, **named: False  # type: ignore[attr-defined]
+            module.fits_int32 = lambda *given, **named: False
         yield
     finally:
         for module, function in kept:
-            module.fits_int32 = function  # type: ignore[attr-defined]
+            module.fits_int32 = function
         launch.prepare_call.cache_clear()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 
-from bench.compiled.source import FAMILY_OF
+from bench.compiled.source import owner_of
 from bench.executor.driver import Launched
 
 #: Triton's names of element types, the narrowest first.
@@ -27,7 +27,7 @@ def ptx_hash(ptx: str) -> str:
 
 def family_of(launched: Launched) -> str:
     """The kernel family that a launch is of; "reduce" for the second stage that gather, patch and tma share."""
-    family = FAMILY_OF[launched.program.name]
+    family = owner_of(launched.program.name)
     if launched.constants.get("PATCH"):
         return "patch"
     return "tma" if launched.constants.get("BOXED") else family

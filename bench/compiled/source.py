@@ -13,33 +13,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from costmodel.families import PACKAGE, SOURCES, normalised
+from costmodel import families
+from costmodel.fingerprints import PACKAGE, SOURCES, normalised
 
-#: Kernels by name -> the family whose they are; those of "reduce" are the second stage that several share.
-FAMILY_OF = {
-    "tma_kernel": "tma",
-    "slide_kernel": "depthwise",
-    "taps_kernel": "depthwise",
-    "strip_kernel": "depthwise",
-    "strip_reduce_kernel": "depthwise",
-    "band_kernel": "band",
-    "table_kernel": "band",
-    "diagonal_kernel": "band",
-    "diagonal_reduce_kernel": "band",
-    "causal_kernel": "causal",
-    "causal_backward_kernel": "causal",
-    "causal_update_kernel": "causal",
-    "final_state_kernel": "causal",
-    "state_gradient_kernel": "causal",
-    "video_kernel": "video",
-    "separable_kernel": "separable",
-    "reduce_kernel": "reduce",
-    "fprop_kernel": "gather",
-    "dgrad_kernel": "gather",
-    "wgrad_kernel": "gather",
-}
-#: Families that launch kernels of another one.
-ALSO = {"patch": ("fprop_kernel", "dgrad_kernel", "wgrad_kernel"), "tma": ("wgrad_kernel",)}
+#: Modules of kernels that several families launch, named in the record by themselves.
+SHARED = ("reduce",)
 
 
 @dataclass(frozen=True)
@@ -50,11 +28,40 @@ class Module:
     taken: dict[str, tuple[str, str]]
 
 
-def kernels_of(families: Iterable[str]) -> tuple[str, ...]:
-    """The names of the kernels that families launch."""
-    asked = set(families)
-    also = {name for family in asked for name in ALSO.get(family, ())}
-    return tuple(name for name, family in FAMILY_OF.items() if family in asked or name in also)
+@cache
+def kernels_by_module() -> dict[str, tuple[str, ...]]:
+    """The names of the kernels that each file defines."""
+    return {
+        module: tuple(name for name in tree.defined if name.endswith("_kernel")) for module, tree in parsed(SOURCES).items()
+    }
+
+
+def every_kernel() -> tuple[str, ...]:
+    return tuple(kernel for kernels in kernels_by_module().values() for kernel in kernels)
+
+
+def owner_of(kernel: str) -> str:
+    """The family or function whose kernel it is; "reduce" for the second stage that several share.
+
+    ValueError where no file defines it.
+    """
+    for module, kernels in kernels_by_module().items():
+        if kernel in kernels:
+            owners = [name for name in families.every() if module in families.kernels_of(name)]
+            return module if module in SHARED else owners[0]
+    raise ValueError(f"no file of {SOURCES} defines a kernel {kernel!r}")
+
+
+def kernels_of(names: Iterable[str]) -> tuple[str, ...]:
+    """The names of the kernels that families launch, but for those that all share; `SHARED` ones by their own name."""
+    modules = {module for name in names for module in ((name,) if name in SHARED else families.kernels_of(name))}
+    named = set(names)
+    return tuple(
+        kernel
+        for module, kernels in kernels_by_module().items()
+        if module in modules and (module in named or module not in SHARED)
+        for kernel in kernels
+    )
 
 
 @cache

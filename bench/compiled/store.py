@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bench.compiled.source import FAMILY_OF, kernels_of, source_hash
+from bench.compiled.source import every_kernel, kernels_of, source_hash
 
 DATA = Path(__file__).parent / "data"
 PLANS, GROUPS, TESTS = (DATA / f"{name}.jsonl" for name in ("plans", "groups", "tests"))
@@ -35,7 +35,7 @@ def source_of(kernels: Iterable[tuple[str, str]]) -> str:
 
 def source_of_families(ran: Iterable[str]) -> str:
     """The hash of the sources of families, given as `TestRow.kernels` names them; of all where none ran."""
-    return source_hash(kernels_of(sorted({name.split()[0] for name in ran})) or tuple(FAMILY_OF))
+    return source_hash(kernels_of(sorted({name.split()[0] for name in ran})) or every_kernel())
 
 
 @dataclass(frozen=True)

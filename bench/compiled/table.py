@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.compiled import store
 from bench.compiled.plans import ORDER
-from bench.compiled.source import FAMILY_OF
+from bench.compiled.source import owner_of
 from bench.compiled.store import Group, PlanRow, TestRow
 from bench.report import put
 
@@ -33,7 +33,7 @@ def executed_kernels(
     for row in plans:
         if row.ok and (row.current or any_age):
             for name, code in row.kernels:
-                family = FAMILY_OF[name]
+                family = owner_of(name)
                 found[family if family == "reduce" else row.family, row.arch, row.dtype].add(code)
     for test in tests:
         if not test.failed and (test.current or any_age):

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from bench.launched import COUNTS
 from bench.providers.contender import Unserved
 from bench.work import float32_in
 from costmodel.device import Device
@@ -101,7 +102,7 @@ def seconds_of(call: Callable[[], Any], device: str) -> float:
 
 
 def launched_since(before: Counter[str]) -> str:
-    return ", ".join(sorted(launch.COUNTS - before))
+    return ", ".join(sorted(COUNTS - before))
 
 
 def perform(item: Item, device: str) -> Result:
@@ -112,7 +113,7 @@ def perform(item: Item, device: str) -> Result:
             plan = item.plan()
             tensors = item.inputs(device)
             plan = plan or item.explained(tensors)
-            before = Counter(launch.COUNTS)
+            before = Counter(COUNTS)
             with poisoned():
                 results = item.call(*tensors)
             synchronize(device)

@@ -16,7 +16,7 @@ from bench.measured.library import FROM, make
 from bench.measured.networks import runs
 from bench.measured.rows import CALL, Sample
 from bench.report import markdown_table as markdown
-from costmodel.families import model_hash, normalised
+from costmodel.fingerprints import model_hash, normalised
 from costmodel.library import constants
 from costmodel.library.constants import library
 from costmodel.reports.pictures import render

@@ -32,13 +32,15 @@ def explained(*args: Any, **kwargs: Any) -> tuple[model.ConvProblem, dict[str, P
     activation = given["activation"] or ""
     call = launch.call_of(problem, x.dtype, key(x), launch.as_weight(weight), y, activation)
     ids = given["seq_idx"] is not None or given["cu_seqlens"] is not None
-    plans, predictions, lines = {}, {}, [f"causal_conv1d {problem}, {x.dtype}"]
+    plans: dict[str, Plan] = {}
+    predictions, lines = {}, [f"causal_conv1d {problem}, {x.dtype}"]
     for name, backward in (("forward", False), ("backward", True)):
         if not problem.macs:
             lines.append(f"{name}: nothing to multiply")
             continue
         kind = model.Kind(bool(activation), backward, given["initial_state"] is not None, ids)
-        plan = plans[name] = model.select(call, device, kind)
+        plan = model.select(call, device, kind)
+        plans[name] = plan
         found = predictions[name] = model.predict(call, plan, device, kind)
         launched = model.launch(call, plan)
         lines += [

@@ -15,20 +15,21 @@ import triton.language as tl
 
 from costmodel import causal as model
 from costmodel.algebra import ceil_div
-from costmodel.depthwise import REDUCE_BLOCK, REDUCE_PARTS, is_planes, width_of
 from costmodel.device import Device
+from costmodel.families.depthwise import REDUCE_BLOCK, REDUCE_PARTS, DepthwisePlan, is_planes, width_of
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import MAX_ALIGN, Call, Operand, Plan, itemsize
-from tritonconv.depthwise import fits_int32
+from costmodel.tiling import MAX_ALIGN, Call, Operand, itemsize
+from tritonconv.families.depthwise import fits_int32
 from tritonconv.host import INTERPRETED, index_of
 from tritonconv.kernels.causal import Lengths, Sequences, causal_kernel
 from tritonconv.kernels.causal_backward import causal_backward_kernel
 from tritonconv.kernels.causal_state import causal_update_kernel, final_state_kernel, state_gradient_kernel
 from tritonconv.kernels.depthwise_wgrad import strip_reduce_kernel
 from tritonconv.kernels.index import pack
-from tritonconv.launch import COUNTS, DTYPES, device_model, on
+from tritonconv.launch import DTYPES, device_model, on
 from tritonconv.layout import dense_strides, depthwise_operand
 from tritonconv.prepared import INT32_MAX, TensorKey, accumulator, key, packed_strides, wide
+from tritonconv.steps import Launch, Step
 
 #: Lanes of the kernels that go by sequence instead of by column.
 STATE_CHANNELS = 128
@@ -43,16 +44,6 @@ class Given(NamedTuple):
 
     def sequences(self, x: torch.Tensor) -> int:
         return x.shape[0] if self.starts is None else self.starts.shape[0] - 1
-
-
-class Prepared(NamedTuple):
-    """A launch without its tensors."""
-
-    plan: Plan
-    programs: int
-    arguments: tuple[Any, ...]
-    constants: dict[str, Any]
-    parts: int = 0  # of the partial sums
 
 
 def is_channels_last(x: torch.Tensor) -> bool:
@@ -108,12 +99,12 @@ def prepare(
     activation: str,
     features: tuple[bool, bool, bool],  # a state, ids, and those of packed sequences
     forced: str = "",  # a plan
-) -> Prepared:
+) -> Launch:
     """Tile, arguments and constants of the forward pass, or with `dy` of the backward pass."""
     call = call_of(problem, dtype, x, w, y, activation)
     a, b, out = call.a, call.b, call.out
     kind = model.Kind(bool(activation), dy is not None, *features[:2])
-    plan = Plan.parse(forced) if forced else model.select(call, device, kind)
+    plan = DepthwisePlan.parse(forced) if forced else model.select(call, device, kind)
     programs = model.launch(call, plan).programs
     if programs > INT32_MAX:
         raise RuntimeError(f"causal_conv1d of {problem} needs {programs} programs, more than a CUDA grid of {INT32_MAX} holds")
@@ -149,11 +140,14 @@ def prepare(
     lengths = Lengths(*map(pack, sizes))
     strides = packed_strides(x, a), packed_strides(w, b), packed_strides(y, out)
     if dy is None:
-        return Prepared(plan, programs, (*strides, lengths), constants)
+        return Launch(plan, Step(causal_kernel, programs, constants, (*strides, lengths)))
     described = depthwise_operand(*dy)
     width = width_along(described, call, plan.block_m)
     constants |= {"DY_ALIGN": described.align, "DY_UNIT": described.unit, "DY_WIDTH": width}
-    return Prepared(plan, programs, (packed_strides(dy, described), *strides, lengths), constants, model.parts(call, plan))
+    arguments = (packed_strides(dy, described), *strides, lengths)
+    parts = model.parts(call, plan), problem.kernel_size[0] + 1, problem.in_channels
+    main = Step(causal_backward_kernel, programs, constants, arguments)
+    return Launch(plan, main, workspace=parts, between=wide(dtype))
 
 
 def prepared_for(
@@ -164,7 +158,7 @@ def prepared_for(
     dy: TensorKey | None,
     activation: str,
     given: Given,
-) -> Prepared:
+) -> Launch:
     batch, channels, length = x.shape
     problem = model.problem_of(batch, channels, length, w.shape[1])
     device = device_model(index_of(x))
@@ -185,12 +179,9 @@ def forward(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, activation
     y = allocate(tuple(x.shape), x)
     if y.numel() == 0:
         return y
-    prepared = prepared_for(x, w, b, key(y), None, activation, given)
-    COUNTS["causal"] += 1
+    main = prepared_for(x, w, b, key(y), None, activation, given).main
     with on(x):
-        causal_kernel[(prepared.programs,)](
-            x, w, b, y, sequences_of(given, w.shape[1]), *prepared.arguments, **prepared.constants
-        )
+        main.start(x, w, b, y, sequences_of(given, w.shape[1]), *main.arguments)
     return y
 
 
@@ -200,9 +191,9 @@ def final_state(x: torch.Tensor, taps: int, given: Given) -> torch.Tensor:
     final = allocate((count, channels, taps - 1), x)
     if final.numel() == 0:
         return final
-    COUNTS["causal final"] += 1
+    step = Step(final_state_kernel, count * ceil_div(channels, STATE_CHANNELS), {"TAPS": taps, "CHANNELS": STATE_CHANNELS})
     with on(x):
-        final_state_kernel[(count * ceil_div(channels, STATE_CHANNELS),)](
+        step.start(
             x,
             given.state,
             final,
@@ -211,8 +202,6 @@ def final_state(x: torch.Tensor, taps: int, given: Given) -> torch.Tensor:
             packed_axes(given.state),
             packed_axes(final),
             (pack(channels), pack(x.shape[2])),
-            TAPS=taps,
-            CHANNELS=STATE_CHANNELS,
         )
     return final
 
@@ -237,12 +226,9 @@ def backward(
             dwb.zero_()
         elif wants_x or wants_w:
             prepared = prepared_for(x, w, b, key(dx) if wants_x else key(x), key(dy), activation, given)
-            partial = None
-            if wants_w:
-                partial = torch.empty((prepared.parts, taps + 1, channels), dtype=wide(x.dtype), device=x.device)
-            COUNTS["causal backward"] += 1
-            *strides, lengths = prepared.arguments
-            causal_backward_kernel[(prepared.programs,)](
+            partial = torch.empty(prepared.workspace, dtype=prepared.between, device=x.device) if wants_w else None
+            *strides, lengths = prepared.main.arguments
+            prepared.main.start(
                 dy,
                 x,
                 w,
@@ -254,7 +240,6 @@ def backward(
                 *strides,
                 packed_axes(dfinal),
                 lengths,
-                **prepared.constants,
             )
             if partial is not None:
                 sum_parts(partial, dwb)
@@ -262,8 +247,12 @@ def backward(
             return dx, dwb, x.new_empty(0)
         dstate = allocate(tuple(given.state.shape), given.state)
         if dstate.numel():
-            COUNTS["causal state gradient"] += 1
-            state_gradient_kernel[(given.sequences(x) * ceil_div(channels, STATE_CHANNELS),)](
+            step = Step(
+                state_gradient_kernel,
+                given.sequences(x) * ceil_div(channels, STATE_CHANNELS),
+                token_constants(x, taps, activation),
+            )
+            step.start(
                 dy,
                 x,
                 w,
@@ -279,13 +268,19 @@ def backward(
                 packed_axes(dfinal),
                 packed_axes(dstate),
                 (pack(channels), pack(x.shape[2]), pack(0 if b is None else b.stride(0))),
-                TAPS=taps,
-                ACTIVATION=activation,
-                ACC=accumulator(DTYPES[x.dtype]),
-                UPCAST=INTERPRETED and x.dtype == torch.bfloat16,
-                CHANNELS=STATE_CHANNELS,
             )
     return dx, dwb, dstate
+
+
+def token_constants(x: torch.Tensor, taps: int, activation: str) -> dict[str, Any]:
+    """The constants of the kernels that go by sequence."""
+    return {
+        "TAPS": taps,
+        "ACTIVATION": activation,
+        "ACC": accumulator(DTYPES[x.dtype]),
+        "UPCAST": INTERPRETED and x.dtype == torch.bfloat16,
+        "CHANNELS": STATE_CHANNELS,
+    }
 
 
 def sum_parts(partial: torch.Tensor, dwb: torch.Tensor) -> None:
@@ -294,20 +289,18 @@ def sum_parts(partial: torch.Tensor, dwb: torch.Tensor) -> None:
     described = ((channels, 1, entries), (entries, entries, 1))
     of = depthwise_operand(*described)
     elements = entries * channels
-    strip_reduce_kernel[(ceil_div(elements, REDUCE_BLOCK),)](
-        partial,
-        dwb,
-        packed_strides(described, of),
-        (pack(elements), pack(count), pack(channels)),
-        KERNEL=(1, 1, entries),
-        PER_FILTER=1,
-        DW_ALIGN=of.align,
-        DW_UNIT=of.unit,
-        ACC=accumulator(DTYPES[dwb.dtype]),
-        UPCAST=INTERPRETED and dwb.dtype == torch.bfloat16,
-        BLOCK_PARTS=REDUCE_PARTS,
-        BLOCK=REDUCE_BLOCK,
-    )
+    constants = {
+        "KERNEL": (1, 1, entries),
+        "PER_FILTER": 1,
+        "DW_ALIGN": of.align,
+        "DW_UNIT": of.unit,
+        "ACC": accumulator(DTYPES[dwb.dtype]),
+        "UPCAST": INTERPRETED and dwb.dtype == torch.bfloat16,
+        "BLOCK_PARTS": REDUCE_PARTS,
+        "BLOCK": REDUCE_BLOCK,
+    }
+    step = Step(strip_reduce_kernel, ceil_div(elements, REDUCE_BLOCK), constants)
+    step.start(partial, dwb, packed_strides(described, of), (pack(elements), pack(count), pack(channels)))
 
 
 def update(
@@ -324,9 +317,10 @@ def update(
     if y.numel() == 0:
         return y
     channels = x.shape[1]
-    COUNTS["causal update"] += 1
+    constants = token_constants(x, w.shape[1], activation) | {"STATE": state.shape[2]}
+    step = Step(causal_update_kernel, x.shape[0] * ceil_div(channels, STATE_CHANNELS), constants)
     with on(x):
-        causal_update_kernel[(x.shape[0] * ceil_div(channels, STATE_CHANNELS),)](
+        step.start(
             x,
             state,
             w,
@@ -339,11 +333,5 @@ def update(
             (pack(w.stride(0)), pack(0), pack(w.stride(1))),
             packed_axes(y),
             (pack(channels), pack(x.shape[2]), pack(0 if b is None else b.stride(0)), pack(state.shape[0])),
-            TAPS=w.shape[1],
-            STATE=state.shape[2],
-            ACTIVATION=activation,
-            ACC=accumulator(DTYPES[x.dtype]),
-            UPCAST=INTERPRETED and x.dtype == torch.bfloat16,
-            CHANNELS=STATE_CHANNELS,
         )
     return y

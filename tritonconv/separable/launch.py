@@ -12,21 +12,22 @@ import triton.language as tl
 from costmodel import separable as model
 from costmodel.algebra import product
 from costmodel.device import Device
-from costmodel.separable import Pair, PairCall
+from costmodel.separable import Pair, PairCall, SeparablePlan
 from costmodel.tiling import MAX_ALIGN, Plan
 from tritonconv.host import INTERPRETED, index_of
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.kernels.index import Sizes, pack
 from tritonconv.kernels.separable import separable_kernel
-from tritonconv.launch import COUNTS, DTYPES, device_model, fp32_precision, on
+from tritonconv.launch import DTYPES, device_model, fp32_precision, on
 from tritonconv.layout import allocate, depthwise_operand, filters_last_copy, filters_last_strides, operand, output_strides
-from tritonconv.prepared import INT32_MAX, FusedKey, Prepared, TensorKey, accumulator, key, packed_strides
+from tritonconv.prepared import INT32_MAX, FusedKey, TensorKey, accumulator, key, packed_strides
+from tritonconv.steps import Launch, Step
 
 #: `plan` words beside a plan of the family: one kernel with the tile of least predicted time, or two kernels.
 FUSED, APART = "fused", "apart"
 
 
-def fits_int32(pair: Pair, plan: Plan, x: TensorKey, w1: TensorKey, w2: TensorKey, *results: TensorKey) -> bool:
+def fits_int32(pair: Pair, plan: SeparablePlan, x: TensorKey, w1: TensorKey, w2: TensorKey, *results: TensorKey) -> bool:
     """Whether 32-bit offsets reach everything from a program's first image, what is masked included. A strip may begin before
     its image and end behind it, by no more than its window; channels and filters go in whole blocks."""
     (rows, columns), (p, q) = model.strip(plan), pair.depthwise.output_size
@@ -94,7 +95,7 @@ def prepare_call(
     b2: int | None,
     after: FusedKey,
     forced: str,
-) -> Prepared | None:
+) -> Launch | None:
     """The launch of a call, None where two kernels are to run."""
     plan = chosen(described(pair, dtype, precision, x, w1, w2, y, between, after), device_model(device), forced)
     if plan is None:
@@ -105,21 +106,22 @@ def prepare_call(
     return prepare(call, plan, x, w1, w2, y, b1, between, b2, after, device_model(device).capability)
 
 
-def chosen(call: PairCall, device: Device, forced: str) -> Plan | None:
+def chosen(call: PairCall, device: Device, forced: str) -> SeparablePlan | None:
     """The plan of one kernel, None for two. ValueError for a forced plan that cannot run the call."""
     if forced == APART:
         return None
     if forced and forced != FUSED:
         plan = Plan.parse(forced)
-        if reason := model.refuses(call, plan, device):
+        if reason := model.refusal(call, plan, device):
             raise ValueError(f"plan {plan} cannot run {call.pair}: {reason}")
+        assert isinstance(plan, SeparablePlan)
         return plan
     return model.select(call, device, forced == FUSED)
 
 
 def prepare(
     call: PairCall,
-    plan: Plan,
+    plan: SeparablePlan,
     x: TensorKey,
     w1: TensorKey,
     w2: TensorKey,
@@ -129,7 +131,7 @@ def prepare(
     b2: int | None,
     after: FusedKey,
     capability: int,
-) -> Prepared:
+) -> Launch:
     """Scalars, constexprs and grid of a launch whose weights already lie as the plan wants them."""
     pair, (rows, columns), residual = call.pair, model.strip(plan), after.residual
     problem, channels, filters = pair.depthwise, pair.depthwise.in_channels, pair.filters
@@ -187,8 +189,8 @@ def prepare(
         constants |= {"R_ALIGN": lies.align, "R_UNIT": lies.unit}
     if (registers := model.registers(call, plan, capability)) < model.ALL:
         constants["maxnreg"] = registers
-    fused = pack(0), pack(0), over
-    return Prepared(plan, programs, (*strides, Sizes(*map(pack, sizes)), pack(b1 or 0)), constants, fused=fused)
+    main = Step(separable_kernel, programs, constants, (*strides, Sizes(*map(pack, sizes)), pack(b1 or 0)))
+    return Launch(plan, main, fused=(pack(0), pack(0), over))
 
 
 def fused(
@@ -226,9 +228,9 @@ def fused(
     )
     if prepared is None:
         return None
-    COUNTS["separable"] += 1
+    main, packed = prepared.main, isinstance(prepared.plan, SeparablePlan) and prepared.plan.pack
     with on(x):
-        w1 = filters_last_copy(w1) if prepared.plan.pack else w1
+        w1 = filters_last_copy(w1) if packed else w1
         follows = Fused(None, None, residual, None, *prepared.fused)
-        separable_kernel[(prepared.programs,)](x, w1, b1, w2, b2, y, *prepared.arguments, fused=follows, **prepared.constants)
+        main.start(x, w1, b1, w2, b2, y, *main.arguments, fused=follows)
     return y

@@ -36,8 +36,10 @@ def explained(*args: Any, **kwargs: Any) -> tuple[model.ConvProblem, dict[str, P
     copied = launch.copied(x, weight, cache)
     y = chunk.output_shape, output_strides(chunk.output_shape, x, weight)
     lies = operand(*y, 1, 1).unit == 1, not launch.fits_int32(chunk, y)
-    plan = model.checked(chunk, Plan.parse(forced), dtype, precision, device) if forced else None
-    plan = plan or model.select(chunk, dtype, precision, device, *lies)
+    if forced:
+        plan = model.checked(chunk, Plan.parse(forced), dtype, precision, device)
+    else:
+        plan = model.select(chunk, dtype, precision, device, *lies)
     found = model.predict(chunk, plan, dtype, precision, device, copied)
     m_tiles, n_tiles = model.tiles(chunk, plan)
     lines += [

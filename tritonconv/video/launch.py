@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton.language as tl
@@ -17,25 +17,17 @@ from costmodel.algebra import product
 from costmodel.device import Device
 from costmodel.tiling import MAX_ALIGN, MAX_BIT_TAPS, Plan, itemsize
 from costmodel.video import Chunk
+from tritonconv.families.gemm import LARGEST
 from tritonconv.host import INTERPRETED, index_of
 from tritonconv.kernels.index import pack
 from tritonconv.kernels.video import Frames, video_kernel
-from tritonconv.launch import COUNTS, DTYPES, LARGEST, device_model, fp32_precision, on
+from tritonconv.launch import DTYPES, device_model, fp32_precision, on
 from tritonconv.layout import allocate, allocate_channels_last, channels_last_copy, channels_last_strides, operand
 from tritonconv.prepared import INT32_MAX, TensorKey, accumulator, key, packed_strides
+from tritonconv.steps import Launch, Step
 
 #: Most bytes of the unit that the kernel counts x and cache in.
 UNIT_BYTES = 32
-
-
-class Prepared(NamedTuple):
-    """A launch without its tensors."""
-
-    plan: Plan
-    programs: int
-    strides: Any  # of y
-    sizes: Frames
-    constants: dict[str, Any]
 
 
 def aligned_channels(channels: int, size: int) -> int:
@@ -103,7 +95,7 @@ def prepare(
     keeps: bool,  # a next cache is asked for
     near: bool,  # x and the cache, as `near` says
     forced: str,
-) -> Prepared:
+) -> Launch:
     """Plan, arguments and constants of a launch whose operands lie as the kernel reads them."""
     problem, out = chunk.problem, operand(*y, 1, 1)
     small = fits_int32(chunk, y) and problem.out_channels * (bias_stride or 0) <= INT32_MAX
@@ -168,7 +160,7 @@ def prepare(
         "num_warps": plan.num_warps,
         "num_stages": plan.num_stages,
     }
-    return Prepared(plan, total, packed_strides(y, out), sizes, constants)
+    return Launch(plan, Step(video_kernel, total, constants, (packed_strides(y, out), sizes)))
 
 
 def forward(
@@ -188,7 +180,7 @@ def forward(
         return y, after
     x, w = laid(x), laid(w, True)
     before = x if cache is None or not cache.numel() else laid(cache)
-    prepared = prepare(
+    main = prepare(
         chunk,
         DTYPES[x.dtype],
         fp32_precision(),
@@ -199,9 +191,7 @@ def forward(
         keeps,
         near(chunk, x, before),
         forced,
-    )
-    COUNTS["video"] += 1
+    ).main
     with on(x):
-        grid = (prepared.programs,)
-        video_kernel[grid](x, before, w, b, y, after, prepared.strides, prepared.sizes, **prepared.constants)
+        main.start(x, before, w, b, y, after, *main.arguments)
     return y, after

@@ -14,9 +14,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from costmodel.algebra import ceil_div
-from costmodel.band_windows import (
+from costmodel.device import Device
+from costmodel.executed import is_trusted
+from costmodel.families.band_windows import (
     VECTOR,
     Band,
+    BandPlan,
     Launch,
     Shape,
     band_of,
@@ -27,11 +30,10 @@ from costmodel.band_windows import (
     rows_met,
     shape_of,
 )
-from costmodel.device import Device
-from costmodel.executed import is_trusted
+from costmodel.families.protocol import Counted, Family
 from costmodel.problem import ConvProblem, Pass
-from costmodel.resources import Resources, estimated, too_large
-from costmodel.tiling import Call, Operand, Plan, Tile, arithmetic, itemsize, reaches_too_far
+from costmodel.resources import Resources, estimated, memory_refusal
+from costmodel.tiling import Call, Operand, Plan, Tile, arithmetic, itemsize, pack_refusal, reach_refusal
 from costmodel.timing import (
     Kernel,
     Prediction,
@@ -45,7 +47,19 @@ from costmodel.timing import (
     trip_clocks,
 )
 
-__all__ = ["VECTOR", "Band", "Launch", "Shape", "band_of", "launch_of", "planned", "rounded_up", "rows_met", "shape_of"]
+__all__ = [
+    "VECTOR",
+    "Band",
+    "BandPlan",
+    "Launch",
+    "Shape",
+    "band_of",
+    "launch_of",
+    "planned",
+    "rounded_up",
+    "rows_met",
+    "shape_of",
+]
 
 #: Elements that a program of `table_kernel` and of wgrad's sum makes.
 TABLE_BLOCK, REDUCE_BLOCK = 1024, 128
@@ -63,9 +77,9 @@ INT32_MAX = 2**31 - 1
 MAX_SPLIT = 64
 
 
-def serves(call: Call, plan: Plan, device: Device | None = None) -> str:
+def refusal(call: Call, plan: BandPlan, device: Device | None = None) -> str:
     """Why a band plan cannot serve a call; "" where it can."""
-    if reason := refuses(call, plan.pack):
+    if reason := pack_refusal(plan.pack) or call_refusal(call, plan.pack):
         return reason
     wgrad = call.which == Pass.WGRAD
     for name, block in (("block_m", plan.block_m), ("block_n", plan.block_n), ("block_k", plan.block_k)):
@@ -91,17 +105,17 @@ def serves(call: Call, plan: Plan, device: Device | None = None) -> str:
         return "32 bits do not count its blocks, taps and programs"
     if not epilogue_fits(call.epilogue, plan):
         return f"{plan.block_m} x {plan.block_n} sums leave {plan.num_warps} warps no registers for what follows"
-    return too_large(plan.tile, resources(call, plan).shared, device)
+    return memory_refusal(plan.tile, resources(call, plan).shared, device)
 
 
-def refuses(call: Call, pack: tuple[str, ...] = ()) -> str:
+def call_refusal(call: Call, pack: tuple[str, ...] = ()) -> str:
     """Why no band plan can serve a call; "" where one can."""
     problem = call.problem
     if problem.rank != 2 or not problem.groups == problem.in_channels == problem.out_channels:
         return "it serves 2-D layers whose groups have one channel and one filter"
     if {*problem.stride, *problem.dilation} != {1}:
         return f"stride and dilation must be 1, got {problem.stride} and {problem.dilation}"
-    if reason := reaches_too_far(problem):
+    if reason := reach_refusal(problem):
         return reason
     if arithmetic(call.dtype, call.precision) != "half":
         return f"tensor cores take its operands in 16 bits, got {call.dtype}"
@@ -125,7 +139,7 @@ def packing(call: Call) -> tuple[str, ...]:
     return tuple(letter for letter, operand, shape in pixels if not in_vectors(operand, shape))
 
 
-def completed(call: Call, plan: Plan) -> Plan:
+def completed(call: Call, plan: BandPlan) -> BandPlan:
     """A plan with the copies that it needs."""
     return replace(plan, pack=tuple(sorted({*plan.pack, *packing(call)})))
 
@@ -174,17 +188,17 @@ WGRAD_MENU = (
 )
 
 
-def plans(call: Call, device: Device) -> Iterator[Plan]:
+def plans(call: Call, device: Device) -> Iterator[BandPlan]:
     """The menu, for a device that holds it."""
     pack = packing(call)
-    if refuses(call, pack) or call.problem.taps < LEAST_TAPS:
+    if call_refusal(call, pack) or call.problem.taps < LEAST_TAPS:
         return
     which, of = call.which, shape_of(call.problem, call.which)
     for blocks, box, rows, columns, warps, stages in WGRAD_MENU if which == Pass.WGRAD else MENU:
         outputs, window, step = math.prod(box), rows * columns, (1, 1, *box)
         tile = (outputs, window, blocks) if which == Pass.WGRAD else (blocks, outputs, window)
-        plan = Plan(which, "band", *tile, warps, stages, step=step, pack=pack, rows=rows)
-        if too_large(plan.tile, resources(call, plan).shared, device) or not epilogue_fits(call.epilogue, plan):
+        plan = BandPlan(which, "band", *tile, warps, stages, step=step, pack=pack, rows=rows)
+        if memory_refusal(plan.tile, resources(call, plan).shared, device) or not epilogue_fits(call.epilogue, plan):
             continue
         if not counts(of, band_of(plan)):
             continue
@@ -193,7 +207,7 @@ def plans(call: Call, device: Device) -> Iterator[Plan]:
             yield replace(plan, split=split)
 
 
-def epilogue_fits(epilogue: str, plan: Plan) -> bool:
+def epilogue_fits(epilogue: str, plan: BandPlan) -> bool:
     """Whether a tile leaves its threads registers for what follows it."""
     return not epilogue or plan.block_m * plan.block_n <= EPILOGUE_SUMS[epilogue] * 32 * plan.num_warps
 
@@ -205,13 +219,13 @@ def splits(of: Shape, band: Band, device: Device) -> list[int]:
     return [1 << i for i in range(room.bit_length()) if 1 << i <= steps]
 
 
-def candidates(call: Call, device: Device) -> list[Plan]:
+def candidates(call: Call, device: Device) -> list[BandPlan]:
     """Every band plan worth predicting. The interpreter runs them where a plan asks for it, and so does an architecture for
     which their code has not been executed."""
     return [] if device.interpreted or not is_trusted("band", device.capability) else list(plans(call, device))
 
 
-def resources(call: Call, plan: Plan) -> Resources:
+def resources(call: Call, plan: BandPlan) -> Resources:
     """Registers, shared bytes and instructions of a trip as they were read off compiled kernels, roughly: sums, then loads with
     their addresses and masks. `tests/test_band_aot.py` holds them against the compiler."""
     size, threads = itemsize(call.dtype), 32 * plan.num_warps
@@ -231,14 +245,14 @@ def workspace(of: Shape, which: Pass, band: Band, split: int) -> tuple[int, ...]
     return split, of.channels, launch_of(of, which, band, split).tiles, 2, 2, band.rows * band.columns
 
 
-def extra_bytes(call: Call, plan: Plan) -> int:
+def extra_bytes(call: Call, plan: BandPlan) -> int:
     """Bytes beyond the compulsory ones, each written and read: the workspace, and copies."""
     of, which = shape_of(call.problem, plan.which), plan.which
     elements = math.prod(workspace(of, which, band_of(plan), plan.split))
     return 2 * elements * (4 if which == Pass.WGRAD else itemsize(call.dtype)) + copied_bytes(call, plan)
 
 
-def copied_bytes(call: Call, plan: Plan) -> int:
+def copied_bytes(call: Call, plan: BandPlan) -> int:
     """Bytes of copies of operands and result."""
     of = shape_of(call.problem, plan.which)
     windows, blocks = (of.images * of.channels * math.prod(n) for n in (of.inputs, of.outputs))
@@ -247,7 +261,7 @@ def copied_bytes(call: Call, plan: Plan) -> int:
     return 2 * copied * itemsize(call.dtype)
 
 
-def launches(call: Call, plan: Plan) -> int:
+def launches(call: Call, plan: BandPlan) -> int:
     """Kernels of a pass: its two, a copy and another for the zeros at the ends of rows, the copies of results."""
     widths = {"a": call.problem.input_size[1], "b": call.problem.input_size[1]}
     if call.which != Pass.FPROP:
@@ -255,12 +269,12 @@ def launches(call: Call, plan: Plan) -> int:
     return 2 + sum(1 + (widths[letter] % VECTOR > 0) for letter in plan.pack) + results_copied(call)
 
 
-def issued_macs(problem: ConvProblem, plan: Plan) -> int:
+def issued_macs(problem: ConvProblem, plan: BandPlan) -> int:
     """Multiply-adds that the tiles compute, those on the zeros beside the band included."""
     return planned(problem, plan).trips * plan.block_m * plan.block_n * plan.block_k
 
 
-def predict(call: Call, plan: Plan, device: Device) -> Prediction:
+def predict(call: Call, plan: BandPlan, device: Device) -> Prediction:
     """Launches, then the larger of the chip's time, of a program of mean length, and DRAM's; copies come before or after."""
     problem, launch, size = call.problem, planned(call.problem, plan), itemsize(call.dtype)
     tile = Tile(plan.block_m, plan.block_n, plan.block_k, plan.num_warps, plan.num_stages)
@@ -294,7 +308,7 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
     )
 
 
-def at_least(call: Call, plan: Plan, device: Device) -> float:
+def at_least(call: Call, plan: BandPlan, device: Device) -> float:
     """A floor under `predict` in seconds: launches, and DRAM for every byte."""
     constants = device.calibration("band")
     moved = traffic(call).compulsory + extra_bytes(call, plan)
@@ -311,3 +325,32 @@ def quickest(call: Call, device: Device, least: float) -> tuple[float, Plan | No
         if time < least:
             least, best = time, plan
     return least, best
+
+
+class BandFamily(Family):
+    """The family."""
+
+    name, plan, narrow = "band", BandPlan, True
+    kernels = ("band", "band_wgrad")
+    executed, special = (80, 90), True
+
+    def refusal(self, call: Call, plan: BandPlan, device: Device | None) -> str:
+        return refusal(call, plan, device)
+
+    def completed(self, call: Call, plan: BandPlan) -> Plan:
+        return completed(call, plan)
+
+    def candidates(self, call: Call, device: Device) -> list[Plan]:
+        return [*candidates(call, device)]
+
+    def quickest(self, call: Call, device: Device, below: float) -> tuple[float, Plan | None]:
+        return quickest(call, device, below)
+
+    def predict(self, call: Call, plan: BandPlan, device: Device) -> Prediction:
+        return predict(call, plan, device)
+
+    def counted(self, call: Call, plan: BandPlan) -> Counted:
+        return Counted(issued_macs(call.problem, plan), extra_bytes(call, plan), launches(call, plan))
+
+
+FAMILIES = (BandFamily(),)

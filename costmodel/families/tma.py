@@ -9,9 +9,17 @@ axes below 2^32, no tensor in a GPU's memory exceeds.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
+from costmodel.device import Device
+from costmodel.executed import is_trusted
+from costmodel.families.matrix import MatrixPlan, merged, resources_of, shares, step_of
+from costmodel.families.matrix_choice import Matrix
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import Call, Operand, Plan, Tile, arithmetic, itemsize, merged, reaches_too_far
+from costmodel.resources import memory_refusal
+from costmodel.tiling import Call, Operand, Plan, Tile, arithmetic, itemsize, reach_refusal
 
 #: The oldest compute capability that has a copy engine.
 LEAST_CAPABILITY = 90
@@ -78,7 +86,7 @@ def epilogue_fits(epilogue: str, tile: Tile) -> bool:
     return tile.m * tile.n <= EPILOGUE_SUMS[epilogue] * 32 * tile.warps
 
 
-def serves(call: Call, plan: Plan, capability: int) -> str:
+def call_refusal(call: Call, plan: MatrixPlan, capability: int) -> str:
     """Why a plan's kernel cannot run a call on a compute capability (90 for 9.0): "" where it can.
 
     `plan.block_k` of 0 leaves the depth of a tile open.
@@ -87,7 +95,7 @@ def serves(call: Call, plan: Plan, capability: int) -> str:
     problem, which = call.problem, call.which
     if capability // 10 not in (9, 10):
         return f"TMA needs compute capability 9.x or 10.x, the device has {capability / 10:.1f}"
-    if reason := reaches_too_far(problem, FARTHEST):
+    if reason := reach_refusal(problem, FARTHEST):
         return reason
     kind = arithmetic(call.dtype, call.precision)
     if kind not in MENU:
@@ -102,11 +110,11 @@ def serves(call: Call, plan: Plan, capability: int) -> str:
             return f"strides {problem.stride} must divide the input sizes {problem.input_size}"
     for letter, name, channels in boxed_operands(problem, which):
         operand = call.a if letter == "a" else call.b
-        if reason := refuses(Operand(outside=math.gcd(16, channels)) if letter in plan.pack else operand, size):
+        if reason := operand_refusal(Operand(outside=math.gcd(16, channels)) if letter in plan.pack else operand, size):
             return f"{name} {reason}"
     if which == Pass.WGRAD and problem.groups > 1 and problem.channels_per_group * size % 16:
         return f"each group's channels must be a multiple of 16 bytes, got {problem.channels_per_group} of {size}"
-    return rest(call, plan.block_k) if plan.block_k else ""
+    return overhang_refusal(call, plan.block_k) if plan.block_k else ""
 
 
 def boxed_operands(problem: ConvProblem, which: Pass) -> tuple[tuple[str, str, int], ...]:
@@ -119,7 +127,7 @@ def boxed_operands(problem: ConvProblem, which: Pass) -> tuple[tuple[str, str, i
     }[which]
 
 
-def rest(call: Call, block_k: int) -> str:
+def overhang_refusal(call: Call, block_k: int) -> str:
     """Why a box of `block_k` channels may not reach beyond a group's last: "" where it may, or does not.
 
     It holds zeros where nothing lies beyond; weights would cancel other data, but not an infinite element. wgrad sums over
@@ -140,7 +148,7 @@ def rest(call: Call, block_k: int) -> str:
     return f"block_k {block_k} must divide the {depth} channels of a group: the rest of a box would hold {beyond}"
 
 
-def refuses(operand: Operand, size: int) -> str:
+def operand_refusal(operand: Operand, size: int) -> str:
     """Why no descriptor describes an operand of elements of `size` bytes."""
     if operand.unit != 1:
         return "must have contiguous channels"
@@ -151,7 +159,7 @@ def refuses(operand: Operand, size: int) -> str:
     return ""
 
 
-def shape_error(call: Call, plan: Plan) -> str:
+def shape_refusal(call: Call, plan: MatrixPlan) -> str:
     """What is wrong with a plan's tile and box: "" where nothing is."""
     for name, block in (("block_m", plan.block_m), ("block_n", plan.block_n), ("block_k", plan.block_k)):
         if not 16 <= block <= MAX_AXIS or block & (block - 1):
@@ -168,3 +176,69 @@ def shape_error(call: Call, plan: Plan) -> str:
     if wgrad and plan.step is not None and any(n > size for n, size in zip(plan.step[1:], output, strict=True)):
         return f"step {plan.step} must be no wider than the output, {output}"
     return ""
+
+
+#: "scattered": a stride, and a contiguous result of odd sizes. "narrow": wgrad of a strided x.
+SAMPLES = {
+    "wide": ConvProblem.conv((32, 256, 56, 56), (256, 256, 3, 3), (1, 1), (1, 1), (1, 1)),
+    "scattered": ConvProblem.conv((32, 320, 58, 58), (320, 320, 3, 3), (2, 2), (1, 1), (1, 1)),
+    "narrow": ConvProblem.conv((32, 40, 58, 58), (37, 40, 7, 7), (2, 2), (3, 3), (1, 1)),
+}
+
+
+@dataclass(frozen=True)
+class TmaPlan(MatrixPlan):
+    """A plan of "tma"."""
+
+    boxed: ClassVar[bool] = True
+
+
+class Tma(Matrix):
+    """The family. The interpreter takes boxes where a plan asks for them, and so does an architecture for which their code has
+    not been executed."""
+
+    name, plan = "tma", TmaPlan
+    kernels = ("tma", "wgrad", "reduce")
+    executed, special = (90,), True
+    samples = SAMPLES
+
+    def tiles(self, which: Pass, kind: str) -> tuple[Tile, ...]:
+        return menu(which, kind)
+
+    def is_for(self, call: Call, device: Device) -> bool:
+        return not device.interpreted and is_trusted(self.name, device.capability)
+
+    def unserved(self, call: Call, plan: MatrixPlan, device: Device) -> str:
+        return call_refusal(call, plan, device.capability)
+
+    def fits(self, call: Call, tile: Tile, reach: str, capability: int) -> bool:
+        return epilogue_fits(call.epilogue, tile) and not overhang_refusal(call, tile.k)
+
+    def refusal(self, call: Call, plan: TmaPlan, device: Device | None) -> str:
+        capability = device.capability if device else LEAST_CAPABILITY
+        if reason := self.recast_refusal(call, plan):
+            return reason
+        if plan.split < 1 or (plan.split > 1 and not shares(call.problem, plan.which, self.plan)):
+            return f"split must be 1 for {plan.which}, got {plan.split}"
+        if reason := shape_refusal(call, plan) or call_refusal(call, plan, capability):
+            return reason
+        return memory_refusal(plan.tile, resources_of(call, plan, device).shared, device) if device else ""
+
+    def completed(self, call: Call, plan: TmaPlan) -> Plan:
+        """With the box of pixels."""
+        return replace(plan, step=step_of(call.problem, plan))
+
+    def compiled(self, which: Pass, kind: str) -> Iterator[tuple[str, Tile]]:
+        reached = ("wide", "narrow" if which == Pass.WGRAD else "scattered")
+        return ((access, tile) for access in reached for tile in menu(which, kind))
+
+    def exists(self, call: Call, plan: TmaPlan, capability: int) -> bool:
+        return not call_refusal(call, plan, capability)
+
+    def shown(self, which: Pass, kind: str) -> tuple[Tile, ...]:
+        if which == Pass.WGRAD:
+            return (WGRAD_MENU["half"][0], WGRAD_MENU["half"][3]) if kind == "half" else ()
+        return {"half": (MENU["half"][0], MENU["half"][2]), "tf32": MENU["tf32"][:1]}[kind]
+
+
+FAMILIES = (Tma(),)

@@ -1,19 +1,21 @@
-"""Launches of the depthwise kernels: scalars, constexprs and grid of each kernel, and the launch itself."""
+"""Launches of the depthwise kernels: scalars, constexprs and grid of each kernel, copies and words."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import triton.language as tl
 
-from costmodel.depthwise import (
+from costmodel.families.depthwise import (
     REDUCE_BLOCK,
     REDUCE_PARTS,
+    DepthwisePlan,
     axis_of,
+    is_planes,
     layer_of,
     load_width,
     loads_together,
@@ -22,18 +24,19 @@ from costmodel.depthwise import (
     store_width,
 )
 from costmodel.problem import ConvProblem, Pass, ceil_div, product
-from costmodel.tiling import MAX_ALIGN, Call, Operand, Plan
+from costmodel.tiling import MAX_ALIGN, Call, Operand
+from tritonconv.families.protocol import Laid, Launcher, named
 from tritonconv.kernels.depthwise import slide_kernel
 from tritonconv.kernels.depthwise_taps import taps_kernel
 from tritonconv.kernels.depthwise_wgrad import strip_kernel, strip_reduce_kernel
-from tritonconv.kernels.epilogue import Fused
 from tritonconv.kernels.index import pack
 from tritonconv.kernels.window import Extents
-from tritonconv.layout import depthwise_operand
-from tritonconv.prepared import INT32_MAX, FusedKey, Prepared, TensorKey, accumulator, follow, packed_strides, wide
+from tritonconv.layout import depthwise_operand, filters_last_copy, filters_last_strides
+from tritonconv.prepared import INT32_MAX, FusedKey, TensorKey, accumulator, follow, packed_strides, wide
+from tritonconv.steps import Copies, Launch, Step
 
 
-def fits_int32(problem: ConvProblem, plan: Plan, *, images: Iterable[TensorKey], weights: TensorKey | None) -> bool:
+def fits_int32(problem: ConvProblem, plan: DepthwisePlan, *, images: Iterable[TensorKey], weights: TensorKey | None) -> bool:
     """Whether 32-bit offsets reach every element of one image of each of `images` [N, C, *spatial], masked columns and rows
     beyond it included, and of all of `weights` (for wgrad: a part of its workspace; None where a kernel reads them in 64 bits).
     """
@@ -61,8 +64,8 @@ def of_all_groups(operand: Operand) -> Operand:
     return replace(operand, align=operand.outside)
 
 
-def prepare(
-    plan: Plan,
+def launch(
+    plan: DepthwisePlan,
     call: Call,
     a: TensorKey,
     b: TensorKey,
@@ -70,11 +73,11 @@ def prepare(
     bias_stride: int | None,
     fused: FusedKey | None,
     upcast: bool,
-) -> Prepared:
+) -> Launch:
     """Scalars, constexprs and grid of a launch. `call` describes the operands as they now lie."""
     call = replace(call, a=of_all_groups(call.a), b=of_all_groups(call.b), out=of_all_groups(call.out))
     which, problem = plan.which, call.problem
-    full, shape, launch = problem.with_unit_axes(), layer_of(problem, which), planned(problem, plan)
+    full, shape, counted = problem.with_unit_axes(), layer_of(problem, which), planned(problem, plan)
     dgrad, wgrad = which == Pass.DGRAD, which == Pass.WGRAD
     images: tuple[TensorKey, ...] = (a, b) if wgrad else (a, out)
     part = (shape.channels, problem.taps), (1, shape.channels)
@@ -87,7 +90,7 @@ def prepare(
     columns = axis_of(full, which, 2, block_s)
     rows = axis_of(full, which, 1, block_r)
     early = ceil_div(columns.shift, width)
-    programs = launch.programs
+    programs = counted.programs
     if programs > INT32_MAX:
         raise RuntimeError(f"{which} of {problem} needs {programs} programs, more than a CUDA grid of {INT32_MAX} holds")
     slides = plan.taps is None and not wgrad
@@ -132,7 +135,7 @@ def prepare(
     if wgrad:
         name("DY", call.a)
         name("X", call.b)
-        workspace = (launch.splits * launch.tiles_q, problem.taps, shape.channels)
+        workspace = (counted.splits * counted.tiles_q, problem.taps, shape.channels)
         constants |= {
             "PER_FILTER": problem.channels_per_group,
             "FILTERS": problem.filters_per_group,
@@ -142,10 +145,9 @@ def prepare(
             "DY_WIDTH": other_width,
         }
         elements = product(problem.weight_shape)
-        reduce = Prepared(
-            plan,
+        reduce = Step(
+            strip_reduce_kernel,
             ceil_div(elements, REDUCE_BLOCK),
-            (strides[2], (pack(elements), pack(workspace[0]), pack(shape.channels))),
             {
                 "KERNEL": full.kernel_size,
                 "PER_FILTER": problem.channels_per_group,
@@ -156,9 +158,12 @@ def prepare(
                 "BLOCK_PARTS": REDUCE_PARTS,
                 "BLOCK": REDUCE_BLOCK,
             },
+            (strides[2], (pack(elements), pack(workspace[0]), pack(shape.channels))),
+            ("workspace", "out"),
         )
-        arguments = (*strides[:2], extents, (pack(launch.runs), pack(row_runs(shape, plan.rows))))
-        return Prepared(plan, programs, arguments, constants, workspace, reduce)
+        arguments = (*strides[:2], extents, (pack(counted.runs), pack(row_runs(shape, plan.rows))))
+        main = Step(strip_kernel, programs, constants, arguments, ("a", "b", "workspace"))
+        return Launch(plan, main, after=(reduce,), workspace=workspace, between=wide(getattr(torch, call.dtype)))
     for prefix, described in (("X", call.a), ("W", call.b), ("Y", call.out)):
         name(prefix, described)
     constants |= {
@@ -185,25 +190,56 @@ def prepare(
             "CHUNK": block_s,
             "CHUNK_SPAN": -(span // full.stride[2]) if dgrad else span,
         }
-    return Prepared(plan, programs, (*strides, extents), constants, fused=follows)
+    kernel = slide_kernel if plan.taps is None else taps_kernel
+    main = Step(kernel, programs, constants, (*strides, extents), ("a", "b", "bias", "out"), fused=True)
+    return Launch(plan, main, fused=follows)
 
 
-def kernel_of(plan: Plan) -> Any:
-    """The kernel of a plan, for wgrad the one that makes the partial sums."""
-    if plan.which == Pass.WGRAD:
-        return strip_kernel
-    return slide_kernel if plan.taps is None else taps_kernel
+@dataclass(frozen=True)
+class Copied(Copies):
+    """Weights with neighbouring filters next to each other."""
+
+    def operands(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return a, filters_last_copy(b)
 
 
-def run(
-    prepared: Prepared, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, fused: Fused | None
-) -> None:
-    """The launch itself; wgrad's is two."""
-    kernel, programs = kernel_of(prepared.plan), (prepared.programs,)
-    if prepared.reduce is None:
-        kernel[programs](a, b, bias, out, *prepared.arguments, fused=fused, **prepared.constants)
-        return
-    partial = torch.empty(prepared.workspace, dtype=wide(out.dtype), device=out.device)
-    kernel[programs](a, b, partial, *prepared.arguments, **prepared.constants)
-    reduce = prepared.reduce
-    strip_reduce_kernel[(reduce.programs,)](partial, out, *reduce.arguments, **reduce.constants)
+class Depthwise(Launcher):
+    """The family."""
+
+    name, title = "depthwise", "depthwise, multiply-adds in registers"
+
+    def launch(self, plan: DepthwisePlan, *given: Any) -> Launch:
+        return launch(plan, *given)
+
+    def laid(self, plan: DepthwisePlan, call: Call, a: TensorKey, b: TensorKey, out: TensorKey) -> Laid:
+        if not plan.pack:
+            return super().laid(plan, call, a, b, out)
+        return Laid(plan, call.problem, a, (b[0], filters_last_strides(b[0])), out, plan.pack, Copied())
+
+    def words(self, call: Call, plan: DepthwisePlan) -> list[str]:
+        of, counted = layer_of(call.problem, plan.which), planned(call.problem, plan)
+        pairs = plan.which == Pass.WGRAD and call.problem.channels_per_group > 1
+        unit = "pairs of a filter and a channel" if pairs else "channels"
+        tile = f"{plan.block_n} {unit} x {plan.block_k} tiles of {plan.block_m} columns"
+        lines = [
+            f"  {tile}, {plan.num_warps} warps; {counted.tiles_c} x {counted.tiles_q} x {counted.repeats} programs of "
+            f"{counted.trips} trips"
+        ]
+        if plan.which == Pass.WGRAD:
+            lines.append(f"  {counted.splits * counted.tiles_q} partial sums of every tap, added in a fixed order")
+        if plan.taps is None:
+            lines.append("  every tap stays in registers; an input row is read once and meets all its taps")
+        else:
+            lines.append(f"  {plan.taps[0]} x {plan.taps[1]} taps at a time")
+        name = named(("b" if plan.which == Pass.WGRAD else "a",), plan.which)
+        if of.summed > 1:
+            together = ", in one load" if loads_together(call, plan.taps) else ""
+            lines.append(f"  each channel sums the {of.summed} of its group in {name}{together}")
+        width = load_width(call, plan)
+        lines.append(f"  {name} is read along its {'rows' if is_planes(call) else 'channels'}, {width} columns a load")
+        if plan.pack:
+            lines.append("  w copied first, neighbouring filters next to each other")
+        return lines
+
+
+LAUNCHERS = (Depthwise(),)

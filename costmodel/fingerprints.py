@@ -1,5 +1,5 @@
-"""Which source files a kernel family comes from, and a hash of what they compile to: a row is as old as its kernels.
-Constants that were fitted are as old as the arithmetic that they were fitted in, too.
+"""Hashes of sources. A row is as old as the kernels of its family, so those files have one; constants that were fitted are as
+old as the arithmetic of predicted times, which has another.
 
 The hash leaves comments, docstrings and layout out, so that only an edit that can change a kernel makes its rows stale.
 """
@@ -11,25 +11,11 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
+from costmodel import families
+
 PACKAGE = "tritonconv.kernels"
 SOURCES = Path(__file__).parent.parent / "tritonconv" / "kernels"
 MODEL = Path(__file__).parent
-#: A plan's family, "separable" among them, or "causal", whose plans are the depthwise family's -> the modules of its kernels.
-#: What these import of the package counts too.
-ENTRIES = {
-    "gather": ("fprop", "dgrad", "wgrad", "reduce"),
-    "patch": ("fprop", "dgrad", "wgrad", "reduce"),
-    "tma": ("tma", "wgrad", "reduce"),
-    "depthwise": ("depthwise", "depthwise_taps", "depthwise_wgrad"),
-    "band": ("band", "band_wgrad"),
-    "causal": ("causal", "causal_backward", "causal_state"),
-    "video": ("video",),
-    "separable": ("separable",),
-}
-
-#: Families that no row of a pass can be of, since their functions are several passes -> the one whose product or window theirs
-#: is: its constants hold for them, as long as they have none of their own.
-KIN = {"separable": "patch", "video": "gather", "causal": "depthwise"}
 
 
 def imported(tree: ast.Module, package: str = PACKAGE) -> set[str]:
@@ -46,11 +32,9 @@ def imported(tree: ast.Module, package: str = PACKAGE) -> set[str]:
 
 
 def closure(family: str, sources: Path = SOURCES) -> dict[str, ast.Module]:
-    """The modules behind a family, parsed. ValueError for a family that is not in the table."""
-    if family not in ENTRIES:
-        raise ValueError(f"unknown kernel family {family!r}; costmodel/families.py knows {', '.join(ENTRIES)}")
+    """The modules behind the kernels of a family or function, parsed. ValueError for a name that is neither's."""
     found: dict[str, ast.Module] = {}
-    todo = list(ENTRIES[family])
+    todo = list(families.kernels_of(family))
     while todo:
         name = todo.pop()
         if name not in found:
@@ -76,22 +60,28 @@ def family_hash(family: str, sources: Path = SOURCES) -> str:
     return digest.hexdigest()[:16]
 
 
-#: Modules with a predicted time of their own, into which fitted constants go.
-TIMED = ("timing", "depthwise_choice", "band", "causal", "video", "separable")
-#: Modules that they import and that are none of the arithmetic: what a device is, what is known of it, which plan is taken,
-#: and errors.
-BESIDE = frozenset("calibration device forecast plan shapes".split())
+#: Modules that these import and that are none of the arithmetic: what a device is, what is known of it, which plan is taken,
+#: what a family is asked, and errors.
+BESIDE = frozenset("calibration device executed families families.gemm families.protocol forecast plan shapes".split())
+
+
+def timed() -> tuple[str, ...]:
+    """Modules with a predicted time of their own, into which fitted constants go."""
+    functions = (each.module.removeprefix("costmodel.") for each in families.FUNCTIONS.values())
+    return ("timing", *(f"families.{module}" for module in families.TIMED), *functions)
 
 
 def arithmetic(model: Path) -> dict[str, ast.Module]:
-    """The modules behind a predicted time, parsed: `TIMED`, and what they import of the package but for `BESIDE`."""
+    """The modules behind a predicted time, parsed: `timed`, and what they import of the package but for `BESIDE`."""
     found: dict[str, ast.Module] = {}
-    todo = list(TIMED)
+    todo = list(timed())
     while todo:
         name = todo.pop()
         if name not in found and name not in BESIDE:
-            found[name] = ast.parse((model / f"{name}.py").read_text())
-            todo += sorted(imported(found[name], "costmodel"))
+            found[name] = ast.parse((model / f"{name.replace('.', '/')}.py").read_text())
+            todo += sorted(
+                imported(found[name], "costmodel") | {f"families.{n}" for n in imported(found[name], "costmodel.families")}
+            )
     return found
 
 
@@ -106,4 +96,4 @@ def model_hash() -> str:
 
 def is_current(family: str, measured: str) -> bool:
     """Whether a hash is that of a family's kernels as they are installed."""
-    return family in ENTRIES and family_hash(family) == measured
+    return family in families.every() and family_hash(family) == measured

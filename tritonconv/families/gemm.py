@@ -1,30 +1,22 @@
-"""Launches of the implicit GEMM kernels ("gather" and "patch"): arguments, grid, the launch."""
+"""Launches of the implicit GEMM kernels ("gather" and "patch"): arguments, grid, words."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
 import triton.language as tl
 
 from costmodel.algebra import ceil_div, product
+from costmodel.families.gemm import MENU, GatherPlan
+from costmodel.families.matrix import MatrixPlan, extent, grid, row_align, trips, vector_widths
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import (
-    MAX_ALIGN,
-    MAX_BIT_TAPS,
-    Call,
-    Operand,
-    Plan,
-    extent,
-    grid,
-    itemsize,
-    row_align,
-    trips,
-)
+from costmodel.tiling import MAX_ALIGN, MAX_BIT_TAPS, Call, Operand, Tile, itemsize
+from tritonconv.families.matrix import described, phases, recast
+from tritonconv.families.protocol import OPERANDS, Laid, Launcher
 from tritonconv.kernels.dgrad import dgrad_kernel
-from tritonconv.kernels.epilogue import Fused
 from tritonconv.kernels.fprop import fprop_kernel
 from tritonconv.kernels.index import Sizes, pack
 from tritonconv.kernels.reduce import Results, Shared, reduce_kernel
@@ -33,7 +25,6 @@ from tritonconv.layout import operand
 from tritonconv.prepared import (
     INT32_MAX,
     FusedKey,
-    Prepared,
     TensorKey,
     accumulator,
     channels_fit_int32,
@@ -41,6 +32,7 @@ from tritonconv.prepared import (
     packed_strides,
     wide,
 )
+from tritonconv.steps import Launch, Step
 
 #: Which of the three tensors a, b and the result of a pass holds weights.
 WEIGHT = {Pass.FPROP: 1, Pass.DGRAD: 1, Pass.WGRAD: 2}
@@ -48,9 +40,11 @@ WEIGHT = {Pass.FPROP: 1, Pass.DGRAD: 1, Pass.WGRAD: 2}
 #: and the most channels of them: where pixels lie side by side in the result, no more than whole sectors of 32 bytes ask for.
 REDUCE_BYTES, REDUCE_CHANNELS = 2048, 128
 REDUCE_PLANES = {False: 32, True: 8}  # whether channels are a multiple of 8, and pixels more than a filter's few taps
+#: A tile as large as any of the menu along every axis.
+LARGEST = Tile(*map(max, zip(*itertools.chain(*MENU.values()), strict=True)))
 
 
-def fits_int32(problem: ConvProblem, plan: Plan, *tensors: TensorKey) -> bool:
+def fits_int32(problem: ConvProblem, plan: MatrixPlan, *tensors: TensorKey) -> bool:
     """Whether 32-bit offsets reach everything a program touches from its 64-bit base pointer.
 
     `tensors` are a, b, the result, and what is laid over it. A program walks over all filters of a group, and a few images.
@@ -76,8 +70,13 @@ def fits_int32(problem: ConvProblem, plan: Plan, *tensors: TensorKey) -> bool:
     return True
 
 
-def prepare(
-    plan: Plan,
+def is_far(problem: ConvProblem, which: Pass, *tensors: TensorKey) -> bool:
+    """Whether a program of the largest tile of the menu needs 64-bit offsets, for a, b and the result of a pass."""
+    return not fits_int32(problem, GatherPlan(which, "gather", *LARGEST), *tensors)
+
+
+def launch(
+    plan: MatrixPlan,
     call: Call,
     a: TensorKey,
     b: TensorKey,
@@ -85,17 +84,19 @@ def prepare(
     bias_stride: int | None,
     fused: FusedKey | None,
     upcast: bool,
-) -> Prepared:
-    """Scalars, constexprs and grid of a launch whose operands already lie as the plan wants them.
+) -> Launch:
+    """Scalars, constexprs and grids of a launch whose operands already lie as the plan wants them.
 
     Where programs share a reduction, their sums go to a channels-last workspace, and a second kernel does what follows them.
     """
     if plan.split == 1:
-        return prepare_sums(plan, call, a, b, out, bias_stride, fused, upcast)
-    sums = prepare_sums(plan, call, a, b, out, None, None, upcast)
+        follows, constants = follow(fused, lambda shape, strides: operand(shape, strides, call.problem.groups, 1))
+        return Launch(plan, sums(plan, call, a, b, out, bias_stride, fused, constants, upcast), fused=follows)
+    main = sums(plan, call, a, b, out, None, None, {}, upcast)
     steps = call.problem.with_unit_axes().stride if plan.which == Pass.DGRAD else (1, 1, 1)
-    reduce = prepare_reduce(plan, out, max(4, itemsize(call.dtype)), steps, bias_stride, fused, upcast)
-    return replace(sums, workspace=(plan.split, *phased(out[0], steps)), reduce=reduce, fused=reduce.fused)
+    follows, reduce = reduction(plan, out, max(4, itemsize(call.dtype)), steps, bias_stride, fused, upcast)
+    workspace = (plan.split, *phased(out[0], steps))
+    return Launch(plan, main, after=(reduce,), workspace=workspace, between=wide(getattr(torch, call.dtype)), fused=follows)
 
 
 def phased(shape: tuple[int, ...], steps: tuple[int, ...]) -> tuple[int, ...]:
@@ -104,17 +105,18 @@ def phased(shape: tuple[int, ...], steps: tuple[int, ...]) -> tuple[int, ...]:
     return product(steps), shape[0] * product(ceil_div(n, s) for n, s in zip(spatial, steps, strict=True)), shape[1]
 
 
-def prepare_sums(
-    plan: Plan,
+def sums(
+    plan: MatrixPlan,
     call: Call,
     a: TensorKey,
     b: TensorKey,
     out: TensorKey,
     bias_stride: int | None,
     fused: FusedKey | None,
+    fused_constants: dict[str, Any],
     upcast: bool,
-) -> Prepared:
-    """The launch of the implicit GEMM."""
+) -> Step:
+    """The implicit GEMM."""
     which, problem = plan.which, call.problem
     in_a, in_b, in_out = call.a, call.b, call.out
     full = problem.with_unit_axes()
@@ -127,7 +129,7 @@ def prepare_sums(
     programs = m_tiles * n_tiles * repeats
     if programs > INT32_MAX:
         raise RuntimeError(f"{which} of {problem} needs {programs} programs, more than a CUDA grid of {INT32_MAX} holds")
-    patch = plan.family == "patch"
+    patch = plan.patches
     row = row_align(full, which) if 4 in (in_a.unit, in_out.unit) else 1
     w_align = row if which == Pass.DGRAD else 1
     q_align = row if which == Pass.FPROP or patch else 1
@@ -149,7 +151,7 @@ def prepare_sums(
         )
     )
     strides = tuple(packed_strides(t, d) for t, d in ((a, in_a), (b, in_b), (out, in_out)))
-    n_columns = extent(problem, plan.which, plan.family).n
+    n_columns = extent(problem, plan.which, patch).n
     constants: dict[str, Any] = {
         "KERNEL": full.kernel_size,
         "STRIDE": full.stride,
@@ -173,12 +175,11 @@ def prepare_sums(
         constants[f"{prefix}_ALIGN"] = described.align
         constants[f"{prefix}_UNIT"] = described.unit
 
-    fused_arguments, fused_constants = follow(fused, lambda shape, strides: operand(shape, strides, problem.groups, 1))
     if fused is not None:
         constants |= {"FUSED": True, **fused_constants}
-    shared = None
+    tensors, shared = (("a", "b", "", "workspace") if plan.split > 1 else ("a", "b", "bias", "out")), None
     if plan.split > 1 and which != Pass.WGRAD:
-        blocks = ceil_div(extent(problem, which, plan.family).depth, plan.block_k)
+        blocks = ceil_div(extent(problem, which, patch).depth, plan.block_k)
         _, pixels, _ = phased(out[0], full.stride if which == Pass.DGRAD else (1, 1, 1))
         shared = Shared(*map(pack, (problem.groups, ceil_div(blocks, plan.split), pixels)))
     if which == Pass.FPROP:
@@ -194,7 +195,7 @@ def prepare_sums(
             "BLOCK_K": plan.block_k,
             "GROUP_M": plan.group_m,
         }
-        return Prepared(plan, programs, (*strides, sizes, shared), constants, fused=fused_arguments)
+        return Step(fprop_kernel, programs, constants, (*strides, sizes, shared), tensors, fused=plan.split == 1)
     if which == Pass.DGRAD:
         for prefix, described in (("DY", in_a), ("W", in_b), ("DX", in_out)):
             name(prefix, described)
@@ -215,7 +216,8 @@ def prepare_sums(
             "BLOCK_K": plan.block_k,
             "GROUP_M": plan.group_m,
         }
-        return Prepared(plan, programs, (*strides, sizes, pack(problem.groups), shared), constants, fused=fused_arguments)
+        arguments = (*strides, sizes, pack(problem.groups), shared)
+        return Step(dgrad_kernel, programs, constants, arguments, tensors, fused=plan.split == 1)
     for prefix, described in (("DY", in_a), ("X", in_b), ("DW", in_out)):
         name(prefix, described)
     constants |= {
@@ -225,20 +227,21 @@ def prepare_sums(
         "SPLIT": plan.split > 1,
         "STEP": plan.step,
     }
-    return Prepared(plan, programs, (*strides, sizes, pack(problem.groups)), constants)
+    made = "workspace" if plan.split > 1 else "out"
+    return Step(wgrad_kernel, programs, constants, (*strides, sizes, pack(problem.groups)), ("a", "b", made))
 
 
-def prepare_reduce(
-    plan: Plan,
+def reduction(
+    plan: MatrixPlan,
     out: TensorKey,
     size: int,
     steps: tuple[int, ...],
     bias_stride: int | None,
     fused: FusedKey | None,
     upcast: bool,
-) -> Prepared:
-    """The launch that adds up `plan.split` partial sums of `out`, `size` bytes each, whose pixels lie by their residues modulo
-    `steps`, and what follows them."""
+) -> tuple[tuple[Any, ...], Step]:
+    """(the last fields of `Fused`, a kernel): it adds up `plan.split` partial sums of `out`, `size` bytes each, whose pixels
+    lie by their residues modulo `steps`, and does what follows them."""
     (images, channels, *spatial), described = out[0], operand(*out, 1, 1)
     phases, pixels, _ = phased(out[0], steps)
     align = math.gcd(channels, MAX_ALIGN)
@@ -260,22 +263,34 @@ def prepare_reduce(
     }
     programs = ceil_div(pixels, block_m) * phases * ceil_div(channels, block_n)
     arguments = (packed_strides(out, described), Results(*map(pack, sizes)))
-    return Prepared(plan, programs, arguments, constants, fused=fused_arguments)
+    return fused_arguments, Step(reduce_kernel, programs, constants, arguments, ("workspace", "bias", "out"), fused=True)
 
 
-def run(
-    prepared: Prepared, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, fused: Fused | None
-) -> None:
-    """The launch itself, or two where programs share a reduction."""
-    which, programs = prepared.plan.which, (prepared.programs,)
-    alone = prepared.reduce is None
-    sums = out if alone else torch.empty(prepared.workspace, dtype=wide(out.dtype), device=out.device)
-    if which == Pass.WGRAD:
-        wgrad_kernel[programs](a, b, sums, *prepared.arguments, **prepared.constants)
-    else:
-        kernel = fprop_kernel if which == Pass.FPROP else dgrad_kernel
-        follows = (bias, fused) if alone else (None, None)
-        kernel[programs](a, b, follows[0], sums, *prepared.arguments, fused=follows[1], **prepared.constants)
-    if prepared.reduce is not None:
-        reduce = prepared.reduce
-        reduce_kernel[(reduce.programs,)](sums, bias, out, *reduce.arguments, fused=fused, **reduce.constants)
+class Gemm(Launcher):
+    """Either family."""
+
+    def __init__(self, name: str, title: str) -> None:
+        self.name, self.title = name, title
+
+    def launch(self, plan: MatrixPlan, *given: Any) -> Launch:
+        return launch(plan, *given)
+
+    def laid(self, plan: MatrixPlan, call: Call, a: TensorKey, b: TensorKey, out: TensorKey) -> Laid:
+        return recast(plan, call, a, b, out)
+
+    def remark(self, call: Call, plan: MatrixPlan) -> str:
+        return "" if plan.patches else phases(call)
+
+    def words(self, call: Call, plan: MatrixPlan) -> list[str]:
+        widths = zip(OPERANDS[call.which], vector_widths(call, plan), strict=True)
+        loads = "  elements a load: " + ", ".join(f"{name} {width}" for name, width in widths)
+        return described(call, plan, loads)
+
+    def fused_in(self, plan: MatrixPlan) -> str:
+        return "the kernel that adds up the partial sums" if plan.split > 1 else "the same kernel"
+
+
+LAUNCHERS = (
+    Gemm("gather", "implicit GEMM, a gather over the taps"),
+    Gemm("patch", "plain GEMM, the windows tile the input"),
+)

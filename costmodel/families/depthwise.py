@@ -1,20 +1,21 @@
 """Groups of few channels, depthwise above all: the geometry that their kernels unroll, their tiles and registers.
 
 Plain arithmetic, standard library only. A tile is `block_m` output columns x `block_n` channels x `block_k` column tiles; a
-lane is one channel of one column tile, and sums over the channels of its group. `depthwise_choice` has the menu.
+lane is one channel of one column tile, and sums over the channels of its group. `depthwise_choice` has the menu and the family.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 from costmodel.algebra import ceil_div, product
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
-from costmodel.resources import too_large
-from costmodel.tiling import Call, Operand, Plan, itemsize, reaches_too_far
+from costmodel.resources import memory_refusal
+from costmodel.tiling import Call, Operand, Plan, itemsize, pack_refusal, reach_refusal, said
 
 #: Most channels, and filters, of a group that has several of both. From 4 on a 3x3 filter takes 36 multiply-adds an output,
 #: about as many as a GPU issues in the time that DRAM needs for two elements: beyond, tensor cores are the better way.
@@ -28,6 +29,18 @@ MAX_REGISTERS_FUSED = 176  # Triton 3.9 keeps six values on the stack at 192
 MAX_REGISTERS_FUSED_100 = 112  # Triton 3.6 keeps a value on the stack at 116
 #: The block of wgrad's sum of parts: one element for each of 128 threads, whose sums then need no shared memory.
 REDUCE_PARTS, REDUCE_BLOCK = 16, 128
+
+
+@dataclass(frozen=True)
+class DepthwisePlan(Plan):
+    """A tile of columns x channels (wgrad: pairs of a filter and a channel) x column tiles. `split` counts the programs that
+    share wgrad's sum. `rows` is what a program walks down, in groups of output rows. `taps` are the filter rows and columns
+    that it unrolls, None for all of them in a window that slides over the rows. `pack` "b": weights are copied first."""
+
+    split: int = said("split", 1)
+    rows: int = said("rows", 1)
+    taps: tuple[int, int] | None = said("taps", None, 2)
+    pack: tuple[str, ...] = said("pack-", ())
 
 
 class Axis(NamedTuple):
@@ -75,7 +88,7 @@ def is_narrow(problem: ConvProblem) -> bool:
     """Whether these kernels serve a problem: groups of one channel or of one filter, or of up to NARROW of both, whose windows
     32 bits count."""
     c, k = problem.channels_per_group, problem.filters_per_group
-    return bool(min(c, k) == 1 or max(c, k) <= NARROW) and not reaches_too_far(problem)
+    return bool(min(c, k) == 1 or max(c, k) <= NARROW) and not reach_refusal(problem)
 
 
 class Layer(NamedTuple):
@@ -158,7 +171,7 @@ class Tile(NamedTuple):
         return max(1, self.channels * self.groups // (32 * self.warps))
 
 
-def tile_of(plan: Plan) -> Tile:
+def tile_of(plan: DepthwisePlan) -> Tile:
     return Tile(plan.block_m, plan.block_n, plan.block_k, plan.num_warps, plan.taps, plan.pack)
 
 
@@ -172,7 +185,7 @@ def is_planes(call: Call) -> bool:
     return gathered(call).unit == 4
 
 
-def load_width(call: Call, plan: Plan) -> int:
+def load_width(call: Call, plan: DepthwisePlan) -> int:
     """Columns of the gathered tensor that one load brings: 1 where lanes are channels."""
     return width_of(call, plan.block_m, plan.taps)
 
@@ -189,7 +202,7 @@ def width_of(call: Call, columns: int, taps: tuple[int, int] | None) -> int:
     return width & -width
 
 
-def store_width(call: Call, plan: Plan) -> int:
+def store_width(call: Call, plan: DepthwisePlan) -> int:
     """Columns of the output (for wgrad: of dy, which it loads) that go together."""
     return together_of(call, plan.block_m)
 
@@ -258,7 +271,7 @@ def row_runs(of: Layer, rows: int) -> int:
     return of.batch * of.outputs[0] * -(-of.outputs[1] // rows)
 
 
-def planned(problem: ConvProblem, plan: Plan) -> Launch:
+def planned(problem: ConvProblem, plan: DepthwisePlan) -> Launch:
     """The launch of a plan."""
     return launch_of(layer_of(problem, plan.which), tile_of(plan), plan.rows, plan.split)
 
@@ -299,7 +312,7 @@ def work_of(call: Call, columns: int, taps: tuple[int, int] | None) -> Work:
     return Work(of.summed * t * r * s + made, of.summed * rows * window, loads, 0, 0, of.summed * t * r * products, stored)
 
 
-def registers(call: Call, plan: Plan) -> int:
+def registers(call: Call, plan: DepthwisePlan) -> int:
     """Registers a thread needs, roughly: what it holds, what it reads, and addresses."""
     return int(40 + tile_of(plan).each * registers_a_lane(call, work_of(call, plan.block_m, plan.taps), plan.taps))
 
@@ -323,16 +336,16 @@ def can_slide(of: Layer) -> bool:
     return of.which != Pass.DGRAD or of.stride[0] == 1
 
 
-def shared_bytes(call: Call, plan: Plan) -> int:
+def shared_bytes(call: Call, plan: DepthwisePlan) -> int:
     """Shared memory of a program, at most: rows stay in registers, but wgrad may hand its sums to other threads on their way to
     memory, one of each lane at a time. No plan of the menu takes more than 8 KiB."""
     return max(4, itemsize(call.dtype)) * tile_of(plan).lanes if call.which == Pass.WGRAD else 0
 
 
-def serves(call: Call, plan: Plan, device: Device | None = None) -> str:
+def refusal(call: Call, plan: DepthwisePlan, device: Device | None = None) -> str:
     """Why a depthwise plan cannot serve a call; "" where it can."""
     problem, of = call.problem, layer_of(call.problem, call.which)
-    if reason := reaches_too_far(problem):
+    if reason := reach_refusal(problem) or pack_refusal(plan.pack):
         return reason
     if not is_narrow(problem):
         return f"groups of {problem.channels_per_group} channels and {problem.filters_per_group} filters"
@@ -353,10 +366,10 @@ def serves(call: Call, plan: Plan, device: Device | None = None) -> str:
             return f"taps must be 1 or {of.kernel[1]} rows of at least one column"
     elif plan.taps[0] != 1 or plan.taps[1] < 1 or plan.taps[1] % of.tap_step[2]:
         return f"taps must be 1 x a multiple of {of.tap_step[2]}"
-    return too_large(plan.tile, shared_bytes(call, plan), device)
+    return memory_refusal(plan.tile, shared_bytes(call, plan), device)
 
 
-def extra_bytes(call: Call, plan: Plan) -> int:
+def extra_bytes(call: Call, plan: DepthwisePlan) -> int:
     """Bytes beyond the compulsory ones: the copy of the weights, wgrad's workspace, each read and written."""
     return moved_besides(call, layer_of(call.problem, call.which), plan.pack, planned(call.problem, plan))
 
@@ -370,7 +383,7 @@ def moved_besides(call: Call, of: Layer, pack: tuple[str, ...], launch: Launch) 
     return total
 
 
-def issued_macs(problem: ConvProblem, plan: Plan) -> int:
+def issued_macs(problem: ConvProblem, plan: DepthwisePlan) -> int:
     """Multiply-adds that the plan's lanes compute, on padding, masked lanes and rows that only fill the window too."""
     work, launch = work_of(Call(problem, plan.which, "float16"), plan.block_m, plan.taps), planned(problem, plan)
     return launch.programs * launch.trips * work.multiply_adds * tile_of(plan).lanes

@@ -1,4 +1,4 @@
-"""Which depthwise tile a pass takes: the menu, the predicted time of each, the least. Plain arithmetic, standard library only.
+"""The "depthwise" family: its menu, the predicted time of each tile, and the least. Plain arithmetic, standard library only.
 
 Rates are the device's datasheet times its calibration.
 """
@@ -10,19 +10,24 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from costmodel.algebra import ceil_div
-from costmodel.depthwise import (
+from costmodel.device import Device
+from costmodel.families.depthwise import (
+    DepthwisePlan,
     Launch,
     Layer,
     Tile,
     Work,
     can_slide,
+    extra_bytes,
     gathered,
     is_narrow,
     is_planes,
+    issued_macs,
     launch_of,
     layer_of,
     max_registers,
     moved_besides,
+    refusal,
     registers,
     registers_a_lane,
     row_runs,
@@ -30,8 +35,8 @@ from costmodel.depthwise import (
     walks_columns,
     work_of,
 )
-from costmodel.device import Device
-from costmodel.problem import Pass
+from costmodel.families.protocol import Counted, Family
+from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import MAX_ALIGN, Call, Plan, itemsize
 from costmodel.timing import INTERPRETED_ELEMENT, INTERPRETED_TRIP, Prediction, borrowed, overhead
 
@@ -54,13 +59,15 @@ class Option(NamedTuple):
     work: Work
     registers: int
 
-    def plan(self, which: Pass, rows: int, split: int) -> Plan:
+    def plan(self, which: Pass, rows: int, split: int) -> DepthwisePlan:
         columns, channels, groups, warps, taps, pack = self.tile
-        return Plan(which, "depthwise", columns, channels, groups, warps, 3, split=split, pack=pack, rows=rows, taps=taps)
+        return DepthwisePlan(
+            which, "depthwise", columns, channels, groups, warps, 3, split=split, pack=pack, rows=rows, taps=taps
+        )
 
 
 def candidates(call: Call, device: Device) -> list[Plan]:
-    """Every depthwise plan worth predicting: those that serve the call and fit the registers."""
+    """Every plan worth predicting: those that serve the call and fit the registers."""
     of = layer_of(call.problem, call.which)
     return [o.plan(call.which, *walk) for o in options(call, of, device) for walk in walks(of, o.tile, device)]
 
@@ -269,7 +276,7 @@ def interpreted(work: Work, launch: Launch, lanes: int) -> float:
     return launch.programs * (1 + launch.trips) * trip
 
 
-def predict(call: Call, plan: Plan, device: Device) -> Prediction:
+def predict(call: Call, plan: DepthwisePlan, device: Device) -> Prediction:
     """Launches, then the largest of DRAM, L2, instruction issue and exposed latency."""
     of, tile = layer_of(call.problem, call.which), tile_of(plan)
     work = work_of(call, tile.columns, tile.taps)
@@ -291,13 +298,14 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
     return Prediction(seconds, launch.programs, waves, tile_use, moved, bound, *interval, constants.source + borrowed(device))
 
 
-def quickest(call: Call, device: Device) -> tuple[float, Plan | None]:
-    """(predicted seconds, plan) of the candidate of least time; (infinity, None) where there is none.
+def quickest(call: Call, device: Device, below: float = math.inf) -> tuple[float, Plan | None]:
+    """(predicted seconds, plan) of the candidate of least time; (below, None) where none takes less than `below`.
 
     `predict`, with the work that candidates share done once, and tiles in the order of the least that they may take.
     """
     of, size, pace = layer_of(call.problem, call.which), itemsize(call.dtype), pace_of(device)
-    least, best = math.inf, None
+    least: float = below
+    best: Plan | None = None
     if device.interpreted:
         for option in options(call, of, device):
             for rows, split in walks(of, option.tile, device):
@@ -324,3 +332,36 @@ def quickest(call: Call, device: Device) -> tuple[float, Plan | None]:
             if time < least or (time == least and number < first):
                 least, best, first = time, option.plan(of.which, rows, split), number
     return least, best
+
+
+class Depthwise(Family):
+    """The family."""
+
+    name, plan, narrow = "depthwise", DepthwisePlan, True
+    kernels = ("depthwise", "depthwise_taps", "depthwise_wgrad")
+    executed = (80, 90)
+
+    def is_for(self, problem: ConvProblem, device: Device) -> bool:
+        """Whether the kernels are candidates. The interpreter runs groups of one channel or one filter by those alone, and
+        others by them where a plan asks for it."""
+        alone = 1 in (problem.channels_per_group, problem.filters_per_group)
+        return is_narrow(problem) and (alone or not device.interpreted)
+
+    def refusal(self, call: Call, plan: DepthwisePlan, device: Device | None) -> str:
+        return refusal(call, plan, device)
+
+    def candidates(self, call: Call, device: Device) -> list[Plan]:
+        return candidates(call, device) if self.is_for(call.problem, device) else []
+
+    def quickest(self, call: Call, device: Device, below: float) -> tuple[float, Plan | None]:
+        return quickest(call, device, below) if self.is_for(call.problem, device) else (below, None)
+
+    def predict(self, call: Call, plan: DepthwisePlan, device: Device) -> Prediction:
+        return predict(call, plan, device)
+
+    def counted(self, call: Call, plan: DepthwisePlan) -> Counted:
+        launched = 1 + len(plan.pack) + (plan.which == Pass.WGRAD)
+        return Counted(issued_macs(call.problem, plan), extra_bytes(call, plan), launched)
+
+
+FAMILIES = (Depthwise(),)

@@ -6,15 +6,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 from costmodel.algebra import ceil_div
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import Plan
+from costmodel.tiling import Plan, said
 
 #: Elements of a vector that the kernels align windows and taps to.
 VECTOR = 8
+
+
+@dataclass(frozen=True)
+class BandPlan(Plan):
+    """A product of windows and the band. `step` is a block of outputs, whose product is `block_n` (wgrad: `block_m`). `rows`
+    are those of a window in the pixels that meet it, `block_k` (wgrad: `block_n`). The third block counts blocks of outputs.
+    `split` counts the programs that share wgrad's sum. `pack` names tensors that are first copied to rows of whole vectors."""
+
+    split: int = said("split", 1)
+    step: tuple[int, int, int, int] | None = said("step", None, 4)
+    rows: int = said("rows", 1)
+    pack: tuple[str, ...] = said("pack-", ())
 
 
 class Shape(NamedTuple):
@@ -69,7 +82,7 @@ class Band(NamedTuple):
     columns: int
 
 
-def band_of(plan: Plan) -> Band:
+def band_of(plan: BandPlan) -> Band:
     assert plan.step is not None
     wgrad = plan.which == Pass.WGRAD
     window = plan.block_n if wgrad else plan.block_k
@@ -204,6 +217,6 @@ def rows_met(of: Shape, band: Band, tile: int) -> tuple[int, int]:
     return begin, end
 
 
-def planned(problem: ConvProblem, plan: Plan) -> Launch:
+def planned(problem: ConvProblem, plan: BandPlan) -> Launch:
     """The launch of a plan."""
     return launch_of(shape_of(problem, plan.which), plan.which, band_of(plan), plan.split)

@@ -1,4 +1,4 @@
-"""Launches of the TMA kernels: descriptors, arguments, grid, the launch.
+"""Launches of the TMA kernels: descriptors, arguments, grid, words.
 
 A descriptor is made for each call, since it holds the tensor's address; what it says besides is prepared once.
 """
@@ -9,29 +9,30 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import torch
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from costmodel.algebra import ceil_div
+from costmodel.families.matrix import access, grid, step_of, stores_boxes, vector_widths
+from costmodel.families.tma import TmaPlan
 from costmodel.problem import Pass
-from costmodel.tiling import MAX_ALIGN, Call, Plan, grid, itemsize, step_of, stores_boxes
-from tritonconv import gemm
-from tritonconv.kernels.epilogue import Fused
+from costmodel.tiling import MAX_ALIGN, Call, itemsize
+from tritonconv.families import gemm
+from tritonconv.families.matrix import described as matrix_words
+from tritonconv.families.matrix import phases, recast
+from tritonconv.families.protocol import Laid, Launcher
 from tritonconv.kernels.index import Sizes, pack
 from tritonconv.kernels.tma import tma_kernel
 from tritonconv.layout import operand
 from tritonconv.prepared import (
     INT32_MAX,
-    Box,
     FusedKey,
-    Prepared,
     TensorKey,
     accumulator,
     channels_fit_int32,
     follow,
     packed_strides,
 )
+from tritonconv.steps import Box, Launch, Step
 
 
 def described(tensor: TensorKey, size: int, block: list[int], stride: tuple[int, ...] = ()) -> Box:
@@ -75,7 +76,7 @@ def weights(tensor: TensorKey, size: int, block: list[int]) -> Box:
     return [filters, row], [strides[0] if filters > 1 else ceil_div(row, unit) * unit, 1], block
 
 
-def fits_int32(call: Call, plan: Plan, *tensors: TensorKey) -> bool:
+def fits_int32(call: Call, plan: TmaPlan, *tensors: TensorKey) -> bool:
     """Whether 32-bit offsets reach every element of a tile of these tensors from its first."""
     n, *spatial = step_of(call.problem, plan)
     by = call.problem.with_unit_axes().stride if plan.which == Pass.DGRAD else (1, 1, 1)
@@ -87,8 +88,8 @@ def fits_int32(call: Call, plan: Plan, *tensors: TensorKey) -> bool:
     return True
 
 
-def prepare(
-    plan: Plan,
+def launch(
+    plan: TmaPlan,
     call: Call,
     a: TensorKey,
     b: TensorKey,
@@ -96,7 +97,7 @@ def prepare(
     bias_stride: int | None,
     fused: FusedKey | None,
     upcast: bool,
-) -> Prepared:
+) -> Launch:
     """Descriptors, scalars, constexprs and grid of a launch whose operands already lie as the plan wants them.
 
     wgrad's is the gather's, but that x comes as boxes.
@@ -104,9 +105,10 @@ def prepare(
     which, problem, size = plan.which, call.problem, itemsize(call.dtype)
     if which == Pass.WGRAD:
         step = step_of(problem, plan)
-        gathered = gemm.prepare(replace(plan, family="gather", step=step), call, a, b, out, bias_stride, fused, upcast)
+        gathered = gemm.launch(replace(plan, step=step), call, a, b, out, bias_stride, fused, upcast)
         x = described(b, size, taken(step, problem.stride, plan.block_n), problem.stride)
-        return replace(gathered, plan=plan, constants=gathered.constants | {"BOXED": True}, boxes=(None, x, None))
+        main = replace(gathered.main, constants=gathered.main.constants | {"BOXED": True}, boxes={"b": x})
+        return replace(gathered, plan=plan, main=main)
     full, rank, dgrad = problem.with_unit_axes(), problem.rank, which == Pass.DGRAD
     c_align, k_align = (math.gcd(n, MAX_ALIGN) for n in (problem.channels_per_group, problem.filters_per_group))
     box = step_of(problem, plan)
@@ -117,11 +119,12 @@ def prepare(
         raise RuntimeError(f"{which} of {problem} needs {programs} programs, more than a CUDA grid of {INT32_MAX} holds")
     stride = (1,) * rank if dgrad else problem.stride
     store = stores_boxes(call)
-    descriptors = (
-        described(a, size, taken(box, stride, plan.block_k), stride),
-        weights(b, size, [plan.block_k, plan.block_n] if dgrad else [plan.block_n, plan.block_k]),
-        described(out, size, [*pixels, plan.block_n]) if store else None,
-    )
+    boxes = {
+        "a": described(a, size, taken(box, stride, plan.block_k), stride),
+        "b": weights(b, size, [plan.block_k, plan.block_n] if dgrad else [plan.block_n, plan.block_k]),
+    }
+    if store:
+        boxes["out"] = described(out, size, [*pixels, plan.block_n])
     residual = None if fused is None else fused.residual
     laid_over = (out,) if residual is None else (out, residual)
     small = fits_int32(call, plan, *laid_over) and channels_fit_int32(out, bias_stride, fused)
@@ -172,20 +175,38 @@ def prepare(
     if fused is not None:
         constants |= {"FUSED": True, **fused_constants}
     arguments = (packed_strides(out, call.out), sizes, pack(problem.groups), pack(a[1][-1]))
-    return Prepared(plan, programs, arguments, constants, fused=follows, boxes=descriptors)
+    main = Step(tma_kernel, programs, constants, arguments, ("a", "b", "bias", "out"), boxes, fused=True)
+    return Launch(plan, main, fused=follows)
 
 
-def operands_of(prepared: Prepared, *tensors: Any) -> list[Any]:
-    """The tensors as the kernel takes them: those that come or leave as boxes as descriptors."""
-    return [t if box is None else TensorDescriptor(t, *box) for t, box in zip(tensors, prepared.boxes, strict=True)]
+class Tma(Launcher):
+    """The family."""
+
+    name, title = "tma", "implicit GEMM, boxes of pixels copied by TMA tap by tap"
+
+    def launch(self, plan: TmaPlan, *given: Any) -> Launch:
+        return launch(plan, *given)
+
+    def laid(self, plan: TmaPlan, call: Call, a: TensorKey, b: TensorKey, out: TensorKey) -> Laid:
+        return recast(plan, call, a, b, out)
+
+    def kernels_of(self, which: Pass) -> str:
+        return "gather" if which == Pass.WGRAD else self.name
+
+    def remark(self, call: Call, plan: TmaPlan) -> str:
+        return phases(call)
+
+    def words(self, call: Call, plan: TmaPlan) -> list[str]:
+        box = " x ".join(map(str, step_of(call.problem, plan)))
+        if call.which == Pass.WGRAD:
+            loads = f"  boxes of {box} pixels of x; elements a load: dy {vector_widths(call, plan)[0]}"
+        else:
+            leave = "the result leaves as boxes too" if access(call, plan) == "wide" else "each thread stores its own results"
+            loads = f"  boxes of {box} pixels; {leave}"
+        return matrix_words(call, plan, loads)
+
+    def fused_in(self, plan: TmaPlan) -> str:
+        return "the kernel that adds up the partial sums" if plan.split > 1 else "the same kernel"
 
 
-def run(
-    prepared: Prepared, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, fused: Fused | None
-) -> None:
-    """The launch itself."""
-    taken_a, taken_b, result = operands_of(prepared, a, b, out)
-    if prepared.plan.which == Pass.WGRAD:
-        gemm.run(prepared, taken_a, taken_b, bias, result, fused)
-    else:
-        tma_kernel[(prepared.programs,)](taken_a, taken_b, bias, result, *prepared.arguments, fused=fused, **prepared.constants)
+LAUNCHERS = (Tma(),)

@@ -1,0 +1,50 @@
+"""Which kernels of the package were started: for those who prove that some were, or that none was.
+
+Importing this puts a counter around `tritonconv.steps`, which starts them all; the package itself counts nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from tritonconv.steps import Launch, Step
+
+#: Launches so far: of a pass "fprop", "dgrad" or "wgrad", and "tma fprop" and so on where its family is no GEMM by gather;
+#: "reduce" for the second stage of a shared reduction; kernels of functions by `FUNCTIONS`.
+COUNTS: Counter[str] = Counter()
+#: Kernels of functions, and what they are counted as.
+FUNCTIONS = {
+    "causal_kernel": "causal",
+    "final_state_kernel": "causal final",
+    "causal_backward_kernel": "causal backward",
+    "state_gradient_kernel": "causal state gradient",
+    "causal_update_kernel": "causal update",
+    "video_kernel": "video",
+    "separable_kernel": "separable",
+}
+_PLAIN = ("fprop_kernel", "dgrad_kernel", "wgrad_kernel")
+_start, _run = Step.start, Launch.run
+
+
+def start(step: Step, *values: Any, **named: Any) -> None:
+    """`Step.start`, counted."""
+    name = step.kernel.__name__
+    if name == "reduce_kernel":
+        COUNTS["reduce"] += 1
+    elif name in FUNCTIONS:
+        COUNTS[FUNCTIONS[name]] += 1
+    _start(step, *values, **named)
+
+
+def run(launch: Launch, *given: Any) -> None:
+    """`Launch.run`, counted."""
+    which = str(launch.plan.which)
+    COUNTS[which] += 1
+    if launch.main.kernel.__name__ not in _PLAIN or launch.main.boxes:
+        COUNTS[f"{launch.plan.family} {which}"] += 1
+    _run(launch, *given)
+
+
+setattr(Step, "start", start)  # noqa: B010, mypy has no methods assigned
+setattr(Launch, "run", run)  # noqa: B010

@@ -1,0 +1,79 @@
+"""The kernel families of a pass, by name, and the functions whose kernels are no family's: the one place that names them all.
+
+Whoever chooses, launches, counts or audits asks here. A family is a module of this package (`costmodel/families/protocol.py` is
+what it has to answer) and one of `tritonconv.families`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from costmodel.families.protocol import Family
+    from costmodel.tiling import Plan
+
+#: The modules that have families, each as `FAMILIES`.
+MODULES = ("gemm", "tma", "depthwise_choice", "band")
+#: Of their modules, those with a predicted time of their own.
+TIMED = ("matrix_time", "depthwise_choice", "band")
+
+
+class Function(NamedTuple):
+    """A function of several passes in kernels of its own. `module` has their time, and their plans, if they are no family's."""
+
+    module: str
+    kernels: tuple[str, ...]  # modules of `tritonconv.kernels`
+    executed: tuple[int, ...]  # as a family's
+    kin: str  # the family whose product or window its kernels have: its constants hold, until there are others
+    plan: str = ""  # the class of its plans
+
+
+FUNCTIONS = {
+    "causal": Function("costmodel.causal", ("causal", "causal_backward", "causal_state"), (80, 90), "depthwise"),
+    "video": Function("costmodel.video", ("video",), (80, 90), "gather", "VideoPlan"),
+    "separable": Function("costmodel.separable", ("separable",), (80, 90), "patch", "SeparablePlan"),
+}
+
+
+@cache
+def families() -> dict[str, Family]:
+    """Every kernel family by its name. A test may put one more into it."""
+    found = [family for module in MODULES for family in import_module(f"{__name__}.{module}").FAMILIES]
+    return {family.name: family for family in found}
+
+
+def family(name: str) -> Family:
+    """The family of a plan. ValueError where there is none of that name."""
+    if name not in families():
+        raise ValueError(f"there is no family {name!r}, there are {', '.join(families())}")
+    return families()[name]
+
+
+def asked() -> list[Family]:
+    """The families in the order in which a choice asks them: those that serve few calls first."""
+    return sorted(families().values(), key=lambda each: not each.narrow)
+
+
+def plan_class(name: str) -> type[Plan]:
+    """The class of the plans of a family or function. ValueError where there is none of that name."""
+    if name in FUNCTIONS and FUNCTIONS[name].plan:
+        found: type[Plan] = getattr(import_module(FUNCTIONS[name].module), FUNCTIONS[name].plan)
+        return found
+    return family(name).plan
+
+
+def kernels_of(name: str) -> tuple[str, ...]:
+    """The modules of `tritonconv.kernels` that a family or function launches. ValueError where there is none of that name."""
+    return FUNCTIONS[name].kernels if name in FUNCTIONS else family(name).kernels
+
+
+def executed(name: str) -> tuple[int, ...]:
+    """The architectures whose compiled code of a family or function has been executed."""
+    return FUNCTIONS[name].executed if name in FUNCTIONS else family(name).executed
+
+
+def every() -> tuple[str, ...]:
+    """The names of all families and functions."""
+    return (*families(), *FUNCTIONS)

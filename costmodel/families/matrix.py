@@ -1,0 +1,281 @@
+"""What the families of matrix products share: their plans, and how a plan tiles a pass: loads, grid, trips. Plain arithmetic.
+
+"gather" and "patch" (`gemm`) and "tma" multiply pixels by weights, tile by tile of their implicit matrix product.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import ClassVar
+
+from costmodel.algebra import ceil_div, product
+from costmodel.device import Device
+from costmodel.problem import ConvProblem, Pass
+from costmodel.recast import fold_columns, fold_width, merge_groups
+from costmodel.resources import Resources, estimated, resource_key, resource_table
+from costmodel.tiling import LARGEST_BOX, MAX_ALIGN, Call, Extent, Operand, Plan, arithmetic, itemsize, said
+
+#: What must divide a row of pixels for a kernel to be told so: then it loads and stores several of them at once.
+ROW_ALIGN = 8
+
+
+@dataclass(frozen=True)
+class MatrixPlan(Plan):
+    """A tile of a matrix product: `block_m` x `block_n` results, `block_k` terms of each a trip.
+
+    `split` counts the programs that share one reduction: over channels in fprop, filters in dgrad, pixels in wgrad. `group_m`:
+    m tiles that are walked across every n tile before the next ones. `step` is a box of pixels (n, o, p, q): wgrad's of the
+    output, whose product is `block_k`, and that of a family of boxes of the result (of a stride phase in dgrad), whose product
+    is `block_m`. `merge` counts the groups that are laid together in one block-diagonal weight, so that narrow groups fill a
+    tile. `pack` names operands that are first copied to channels-last.
+    """
+
+    boxed: ClassVar[bool] = False  # operands come as boxes, in wgrad x alone
+    patches: ClassVar[bool] = False  # taps and channels are one axis, since the windows tile the input
+
+    split: int = said("split", 1)
+    group_m: int = said("group", 8)
+    step: tuple[int, int, int, int] | None = said("step", None, 4)
+    merge: int = said("merge", 1)
+    fold: bool = field(default=False, init=False, repr=False)  # of the families that say so
+    x3: bool = field(default=False, init=False, repr=False)
+    pack: tuple[str, ...] = said("pack-", ())
+
+
+def merged(call: Call, merge: int) -> Call:
+    """The call as its kernel sees it with `merge` groups as one: wider channels, and channels-last block-diagonal weights."""
+    if merge == 1:
+        return call
+    problem = merge_groups(call.problem, merge)
+    c, k = problem.channels_per_group, problem.filters_per_group
+
+    def wider(operand: Operand, channels: int) -> Operand:
+        return replace(operand, align=math.gcd(operand.outside, channels) if operand.unit == 1 else operand.outside)
+
+    w = Operand(1, math.gcd(MAX_ALIGN, c), math.gcd(MAX_ALIGN, c))
+    a, b, out = {
+        Pass.FPROP: (wider(call.a, c), w, wider(call.out, k)),
+        Pass.DGRAD: (wider(call.a, k), w, wider(call.out, c)),
+        Pass.WGRAD: (wider(call.a, k), wider(call.b, c), w),
+    }[call.which]
+    return replace(call, problem=problem, a=a, b=b, out=out)
+
+
+def folded(call: Call) -> Call:
+    """The call as its kernel sees it with the columns of a filter as channels, in padded copies."""
+    problem = fold_columns(call.problem)
+    x = Operand(1, fold_width(call.problem), fold_width(call.problem), boxed=False)  # windows overlap
+    w = Operand(1, *(math.gcd(MAX_ALIGN, problem.in_channels),) * 2)
+    if call.which == Pass.WGRAD:
+        return replace(call, problem=problem, b=x, out=w)
+    return replace(call, problem=problem, a=x, b=w)
+
+
+def seen_problem(problem: ConvProblem, plan: MatrixPlan) -> ConvProblem:
+    """The problem as the plan's kernel sees it."""
+    problem = merge_groups(problem, plan.merge)
+    return fold_columns(problem) if plan.fold else problem
+
+
+def seen(call: Call, plan: MatrixPlan) -> Call:
+    """The call as the plan's kernel sees it, but for operands that are copied to channels-last."""
+    call = merged(call, plan.merge)
+    return folded(call) if plan.fold else call
+
+
+def arithmetic_of(call: Call, plan: MatrixPlan) -> str:
+    """`arithmetic` under a plan, which may ask for "tf32x3"."""
+    return "tf32x3" if plan.x3 else arithmetic(call.dtype, call.precision)
+
+
+def row_align(problem: ConvProblem, which: Pass) -> int:
+    """A divisor, `ROW_ALIGN` or 1, of the row of pixels that a tile of results runs along: y's, or dx's where one stride phase
+    is all of it; of patches, which may leave a rest of dx over, dy's too."""
+    x, y = problem.input_size[-1], problem.output_size[-1]
+    if which == Pass.WGRAD or (which == Pass.DGRAD and problem.stride[-1] != 1):
+        return 1
+    row = y if which == Pass.FPROP else math.gcd(x, y) if problem.is_patch else x
+    return 1 if row % ROW_ALIGN else ROW_ALIGN
+
+
+def vector_widths(call: Call, plan: MatrixPlan) -> tuple[int, int]:
+    """Elements per load of operands a and b under a plan: what alignment and the axis of stride 1 allow; a box for tma, whose
+    wgrad loads dy by threads."""
+    if plan.boxed and plan.which != Pass.WGRAD:
+        return LARGEST_BOX, LARGEST_BOX
+    call = seen(call, plan)
+    problem = call.problem
+    packed_a = "a" in plan.pack
+    packed_b = "b" in plan.pack
+
+    def along_channels(operand: Operand, packed: bool, channels: int) -> int:
+        if packed:
+            return math.gcd(channels, MAX_ALIGN)
+        return math.gcd(operand.align, channels) if operand.unit == 1 else 1
+
+    def on_pixels(operand: Operand) -> int:
+        # channels-first: neighbouring pixels are contiguous where nothing shifts them
+        return math.gcd(operand.align, row_align(problem, call.which)) if operand.unit == 4 else 1
+
+    c, k = problem.channels_per_group, problem.filters_per_group
+    pointwise = problem.taps == 1 and problem.is_patch
+    if call.which == Pass.FPROP:
+        a = along_channels(call.a, packed_a, c)
+        if call.a.unit == 4 and not packed_a and problem.is_patch:
+            a = on_pixels(call.a) if pointwise else math.gcd(call.a.align, problem.kernel_size[-1], MAX_ALIGN)
+        b = along_channels(call.b, packed_b, c)
+        if plan.patches and call.b.unit == 4 and not packed_b:
+            b = math.gcd(call.b.align, problem.kernel_size[-1], MAX_ALIGN)
+    elif call.which == Pass.DGRAD:
+        a = along_channels(call.a, packed_a, k)
+        if call.a.unit == 4 and not packed_a and pointwise:
+            a = on_pixels(call.a)
+        b = along_channels(call.b, packed_b, c)
+        if plan.patches and call.b.unit == 4 and not packed_b:
+            b = math.gcd(call.b.align, problem.kernel_size[-1], MAX_ALIGN)
+        if call.b.unit == 0 and not packed_b:
+            b = math.gcd(call.b.align, k)
+    else:
+        a = along_channels(call.a, packed_a, k)
+        b = along_channels(call.b, packed_b, c)
+        if plan.patches and call.b.unit == 4 and not packed_b:
+            b = math.gcd(call.b.align, problem.kernel_size[-1], MAX_ALIGN)
+    widest = max(1, 16 // itemsize(call.dtype))
+    return min(a, widest), LARGEST_BOX if plan.boxed else min(b, widest)
+
+
+def access(call: Call, plan: MatrixPlan) -> str:
+    """How a plan's kernel reaches memory, which decides its registers: "wide" where both operands come in 16-byte loads,
+    "folded" where they do and taps share an axis with the channels (patches), else "narrow". tma's results are what differs:
+    "wide" where they leave as boxes, "scattered" where each thread stores its own; but for wgrad, whose dy is."""
+    if plan.boxed and plan.which != Pass.WGRAD:
+        return "wide" if stores_boxes(merged(call, plan.merge)) else "scattered"
+    widest = max(1, 16 // itemsize(call.dtype))
+    if min(vector_widths(call, plan)) < widest:
+        return "narrow"
+    return "folded" if plan.patches and call.problem.taps > 1 else "wide"
+
+
+def stores_boxes(call: Call) -> bool:
+    """Whether a box of the result may leave as one: dense channels of a single group, no stride between a phase's pixels."""
+    strided = call.which == Pass.DGRAD and any(s > 1 for s in call.problem.stride)
+    aligned = call.out.unit == 1 and call.out.boxed and call.out.outside * itemsize(call.dtype) % 16 == 0
+    return aligned and call.problem.groups == 1 and not strided
+
+
+def reduction_step(problem: ConvProblem, block_k: int, within: bool = False) -> tuple[int, int, int, int]:
+    """wgrad's box (n, o, p, q) of `block_k` output pixels, powers of two, that wastes least, and of those the widest.
+
+    tma's lies `within` the output along o, p and q: the kernel shifts the last box of an axis back.
+    """
+    return _least_box(_boxed_sizes(problem, Pass.WGRAD), block_k.bit_length() - 1, within)
+
+
+def reduction_steps(problem: ConvProblem, step: tuple[int, int, int, int]) -> int:
+    """Boxes that cover the output pixels."""
+    return boxes(problem, Pass.WGRAD, step)
+
+
+def pixel_box(problem: ConvProblem, which: Pass, pixels: int) -> tuple[int, int, int, int]:
+    """The box (n, o, p, q) of `pixels` pixels, powers of two, that wastes least, and of those the widest."""
+    return _least_box(_boxed_sizes(problem, which), pixels.bit_length() - 1, False)
+
+
+def step_of(problem: ConvProblem, plan: MatrixPlan) -> tuple[int, int, int, int]:
+    """The box of a plan that has one: its `step`, or the best where it leaves that open."""
+    if plan.which == Pass.WGRAD:
+        return plan.step or reduction_step(problem, plan.block_k, plan.boxed)
+    return plan.step or pixel_box(problem, plan.which, plan.block_m)
+
+
+def boxes(problem: ConvProblem, which: Pass, box: tuple[int, int, int, int]) -> int:
+    """Boxes that cover the pixels of a pass."""
+    return math.prod(ceil_div(s, b) for s, b in zip(_boxed_sizes(problem, which), box, strict=True))
+
+
+@lru_cache(maxsize=4096)
+def _boxed_sizes(problem: ConvProblem, which: Pass) -> tuple[int, ...]:
+    """(n, o, p, q): the output pixels, or dgrad's of the largest stride phase, with axes of size 1 in front up to three."""
+    sizes = problem.output_size
+    if which == Pass.DGRAD:
+        sizes = tuple(ceil_div(n, s) for n, s in zip(problem.input_size, problem.stride, strict=True))
+    return (problem.batch, *(1,) * (3 - problem.rank), *sizes)
+
+
+@lru_cache(maxsize=4096)
+def _least_box(sizes: tuple[int, ...], bits: int, within: bool) -> tuple[int, int, int, int]:
+    covered = [[-(-size >> e) for e in range(bits + 1)] for size in sizes]  # boxes along an axis, 2^e wide
+    widest = [min(bits, max(0, (2 * size - 1).bit_length() - 1)) for size in sizes[:3]] + [bits]
+    if within:  # images alone may be fewer than a box's
+        widest = [bits] + [min(bits, max(0, size.bit_length() - 1)) for size in sizes[1:]]
+    best, found = math.inf, (0, 0, 0, bits)
+    for q in range(widest[3], -1, -1):
+        for p in range(min(bits - q, widest[2]), -1, -1):
+            for o in range(min(bits - q - p, widest[1]), -1, -1):
+                n = bits - q - p - o
+                if n <= widest[0]:
+                    boxes = covered[0][n] * covered[1][o] * covered[2][p] * covered[3][q]
+                    if boxes < best:
+                        best, found = boxes, (n, o, p, q)
+    return 1 << found[0], 1 << found[1], 1 << found[2], 1 << found[3]
+
+
+@lru_cache(maxsize=4096)
+def extent(problem: ConvProblem, which: Pass, patches: bool) -> Extent:
+    """The extent of a pass, `patches` as `MatrixPlan` has it."""
+    c, k, taps = problem.channels_per_group, problem.filters_per_group, problem.taps
+    if which == Pass.FPROP:
+        pixels = problem.batch * product(problem.output_size)
+        return Extent(pixels, k, problem.groups, c * taps if patches else c, 1 if patches else taps)
+    if which == Pass.DGRAD:
+        # the largest stride phase, over the batch
+        pixels = problem.batch * product(ceil_div(n, s) for n, s in zip(problem.input_size, problem.stride, strict=True))
+        phases = 1 if patches else product(problem.stride)
+        return Extent(pixels, c * taps if patches else c, problem.groups * phases, k, 1 if patches else taps / phases)
+    pixels = problem.batch * product(problem.output_size)
+    return Extent(k, c * taps if patches else c, problem.groups * (1 if patches else taps), pixels, 1)
+
+
+def grid(problem: ConvProblem, plan: MatrixPlan) -> tuple[int, int, int]:
+    """(m tiles, n tiles, repeats) of a launch; repeats are groups, phases, taps and splits."""
+    problem = seen_problem(problem, plan)
+    of = extent(problem, plan.which, plan.patches)
+    m_tiles = ceil_div(of.m, plan.block_m)
+    if plan.boxed and plan.which != Pass.WGRAD:
+        m_tiles = boxes(problem, plan.which, step_of(problem, plan))
+    return m_tiles, ceil_div(of.n, plan.block_n), of.repeats * plan.split
+
+
+def trips(problem: ConvProblem, plan: MatrixPlan) -> float:
+    """Main-loop trips of one program, on average over the phases of dgrad."""
+    problem = seen_problem(problem, plan)
+    of = extent(problem, plan.which, plan.patches)
+    if plan.which == Pass.WGRAD:
+        return ceil_div(reduction_steps(problem, step_of(problem, plan)), plan.split)
+    return ceil_div(ceil_div(of.depth, plan.block_k), plan.split) * of.loops
+
+
+def shares(problem: ConvProblem, which: Pass, kind: type[MatrixPlan]) -> bool:
+    """Whether programs may share a reduction. fprop's patches have taps and channels on one axis, which is not cut."""
+    if kind.boxed:
+        return which == Pass.WGRAD
+    return which != Pass.FPROP or not kind.patches or problem.taps == 1
+
+
+def full_shares(blocks: int, split: int) -> int:
+    """The most programs up to `split` that share `blocks` blocks of a reduction so that none has nothing to do."""
+    return ceil_div(blocks, ceil_div(blocks, split))
+
+
+def issued_macs(problem: ConvProblem, plan: MatrixPlan) -> int:
+    """Multiply-adds that the plan's tiles compute, those on padding, tile edges and other groups' channels included."""
+    m_tiles, n_tiles, repeats = grid(problem, plan)
+    return round(m_tiles * n_tiles * repeats * trips(problem, plan) * plan.block_m * plan.block_n * plan.block_k)
+
+
+def resources_of(call: Call, plan: MatrixPlan, device: Device) -> Resources:
+    """What the kernel of a plan of the GEMM families takes: the table's row, an estimate where the plan is not in it."""
+    key = resource_key(plan, arithmetic_of(call, plan), access(call, plan), device.capability)
+    return resource_table().get(key) or estimated(plan.tile, itemsize(call.dtype))

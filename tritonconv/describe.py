@@ -1,0 +1,32 @@
+"""How the tensors of a pass lie in memory, as the cost model wants to know it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from costmodel.families.depthwise import is_narrow
+from costmodel.problem import ConvProblem, Pass
+from costmodel.tiling import Operand
+from tritonconv.families import gemm
+from tritonconv.layout import depthwise_operand, operand
+from tritonconv.prepared import TensorKey
+
+
+def describe(
+    problem: ConvProblem,
+    which: Pass,
+    a: TensorKey,
+    b: TensorKey,
+    out: TensorKey,
+    aligned: tuple[bool, bool] = (True, True),
+) -> tuple[Operand, Operand, Operand]:
+    """How the three tensors of a pass lie in memory. Weights [K, C / G, ...] share out axis 0, activations axis 1. `aligned`
+    says of a and b whether they begin on a multiple of 16 bytes; a result that is allocated here does."""
+    weight = {Pass.FPROP: 1, Pass.DGRAD: 1, Pass.WGRAD: 2}[which]
+    described = depthwise_operand if is_narrow(problem) else operand
+    far = gemm.is_far(problem, which, a, b, out)
+    found = [
+        replace(described(*tensor, problem.groups, 0 if i == weight else 1, begins), far=far, aligned=begins)
+        for i, (tensor, begins) in enumerate(zip((a, b, out), (*aligned, True), strict=True))
+    ]
+    return found[0], found[1], found[2]

@@ -1,0 +1,75 @@
+"""What a kernel family is to `tritonconv`: how its plans are launched, and the words of `explain` for them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+from costmodel.problem import ConvProblem, Pass
+from costmodel.tiling import Call
+from tritonconv.prepared import FusedKey, TensorKey
+from tritonconv.steps import Copies, Launch
+
+
+class Laid(NamedTuple):
+    """A call as the kernels of a plan see it: the plan, the problem, how a, b and the result lie, which of a and b are copies,
+    and what makes these."""
+
+    plan: Any
+    problem: ConvProblem
+    a: TensorKey
+    b: TensorKey
+    out: TensorKey
+    copied: tuple[str, ...] = ()
+    copies: Copies = Copies()
+
+
+class Launcher(ABC):
+    """A kernel family: the half that launches. `title` says in a few words what its kernels do."""
+
+    name: str
+    title: str
+
+    @abstractmethod
+    def launch(
+        self,
+        plan: Any,
+        call: Call,
+        a: TensorKey,
+        b: TensorKey,
+        out: TensorKey,
+        bias_stride: int | None,
+        fused: FusedKey | None,
+        upcast: bool,
+    ) -> Launch:
+        """The kernels of a plan, for operands that lie as it wants them and that `call` describes. `upcast`: the interpreter
+        multiplies bfloat16 in float32."""
+
+    @abstractmethod
+    def words(self, call: Call, plan: Any) -> list[str]:
+        """A plan's tile, programs and copies, a line each."""
+
+    def laid(self, plan: Any, call: Call, a: TensorKey, b: TensorKey, out: TensorKey) -> Laid:
+        """The call as the plan's kernels see it."""
+        return Laid(plan, call.problem, a, b, out)
+
+    def kernels_of(self, which: Pass) -> str:
+        """The family whose kernels compute a pass."""
+        return self.name
+
+    def remark(self, call: Call, plan: Any) -> str:
+        """What is said behind `title` on its line."""
+        return ""
+
+    def fused_in(self, plan: Any) -> str:
+        """The kernel that runs an epilogue, in words."""
+        return "the same kernel"
+
+
+#: The operands a and b of a pass.
+OPERANDS = {Pass.FPROP: ("x", "w"), Pass.DGRAD: ("dy", "w"), Pass.WGRAD: ("dy", "x")}
+
+
+def named(letters: tuple[str, ...], which: Pass) -> str:
+    """The operands of `plan.pack` by their names, as a sentence has them."""
+    return " and ".join(OPERANDS[which]["ab".index(letter)] for letter in letters)

@@ -1,0 +1,97 @@
+"""What a launch is: kernels with their grids, arguments and constants, in order, and the copies around them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from costmodel.tiling import Plan
+from tritonconv.kernels.epilogue import Fused
+
+Box = tuple[list[int], list[int], list[int]]  # shape, strides and block of a TMA descriptor
+
+
+@dataclass(frozen=True)
+class Step:
+    """One kernel of a launch.
+
+    tensors: what it takes first, by name: "a", "b", "bias", "out" (whatever the last kernel makes), "workspace" (memory between
+    two kernels), "" for none. arguments and constants: what it takes behind them. boxes: of the tensors that it takes as TMA
+    descriptors, what those say besides the address. fused: it runs the epilogue of the call.
+    """
+
+    kernel: Any
+    programs: int
+    constants: dict[str, Any]
+    arguments: tuple[Any, ...] = ()
+    tensors: tuple[str, ...] = ()
+    boxes: Mapping[str, Box] = field(default_factory=dict)
+    fused: bool = False
+
+    def start(self, *values: Any, **named: Any) -> None:
+        """The launch itself, on all values that the kernel takes. Every kernel of this package is started here."""
+        self.kernel[(self.programs,)](*values, **named, **self.constants)
+
+    def values(self, given: Mapping[str, Any]) -> list[Any]:
+        """The tensors by name as the kernel takes them, and its arguments. A descriptor is made at each call: it holds an
+        address."""
+        taken = [TensorDescriptor(given[n], *self.boxes[n]) if n in self.boxes else given[n] for n in self.tensors]
+        return [*taken, *self.arguments]
+
+
+class Copies:
+    """What is copied around the kernels of a launch: nothing. A family's own say what its plans want otherwise."""
+
+    #: Whether the kernels make the result elsewhere, in memory that no other plan of the call has.
+    elsewhere: bool = False
+
+    def operands(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """a and b as the kernels take them."""
+        return a, b
+
+    def result(self, out: torch.Tensor) -> torch.Tensor:
+        """Where the kernels make the result."""
+        return out
+
+    def beside(self, fused: Fused, made: torch.Tensor) -> Fused:
+        """The epilogue, whose residual and z lie as `made`."""
+        return fused
+
+    def finish(self, made: torch.Tensor, out: torch.Tensor, used: Fused | None, asked: Fused | None) -> None:
+        """Brings what the kernels made to where it was asked for."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What runs a plan, without its tensors: `main` multiplies, and other kernels come before and after it.
+
+    workspace: shape of the memory between kernels, of `between`. fused: the last fields of `Fused`, after its pointers.
+    """
+
+    plan: Plan
+    main: Step
+    before: tuple[Step, ...] = ()
+    after: tuple[Step, ...] = ()
+    workspace: tuple[int, ...] = ()
+    between: torch.dtype | None = None
+    fused: tuple[Any, ...] = ()
+    copies: Copies = field(default_factory=Copies, compare=False)
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """All kernels, in order."""
+        return (*self.before, self.main, *self.after)
+
+    def run(
+        self, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, fused: Fused | None = None
+    ) -> None:
+        """Launches the kernels on operands that lie as they want them: nothing here depends on anything but its arguments."""
+        given = {"a": a, "b": b, "bias": bias, "out": out, "": None}
+        if self.workspace:
+            given["workspace"] = torch.empty(self.workspace, dtype=self.between, device=out.device)
+        for step in self.steps:
+            step.start(*step.values(given), **({"fused": fused} if step.fused else {}))
