@@ -12,14 +12,13 @@ from typing import Annotated, Any
 
 import typer
 
+from costmodel.arithmetic import arithmetic_named
 from costmodel.compare.command import compare
 from costmodel.count import cost, training_cost
 from costmodel.device import devices
 from costmodel.reports import export, terminal
 from costmodel.reports.notation import parse
 from costmodel.reports.options import (
-    arithmetic_named,
-    arithmetic_word,
     device_named,
     form_named,
     measured_times,
@@ -142,7 +141,7 @@ def layer(
     """
     named, form = parse(" ".join(words)), form_named(json=json, csv=csv, markdown=markdown, latex=latex)
     chosen = device_named(device) if device else None
-    kind, precision, remark = arithmetic_named(dtype, chosen)
+    kind, precision, remark = meant = arithmetic_named(dtype, chosen)
     rates = [rate_named(text) for text in rate or []]
     rows = pass_rows(named, chosen, kind, precision)
     if samples is None and (rates or layers != 1):
@@ -173,7 +172,7 @@ def layer(
         typer.echo(export.FORMATS[form](guesses or rows), nl=False)
     else:
         out = terminal.console()
-        terminal.show_passes(out, named, rows, chosen, arithmetic_word(kind, precision), remark)
+        terminal.show_passes(out, named, rows, chosen, meant.word, remark)
         if work is not None:
             heading = f"{layers} such layer{'s' if layers > 1 else ''}, {samples:,.0f} samples"
             terminal.show_estimate(out, guesses, heading, work)
@@ -214,11 +213,8 @@ def solve(
         "stride": stride,
         "dilation": dilation,
     }
-    unknown = for_ or next((name for name, value in given.items() if value is None), None)
-    if unknown is None:
-        raise ValueError("nothing is left to solve for: leave out the option whose values you want")
     form = form_named(json=json, markdown=markdown, latex=latex)
-    found = solved(unknown, **given, transposed=transposed, output_padding=output_padding, symmetric=not total)
+    found = solved(for_, **given, transposed=transposed, output_padding=output_padding, symmetric=not total)
     if form == "json":
         low_high = {name: getattr(found, name) for name in ("solved_for", "symbol", "low", "high", "reason")}
         typer.echo(export.to_json(low_high | {"solution": str(found), "derivation": found.plain()}), nl=False)

@@ -8,43 +8,9 @@ import sys
 from pathlib import Path
 
 from costmodel.device import Device, find_device
-from costmodel.forecast import dtype_of
 
-#: What a user may call the arithmetic: name -> (dtype, precision).
-DTYPES = {
-    "fp16": ("float16", "ieee"),
-    "float16": ("float16", "ieee"),
-    "bf16": ("bfloat16", "ieee"),
-    "bfloat16": ("bfloat16", "ieee"),
-    "fp32": ("float32", "ieee"),
-    "float32": ("float32", "ieee"),
-    "tf32": ("float32", "tf32"),
-    "fp64": ("float64", "ieee"),
-    "float64": ("float64", "ieee"),
-}
 RATE = re.compile(r"([0-9.]+(?:e[+-]?[0-9]+)?) *([kMGTPE]?)(FLOP|MAC)(?:s|S|/s)?")
 PREFIX = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
-
-
-def arithmetic_named(text: str | None, device: Device | None) -> tuple[str, str, str]:
-    """(dtype, precision, remark) of a name such as "bf16" or "tf32"; ValueError for any other, or one that the device lacks.
-
-    Without a name it is bfloat16, or where the device has no such thing float16, as the remark says.
-    """
-    if text is None:
-        dtype, remark = ("bfloat16", "") if device is None else dtype_of(None, device)
-        return dtype, "ieee", remark
-    if text.lower() not in DTYPES:
-        raise ValueError(f"dtype {text!r} is unknown: one of {', '.join(name for name in DTYPES if len(name) == 4)}")
-    dtype, precision = DTYPES[text.lower()]
-    if device is not None:
-        device.rate(dtype, precision)
-    return dtype, precision, ""
-
-
-def arithmetic_word(dtype: str, precision: str) -> str:
-    """The short name of an arithmetic: "bf16", "tf32"."""
-    return next(name for name, known in DTYPES.items() if known == (dtype, precision))
 
 
 def rate_named(text: str) -> tuple[float, str]:
