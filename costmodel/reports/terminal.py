@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,13 @@ LIMITS = {
 def console() -> Console:
     """Standard output. Numbers keep the colour of their cell."""
     return Console(highlight=False)
+
+
+def printed(show: Callable[[Console], None], width: int | None = None) -> str:
+    """What `show` prints, as text without trailing blanks."""
+    out = io.StringIO()
+    show(Console(file=out, width=width, highlight=False))
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
 
 
 def table(title: str = "", gap: int = 1) -> Table:
@@ -190,7 +198,7 @@ def show_sources(out: Console, devices: Iterable[Device]) -> None:
 def show_report(out: Console, report: Report, top: int) -> None:
     """The rows that take longest, totals, and what is not known."""
     out.print(Text(report.model, style="bold"))
-    inputs = ", ".join(by(shape) for shape in report.inputs)
+    inputs = ", ".join(map(str, report.inputs))
     parameters = si(report.parameters) + (
         f", {si(report.trainable)} trainable" if report.trainable != report.parameters else ""
     )

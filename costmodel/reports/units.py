@@ -44,3 +44,15 @@ def interval(low: float, high: float) -> str:
     first, last = duration(low), duration(high)
     number, _, unit = first.partition(" ")
     return f"{number if unit == last.partition(' ')[2] else first} to {last}"
+
+
+def middle(text: str, width: int) -> str:
+    """The text, its middle left out where it is wider: names of modules differ at their ends.
+
+    >>> middle("features.denseblock4.denselayer16.conv2", 20)
+    'features.…er16.conv2'
+    """
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 2
+    return text[:head] + "…" + text[len(text) - (width - 1 - head) :]
