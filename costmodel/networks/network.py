@@ -315,7 +315,7 @@ def trace(model: nn.Module, *inputs: Any, train: bool = False, dtype: Any = None
     notes += [f"branches with different receptive centres meet at {layer.name}" for layer in layers if layer.misaligned]
     parameters = distinct(model)
     named = [("", tensor) for tensor in tensors(stage.inputs)]
-    named += [(name, tensor) for name, value in stage.keywords.items() for tensor in tensors(value)]
+    named += [of for name, value in stage.keywords.items() for of in _named(name, value)]
     first = next((tensor for _, tensor in named), None)
     return Network(
         name=type(model).__name__,
@@ -330,6 +330,15 @@ def trace(model: nn.Module, *inputs: Any, train: bool = False, dtype: Any = None
         memory=recorder.lives.without(tensors(stage.gradients)),
         asked=dtype is not None,
     )
+
+
+def _named(name: str, value: Any) -> list[tuple[str, Any]]:
+    """The tensors of a keyword, those of a dictionary by their keys."""
+    from costmodel.networks.operators import tensors
+
+    if isinstance(value, Mapping):
+        return [of for key, inner in value.items() for of in _named(f"{name}.{key}", inner)]
+    return [(name, tensor) for tensor in tensors(value)]
 
 
 def _layers(records: Sequence[Record]) -> tuple[Layer, ...]:
