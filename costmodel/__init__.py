@@ -22,18 +22,22 @@ if TYPE_CHECKING:
     from costmodel.formulas.inverse import solve
     from costmodel.layers import Layer, conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d, layer
     from costmodel.networks.network import Network, trace
+    from costmodel.networks.timed import Forecast
     from costmodel.reports.export import to_csv, to_json, to_latex, to_markdown
+    from costmodel.reports.sidebyside import SideBySide
 
 __all__ = [
     "ConvProblem",
     "Cost",
     "Device",
+    "Forecast",
     "Gemm",
     "Layer",
     "Network",
     "Pass",
     "Phase",
     "Roofline",
+    "SideBySide",
     "__version__",
     "conv1d",
     "conv2d",
@@ -61,9 +65,11 @@ __all__ = [
 
 _HOME = {
     "Device": "device",
+    "Forecast": "networks.timed",
     "Layer": "layers",
     "Network": "networks.network",
     "Roofline": "bounds",
+    "SideBySide": "reports.sidebyside",
     "conv1d": "layers",
     "conv2d": "layers",
     "conv3d": "layers",

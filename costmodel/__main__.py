@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 REPORT = ("typer", "rich", "matplotlib")
 
@@ -16,7 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         return _missing(error)
     try:
-        code = app(arguments, prog_name="costmodel", standalone_mode=False)
+        with _quiet():
+            code = app(arguments, prog_name="costmodel", standalone_mode=False)
     except ModuleNotFoundError as error:
         return _missing(error)
     except ValueError as error:
@@ -28,6 +33,21 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         return _refuse(error.format_message())
     return code if isinstance(code, int) else 0
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Neither torch's log nor warnings of libraries, unless Python was started with -W."""
+    log = logging.getLogger("torch")
+    level = log.level
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        log.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
 
 
 def _missing(error: ModuleNotFoundError) -> int:

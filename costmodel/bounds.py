@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any
 
+from costmodel.arithmetic import arithmetic_named
 from costmodel.count import Cost, cost
 from costmodel.device import Device, find_device
 from costmodel.problem import ConvProblem, Pass
@@ -39,10 +41,11 @@ class IntensityLimits:
     out_channels: float
 
 
-def _roofs(device: Device | str, dtype: str, precision: str, unit: str | None) -> tuple[float, float]:
-    """Peak in FLOP/s and bandwidth in B/s."""
-    device = find_device(device) if isinstance(device, str) else device
-    return device.rate(dtype, precision, unit), float(round(device.bandwidth * 1e9))
+def _roofs(device: Device | str, dtype: Any, precision: str, unit: str | None) -> tuple[str, float, float]:
+    """The dtype meant, the peak in FLOP/s and the bandwidth in B/s."""
+    device = find_device(device)
+    kind = arithmetic_named(dtype, None if unit else device, precision)
+    return kind.dtype, device.rate(kind.dtype, kind.precision, unit), float(round(device.bandwidth * 1e9))
 
 
 def _computes(flops: int, moved: int, peak: float, bandwidth: float) -> bool:
@@ -53,7 +56,7 @@ def _computes(flops: int, moved: int, peak: float, bandwidth: float) -> bool:
 def roofline(
     work: Cost | ConvProblem,
     device: Device | str,
-    dtype: str = "float16",
+    dtype: Any = None,
     *,
     precision: str = "ieee",
     which: Pass | str = Pass.FPROP,
@@ -66,7 +69,7 @@ def roofline(
     multiply `dtype`. Depthwise layers are fairer held against "fma". Bias and other FLOP that are no multiply-adds are left
     out. Raises ValueError for an unknown device or a rate that it lacks.
     """
-    peak, bandwidth = _roofs(device, dtype, precision, unit)
+    dtype, peak, bandwidth = _roofs(device, dtype, precision, unit)
     spent = cost(work, which, dtype=dtype) if isinstance(work, ConvProblem) else work
     compute, memory = spent.useful_flops / peak, spent.bytes / bandwidth
     return Roofline(
@@ -84,20 +87,20 @@ def roofline(
 def attainable(
     intensity: float,
     device: Device | str,
-    dtype: str = "float16",
+    dtype: Any = None,
     *,
     precision: str = "ieee",
     unit: str | None = None,
 ) -> float:
     """The roof in FLOP/s at an intensity in FLOP/B: the bandwidth's slope up to the ridge, the peak after it."""
-    peak, bandwidth = _roofs(device, dtype, precision, unit)
+    _, peak, bandwidth = _roofs(device, dtype, precision, unit)
     return min(peak, intensity * bandwidth)
 
 
 def crossing_batch(
     problem: ConvProblem,
     device: Device | str,
-    dtype: str = "float16",
+    dtype: Any = None,
     which: Pass | str = Pass.FPROP,
     *,
     precision: str = "ieee",
@@ -107,14 +110,15 @@ def crossing_batch(
 
     FLOP are f * n and bytes b * n + w (w the weights) at batch n, so the ridge p / q is reached from n = w p / (f q - b p) on.
     """
-    peak, bandwidth = (Fraction(roof) for roof in _roofs(device, dtype, precision, unit))
+    dtype, *roofs = _roofs(device, dtype, precision, unit)
+    peak, bandwidth = (Fraction(roof) for roof in roofs)
     one, two = (cost(replace(problem, batch=batch), which, dtype=dtype) for batch in (1, 2))
     image = two.bytes - one.bytes
     gain = one.useful_flops * bandwidth - image * peak
     return math.ceil((one.bytes - image) * peak / gain) if gain > 0 else None
 
 
-def limits(problem: ConvProblem, which: Pass | str = Pass.FPROP, dtype: str = "float16") -> IntensityLimits:
+def limits(problem: ConvProblem, which: Pass | str = Pass.FPROP, dtype: Any = None) -> IntensityLimits:
     """What the intensity tends to as the batch, the input channels or the output channels grow, each alone.
 
     Where a limit is below a device's ridge, no such size makes the layer compute-bound there. FLOP and bytes are linear in

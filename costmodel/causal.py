@@ -7,9 +7,10 @@ and adds up differs. Plain arithmetic, standard library only.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from costmodel.algebra import ceil_div
+from costmodel.arithmetic import arithmetic_named
 from costmodel.device import Device, find_device
 from costmodel.families import depthwise_choice as choice
 from costmodel.families.depthwise import (
@@ -25,7 +26,6 @@ from costmodel.families.depthwise import (
     width_of,
     work_of,
 )
-from costmodel.forecast import dtype_of
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, channels_last, itemsize
 from costmodel.timing import Prediction, borrowed
@@ -170,7 +170,7 @@ def forecast(
     taps: int,
     device: Device | str = "h100",
     *,
-    dtype: str | None = None,
+    dtype: Any = None,
     activation: bool = True,
     backward: bool = False,
 ) -> Prediction:
@@ -180,9 +180,8 @@ def forecast(
     >>> print(f"{forecast(8, 2048, 2048, 4).bytes / 1e6:.0f} MB")
     134 MB
     """
-    device = find_device(device) if isinstance(device, str) else device
-    dtype, remark = dtype_of(dtype, device)
-    device.rate(dtype)
+    device = find_device(device)
+    dtype, _, remark = arithmetic_named(dtype, device)
     call = channels_last(problem_of(batch, channels, length, taps), Pass.FPROP, dtype)
     kind = Kind(activation, backward)
     return predict(call, select(call, device, kind), device, kind).noted(remark)

@@ -7,8 +7,10 @@ other tools print), `issued` is what a plan's tiles compute.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 from costmodel.algebra import Size, product
+from costmodel.arithmetic import arithmetic_named
 from costmodel.families import family
 from costmodel.legality import checked
 from costmodel.problem import ConvProblem, Pass
@@ -74,11 +76,11 @@ def cost(
     which: Pass | str = Pass.FPROP,
     plan: Plan | str | None = None,
     *,
-    dtype: str = "float16",
+    dtype: Any = None,
     bias: bool = False,
     transposed: bool = False,
 ) -> Cost:
-    """The cost of one pass of `problem` in `dtype` ("float16", "bfloat16", "float32" or "float64").
+    """The cost of one pass of `problem` in `dtype`: a name such as "bf16" or "float32", or a torch.dtype; None is bfloat16.
 
     `plan` (one of `costmodel.plan.candidates`, or its words) adds the multiply-adds it issues. Raises ValueError for a plan
     of another pass, or that cannot run this one. A layer's bias adds one FLOP an output to its forward pass, fprop, or dgrad
@@ -87,6 +89,7 @@ def cost(
     which, plan = Pass(which), Plan.parse(plan) if isinstance(plan, str) else plan
     if plan is not None and plan.which != which:
         raise ValueError(f"plan {plan} is for {plan.which}, the cost asked for is of {which}")
+    dtype = arithmetic_named(dtype).dtype
     size = itemsize(dtype)
     moved = problem.bytes(size, which)
     bias_flops: Size = 0
@@ -114,7 +117,7 @@ def _issued(problem: ConvProblem, dtype: str, plan: Plan) -> int:
 def training_cost(
     problem: ConvProblem,
     *,
-    dtype: str = "float16",
+    dtype: Any = None,
     bias: bool = False,
     transposed: bool = False,
     input_gradient: bool = True,

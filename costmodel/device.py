@@ -261,12 +261,14 @@ def _merged(base: Device | None, origins: Mapping[str, str]) -> tuple[tuple[str,
 # ---- devices of the user --------------------------------------------------------------------------------------------
 
 
-def find_device(text: str) -> Device:
+def find_device(text: str | Device) -> Device:
     """The device that a user means: an alias ("h100"), a driver's name, or the path of a TOML file (`load`). A name that only
-    resembles one is unknown, and the nearest are offered.
+    resembles one is unknown, and the nearest are offered. A `Device` is returned as it is.
 
     Figures to change may follow: "h100,bandwidth=3000,sm_count=100" (as in `changed`). Raises ValueError for anything else.
     """
+    if isinstance(text, Device):
+        return text
     first, *changes = (part.strip() for part in text.split(","))
     device = load(first) if first.lower().endswith(".toml") else _named(first)
     if not changes:

@@ -8,10 +8,10 @@ Nothing here counts or predicts: each method asks `costmodel.count`, `bounds` or
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from costmodel.arithmetic import arithmetic_named
 from costmodel.bounds import Roofline
 from costmodel.bounds import roofline as roofline_of
 from costmodel.count import Cost, training_cost
@@ -20,8 +20,10 @@ from costmodel.device import Device, find_device
 from costmodel.forecast import predict as predict_of
 from costmodel.problem import ConvProblem, Pass
 from costmodel.reports.notation import Convolution, parse
-from costmodel.reports.options import arithmetic_named, arithmetic_word
 from costmodel.timing import Prediction
+
+if TYPE_CHECKING:
+    from costmodel.reports.rows import PassRow
 
 Size = int | Sequence[int]
 
@@ -36,7 +38,7 @@ class Layer(Convolution):
     >>> import costmodel
     >>> layer = costmodel.conv2d((32, 64, 56, 56), (64, 64, 3, 3), padding=1)
     >>> layer.words, layer.output_shape
-    ('conv2d n32 c64 56x56 -> 64 k3x3 p1,1', (32, 64, 56, 56))
+    ('conv2d 64x56x56 k3 p1 c64 n32', (32, 64, 56, 56))
     >>> layer.cost().dense_flops
     7398752256
     >>> layer.roofline("h100").bound
@@ -50,37 +52,35 @@ class Layer(Convolution):
 
     def cost(self, which: Pass | str | None = None, *, dtype: Any = None) -> Cost:
         """MAC, FLOP and compulsory bytes of one pass. Raises ValueError for an unknown pass or dtype."""
-        return cost_of(self.problem, self._pass(which), dtype=_arithmetic(dtype, None)[0])
+        return cost_of(self.problem, self._pass(which), dtype=dtype)
 
     def training_cost(self, *, dtype: Any = None) -> Cost:
         """The cost of the forward pass and both gradients."""
-        return training_cost(self.problem, dtype=_arithmetic(dtype, None)[0])
+        return training_cost(self.problem, dtype=dtype)
 
     def roofline(self, device: Device | str, which: Pass | str | None = None, *, dtype: Any = None) -> Roofline:
         """The least time of a pass on a device, in seconds. Raises ValueError for an unknown device or a dtype it lacks."""
-        device = _device(device)
-        kind, precision = _arithmetic(dtype, device)
-        return roofline_of(self.problem, device, kind, precision=precision, which=self._pass(which))
+        return roofline_of(self.problem, device, dtype, which=self._pass(which))
 
     def predict(self, device: Device | str, which: Pass | str | None = None, *, dtype: Any = None) -> Prediction:
         """The predicted time of a pass by the plan that tritonconv would take: seconds, with low, high and what bounds it."""
-        device = _device(device)
-        kind, precision = _arithmetic(dtype, device)
-        return predict_of(self.problem, self._pass(which), device=device, dtype=kind, precision=precision)
+        return predict_of(self.problem, self._pass(which), device=device, dtype=dtype)
+
+    def table_rows(self) -> list[PassRow]:
+        """A pass a row, without a device: what `costmodel.to_csv(layer)` writes."""
+        from costmodel.reports.rows import pass_rows
+
+        return pass_rows(self, None, *arithmetic_named()[:2])
 
     def table(self, device: Device | str | None = None, *, dtype: Any = None, width: int = 80) -> str:
         """All passes side by side, as `costmodel layer` prints them. Needs rich (`pip install 'tritonconv[report]'`)."""
-        from rich.console import Console
-
         from costmodel.reports.rows import pass_rows
-        from costmodel.reports.terminal import show_passes
+        from costmodel.reports.terminal import printed, show_passes
 
-        chosen = None if device is None else _device(device)
-        kind, precision = _arithmetic(dtype, chosen)
-        out = io.StringIO()
-        rows = pass_rows(self, chosen, kind, precision)
-        show_passes(Console(file=out, width=width), self, rows, chosen, arithmetic_word(kind, precision))
-        return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
+        chosen = None if device is None else find_device(device)
+        kind = arithmetic_named(dtype, chosen)
+        rows = pass_rows(self, chosen, kind.dtype, kind.precision)
+        return printed(lambda out: show_passes(out, self, rows, chosen, kind.word, kind.remark), width)
 
     def __str__(self) -> str:
         try:
@@ -102,15 +102,6 @@ def layer(words: str) -> Layer:
     """
     found = parse(words)
     return Layer(found.problem, found.transposed)
-
-
-def _device(device: Device | str) -> Device:
-    return find_device(device) if isinstance(device, str) else device
-
-
-def _arithmetic(dtype: Any, device: Device | None) -> tuple[str, str]:
-    name = None if dtype is None else str(dtype).removeprefix("torch.")
-    return arithmetic_named(name, device)[:2]
 
 
 def _shape(function: str, name: str, value: Any, rank: int) -> tuple[int, ...]:

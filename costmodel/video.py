@@ -14,9 +14,9 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from costmodel.algebra import ceil_div, product
+from costmodel.arithmetic import arithmetic_named
 from costmodel.device import Device, find_device
 from costmodel.families.gemm import MENU, GatherPlan
-from costmodel.forecast import dtype_of
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import Resources, compiled_for, estimated, memory_refusal, resource_key, resource_table
 from costmodel.tiling import (
@@ -348,7 +348,7 @@ def forecast(
     cached: int = 0,
     device: Device | str = "h100",
     *,
-    dtype: str | None = None,
+    dtype: Any = None,
     precision: str = "tf32",
     **window: Any,
 ) -> Prediction:
@@ -359,8 +359,7 @@ def forecast(
     >>> print(f"{found.bytes / 1e6:.0f} MB")
     37 MB
     """
-    device = find_device(device) if isinstance(device, str) else device
-    dtype, remark = dtype_of(dtype, device)
-    device.rate(dtype, precision)
+    device = find_device(device)
+    dtype, precision, remark = arithmetic_named(dtype, device, precision)
     chunk = Chunk.of(x, weight, cached, **window)
     return predict(chunk, select(chunk, dtype, precision, device), dtype, precision, device).noted(remark)

@@ -135,8 +135,8 @@ def test_the_crossing_is_exact_where_the_roofs_meet(bandwidth):
     """1x1 with c = k = 8 on 1 pixel: 128 n FLOP and 2 (16 n + 64) bytes at batch n, so 2 FLOP/B at n = 4 exactly."""
     problem = conv(n=1, c=8, k=8, size=1, kernel=1, padding=0)
     device = find_device(f"h100,fp16={2 * bandwidth / 1000},bandwidth={bandwidth}")
-    assert crossing_batch(problem, device) == 4
-    assert [roofline(replace(problem, batch=n), device).bound for n in (3, 4)] == ["memory", "compute"]
+    assert crossing_batch(problem, device, "float16") == 4
+    assert [roofline(replace(problem, batch=n), device, "float16").bound for n in (3, 4)] == ["memory", "compute"]
     assert limits(problem).batch == 4  # 128 / 32
     assert crossing_batch(problem, find_device("h100,fp16=4,bandwidth=1000")) is None
 

@@ -65,11 +65,11 @@ def test_a_step_of_todays_dialect(tmp_path):
     assert found.device.name == "NVIDIA A100-SXM4-80GB" and found.steps == 2
     rows = {(row.name, row.passes): row for row in found.layers}
     assert [passes for _, passes in rows] == ["forward", "forward", "dx+dw", "dw"]
-    stem = rows["conv2d n8 c3 32x32 -> 16 k3x3 p1,1", "forward"]
+    stem = rows["conv2d 3x32x32 k3 p1 c16 n8", "forward"]
     assert stem.measured_seconds == pytest.approx(60e-6) and stem.copies == pytest.approx(19.5e-6)
     assert (stem.calls, stem.layout, stem.dtype) == (1, "contiguous", "float16")
     problem = ConvProblem.conv(NEXT.x, NEXT.w, (2, 2), (1, 1), (1, 1))
-    both = rows["conv2d n8 c16 32x32 -> 32 k3x3 s2x2 p1,1", "dx+dw"]
+    both = rows["conv2d 16x32x32 k3 s2 p1 c32 n8", "dx+dw"]
     asked = {"device": "a100", "dtype": "float16"}
     assert both.measured_seconds == pytest.approx(112e-6)
     assert both.predicted_seconds == sum(costmodel.predict(problem, w, **asked).seconds for w in ("dgrad", "wgrad"))
@@ -99,11 +99,11 @@ def test_a_training_step_of_2021_takes_strides_from_the_model_and_gradients_apar
         study(path)
     (found,) = study(path, model=f"{__file__}:small")
     assert [(row.name, row.passes, row.calls) for row in found.layers] == [
-        ("conv2d n8 c3 32x32 -> 16 k3x3 p1,1", "forward", 1),
-        ("conv2d n8 c16 32x32 -> 32 k3x3 s2x2 p1,1", "forward", 1),
-        ("conv2d n8 c16 32x32 -> 32 k3x3 s2x2 p1,1", "dx", 1),
-        ("conv2d n8 c16 32x32 -> 32 k3x3 s2x2 p1,1", "dw", 1),
-        ("conv2d n8 c3 32x32 -> 16 k3x3 p1,1", "dw", 1),
+        ("conv2d 3x32x32 k3 p1 c16 n8", "forward", 1),
+        ("conv2d 16x32x32 k3 s2 p1 c32 n8", "forward", 1),
+        ("conv2d 16x32x32 k3 s2 p1 c32 n8", "dx", 1),
+        ("conv2d 16x32x32 k3 s2 p1 c32 n8", "dw", 1),
+        ("conv2d 3x32x32 k3 p1 c16 n8", "dw", 1),
     ]
     with pytest.raises(ValueError, match=r"forward convolution 1 has input \[8, 3, 32, 32\].*--input"):
         study(path, model=f"{__file__}:small", shapes=[(4, 3, 32, 32)])
@@ -120,7 +120,7 @@ def test_a_transposed_layer_is_read_whichever_operator_holds_the_numbers(tmp_pat
     trace = Trace()
     trace.forward(Layer([2, 8, 7, 7], [8, 4, 2, 2], stride=2, transposed=True, kernels=MAIN))
     (row,) = study(trace.write(tmp_path / "t.json"))[0].layers
-    assert row.name == "conv_transpose2d n2 c8 7x7 -> 4 k2x2 s2x2 p0x0 op0x0 d1x1 g1" and row.passes == "forward"
+    assert row.name == "conv_transpose2d 8x7x7 k2 s2 c4 n2" and row.passes == "forward"
 
 
 @pytest.mark.parametrize("module", [

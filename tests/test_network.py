@@ -383,7 +383,7 @@ def test_dtype_scales_bytes_and_nothing_else() -> None:
     assert layer.in_dtype("bfloat16") == other
     assert other.forward.bytes * 2 == layer.forward.bytes
     assert replace(other.forward, bytes=0, im2col_bytes=0) == replace(layer.forward, bytes=0, im2col_bytes=0)
-    with pytest.raises(ValueError, match="dtype must be one of float16, bfloat16, float32, float64, got 'int4'"):
+    with pytest.raises(ValueError, match="dtype 'int4' is unknown: one of fp16, bf16, tf32, fp32"):
         network.on(H200, "int4")
 
 
@@ -531,7 +531,7 @@ def test_what_a_normalisation_reads_twice(norm: nn.Module, train: bool, forward:
     again = layer.forward.read_again, layer.backward_cost.read_again
     assert again == ((forward - 2) * x, (backward - 3) * x)
     for training, moved in ((False, forward), (True, forward + backward)):
-        row = next(row for row in network.on(H200, training=training) if row.layer is layer)
+        row = next(row for row in network.on(H200, "float32", training=training) if row.layer is layer)
         launches = 1 + training * len(layer.backward)
         seconds = row.seconds - launches * H200.launch_overhead
         assert seconds == pytest.approx(moved * x / (H200.bandwidth * 1e9), rel=0.02)

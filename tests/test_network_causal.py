@@ -98,7 +98,7 @@ def test_an_update_meets_no_padding(columns, ring, touched):
     assert layer.op == "causal_conv1d_update" and layer.weight_shape == (C, K) and not network.unknown
     assert layer.forward.useful_macs == layer.forward.dense_macs == B * C * 2 * K
     assert layer.forward.bytes == 4 * (2 * B * C * 2 + C * K + C + B * C * touched) + 4 * B * (2 if ring else 1)
-    row = network.on(H200)[-1]
+    row = network.on(H200, "fp32")[-1]
     assert row.layer is layer and row.bound == "launch" and row.seconds < 2 * H200.launch_overhead
 
 

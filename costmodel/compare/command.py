@@ -15,7 +15,7 @@ def compare(
     input: Annotated[list[str] | None, typer.Option(help="The traced input's shape, such as 32x3x224x224.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a report that needs no network.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the rows of all layers and networks; - prints them.")] = None,
-    png: Annotated[Path | None, typer.Option(help="Write a picture: the roofline, or where the time goes.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Write pictures, .png, .svg or .pdf: roofline, time by kind.")] = None,
     top: Annotated[int, typer.Option(min=0, help="Rows in the terminal, those that take longest; 0 for all.")] = 20,
     most: Annotated[int, typer.Option(min=0, help="Networks of a table that are traced; 0 for all.")] = 20,
 ) -> None:
@@ -31,7 +31,7 @@ def compare(
     from costmodel.compare import show
     from costmodel.compare.study import study
     from costmodel.reports import export, terminal
-    from costmodel.reports.options import device_named, shape_named
+    from costmodel.reports.options import device_named, picture_form, shape_named
 
     chosen = device_named(device) if device else None
     shapes = [shape_named(text) for text in input or []]
@@ -49,10 +49,11 @@ def compare(
         from costmodel.compare.drawing import drawn
         from costmodel.reports.pictures import render
 
+        form = picture_form(png, "png")
         for number, of in enumerate(found):
             for name, figure in drawn(of).items():
                 several = len(found) > 1
-                outputs[png.with_stem(f"{png.stem}-{name}{f'-{number + 1}' if several else ''}")] = render(figure, "png")
+                outputs[png.with_stem(f"{png.stem}-{name}{f'-{number + 1}' if several else ''}")] = render(figure, form)
     printed = outputs.pop(Path("-"), None)
     for path, content in outputs.items():
         export.write(path, content)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from costmodel.compare.analysis import Comparison
-    from costmodel.networks.network import Timed
+    from costmodel.networks.timed import Timed
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Measurement:
     device asked for, of the shapes that it was called with."""
 
     comparison: Comparison | None = None
-    forecast: list[Timed] = field(default_factory=list)
+    forecast: Sequence[Timed] = ()
     trace: Path | None = None  # where the recorded trace was kept, if asked for
 
 
@@ -53,7 +53,7 @@ def measure(
 
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    chosen = find_device(device) if isinstance(device, str) else device
+    chosen = None if device is None else find_device(device)
     found = Measurement()
     if not torch.cuda.is_available():
         with _first_call(model) as calls:
@@ -102,15 +102,14 @@ def _forecast(model: nn.Module, calls: list[tuple[Any, ...]], device: Device, in
         print(f"costmodel: {missing}, and the model was not called, so there is no forecast", file=sys.stderr)
         return
     network = trace(model, *calls[0], train=model.training)
-    dtype = None if network.dtype != "float32" else device.default_dtype
-    into.forecast = network.on(device, dtype)
+    into.forecast = network.on(device)
     if not show:
         return
     from costmodel.reports.terminal import console, table
     from costmodel.reports.units import duration, share
 
     out = console()
-    kind = dtype or network.dtype
+    kind = into.forecast.arithmetic.dtype
     out.print(f"{missing[0].upper()}{missing[1:]}. The forecast for {device.name} in {kind}, of one call:", markup=False)
     shown = table()
     shown.add_column("layer")
@@ -120,8 +119,8 @@ def _forecast(model: nn.Module, calls: list[tuple[Any, ...]], device: Device, in
     for row in ordered[: top or None]:
         shown.add_row(row.layer.name, duration(row.seconds), share(row.share))
     out.print(shown)
-    total = f"All together {duration(sum(row.seconds for row in into.forecast))}"
+    total = f"All together {duration(into.forecast.seconds)}"
     with contextlib.suppress(ValueError):  # a dtype that the library term does not know
-        today = network.on(device, dtype, library="cudnn")
-        total += f"; PyTorch today, predicted: {duration(sum(row.seconds for row in today))}"
+        today = network.on(device, library="cudnn")
+        total += f"; PyTorch today, predicted: {duration(today.seconds)}"
     out.print(f"{total}.", markup=False)

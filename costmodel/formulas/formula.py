@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, cached_property
+from typing import Any
 
+from costmodel.arithmetic import arithmetic_named
 from costmodel.formulas import derivation
 from costmodel.formulas.derivation import Step
 from costmodel.formulas.exposition import steps
@@ -55,13 +57,13 @@ class Formulas(Quantities):
                 found[quantity.name] = self.without_functions(quantity.expression).xreplace(found)
         return found
 
-    def subs(self, problem: ConvProblem, dtype: str = "float16") -> dict[str, int | Fraction]:
+    def subs(self, problem: ConvProblem, dtype: Any = None) -> dict[str, int | Fraction]:
         """Every quantity by name, its letters replaced by the numbers of `problem`, without rounding.
 
         For a transposed convolution `problem` is what `ConvProblem.conv_transpose` gives. Raises ValueError where it has
         another rank, or two paddings an axis where the formulas have one.
         """
-        return self.evaluate(self.values(problem, itemsize(dtype)))
+        return self.evaluate(self.values(problem, itemsize(arithmetic_named(dtype).dtype)))
 
 
 @cache

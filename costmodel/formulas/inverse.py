@@ -12,6 +12,9 @@ from costmodel.problem import padding_pairs
 
 __all__ = ["Solution", "same_padding", "solve"]
 
+#: What may be unknown, in the order in which it is taken to be.
+UNKNOWNS = ("output", "input", "kernel", "padding", "stride", "dilation")
+
 
 def same_padding(kernel: int, dilation: int = 1) -> tuple[int, int]:
     """The (low, high) padding that keeps the size at stride 1: equal ends exactly where dilation * (kernel - 1) is even."""
@@ -21,7 +24,7 @@ def same_padding(kernel: int, dilation: int = 1) -> tuple[int, int]:
 
 
 def solve(
-    for_: str,
+    for_: str | None = None,
     *,
     output: int | None = None,
     input: int | None = None,
@@ -36,10 +39,16 @@ def solve(
     """The integers `for_` that give `output` on one axis, all else given.
 
     `for_` is "padding", "input", "kernel", "stride", "dilation", "output" or, of a transposed convolution, "output_padding".
+    Without it the unknown is the first of output, input, kernel, padding, stride and dilation that is not given.
     Left out, stride and dilation are 1 and paddings 0. `padding` is one number for both ends, a (low, high) pair, "valid", or
     "same" (dilation * (kernel - 1) in total, whatever the kernel). Asked for the padding, `symmetric` wants one number p for
     both ends; without it the total P is solved for, of which any split will do. Solutions are paddings >= 0 and others >= 1.
     Raises ValueError for a missing, superfluous or impossible argument.
+
+    >>> print(solve(output=112, input=224, kernel=7, stride=2))
+    p = 3
+    >>> solve("input", output=7, kernel=3, padding=1, stride=2).low
+    13
     """
     given = {
         "output": output,
@@ -50,6 +59,10 @@ def solve(
         "dilation": dilation,
         "output_padding": output_padding,
     }
+    if for_ is None:
+        for_ = next((name for name in UNKNOWNS if given[name] is None), None)
+    if for_ is None:
+        raise ValueError("nothing is left to solve for: leave out the argument whose values you want")
     if for_ not in given or (for_ == "output_padding" and not transposed):
         known = [name for name in given if transposed or name != "output_padding"]
         raise ValueError(f"for_ must be one of {', '.join(known)}, got {for_!r}")

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from costmodel.count import Cost
 from costmodel.networks.network import Layer, Network, trace
 from costmodel.networks.operators import CPU_ATTENTION
-from costmodel.networks.recorder import Stage, run
+from costmodel.networks.stage import Stage, run, torch_dtype
 from costmodel.problem import Pass
 
 UNEXPLAINED = "unexplained"
@@ -43,7 +43,7 @@ def crosscheck(
     model: nn.Module,
     *inputs: Any,
     train: bool = False,
-    dtype: torch.dtype | None = None,
+    dtype: Any = None,
     network: Network | None = None,
     **keywords: Any,
 ) -> list[Comparison]:
@@ -53,7 +53,7 @@ def crosscheck(
     """
     network = network or trace(model, *inputs, train=train, dtype=dtype, **keywords)
     counter = FlopCounterMode(display=False)
-    run(Stage(model, inputs, dtype), counter, train, keywords)
+    run(Stage(model, inputs, torch_dtype(dtype), keywords), counter, train)
     counted = counter.get_flop_counts().get("Global", {})
     theirs = {str(packet).removeprefix("aten.").replace(".", "::"): int(flops) for packet, flops in counted.items()}
     ours: dict[str, int] = {}

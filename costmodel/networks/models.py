@@ -1,12 +1,18 @@
-"""Models by name: "package.module:callable" or "path/to/file.py:callable", imported and called."""
+"""Models by name: "package.module:callable", "path/to/file.py:callable" or "timm:name", imported and called.
+
+Nothing is downloaded: a factory that tries is told how to say no.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.metadata
 import importlib.util
+import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,95 +20,132 @@ from typing import Any
 import torch
 from torch import nn
 
+from costmodel.device_names import meant
+from costmodel.networks.offline import offline
+
 
 def load(name: str, **arguments: Any) -> nn.Module:
     """The model that `name` builds, on the meta device (shapes and no weights) where it lets itself be built there.
 
-    It is called with `arguments` alone: some builders fetch weights unless told not to (`weights_backbone=None`).
-    Raises ValueError in one line: no such module or attribute, a failed call, a result that is no `nn.Module`.
+    It is called with `arguments` alone: some builders fetch weights unless told not to (`weights_backbone=None`). A name of
+    timm's is built by `timm.create_model`. Raises ValueError in one line: no such module or attribute, a failed call, a call
+    that would download, a result that is no `nn.Module`.
     """
     where, separator, attribute = name.rpartition(":")
     if not separator or not where or not attribute:
-        raise ValueError(f"model must be package.module:callable or file.py:callable, got {name!r}")
-    target: Any = imported(where)
-    for part in attribute.split("."):
-        if not hasattr(target, part):
-            raise ValueError(f"model {name!r}: {where} has no {part!r}")
-        target = getattr(target, part)
-    if isinstance(target, nn.Module):
-        return target
-    if not callable(target):
-        raise ValueError(f"model {name!r}: {attribute} is {type(target).__name__}, neither a model nor callable")
-    model = _build(name, target, arguments)
+        hint = f"; torchvision.models:{name} or timm:{name}?" if name.isidentifier() else ""
+        raise ValueError(f"model must be package.module:callable or file.py:callable, got {name!r}{hint}")
+    with offline() as asked, contextlib.redirect_stdout(sys.stderr):  # what a factory prints is not the report
+        target, described = _found(name, where, attribute)
+        if isinstance(target, nn.Module):
+            return target
+        if not callable(target):
+            raise ValueError(f"model {name!r}: {attribute} is {type(target).__name__}, neither a model nor callable")
+        try:
+            model = _patient(partial(_build, target, arguments))
+        except Exception as error:  # whatever a user's code raises
+            if asked:
+                raise ValueError(f"model {name!r}: {_refusal(described, asked[0])}") from error
+            given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+            raise ValueError(f"model {name!r}: calling it with ({given}) failed: {_one_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"model {name!r}: the call returned {type(model).__name__}, not an nn.Module")
     return model
 
 
-def _build(name: str, target: Any, arguments: Mapping[str, Any]) -> Any:
+def _found(name: str, where: str, attribute: str) -> tuple[Any, Any]:
+    """What is to be called, and what has its signature."""
+    module = imported(where)
+    if where == "timm" and not hasattr(module, attribute):
+        return partial(module.create_model, attribute), module.create_model
+    target: Any = module
+    for part in attribute.split("."):
+        if not hasattr(target, part):
+            known = [word for word in dir(target) if callable(getattr(target, word, None)) and not word.startswith("_")]
+            raise ValueError(f"model {name!r}: {where} has no {part!r}{meant(part, known)}")
+        target = getattr(target, part)
+    return target, target
+
+
+def _refusal(described: Any, host: str) -> str:
+    """How to tell a factory that it shall download nothing."""
+    try:
+        names = list(inspect.signature(described).parameters)
+    except (TypeError, ValueError):  # of a class written in C
+        names = []
+    weights = [word for word in names if word.startswith("weights")]
+    said = [f"{word}=None" for word in weights] + [f"{word}=False" for word in names if word.startswith("pretrained")]
+    options = " ".join(f"--arg {word}" for word in said or ["weights=None"])
+    return f"it asked {host} for weights, and nothing is downloaded: say no with {options}"
+
+
+def _build(target: Any, arguments: Mapping[str, Any]) -> Any:
     """Called on the meta device first; once more with weights where it reads or places tensors while it is built."""
     try:
-        try:
-            with torch.device("meta"):
-                return target(**arguments)
-        except OSError:  # a file or a download that is missing will be missing again
-            raise
-        except Exception:  # whatever a user's code raises
+        with torch.device("meta"):
             return target(**arguments)
-    except Exception as error:
-        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        raise ValueError(f"model {name!r}: calling it with ({given}) failed: {_one_line(error)}") from error
+    except OSError:  # a file or a download that is missing will be missing again
+        raise
+    except Exception as error:  # whatever a user's code raises
+        if NO_OPERATORS in str(error):
+            raise
+        return target(**arguments)
 
 
 def imported(where: str) -> ModuleType:
     """The module of a dotted name or a file. ValueError in one line where importing it fails."""
     if where.endswith(".py"):
         return _file(Path(where))
-    if where.partition(".")[0] == "torchvision":
-        _allow_torchvision_without_operators()
     # a script's own directory is importable, that of an installed command is not
     with contextlib.ExitStack() as stack:
         if "" not in sys.path and str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
             stack.callback(sys.path.remove, str(Path.cwd()))
         try:
-            return importlib.import_module(where)
+            return _patient(partial(importlib.import_module, where))
         except Exception as error:  # an import runs code, which may raise anything
-            raise ValueError(f"model: cannot import {where!r}: {_one_line(error)}") from error
+            hint = ""
+            if isinstance(error, ModuleNotFoundError) and error.name == where.partition(".")[0]:
+                hint = meant(str(error.name), importlib.metadata.packages_distributions(), 1)
+            raise ValueError(f"model: cannot import {where!r}: {_one_line(error)}{hint}") from error
 
 
 def _file(path: Path) -> ModuleType:
     if not path.is_file():
-        raise ValueError(f"model: no file {str(path)!r}")
+        near = meant(path.name, [other.name for other in path.parent.glob("*.py")]) if path.parent.is_dir() else ""
+        raise ValueError(f"model: no file {str(path)!r}{near}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None  # a .py file has a loader
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        _patient(partial(spec.loader.exec_module, module))
     except Exception as error:  # a file runs code, which may raise anything
         raise ValueError(f"model: cannot run {str(path)!r}: {_one_line(error)}") from error
     return module
 
 
+NO_OPERATORS = "torchvision::nms does not exist"
 _TORCHVISION: list[torch.library.Library] = []
 
 
-def _allow_torchvision_without_operators() -> None:
-    """torchvision built for another torch cannot load its C++ operators, and its import fails because it describes
-    torchvision::nms (and qnms), which then does not exist. Declared, they let the models, which need neither, be imported."""
-    if _TORCHVISION or importlib.util.find_spec("torchvision") is None:
-        return
+def _patient(action: Callable[[], Any]) -> Any:
+    """The result of what imports torchvision, whoever asks for it.
+
+    torchvision built for another torch cannot load its C++ operators, and its import fails because it describes
+    torchvision::nms (and qnms), which then does not exist. Declared, they let the models, which need neither, be imported.
+    """
     try:
-        importlib.import_module("torchvision")
+        return action()
     except RuntimeError as error:
-        if "torchvision::nms does not exist" not in str(error):
-            return
-        for module in [m for m in sys.modules if m.partition(".")[0] == "torchvision"]:
-            del sys.modules[module]
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _TORCHVISION.append(library)  # its declarations live as long as it does
+        if _TORCHVISION or NO_OPERATORS not in str(error):
+            raise
+    for module in [m for m in sys.modules if m.partition(".")[0] == "torchvision"]:
+        del sys.modules[module]
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in ("nms", "qnms"):
+        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _TORCHVISION.append(library)  # its declarations live as long as it does
+    return action()
 
 
 def _one_line(error: BaseException) -> str:

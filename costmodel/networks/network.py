@@ -9,23 +9,27 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from costmodel.arithmetic import Arithmetic, arithmetic_named
 from costmodel.causal import Kind
 from costmodel.count import Cost
-from costmodel.device import Device
+from costmodel.device import Device, find_device
 from costmodel.networks.clock import DTYPES, Clock, Step, Time
+from costmodel.networks.memory import Memory
 from costmodel.networks.receptive import Field
+from costmodel.networks.timed import Forecast, Timed
 from costmodel.problem import ConvProblem, Pass
+from costmodel.reports.notation import by
 from costmodel.tiling import itemsize
 from costmodel.video import Chunk
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from costmodel.networks.recorder import Record
+    from costmodel.reports.sidebyside import SideBySide
 
 Shape = tuple[int, ...]
 
@@ -77,20 +81,6 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Timed:
-    """A layer on a device. `share` is its part of the whole network's time."""
-
-    layer: Layer
-    cost: Cost  # forward, or forward and backward
-    seconds: float
-    bound: str  # of the longest operator in the row
-    share: float
-    low: float  # the interval of the seconds, added up over the operators
-    high: float
-    sources: frozenset[str]  # where the intervals come from
-
-
-@dataclass(frozen=True)
 class Group:
     """The layers under one module path, added up."""
 
@@ -102,8 +92,25 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Input:
+    """A tensor that a network is called with; `name` is the keyword's, "" of a positional one."""
+
+    shape: Shape
+    dtype: str
+    name: str = ""
+
+    def __str__(self) -> str:
+        parts = [self.name, "" if self.dtype.startswith(("float", "bfloat")) else self.dtype, by(self.shape)]
+        return " ".join(part for part in parts if part)
+
+
+@dataclass(frozen=True, repr=False)
 class Network:
-    """A traced model. `unknown` counts calls of operators whose FLOP are not known; `notes` are remarks in words."""
+    """A traced model: `print(network)` is a summary, `network.on("h100")` its predicted time on a device.
+
+    Counts are of a whole batch. `parameters` are elements, each counted once; `unknown` counts calls of operators whose FLOP
+    are not known; `notes` are remarks in words. `trace` makes it.
+    """
 
     name: str
     batch: int
@@ -113,6 +120,9 @@ class Network:
     trainable: int
     unknown: Mapping[str, int]
     notes: tuple[str, ...]
+    inputs: tuple[Input, ...] = ()
+    memory: Memory = field(default_factory=Memory)
+    asked: bool = False  # whether `trace` was given a dtype
 
     @property
     def convolutions(self) -> tuple[Layer, ...]:
@@ -157,18 +167,34 @@ class Network:
             for name, layers in found.items()
         ]
 
+    def in_dtype(self, dtype: str) -> Network:
+        """The same network with its floating tensors in another dtype; `memory` keeps the trace's."""
+        return replace(self, layers=tuple(layer.in_dtype(dtype) for layer in self.layers))
+
+    def peak_activation_bytes(self, *, training: bool = False, dtype: Any = None) -> int:
+        """The most bytes of activations alive at once, in a forward pass or in a training step (`costmodel.networks.memory`).
+
+        `dtype` is that of floating tensors, None that of the trace. Parameters, their gradients and the optimiser's state are
+        not in it.
+        """
+        return self.memory.peak(training, None if dtype is None else arithmetic_named(dtype).dtype)
+
     def on(
         self,
-        device: Device,
-        dtype: str | None = None,
+        device: Device | str,
+        dtype: Any = None,
         *,
         precision: str = "ieee",
         training: bool = False,
         library: str | None = None,
         mode: str = "eager",
         layout: str = "channels_last",
-    ) -> list[Timed]:
-        """Every layer with its predicted time on `device`, in the dtype of the trace or another ("float16", ...).
+    ) -> Forecast:
+        """Every layer with its predicted time on `device` (a name or a `Device`), in the arithmetic `dtype`.
+
+        `dtype` is a name such as "bf16" or "tf32", or a torch.dtype. None is the dtype that `trace` was asked for; where it was
+        asked for none, that of the model, but for float32, torch's default, which nobody chose: then it is this package's
+        default, bfloat16, or float16 on a device without bfloat16.
 
         Convolutions take the plan that `costmodel.plan.select` chooses for channels-last tensors, causal ones that of their
         own model, other operators one launch and the longer of their arithmetic and their DRAM traffic, in which a
@@ -177,17 +203,34 @@ class Network:
 
         `library` "cudnn" predicts what PyTorch takes today instead, fitted to times that others published: in `mode` "eager"
         or "compiled", on tensors that lie in `layout` "channels_last" or "contiguous". What no published time supports widens
-        the interval, and `Timed.sources` says so; float64 is refused with ValueError.
+        the interval, and `Timed.sources` says so.
+
+        Raises ValueError for an unknown device, dtype or library, and for an arithmetic that the device or the library lacks.
+
+        >>> import costmodel, torch
+        >>> net = costmodel.trace(torch.nn.Conv2d(3, 8, 3), (1, 3, 32, 32))
+        >>> net.on("h100").seconds < net.on("t4", training=True).seconds
+        True
         """
+        device = find_device(device)
+        meant = arithmetic_named(self._default if dtype is None else dtype, device, precision)
         if library is not None:
             from costmodel.networks.today import on
 
             asked = {"library": library, "mode": mode, "layout": layout}
-            return on(self, device, dtype, precision=precision, training=training, **asked)
-        clock = Clock(device, precision)
+            rows = on(self, device, meant.dtype, precision=meant.precision, training=training, **asked)
+        else:
+            rows = self._planned(device, meant, training)
+        return Forecast(self, device, meant, training, tuple(rows), library is None)
+
+    @property
+    def _default(self) -> str | None:
+        return None if self.dtype == "float32" and not self.asked else self.dtype
+
+    def _planned(self, device: Device, meant: Arithmetic, training: bool) -> list[Timed]:
+        clock = Clock(device, meant.precision)
         rows = []
-        for traced in self.layers:
-            layer = traced if dtype is None else traced.in_dtype(dtype)
+        for layer in self.in_dtype(meant.dtype).layers:
             times = [clock.time(Step(layer.op, str(layer.which or ""), layer.forward, layer.problem, layer.call), layer.dtype)]
             if training:
                 times += [clock.time(step, layer.dtype) for step in layer.backward]
@@ -198,6 +241,43 @@ class Network:
         total = sum(time.seconds for _, _, times in rows for time in times) or 1.0
         return [_timed(layer, spent, times, total) for layer, spent, times in rows]
 
+    def compare(self, other: Network, device: Device | str = "h100", dtype: Any = None, **more: Any) -> SideBySide:
+        """This network beside another on one device: `print` shows a table. `Forecast.compare` puts one
+        network on two devices. `more` and errors are those of `on`.
+
+        >>> import costmodel, torch
+        >>> small, large = (costmodel.trace(torch.nn.Conv2d(3, n, 3), (1, 3, 32, 32)) for n in (8, 16))
+        >>> str(small.compare(large)).splitlines()[4].split()
+        ['parameters', '224', '448', '2.00']
+        """
+        return self.on(device, dtype, **more).compare(other.on(device, dtype, **more))
+
+    def table_rows(self) -> Sequence[Any]:
+        """An operator a row, with its counts: what `costmodel.to_csv(network)` writes."""
+        from costmodel.reports.rows import operator_rows
+
+        return operator_rows(self)
+
+    def document(self) -> dict[str, Any]:
+        """What `costmodel.to_json(network)` writes: the totals, and a row an operator."""
+        named = "name inputs batch dtype parameters trainable inference training_step unknown notes".split()
+        memory = {
+            "forward_activation_bytes": self.peak_activation_bytes(),
+            "training_activation_bytes": self.peak_activation_bytes(training=True),
+        }
+        return {name: getattr(self, name) for name in named} | memory | {"rows": self.table_rows()}
+
+    def __str__(self) -> str:
+        from costmodel.reports.summary import summary
+
+        return summary(self)
+
+    def __repr__(self) -> str:
+        return (
+            f"<costmodel.Network {self.name}: {len(self.layers)} operators, {len(self.convolutions)} convolutions, "
+            f"{self.parameters:,} parameters, input {', '.join(map(str, self.inputs))}>"
+        )
+
 
 def _timed(layer: Layer, spent: Cost, times: Sequence[Time], total: float) -> Timed:
     seconds, low, high = (sum(column) for column in zip(*((t.seconds, t.low, t.high) for t in times), strict=True))
@@ -205,28 +285,38 @@ def _timed(layer: Layer, spent: Cost, times: Sequence[Time], total: float) -> Ti
     return Timed(layer, spent, seconds, max(times).bound, seconds / total, low, high, sources)
 
 
-def trace(model: nn.Module, *inputs: Any, train: bool = False, dtype: torch.dtype | None = None, **keywords: Any) -> Network:
+def trace(model: nn.Module, *inputs: Any, train: bool = False, dtype: Any = None, **keywords: Any) -> Network:
     """The costs of `model(*inputs, **keywords)`, operator by operator.
 
     An input is a shape such as (32, 3, 224, 224), in the dtype of the model's parameters, or a tensor, of which only shape and
-    dtype are used; anything else is passed on. Parameters may be on any device, meta included. `train` puts the modules in
-    training mode (batch normalisation by the batch's statistics); gradients are traced in either mode. `dtype` traces the
-    model as if converted to it.
+    dtype are used; lists and dictionaries of tensors too; anything else is passed on. Parameters may be on any device, meta
+    included. `train` puts the modules in training mode (batch normalisation by the batch's statistics); gradients are traced in
+    either mode. `dtype` ("bf16", "float32", torch.float16) traces the model as if converted to it.
 
     Raises TypeError where `model` is no module, ValueError in one line where a module does not take its input.
+
+    >>> import costmodel, torch
+    >>> net = costmodel.trace(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU()), (2, 3, 32, 32))
+    >>> net.parameters, net.inference.dense_macs
+    (224, 388800)
+    >>> net
+    <costmodel.Network Sequential: 2 operators, 1 convolutions, 224 parameters, input 2x3x32x32>
     """
     from torch import nn
 
-    from costmodel.networks.recorder import record
+    from costmodel.networks.operators import tensors
+    from costmodel.networks.stage import distinct, record, torch_dtype
 
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    stage, recorder, reason = record(model, inputs, train, dtype, keywords)
+    stage, recorder, reason = record(model, inputs, train, torch_dtype(dtype), keywords)
     layers = _layers(recorder.records)
     notes = [reason] if reason else []
     notes += [f"branches with different receptive centres meet at {layer.name}" for layer in layers if layer.misaligned]
-    parameters = list(model.parameters())
-    first = next((value for value in stage.inputs if hasattr(value, "shape")), None)
+    parameters = distinct(model)
+    named = [("", tensor) for tensor in tensors(stage.inputs)]
+    named += [of for name, value in stage.keywords.items() for of in _named(name, value)]
+    first = next((tensor for _, tensor in named), None)
     return Network(
         name=type(model).__name__,
         batch=first.shape[0] if first is not None and first.dim() else 1,
@@ -236,7 +326,19 @@ def trace(model: nn.Module, *inputs: Any, train: bool = False, dtype: torch.dtyp
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
         unknown=dict(recorder.unknown),
         notes=tuple(notes),
+        inputs=tuple(Input(tuple(of.shape), str(of.dtype).removeprefix("torch."), name) for name, of in named),
+        memory=recorder.lives.without(tensors(stage.gradients)),
+        asked=dtype is not None,
     )
+
+
+def _named(name: str, value: Any) -> list[tuple[str, Any]]:
+    """The tensors of a keyword, those of a dictionary by their keys."""
+    from costmodel.networks.operators import tensors
+
+    if isinstance(value, Mapping):
+        return [of for key, inner in value.items() for of in _named(f"{name}.{key}", inner)]
+    return [(name, tensor) for tensor in tensors(value)]
 
 
 def _layers(records: Sequence[Record]) -> tuple[Layer, ...]:

@@ -7,8 +7,7 @@ A backward operator is filed under the forward operator whose gradient it is, fo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,6 +27,7 @@ from costmodel.count import Cost
 from costmodel.networks import convolutions, operators
 from costmodel.networks.clock import Step
 from costmodel.networks.lineage import Tracker
+from costmodel.networks.memory import Lives
 from costmodel.networks.receptive import Field
 from costmodel.problem import Pass
 from costmodel.video import Chunk
@@ -131,6 +131,8 @@ class Recorder(TorchDispatchMode):
             int, tuple[torch.Tensor, list[int]]
         ] = {}  # result of a zero padding -> what was padded, and by how much
         self._alive: list[Any] = []  # so that an id stays one tensor's
+        self.lives = Lives()
+        self.weights: frozenset[int] = frozenset()  # storages of parameters and buffers
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -149,6 +151,7 @@ class Recorder(TorchDispatchMode):
                 return convolutions.taken_apart(func, args)
         out = func(*args, **kwargs)
         self._alive.append(out)
+        self.lives.ran(operators.tensors(args, kwargs), operators.tensors(out), self.weights)
         (self._record_gradient if self.gradients else self._record)(func, args, kwargs, out)
         return out
 
@@ -190,6 +193,7 @@ class Recorder(TorchDispatchMode):
             # autograd keeps a copy of what an in-place operator overwrites: no part of inference
             record.backward.append(Step(owner.op, "", owner.forward))
             self.records.pop()
+            self.lives.kept(operators.tensors(self._alive[-2]))
             self._by_sequence.setdefault(sequence - 1, record)  # its own node came before the copy's
             owner = None
         if owner is None:
@@ -258,102 +262,3 @@ class Recorder(TorchDispatchMode):
             self._others = Record("", "other gradients", "", shape, None, shape, dtype, free=True)
             self.records.append(self._others)
         return self._others
-
-
-class Stage:
-    """A model on fake tensors: `forward` runs it, `backward` differentiates what it returned."""
-
-    def __init__(self, model: nn.Module, inputs: Sequence[Any], dtype: torch.dtype | None) -> None:
-        self.model = model
-        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
-        self.stack = ModuleStack(model)
-        self.device = torch.device("cpu")
-        self.dtype = dtype
-        floating = [p.dtype for p in model.parameters() if p.is_floating_point()]
-        self.default = dtype or (floating[0] if floating else torch.get_default_dtype())
-        lazy = [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]
-        if lazy:
-            raise ValueError(f"model has parameters without a shape ({lazy[0]}): run it once before tracing it")
-        with self.fake:
-            self.parameters = {name: self._stand_in(p).requires_grad_(p.requires_grad) for name, p in model.named_parameters()}
-            self.buffers = {name: self._stand_in(b) for name, b in model.named_buffers()}
-            self.inputs = tuple(self._input(i, value) for i, value in enumerate(inputs))
-        self.outputs: Any = None
-
-    def _stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
-        dtype = self.dtype if self.dtype is not None and tensor.is_floating_point() else tensor.dtype
-        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device=self.device)
-
-    def _input(self, position: int, value: Any) -> Any:
-        if isinstance(value, (tuple, list)) and value and all(isinstance(size, int) for size in value):
-            if min(value) < 1:
-                raise ValueError(f"input {position} must be a shape of positive sizes, got {list(value)}")
-            return torch.empty(tuple(value), dtype=self.default, device=self.device)
-        return tree_map(lambda leaf: self._stand_in(leaf) if isinstance(leaf, torch.Tensor) else leaf, value)
-
-    def forward(self, keywords: Mapping[str, Any] | None = None) -> None:
-        """Raises ValueError, in one line, where a module does not take what it is given."""
-        tied = {**self.parameters, **self.buffers}
-        try:
-            with self.stack:
-                self.outputs = torch.func.functional_call(self.model, tied, self.inputs, dict(keywords or {}))
-        except Exception as error:  # whatever a user's forward raises
-            raise ValueError(self.stack.refusal(error)) from error
-
-    def backward(self) -> str:
-        """Differentiates every output by every parameter that wants it. Returns why there is no backward pass, or ""."""
-        results = [t for t in operators.tensors(self.outputs) if t.requires_grad]
-        wanted = [p for p in self.parameters.values() if p.requires_grad]
-        if not wanted:
-            return "no parameter requires a gradient"
-        if not results:
-            return "no output requires a gradient"
-        try:
-            with torch.utils._python_dispatch._disable_current_modes(), self.fake:
-                seeds = [torch.empty_like(t, requires_grad=False) for t in results]
-            torch.autograd.grad(results, wanted, seeds, allow_unused=True)
-        except Exception as error:  # an operator without a gradient, or a user's own
-            return f"the backward pass could not be traced: {str(error).splitlines()[0]}"
-        return ""
-
-
-@contextmanager
-def settings(model: nn.Module, train: bool) -> Iterator[None]:
-    """The model in its training or inference mode, and torch without fused kernels that hide matrix products (recurrent and
-    attention layers on a CPU). All as before afterwards."""
-    before = [(module, module.training) for module in model.modules()]
-    fused = torch.backends.mha.get_fastpath_enabled()
-    try:
-        model.train(train)
-        torch.backends.mha.set_fastpath_enabled(False)
-        # not `mkldnn.enabled = False`, which raises where somebody froze torch's flags; None leaves tf32 alone
-        with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None), torch.enable_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        for module, training in before:
-            module.training = training
-
-
-def run(stage: Stage, mode: AbstractContextManager[Any], train: bool, keywords: Mapping[str, Any] | None = None) -> str:
-    """Forward and backward under `mode`; why there is no backward pass, or ""."""
-    with settings(stage.model, train), stage.fake, MetaToFake(stage.fake), mode:
-        stage.forward(keywords)
-        if isinstance(mode, Recorder):
-            mode.gradients = True
-        return stage.backward()
-
-
-def record(
-    model: nn.Module, inputs: Sequence[Any], train: bool, dtype: torch.dtype | None, keywords: Mapping[str, Any]
-) -> tuple[Stage, Recorder, str]:
-    """Every operator of a forward and a backward pass, and why there is no backward pass, or ""."""
-    stage = Stage(model, inputs, dtype)
-    recorder = Recorder(stage.stack)
-    image = next(iter(operators.tensors(stage.inputs)), None)
-    if image is not None:
-        recorder.tracker.start(image)
-    recorder.parameters = {p.untyped_storage()._cdata: p.numel() for p in stage.parameters.values()}
-    reason = run(stage, recorder, train, keywords)
-    recorder.records = [r for r in recorder.records if not r.free or r.backward]
-    return stage, recorder, reason

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from costmodel.count import Cost
 from costmodel.device import Device
 from costmodel.library.networks import LibraryClock, riding
+from costmodel.networks.timed import Timed
 
 if TYPE_CHECKING:
-    from costmodel.networks.network import Network, Timed
+    from costmodel.networks.network import Network
 
 
 def on(
@@ -24,8 +25,6 @@ def on(
     layout: str,
 ) -> list[Timed]:
     """Every layer with its time in `library`; arguments and errors are those of `Network.on`."""
-    from costmodel.networks.network import Timed
-
     layers = [layer if dtype is None else layer.in_dtype(dtype) for layer in network.layers]
     arithmetic = dtype or network.dtype
     clock = LibraryClock(

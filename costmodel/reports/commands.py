@@ -12,20 +12,21 @@ from typing import Annotated, Any
 
 import typer
 
+from costmodel.arithmetic import arithmetic_named
 from costmodel.compare.command import compare
 from costmodel.count import cost, training_cost
 from costmodel.device import devices
 from costmodel.reports import export, terminal
 from costmodel.reports.notation import parse
 from costmodel.reports.options import (
-    arithmetic_named,
-    arithmetic_word,
+    arguments_named,
     device_named,
     form_named,
+    inputs_named,
     measured_times,
     padding_named,
+    picture_form,
     rate_named,
-    shape_named,
 )
 from costmodel.reports.rows import estimate, figures, pass_rows
 
@@ -33,7 +34,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -142,7 +143,7 @@ def layer(
     """
     named, form = parse(" ".join(words)), form_named(json=json, csv=csv, markdown=markdown, latex=latex)
     chosen = device_named(device) if device else None
-    kind, precision, remark = arithmetic_named(dtype, chosen)
+    kind, precision, remark = meant = arithmetic_named(dtype, chosen)
     rates = [rate_named(text) for text in rate or []]
     rows = pass_rows(named, chosen, kind, precision)
     if samples is None and (rates or layers != 1):
@@ -173,7 +174,7 @@ def layer(
         typer.echo(export.FORMATS[form](guesses or rows), nl=False)
     else:
         out = terminal.console()
-        terminal.show_passes(out, named, rows, chosen, arithmetic_word(kind, precision), remark)
+        terminal.show_passes(out, named, rows, chosen, meant.word, remark)
         if work is not None:
             heading = f"{layers} such layer{'s' if layers > 1 else ''}, {samples:,.0f} samples"
             terminal.show_estimate(out, guesses, heading, work)
@@ -214,11 +215,8 @@ def solve(
         "stride": stride,
         "dilation": dilation,
     }
-    unknown = for_ or next((name for name, value in given.items() if value is None), None)
-    if unknown is None:
-        raise ValueError("nothing is left to solve for: leave out the option whose values you want")
     form = form_named(json=json, markdown=markdown, latex=latex)
-    found = solved(unknown, **given, transposed=transposed, output_padding=output_padding, symmetric=not total)
+    found = solved(for_, **given, transposed=transposed, output_padding=output_padding, symmetric=not total)
     if form == "json":
         low_high = {name: getattr(found, name) for name in ("solved_for", "symbol", "low", "high", "reason")}
         typer.echo(export.to_json(low_high | {"solution": str(found), "derivation": found.plain()}), nl=False)
@@ -269,9 +267,13 @@ def devices_(
 
 @app.command()
 def model(
-    name: Annotated[str, typer.Argument(metavar="MODEL", help="package.module:callable or file.py:callable.")],
-    input: Annotated[list[str], typer.Option(help="An input's shape, such as 32x3x224x224; one for each input.")],
-    device: Annotated[str, DEVICE] = "h100",
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="package.module:callable, file.py:callable or timm:name.")],
+    input: Annotated[list[str], typer.Option(help="32x3x224x224, int64:1x16, ids:int64:1x16; one for each input.")],
+    arg: Annotated[list[str] | None, typer.Option(help="An argument of the callable: weights=None; repeatable.")] = None,
+    device: Annotated[
+        list[str] | None, typer.Option("--device", help="As for layer; given twice, both stand side by side. [h100]")
+    ] = None,
+    beside: Annotated[str | None, typer.Option("--beside", metavar="MODEL", help="A second model, side by side.")] = None,
     dtype: DtypeName = None,
     train: Annotated[bool, typer.Option("--train", help="Time the whole training step, not the forward pass.")] = False,
     samples: Annotated[float | None, typer.Option(help="Samples of a training run, such as 1281167.")] = None,
@@ -281,8 +283,8 @@ def model(
     check: Annotated[bool, typer.Option("--check", help="Compare with torch's FlopCounterMode, and explain.")] = False,
     measured: Annotated[Path | None, typer.Option(help="JSON with measured seconds by row, for the roofline.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a report that needs no network.")] = None,
-    png: Annotated[Path | None, typer.Option(help="Write pictures.")] = None,
-    svg: Annotated[Path | None, typer.Option(help="Write pictures.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Write pictures as the suffix says: .png, .svg, .pdf.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Write pictures as the suffix says: .svg, .png, .pdf.")] = None,
     picture: Annotated[Picture, typer.Option(help="Which picture --png and --svg write.")] = Picture.ALL,
     dark: Annotated[bool, typer.Option("--dark", help="Light on dark in --png and --svg.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write rows and totals; - prints them.")] = None,
@@ -296,47 +298,48 @@ def model(
     costmodel model torchvision.models:resnet50 --input 32x3x224x224 \\
         --device h200 --html report.html
     costmodel model net.py:Net --input 8x3x64x64 --train --depth 1
-    costmodel model torchvision.models:vgg16 --input 1x3x224x224 --csv -
+    costmodel model net.py:Encoder --input ids:int64:1x16 --arg width=64
+    costmodel model timm:resnet50 --input 1x3x224x224 --device h100 --device a100
     """
-    from costmodel.reports.report import study
+    from costmodel.reports.report import report_of, traced
+    from costmodel.reports.sidebyside import SideBySide
 
-    chosen = device_named(device)
-    kind, precision, remark = arithmetic_named(dtype, chosen)
+    chosen = [device_named(text) for text in device or ["h100"]]
+    if len(chosen) * (1 + (beside is not None)) > 2:
+        raise ValueError("two stand side by side: give --device twice, or --beside once")
+    arithmetics = [arithmetic_named(dtype, each) for each in chosen]
     outputs = [path for path in (html, png, svg, json_file, csv_file, markdown_file, latex_file) if path is not None]
     if len(set(outputs)) < len(outputs):
         raise ValueError(f"two outputs have one name: {', '.join(map(str, outputs))}")
     if Path("-") in (html, png, svg):
         raise ValueError("- prints rows only: name a file for --html, --png and --svg")
-    shapes = [shape_named(text) for text in input]
+    pictures = [(path, picture_form(path, option)) for path, option in ((png, "png"), (svg, "svg")) if path is not None]
+    if samples is not None and not 0 < samples < float("inf"):
+        raise ValueError(f"samples must be a positive number, got {samples:g}")
+    inputs, factory = inputs_named(input), arguments_named(arg or [])
     times = measured_times(measured) if measured else None
-    report = study(
-        name,
-        shapes,
-        chosen,
-        kind,
-        precision,
-        training=train,
-        samples=samples,
-        epochs=epochs,
-        depth=depth,
-        check=check or html is not None,
-        measured=times,
-        remark=remark,
-    )
+    reports = []
+    for called in [name] if beside is None else [name, beside]:
+        how: dict[str, Any] = {"arguments": factory if called == name else {}, "training": train, "check": check or html is not None}
+        network, checks = traced(called, inputs, arithmetics[0].dtype, **how)
+        for each, kind in zip(chosen, arithmetics, strict=True):
+            forecast = network.on(each, kind.dtype, precision=kind.precision, training=train)
+            more: dict[str, Any] = {"samples": samples, "epochs": epochs, "depth": depth, "measured": times, "checks": checks}
+            reports.append(report_of(forecast, model=called, remark=kind.remark, **more))
+    report, both = reports[0], SideBySide((reports[0], reports[1])) if len(reports) > 1 else None
     files: dict[Path, str | bytes] = {}
     for path, form in ((json_file, "json"), (csv_file, "csv"), (markdown_file, "markdown"), (latex_file, "latex")):
         if path is not None:
-            files[path] = export.to_json(report) if form == "json" else export.FORMATS[form](report.rows)
-    if png or svg:
+            files[path] = export.FORMATS[form](both or report)
+    if pictures:
         from costmodel.reports.pictures import DARK, LIGHT, picture_named, render
 
-        for path, form in ((png, "png"), (svg, "svg")):
-            if path is not None:
-                files[path] = render(picture_named(picture, report, DARK if dark else LIGHT), form)
+        for path, form in pictures:
+            files[path] = render(picture_named(picture, report, DARK if dark else LIGHT), form)
     if html:
         from costmodel.reports.html import page
 
-        files[html] = page(report)
+        files[html] = page(*reports)
     printed = files.pop(Path("-"), None)
     for path, content in files.items():  # all are made before the first is written
         export.write(path, content)
@@ -344,7 +347,10 @@ def model(
         typer.echo(printed, nl=False)
         return
     out = terminal.console()
-    terminal.show_report(out, report, top)
+    if both is None:
+        terminal.show_report(out, report, top)
+    else:
+        out.print(str(both), markup=False, soft_wrap=True)
     for path in files:
         out.print(f"wrote {path}", markup=False, soft_wrap=True)
 

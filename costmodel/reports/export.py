@@ -12,13 +12,13 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -84,13 +84,50 @@ def cell(value: Any, digits: int | None = None) -> str:
     return str(plain(value)) if not isinstance(value, float) else repr(value)
 
 
+class Tabular(Protocol):
+    """What knows its own rows: a network, a layer, a forecast, a report, two of them side by side."""
+
+    def table_rows(self) -> Sequence[Any]: ...
+
+
+def rows_of(value: Any) -> Sequence[Any]:
+    """The rows of what a user has at hand: of a `Tabular`, of a dataclass (itself), or rows as they are."""
+    if hasattr(value, "table_rows"):
+        rows: Sequence[Any] = value.table_rows()
+        return rows
+    if is_dataclass(value) and not isinstance(value, type):
+        return [value]
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)):
+        found = [*value]
+        if all(is_dataclass(row) and not isinstance(row, type) for row in found):
+            return found
+    raise TypeError(f"value must be a network, a layer, a forecast, a report or a sequence of rows, got {type(value).__name__}")
+
+
 def to_json(value: Any) -> str:
-    """Any nest of dataclasses, dictionaries and lists."""
+    """JSON of a network, a layer, a forecast or a report, or of any nest of dataclasses, dictionaries and lists.
+
+    Times are seconds, sizes bytes; infinity and NaN become null.
+
+    >>> import costmodel
+    >>> print(costmodel.to_json(costmodel.Cost(bytes=12))[:24])
+    {
+      "useful_macs": 0,
+    """
+    value = value.document() if hasattr(value, "document") else value
     return json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def to_csv(rows: Sequence[Any]) -> str:
-    """A line of column names, then a line a row."""
+def to_csv(rows: Tabular | Any) -> str:
+    """CSV: a line of column names, then a line a row. Numbers keep their full precision; times are seconds, sizes bytes.
+
+    `rows` is a network (an operator a row), a layer (a pass a row), a forecast or a report, a dataclass, or a sequence of
+    dataclasses. Raises TypeError for anything else; `to_markdown` and `to_latex` take and raise the same.
+
+    >>> import costmodel
+    >>> print(costmodel.to_csv(costmodel.conv1d((1, 4, 8), (2, 4, 3))).splitlines()[1][:24])
+    fprop,1x2x6,144,144,,288
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     for line in _table(rows, str, cell):
@@ -98,8 +135,13 @@ def to_csv(rows: Sequence[Any]) -> str:
     return out.getvalue()
 
 
-def to_markdown(rows: Sequence[Any]) -> str:
-    """A pipe table, numbers to the right."""
+def to_markdown(rows: Tabular | Any) -> str:
+    """A Markdown pipe table, numbers to the right and with six significant digits. Takes and raises what `to_csv` does.
+
+    >>> import costmodel
+    >>> print(costmodel.to_markdown(costmodel.conv1d((1, 4, 8), (2, 4, 3)))[:32])
+    | what | output shape | useful M
+    """
     lines = _table(rows, heading, lambda value: cell(value, 6).replace("|", r"\|").replace("\n", " "))
     if not lines:
         return ""
@@ -107,8 +149,13 @@ def to_markdown(rows: Sequence[Any]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in [lines[0], rule, *lines[1:]])
 
 
-def to_latex(rows: Sequence[Any]) -> str:
-    """A tabular for the booktabs package."""
+def to_latex(rows: Tabular | Any) -> str:
+    r"""A LaTeX tabular for the booktabs package, with six significant digits. Takes and raises what `to_csv` does.
+
+    >>> import costmodel
+    >>> print(costmodel.to_latex(costmodel.conv1d((1, 4, 8), (2, 4, 3))).splitlines()[1])
+    \toprule
+    """
     lines = _table(rows, lambda name: _latex(heading(name)), _latex)
     if not lines:
         return ""
@@ -119,7 +166,7 @@ def to_latex(rows: Sequence[Any]) -> str:
 
 
 #: The formats a table of rows can take, by the name of the command's option.
-FORMATS: dict[str, Callable[[Sequence[Any]], str]] = {
+FORMATS: dict[str, Callable[[Any], str]] = {
     "json": to_json,
     "csv": to_csv,
     "markdown": to_markdown,
@@ -142,17 +189,17 @@ def write(path: Path, content: str | bytes) -> None:
         raise ValueError(f"cannot write {path}: {error.strerror}; name a file in a folder that exists") from error
 
 
-def _table(rows: Sequence[Any], name: Callable[[str], str], text: Callable[[Any], str]) -> list[list[str]]:
-    flattened = [flat(row) for row in rows]
+def _table(rows: Any, name: Callable[[str], str], text: Callable[[Any], str]) -> list[list[str]]:
+    flattened = [flat(row) for row in rows_of(rows)]
     if not flattened:
         return []
     names = list(dict.fromkeys(column for row in flattened for column in row))
     return [[name(column) for column in names]] + [[text(row.get(column)) for column in names] for row in flattened]
 
 
-def _numeric(rows: Iterable[Any]) -> list[bool]:
+def _numeric(rows: Any) -> list[bool]:
     columns: dict[str, bool] = {}
-    for row in rows:
+    for row in rows_of(rows):
         for name, value in flat(row).items():
             columns[name] = columns.get(name, True) and (value is None or isinstance(value, (int, float, Fraction)))
     return list(columns.values())

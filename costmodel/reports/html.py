@@ -63,7 +63,7 @@ const order=(a,b)=>typeof a==="number"&&typeof b==="number"?a-b:String(a).locale
 def page(report: Report) -> str:
     """The whole file."""
     title = escape(f"{report.model} on {report.device}")
-    inputs = ", ".join(by(shape) for shape in report.inputs)
+    inputs = ", ".join(map(str, report.inputs))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <title>{title}</title><style>{STYLE}</style></head><body>

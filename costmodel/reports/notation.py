@@ -1,7 +1,8 @@
 """A layer in one line of words, such as "conv2d 64x56x56 k3 s1 p1 c64 n32", and the reasons why a layer is impossible.
 
-Two forms are read. The short one has the input CxHxW and the output channels in `c`; the one that `str(ConvProblem)` writes
-has an arrow: "conv2d n32 c64 56x56 -> 128 k3x3 s2x2 p1,1 d2x2 g4". Standard library only.
+Two forms are read. The short one, which reports print, has the input CxHxW and the output channels in `c`; the one that
+`str(ConvProblem)` writes has an arrow, which a shell wants quoted: "conv2d n32 c64 56x56 -> 128 k3x3 s2x2 p1,1 d2x2 g4".
+Standard library only.
 """
 
 from __future__ import annotations
@@ -53,15 +54,17 @@ class Convolution:
 
     @property
     def words(self) -> str:
-        """The form with an arrow, which `parse` reads back."""
-        if not self.transposed:
-            return str(self.problem)
-        p, (batch, channels, *size) = self.problem, self.input_shape
-        text = (
-            f"conv_transpose{p.rank}d n{batch} c{channels} {by(size)} -> {p.in_channels} k{by(p.kernel_size)} s{by(p.stride)}"
-        )
-        text += f" p{by(low for low, _ in p.padding)} op{by(low - high for low, high in p.padding)}"
-        return f"{text} d{by(p.dilation)} g{p.groups}"
+        """The short form, which `parse` reads back and a shell passes on unquoted; what is torch's default is left out."""
+        p, (batch, *shape) = self.problem, self.input_shape
+        words = [f"conv{'_transpose' * self.transposed}{p.rank}d", by(shape), "k" + _short(p.kernel_size)]
+        words += [] if set(p.stride) == {1} else ["s" + _short(p.stride)]
+        ends = [str(low) if self.transposed or low == high else f"{low}:{high}" for low, high in p.padding]
+        words += [] if set(ends) == {"0"} else ["p" + _short(ends)]
+        extra = [low - high for low, high in p.padding] if self.transposed else [0]
+        words += ["op" + _short(extra)] if any(extra) else []
+        words += [] if set(p.dilation) == {1} else ["d" + _short(p.dilation)]
+        words += [] if p.groups == 1 else [f"g{p.groups}"]
+        return " ".join([*words, f"c{self.output_shape[1]}", f"n{batch}"])
 
     def __str__(self) -> str:
         return self.words
@@ -164,6 +167,11 @@ def _ends(operator: str, sizes: list[str], words: dict[str, str]) -> tuple[int, 
         wanted = "x".join(AXES[rank] if "->" in sizes else ("C", *AXES[rank]))
         raise ValueError(f"{operator} takes an input {wanted} such as {short[3:] if '->' in sizes else short}, got {given}")
     return channels, size, filters
+
+
+def _short(values: Sequence[object]) -> str:
+    """One value where all are alike, else one an axis."""
+    return str(values[0]) if len(set(values)) == 1 else by(values)
 
 
 def by(values: Iterable[object]) -> str:

@@ -2,49 +2,25 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from costmodel.arithmetic import NAMES
 from costmodel.device import Device, find_device
-from costmodel.forecast import dtype_of
 
-#: What a user may call the arithmetic: name -> (dtype, precision).
-DTYPES = {
-    "fp16": ("float16", "ieee"),
-    "float16": ("float16", "ieee"),
-    "bf16": ("bfloat16", "ieee"),
-    "bfloat16": ("bfloat16", "ieee"),
-    "fp32": ("float32", "ieee"),
-    "float32": ("float32", "ieee"),
-    "tf32": ("float32", "tf32"),
-    "fp64": ("float64", "ieee"),
-    "float64": ("float64", "ieee"),
-}
+if TYPE_CHECKING:
+    from costmodel.reports.report import Arguments
+
+PICTURES = ("png", "svg", "pdf")
+#: What an input may be of, besides the model's own floating dtype.
+INPUT_DTYPES = (*NAMES, "int64", "int32", "int16", "int8", "uint8", "bool", "long", "int")
 RATE = re.compile(r"([0-9.]+(?:e[+-]?[0-9]+)?) *([kMGTPE]?)(FLOP|MAC)(?:s|S|/s)?")
 PREFIX = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
-
-
-def arithmetic_named(text: str | None, device: Device | None) -> tuple[str, str, str]:
-    """(dtype, precision, remark) of a name such as "bf16" or "tf32"; ValueError for any other, or one that the device lacks.
-
-    Without a name it is bfloat16, or where the device has no such thing float16, as the remark says.
-    """
-    if text is None:
-        dtype, remark = ("bfloat16", "") if device is None else dtype_of(None, device)
-        return dtype, "ieee", remark
-    if text.lower() not in DTYPES:
-        raise ValueError(f"dtype {text!r} is unknown: one of {', '.join(name for name in DTYPES if len(name) == 4)}")
-    dtype, precision = DTYPES[text.lower()]
-    if device is not None:
-        device.rate(dtype, precision)
-    return dtype, precision, ""
-
-
-def arithmetic_word(dtype: str, precision: str) -> str:
-    """The short name of an arithmetic: "bf16", "tf32"."""
-    return next(name for name, known in DTYPES.items() if known == (dtype, precision))
 
 
 def rate_named(text: str) -> tuple[float, str]:
@@ -99,8 +75,65 @@ def shape_named(text: str) -> tuple[int, ...]:
     except ValueError:
         shape = ()
     if not shape or min(shape) < 1:
-        raise ValueError(f"--input reads like 32x3x224x224, batch first, all at least 1; got {text!r}")
+        raise ValueError(f"--input reads like 32x3x224x224 or ids:int64:1x16, batch first, all at least 1; got {text!r}")
     return shape
+
+
+def inputs_named(texts: Sequence[str]) -> Arguments:
+    """What a model is called with: shapes, "int64:1x16" with a dtype, "ids:int64:1x16" with the keyword too, and
+    "batch.ids:int64:1x16" for an entry of a dictionary. ValueError for a word that is none of these."""
+    import torch
+
+    from costmodel.reports.report import Arguments
+
+    positional: list[Any] = []
+    keywords: dict[str, Any] = {}
+    for text in texts:
+        *words, sizes = text.split(":")
+        shape = shape_named(sizes)
+        dtype = words.pop() if words and words[-1] in INPUT_DTYPES else ""
+        name = words.pop() if words else ""
+        if words or not all(part.isidentifier() for part in name.split(".") if name):
+            raise ValueError(
+                f"--input {text!r}: before the sizes come a keyword and one of {', '.join(INPUT_DTYPES)}, as in ids:int64:1x16"
+            )
+        kind = NAMES[dtype][0] if dtype in NAMES else dtype
+        tensor = torch.empty(shape, dtype=getattr(torch, kind or "float32"), device="meta")
+        if not name:
+            positional.append(tensor if kind else shape)
+            continue
+        *path, last = name.split(".")
+        holder = keywords
+        for part in path:
+            holder = holder.setdefault(part, {})
+            if not isinstance(holder, dict):
+                raise ValueError(f"--input {text!r}: {part} is a tensor already, and no dictionary")
+        if last in holder:
+            raise ValueError(f"--input names {name!r} twice")
+        holder[last] = tensor
+    return Arguments(positional, keywords)
+
+
+def arguments_named(texts: Sequence[str]) -> dict[str, Any]:
+    """Arguments of a model's factory: "weights=None", "num_classes=10"; what is no Python literal is a string."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"--arg reads like weights=None or num_classes=10, got {text!r}")
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value
+    return found
+
+
+def picture_form(path: Path, option: str) -> str:
+    """What a picture's suffix says, "png", "svg" or "pdf"; without one, what the option is called."""
+    form = path.suffix.removeprefix(".").lower() or option
+    if form not in PICTURES:
+        raise ValueError(f"--{option} {path}: a picture ends in .png, .svg or .pdf, got {path.suffix!r}")
+    return form
 
 
 def measured_times(path: Path) -> dict[str, float]:

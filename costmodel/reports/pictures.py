@@ -117,7 +117,7 @@ def picture_named(name: str, work: Work, theme: Theme = LIGHT, titled: bool = Tr
 
 
 def render(figure: Figure, form: str, salt: str = "costmodel") -> bytes:
-    """The figure as "png", "svg" (letters as outlines, for papers) or "svg-text" (letters as text, for web pages).
+    """The figure as "png", "pdf", "svg" (letters as outlines, for papers) or "svg-text" (letters as text, for web pages).
 
     `salt` keeps the ids of several pictures on one page apart, and the same picture the same bytes.
     """
@@ -125,6 +125,8 @@ def render(figure: Figure, form: str, salt: str = "costmodel") -> bytes:
     with matplotlib.rc_context({"svg.fonttype": "none" if form == "svg-text" else "path", "svg.hashsalt": salt}):
         if form == "png":
             figure.savefig(out, format="png", dpi=160)
+        elif form == "pdf":
+            figure.savefig(out, format="pdf", metadata={"CreationDate": None})
         else:
             figure.savefig(out, format="svg", metadata={"Date": None})
     return out.getvalue()

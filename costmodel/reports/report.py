@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
+from typing import Any, NamedTuple
 
 from costmodel.bounds import roofline
 from costmodel.count import Cost
 from costmodel.device import Device
 from costmodel.networks.crosscheck import Comparison, crosscheck
 from costmodel.networks.models import load
-from costmodel.networks.network import Network, Timed, trace
+from costmodel.networks.network import Input, Network, trace
+from costmodel.networks.timed import Forecast, Timed
 from costmodel.reports.rows import Figure, LayerRow, figures, layer_rows, module_rows, with_measured
+
+
+class Arguments(NamedTuple):
+    """What a model is called with, as `trace` takes it."""
+
+    positional: Sequence[Any]
+    keywords: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class Report:
     """`rows` are operators, or modules added up; `timed` says of which work their times are."""
 
     model: str
-    inputs: tuple[tuple[int, ...], ...]
+    inputs: tuple[Input, ...]
     batch: int
     device: str
     arithmetic: str
@@ -54,15 +61,28 @@ class Report:
     assumptions: tuple[str, ...]
     figures: tuple[Figure, ...]  # of the device
     checks: tuple[Comparison, ...] | None  # against torch's counter, None where that was not asked for
+    operators: int = 0
+    convolutions: int = 0
+    forward_memory: int = 0  # bytes of activations alive at once
+    training_memory: int = 0
+
+    def table_rows(self) -> Sequence[LayerRow]:
+        """What a table of the report holds."""
+        return self.rows
+
+    def seconds_of(self, timed: str) -> float | None:
+        """The predicted time of some work, None where it was not timed."""
+        return next((total.seconds for total in self.totals if total.what == timed), None)
 
 
 def study(
     name: str,
-    shapes: Sequence[tuple[int, ...]],
+    inputs: Arguments | Sequence[Any],
     device: Device,
     dtype: str,
     precision: str,
     *,
+    arguments: Mapping[str, Any] | None = None,
     training: bool = False,
     samples: float | None = None,
     epochs: int = 1,
@@ -71,18 +91,57 @@ def study(
     measured: Mapping[str, float] | None = None,
     remark: str = "",
 ) -> Report:
-    """Load `name`, trace it on inputs of `shapes` in `dtype`, and put it on `device`; `training` times the whole step.
+    """Load `name`, trace it on `inputs` in `dtype`, and put it on `device`; `training` times the whole step.
 
+    `inputs` are shapes, or `Arguments`; `arguments` are those of the factory.
     `depth` adds rows up by module, `check` compares with torch's own counter, `remark` joins the notes. Raises ValueError in
     one line.
     """
+    network, checks = traced(name, inputs, dtype, arguments=arguments, training=training, check=check)
+    forecast = network.on(device, dtype, precision=precision, training=training)
+    return report_of(
+        forecast, model=name, depth=depth, samples=samples, epochs=epochs, measured=measured, checks=checks, remark=remark
+    )
+
+
+def traced(
+    name: str,
+    inputs: Arguments | Sequence[Any],
+    dtype: str,
+    *,
+    arguments: Mapping[str, Any] | None = None,
+    training: bool = False,
+    check: bool = False,
+) -> tuple[Network, tuple[Comparison, ...] | None]:
+    """The trace of a model by name, and its comparison with torch's counter where `check` asks for one."""
+    positional, keywords = inputs if isinstance(inputs, Arguments) else (inputs, {})
+    model = load(name, **arguments or {})
+    network = trace(model, *positional, train=training, dtype=dtype, **keywords)
+    found = crosscheck(model, *positional, train=training, dtype=dtype, network=network, **keywords) if check else None
+    return network, None if found is None else tuple(found)
+
+
+def report_of(
+    forecast: Forecast,
+    *,
+    model: str = "",
+    depth: int | None = None,
+    samples: float | None = None,
+    epochs: int = 1,
+    measured: Mapping[str, float] | None = None,
+    checks: Sequence[Comparison] | None = None,
+    remark: str = "",
+) -> Report:
+    """The report of a network on a device. `model` is what it is called, by default its class; `depth` adds rows up by module;
+    `samples` adds the total of a training run; `measured` are seconds by row; `checks` are those of `crosscheck`.
+
+    Raises ValueError for a number that makes no sense, and for a measured row that is none.
+    """
+    network, device, training = forecast.network, forecast.device, forecast.training
+    dtype, precision, own = forecast.arithmetic
     if samples is not None and not 0 < samples < float("inf"):
         raise ValueError(f"samples must be a positive number, got {samples:g}")
-    model, given = load(name), getattr(torch, dtype)
-    network = trace(model, *shapes, train=training, dtype=given)
-    compared = tuple(crosscheck(model, *shapes, train=training, dtype=given, network=network)) if check else None
-    timed = network.on(device, precision=precision, training=training)
-    rows = layer_rows(timed) if depth is None else module_rows(timed, depth)
+    rows = layer_rows(forecast) if depth is None else module_rows(forecast, depth)
     if measured:
         rows = with_measured(rows, measured)
     peak, bandwidth = device.rate(dtype, precision), device.bandwidth * 1e9
@@ -90,9 +149,17 @@ def study(
     if samples is not None:
         times = "once" if epochs == 1 else f"{epochs} times"
         run = [f"The training run sees {samples:,.0f} samples {times}, {network.batch} a step."]
+    remarks = [f"{words}." for words in dict.fromkeys((remark, own)) if words]
+    plans = (
+        "Convolutions take the plan that the library would choose on channels-last tensors; any other operator takes one "
+        "launch and the longer of its arithmetic at the peak and its bytes at the bandwidth. A normalisation whose "
+        "statistics come first reads its input twice, which is in its time and not in its bytes."
+        if forecast.planned
+        else "Times are those of PyTorch's own kernels, fitted to times that others published."
+    )
     return Report(
-        model=name,
-        inputs=tuple(shapes),
+        model=model or network.name,
+        inputs=network.inputs,
         batch=network.batch,
         device=device.name,
         arithmetic=f"{dtype}, {precision}" if dtype == "float32" else dtype,
@@ -100,21 +167,25 @@ def study(
         bandwidth=bandwidth,
         parameters=network.parameters,
         trainable=network.trainable,
-        timed="training step" if training else "forward pass",
-        totals=tuple(_totals(network, timed, device, dtype, precision, training, samples, epochs)),
+        timed=forecast.timed,
+        totals=tuple(_totals(network.in_dtype(dtype), forecast, device, dtype, precision, training, samples, epochs)),
         rows=tuple(rows),
         unknown=dict(network.unknown),
-        notes=(*([f"{remark}."] if remark else []), *network.notes, *run),
+        notes=(*remarks, *network.notes, *run),
         assumptions=(
             "1 MAC is one multiply-add, 2 FLOP. Useful MAC leave padding zeros out, dense MAC count every tap of every output.",
             "Bytes are compulsory: every tensor of an operator moved once, nothing fused with its neighbours.",
-            "Convolutions take the plan that the library would choose on channels-last tensors; any other operator takes one "
-            "launch and the longer of its arithmetic at the peak and its bytes at the bandwidth. A normalisation whose "
-            "statistics come first reads its input twice, which is in its time and not in its bytes.",
-            f"The interval of the time: {'; or '.join(sorted(frozenset[str]().union(*(of.sources for of in timed))))}.",
+            "Peak activations are the tensors alive at once, each from the operator that makes it to the last one that reads "
+            "it, the input among them and the parameters not.",
+            plans,
+            f"The interval of the time: {'; or '.join(sorted(frozenset[str]().union(*(of.sources for of in forecast))))}.",
         ),
         figures=tuple(figures(device)),
-        checks=compared,
+        checks=None if checks is None else tuple(checks),
+        operators=len(network.layers),
+        convolutions=len(network.convolutions),
+        forward_memory=network.memory.peak(False, dtype),
+        training_memory=network.memory.peak(True, dtype),
     )
 
 

@@ -13,7 +13,8 @@ from costmodel.forecast import choose, predict
 from costmodel.reports.notation import Convolution
 
 if TYPE_CHECKING:
-    from costmodel.networks.network import Timed
+    from costmodel.networks.network import Network
+    from costmodel.networks.timed import Timed
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,28 @@ class LayerRow:
     known: bool  # False: the operator's FLOP are not known and not counted
     receptive_field: tuple[int, ...] | None = None  # input elements that one output element sees, by spatial axis
     measured_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class OperatorRow:
+    """One operator of a network, without a device. Bytes are compulsory."""
+
+    name: str
+    op: str
+    input_shape: tuple[int, ...]
+    weight_shape: tuple[int, ...] | None
+    output_shape: tuple[int, ...]
+    dtype: str
+    parameters: int
+    useful_macs: int
+    dense_macs: int
+    other_flops: int  # of bias, normalisation, activation, pooling
+    bytes: int
+    backward_useful_macs: int
+    backward_dense_macs: int
+    backward_bytes: int
+    known: bool
+    receptive_field: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -170,6 +193,31 @@ def estimate(
         part = None if peak is None else rate / peak
         rows.append(EstimateRow(rate, "FLOP/s", f"plans on {device.name}", part, seconds[0], sum(seconds)))
     return rows
+
+
+def operator_rows(network: Network) -> list[OperatorRow]:
+    """A row an operator, in the order they run."""
+    return [
+        OperatorRow(
+            name=of.name,
+            op=of.op,
+            input_shape=of.input_shape,
+            weight_shape=of.weight_shape,
+            output_shape=of.output_shape,
+            dtype=of.dtype,
+            parameters=of.parameters,
+            useful_macs=of.forward.useful_macs,
+            dense_macs=of.forward.dense_macs,
+            other_flops=of.forward.other_flops + of.forward.bias_flops,
+            bytes=of.forward.bytes,
+            backward_useful_macs=of.backward_cost.useful_macs,
+            backward_dense_macs=of.backward_cost.dense_macs,
+            backward_bytes=of.backward_cost.bytes,
+            known=of.known,
+            receptive_field=tuple(field.size for field in of.fields) if of.fields else None,
+        )
+        for of in network.layers
+    ]
 
 
 def layer_rows(timed: Sequence[Timed]) -> list[LayerRow]:

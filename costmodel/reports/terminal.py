@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from rich.text import Text
 from costmodel.device import Device
 from costmodel.reports.notation import Convolution, by
 from costmodel.reports.rows import EstimateRow, LayerRow, PassRow, figures
-from costmodel.reports.units import duration, exact, interval, share, si
+from costmodel.reports.units import apart, duration, exact, interval, share, si
 from costmodel.resources import LEAST_CAPABILITY
 
 if TYPE_CHECKING:
@@ -34,6 +35,13 @@ LIMITS = {
 def console() -> Console:
     """Standard output. Numbers keep the colour of their cell."""
     return Console(highlight=False)
+
+
+def printed(show: Callable[[Console], None], width: int | None = None) -> str:
+    """What `show` prints, as text without trailing blanks."""
+    out = io.StringIO()
+    show(Console(file=out, width=width, highlight=False))
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
 
 
 def table(title: str = "", gap: int = 1) -> Table:
@@ -118,7 +126,12 @@ def show_passes(
     out.print(arithmetic + (f" on {device.name}" if device else ""), markup=False)
     if remark:
         out.print(f"{remark}.", markup=False)
-    out.print(passes_table(rows))
+    together = passes_table(rows)
+    if Console(width=1000).measure(together).maximum <= out.width:
+        out.print(together)
+    else:  # one under another
+        for row in rows:
+            out.print(passes_table([row]))
     if device is None:
         out.print("1 MAC = 2 FLOP. Add --device h100 for the roofline, the plan and its predicted time.")
         return
@@ -153,22 +166,22 @@ def show_estimate(out: Console, rows: Sequence[EstimateRow], heading: str, work:
 
 def show_devices(out: Console, known: Sequence[Device]) -> None:
     """Peaks, bandwidth and ridge of every device."""
-    shown = table("Dense peaks in TFLOP/s, float32 accumulation; memory in GB/s")
-    shown.add_column("name", no_wrap=True)
-    for name in ("SM", "fp16", "bf16", "tf32", "fp32", "fp64", "memory", "L2 MB", "ridge"):
-        shown.add_column(name, justify="right", no_wrap=True)
+    heads = ("name", "SM", "fp16", "bf16", "tf32", "fp32", "fp64", "memory", "L2 MB", "ridge")
+    lines = []
     for device in known:
         peaks = [getattr(device, rate) for rate in ("fp16", "bf16", "tf32", "fp32")] + [device.fp64_tensor or device.fp64]
         ridge = device.rate("float16") / (device.bandwidth * 1e9) if device.fp16 else None
-        shown.add_row(
+        lines.append((
             device.aliases[0] if device.aliases else device.name,
             str(device.sm_count),
             *(optional(peak, lambda value: f"{value:.4g}") for peak in peaks),
             f"{device.bandwidth:.0f}",
             f"{device.l2_bytes / 2**20:.0f}",
             optional(ridge, lambda value: f"{value:.0f}"),
-        )
-    out.print(shown)
+        ))  # fmt: skip
+    spare = ("L2 MB", "fp64", "fp32", "SM", "ridge", "tf32")
+    title = "Dense peaks in TFLOP/s, float32 accumulation; memory in GB/s"
+    out.print(fitted(title, heads, lines, out.width, spare))
     out.print("Ridge: FLOP a byte at which fp16 arithmetic begins to bind. fp64 is the tensor cores' where they have it.")
     if old := [device.aliases[0] for device in known if device.capability < LEAST_CAPABILITY]:
         least = f"{LEAST_CAPABILITY / 10:.1f}"
@@ -190,32 +203,35 @@ def show_sources(out: Console, devices: Iterable[Device]) -> None:
 def show_report(out: Console, report: Report, top: int) -> None:
     """The rows that take longest, totals, and what is not known."""
     out.print(Text(report.model, style="bold"))
-    inputs = ", ".join(by(shape) for shape in report.inputs)
+    inputs = ", ".join(map(str, report.inputs))
     parameters = si(report.parameters) + (
         f", {si(report.trainable)} trainable" if report.trainable != report.parameters else ""
     )
     out.print(f"input {inputs}, {parameters} parameters, {report.arithmetic} on {report.device}", markup=False)
     ordered = sorted(report.rows, key=lambda row: -row.seconds)
     shown = ordered[:top] if top else ordered
-    out.print(_layers_table(shown, f"By predicted time of the {report.timed}"))
+    out.print(_layers_table(shown, f"By predicted time of the {report.timed}", out.width))
     rest = ordered[len(shown) :]
     if rest:
         out.print(f"{len(rest)} more rows take {share(sum(row.share for row in rest))} of the time; --top 0 shows all.")
-    totals = table("Totals", gap=0)
-    totals.add_column("", no_wrap=True)
-    for name in ("useful MAC", "dense MAC", "other FLOP", "bytes", "roofline", "predicted"):
-        totals.add_column(name, justify="right")
-    for total in report.totals:
-        totals.add_row(
+    heads = ("", "useful MAC", "dense MAC", "other FLOP", "bytes", "roofline", "predicted")
+    lines = [
+        (
             total.what,
             *(si(count) for count in (total.useful_macs, total.dense_macs, total.other_flops, total.bytes)),
             duration(total.roofline_seconds),
             optional(total.seconds, duration),
         )
-    out.print(totals)
+        for total in report.totals
+    ]
+    out.print(fitted("Totals", heads, lines, out.width, spare=("other FLOP", "useful MAC", "bytes", "roofline")))
+    memory = f"{si(report.forward_memory, 'B')} forward, {si(report.training_memory, 'B')} in training"
+    out.print(f"Peak activations: {memory}.")
     for total in report.totals:
         if total.low is not None and total.high is not None:
             out.print(f"Interval of the {total.what}: {interval(total.low, total.high)}.")
+        elif total.what == "training step":
+            out.print("Add --train, or from Python training=True, for the predicted time of the training step.")
     if report.checks is not None:
         _show_checks(out, report.checks)
     for line in (*report.notes, *report.assumptions):
@@ -238,17 +254,15 @@ def _show_checks(out: Console, checks: Sequence[Comparison]) -> None:
     out.print(shown)
 
 
-def _layers_table(rows: Sequence[LayerRow], title: str) -> Table:
-    shown = table(title, gap=0)
-    shown.add_column("layer", no_wrap=True, width=18)
-    shown.add_column("output", no_wrap=True, justify="right", max_width=12)
-    for name in ("MAC", "FLOP", "byte", "FLOP/B", "limit", "time", "share"):
-        shown.add_column(name, justify="right", no_wrap=True)
+def _layers_table(rows: Sequence[LayerRow], title: str, width: int) -> Table:
+    """Rows of a network in `width` columns: the rarer figures are left out before a name becomes shorter than `NAME`."""
+    heads = ("layer", "output", "MAC", "FLOP", "byte", "FLOP/B", "limit", "time", "share")
+    lines: list[tuple[str | Text, ...]] = []
     for row in rows:
         word, style = LIMITS.get(row.bound, (row.bound[:6], ""))
         flops = row.useful_flops + row.other_flops
-        shown.add_row(
-            Text(row.name if len(row.name) <= 18 else "…" + row.name[-17:]),
+        lines.append((
+            row.name,
             by(row.output_shape[1:]) or "–",
             si(row.useful_macs) if row.useful_macs else "–",
             (si(flops) if flops else "–") if row.known else "?",
@@ -257,5 +271,35 @@ def _layers_table(rows: Sequence[LayerRow], title: str) -> Table:
             Text(word, style=style),
             si(row.seconds, "s"),
             share(row.share).removesuffix(" %") + "%",
-        )
+        ))  # fmt: skip
+    return fitted(title, heads, lines, width, spare=("FLOP/B", "FLOP", "byte", "output", "MAC", "limit", "share"))
+
+
+#: Letters of a name below which columns are left out for it.
+NAME = 18
+
+
+def fitted(
+    title: str, heads: Sequence[str], rows: Sequence[Sequence[str | Text]], width: int, spare: Sequence[str] = ()
+) -> Table:
+    """A table no wider than `width`: without the columns of `spare`, in this order, that do not fit, and with its first column
+    shortened in the middle, so that rows still differ."""
+    left = list(range(len(heads)))
+
+    def room() -> int:
+        others = (max(len(str(row[place])) for row in [heads, *rows]) for place in left[1:])
+        return width - sum(1 + size for size in others)
+
+    names = [str(row[0]) for row in rows]
+    needed = min(NAME, max(map(len, [heads[0], *names])))
+    for head in spare:
+        if room() < needed:
+            left.remove(heads.index(head))
+    size = max(room(), len(heads[0]), 4)
+    shown = table(title, gap=0)
+    shown.add_column(heads[0], no_wrap=True)
+    for place in left[1:]:
+        shown.add_column(heads[place], justify="right", no_wrap=True)
+    for row, name in zip(rows, apart(names, size), strict=True):
+        shown.add_row(Text(name), *(row[place] for place in left[1:]))
     return shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 PREFIXES = {6: "E", 5: "P", 4: "T", 3: "G", 2: "M", 1: "k", 0: "", -1: "m", -2: "µ", -3: "n"}
 
@@ -44,3 +45,46 @@ def interval(low: float, high: float) -> str:
     first, last = duration(low), duration(high)
     number, _, unit = first.partition(" ")
     return f"{number if unit == last.partition(' ')[2] else first} to {last}"
+
+
+def middle(text: str, width: int) -> str:
+    """The text, its middle left out where it is wider: names of modules differ at their ends.
+
+    >>> middle("features.denseblock4.denselayer16.conv2", 20)
+    'features.…er16.conv2'
+    """
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 2
+    return text[:head] + "…" + text[len(text) - (width - 1 - head) :]
+
+
+def apart(names: Sequence[str], width: int) -> list[str]:
+    """Names of at most `width` letters, shortened in their middles so that different names stay different.
+
+    >>> apart(["layer1.0.conv1", "layer2.0.conv1", "fc"], 9)
+    ['layer1…v1', 'layer2…v1', 'fc']
+    >>> apart(["encoder.block.weight", "encoder.black.weight"], 9)
+    ['enco…gh#1', 'enco…gh#2']
+    """
+    different = len(set(names))
+    for tail in sorted(range(width), key=lambda size: abs(size - width // 2)):
+        found = [_cut(name, width, tail) for name in names]
+        if len(set(found)) == different:
+            return found
+    # what still looks alike is numbered, a name as often as it comes alike
+    numbers: dict[str, dict[str, int]] = {}
+    for name in names:
+        alike = numbers.setdefault(_cut(name, width, width // 2), {})
+        alike.setdefault(name, len(alike) + 1)
+    found = []
+    for name in names:
+        short = _cut(name, width, width // 2)
+        mark = f"#{numbers[short][name]}" if len(numbers[short]) > 1 else ""
+        found.append(short[: width - len(mark)] + mark)
+    return found
+
+
+def _cut(name: str, width: int, tail: int) -> str:
+    """At most `width` letters, of which the last `tail` are the name's last."""
+    return name if len(name) <= width else name[: width - 1 - tail] + "…" + name[len(name) - tail :]

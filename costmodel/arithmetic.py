@@ -1,0 +1,72 @@
+"""What an arithmetic is called, and which one is meant where none is named: one set of names for the whole package.
+
+Standard library only: a torch.dtype is read by its name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from costmodel.device import Device
+
+#: What a user may call it: name -> (dtype, precision). The short names come first of their kind.
+NAMES = {
+    "fp16": ("float16", "ieee"),
+    "bf16": ("bfloat16", "ieee"),
+    "tf32": ("float32", "tf32"),
+    "fp32": ("float32", "ieee"),
+    "fp64": ("float64", "ieee"),
+    "float16": ("float16", "ieee"),
+    "half": ("float16", "ieee"),
+    "bfloat16": ("bfloat16", "ieee"),
+    "float32": ("float32", "ieee"),
+    "float": ("float32", "ieee"),
+    "float64": ("float64", "ieee"),
+    "double": ("float64", "ieee"),
+}
+DEFAULT = "bfloat16"
+
+
+class Arithmetic(NamedTuple):
+    """A dtype by torch's name, the precision of its products ("ieee", or "tf32" of float32), and a remark in words or ""."""
+
+    dtype: str
+    precision: str
+    remark: str = ""
+
+    @property
+    def word(self) -> str:
+        """The short name: "bf16", "tf32"."""
+        return next(name for name, known in NAMES.items() if known == (self.dtype, self.precision))
+
+
+def arithmetic_named(dtype: Any = None, device: Device | None = None, precision: str = "ieee") -> Arithmetic:
+    """The arithmetic that a name ("bf16", "float16", "tf32") or a torch.dtype means.
+
+    None is bfloat16, or float16 on a device whose tensor cores do not multiply bfloat16, as the remark then says. `precision`
+    "tf32" makes float32 mean tf32. Raises ValueError for another name, and for an arithmetic that the device lacks.
+
+    >>> arithmetic_named("fp16") == arithmetic_named("float16")
+    True
+    >>> arithmetic_named("tf32")[:2], arithmetic_named().word
+    (('float32', 'tf32'), 'bf16')
+    """
+    remark = ""
+    if dtype is None:
+        name = DEFAULT if device is None else device.default_dtype
+        found = (name, "ieee")
+        if name != DEFAULT:
+            remark = f"{name} is taken, since {device.name} has no bfloat16" if device is not None else ""
+    else:
+        name = str(dtype).removeprefix("torch.").lower()
+        if name not in NAMES:
+            raise ValueError(f"dtype {name!r} is unknown: one of {', '.join(NAMES)}, or such a torch.dtype")
+        found = NAMES[name]
+    if precision not in ("ieee", "tf32"):
+        raise ValueError(f"precision must be 'ieee' or 'tf32', got {precision!r}")
+    if precision == "tf32" and found[0] == "float32":
+        found = NAMES["tf32"]
+    if device is not None:
+        device.rate(*found)
+    return Arithmetic(*found, remark)

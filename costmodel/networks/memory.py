@@ -1,0 +1,104 @@
+"""Memory of a network's activations: which tensors are alive at once, forward and through a training step.
+
+A tensor lives from the operator that makes it to the last one that reads it, views included: what a runtime needs that frees
+at once. Python may hold a tensor longer, and an allocator rounds up. The network's input counts, and so do gradients of
+activations; parameters, buffers, the parameters' gradients and the optimiser's state do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from costmodel.tiling import itemsize
+
+
+@dataclass(frozen=True)
+class Life:
+    """The bytes of one storage, and the operators, by number, between which it is alive."""
+
+    first: int
+    last_forward: int  # the last use before the backward pass; -1 where a backward pass alone keeps it
+    last: int
+    bytes: int
+    dtype: str
+
+    def bytes_in(self, dtype: str | None) -> int:
+        """Where floating tensors are of another dtype."""
+        if dtype is None or not self.dtype.startswith(("float", "bfloat")):
+            return self.bytes
+        return self.bytes * itemsize(dtype) // itemsize(self.dtype) if self.dtype in FLOATING else self.bytes
+
+
+FLOATING = ("float16", "bfloat16", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The lives of a traced network's activations."""
+
+    lives: tuple[Life, ...] = ()
+
+    def peak(self, training: bool = False, dtype: str | None = None) -> int:
+        """The most bytes alive at once in a forward pass without gradients, or in a forward and a backward pass.
+
+        `dtype` is that of the floating tensors; None takes the trace's.
+        """
+        changes: dict[int, int] = {}
+        for life in self.lives:
+            last = life.last if training else life.last_forward
+            if last < life.first:
+                continue
+            size = life.bytes_in(dtype)
+            changes[life.first] = changes.get(life.first, 0) + size
+            changes[last + 1] = changes.get(last + 1, 0) - size
+        most = alive = 0
+        for place in sorted(changes):
+            alive += changes[place]
+            most = max(most, alive)
+        return most
+
+
+class Lives:
+    """Takes notes while operators run. A storage is told by its address, so somebody has to keep every tensor alive."""
+
+    def __init__(self) -> None:
+        self.place = 0
+        self.forward = True
+        self.found: dict[int, Life] = {}
+
+    def made(self, tensors: Iterable[object]) -> None:
+        """Tensors that are there from now on: of the input, or of an operator."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()  # type: ignore[attr-defined]
+            if storage._cdata not in self.found:
+                dtype = str(tensor.dtype).removeprefix("torch.")  # type: ignore[attr-defined]
+                self.found[storage._cdata] = Life(self.place, self.place - 1, self.place, storage.nbytes(), dtype)
+        self.used(tensors)
+
+    def used(self, tensors: Iterable[object]) -> None:
+        """Tensors that an operator reads, or that are the network's result."""
+        for tensor in tensors:
+            address = tensor.untyped_storage()._cdata  # type: ignore[attr-defined]
+            life = self.found.get(address)
+            if life is not None:
+                forward = self.place if self.forward else life.last_forward
+                self.found[address] = replace(life, last_forward=forward, last=self.place)
+
+    def ran(self, read: Sequence[object], written: Sequence[object], known: Iterable[int]) -> None:
+        """An operator. `known` are addresses of parameters and buffers, which do not count."""
+        self.place += 1
+        self.used(read)
+        self.made([tensor for tensor in written if tensor.untyped_storage()._cdata not in known])  # type: ignore[attr-defined]
+
+    def kept(self, tensors: Iterable[object]) -> None:
+        """Tensors that only a backward pass asks for."""
+        for tensor in tensors:
+            address = tensor.untyped_storage()._cdata  # type: ignore[attr-defined]
+            if address in self.found:
+                self.found[address] = replace(self.found[address], last_forward=-1)
+
+    def without(self, tensors: Iterable[object]) -> Memory:
+        """What was found, but for these: the gradients of parameters."""
+        left = {tensor.untyped_storage()._cdata for tensor in tensors}  # type: ignore[attr-defined]
+        return Memory(tuple(life for address, life in self.found.items() if address not in left))

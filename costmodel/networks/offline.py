@@ -1,0 +1,37 @@
+"""No network while a model is built: a factory that asks for weights is refused, and the caller learns whom it asked."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+#: What libraries read before they ask a hub.
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+
+
+class Refused(ConnectionError):
+    """A connection that was asked for and not made."""
+
+
+@contextmanager
+def offline() -> Iterator[list[str]]:
+    """Connections of this process raise `Refused` inside the block; the list holds the hosts that were asked for."""
+    asked: list[str] = []
+
+    def refuse(host: Any) -> None:
+        asked.append(str(host))
+        raise Refused(f"{host} was asked for, and nothing is downloaded")
+
+    def connect(self: socket.socket, address: Any) -> None:
+        if self.family != getattr(socket, "AF_UNIX", None):
+            refuse(address[0])
+        plain(self, address)
+
+    plain = socket.socket.connect
+    names = mock.patch.object(socket, "getaddrinfo", lambda host, *_, **__: refuse(host))
+    with mock.patch.object(socket.socket, "connect", connect), names, mock.patch.dict(os.environ, ENVIRONMENT):
+        yield asked

@@ -1,0 +1,120 @@
+"""Reports side by side: one network on two devices, or two networks on one, in words, as a page, or as rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from costmodel.reports.units import duration, interval, middle, si
+
+if TYPE_CHECKING:
+    from costmodel.reports.report import Report
+
+
+@dataclass(frozen=True)
+class Line:
+    """One quantity of every report. `ratio` is of the last report's to the first's, None where neither is a number above 0."""
+
+    quantity: str
+    values: tuple[float | None, ...]
+    words: tuple[str, ...]
+    ratio: float | None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The times of one row by name in the first and the last report, in seconds; None where a report has no such row."""
+
+    name: str
+    op: str
+    first_seconds: float | None
+    last_seconds: float | None
+    ratio: float | None
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Two reports. `print` shows their totals, `lines` and `pairs` are rows."""
+
+    reports: tuple[Report, Report]
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What tells the two apart: the model, the device, the arithmetic."""
+        first, last = self.reports
+        parts: list[Callable[[Report], str]] = [lambda of: of.model, lambda of: of.device, lambda of: of.arithmetic]
+        apart = [part for part in parts if part(first) != part(last)] or parts[:1]
+        names = [", ".join(part(of) for part in apart) for of in self.reports]
+        return names[0], names[1]
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """Totals, a quantity a line."""
+
+        def line(quantity: str, value: Callable[[Report], float | None], words: Callable[[float], str]) -> Line:
+            values = tuple(value(of) for of in self.reports)
+            first, last = values
+            ratio = last / first if first and last else None
+            return Line(quantity, values, tuple("–" if v is None else words(v) for v in values), ratio)
+
+        found = [
+            line("operators", lambda of: of.operators, lambda v: f"{v:,}"),
+            line("convolutions", lambda of: of.convolutions, lambda v: f"{v:,}"),
+            line("parameters", lambda of: of.parameters, si),
+            line("dense MAC, forward", lambda of: of.totals[0].dense_macs, si),
+            line("useful MAC, forward", lambda of: of.totals[0].useful_macs, si),
+            line("bytes, forward", lambda of: of.totals[0].bytes, lambda v: si(v, "B")),
+            line("peak activations, forward", lambda of: of.forward_memory, lambda v: si(v, "B")),
+            line("peak activations, training", lambda of: of.training_memory, lambda v: si(v, "B")),
+            line("roofline, forward", lambda of: of.totals[0].roofline_seconds, duration),
+            line("roofline, training step", lambda of: of.totals[1].roofline_seconds, duration),
+        ]
+        for timed in dict.fromkeys(of.timed for of in self.reports):
+            found.append(line(f"predicted {timed}", lambda of, timed=timed: of.seconds_of(timed), duration))  # type: ignore[misc]
+        return tuple(found)
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """Rows by name: those of the first report in their order, then those that only the last one has."""
+        first, last = ({row.name: row for row in of.rows} for of in self.reports)
+        found = []
+        for name in dict.fromkeys([*first, *last]):
+            times = [rows[name].seconds if name in rows else None for rows in (first, last)]
+            ratio = times[1] / times[0] if times[0] and times[1] else None
+            found.append(Pair(name, (first.get(name) or last[name]).op, times[0], times[1], ratio))
+        return tuple(found)
+
+    def table_rows(self) -> Sequence[Pair]:
+        """What a table of both holds."""
+        return self.pairs
+
+    def to_csv(self, path: str | Path | None = None) -> str:
+        """The pairs of rows, a line each."""
+        from costmodel.reports.export import to_csv, write
+
+        text = to_csv(self)
+        if path is not None:
+            write(Path(path), text)
+        return text
+
+    def __str__(self) -> str:
+        first, last = (middle(name, 24) for name in self.names)
+        rows: list[Sequence[str]] = [("", first, last, "ratio")]
+        rows += [(of.quantity, *of.words, "–" if of.ratio is None else f"{of.ratio:.2f}") for of in self.lines]
+        widths = [max(len(row[place]) for row in rows) for place in range(4)]
+        made = [
+            "  ".join([f"{row[0]:<{widths[0]}}", *(f"{cell:>{size}}" for cell, size in zip(row[1:], widths[1:], strict=True))])
+            for row in rows
+        ]
+        spread = [
+            f"{name}: predicted {of.timed}, interval {interval(total.low, total.high)}"
+            for name, of in zip(self.names, self.reports, strict=True)
+            for total in of.totals
+            if total.low is not None and total.high is not None
+        ]
+        return "\n".join([made[0], "─" * (sum(widths) + 6), *made[1:], *dict.fromkeys(spread)])
+
+    def __repr__(self) -> str:
+        return f"<costmodel.SideBySide of {' and '.join(self.names)}>"
