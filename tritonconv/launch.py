@@ -26,6 +26,7 @@ from tritonconv.families import launchers
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.layout import allocate
 from tritonconv.prepared import FusedKey, TensorKey, is_aligned, key
+from tritonconv.steps import COUNTS as COUNTS
 from tritonconv.steps import Launch
 
 DTYPES = {
