@@ -1,6 +1,6 @@
 """Which kernels of the package were started, by pass and family: for those who prove that some were, or that none was.
 
-Importing this puts a counter around `tritonconv.steps`, which starts them all; the package itself counts kernels by their names.
+Importing this puts a counter around `tritonconv.steps`, which starts them all. The package itself counts by kernel.
 """
 
 from __future__ import annotations
