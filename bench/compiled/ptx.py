@@ -4,32 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import cache
 
 from bench.executor.driver import Launched
+from costmodel.families import every, kernels_of
+from costmodel.fingerprints import SOURCES
+from tritonconv.families import launchers
 
-#: Kernels by name, where one name is one family.
-FAMILY_OF = {
-    "tma_kernel": "tma",
-    "slide_kernel": "depthwise",
-    "taps_kernel": "depthwise",
-    "strip_kernel": "depthwise",
-    "strip_reduce_kernel": "depthwise",
-    "band_kernel": "band",
-    "table_kernel": "band",
-    "diagonal_kernel": "band",
-    "diagonal_reduce_kernel": "band",
-    "causal_kernel": "causal",
-    "causal_backward_kernel": "causal",
-    "causal_update_kernel": "causal",
-    "final_state_kernel": "causal",
-    "state_gradient_kernel": "causal",
-    "video_kernel": "video",
-    "separable_kernel": "separable",
-    "reduce_kernel": "reduce",
-    "fprop_kernel": "gather",
-    "dgrad_kernel": "gather",
-    "wgrad_kernel": "gather",
-}
+#: The second stage of a shared reduction, which several families have: it is counted by itself.
+SHARED = "reduce"
 #: Triton's names of element types, the narrowest first.
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
 #: Lines that say where code is from and not what it is.
@@ -47,12 +30,31 @@ def ptx_hash(ptx: str) -> str:
     return digest.hexdigest()[:16]
 
 
+@cache
+def families_of() -> dict[str, tuple[str, ...]]:
+    """The families and functions that have each kernel, by its name."""
+    found: dict[str, tuple[str, ...]] = {}
+    for family in every():
+        for module in kernels_of(family):
+            for name in re.findall(r"^def (\w+_kernel)\(", (SOURCES / f"{module}.py").read_text(), re.M):
+                found[name] = (*found.get(name, ()), family)
+    return found
+
+
+def is_shared(name: str) -> bool:
+    """Whether a kernel is the second stage of a shared reduction."""
+    return name == f"{SHARED}_kernel"
+
+
 def family_of(launched: Launched) -> str:
-    """The kernel family that a launch is of; "reduce" for the second stage that gather, patch and tma share."""
-    family = FAMILY_OF[launched.program.name]
-    if launched.constants.get("PATCH"):
-        return "patch"
-    return "tma" if launched.constants.get("BOXED") else family
+    """The kernel family that a launch is of; `SHARED` for the second stage that several have."""
+    name = launched.program.name
+    if is_shared(name):
+        return SHARED
+    first, *others = families_of()[name]
+    if not others:
+        return first
+    return next(each for each in (first, *others) if launchers()[each].launches(launched.constants))
 
 
 def dtype_of(launched: Launched) -> str:

@@ -103,6 +103,8 @@ class GatherPlan(MatrixPlan):
     `x3` makes each product of float32 of three in tf32, whatever the precision asked for: only where a plan is forced, since
     ieee's last bits are lost."""
 
+    folds: ClassVar[bool] = True
+
     fold: bool = said("fold", False)
     x3: bool = said("x3", False)
 
