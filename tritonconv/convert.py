@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from tritonconv import nn as ours
 from tritonconv.modelcopy import Model, sharing_copy
+from tritonconv.private import ConvNd as _ConvNd
 
 #: torch's class -> ours, which adds no state and takes its place in an instance.
 REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
