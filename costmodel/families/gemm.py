@@ -74,7 +74,7 @@ MENU: dict[str, tuple[Tile, ...]] = {
         Tile(16, 16, 16, 4, 3),
     ),
 }
-#: Most bytes of results in a tile whose epilogue compiles without a spill, by `Call.epilogue` and `costmodel.tiling.access`;
+#: Most bytes of results in a tile whose epilogue compiles without a spill, by `Call.epilogue` and `costmodel.families.matrix.access`;
 #: "folded" stands for wide operands of a contiguous result too. `tests/test_fused_aot.py` compiles the largest.
 EPILOGUE_LIMIT = {
     "channels": {"wide": 32768, "folded": 32768, "narrow": 2048},
