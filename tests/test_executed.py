@@ -9,7 +9,7 @@ import torch
 
 import tritonconv
 from bench.compiled import store, table
-from bench.compiled.source import every_kernel, kernels_of, owner_of, parsed, source_hash
+from bench.compiled.source import every_kernel, families_of, kernels_of, parsed, source_hash
 from bench.compiled.table import executed_kernels
 from bench.work import Work
 from costmodel import families
@@ -171,7 +171,7 @@ def test_an_edit_ages_the_kernels_that_reach_it(sources, file, old, new, kernels
 def test_every_kernel_has_a_family_and_every_family_kernels():
     every = {name for path in SOURCES.glob("*.py") for name in re.findall(r"^def (\w+_kernel)\(", path.read_text(), re.M)}
     assert every == set(every_kernel())
-    assert {owner_of(name) for name in every} == {*families.every(), "reduce"} - {"patch"}
+    assert {family for name in every for family in families_of()[name]} == set(families.every())
     assert all(kernels_of([family]) for family in families.every())
     with pytest.raises(ValueError, match=r"no file of .* defines a kernel 'fft_kernel'"):
         source_hash(("fft_kernel",))

@@ -20,11 +20,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch._functorch.autograd_function import enable_single_level_autograd_function
-from torch.autograd import forward_ad
 
 from costmodel.problem import Pass
-from tritonconv import operands
+from tritonconv import operands, private
 from tritonconv.epilogue import ACTIVATIONS, needs_z, over_weight, per_channel, weight_sums
 from tritonconv.op import LIBRARY
 
@@ -37,19 +35,19 @@ def _bias_gradient(g: torch.Tensor) -> torch.Tensor:
 
 
 def _below_autograd(op: Any, *args: Any) -> torch.Tensor:
-    with torch._C._AutoDispatchBelowAutograd():
-        if not torch._C._are_functorch_transforms_active():
+    with private.below_autograd():
+        if not private.transforms_are_active():
             return op(*args)
         # `Function.apply` turned both modes off, but an outer level of torch.func may record, forwards or backwards
-        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+        with torch.enable_grad(), private.forward_mode(True):
             return op(*args)
 
 
 def has_tangent(*tensors: torch.Tensor | None) -> bool:
     """Whether forward mode differentiates by any of these tensors, at the level of torch.func that is being run."""
-    if forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active():
+    if not private.is_differentiated_forwards():
         return False
-    return any(t is not None and torch._VF._unpack_dual(t, level=0)[1] is not None for t in tensors)
+    return any(t is not None and private.tangent_parts(t)[1] is not None for t in tensors)
 
 
 def added(*terms: torch.Tensor | None) -> torch.Tensor | None:
@@ -75,9 +73,9 @@ class _Primitive(torch.autograd.Function):
         and the call below Autograd goes on to the next. It also spares a call of `inspect.signature`, which costs more than
         the rest of `Function.apply` together.
         """
-        if not torch._C._are_functorch_transforms_active():
+        if not private.transforms_are_active():
             return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
-        with enable_single_level_autograd_function():
+        with private.one_level():
             return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
 
     @classmethod
@@ -88,8 +86,8 @@ class _Primitive(torch.autograd.Function):
         torch calls it with forward mode turned off, and then the outer levels of torch.func see none of its arithmetic. With
         the mode on again, this level's own tangents are taken from what was saved.
         """
-        with forward_ad._set_fwd_grad_enabled(True):
-            saved = (None if t is None else torch._VF._unpack_dual(t, level=0)[0] for t in ctx.saved_tensors)
+        with private.forward_mode(True):
+            saved = (None if t is None else private.tangent_parts(t)[0] for t in ctx.saved_tensors)
             return cls.tangents(ctx, tuple(saved), *tangents)
 
     @classmethod

@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch.autograd import forward_ad
 
 from costmodel.problem import ConvProblem, Pass
+from tritonconv import private
 
 _ATEN = torch.ops.aten
 
@@ -37,8 +37,7 @@ class Activation(NamedTuple):
 
 def _silu_backward(g: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
     """torch's kernel, which has no derivative of its own; a formula of the same value where one may be asked for."""
-    forward = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
-    if not torch.is_grad_enabled() and not forward:
+    if not torch.is_grad_enabled() and not private.is_differentiated_forwards():
         return _ATEN.silu_backward(g, z)
     s = z.sigmoid()
     return g * (s * (1 + z * (1 - s)))

@@ -14,11 +14,10 @@ from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
 from costmodel.problem import ConvProblem, Pass
-from tritonconv import cpu, host, invariant, launch, operands, where
+from tritonconv import cpu, host, invariant, launch, operands, private, where
 from tritonconv.epilogue import ACTIVATIONS, Epilogue, by_torch, widened
 from tritonconv.layout import allocate
 
@@ -125,7 +124,7 @@ def _problem(of: _Primitive, a: torch.Tensor, b: torch.Tensor, rest: Sequence[An
     """The problem of an op's arguments. RuntimeError where they do not fit together."""
     operands.alike(of.name, a, b, *rest[: of.has_bias], *rest[of.arguments - 2 :])
     *sizes, groups = rest[of.has_bias : of.arguments - 2]
-    make = _known_problem.__wrapped__ if isinstance(a, FakeTensor) else _known_problem  # symbols cannot be hashed
+    make = _known_problem.__wrapped__ if isinstance(a, private.FakeTensor) else _known_problem  # symbols cannot be hashed
     problem = make(of.name, a.shape, b.shape, *map(tuple, sizes), groups)
     if of.has_bias:
         operands.shaped(of.name, "b", rest[0], getattr(problem, of.result)[1])
@@ -227,7 +226,7 @@ def _fused_fake(of: _Primitive) -> Callable[..., Pair]:
 
 def _autocast(op: Any, device: str) -> Callable[..., torch.Tensor]:
     """torch casts a convolution's floating inputs, float64 excepted, to the region's dtype."""
-    off = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device.upper()}"))
+    off = private.autocast_keys(device)
 
     def cast(value: Any, dtype: torch.dtype) -> Any:
         eligible = isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != torch.float64
@@ -236,7 +235,7 @@ def _autocast(op: Any, device: str) -> Callable[..., torch.Tensor]:
     def call(*args: Any) -> torch.Tensor:
         dtype = torch.get_autocast_dtype(device)
         args = tuple(cast(value, dtype) for value in args)
-        with torch._C._ExcludeDispatchKeyGuard(off):
+        with private.without(off):
             return op(*args)
 
     return call

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 
-from bench.compiled.source import owner_of
+from bench.compiled.source import SHARED, families_of, is_shared
 from bench.executor.driver import Launched
+from tritonconv.families import launchers
 
 #: Triton's names of element types, the narrowest first.
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
@@ -26,11 +27,14 @@ def ptx_hash(ptx: str) -> str:
 
 
 def family_of(launched: Launched) -> str:
-    """The kernel family that a launch is of; "reduce" for the second stage that gather, patch and tma share."""
-    family = owner_of(launched.program.name)
-    if launched.constants.get("PATCH"):
-        return "patch"
-    return "tma" if launched.constants.get("BOXED") else family
+    """The kernel family that a launch is of; `SHARED` for the second stage that several have."""
+    name = launched.program.name
+    if is_shared(name):
+        return SHARED
+    first, *others = families_of()[name]
+    if not others:
+        return first
+    return next(each for each in (first, *others) if launchers()[each].launches(launched.constants))
 
 
 def dtype_of(launched: Launched) -> str:

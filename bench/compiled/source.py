@@ -16,8 +16,8 @@ from pathlib import Path
 from costmodel import families
 from costmodel.fingerprints import PACKAGE, SOURCES, normalised
 
-#: Modules of kernels that several families launch, named in the record by themselves.
-SHARED = ("reduce",)
+#: The second stage of a shared reduction, which several families have: the record names it by itself.
+SHARED = "reduce"
 
 
 @dataclass(frozen=True)
@@ -40,27 +40,28 @@ def every_kernel() -> tuple[str, ...]:
     return tuple(kernel for kernels in kernels_by_module().values() for kernel in kernels)
 
 
-def owner_of(kernel: str) -> str:
-    """The family or function whose kernel it is; "reduce" for the second stage that several share.
+@cache
+def families_of() -> dict[str, tuple[str, ...]]:
+    """The families and functions that have each kernel, by its name."""
+    return {
+        kernel: tuple(name for name in families.every() if module in families.kernels_of(name))
+        for module, kernels in kernels_by_module().items()
+        for kernel in kernels
+    }
 
-    ValueError where no file defines it.
-    """
-    for module, kernels in kernels_by_module().items():
-        if kernel in kernels:
-            owners = [name for name in families.every() if module in families.kernels_of(name)]
-            return module if module in SHARED else owners[0]
-    raise ValueError(f"no file of {SOURCES} defines a kernel {kernel!r}")
+
+def is_shared(kernel: str) -> bool:
+    """Whether a kernel is the second stage of a shared reduction."""
+    return kernel == f"{SHARED}_kernel"
 
 
 def kernels_of(names: Iterable[str]) -> tuple[str, ...]:
-    """The names of the kernels that families launch, but for those that all share; `SHARED` ones by their own name."""
-    modules = {module for name in names for module in ((name,) if name in SHARED else families.kernels_of(name))}
-    named = set(names)
+    """The names of the kernels that families launch; `SHARED` has its own alone, which is no other's."""
+    asked = set(names)
     return tuple(
         kernel
-        for module, kernels in kernels_by_module().items()
-        if module in modules and (module in named or module not in SHARED)
-        for kernel in kernels
+        for kernel, owners in families_of().items()
+        if (SHARED in asked if is_shared(kernel) else asked.intersection(owners))
     )
 
 

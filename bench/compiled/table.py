@@ -8,15 +8,16 @@ from pathlib import Path
 
 from bench.compiled import store
 from bench.compiled.plans import ORDER
-from bench.compiled.source import owner_of
+from bench.compiled.source import SHARED, is_shared
 from bench.compiled.store import Group, PlanRow, TestRow
 from bench.report import put
+from costmodel.families import FUNCTIONS
+from costmodel.families import families as kernel_families
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs" / "compiled.md"
 README = ROOT / "README.md"
 DTYPES = ("float16", "bfloat16", "tf32", "float32", "float64")
-FAMILIES = ("gather", "patch", "tma", "depthwise", "band", "reduce", "causal", "video", "separable")
 
 
 def grid(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -33,8 +34,7 @@ def executed_kernels(
     for row in plans:
         if row.ok and (row.current or any_age):
             for name, code in row.kernels:
-                family = owner_of(name)
-                found[family if family == "reduce" else row.family, row.arch, row.dtype].add(code)
+                found[SHARED if is_shared(name) else row.family, row.arch, row.dtype].add(code)
     for test in tests:
         if not test.failed and (test.current or any_age):
             for name, codes in test.kernels.items():
@@ -48,7 +48,9 @@ def families() -> str:
     found = executed_kernels(store.plan_rows().values(), store.test_rows().values())
     archs = sorted({arch for _, arch, _ in found})
     rows = []
-    for family in FAMILIES:
+    from bench.compiled.ptx import SHARED
+
+    for family in (*kernel_families(), SHARED, *FUNCTIONS):
         for arch in archs:
             counts = [len(found.get((family, arch, dtype), ())) for dtype in DTYPES]
             if any(counts):

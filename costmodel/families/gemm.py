@@ -74,7 +74,7 @@ MENU: dict[str, tuple[Tile, ...]] = {
         Tile(16, 16, 16, 4, 3),
     ),
 }
-#: Most bytes of results in a tile whose epilogue compiles without a spill, by `Call.epilogue` and `costmodel.tiling.access`;
+#: Most bytes of results in a tile whose epilogue compiles without a spill, by `Call.epilogue` and `matrix.access`;
 #: "folded" stands for wide operands of a contiguous result too. `tests/test_fused_aot.py` compiles the largest.
 EPILOGUE_LIMIT = {
     "channels": {"wide": 32768, "folded": 32768, "narrow": 2048},
@@ -102,6 +102,8 @@ class GatherPlan(MatrixPlan):
     """A plan of "gather". `fold` makes the columns of a filter channels (`costmodel.recast`), so that few channels fill a tile.
     `x3` makes each product of float32 of three in tf32, whatever the precision asked for: only where a plan is forced, since
     ieee's last bits are lost."""
+
+    folds: ClassVar[bool] = True
 
     fold: bool = said("fold", False)
     x3: bool = said("x3", False)

@@ -33,6 +33,7 @@ class MatrixPlan(Plan):
     """
 
     boxed: ClassVar[bool] = False  # operands come as boxes, in wgrad x alone
+    folds: ClassVar[bool] = False  # columns of a filter may be channels
     patches: ClassVar[bool] = False  # taps and channels are one axis, since the windows tile the input
 
     split: int = said("split", 1)

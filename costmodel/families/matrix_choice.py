@@ -134,7 +134,7 @@ class Matrix(Family):
 
     @abstractmethod
     def is_for(self, call: Call, device: Device) -> bool:
-        """Whether tiles of this family are ranked for a call, as its kernel sees it."""
+        """Whether tiles of this family are ranked for a call, whose groups may be merged."""
 
     @abstractmethod
     def fits(self, call: Call, tile: Tile, reach: str, capability: int) -> bool:
@@ -156,14 +156,15 @@ class Matrix(Family):
 
     def options(self, call: Call, device: Device) -> Iterator[Option]:
         """Every legal tile, with and without packed operands, merged groups and folded columns."""
-        for merge in merges(call, device):
-            yield from self._options(merged(call, merge), merge, False, device)
-        if folds(call.problem, call.which) and not device.interpreted:
-            yield from self._options(folded(call), 1, True, device)
+        if self.is_for(call, device):
+            for merge in merges(call, device):
+                yield from self._options(merged(call, merge), merge, False, device)
+        if self.plan.folds and folds(call.problem, call.which) and not device.interpreted:
+            seen = folded(call)
+            if self.is_for(seen, device):
+                yield from self._options(seen, 1, True, device)
 
     def _options(self, call: Call, merge: int, fold: bool, device: Device) -> Iterator[Option]:
-        if not self.is_for(call, device):
-            return
         problem, which, size, boxed = call.problem, call.which, itemsize(call.dtype), self.plan.boxed
         kind = arithmetic(call.dtype, call.precision)
         for pack in packings(call):

@@ -17,7 +17,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from costmodel.causal import flops
-from tritonconv import memory
+from tritonconv import memory, private
 from tritonconv.autograd import _below_autograd, has_tangent
 from tritonconv.causal import cpu, launch, operands
 from tritonconv.causal.autograd import causal as _causal
@@ -182,7 +182,7 @@ def _written(x: Any, state: Any, *rest: Any) -> Any:
     """The state's version counts on, so that a backward pass that saved it before raises, as for torch's own in-place ops."""
     if not state.is_inference():
         torch.autograd.graph.increment_version(state)
-    with torch._C._AutoDispatchBelowADInplaceOrView():
+    with private.below_in_place():
         return _OPS.causal_update(x, state, *rest)
 
 
@@ -195,12 +195,13 @@ def _negated(*args: Any) -> Any:
     return y
 
 
+_AUTOCAST = private.autocast_keys("cuda", "cpu")
+
+
 def _update_autocast(x: torch.Tensor, state: torch.Tensor, w: torch.Tensor, *rest: Any) -> torch.Tensor:
     """The state is changed in place, so it is the state whose dtype counts."""
-    of = torch._C.DispatchKey
-    keys = torch._C.DispatchKeySet(of.AutocastCUDA) | torch._C.DispatchKeySet(of.AutocastCPU)
     b = (rest[0].to(state.dtype), *rest[1:]) if rest and rest[0] is not None else rest
-    with torch._C._ExcludeDispatchKeyGuard(keys):
+    with private.without(_AUTOCAST):
         y: torch.Tensor = _OPS.causal_update(x.to(state.dtype), state, w.to(state.dtype), *b)
     return y
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -269,14 +270,17 @@ def reduction(
 class Gemm(Launcher):
     """Either family."""
 
-    def __init__(self, name: str, title: str) -> None:
-        self.name, self.title = name, title
+    def __init__(self, name: str, title: str, patches: bool) -> None:
+        self.name, self.title, self.patches = name, title, patches
 
     def launch(self, plan: MatrixPlan, *given: Any) -> Launch:
         return launch(plan, *given)
 
     def laid(self, plan: MatrixPlan, call: Call, a: TensorKey, b: TensorKey, out: TensorKey) -> Laid:
         return recast(plan, call, a, b, out)
+
+    def launches(self, constants: Mapping[str, Any]) -> bool:
+        return bool(constants.get("PATCH")) == self.patches and not constants.get("BOXED")
 
     def remark(self, call: Call, plan: MatrixPlan) -> str:
         return "" if plan.patches else phases(call)
@@ -291,6 +295,6 @@ class Gemm(Launcher):
 
 
 LAUNCHERS = (
-    Gemm("gather", "implicit GEMM, a gather over the taps"),
-    Gemm("patch", "plain GEMM, the windows tile the input"),
+    Gemm("gather", "implicit GEMM, a gather over the taps", False),
+    Gemm("patch", "plain GEMM, the windows tile the input", True),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from costmodel.problem import ConvProblem, Pass
@@ -52,6 +53,10 @@ class Launcher(ABC):
     def laid(self, plan: Any, call: Call, a: TensorKey, b: TensorKey, out: TensorKey) -> Laid:
         """The call as the plan's kernels see it."""
         return Laid(plan, call.problem, a, b, out)
+
+    def launches(self, constants: Mapping[str, Any]) -> bool:
+        """Whether a launch of a kernel that several families have is of this one, by the constants of the kernel."""
+        return True
 
     def kernels_of(self, which: Pass) -> str:
         """The family whose kernels compute a pass."""

@@ -6,6 +6,7 @@ A descriptor is made for each call, since it holds the tensor's address; what it
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -189,6 +190,9 @@ class Tma(Launcher):
 
     def laid(self, plan: TmaPlan, call: Call, a: TensorKey, b: TensorKey, out: TensorKey) -> Laid:
         return recast(plan, call, a, b, out)
+
+    def launches(self, constants: Mapping[str, Any]) -> bool:
+        return bool(constants.get("BOXED"))
 
     def kernels_of(self, which: Pass) -> str:
         return "gather" if which == Pass.WGRAD else self.name

@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
 from costmodel.problem import ConvProblem
 from costmodel.separable import Pair
-from tritonconv import operands
+from tritonconv import operands, private
 from tritonconv.autograd import _below_autograd, _bias_gradient, _Primitive, added, bilinear
 from tritonconv.epilogue import ACTIVATIONS, needs_z
 from tritonconv.host import runs_kernels
@@ -67,7 +66,7 @@ def checked(
 ) -> Pair:
     """`pair_of` the shapes, and what all that is read must be."""
     operands.alike("separable", x, w1, w2, b1, b2, residual)
-    make = pair_of if isinstance(x, FakeTensor) else _known_pair  # symbols cannot be hashed
+    make = pair_of if isinstance(x, private.FakeTensor) else _known_pair  # symbols cannot be hashed
     pair = make(x.shape, w1.shape, w2.shape, *map(tuple, window))
     operands.shaped("separable", "b1", b1, w1.shape[0])
     operands.shaped("separable", "b2", b2, w2.shape[0])

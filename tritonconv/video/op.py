@@ -15,11 +15,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
 from costmodel.video import TIME_PADDING, Chunk
-from tritonconv import operands
+from tritonconv import operands, private
 from tritonconv.autograd import _below_autograd, _bias_gradient, _Primitive, added, or_zeros
 from tritonconv.epilogue import per_channel
 from tritonconv.host import either
@@ -84,7 +83,7 @@ def _checked(x: torch.Tensor, w: torch.Tensor, b: Maybe, cache: Maybe, window: t
         if tensor is not None:
             operands.axes("video", name, tensor, 5)
     operands.shaped("video", "b", b, w.shape[0])
-    make = checked_chunk if isinstance(x, FakeTensor) else _known_chunk  # symbols cannot be hashed
+    make = checked_chunk if isinstance(x, private.FakeTensor) else _known_chunk  # symbols cannot be hashed
     arguments: Any = (*map(tuple, window[:3]), *window[3:], keeps)
     return make(x.shape, w.shape, None if cache is None else cache.shape, *arguments)
 

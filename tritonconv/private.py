@@ -1,0 +1,63 @@
+"""What this package takes of torch that torch does not promise: all of it is named here, and torch 2.11 to 2.13 have it.
+
+`tests/test_private.py` fails where a torch lacks one, so that a newer torch says at once what is to be replaced.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
+from torch.nn.modules.conv import _ConvNd as ConvNd  # the base class of torch's convolution modules
+
+__all__ = [
+    "ConvNd",
+    "FakeTensor",
+    "autocast_keys",
+    "below_autograd",
+    "below_in_place",
+    "forward_mode",
+    "is_differentiated_forwards",
+    "one_level",
+    "tangent_parts",
+    "transforms_are_active",
+    "without",
+]
+
+#: A context in which ops run below the Autograd key: nothing is recorded for the backward pass.
+below_autograd = torch._C._AutoDispatchBelowAutograd
+#: A context in which ops run below the key that counts versions and views as well.
+below_in_place = torch._C._AutoDispatchBelowADInplaceOrView
+#: Whether a function of `torch.func` is being run.
+transforms_are_active = torch._C._are_functorch_transforms_active
+#: A context in which ops leave out the given dispatch keys.
+without = torch._C._ExcludeDispatchKeyGuard
+#: A context in which `Function.apply` is of one level of `torch.func`.
+one_level = enable_single_level_autograd_function
+
+
+def forward_mode(on: bool) -> AbstractContextManager[Any]:
+    """A context in which forward mode is on or off."""
+    found: AbstractContextManager[Any] = forward_ad._set_fwd_grad_enabled(on)
+    return found
+
+
+def is_differentiated_forwards() -> bool:
+    """Whether forward mode or a function of `torch.func` may be asking for tangents."""
+    return forward_ad._current_level >= 0 or transforms_are_active()
+
+
+def tangent_parts(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(primal, tangent or None) of a tensor at the outermost level."""
+    found: tuple[torch.Tensor, torch.Tensor | None] = torch._VF._unpack_dual(tensor, level=0)
+    return found
+
+
+def autocast_keys(*devices: str) -> Any:
+    """The dispatch keys of autocast of these kinds of devices, "cuda" or "cpu", for `without`."""
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{devices[0].upper()}"))
+    return keys if len(devices) == 1 else keys | autocast_keys(*devices[1:])
