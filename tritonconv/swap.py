@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
 
 from tritonconv import nn as ours
 from tritonconv.check import DTYPES, as_int, is_int
 from tritonconv.modelcopy import Callables, class_like, rebuilt
+from tritonconv.private import ConvNd
 from tritonconv.use import Region
 
 #: torch's class -> ours, which adds no state and takes its place in an instance.
@@ -34,7 +34,7 @@ _REACHED = "_tritonconv_reached"
 
 def is_convolution(part: nn.Module) -> bool:
     """Whether a module is a convolution of torch's or ours, by its class."""
-    return isinstance(part, _ConvNd)
+    return isinstance(part, ConvNd)
 
 
 def refusal(part: nn.Module) -> str:
