@@ -320,11 +320,11 @@ def model(
     times = measured_times(measured) if measured else None
     reports = []
     for called in [name] if beside is None else [name, beside]:
-        how = {"arguments": factory if called == name else {}, "training": train, "check": check or html is not None}
-        network, checks = traced(called, inputs, arithmetics[0].dtype, **how)
+        given, checked = factory if called == name else {}, check or html is not None
+        network, checks = traced(called, inputs, arithmetics[0].dtype, arguments=given, training=train, check=checked)
         for each, kind in zip(chosen, arithmetics, strict=True):
             forecast = network.on(each, kind.dtype, precision=kind.precision, training=train)
-            more = {"samples": samples, "epochs": epochs, "depth": depth, "measured": times, "checks": checks}
+            more: dict[str, Any] = {"samples": samples, "epochs": epochs, "depth": depth, "measured": times, "checks": checks}
             reports.append(report_of(forecast, model=called, remark=kind.remark, **more))
     report, both = reports[0], SideBySide((reports[0], reports[1])) if len(reports) > 1 else None
     files: dict[Path, str | bytes] = {}
