@@ -26,12 +26,14 @@ OLDEST := 3.6.0
 NEWEST := 3.9.0
 PYTEST := -m pytest --no-header --dist worksteal
 
-.PHONY: help env demo test compiled aot-slow aot-oldest aot-newest mutate gpu gpu-run gpu-cache lint
+.PHONY: help env demo test docs pages compiled aot-slow aot-oldest aot-newest mutate gpu gpu-run gpu-cache lint
 
 help:
 	@cat <<'TEXT'
 	make demo        the main job on real input: ResNet-50's layers on a GPU, a photograph without one
 	make test        the CPU test suite: kernels in Triton's interpreter, compiled ahead of time, and executed on the CPU
+	make docs        the documentation as a site, build/docs/index.html
+	make pages       renews every block of README and docs that is made from the code and the committed results
 	make compiled    executes all compiled code: the tests and what GPUs choose; goes on where it stopped (hours)
 	make gpu         everything that needs a GPU, with its log and results kept (STAGES="calls goals": some of it)
 	make gpu-cache   the kernels that make gpu runs, compiled without a GPU (GPU=h200) by Triton $(OLDEST), to take along
@@ -52,7 +54,7 @@ env: $(ENV)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	$(PYTHON) -m venv --clear .venv
 	.venv/bin/python -m pip install -q -c constraints.txt "$$(grep '^torch==' constraints.txt)" setuptools
-	.venv/bin/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[report,test,dev]'
+	.venv/bin/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[report,test,dev,docs]'
 	touch $@
 
 demo: $(ENV)
@@ -76,6 +78,13 @@ test: $(ENV)
 	TRITON_INTERPRET=0 $(PY) $(PYTEST) -q -n $(JOBS) -m "aot and not slow" tests
 	listed=$$($(PY) $(PYTEST) -q --collect-only -m gpu tests) || [ $$? -eq 5 ]
 	echo "not run here: $$(grep -c '::' <<<"$$listed" || true) tests that need a GPU (make gpu)"
+
+docs: $(ENV)
+	@$(PY) -m sphinx -b html -W --keep-going -q docs build/docs
+	echo "build/docs/index.html"
+
+pages: $(ENV)
+	@$(PY) -m bench pages
 
 compiled: $(ENV)
 	@$(PY) -m bench.executor compile

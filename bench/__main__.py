@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+#: The two parts of `python -m bench --help`.
+USERS = "For users: what these kernels do on your machine"
+MAINTAINERS = "For maintainers: tables, fits, and what compiles or executes without a GPU"
 
 
 @app.callback()
@@ -15,7 +18,7 @@ def main() -> None:
     """Convolutions in Triton: what they compute, how they compile and how long they take."""
 
 
-@app.command()
+@app.command(rich_help_panel=USERS)
 def demo(out: Annotated[Path, typer.Option(help="Where pictures and rows are written.")] = Path("build/demo")) -> None:
     """The main job on real input: ResNet-50's layers on a GPU, a photograph in Triton's interpreter without one."""
     from bench.demo import run
@@ -27,7 +30,7 @@ def words(value: str) -> list[str]:
     return [word.strip() for word in value.split(",") if word.strip()]
 
 
-@app.command("run")
+@app.command("run", rich_help_panel=USERS)
 def measure(
     suite: Annotated[list[str] | None, typer.Option(help="A suite of bench/workloads, such as resnet50 or 'mamba*'.")] = None,
     problem: Annotated[list[str] | None, typer.Option(help="A layer in words: 'conv2d n32 c64 56x56 -> 64 k3 p1'.")] = None,
@@ -64,7 +67,7 @@ def measure(
         raise typer.BadParameter(str(error)) from error
 
 
-@app.command()
+@app.command(rich_help_panel=USERS)
 def probe(out: Annotated[Path | None, typer.Option(help="Where probe.json is written.")] = None) -> None:
     """Ask a GPU what the design leaves open: tensor maps, rates, the same bits every time, what a launch costs."""
     from bench.probe import command
@@ -72,7 +75,7 @@ def probe(out: Annotated[Path | None, typer.Option(help="Where probe.json is wri
     command(out)
 
 
-@app.command()
+@app.command(rich_help_panel=USERS)
 def gpu(
     stages: Annotated[
         list[str] | None, typer.Argument(help="calls, bits, counters, goals, probe, tests; all unless named.")
@@ -91,7 +94,7 @@ def gpu(
         raise typer.BadParameter(str(error)) from error
 
 
-@app.command()
+@app.command(rich_help_panel=MAINTAINERS)
 def warm(
     stage: Annotated[list[str] | None, typer.Option(help="calls, bits, goals or probe; all of them unless named.")] = None,
     device: Annotated[
@@ -108,7 +111,7 @@ def warm(
         raise typer.BadParameter(str(error)) from error
 
 
-@app.command()
+@app.command(rich_help_panel=USERS)
 def overhead(out: Annotated[Path | None, typer.Option(help="Where overhead.json is written.")] = None) -> None:
     """Host time of a call against torch's, and of the first call of a shape, new and already compiled."""
     from bench.overhead import command
@@ -116,7 +119,7 @@ def overhead(out: Annotated[Path | None, typer.Option(help="Where overhead.json 
     command(out)
 
 
-@app.command()
+@app.command(rich_help_panel=USERS)
 def model(
     name: Annotated[str, typer.Argument(help="A network of torchvision or timm, such as convnext_tiny.")],
     train: Annotated[bool, typer.Option("--train", help="Forward and backward instead of forward alone.")] = False,
@@ -135,7 +138,7 @@ def model(
         raise typer.BadParameter(str(error)) from error
 
 
-@app.command()
+@app.command(rich_help_panel=USERS)
 def chains(
     suite: Annotated[str, typer.Option(help="Suites of bench/chains, a pattern such as 'mamba*'.")] = "*",
     step: Annotated[bool, typer.Option("--step", help="Forward and backward instead of forward alone.")] = False,
@@ -152,7 +155,7 @@ def chains(
         raise typer.BadParameter(str(error)) from error
 
 
-@app.command()
+@app.command(rich_help_panel=USERS)
 def sweep(
     suite: Annotated[list[str] | None, typer.Option(help="A suite of bench/workloads, such as resnet50 or 'mamba*'.")] = None,
     problem: Annotated[list[str] | None, typer.Option(help="A layer in words: 'conv2d n32 c64 56x56 -> 64 k3 p1'.")] = None,
@@ -185,7 +188,7 @@ def sweep(
         raise typer.BadParameter(str(error)) from error
 
 
-@app.command()
+@app.command(rich_help_panel=MAINTAINERS)
 def calibrate(
     rows: Annotated[list[Path] | None, typer.Option(help="Files or directories of rows, if not the committed ones.")] = None,
     gpu: Annotated[str, typer.Option(help="Part of the GPU's name, where the rows are of several.")] = "",
@@ -200,7 +203,7 @@ def calibrate(
         raise typer.BadParameter(str(error)) from error
 
 
-@app.command()
+@app.command(rich_help_panel=USERS)
 def report(
     gpu: Annotated[str, typer.Option(help="Part of a GPU's name; all of them unless given.")] = "",
     out: Annotated[Path, typer.Option(help="Where the report and its pictures are written.")] = Path("build/report"),
@@ -215,7 +218,7 @@ def report(
         raise typer.BadParameter(str(error)) from error
 
 
-@app.command()
+@app.command(rich_help_panel=MAINTAINERS)
 def validate(
     fit: Annotated[bool, typer.Option("--fit", help="Fit the library term's constants again first.")] = False,
 ) -> None:
@@ -225,7 +228,7 @@ def validate(
     command(fit)
 
 
-@app.command()
+@app.command(rich_help_panel=MAINTAINERS)
 def audit(
     only: Annotated[str, typer.Option(help="Rows whose key holds this, such as fprop:gather:half:wide.")] = "",
     arch: Annotated[list[int] | None, typer.Option(help="80, 90 or 100; all of them unless named.")] = None,
@@ -256,7 +259,7 @@ def audit(
         tables.run(only, arch or None, jobs, write, missing, limit)
 
 
-@app.command()
+@app.command(rich_help_panel=MAINTAINERS)
 def compiled(
     device: Annotated[str, typer.Option(help="Part of a GPU's name, whose plans alone are executed.")] = "",
     dtype: Annotated[str, typer.Option(help="float16, tf32, bfloat16, float32 or float64 alone.")] = "",
@@ -272,7 +275,7 @@ def compiled(
     run(device, dtype, tests, plans, minutes, jobs, table)
 
 
-@app.command()
+@app.command(rich_help_panel=MAINTAINERS)
 def count(arch: Annotated[list[int] | None, typer.Option(help="80 or 90; both unless named.")] = None) -> None:
     """Execute kernels of the menu on the CPU and count: instructions by class, sectors, wavefronts of shared memory."""
     from bench.compiled.counts import show
@@ -280,7 +283,15 @@ def count(arch: Annotated[list[int] | None, typer.Option(help="80 or 90; both un
     show(arch or (80, 90))
 
 
-@app.command()
+@app.command(rich_help_panel=MAINTAINERS)
+def pages() -> None:
+    """Renew every block of README and docs that is made from the code and the committed results; says which were stale."""
+    from bench.pages import command
+
+    command(typer.echo)
+
+
+@app.command(rich_help_panel=MAINTAINERS)
 def networks() -> None:
     """Print the table of networks of docs/cost-model.md, from the cost model."""
     from bench.networks import table
@@ -288,7 +299,7 @@ def networks() -> None:
     typer.echo(table())
 
 
-@app.command()
+@app.command(rich_help_panel=MAINTAINERS)
 def depthwise() -> None:
     """Compile the depthwise kernels ahead of time, without a GPU: instructions an output, load widths, multiply-adds a load."""
     from bench.depthwise import run
@@ -296,7 +307,7 @@ def depthwise() -> None:
     run()
 
 
-@app.command()
+@app.command(rich_help_panel=MAINTAINERS)
 def video() -> None:
     """Compile the kernel of causal_conv3d ahead of time, without a GPU: registers, instructions of a trip."""
     from bench.video import run
@@ -304,7 +315,7 @@ def video() -> None:
     run()
 
 
-@app.command()
+@app.command(rich_help_panel=MAINTAINERS)
 def band() -> None:
     """Print docs' table of large depthwise filters, from the cost model."""
     from bench.band import summary
@@ -312,7 +323,7 @@ def band() -> None:
     typer.echo(summary())
 
 
-@app.command()
+@app.command(rich_help_panel=MAINTAINERS)
 def separable(
     compiled: Annotated[bool, typer.Option("--compiled", help="Compile the menu ahead of time instead, and count.")] = False,
 ) -> None:

@@ -18,8 +18,8 @@ from bench.rows import Measurement, geometric_mean
 from bench.table import microseconds
 from costmodel.count import cost
 from costmodel.device import Device
-from costmodel.reports.pictures import LIGHT, Theme, blank_figure, dress, label_points, shortened
-from costmodel.reports.units import si
+from costmodel.reports.pictures import LIGHT, Theme, blank_figure, dress, label_points
+from costmodel.reports.units import middle, si
 
 #: A colour for each kind of layer, in the order of `KINDS`; told apart in greys and by the colour-blind where they neighbour.
 COLOURS = ("#0b62a8", "#5aa9e6", "#117a65", "#8a8f98", "#d4a017", "#b3420b", "#7a3e9d", "#c2557f")
@@ -117,7 +117,7 @@ def draw_ratios(axes: Axes, entries: Sequence[Compared], theme: Theme) -> None:
     axes.set_xlabel("passes, the lowest ratio first")
     _legend(axes, {entry.kind for entry in ordered}, theme, [], loc="upper left")
     ends = [*range(min(NAMED, len(ordered))), *range(max(NAMED, len(ordered) - NAMED), len(ordered))]
-    named = [((place, ratios[place]), shortened(ordered[place].name, 44), 1.0) for place in ends]
+    named = [((place, ratios[place]), middle(ordered[place].name, 44), 1.0) for place in ends]
     avoid = [((place, level), 6.0) for place, ratio in enumerate(ratios) for level in np.geomspace(ratio, 1.0, 12)]
     label_points(axes, named, avoid, theme)
 

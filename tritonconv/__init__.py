@@ -1,5 +1,8 @@
 """The convolutions of torch.nn.functional as Triton kernels, forward and backward, called exactly as torch's."""
 
+import tritonconv.requirements  # noqa: F401 (before all that imports Triton)
+
+# isort: split
 from costmodel.version import __version__
 from tritonconv import batching as batching
 from tritonconv import nn

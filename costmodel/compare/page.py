@@ -8,23 +8,16 @@ from html import escape
 from costmodel.compare.analysis import Comparison
 from costmodel.compare.drawing import drawn
 from costmodel.compare.show import totals
-from costmodel.reports.html import INK, SORT, STYLE, inline, paragraphs, plain_table
+from costmodel.reports.html import INK, document, inline, paragraphs, plain_table
 from costmodel.reports.units import duration, interval, share, si
 
 
 def page(comparisons: Sequence[Comparison]) -> str:
     """The whole file."""
-    title = escape(f"Measured beside predicted: {', '.join(dict.fromkeys(of.device.name for of in comparisons))}")
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
-<title>{title}</title><style>{STYLE}</style></head><body>
-<h1>{title}</h1>
-<p class="faint">Measured times are the files'. Times of this package's plans are predictions: nothing of it was measured
-here.</p>
-{"".join(_section(of, number) for number, of in enumerate(comparisons))}
-<script>{SORT}</script>
-</body></html>
-"""
+    title = f"Measured beside predicted: {', '.join(dict.fromkeys(of.device.name for of in comparisons))}"
+    words = "Measured times are the files'. Times of this package's plans are predictions: nothing of it was measured here."
+    sections = "".join(_section(of, number) for number, of in enumerate(comparisons))
+    return document(title, f'<p class="faint">{words}</p>{sections}')
 
 
 def _section(of: Comparison, number: int) -> str:

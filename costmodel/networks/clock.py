@@ -9,7 +9,7 @@ from costmodel import causal, video
 from costmodel.calibration import PRIOR, PRIOR_SOURCE
 from costmodel.count import Cost
 from costmodel.device import Device
-from costmodel.forecast import predict
+from costmodel.forecast import choose, predict
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import channels_last
 from costmodel.timing import Prediction
@@ -27,6 +27,7 @@ class Time(NamedTuple):
     low: float
     high: float
     source: str
+    plan: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,22 +55,27 @@ class Clock:
             return self._operator(of.cost, dtype)
         key = (of.problem, of.which, of.call, dtype)
         if key not in self.planned:
-            found = self._convolution(of.problem, of.which, of.call, dtype)
-            self.planned[key] = Time(found.seconds, found.bound, found.low, found.high, found.source)
+            found, plan = self._convolution(of.problem, of.which, of.call, dtype)
+            self.planned[key] = Time(found.seconds, found.bound, found.low, found.high, found.source, plan)
         return self.planned[key]
 
-    def _convolution(self, problem: ConvProblem, which: str, call: Chunk | causal.Kind | None, dtype: str) -> Prediction:
-        """By the plan that the library takes."""
+    def _convolution(
+        self, problem: ConvProblem, which: str, call: Chunk | causal.Kind | None, dtype: str
+    ) -> tuple[Prediction, str]:
+        """By the plan that the library takes, and its words."""
         device, precision = self.device, self.precision
         device.rate(dtype, precision)
         if isinstance(call, Chunk):
-            return video.predict(call, video.select(call, dtype, precision, device), dtype, precision, device)
+            own = video.select(call, dtype, precision, device)
+            return video.predict(call, own, dtype, precision, device), str(own)
         if call is not None:
             (taps,), (length,) = problem.kernel_size, problem.output_size
             row = causal.problem_of(problem.batch, problem.in_channels, length, taps)
             one = channels_last(row, Pass.FPROP, dtype)
-            return causal.predict(one, causal.select(one, device, call), device, call)
-        return predict(problem, which, device=device, dtype=dtype, precision=precision)
+            plan = causal.select(one, device, call)
+            return causal.predict(one, plan, device, call), str(plan)
+        plan = choose(problem, which, device, dtype=dtype, precision=precision)
+        return predict(problem, which, plan, device, dtype=dtype, precision=precision), str(plan)
 
     def _operator(self, cost: Cost, dtype: str) -> Time:
         """By one launch, and the longer of arithmetic and memory."""

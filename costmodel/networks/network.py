@@ -282,7 +282,7 @@ class Network:
 def _timed(layer: Layer, spent: Cost, times: Sequence[Time], total: float) -> Timed:
     seconds, low, high = (sum(column) for column in zip(*((t.seconds, t.low, t.high) for t in times), strict=True))
     sources = frozenset(time.source for time in times if time.seconds)
-    return Timed(layer, spent, seconds, max(times).bound, seconds / total, low, high, sources)
+    return Timed(layer, spent, seconds, max(times).bound, seconds / total, low, high, sources, times[0].plan)
 
 
 def trace(model: nn.Module, *inputs: Any, train: bool = False, dtype: Any = None, **keywords: Any) -> Network:

@@ -29,6 +29,7 @@ class Timed:
     low: float  # the interval of the seconds, added up over the operators
     high: float
     sources: frozenset[str]  # where the intervals come from
+    plan: str = ""  # of the forward result, where it is a convolution that a plan is modelled for
 
 
 @dataclass(frozen=True, repr=False)

@@ -320,9 +320,8 @@ def model(
     times = measured_times(measured) if measured else None
     reports = []
     for called in [name] if beside is None else [name, beside]:
-        how: dict[str, Any] = {"training": train, "check": check or html is not None}
-        how["arguments"] = factory if called == name else {}
-        network, checks = traced(called, inputs, arithmetics[0].dtype, **how)
+        given, checked = factory if called == name else {}, check or html is not None
+        network, checks = traced(called, inputs, arithmetics[0].dtype, arguments=given, training=train, check=checked)
         for each, kind in zip(chosen, arithmetics, strict=True):
             forecast = network.on(each, kind.dtype, precision=kind.precision, training=train)
             more: dict[str, Any] = {"samples": samples, "epochs": epochs, "depth": depth, "measured": times, "checks": checks}

@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 from matplotlib.transforms import Bbox
 
-from costmodel.reports.units import share, si
+from costmodel.reports.links import tell, words_of
+from costmodel.reports.units import apart, share, si
 
 
 class Row(Protocol):
@@ -89,28 +90,30 @@ LABELS = 9
 BARS = 14
 
 
-def picture_named(name: str, work: Work, theme: Theme = LIGHT, titled: bool = True) -> Figure:
+def picture_named(name: str, work: Work, theme: Theme = LIGHT, titled: bool = True, linked: str = "") -> Figure:
     """One figure: "roofline", "receptive" (field), "time", or "all" of them on a sheet. ValueError for another name.
 
-    `titled` is off where a page gives the single pictures its own headings.
+    `titled` is off where a page gives the single pictures its own headings. Where `linked` is a prefix, dots and bars lead to
+    the page's rows, `#prefix0` the first, and carry what a reader who points at them is told (`told`).
     """
     title = f"{work.model} on {work.device}, {work.arithmetic}"
     times, sight = f"Where the time of a {work.timed} goes", "Receptive field"
     if name == "all":
         figure = blank_figure(13, 11, theme)
         grid = figure.add_gridspec(2, 2, height_ratios=(1.25, 1), hspace=0.08, wspace=0.06)
-        draw_receptive(figure.add_subplot(grid[1, 0]), work.rows, sight, theme)
-        draw_time(figure.add_subplot(grid[1, 1]), work.rows, times, theme)
+        if seen := receptive_says_something(work.rows):
+            draw_receptive(figure.add_subplot(grid[1, 0]), work.rows, sight, theme)
+        draw_time(figure.add_subplot(grid[1, 1] if seen else grid[1, :]), work.rows, times, theme)
         draw_roofline(figure.add_subplot(grid[0, :]), work.rows, work.peak, work.bandwidth, title, theme)
     elif name == "roofline":
         figure = blank_figure(9.2, 5.6, theme)
-        draw_roofline(figure.subplots(), work.rows, work.peak, work.bandwidth, title if titled else "", theme)
+        draw_roofline(figure.subplots(), work.rows, work.peak, work.bandwidth, title if titled else "", theme, linked)
     elif name == "receptive":
         figure = blank_figure(9.2, 3.8, theme)
         draw_receptive(figure.subplots(), work.rows, f"{sight}: {work.model}" if titled else "", theme)
     elif name == "time":
         figure = blank_figure(9.2, 0.9 + 0.3 * min(len(_by_module(work.rows)), BARS + 1), theme)
-        draw_time(figure.subplots(), work.rows, times if titled else "", theme)
+        draw_time(figure.subplots(), work.rows, times if titled else "", theme, linked)
     else:
         raise ValueError(f"picture must be all, roofline, receptive or time, got {name!r}")
     return figure
@@ -132,7 +135,9 @@ def render(figure: Figure, form: str, salt: str = "costmodel") -> bytes:
     return out.getvalue()
 
 
-def draw_roofline(axes: Axes, rows: Sequence[Row], peak: float, bandwidth: float, title: str, theme: Theme) -> None:
+def draw_roofline(
+    axes: Axes, rows: Sequence[Row], peak: float, bandwidth: float, title: str, theme: Theme, linked: str = ""
+) -> None:
     """Attained useful FLOP/s over FLOP per compulsory byte, under the roof of `peak` FLOP/s and `bandwidth` bytes/s.
 
     A dot is a layer, or layers alike, its area their share of the predicted time; a diamond is a measured one. Rows without
@@ -143,6 +148,7 @@ def draw_roofline(axes: Axes, rows: Sequence[Row], peak: float, bandwidth: float
     for row in shown:
         groups[(row.intensity, row.useful_flops / row.seconds, _roof(row.bound))].append(row)
     ridge = peak / bandwidth
+    places = {id(row): place for place, row in enumerate(rows)}
     rates = [rate for _, rate, _ in groups] + [r.useful_flops / r.measured_seconds for r in shown if r.measured_seconds]
     left = min([ridge / 30, *(x / 2 for x, _, _ in groups)])
     right = max([ridge * 8, *(x * 2.5 for x, _, _ in groups)])
@@ -155,7 +161,9 @@ def draw_roofline(axes: Axes, rows: Sequence[Row], peak: float, bandwidth: float
     for (x, rate, roof), members in groups.items():
         part = sum(member.share for member in members)
         size, colour = _area(part), getattr(theme, roof)
-        axes.scatter([x], [rate], s=size, color=colour, alpha=0.75, edgecolors=theme.paper, linewidths=0.8, zorder=4)
+        dot = axes.scatter([x], [rate], s=size, color=colour, alpha=0.75, edgecolors=theme.paper, linewidths=0.8, zorder=4)
+        if linked:
+            tell(dot, f"{linked}{places[id(max(members, key=lambda of: of.seconds))]}", words_of(members))
         for member in members:
             if member.measured_seconds:
                 measured = member.useful_flops / member.measured_seconds
@@ -183,7 +191,11 @@ def draw_roofline(axes: Axes, rows: Sequence[Row], peak: float, bandwidth: float
     avoid += [((x, rate), _area(sum(m.share for m in members))) for (x, rate, _), members in groups.items()]
     avoid += [((row.intensity, row.useful_flops / row.measured_seconds), 40.0) for row in shown if row.measured_seconds]
     heaviest = sorted(groups.items(), key=lambda item: -sum(member.share for member in item[1]))[:LABELS]
-    named = [((x, rate), _name(members), _area(sum(m.share for m in members))) for (x, rate, _), members in heaviest]
+    short = apart([members[0].name for _, members in heaviest], 28)
+    named = [
+        ((x, rate), name + (f" ×{len(members)}" if len(members) > 1 else ""), _area(sum(m.share for m in members)))
+        for ((x, rate, _), members), name in zip(heaviest, short, strict=True)
+    ]
     label_points(axes, named, avoid, theme)
 
 
@@ -212,23 +224,29 @@ def draw_receptive(axes: Axes, rows: Sequence[Row], title: str, theme: Theme) ->
     axes.set_xticks(list(ticks), list(ticks.values()), rotation=30, ha="right", rotation_mode="anchor", fontsize=8)
 
 
-def draw_time(axes: Axes, rows: Sequence[Row], title: str, theme: Theme) -> None:
+def draw_time(axes: Axes, rows: Sequence[Row], title: str, theme: Theme, linked: str = "") -> None:
     """Time by module, each bar parted by what limits its rows; modules beyond the first `BARS` are one bar."""
     ordered = sorted(_by_module(rows).items(), key=lambda item: -sum(item[1].values()))
     bars, rest = ordered[:BARS], ordered[BARS:]
     if rest:
-        bars.append((f"{len(rest)} others", {r: sum(parts.get(r, 0.0) for _, parts in rest) for r in MEANINGS}))
+        bars.append(
+            (f"{len(rest)} other{'s' * (len(rest) > 1)}", {r: sum(parts.get(r, 0.0) for _, parts in rest) for r in MEANINGS})
+        )
     total = sum(row.seconds for row in rows) or 1.0
     longest = max((sum(parts.values()) for _, parts in bars), default=1.0)
     dress(axes, title, theme)
-    for place, (_, parts) in enumerate(bars):
+    first = {name: next(at for at, row in enumerate(rows) if (row.name + ".").startswith(name + ".")) for name, _ in ordered}
+    for place, (name, parts) in enumerate(bars):
         start = 0.0
         for roof in MEANINGS:
-            axes.barh(place, parts.get(roof, 0.0), left=start, color=getattr(theme, roof), height=0.72)
-            start += parts.get(roof, 0.0)
+            seconds = parts.get(roof, 0.0)
+            drawn = axes.barh(place, seconds, left=start, color=getattr(theme, roof), height=0.72)
+            if linked and name in first:
+                tell(drawn[0], f"{linked}{first[name]}", f"{name}: {si(seconds, 's')} limited by {MEANINGS[roof]}")
+            start += seconds
         text = f"{si(start, 's')}, {share(start / total)}"
         axes.annotate(text, (start, place), (4, 0), textcoords="offset points", va="center", fontsize=8.5, color=theme.ink)
-    axes.set_yticks(range(len(bars)), [shortened(name) for name, _ in bars], fontsize=9)
+    axes.set_yticks(range(len(bars)), apart([name for name, _ in bars], 28), fontsize=9)
     axes.invert_yaxis()
     axes.set_xlim(0, longest * 1.28)
     axes.xaxis.set_major_formatter(EngFormatter(unit="s", sep=" "))
@@ -345,13 +363,9 @@ def _roof(bound: str) -> str:
     return ROOFS.get(bound, "launch")
 
 
-def shortened(name: str, limit: int = 28) -> str:
-    """The end of a name tells layers apart better than its beginning."""
-    return name if len(name) <= limit else "…" + name[1 - limit :]
-
-
-def _name(members: Sequence[Row]) -> str:
-    return shortened(members[0].name) + (f" ×{len(members)}" if len(members) > 1 else "")
+def receptive_says_something(rows: Sequence[Row]) -> bool:
+    """Whether receptive fields grow: where all layers see one size, or the whole input, a picture has nothing to say."""
+    return len({row.receptive_field for row in rows if row.receptive_field}) > 2
 
 
 def _sections(names: Sequence[str], limit: int = 16) -> dict[int, str]:
@@ -364,5 +378,5 @@ def _sections(names: Sequence[str], limit: int = 16) -> dict[int, str]:
     last, section = -math.inf, None
     for place, head in enumerate(heads):
         if head != section and place - last >= len(names) / limit:
-            ticks[place], last, section = shortened(head, 16), place, head
-    return ticks
+            ticks[place], last, section = head, place, head
+    return dict(zip(ticks, apart([*ticks.values()], 16), strict=True))

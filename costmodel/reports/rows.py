@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from costmodel.bounds import crossing_batch, roofline
 from costmodel.count import Cost, cost
@@ -87,6 +87,12 @@ class LayerRow:
     known: bool  # False: the operator's FLOP are not known and not counted
     receptive_field: tuple[int, ...] | None = None  # input elements that one output element sees, by spatial axis
     measured_seconds: float | None = None
+    kernel_size: tuple[int, ...] | None = None  # of a convolution, as the next four
+    stride: tuple[int, ...] | None = None
+    padding: str | None = None  # of each axis, low:high where the ends differ
+    dilation: tuple[int, ...] | None = None
+    groups: int | None = None
+    plan: str | None = None  # by which its forward result is predicted
 
 
 @dataclass(frozen=True)
@@ -260,7 +266,27 @@ def _layer_row(name: str, op: str, input_shape: tuple[int, ...], members: Sequen
         share=sum(of.share for of in members),
         known=all(of.layer.known for of in members),
         receptive_field=tuple(field.size for field in fields[-1]) if fields else None,
+        **(_geometry(members[0]) if len(members) == 1 else {}),
     )
+
+
+def _geometry(of: Timed) -> dict[str, Any]:
+    """What a convolution is called with, in torch's numbers: of a transposed one its own padding."""
+    problem = of.layer.problem
+    if problem is None:
+        return {}
+    ends = [
+        str(low) if low == high or of.layer.op.startswith("conv_transpose") else f"{low}:{high}"
+        for low, high in problem.padding
+    ]
+    return {
+        "kernel_size": problem.kernel_size,
+        "stride": problem.stride,
+        "padding": "x".join(ends),
+        "dilation": problem.dilation,
+        "groups": problem.groups,
+        "plan": of.plan or None,
+    }
 
 
 def with_measured(rows: Sequence[LayerRow], measured: Mapping[str, float]) -> list[LayerRow]:

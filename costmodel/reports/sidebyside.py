@@ -36,7 +36,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Two reports. `print` shows their totals, `lines` and `pairs` are rows."""
+    """Two reports. `print` shows their totals, `lines` and `pairs` are rows, `to_html` makes a page of both."""
 
     reports: tuple[Report, Report]
 
@@ -89,6 +89,16 @@ class SideBySide:
     def table_rows(self) -> Sequence[Pair]:
         """What a table of both holds."""
         return self.pairs
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """One page with both reports. Raises ValueError where the file cannot be written."""
+        from costmodel.reports.export import write
+        from costmodel.reports.html import page
+
+        text = page(*self.reports)
+        if path is not None:
+            write(Path(path), text)
+        return text
 
     def to_csv(self, path: str | Path | None = None) -> str:
         """The pairs of rows, a line each."""

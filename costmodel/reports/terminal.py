@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -126,9 +127,9 @@ def show_passes(
     out.print(arithmetic + (f" on {device.name}" if device else ""), markup=False)
     if remark:
         out.print(f"{remark}.", markup=False)
-    together = passes_table(rows)
-    if Console(width=1000).measure(together).maximum <= out.width:
-        out.print(together)
+    unplanned = passes_table([replace(row, plan=None) for row in rows])  # a plan's words may go on below, numbers not
+    if Console(width=1000).measure(unplanned).maximum <= out.width:
+        out.print(passes_table(rows))
     else:  # one under another
         for row in rows:
             out.print(passes_table([row]))

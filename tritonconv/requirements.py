@@ -1,0 +1,30 @@
+"""What the package needs and does not install: Triton, which every build of torch for GPUs brings in the version that it wants.
+
+A dependency of the distribution would put CUDA's Triton beside the one that torch for ROCm brings, so it is asked for here.
+"""
+
+from __future__ import annotations
+
+TRITON = (3, 6)
+
+
+def check_triton(found: str | None) -> None:
+    """ImportError, in words, where Triton is missing (None) or older than the kernels' language."""
+    needed = ".".join(map(str, TRITON))
+    brings = f"tritonconv needs Triton {needed} or newer, which torch 2.11 and newer for GPUs brings"
+    if found is None:
+        raise ImportError(f"{brings}; there is none here: install such a torch, or beside torch for CPUs pip install triton")
+    if tuple(int(part) for part in found.split("+")[0].split(".")[:2]) < TRITON:
+        raise ImportError(f"{brings}; here is Triton {found}: update torch, or triton beside torch for CPUs")
+
+
+def installed() -> str | None:
+    """The version of Triton that an import gives, None without one."""
+    try:
+        from triton import __version__
+    except ModuleNotFoundError:
+        return None
+    return str(__version__)
+
+
+check_triton(installed())
