@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tritonconv import fold, swap
-from tritonconv import nn as ours
+from tritonconv import layers as ours
 from tritonconv.modelcopy import Model, sharing_copy
 from tritonconv.swap import is_convolution, refusal
 

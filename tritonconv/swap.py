@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
 
-from tritonconv import nn as ours
+from tritonconv import layers as ours
 from tritonconv.check import DTYPES, as_int, is_int
 from tritonconv.modelcopy import Callables, class_like, rebuilt
 from tritonconv.use import Region
