@@ -8,6 +8,7 @@ from tritonconv import batching as batching
 from tritonconv import nn
 from tritonconv.causal import causal_conv1d, causal_conv1d_update
 from tritonconv.convert import convert, report, revert
+from tritonconv.decompose import decompositions
 from tritonconv.explain import Explanation, explain
 from tritonconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from tritonconv.fused import (
@@ -43,6 +44,7 @@ __all__ = [
     "conv_transpose3d",
     "conv_transpose3d_fused",
     "convert",
+    "decompositions",
     "depthwise_separable_conv2d",
     "explain",
     "nn",

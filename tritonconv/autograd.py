@@ -96,6 +96,14 @@ class _Primitive(torch.autograd.Function):
         raise NotImplementedError(f"{cls.__name__} has no forward mode")
 
 
+def as_parameter(dw: torch.Tensor, strides: tuple[Any, ...]) -> torch.Tensor:
+    """A weight's gradient under the weight's strides where it lies so but for axes of one element: DDP compares all of them."""
+    if dw.stride() == strides or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return dw
+    same = all(n == 1 or s == t for n, s, t in zip(dw.shape, dw.stride(), strides, strict=True))
+    return dw.as_strided(dw.shape, strides) if same and type(dw) is torch.Tensor else dw
+
+
 def bilinear(
     op: Any, tensors: tuple[Any, Any], tangents: tuple[Maybe, Maybe], bias: Maybe, result: torch.Tensor, rest: tuple[Any, ...]
 ) -> Maybe:
@@ -118,7 +126,7 @@ class _Fprop(_Primitive):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         x, w, _, *ctx.window = inputs
         needs_x, needs_w, *_ = ctx.needs_input_grad
-        ctx.sizes = x.shape[2:], w.shape[2:]
+        ctx.sizes, ctx.strides = (x.shape[2:], w.shape[2:]), w.stride()
         ctx.set_materialize_grads(False)
         ctx.save_for_forward(x, w, output)
         ctx.save_for_backward(x if needs_w else None, w if needs_x else None)
@@ -136,7 +144,7 @@ class _Fprop(_Primitive):
         input_size, kernel_size = ctx.sizes
         needs = ctx.needs_input_grad
         dx = _OPS.dgrad(g, w, None, input_size, *ctx.window) if needs[0] else None
-        dw = _OPS.wgrad(g, x, kernel_size, *ctx.window) if needs[1] else None
+        dw = as_parameter(_OPS.wgrad(g, x, kernel_size, *ctx.window), ctx.strides) if needs[1] else None
         db = _bias_gradient(g) if needs[2] else None
         return dx, dw, db, *(None,) * len(ctx.window)
 
@@ -152,7 +160,7 @@ class _Dgrad(_Primitive):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         dy, w, _, _, *ctx.window = inputs
         needs_dy, needs_w, *_ = ctx.needs_input_grad
-        ctx.kernel_size = w.shape[2:]
+        ctx.kernel_size, ctx.strides = w.shape[2:], w.stride()
         ctx.set_materialize_grads(False)
         ctx.save_for_forward(dy, w, output)
         ctx.save_for_backward(dy if needs_w else None, w if needs_dy else None)
@@ -169,7 +177,7 @@ class _Dgrad(_Primitive):
         dy, w = ctx.saved_tensors
         needs = ctx.needs_input_grad
         ddy = _OPS.fprop(g, w, None, *ctx.window) if needs[0] else None
-        dw = _OPS.wgrad(dy, g, ctx.kernel_size, *ctx.window) if needs[1] else None
+        dw = as_parameter(_OPS.wgrad(dy, g, ctx.kernel_size, *ctx.window), ctx.strides) if needs[1] else None
         db = _bias_gradient(g) if needs[2] else None
         return ddy, dw, db, None, *(None,) * len(ctx.window)
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from tritonconv import fold, swap
-from tritonconv import nn as ours
+from tritonconv import layers as ours
+from tritonconv.adapters import Adapted, adapter
 from tritonconv.modelcopy import Model, sharing_copy
 from tritonconv.swap import is_convolution, refusal
 
@@ -57,7 +58,8 @@ def convert(
 
     Replaced are torch's six classes and their subclasses: parametrized and weight-normed layers, pruned ones,
     quantisation-aware ones, those whose `forward` a hook has bound to the instance, and those with a forward of their own, in
-    which torch's convolutions are ours (as in `tritonconv.use`). A module that is no convolution and calls torch's functions
+    which torch's convolutions are ours (as in `tritonconv.use`). The causal layers of diffusers' Wan, Qwen-Image and CogVideoX
+    VAEs call `causal_conv3d`. A module that is no convolution and calls torch's functions
     itself is left as it is; `report` names it. `only(name, layer)` says of each layer whether to replace it.
 
     The copy is a model of its own over the same memory: values that change in place (an optimizer's step, `load_state_dict`)
@@ -91,10 +93,14 @@ def convert(
         raise ValueError(f"convert(): {', '.join(missed)} cannot be replaced\n{report(model, wanted)}")
     names = [name for name, part in model.named_modules() if id(part) in wanted and not refusal(part)]
     converted = model if inplace else sharing_copy(model)
+    chosen = [(part, adapter(part)) for name, part in converted.named_modules() if only is None or only(name, part)]
     for name in names:
         part = converted.get_submodule(name)
         if not isinstance(part, ours.Replacement):
             swap.replace(part)
+    for part, found in chosen:
+        if found is not None and not isinstance(part, Adapted):
+            swap.adapt(part, found)
     return fold.folded(converted) if fuse else converted
 
 
@@ -106,7 +112,7 @@ def revert(model: Model) -> Model:
     _is_module("revert", model)
     model = fold.original(model)
     for part in model.modules():
-        if isinstance(part, ours.Replacement):
+        if isinstance(part, (ours.Replacement, Adapted)):
             swap.restore(part)
     return model
 
@@ -123,7 +129,9 @@ def report(model: nn.Module, wanted: set[int] | None = None) -> Report:
         if is_convolution(part):
             why = refusal(part)
             replaced = isinstance(part, ours.Replacement) and not why
-            if replaced:
+            if isinstance(part, Adapted):
+                reason = "as causal_conv3d"
+            elif replaced:
                 reason = "in a forward of its own" if swap.own_forward(part) else fold.words(part)
             elif wanted is None:
                 reason = why or "not converted"

@@ -17,7 +17,7 @@ from torch.fx import Graph, GraphModule, Node, Tracer
 from torch.nn import functional
 
 from tritonconv import check, fused
-from tritonconv import nn as ours
+from tritonconv import layers as ours
 from tritonconv.epilogue import ACTIVATIONS
 from tritonconv.functional import After
 
@@ -64,19 +64,22 @@ class Folded:
     """
 
     def forward(self: Any, input: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        follows: Follows = self._follows
-        norm = follows.norm[0] if follows.norm else None
-        plain = super().forward  # type: ignore[misc]
-        if norm is not None and norm.training:
-            return _followed(plain(input), norm, residual, follows)
-        scale, shift = (None, None) if norm is None else scale_and_shift(norm, self.weight.dtype)
-        if residual is not None:
-            if residual.shape != _output_shape(self, input) or residual.dtype != check.cast_dtype(input):
-                return _followed(plain(input), norm, residual, follows)
-        function = getattr(fused, f"{self.function.__name__}_fused")
-        after = After(follows.activation, follows.slope, scale, shift, residual)
-        made: torch.Tensor = self.by(function, input, self.weight, self.bias, **after._asdict())
-        return made
+        return followed(self, super().forward, input, residual, self._follows)  # type: ignore[misc]
+
+
+def followed(layer: Any, plain: Any, input: torch.Tensor, residual: torch.Tensor | None, follows: Follows) -> torch.Tensor:
+    """What a layer of ours and what follows it make of an input; `plain` is the layer's own forward."""
+    norm: Any = follows.norm[0] if follows.norm else None
+    if norm is not None and norm.training:
+        return _one_by_one(plain(input), norm, residual, follows)
+    scale, shift = (None, None) if norm is None else scale_and_shift(norm, layer.weight.dtype)
+    if residual is not None:
+        if residual.shape != _output_shape(layer, input) or residual.dtype != check.cast_dtype(input):
+            return _one_by_one(plain(input), norm, residual, follows)
+    function = getattr(fused, f"{layer.function.__name__}_fused")
+    after = After(follows.activation, follows.slope, scale, shift, residual)
+    made: torch.Tensor = layer.by(function, input, layer.weight, layer.bias, **after._asdict())
+    return made
 
 
 def _output_shape(layer: Any, input: torch.Tensor) -> tuple[int, ...]:
@@ -97,7 +100,7 @@ def scale_and_shift(norm: Any, dtype: torch.dtype) -> tuple[torch.Tensor, torch.
     return scale.to(dtype), shift.to(dtype)
 
 
-def _followed(z: torch.Tensor, norm: Any, residual: torch.Tensor | None, follows: Follows) -> torch.Tensor:
+def _one_by_one(z: torch.Tensor, norm: Any, residual: torch.Tensor | None, follows: Follows) -> torch.Tensor:
     z = z if norm is None else norm(z)
     z = z if residual is None else z + residual
     return ACTIVATIONS[follows.activation].forward(z, follows.slope) if follows.activation else z

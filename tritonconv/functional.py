@@ -6,6 +6,8 @@ The plain ones take more than torch's as `padding`: ((low, high), ...), the two 
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -41,6 +43,13 @@ def _plan_text(plan: Plans | Asked) -> str:
     return ";".join(map(str, plans))
 
 
+@functools.cache
+def _know_subclass(kind: type) -> None:
+    """Has torch know what the ops do to DTensors, where a first one comes: a weight beside a DTensor is one."""
+    if kind.__module__.startswith("torch.distributed.tensor"):
+        importlib.import_module("tritonconv.sharding")
+
+
 class After(NamedTuple):
     """What the fused functions take besides. Empty, it is the plain convolution."""
 
@@ -69,6 +78,8 @@ def _call(
     after: After | None = None,
 ) -> torch.Tensor:
     """One of the functions: `window` is what `checked`, which is check.conv or check.conv_transpose, takes of its arguments."""
+    if type(weight) is not torch.nn.Parameter and not torch.compiler.is_compiling():
+        _know_subclass(type(weight))
     check.tensors(function, rank, input, weight, bias, **({} if after is None else after.tensors()))
     batched = input.dim() == rank + 2
     a = input if batched else input.unsqueeze(0)

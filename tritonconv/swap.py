@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from tritonconv import nn as ours
+from tritonconv import layers as ours
+from tritonconv.adapters import Adapted
 from tritonconv.check import DTYPES, as_int, is_int
 from tritonconv.modelcopy import Callables, class_like, rebuilt
 from tritonconv.private import ConvNd
@@ -30,6 +31,33 @@ _TORCHS = {replacement: kind for kind, replacement in REPLACEMENTS.items()}
 _MADE: dict[type[nn.Module], type[nn.Module]] = {}
 #: Where an instance keeps whether its own forward has called a convolution that ours serve.
 _REACHED = "_tritonconv_reached"
+
+
+def adapt(part: nn.Module, found: type[Adapted]) -> None:
+    """A layer, which `replace` has made ours where it is a convolution, runs the forward of what `adapter` found for it."""
+    _exchange(part, _adapted(type(part), found))
+
+
+#: Classes of layers -> what `adapt` makes of them.
+_ADAPTED: dict[type[nn.Module], Any] = {}
+
+
+def _adapted(kind: Any, found: type[Adapted]) -> Any:
+    if kind not in _ADAPTED:
+        names = {"__module__": kind.__module__, "__doc__": kind.__doc__, "__reduce_ex__": _reduced_adapted}
+        _ADAPTED[kind] = type(kind.__name__, (found, kind), names)
+    return _ADAPTED[kind]
+
+
+def _reduced_adapted(self: Any, protocol: Any) -> Any:
+    found, kind = type(self).__bases__
+    origin = next((old for old, made in _MADE.items() if made is kind), kind)
+    return _adapted_instance, (origin, found), self.__getstate__()
+
+
+def _adapted_instance(kind: Any, found: type[Adapted]) -> Any:
+    made = _adapted(_replacement(kind) if issubclass(kind, _ConvNd) else kind, found)
+    return made.__new__(made)
 
 
 def is_convolution(part: nn.Module) -> bool:
@@ -73,6 +101,8 @@ def replace(part: nn.Module) -> None:
 
 def restore(part: nn.Module) -> bool:
     """Our layer becomes torch's, in place; False for a class that was written on ours."""
+    if isinstance(part, Adapted):
+        _exchange(part, type(part).__bases__[1])
     kind = type(part)
     back = _TORCHS | {made: old for old, made in _MADE.items()}
     if is_parametrized(part):

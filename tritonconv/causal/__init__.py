@@ -34,7 +34,9 @@ def causal_conv1d(
     x [B, C, L], weight [C, K] with K from 1 to 16, bias [C]; out has the shape of x and its memory layout. Channels-last is
     fastest: x whose channels are neighbours in memory (`(B, L, C)` transposed) is read as it lies, and `layout="BLC"` takes x
     and answers out as [B, L, C]. activation: None, "silu" or "swish", which is the same. float16, bfloat16, float32, float64,
-    added up in float32 (float64 for float64) and rounded once.
+    added up in float32 (float64 for float64) and rounded once. Beside x of 16 bits, weight, bias and initial_state may be
+    float32, as SGLang and vLLM keep them: x is then written out in float32 for the call, and final has the dtype of
+    initial_state.
 
     initial_state [B, C, K - 1]: the columns before t = 0, the oldest first. return_final_state: answers (out, final), where
     final [B, C, K - 1] is the initial_state of what follows, also where L < K - 1. Both may be differentiated.
@@ -52,6 +54,14 @@ def causal_conv1d(
     Raises TypeError, ValueError or RuntimeError naming the argument, before anything is launched.
     """
     function = "causal_conv1d"
+    if check.is_mixed(x, weight, bias, initial_state):
+        kept = x.dtype if initial_state is None else initial_state.dtype
+        x32, *rest = (None if t is None else t.float() for t in (x, weight, bias, initial_state))
+        assert x32 is not None and rest[0] is not None
+        made = causal_conv1d(x32, rest[0], rest[1], activation, rest[2], return_final_state, seq_idx, cu_seqlens, layout=layout)
+        if isinstance(made, tuple):
+            return made[0].to(x.dtype), made[1].to(kept)
+        return made.to(x.dtype)
     check.tensors(function, x=x, weight=weight, bias=bias, initial_state=initial_state)
     check.layout(function, layout, x)
     if layout == "BLC":
@@ -90,6 +100,9 @@ def causal_conv1d_update(
     such an index answers zeros and changes nothing, a negative number counts modulo S, and of two sequences in one row either
     may win.
 
+    Beside x of 16 bits, weight, bias and conv_state may be float32; a float32 conv_state is changed in place as it is, and one
+    of 16 bits beside a float32 weight is copied there and back.
+
     conv_state counts as changed for autograd, as by torch's own in-place operators. RuntimeError where two of its elements are
     one (an expanded state), where it shares memory with x, weight or bias, or where it is an inference tensor outside of
     inference mode.
@@ -98,6 +111,13 @@ def causal_conv1d_update(
     errors as `causal_conv1d`.
     """
     function = "causal_conv1d_update"
+    if check.is_mixed(x, weight, bias, conv_state):
+        wide = None if bias is None else bias.float()
+        state = conv_state.float()  # the state itself where it is float32
+        y = causal_conv1d_update(x.float(), state, weight.float(), wide, activation, cache_seqlens, conv_state_indices)
+        if state is not conv_state:
+            conv_state.copy_(state)
+        return y.to(x.dtype)
     check.tensors(function, x=x, conv_state=conv_state, weight=weight, bias=bias)
     check.update(function, x, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices)
     before = None if cache_seqlens is None else cache_seqlens.contiguous()

@@ -24,6 +24,16 @@ def tensors(function: str, **given: Any) -> None:
     alike(function, "x", given)
 
 
+def is_mixed(x: Any, *others: Any) -> bool:
+    """Whether x has 16 bits and the others, where there are any, its dtype or float32, at least one the latter."""
+    given = [other for other in others if other is not None]
+    if not all(isinstance(t, torch.Tensor) for t in (x, *given)) or x.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    if torch.is_autocast_enabled(x.device.type):
+        return False
+    return {t.dtype for t in given} <= {x.dtype, torch.float32} and any(t.dtype == torch.float32 for t in given)
+
+
 def layout(function: str, layout: Any, x: torch.Tensor) -> None:
     if layout not in ("BCL", "BLC"):
         raise ValueError(f"{function}(): layout must be 'BCL' or 'BLC', got layout={layout!r}")

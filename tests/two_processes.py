@@ -1,0 +1,102 @@
+"""What `test_distributed.py` runs in each of two processes: DTensors, DDP and FSDP2 on converted models against one process.
+
+python tests/two_processes.py RANK FILE
+"""
+
+import sys
+import warnings
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
+
+import tritonconv
+from tritonconv import convert
+from tritonconv.launch import COUNTS
+
+KEPT = Replicate()
+CONV = (4, 6, 5, 4), (8, 6, 3, 3), (8,)
+TRANSPOSED = (4, 8, 3, 2), (8, 6, 3, 3), (6,)
+BASE = {"padding": 1, "stride": 2}
+#: function, shapes, placements of x and w, arguments, and where the result must be sharded (None: wherever).
+CASES = [
+    ("conv2d", CONV, Shard(0), KEPT, BASE, Shard(0)),
+    ("conv2d", CONV, KEPT, Shard(0), BASE, Shard(1)),
+    ("conv2d", CONV, KEPT, KEPT, BASE, None),
+    ("conv2d", CONV, Shard(2), KEPT, BASE, None),  # redistributed
+    ("conv2d", CONV, Shard(0), KEPT, {**BASE, "padding": 0}, Shard(0)),  # not the shape of padding 1
+    ("conv2d", ((4, 6, 5, 4), (8, 3, 3, 3), (8,)), Shard(0), KEPT, {"groups": 2}, Shard(0)),
+    ("conv2d", ((4, 6, 5, 4), (8, 3, 3, 3), (8,)), KEPT, Shard(0), {"groups": 2}, None),  # redistributed
+    ("conv_transpose2d", TRANSPOSED, Shard(0), KEPT, BASE, Shard(0)),
+    ("conv_transpose2d", TRANSPOSED, KEPT, Shard(1), BASE, Shard(1)),
+    ("conv2d_fused", CONV, Shard(0), KEPT, {"activation": "silu"}, Shard(0)),
+    ("conv2d_fused", CONV, KEPT, Shard(0), {"activation": "silu"}, Shard(1)),
+]
+
+
+def tensors(mesh):
+    for name, shapes, of_x, of_w, arguments, expected in CASES:
+        function = getattr(tritonconv, name)
+        x, w, b = (torch.randn(shape, generator=torch.Generator().manual_seed(len(shape))) for shape in shapes)
+        whole = [t.clone().requires_grad_() for t in (x, w, b)]
+        want = function(*whole, **arguments)
+        want.square().sum().backward()
+        of_b = Shard(0) if of_w == expected or isinstance(of_w, Shard) else KEPT
+        parts = [distribute_tensor(t, mesh, [p]).requires_grad_() for t, p in ((x, of_x), (w, of_w), (b, of_b))]
+        COUNTS.clear()
+        y = function(*parts, **arguments)
+        assert isinstance(y, DTensor) and sum(COUNTS.values()) == 1, (name, COUNTS)
+        assert expected is None or y.placements == (expected,), (name, y.placements)
+        torch.testing.assert_close(y.full_tensor(), want, rtol=1e-4, atol=1e-4)
+        y.square().sum().backward()
+        for got, right in zip(parts, whole, strict=True):
+            torch.testing.assert_close(got.grad.full_tensor(), right.grad, rtol=1e-3, atol=1e-3)
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.Flatten(), nn.LazyLinear(2))
+
+
+def training(rank, mesh):
+    x = torch.randn(4, 4, 5, 4, generator=torch.Generator().manual_seed(1)).to(memory_format=torch.channels_last)
+    model = net()
+    model(x)
+    model(x).square().mean().backward()
+    want = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    mine = x[2 * rank : 2 * rank + 2]
+
+    COUNTS.clear()
+    parallel = DistributedDataParallel(convert(model))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch warns of gradients that lie otherwise than their parameters
+        parallel(mine).square().mean().backward()
+    assert COUNTS["fprop"] == 2 and COUNTS["wgrad"] == 2, COUNTS
+    for parameter, right in zip(parallel.parameters(), want, strict=True):
+        torch.testing.assert_close(parameter.grad, right, rtol=1e-3, atol=1e-4)
+
+    COUNTS.clear()
+    sharded = convert(model)
+    fully_shard(sharded, mesh=mesh)
+    sharded(mine).square().mean().backward()
+    assert COUNTS["fprop"] == 2 and COUNTS["wgrad"] == 2, COUNTS
+    for parameter, right in zip(sharded.parameters(), want, strict=True):
+        torch.testing.assert_close(parameter.grad.full_tensor(), right, rtol=1e-3, atol=1e-4)
+
+
+def main(rank, file):
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    tensors(mesh)
+    training(rank, mesh)
+    dist.barrier()
+    dist.destroy_process_group()
+    print(f"process {rank}: {len(CASES)} cases, DDP and FSDP2")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])

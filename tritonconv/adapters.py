@@ -1,0 +1,84 @@
+"""`causal_conv3d` in the place of the causal layers of diffusers' video VAEs (Wan, Qwen-Image, CogVideoX).
+
+Theirs join the cache, pad and convolve in steps. Found by the name of the class, checked by what it holds; nothing of diffusers
+is imported.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from tritonconv.check import DTYPES
+from tritonconv.video import causal_conv3d
+
+
+class Adapted:
+    """A layer whose forward is `causal_conv3d` where that computes the same; elsewhere its own."""
+
+
+def adapter(part: nn.Module) -> type[Adapted] | None:
+    """What takes over the forward of a layer; None for any other."""
+    kind: Any = type(part)
+    names = [each.__name__ for each in kind.__mro__]
+    if "WanCausalConv3d" in names or "QwenImageCausalConv3d" in names:
+        return _Cached if _is_cached(part) else None
+    if "CogVideoXCausalConv3d" in names:
+        return _Repeated if _is_repeated(part) else None
+    return None
+
+
+def _takes(part: Any, *names: str) -> bool:
+    return list(inspect.signature(part.forward).parameters) == list(names) and "forward" not in part.__dict__
+
+
+def _is_cached(part: Any) -> bool:
+    """Wan's and Qwen-Image's: a Conv3d without padding of its own, and `_padding` as F.pad takes it."""
+    padding = part.__dict__.get("_padding")
+    sound = isinstance(part, nn.Conv3d) and part.groups == 1 and part.padding_mode == "zeros"
+    even = isinstance(padding, tuple) and len(padding) == 6 and padding[0] == padding[1] and padding[2] == padding[3]
+    return sound and even and tuple(part.padding) == (0, 0, 0) and padding[5] == 0 and _takes(part, "x", "cache_x")
+
+
+def _is_repeated(part: Any) -> bool:
+    """CogVideoX's: a module around a Conv3d, which repeats the first frame before the first chunk."""
+    conv = getattr(part, "conv", None)
+    if not isinstance(conv, nn.Conv3d) or getattr(part, "pad_mode", "") == "replicate" or conv._forward_hooks:
+        return False
+    plain = conv.groups == 1 and conv.padding_mode == "zeros" and conv.dilation[0] == conv.stride[0] == 1
+    taps = conv.kernel_size[0]
+    sound = plain and tuple(conv.padding[:1]) == (0,) and taps > 1 and getattr(part, "time_kernel_size", 0) == taps
+    return sound and _takes(part, "inputs", "conv_cache")
+
+
+class _Cached(Adapted):
+    def forward(self: Any, x: torch.Tensor, cache_x: torch.Tensor | None = None) -> torch.Tensor:
+        before = (self.kernel_size[0] - 1) * self.dilation[0]
+        width, _, height, _, front, _ = self._padding
+        cache = cache_x if front > 0 else None
+        causal = front in (0, before) and (cache is None or cache.shape[2] <= before)
+        if x.dim() != 5 or x.dtype not in DTYPES or not causal:
+            made: torch.Tensor = super().forward(x, cache_x)  # type: ignore[misc]
+            return made
+        cache = None if cache is None else cache.to(x.device)
+        window: dict[str, Any] = {"dilation": self.dilation, "time_padding": "zeros" if front else "valid"}
+        y = causal_conv3d(x, self.weight, self.bias, self.stride, (height, width), cache, False, **window)
+        assert isinstance(y, torch.Tensor)
+        return y
+
+
+class _Repeated(Adapted):
+    def forward(
+        self: Any, inputs: torch.Tensor, conv_cache: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        conv: Any = self.conv
+        whole = conv_cache is None or conv_cache.shape[2] == conv.kernel_size[0] - 1
+        if inputs.dim() != 5 or inputs.dtype not in DTYPES or not whole:
+            made: tuple[torch.Tensor, torch.Tensor | None] = super().forward(inputs, conv_cache)  # type: ignore[misc]
+            return made
+        window: dict[str, Any] = {"dilation": conv.dilation, "time_padding": "replicate"}
+        answer = causal_conv3d(inputs, conv.weight, conv.bias, conv.stride, tuple(conv.padding[1:]), conv_cache, True, **window)
+        return answer[0], answer[1]

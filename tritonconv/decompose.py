@@ -1,0 +1,88 @@
+"""The ops as torch's own: `aten.convolution`, its backward, padding and what the epilogue is made of.
+
+Registered with torch's decompositions, so that `torch.onnx.export(dynamo=True)` writes Conv and ConvTranspose.
+`torch.compile` and `torch.export` leave the ops as they are; `decompositions()` is for a program that is to run without this
+package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch._decomp import register_decomposition
+
+from costmodel.problem import Pass
+from tritonconv import cpu
+from tritonconv.epilogue import Epilogue, by_torch, widened
+from tritonconv.op import _PRIMITIVES, _problem, _split
+
+_OPS = torch.ops.tritonconv
+Maybe = torch.Tensor | None
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """A table for `torch.export.ExportedProgram.run_decompositions`: the ops of the six convolutions, plain and fused.
+
+    >>> import torch, tritonconv
+    >>> net = tritonconv.convert(torch.nn.Conv1d(2, 3, 3))
+    >>> program = torch.export.export(net, (torch.ones(1, 2, 8),)).run_decompositions(tritonconv.decompositions())
+    >>> any("aten.convolution" in str(node.target) for node in program.graph.nodes)
+    True
+    """
+    return dict(_TABLE)
+
+
+def _fprop(x: torch.Tensor, w: torch.Tensor, b: Maybe, *rest: Any) -> torch.Tensor:
+    return cpu.fprop(x, w, b, _problem(_PRIMITIVES["fprop"], x, w, (b, *rest)))
+
+
+def _dgrad(dy: torch.Tensor, w: torch.Tensor, b: Maybe, *rest: Any) -> torch.Tensor:
+    return _transposed(dy, w, b, _problem(_PRIMITIVES["dgrad"], dy, w, (b, *rest)))
+
+
+def _transposed(dy: torch.Tensor, w: torch.Tensor, b: Maybe, problem: Any) -> torch.Tensor:
+    """dgrad as torch's transposed convolution, cropped or padded where its padding and output padding cannot say it."""
+    low = [lo for lo, _ in problem.padding]
+    full = [(o - 1) * s + e for o, s, e in zip(dy.shape[2:], problem.stride, problem.effective_kernel, strict=True)]
+    extra = [n - (m - 2 * lo) for n, m, lo in zip(problem.input_size, full, low, strict=True)]
+    limits = [max(s, d) for s, d in zip(problem.stride, problem.dilation, strict=True)]
+    said = all(lo >= 0 and 0 <= e < most for lo, e, most in zip(low, extra, limits, strict=True))
+    padding, output_padding = (low, extra) if said else ([0] * problem.rank, [0] * problem.rank)
+    window = (problem.stride, padding, problem.dilation, True, output_padding, problem.groups)
+    if said:
+        return torch.convolution(dy, w, b, *window)
+    dx = torch.convolution(dy, w, None, *window)
+    places = reversed([*zip(problem.input_size, full, low, strict=True)])
+    dx = F.pad(dx, [end for n, m, lo in places for end in (-lo, n + lo - m)])
+    return dx if b is None else dx + b.view(-1, *(1,) * problem.rank)
+
+
+def _wgrad(dy: torch.Tensor, x: torch.Tensor, *rest: Any) -> torch.Tensor:
+    return cpu.wgrad(dy, x, _problem(_PRIMITIVES["wgrad"], dy, x, rest))
+
+
+def _fused(which: Pass) -> Callable[..., Any]:
+    of = _PRIMITIVES[str(which)]
+    plain = cpu.fprop if which == Pass.FPROP else _transposed
+
+    def call(a: torch.Tensor, b: torch.Tensor, bias: Maybe = None, *rest: Any, **named: Any) -> Any:
+        problem, epilogue, _ = _split(of, a, b, (bias, *rest))
+        epilogue = Epilogue(*epilogue)
+        sums = plain(widened(a), widened(b), None if bias is None else widened(bias), problem)
+        return by_torch(sums, problem, epilogue, a.dtype)
+
+    return call
+
+
+_TABLE: dict[Any, Callable[..., Any]] = {
+    _OPS.fprop.default: _fprop,
+    _OPS.dgrad.default: _dgrad,
+    _OPS.wgrad.default: _wgrad,
+    _OPS.fprop_fused.default: _fused(Pass.FPROP),
+    _OPS.dgrad_fused.default: _fused(Pass.DGRAD),
+}
+for _op, _function in _TABLE.items():
+    register_decomposition(_op)(_function)

@@ -1,0 +1,92 @@
+"""How the ops of the six convolutions act on DTensors: which shards of operands make which shards of a result.
+
+Imported where a DTensor first comes, since `torch.distributed.tensor` takes a second to import. The batch and the channels may
+be sharded, channels where there is one group. A tensor that is sharded along its space is redistributed before the call: no
+halo is exchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
+from torch.distributed.tensor._op_schema import RuntimeSchemaInfo
+from torch.distributed.tensor.experimental import register_sharding
+
+_OPS = torch.ops.tritonconv
+Rows = list[tuple[list[Placement], list[Placement | None]]]
+_KEPT, _BATCH, _CHANNELS, _ROWS = Replicate(), Shard(0), Shard(1), Shard(0)
+
+
+def _groups(args: tuple[Any, ...], place: int) -> int:
+    return int(args[place])
+
+
+def _linear(place: int, out: Placement, inner: Placement) -> Callable[..., Any]:
+    """fprop and dgrad: `out` shards the weight's output channels, `inner` those that are summed over."""
+
+    def rows(*args: Any) -> Rows:
+        _, _, b, *rest = args
+        others: list[Placement | None] = [None] * len(rest)
+
+        def row(result: Placement, first: Placement, second: Placement, bias: Placement) -> Any:
+            return [result], [first, second, None if b is None else bias, *others]
+
+        found = [row(_KEPT, _KEPT, _KEPT, _KEPT), row(_BATCH, _BATCH, _KEPT, _KEPT)]
+        if _groups(args, place) == 1:
+            found.append(row(_CHANNELS, _KEPT, out, _BATCH))
+            if b is None:
+                found.append(row(Partial(), _CHANNELS, inner, _KEPT))
+        return found
+
+    return rows
+
+
+def _wgrad(*args: Any) -> Rows:
+    _, _, *rest = args
+    others: list[Placement | None] = [None] * len(rest)
+    found: Rows = [([_KEPT], [_KEPT, _KEPT, *others]), ([Partial()], [_BATCH, _BATCH, *others])]
+    if _groups(args, 6) == 1:
+        found.append(([_ROWS], [_CHANNELS, _KEPT, *others]))
+        found.append(([_CHANNELS], [_KEPT, _CHANNELS, *others]))
+    return found
+
+
+def _fused(place: int, out: Placement) -> Callable[..., Any]:
+    """As fprop and dgrad; a sum that is partial cannot be followed by an activation."""
+
+    def rows(*args: Any) -> Rows:
+        tensors = (*args[:3], *(None,) * (place - 2), *(*args[place + 1 :], *(None,) * 3)[:3])
+        keep = bool(args[place + 6]) if len(args) > place + 6 else False
+
+        def row(result: Placement, first: Placement, second: Placement, channel: Placement, residual: Placement) -> Any:
+            wanted = (first, second, channel, *(None,) * (place - 2), channel, channel, residual)
+            inputs = [None if t is None else p for p, t in zip(wanted, tensors, strict=True)]
+            return [result, result if keep else _KEPT], [*inputs, *(None,) * len(args)][: len(args)]
+
+        found = [row(_KEPT, _KEPT, _KEPT, _KEPT, _KEPT), row(_BATCH, _BATCH, _KEPT, _KEPT, _BATCH)]
+        if _groups(args, place) == 1:
+            found.append(row(_CHANNELS, _KEPT, out, _BATCH, _CHANNELS))
+        return found
+
+    return rows
+
+
+def _register() -> None:
+    """The rules, and what they depend on besides tensors: every number and word from the window on."""
+    propagator = DTensor._op_dispatcher.sharding_propagator
+    for op, rule, first in (
+        (_OPS.fprop.default, _linear(6, Shard(0), Shard(1)), 3),
+        (_OPS.dgrad.default, _linear(7, Shard(1), Shard(0)), 3),
+        (_OPS.wgrad.default, _wgrad, 2),
+        (_OPS.fprop_fused.default, _fused(6, Shard(0)), 3),
+        (_OPS.dgrad_fused.default, _fused(7, Shard(1)), 3),
+    ):
+        register_sharding(op)(rule)
+        # torch's own would begin at the first int and leave the lists before it out of the cache's key
+        propagator.register_op_strategy(op, propagator.op_strategy_funcs[op], RuntimeSchemaInfo(first, None, needs_pytree=True))
+
+
+_register()
