@@ -56,7 +56,7 @@ def _reduced_adapted(self: Any, protocol: Any) -> Any:
 
 
 def _adapted_instance(kind: Any, found: type[Adapted]) -> Any:
-    made = _adapted(_replacement(kind) if issubclass(kind, _ConvNd) else kind, found)
+    made = _adapted(_replacement(kind) if issubclass(kind, ConvNd) else kind, found)
     return made.__new__(made)
 
 

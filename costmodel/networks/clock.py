@@ -72,8 +72,8 @@ class Clock:
             (taps,), (length,) = problem.kernel_size, problem.output_size
             row = causal.problem_of(problem.batch, problem.in_channels, length, taps)
             one = channels_last(row, Pass.FPROP, dtype)
-            plan = causal.select(one, device, call)
-            return causal.predict(one, plan, device, call), str(plan)
+            walk = causal.select(one, device, call)
+            return causal.predict(one, walk, device, call), str(walk)
         plan = choose(problem, which, device, dtype=dtype, precision=precision)
         return predict(problem, which, plan, device, dtype=dtype, precision=precision), str(plan)
 
