@@ -39,7 +39,7 @@ from tritonconv.kernels.fprop import fprop_kernel
 from tritonconv.kernels.tma import tma_kernel
 from tritonconv.kernels.wgrad import wgrad_kernel
 from tritonconv.layout import channels_last_strides, dense_strides
-from tritonconv.prepared import wide
+from tritonconv.prepared import clamped, wide
 
 ARCHITECTURES = (80, 90, 100)
 FAMILIES = ("gather", "patch")
@@ -180,7 +180,7 @@ def compile_plan(
 
 def compile_prepared(prepared: launch.Prepared, dtype: torch.dtype, arch: int) -> KernelAudit:
     """What the kernel of a launch compiles to."""
-    kernel, arguments = kernel_arguments(prepared, dtype)
+    kernel, arguments = kernel_arguments(clamped(prepared, arch), dtype)
     warps, stages = arguments.pop("num_warps"), arguments.pop("num_stages")
     return audit(compile_ahead(kernel, arguments, arch=arch, num_warps=warps, num_stages=stages))
 

@@ -43,7 +43,7 @@ from tritonconv.layout import (
     vectored_copy,
     vectored_strides,
 )
-from tritonconv.prepared import FusedKey, Prepared, TensorKey, is_aligned, key
+from tritonconv.prepared import FusedKey, Prepared, TensorKey, clamped, is_aligned, key
 
 #: What launches a plan's family: each prepares a launch (`prepare`) and runs it (`run`).
 FAMILIES: dict[str, Any] = {"gather": gemm, "patch": gemm, "depthwise": depthwise, "tma": tma, "band": band}
@@ -177,6 +177,7 @@ def prepare_call(
     aligned = aligned[0] or "a" in plan.pack, aligned[1] or "b" in plan.pack or copied
     call = Call(problem, which, DTYPES[dtype], precision, *describe(problem, which, a, b, out, aligned), kind)
     prepared = prepare(replace(plan, merge=1, fold=False), call, a, b, out, bias_stride, fused)
+    prepared = clamped(prepared, device_model(device).capability)
     return replace(prepared, plan=plan)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
 
+from costmodel.problem import Pass
 from costmodel.tiling import Operand, Plan
 from tritonconv.epilogue import ACTIVATIONS, Epilogue
 from tritonconv.kernels.index import Strides, pack
@@ -65,6 +66,19 @@ class Prepared:
     fused: tuple[Any, ...] = ()  # the last fields of `Fused`, after its pointers
     boxes: tuple[Box | None, ...] = ()  # of a, b and out
     result: tuple[int, ...] = ()  # the shape of what the kernel makes instead, whose first columns are copied to out
+
+
+def clamp(capability: int) -> dict[str, Any]:
+    """The constant of kernels whose masked-off copies get addresses inside of their tensors (`kernels.index.load_inside`): on
+    compute capability 10.x, whose machine code may follow them."""
+    return {"CLAMP": True} if capability // 10 == 10 else {}
+
+
+def clamped(prepared: Prepared, capability: int) -> Prepared:
+    """A convolution's launch with that constant, where its kernel copies by masks."""
+    plan = prepared.plan
+    copies = plan.family in ("gather", "patch", "band") or (plan.family == "tma" and plan.which == Pass.WGRAD)
+    return replace(prepared, constants=prepared.constants | clamp(capability)) if copies else prepared
 
 
 def key(tensor: torch.Tensor) -> TensorKey:

@@ -22,7 +22,7 @@ from tritonconv.kernels.index import pack
 from tritonconv.kernels.video import Frames, video_kernel
 from tritonconv.launch import COUNTS, DTYPES, LARGEST, device_model, fp32_precision, on
 from tritonconv.layout import allocate, allocate_channels_last, channels_last_copy, channels_last_strides, operand
-from tritonconv.prepared import INT32_MAX, TensorKey, accumulator, key, packed_strides
+from tritonconv.prepared import INT32_MAX, TensorKey, accumulator, clamp, key, packed_strides
 
 #: Most bytes of the unit that the kernel counts x and cache in.
 UNIT_BYTES = 32
@@ -167,6 +167,7 @@ def prepare(
         "COPY": model.copied_by_one(chunk, plan, dtype),
         "num_warps": plan.num_warps,
         "num_stages": plan.num_stages,
+        **clamp(device.capability),
     }
     return Prepared(plan, total, packed_strides(y, out), sizes, constants)
 
