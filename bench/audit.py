@@ -33,7 +33,7 @@ from costmodel.resources import resource_key, resource_table
 from costmodel.tiling import Call, Plan, Tile, channels_last
 from tritonconv import launch
 from tritonconv.layout import channels_last_strides, dense_strides
-from tritonconv.steps import Launch
+from tritonconv.steps import Launch, clamped
 
 ARCHITECTURES = (80, 90, 100)
 TABLE = Path(__file__).parent.parent / "costmodel" / "data" / "resources.json"
@@ -142,7 +142,7 @@ def compile_plan(
 
 def compile_prepared(prepared: Launch, dtype: torch.dtype, arch: int) -> KernelAudit:
     """What the kernel of a launch compiles to."""
-    kernel, arguments = kernel_arguments(prepared, dtype)
+    kernel, arguments = kernel_arguments(clamped(prepared, arch), dtype)
     warps, stages = arguments.pop("num_warps"), arguments.pop("num_stages")
     return audit(compile_ahead(kernel, arguments, arch=arch, num_warps=warps, num_stages=stages))
 

@@ -27,7 +27,7 @@ from tritonconv.kernels.epilogue import Fused
 from tritonconv.layout import allocate
 from tritonconv.prepared import FusedKey, TensorKey, is_aligned, key
 from tritonconv.steps import COUNTS as COUNTS
-from tritonconv.steps import Launch
+from tritonconv.steps import Launch, clamped
 
 DTYPES = {
     torch.float16: "float16",
@@ -116,7 +116,7 @@ def prepare_call(
     laid = launcher.laid(plan, Call(problem, which, name, precision, *described, kind), a, b, out)
     aligned = aligned[0] or "a" in laid.copied, aligned[1] or "b" in laid.copied
     call = Call(laid.problem, which, name, precision, *describe(laid.problem, which, *laid[2:5], aligned), kind)
-    made = prepare(laid.plan, call, *laid[2:5], bias_stride, fused)
+    made = clamped(prepare(laid.plan, call, *laid[2:5], bias_stride, fused), device_model(device).capability)
     return replace(made, plan=plan, copies=laid.copies)
 
 

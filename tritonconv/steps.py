@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -100,3 +100,21 @@ class Launch:
             given["workspace"] = torch.empty(self.workspace, dtype=self.between, device=out.device)
         for step in self.steps:
             step.start(*step.values(given), **({"fused": fused} if step.fused else {}))
+
+
+def masks_inside(capability: int) -> bool:
+    """Whether masked-off copies get addresses inside of their tensors: on compute capability 10.x, which may follow them."""
+    return capability // 10 == 10
+
+
+def clamped(launch: Launch, capability: int) -> Launch:
+    """A launch whose kernels do that (`kernels.index.load_inside`) where the capability asks for it."""
+    if not masks_inside(capability):
+        return launch
+
+    def inside(step: Step) -> Step:
+        asks = "CLAMP" in step.kernel.arg_names
+        return replace(step, constants=step.constants | {"CLAMP": True}) if asks else step
+
+    before, after = (tuple(map(inside, steps)) for steps in (launch.before, launch.after))
+    return replace(launch, main=inside(launch.main), before=before, after=after)

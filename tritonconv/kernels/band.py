@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from tritonconv.kernels.epilogue import finish, rounded
-from tritonconv.kernels.index import inside, strides, unpack
+from tritonconv.kernels.index import inside, load_inside, strides, unpack
 
 
 class Band(NamedTuple):
@@ -96,6 +96,7 @@ def band_kernel(
     SLOPE: tl.constexpr = 0.0,
     R_ALIGN: tl.constexpr = 1,
     R_UNIT: tl.constexpr = 1,
+    CLAMP: tl.constexpr = False,  # masked addresses lie inside of the tensors (`kernels.index.load_inside`)
 ):
     """y[m, (p, q)] = b + sum over (i, j) of x[m, (i, j)] * band[(i, j), (p, q)] for each channel, where m is a block of one
     image, (i, j) a pixel of its window, and band[(i, j), (p, q)] = w[i - p, j - q - GAP], 0 where there is no such tap.
@@ -141,16 +142,23 @@ def band_kernel(
     tap_row = k_row[:, None] - p[None, :] + first_t
     position = k_column[:, None] + ((moved >> 3) * 8 + 8)[None, :]  # in a row of the table
     table_ptrs = (table_ptr + channel * (R * 8 * PITCH)) + (tap_row * (8 * PITCH) + ((moved & 7) * PITCH)[None, :] + position)
+    x_kept = None
+    table_kept = None
+    if CLAMP:
+        x_offset = image.to(INDEX)[:, None] * x_n + h.to(INDEX) * x_h + j
+        table_offset = tap_row * (8 * PITCH) + ((moved & 7) * PITCH)[None, :] + position
+        x_kept = (x_ptr + channel * x_c, x_offset, (offs_k % 8)[None, :])
+        table_kept = (table_ptr + channel * (R * 8 * PITCH), table_offset, (offs_k % 8)[:, None])
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     t = first_j * 0
     c = first_j
-    for _ in range(trips):
+    for i in range(trips):
         c = tl.multiple_of(c, 8)
         # two comparisons for each bound of columns, not one unsigned: so Triton sees that a vector is inside or not as one
         x_mask = inside(h + t, in_h) & (j + c >= 0) & (j + c < in_w)
         mask = inside(tap_row + t, R) & (position + c >= 0) & (position + c < PITCH)
-        x = tl.load(x_ptrs + (t.to(INDEX) * x_h + c), mask=x_mask, other=0.0)
-        band = tl.load(table_ptrs + (t * (8 * PITCH) + c), mask=mask, other=0.0)
+        x = load_inside(x_ptrs, t.to(INDEX) * x_h + c, x_mask, x_kept, i < trips, CLAMP)
+        band = load_inside(table_ptrs, t * (8 * PITCH) + c, mask, table_kept, i < trips, CLAMP)
         if UPCAST:  # the interpreter multiplies raw bfloat16 bits
             x = x.to(tl.float32)
             band = band.to(tl.float32)

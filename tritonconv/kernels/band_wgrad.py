@@ -6,7 +6,7 @@ import triton.language as tl
 
 from tritonconv.kernels.band import window_of
 from tritonconv.kernels.epilogue import rounded
-from tritonconv.kernels.index import inside, strides, unpack
+from tritonconv.kernels.index import inside, load_inside, strides, unpack
 
 
 @triton.jit
@@ -41,6 +41,7 @@ def diagonal_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    CLAMP: tl.constexpr = False,  # masked addresses lie inside of the tensors (`kernels.index.load_inside`)
 ):
     """g[(p, q), (t, j)] = sum over blocks and images of dy[m, (p, q)] * x[m, (t, j)], the gradient of the band of each channel;
     part[t - p, j - q] = sum over the diagonal of g.
@@ -88,8 +89,15 @@ def diagonal_kernel(
     dj = offs_n % COLUMNS
     dy_ptrs = (dy_ptr + channel * y_c) + ((dp.to(INDEX) * y_h + dq)[:, None] + (offs_k.to(INDEX) * y_n)[None, :])
     x_ptrs = (x_ptr + channel * x_c) + ((offs_k.to(INDEX) * x_n)[:, None] + (dt.to(INDEX) * x_h + dj)[None, :])
+    dy_kept = None
+    x_kept = None
+    if CLAMP:
+        dy_offset = (dp.to(INDEX) * y_h + dq)[:, None] + (offs_k.to(INDEX) * y_n)[None, :]
+        x_offset = (offs_k.to(INDEX) * x_n)[:, None] + (dt.to(INDEX) * x_h + dj)[None, :]
+        dy_kept = (dy_ptr + channel * y_c, dy_offset, (offs_m % 8)[:, None])
+        x_kept = (x_ptr + channel * x_c, x_offset, (offs_n % 8)[None, :])
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for _ in range(tl.maximum(trips, 1)):
+    for i in range(tl.maximum(trips, 1)):
         q = tl.multiple_of(q, 8)
         exists = offs_k + tl.where(p < end * BOX[0], n, images) < images
         dy_mask = (dp + p < out_h) & (dq + q < out_w)
@@ -97,10 +105,10 @@ def diagonal_kernel(
         column = q - lead + j
         column = tl.multiple_of(column, 8)
         x_mask = inside(dt + h, in_h) & (dj + column >= 0) & (dj + column < in_w)
-        dy = tl.load(dy_ptrs + (n.to(INDEX) * y_n + p.to(INDEX) * y_h + q), mask=dy_mask[:, None] & exists[None, :], other=0.0)
-        x = tl.load(
-            x_ptrs + (n.to(INDEX) * x_n + h.to(INDEX) * x_h + column), mask=exists[:, None] & x_mask[None, :], other=0.0
-        )
+        dy_start = n.to(INDEX) * y_n + p.to(INDEX) * y_h + q
+        dy = load_inside(dy_ptrs, dy_start, dy_mask[:, None] & exists[None, :], dy_kept, i < trips, CLAMP)
+        x_start = n.to(INDEX) * x_n + h.to(INDEX) * x_h + column
+        x = load_inside(x_ptrs, x_start, exists[:, None] & x_mask[None, :], x_kept, i < trips, CLAMP)
         if UPCAST:  # the interpreter multiplies raw bfloat16 bits
             dy = dy.to(tl.float32)
             x = x.to(tl.float32)

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from tritonconv.kernels.epilogue import TRANSPOSED, add_bias, finish, rounded, store_transposed
 from tritonconv.kernels.gather import gather_gemm
-from tritonconv.kernels.index import fold_taps, pixels_of, strides, tile_of, unpack, wide, window_bits
+from tritonconv.kernels.index import fold_taps, inside_of, pixels_of, strides, tile_of, unpack, wide, window_bits
 from tritonconv.kernels.reduce import share_of, store_share
 
 
@@ -116,6 +116,7 @@ def dgrad_kernel(
     SLOPE: tl.constexpr = 0.0,
     R_ALIGN: tl.constexpr = 1,
     R_UNIT: tl.constexpr = -1,
+    CLAMP: tl.constexpr = False,  # masked addresses lie inside of the tensors (`kernels.index.load_inside`)
 ):
     """dx[n, c, d, h, w] = b[c] + sum over k and the (t, o), (r, p), (s, q) with d = o*s_d - low_d + t*d_d, ... of
     w[k, c, t, r, s] * dy[n, k, o, p, q]
@@ -169,6 +170,13 @@ def dgrad_kernel(
         if RANK >= 3:
             rows = rows & (i_d < size[0])
             offset += i_d * y_o
+        dy_kept = None
+        w_kept = None
+        if CLAMP:
+            place = c * w_c + t * w_t + r * w_r + s * w_s
+            w_inside = inside_of(offs_n, C_ALIGN, KERNEL, W_FOLD, w_c, w_s)
+            dy_kept = (dy_base, offset[:, None] + offs_k[None, :] * y_k, ((offs_k % K_ALIGN) * y_k)[None, :])
+            w_kept = (w_base, place[None, :] + offs_k[:, None] * w_k, w_inside[None, :])
         acc = gather_gemm(
             acc,
             dy_base + (offset[:, None] + offs_k[None, :] * y_k),
@@ -192,6 +200,9 @@ def dgrad_kernel(
             INDEX,
             PRECISION,
             UPCAST,
+            dy_kept,
+            w_kept,
+            CLAMP,
         )
     else:
         number_w = phase % STRIDE[2]
@@ -227,6 +238,12 @@ def dgrad_kernel(
         bits = tl.zeros((BLOCK_M,), tl.int32)
         if BOUNDS == "bits":
             bits = window_bits(rows, (o, p, q), step, size, COUNTS, RANK)
+        dy_kept = None
+        w_kept = None
+        if CLAMP:
+            w_offset = w_first + (offs_n[None, :] * w_c + offs_k[:, None] * w_k)
+            dy_kept = (dy_base, offset[:, None] + offs_k[None, :] * y_k, ((offs_k % K_ALIGN) * y_k)[None, :])
+            w_kept = (w_base, w_offset, ((offs_n % C_ALIGN) * w_c)[None, :])
         acc = gather_gemm(
             acc,
             dy_base + (offset[:, None] + offs_k[None, :] * y_k),
@@ -250,6 +267,9 @@ def dgrad_kernel(
             INDEX,
             PRECISION,
             UPCAST,
+            dy_kept,
+            w_kept,
+            CLAMP,
         )
         c = offs_n
     first = group * channels

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from tritonconv.kernels.epilogue import TRANSPOSED, add_bias, finish, rounded, store_transposed
 from tritonconv.kernels.gather import gather_gemm, patch_gemm
-from tritonconv.kernels.index import pixels_of, strides, tile_of, unpack, wide, window_bits
+from tritonconv.kernels.index import inside_of, pixels_of, strides, tile_of, unpack, wide, window_bits
 from tritonconv.kernels.reduce import share_of, store_share
 
 
@@ -77,6 +77,7 @@ def fprop_kernel(
     SLOPE: tl.constexpr = 0.0,
     R_ALIGN: tl.constexpr = 1,
     R_UNIT: tl.constexpr = -1,
+    CLAMP: tl.constexpr = False,  # masked addresses lie inside of the tensors (`kernels.index.load_inside`)
 ):
     """y[n, k, o, p, q] = b[k] + sum over c, t, r, s of w[k, c, t, r, s] * x[n, c, o*s_d - low_d + t*d_d, p*.., q*..]
 
@@ -131,6 +132,10 @@ def fprop_kernel(
             BLOCK_K,
             PRECISION,
             UPCAST,
+            (x_base, offset),
+            (w_base, offs_n * w_k),
+            C_ALIGN,
+            CLAMP,
         )
     else:
         size = (unpack(sizes.d), unpack(sizes.h), unpack(sizes.w))
@@ -138,6 +143,13 @@ def fprop_kernel(
         if BOUNDS == "bits":
             bits = window_bits(rows, (d0, h0, w0), DILATION, size, KERNEL, RANK)
         offs_k = tl.arange(0, BLOCK_K)
+        x_kept = None
+        w_kept = None
+        if CLAMP:
+            x_inside = inside_of(offs_k, C_ALIGN, (1, 1, 1), True, x_c, 0)[None, :]
+            w_inside = inside_of(offs_k, C_ALIGN, (1, 1, 1), True, w_c, 0)[:, None]
+            x_kept = (x_base, offset[:, None] + offs_k[None, :] * x_c, x_inside)
+            w_kept = (w_base, offs_n[None, :] * w_k + offs_k[:, None] * w_c, w_inside)
         acc = gather_gemm(
             acc,
             x_base + (offset[:, None] + offs_k[None, :] * x_c),
@@ -161,6 +173,9 @@ def fprop_kernel(
             INDEX,
             PRECISION,
             UPCAST,
+            x_kept,
+            w_kept,
+            CLAMP,
         )
 
     first = group * filters

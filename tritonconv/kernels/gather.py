@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from tritonconv.kernels.index import fold_taps, inside
+from tritonconv.kernels.index import fold_taps, inside, inside_of, load_inside
 
 
 @triton.jit
@@ -30,6 +30,9 @@ def gather_gemm(
     INDEX: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
+    a_kept,  # as `load_inside` takes them where CLAMP: masked lanes get offsets [1, BLOCK_K] in the gathered tensor
+    b_kept,  # and [BLOCK_K, 1] or [1, BLOCK_N] in the weights
+    CLAMP: tl.constexpr,
 ):
     """acc[m, n] += sum over taps and channels of a[m shifted by tap, c] * b[tap, c, n]
 
@@ -47,7 +50,8 @@ def gather_gemm(
     zero = tl.full((), 0, INDEX)  # a tap's number times its step may take 64 bits where the offsets do
     a_tap = zero
     b_tap = zero
-    for _ in range(0, tl.maximum(trips, 1)):
+    for i in range(0, tl.maximum(trips, 1)):
+        live = i < trips
         if BOUNDS == "bits":
             a_mask = ((bits & bit) != 0)[:, None]
         elif BOUNDS == "range":
@@ -61,14 +65,19 @@ def gather_gemm(
             a_mask = rows[:, None]
         if EVEN_K:
             if EVEN_N:
-                b = tl.load(b_ptrs + (b_tap + c * b_step[3]))
+                b_move = b_tap + c * b_step[3]
+                if CLAMP:
+                    b_move = tl.where(live, b_move, 0)
+                b = tl.load(b_ptrs + b_move)
             else:
-                b = tl.load(b_ptrs + (b_tap + c * b_step[3]), mask=columns[None, :], other=0.0)
+                b_mask = columns[None, :]
+                b = load_inside(b_ptrs, b_tap + c * b_step[3], b_mask, b_kept, live, CLAMP)
         else:
             left = k < channels - c
             a_mask = a_mask & left[None, :]
-            b = tl.load(b_ptrs + (b_tap + c * b_step[3]), mask=columns[None, :] & left[:, None], other=0.0)
-        a = tl.load(a_ptrs + (a_tap + c * a_step[3]), mask=a_mask, other=0.0)
+            b_mask = columns[None, :] & left[:, None]
+            b = load_inside(b_ptrs, b_tap + c * b_step[3], b_mask, b_kept, live, CLAMP)
+        a = load_inside(a_ptrs, a_tap + c * a_step[3], a_mask, a_kept, live, CLAMP)
         if UPCAST:  # the interpreter multiplies raw bfloat16 bits
             a = a.to(tl.float32)
             b = b.to(tl.float32)
@@ -115,6 +124,10 @@ def patch_gemm(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
+    a_kept,  # where CLAMP: base of a_rows and their offsets from it
+    b_kept,  # likewise of b_columns
+    C_ALIGN: tl.constexpr,
+    CLAMP: tl.constexpr,
 ):
     """acc[m, n] += sum over i = (c, t, r, s) of patch[m, i] * b[i, n]: windows that neither overlap nor leave the input."""
     depth = channels * (KERNEL[0] * KERNEL[1] * KERNEL[2])
@@ -128,8 +141,15 @@ def patch_gemm(
         if not EVEN_K:
             a_mask = a_mask & (i < depth)[None, :]
             b_mask = b_mask & (i < depth)[:, None]
-        a = tl.load(a_rows[:, None] + a_offset[None, :], mask=a_mask, other=0.0)
-        b = tl.load(b_columns[None, :] + b_offset[:, None], mask=b_mask, other=0.0)
+        kept_a = None
+        kept_b = None
+        if CLAMP:
+            a_inside = inside_of(i, C_ALIGN, KERNEL, CHANNELS_LAST, a_step[3], a_step[2])
+            b_inside = inside_of(i, C_ALIGN, KERNEL, CHANNELS_LAST, b_step[3], b_step[2])
+            kept_a = (a_kept[0], a_kept[1][:, None], a_inside[None, :])
+            kept_b = (b_kept[0], b_kept[1][None, :], b_inside[:, None])
+        a = load_inside(a_rows[:, None], a_offset[None, :], a_mask, kept_a, start < depth, CLAMP)
+        b = load_inside(b_columns[None, :], b_offset[:, None], b_mask, kept_b, start < depth, CLAMP)
         if UPCAST:  # the interpreter multiplies raw bfloat16 bits
             a = a.to(tl.float32)
             b = b.to(tl.float32)

@@ -176,3 +176,31 @@ def fold_taps(index, channels, KERNEL: tl.constexpr, CHANNELS_LAST: tl.constexpr
         t = (index // (S * R)) % T
         c = index // (S * R * T)
     return c, t, r, s
+
+
+@triton.jit
+def inside_of(index, ALIGN: tl.constexpr, KERNEL: tl.constexpr, CHANNELS_LAST: tl.constexpr, c_step, s_step):
+    """Offsets that stay in the first pixel (or row of taps) of an axis that `fold_taps` reads, in runs of memory like it."""
+    RUN: tl.constexpr = KERNEL[2] & -KERNEL[2]  # the largest power of two that divides a row of taps
+    if CHANNELS_LAST or KERNEL[0] * KERNEL[1] * KERNEL[2] == 1:
+        return (index % ALIGN) * c_step
+    else:
+        return (index % RUN) * s_step
+
+
+@triton.jit
+def load_inside(ptrs, move, mask, kept, live, CLAMP: tl.constexpr):
+    """What lies at ptrs + move, 0 where masked off. With CLAMP, kept = (base of ptrs, their offsets from it, offsets inside of
+    the tensor): masked lanes have addresses in it, and so have all in a trip that is not `live`, which a pipeline begins behind
+    the last one.
+
+    Triton copies a masked-off element by cp.async of no bytes from its own address, which machine code for sm_100 may follow:
+    where that lies outside of every tensor, it is an illegal access. Offsets are selected, not pointers, for Triton would
+    take the bytes that divide a selected pointer for elements, and halve the copies.
+    """
+    if CLAMP:
+        offset = tl.where(tl.where(live, mask, False), kept[1] + move, kept[2])
+        found = tl.load(kept[0] + offset, mask=mask, other=0.0)
+    else:
+        found = tl.load(ptrs + move, mask=mask, other=0.0)
+    return found

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from tritonconv.kernels.epilogue import TRANSPOSED, add_bias, rounded, store_transposed
-from tritonconv.kernels.index import inside, strides, tile_of, unpack, wide, window_bits
+from tritonconv.kernels.index import inside, load_inside, strides, tile_of, unpack, wide, window_bits
 
 
 class Frames(NamedTuple):
@@ -107,6 +107,9 @@ def frames_gemm(
     REACH: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
+    x_kept,  # as `load_inside` takes them where CLAMP
+    w_kept,
+    CLAMP: tl.constexpr,
 ):
     """acc[m, n] += sum over t >= first, r, s, c of frame[t][m shifted by (r, s), c] * w[n, t, r, s, c]
 
@@ -143,7 +146,8 @@ def frames_gemm(
     s = 0
     c = 0
     bit = 1  # 1 << (r * S + s)
-    for _ in range(0, tl.maximum((KERNEL[0] - first) * (TAPS * blocks), 1)):
+    trips = (KERNEL[0] - first) * (TAPS * blocks)
+    for i in range(0, tl.maximum(trips, 1)):
         if BOUNDS == "bits":
             x_mask = ((bits & bit) != 0)[:, None]
         elif BOUNDS == "range":
@@ -153,14 +157,19 @@ def frames_gemm(
             x_mask = rows[:, None]
         if EVEN_K:
             if EVEN_N:
-                w = tl.load(w_ptrs + w_tap)
+                w_move = w_tap
+                if CLAMP:
+                    w_move = tl.where(i < trips, w_tap, 0)
+                w = tl.load(w_ptrs + w_move)
             else:
-                w = tl.load(w_ptrs + w_tap, mask=columns[None, :], other=0.0)
+                w_mask = columns[None, :]
+                w = load_inside(w_ptrs, w_tap, w_mask, w_kept, i < trips, CLAMP)
         else:
             left = k < channels - c
             x_mask = x_mask & left[None, :]
-            w = tl.load(w_ptrs + w_tap, mask=columns[None, :] & left[:, None], other=0.0)
-        x = tl.load(x_ptrs + x_tap.to(tl.int64) * C_ALIGN, mask=x_mask, other=0.0)
+            w_mask = columns[None, :] & left[:, None]
+            w = load_inside(w_ptrs, w_tap, w_mask, w_kept, i < trips, CLAMP)
+        x = load_inside(x_ptrs, x_tap.to(tl.int64) * C_ALIGN, x_mask, x_kept, i < trips, CLAMP)
         if UPCAST:  # the interpreter multiplies raw bfloat16 bits
             x = x.to(tl.float32)
             w = w.to(tl.float32)
@@ -232,6 +241,7 @@ def video_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
     COPY: tl.constexpr,  # elements of the next cache that a program copies
+    CLAMP: tl.constexpr = False,  # masked addresses lie inside of the tensors (`kernels.index.load_inside`)
 ):
     """y[n, k, o, p, q] = b[k] + sum over c, t, r, s of w[k, c, t, r, s] * known[n, c, o*s_t - front + t*d_t, p*.., q*..]
 
@@ -303,6 +313,11 @@ def video_kernel(
         first = tl.maximum(0, tl.cdiv(-frame, DILATION[0]))  # nothing is there before it
     offs_k = tl.arange(0, BLOCK_K)
     depth = channels * (KERNEL[0] * KERNEL[1] * KERNEL[2])
+    x_kept = None
+    w_kept = None
+    if CLAMP:
+        x_kept = (cache_ptr + image * cache_n, offset[:, None] + offs_k[None, :], (offs_k % C_ALIGN)[None, :])
+        w_kept = (w_ptr, offs_n[None, :].to(INDEX) * depth + offs_k[:, None], (offs_k % C_ALIGN)[:, None])
     acc = frames_gemm(
         tl.zeros((BLOCK_M, BLOCK_N), ACC),
         x_ptr + image * x_n - cached * frame_size,
@@ -334,6 +349,9 @@ def video_kernel(
         REACH,
         PRECISION,
         UPCAST,
+        x_kept,
+        w_kept,
+        CLAMP,
     )
 
     acc = add_bias(acc, b_ptr, offs_n * unpack(sizes.b).to(INDEX), columns, HAS_BIAS)

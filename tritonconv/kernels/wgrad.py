@@ -5,7 +5,7 @@ import triton.language as tl
 
 from tritonconv.kernels.boxes import load_pixels
 from tritonconv.kernels.epilogue import rounded
-from tritonconv.kernels.index import fold_taps, inside, strides, unpack, wide
+from tritonconv.kernels.index import fold_taps, inside, inside_of, load_inside, strides, unpack, wide
 
 
 @triton.jit
@@ -59,6 +59,7 @@ def wgrad_kernel(
     BLOCK_N: tl.constexpr,
     STEP: tl.constexpr,  # output pixels of one reduction step: (n, o, p, q), powers of two
     BOXED: tl.constexpr = False,  # TMA copies x
+    CLAMP: tl.constexpr = False,  # masked addresses lie inside of the tensors (`kernels.index.load_inside`)
 ):
     """dw[k, c, t, r, s] = sum over n, o, p, q of dy[n, k, o, p, q] * x[n, c, o*s_d - low_d + t*d_d, p*.., q*..]
 
@@ -142,6 +143,19 @@ def wgrad_kernel(
             column_offset += t * x_d + r * x_h + s * x_w
         x_ptrs = x_base + (x_offset[:, None] + column_offset[None, :])  # [BLOCK_K, BLOCK_N]
 
+    dy_kept = None
+    x_kept = None
+    if CLAMP:
+        dy_inside = ((offs_m % K_ALIGN) * y_k)[:, None]
+        if DY_UNIT == 4:
+            dy_inside = (i_q % DY_ALIGN)[None, :]
+        dy_kept = (dy_base, (offs_m * y_k)[:, None] + dy_offset[None, :], dy_inside)
+        if not BOXED:
+            x_inside = inside_of(offs_n, C_ALIGN, KERNEL if PATCH else (1, 1, 1), X_FOLD, x_c, x_w)[None, :]
+            if X_UNIT == 4 and not PATCH:
+                x_inside = (i_q % X_ALIGN)[:, None]
+            x_kept = (x_base, x_offset[:, None] + column_offset[None, :], x_inside)
+
     steps = unpack(sizes.tiles)
     boxes_q = tl.cdiv(size_q, BOX_Q)
     boxes_p = tl.cdiv(size_p, BOX_P)
@@ -160,7 +174,7 @@ def wgrad_kernel(
     n0 = first * STEP[0]
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
-    for _ in range(0, tl.maximum(steps, 1)):
+    for step in range(0, tl.maximum(steps, 1)):
         q1, fresh = new_pixels(q0, i_q, size_q, BOX_Q, BOXED)
         dy_start = n0.to(INDEX) * y_n + q1 * y_q
         x_start = n0.to(INDEX) * x_n + x_tap + q1 * (STRIDE[2] * x_w)
@@ -187,7 +201,7 @@ def wgrad_kernel(
         dy_mask = pixels[None, :]
         if not EVEN_M:
             dy_mask = dy_mask & filters_mask[:, None]
-        dy = tl.load(dy_ptrs + dy_start, mask=dy_mask, other=0.0)
+        dy = load_inside(dy_ptrs, dy_start, dy_mask, dy_kept, step < steps, CLAMP)
         if BOXED:
             at = (tl.cast(d_shift, tl.int32), tl.cast(h_shift, tl.int32), tl.cast(w_shift, tl.int32))
             channel = group * channels + pid_n * BLOCK_N
@@ -197,7 +211,7 @@ def wgrad_kernel(
             x_mask = x_pixels[:, None]
             if not EVEN_N:
                 x_mask = x_mask & columns[None, :]
-            taken = tl.load(x_ptrs + x_start, mask=x_mask, other=0.0)
+            taken = load_inside(x_ptrs, x_start, x_mask, x_kept, step < steps, CLAMP)
         if UPCAST:  # the interpreter multiplies raw bfloat16 bits
             dy = dy.to(tl.float32)
             taken = taken.to(tl.float32)

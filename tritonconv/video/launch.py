@@ -24,7 +24,7 @@ from tritonconv.kernels.video import Frames, video_kernel
 from tritonconv.launch import DTYPES, device_model, fp32_precision, on
 from tritonconv.layout import allocate, allocate_channels_last, channels_last_copy, channels_last_strides, operand
 from tritonconv.prepared import INT32_MAX, TensorKey, accumulator, key, packed_strides
-from tritonconv.steps import Launch, Step
+from tritonconv.steps import Launch, Step, clamped
 
 #: Most bytes of the unit that the kernel counts x and cache in.
 UNIT_BYTES = 32
@@ -160,7 +160,8 @@ def prepare(
         "num_warps": plan.num_warps,
         "num_stages": plan.num_stages,
     }
-    return Launch(plan, Step(video_kernel, total, constants, (packed_strides(y, out), sizes)))
+    made = Launch(plan, Step(video_kernel, total, constants, (packed_strides(y, out), sizes)))
+    return clamped(made, device.capability)
 
 
 def forward(
