@@ -153,7 +153,12 @@ def test_words_positions_and_other_kernels_do_not_age_a_kernel(sources):
     [
         ("reduce.py", "for _ in range(1, unpack", "for _ in range(2, unpack", {"reduce_kernel"}),  # the kernel
         ("boxes.py", "value", "amount", {"tma_kernel", "wgrad_kernel"}),  # what it calls
-        ("epilogue.py", ">= (3, 7)", ">= (3, 8)", {"fprop_kernel", "dgrad_kernel", "video_kernel"}),  # a constant that it reads
+        (
+            "epilogue.py",
+            ">= (3, 7)",
+            ">= (3, 8)",
+            {"fprop_kernel", "dgrad_kernel", "reduce_kernel", "video_kernel"},
+        ),  # a constant that it reads
         ("band.py", "class Band(NamedTuple):\n", "class Band(NamedTuple):\n    first: int\n", set(kernels_of(["band"]))),
     ],
 )
