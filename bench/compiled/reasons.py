@@ -78,15 +78,15 @@ REASONS = (
         "shared read",
         ("dgrad_kernel", "wgrad_kernel"),
         holds("fp32"),
-        "float32 without tensor cores: no swizzle either, but lanes lie along the run of memory; what is left are the "
-        "rows of the other operand, four of them a thread.",
+        "float32 without tensor cores: no swizzle either. Of the operand with channels, or filters, along a thread's row "
+        "1.00 is read, of the other one 2.50.",
     ),
     Reason(
         "shared read",
         GATHERS,
         holds("fp64"),
-        "float64: fragments of `mma.m8n8k4` are read by `ld.shared.b64`, for which ldmatrix has no form, and the "
-        "swizzle that Triton chooses leaves two rows in one bank.",
+        "float64: ldmatrix has no form for 8 bytes, so fragments of `mma.m8n8k4` are read by `ld.shared.b64` from the "
+        "layout that Triton gives them, where some lanes share a bank (1.50 in dgrad on sm_80).",
     ),
     Reason(
         "read",
