@@ -276,11 +276,18 @@ def compiled(
 
 
 @app.command(rich_help_panel=MAINTAINERS)
-def count(arch: Annotated[list[int] | None, typer.Option(help="80 or 90; both unless named.")] = None) -> None:
-    """Execute kernels of the menu on the CPU and count: instructions by class, sectors, wavefronts of shared memory."""
-    from bench.compiled.counts import show
+def count(
+    arch: Annotated[list[int] | None, typer.Option(help="80 or 90; both unless named.")] = None,
+    only: Annotated[str, typer.Option(help="Calls whose name holds this; all unless given.")] = "",
+    table: Annotated[bool, typer.Option("--table", help="Only write docs/counts.md.")] = False,
+) -> None:
+    """Execute one kernel of every kind on the CPU and count instructions, sectors and wavefronts: what is missing or stale."""
+    from bench.compiled.counts import ARCHS, run
+    from bench.compiled.counts_page import write
 
-    show(arch or (80, 90))
+    if not table:
+        run(arch or tuple(ARCHS), only, typer.echo)
+    write()
 
 
 @app.command(rich_help_panel=MAINTAINERS)

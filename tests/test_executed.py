@@ -159,7 +159,7 @@ def test_words_positions_and_other_kernels_do_not_age_a_kernel(sources):
             ">= (3, 7)",
             ">= (3, 8)",
             {"fprop_kernel", "dgrad_kernel", "reduce_kernel", "video_kernel"},
-        ),  # a constant
+        ),  # a constant that it reads
         ("band.py", "class Band(NamedTuple):\n", "class Band(NamedTuple):\n    first: int\n", set(kernels_of(["band"]))),
     ],
 )

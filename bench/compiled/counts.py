@@ -1,49 +1,44 @@
-"""`python -m bench count`: what compiled kernels of the menu do, counted while they are executed.
+"""`python -m bench count`: what compiled kernels do, counted as they are executed: one of every family, pass, layout and type.
 
-Per program: instructions of warps by class. Per kind of access: requests, bytes asked for, sectors of 32 bytes against the
-fewest, wavefronts of shared memory against the ideal, and masked lanes of asynchronous copies whose address lies outside of
-every tensor.
+The calls are those that `make gpu` tries first, by the plans that an A100 (sm_80) and an H200 (sm_90) take within each family.
+A row per kernel: instructions of warps by class, and per kind of access requests, bytes, sectors, lines, wavefronts of shared
+memory, and masked lanes of asynchronous copies whose address lies outside of every tensor.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
+import triton
 
-from bench.compiled.chosen import Chosen
-from bench.compiled.plans import ARITHMETICS, error_of
-from bench.executor.driver import Launched, install, uninstall
-from bench.work import Work, float32_in
+from bench.compiled import store
+from bench.compiled.store import Access, CountRow
+from bench.executor.driver import Executor, Launched, install, uninstall
+from bench.gpu.convolutions import LAYOUTS, NUMBERS, family_items, forced, pass_item, work_of
+from bench.gpu.functions import causal_backward, causal_forward, causal_update, separable_item, video_item
+from bench.gpu.item import Item
+from bench.providers.contender import Unserved
+from bench.work import float32_in
 from costmodel.device import DEVICES
-from costmodel.reports.notation import parse
-from costmodel.tiling import Plan
+from costmodel.problem import Pass
 from tritonconv import host
 
-DENSE, WIDE = "conv2d n2 c64 14x14 -> 64 k3x3 p1,1", "conv2d n2 c64 16x16 -> 64 k3x3 p1,1"
-SINGLE = "conv2d n2 c64 14x14 -> 64 k3x3 p1,1 g64"
-#: layer, plan, arithmetic, layout.
-CASES = (
-    (DENSE, "fprop:gather:64x64x32:w4:s4", "float16", "channels_last"),
-    (DENSE, "fprop:gather:64x64x32:w4:s4", "float16", "contiguous"),
-    (DENSE, "dgrad:gather:64x64x32:w4:s4", "float16", "channels_last"),
-    (DENSE, "wgrad:gather:64x64x64:w4:s4:split2", "float16", "channels_last"),
-    (DENSE, "fprop:gather:64x64x32:w4:s4", "tf32", "channels_last"),
-    (DENSE, "fprop:gather:64x64x16:w4:s3", "float32", "channels_last"),
-    (DENSE, "fprop:gather:64x64x16:w4:s3", "float32", "contiguous"),
-    (DENSE, "wgrad:gather:64x64x16:w4:s3", "float32", "contiguous"),
-    (DENSE, "fprop:gather:64x64x32:w4:s4:split2", "float16", "channels_last"),
-    (WIDE, "fprop:tma:128x64x32:w4:s4", "float16", "channels_last"),
-    (WIDE, "wgrad:tma:64x64x64:w4:s4", "float16", "channels_last"),
-    (SINGLE, "fprop:depthwise:4x64x2:w4:s3:rows7", "float16", "channels_last"),
-    (SINGLE, "fprop:depthwise:4x4x32:w4:s3:rows7", "float16", "contiguous"),
-    (SINGLE, "wgrad:depthwise:4x32x4:w4:s3:rows7", "float16", "channels_last"),
-    ("conv2d n16 c2 32x32 -> 2 k13x13 p6,6 g2", "fprop:band:64x128x32:w4:s4:step1x1x8x16:rows2", "float16", "contiguous"),
-)
+#: Architectures, with the device whose plans are taken.
+ARCHS = {80: "NVIDIA A100-SXM4-80GB", 90: "NVIDIA H200"}
+SOME = ("fp16", "fp32"), (Pass.FPROP, Pass.DGRAD)
+#: Plans whose kernels the first choice for such small layers is not: sums that programs share, windows that slide, filters in a
+#: loop. A layer, the plan, the numbers and passes.
+FORCED = {
+    "shared gather": ("conv2d n4 c64 15x13 -> 96 k3 p1", "{}:gather:64x32x32:w4:s3:split2", tuple(NUMBERS), tuple(Pass)),
+    "slide depthwise": ("conv2d n4 c64 15x28 -> 64 k3 p1 g64", "{}:depthwise:4x32x4:w4:s3:rows5", *SOME),
+    "slide depthwise, odd rows": ("conv2d n4 c64 15x13 -> 64 k3 p1 g64", "{}:depthwise:4x32x4:w4:s3:rows5", *SOME),
+    "taps depthwise": ("conv2d n2 c32 20x20 -> 32 k9 p4 g32", "{}:depthwise:4x32x4:w4:s3:taps1x3", *SOME),
+}
 #: Kinds of access, by how an instruction begins. Sectors belong to the first ones, wavefronts to the others.
 ACCESSES = {
     "global load": r"ld\.global",
@@ -77,66 +72,118 @@ def kind_of(statement: str) -> str:
     return next(name for name, begins in (ACCESSES | CLASSES).items() if re.match(begins, opcode(statement)))
 
 
-def launched(arch: int, cases: Sequence[tuple[str, str, str, str]] = CASES) -> Iterator[tuple[str, Launched]]:
-    """The launches of each case on an architecture, with the case in words."""
-    device = next(device for device in DEVICES.values() if device.capability == arch)
-    executor = install(arch)
-    try:
-        for layer, words, arithmetic, layout in cases:
-            plan = Plan.parse(words)
-            heard: list[Launched] = []
-            if plan.family == "tma" and arch < 90:
-                continue
-            dtype, precision = ARITHMETICS[arithmetic]
-            work = Work(parse(layer).problem, plan.which, dtype, precision, layout)
-            executor.listeners = [heard.append]
-            with float32_in(precision):
-                if (error := error_of(Chosen(work, plan, False, arch, ""), device)) > 1:
-                    raise AssertionError(f"{work} by {plan} is off by {error:.3g} of the tolerance")
-            for one in heard:
-                yield f"{plan} {arithmetic} {layout}", one
-    finally:
-        host.use(None)
-        uninstall()
+def items() -> Iterator[Item]:
+    """The calls: every family, pass, type and layout, and the functions that stand for several calls."""
+    yield from family_items(tuple(NUMBERS), LAYOUTS)
+    for name, (layer, plan, numbers, passes) in FORCED.items():
+        for word, layout, which in itertools.product(numbers, LAYOUTS, passes):
+            words = f"{name} {which} {word} {layout}"
+            yield pass_item(words, work_of(layer, which, word, layout), partial(forced, plan.format(which)))
+    for word in NUMBERS:
+        for last in (True, False):
+            if word != "tf32":
+                yield causal_forward("state", word, last)
+                yield causal_backward("state", word, last, "silu")
+            yield video_item("cached", word, last)
+        if word != "tf32":
+            yield causal_update(word)
+        yield separable_item("3x3", word, "relu6", "")
 
 
-def rows_of(one: Launched) -> Iterator[tuple[str, int, int, float, float, int]]:
-    """(kind, requests of warps, bytes, sectors and wavefronts in parts of the fewest, lanes outside) of each kind of access.
+def counted(item: Item, executor: Executor) -> list[CountRow]:
+    """Makes a call on compiled code and counts its kernels, the first launch of each. `Unserved` where the device has no plan.
 
-    What an access has none of is not a number.
+    AssertionError where the result is wrong.
     """
-    kinds = np.array([kind_of(where.statement) for where in one.program.where])
-    done = one.execution
-    for name in ACCESSES:
-        of = kinds == name
-        if not done.warps[of].sum():
+    heard: list[Launched] = []
+    with float32_in(item.precision):
+        plan = item.plan()
+        tensors = item.inputs("cpu")
+        plan = plan or item.explained(tensors)
+        executor.listeners.append(heard.append)
+        try:
+            results = item.call(*tensors)
+        finally:
+            executor.listeners.remove(heard.append)
+        if not (error := item.judge(tensors, results)) <= 1:
+            raise AssertionError(f"{item.name} by {plan} is off by {error:.3g} of the tolerance")
+    first: dict[str, Launched] = {}
+    for one in heard:
+        first.setdefault(one.program.name, one)
+    return [row_of(item.name, plan, one) for one in first.values()]
+
+
+def row_of(call: str, plan: str, one: Launched) -> CountRow:
+    """What a launch did."""
+    kinds, done = np.array([kind_of(where.statement) for where in one.program.where]), one.execution
+
+    def total(counts: np.ndarray, name: str) -> int:
+        return int(counts[kinds == name].sum())
+
+    counts = done.warps, done.bytes, done.sectors, done.lines, done.wavefronts, done.ideal_wavefronts, done.outside
+    accesses = {name: Access(*(total(each, name) for each in counts)) for name in ACCESSES if total(done.warps, name)}
+    return CountRow(
+        call=call,
+        arch=one.arch,
+        plan=plan,
+        kernel=one.program.name,
+        triton=triton.__version__,
+        source=store.source_of([(one.program.name, "")]),
+        programs=one.grid[0] * one.grid[1] * one.grid[2],
+        classes={name: total(done.warps, name) for name in (*ACCESSES, *CLASSES) if total(done.warps, name)},
+        accesses=accesses,
+        read=sum(read for read, _ in done.unique),
+        written=sum(written for _, written in done.unique),
+    )
+
+
+def pending(archs: Sequence[int], only: str = "") -> list[tuple[Item, int]]:
+    """The calls whose name holds `only` and that have no current row on an architecture."""
+    rows, every = store.count_rows(), list(items())
+
+    def is_current(item: Item, arch: int) -> bool:
+        have = rows.get((item.name, arch), [])
+        return bool(have) and all(row.current for row in have)
+
+    return [(item, arch) for arch in archs for item in every if only in item.name and not is_current(item, arch)]
+
+
+def run(archs: Sequence[int], only: str, report: Callable[[str], None]) -> None:
+    """Counts what has no current row and keeps each call's rows as they are made, without those of calls that are no more."""
+    names = [item.name for item in items()]
+    todo = pending(archs, only)
+    report(f"{len(todo)} calls to count")
+    for number, (item, arch) in enumerate(todo, 1):
+        began, executor = time.monotonic(), install(arch)
+        host.use(DEVICES[ARCHS[arch]])
+        try:
+            found = counted(item, executor)
+        except Unserved as reason:
+            report(f"{number}/{len(todo)} sm_{arch} {item.name}: {reason}")
             continue
-        size, ideal = int(done.bytes[of].sum()), int(done.ideal_wavefronts[of].sum())
-        sectors = 32 * int(done.sectors[of].sum()) / size if size else float("nan")
-        waves = int(done.wavefronts[of].sum()) / ideal if ideal else float("nan")
-        yield name, int(done.warps[of].sum()), size, sectors, waves, int(done.outside[of].sum())
+        finally:
+            host.use(None)
+            uninstall()
+        rows = store.count_rows() | {(item.name, arch): found}
+        ordered = sorted(rows.items(), key=lambda pair: (names.index(pair[0][0]) if pair[0][0] in names else -1, pair[0][1]))
+        store.compacted(store.COUNTS, [row for (name, _), each in ordered if name in names for row in each])
+        report(f"{number}/{len(todo)} sm_{arch} {item.name} by {found[0].plan}, {time.monotonic() - began:.1f} s")
+        for row in found:
+            report(f"  {row.kernel}, {row.programs} programs: {in_words(row)}")
 
 
-def classes_of(one: Launched) -> str:
-    """Instructions of warps a program, by class, the most first."""
-    programs = one.grid[0] * one.grid[1] * one.grid[2]
-    found: dict[str, int] = {}
-    for where, count in zip(one.program.where, one.execution.warps, strict=True):
-        kind = kind_of(where.statement)
-        found[kind] = found.get(kind, 0) + int(count)
-    return ", ".join(f"{name} {count / programs:.0f}" for name, count in sorted(found.items(), key=lambda n: -n[1]) if count)
+def in_words(row: CountRow) -> str:
+    """A row on a line."""
+    each = (f"{name} {count / row.programs:.0f}" for name, count in sorted(row.classes.items(), key=lambda n: -n[1]))
+    ratios = (
+        f"{kind} {ratio:.2f} of the fewest {unit}" for kind, access in row.accesses.items() for unit, ratio in ratios_of(access)
+    )
+    return f"a program {', '.join(each)}; {', '.join(ratios)}"
 
 
-def show(archs: Sequence[int], console: Console | None = None) -> None:
-    """Prints the counts."""
-    console = console or Console()
-    for arch in archs:
-        for words, one in launched(arch):
-            programs = one.grid[0] * one.grid[1] * one.grid[2]
-            console.print(f"sm_{arch} {words}: {one.program.name}, {programs} programs", soft_wrap=True, highlight=False)
-            console.print(f"  a program: {classes_of(one)}", soft_wrap=True, highlight=False)
-            table = Table("", "requests", "bytes", "sectors", "wavefronts", "outside", box=SIMPLE)
-            for kind, requests, size, sectors, waves, outside in rows_of(one):
-                parts = ("" if value != value or not value else f"{value:.2f}" for value in (sectors, waves))
-                table.add_row(kind, str(requests), str(size), *parts, str(outside or ""))
-            console.print(table)
+def ratios_of(access: Access) -> Iterable[tuple[str, float]]:
+    """("sectors" or "wavefronts", how many of them in parts of the fewest), those that a kind of access has."""
+    if access.sectors and access.bytes:
+        yield "sectors", 32 * access.sectors / access.bytes
+    if access.ideal:
+        yield "wavefronts", access.wavefronts / access.ideal

@@ -1,8 +1,8 @@
 """The record of executed code: one JSON object a line, appended as it runs, committed.
 
 `plans.jsonl` has a row for each code that a GPU chooses, `groups.jsonl` which of them belong to a device and arithmetic,
-`tests.jsonl` a row for each test file that ran on compiled code. A row is current while Triton and what its kernels are
-compiled from (`source.py`) are those that it was made with.
+`tests.jsonl` a row for each test file that ran on compiled code, `counts.jsonl` what some kernels did. A row is current while
+Triton and what its kernels are compiled from (`source.py`) are those that it was made with.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from bench.compiled.source import every_kernel, kernels_of, source_hash
 
 DATA = Path(__file__).parent / "data"
-PLANS, GROUPS, TESTS = (DATA / f"{name}.jsonl" for name in ("plans", "groups", "tests"))
+PLANS, GROUPS, TESTS, COUNTS = (DATA / f"{name}.jsonl" for name in ("plans", "groups", "tests", "counts"))
 PINNED = Path(__file__).parent.parent.parent / "constraints.txt"
 
 
@@ -100,7 +100,42 @@ class TestRow:
         return self.triton == pinned_triton() and self.source == source_of_families(self.kernels)
 
 
-Row = TypeVar("Row", PlanRow, Group, TestRow)
+@dataclass(frozen=True)
+class Access:
+    """What the accesses of one kind asked for. Sectors (32 bytes) and lines (128) are of global memory, wavefronts of shared;
+    `ideal` is the fewest wavefronts that the bytes take."""
+
+    requests: int  # of warps
+    bytes: int
+    sectors: int
+    lines: int
+    wavefronts: int
+    ideal: int
+    outside: int  # masked-off lanes of asynchronous copies whose address lies outside every tensor
+
+
+@dataclass(frozen=True)
+class CountRow:
+    """What a kernel did in one launch, counted while it was executed."""
+
+    call: str  # family, pass, numbers and layout, or the function and its case
+    arch: int
+    plan: str
+    kernel: str
+    triton: str
+    source: str  # `source_of` the kernel
+    programs: int
+    classes: Mapping[str, int]  # instructions of warps, by class
+    accesses: Mapping[str, Access]  # by kind
+    read: int  # distinct bytes
+    written: int
+
+    @property
+    def current(self) -> bool:
+        return self.triton == pinned_triton() and self.source == source_hash((self.kernel,))
+
+
+Row = TypeVar("Row", PlanRow, Group, TestRow, CountRow)
 
 
 def append(path: Path, rows: Iterable[Any]) -> None:
@@ -141,6 +176,15 @@ def groups() -> dict[tuple[str, str], Group]:
 def test_rows() -> dict[tuple[str, int], TestRow]:
     """The last row of each test file and architecture."""
     return {(row.file, row.arch): row for row in load(TESTS, TestRow)}
+
+
+def count_rows() -> dict[tuple[str, int], list[CountRow]]:
+    """The rows of each call and architecture, a kernel each."""
+    found: dict[tuple[str, int], list[CountRow]] = {}
+    for row in load(COUNTS, CountRow):
+        accesses = {kind: Access(**values) for kind, values in row.accesses.items()}  # type: ignore[arg-type]
+        found.setdefault((row.call, row.arch), []).append(replace(row, accesses=accesses))
+    return found
 
 
 def compacted(path: Path, rows: Iterable[Any]) -> None:
