@@ -235,7 +235,6 @@ def test_stripes_take_tensor_cores_too():
         ("fprop:band:16x64x24:w4:s3:step1x1x4x16", "block_k must be a power of two"),
         ("fprop:band:16x64x32:w4:s3:step1x1x4x16:split2", "split must be 1"),
         ("fprop:band:16x64x32:w4:s3:step1x1x4x16:pack-b", "weights are read as they lie"),
-        ("fprop:band:16x64x32:w4:s3:step1x1x4x16:merge2", "knows no merge"),
         ("fprop:band:512x256x64:w8:s4:step1x1x8x32", "shared memory"),
         ("wgrad:band:64x64x16:w4:s3:step1x1x4x16:rows2", "must hold a block of 4 x 16"),
         ("wgrad:band:64x64x16:w4:s3:step1x1x4x16:rows8", "must hold a block of 4 x 16"),
