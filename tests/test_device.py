@@ -131,7 +131,7 @@ def test_a_rate_that_the_part_lacks_is_refused(dtype, precision, missing):
 @pytest.mark.parametrize(
     "arguments, complaint",
     [
-        (("float8",), "dtype must be one of float16"),
+        (("float8",), "dtype 'float8' is unknown: one of fp16"),
         (("float32", "tf16"), "precision must be 'ieee' or 'tf32', got 'tf16'"),
         (("float32", "ieee", "cuda"), "unit must be 'tensor' or 'fma', got 'cuda'"),
         (("float32", "ieee", "tensor"), "tensor cores multiply float32 in precision 'tf32' only"),
