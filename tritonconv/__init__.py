@@ -7,6 +7,7 @@ from costmodel.version import __version__
 from tritonconv import nn
 from tritonconv.causal import causal_conv1d, causal_conv1d_update
 from tritonconv.convert import convert, report, revert
+from tritonconv.documented import complete as _complete
 from tritonconv.explain import Explanation, explain
 from tritonconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from tritonconv.fused import (
@@ -45,3 +46,5 @@ __all__ = [
     "report",
     "revert",
 ]
+
+_complete({name: globals()[name] for name in __all__ if name not in ("Explanation", "__version__", "convert", "nn")})
