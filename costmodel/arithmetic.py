@@ -36,6 +36,11 @@ class Arithmetic(NamedTuple):
     remark: str = ""
 
     @property
+    def words(self) -> str:
+        """The dtype, of float32 also how its products are made: "float32, tf32"."""
+        return f"{self.dtype}, {self.precision}" if self.dtype == "float32" else self.dtype
+
+    @property
     def word(self) -> str:
         """The short name: "bf16", "tf32"."""
         return next(name for name, known in NAMES.items() if known == (self.dtype, self.precision))

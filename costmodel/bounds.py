@@ -20,7 +20,12 @@ from costmodel.problem import ConvProblem, Pass
 
 @dataclass(frozen=True)
 class Roofline:
-    """The least time of some work on a device, in seconds, and the two roofs it comes from."""
+    """The least time of some work on a device, in seconds, and the two roofs it comes from. `roofline` makes it.
+
+    >>> roof = roofline(Cost(useful_macs=10**9, bytes=10**6), "h100", "fp16")
+    >>> roof.bound, roof.seconds == roof.compute_seconds
+    ('compute', True)
+    """
 
     seconds: float  # the larger of the next two
     compute_seconds: float  # useful FLOP at the peak
@@ -65,9 +70,15 @@ def roofline(
     """The least time of `work`: max(useful FLOP / peak, compulsory bytes / bandwidth).
 
     `work` is a cost in `dtype`, or a problem, whose pass `which` is taken. `device` is a `Device` or what `find_device` reads.
+    `dtype` is a name such as "bf16", "float16" or "tf32", or a torch.dtype; None is bfloat16, or float16 where that is lacking.
     `precision` ("ieee" or "tf32") matters for float32. `unit` is "tensor" or "fma"; the default is tensor cores where they
     multiply `dtype`. Depthwise layers are fairer held against "fma". Bias and other FLOP that are no multiply-adds are left
     out. Raises ValueError for an unknown device or a rate that it lacks.
+
+    >>> layer = ConvProblem.conv((32, 64, 56, 56), (64, 64, 3, 3), (1, 1), (1, 1), (1, 1))
+    >>> roof = roofline(layer, "h100")
+    >>> f"{roof.seconds * 1e6:.2f} us, {roof.bound}", roofline(layer, "h100", which="wgrad").seconds == roof.seconds
+    ('7.69 us, memory', True)
     """
     dtype, peak, bandwidth = _roofs(device, dtype, precision, unit)
     spent = cost(work, which, dtype=dtype) if isinstance(work, ConvProblem) else work
@@ -109,6 +120,11 @@ def crossing_batch(
     """The least batch at which the peak binds and no longer the bandwidth; None where no batch is large enough.
 
     FLOP are f * n and bytes b * n + w (w the weights) at batch n, so the ridge p / q is reached from n = w p / (f q - b p) on.
+    Arguments and errors are those of `roofline`.
+
+    >>> layer = ConvProblem.conv((1, 512, 7, 7), (512, 512, 3, 3), (1, 1), (1, 1), (1, 1))
+    >>> crossing_batch(layer, "a100"), crossing_batch(layer, "h100")
+    (5, 9)
     """
     dtype, *roofs = _roofs(device, dtype, precision, unit)
     peak, bandwidth = (Fraction(roof) for roof in roofs)

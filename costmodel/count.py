@@ -19,7 +19,12 @@ from costmodel.tiling import Call, Plan, itemsize
 
 @dataclass(frozen=True)
 class Cost:
-    """Work of one pass, or of many added up. `issued_macs` is None where a part has no plan."""
+    """Work of one pass, or of many added up. `issued_macs` is None where a part has no plan.
+
+    >>> spent = Cost(useful_macs=10, dense_macs=12, bytes=4)
+    >>> (spent + spent).dense_flops, 3 * spent == spent + spent + spent, spent.intensity
+    (48, True, 5.0)
+    """
 
     useful_macs: Size = 0
     dense_macs: Size = 0
@@ -84,7 +89,12 @@ def cost(
 
     `plan` (one of `costmodel.plan.candidates`, or its words) adds the multiply-adds it issues. Raises ValueError for a plan
     of another pass, or that cannot run this one. A layer's bias adds one FLOP an output to its forward pass, fprop, or dgrad
-    of a transposed layer, and as many to wgrad, for the sums that are its gradient.
+    of a transposed layer, and as many to wgrad, for the sums that are its gradient. Bytes are compulsory: each tensor once. An
+    unknown pass or dtype is a ValueError too.
+
+    >>> layer = ConvProblem.conv((32, 64, 56, 56), (64, 64, 3, 3), (1, 1), (1, 1), (1, 1))
+    >>> cost(layer).dense_flops, cost(layer, "wgrad", dtype="fp32").bytes
+    (7398752256, 51527680)
     """
     which, plan = Pass(which), Plan.parse(plan) if isinstance(plan, str) else plan
     if plan is not None and plan.which != which:
@@ -122,7 +132,14 @@ def training_cost(
     transposed: bool = False,
     input_gradient: bool = True,
 ) -> Cost:
-    """A layer's three passes: three times the forward multiply-adds, twice for a first layer (`input_gradient=False`)."""
+    """A layer's three passes: three times the forward multiply-adds, twice for a first layer (`input_gradient=False`).
+
+    `dtype`, `bias` and errors are those of `cost`; `transposed` says that the layer's own result is dgrad of `problem`.
+
+    >>> layer = ConvProblem.conv((1, 4, 8), (4, 4, 3), (1,), (1,), (1,))
+    >>> training_cost(layer).dense_macs == 3 * cost(layer).dense_macs
+    True
+    """
     forward, backward = (Pass.DGRAD, Pass.FPROP) if transposed else (Pass.FPROP, Pass.DGRAD)
     passes = [forward, Pass.WGRAD] + ([backward] if input_gradient else [])
     first, *rest = (cost(problem, which, dtype=dtype, bias=bias, transposed=transposed) for which in passes)

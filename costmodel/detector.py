@@ -18,7 +18,15 @@ class Detection(NamedTuple):
 
 
 def detect(index: int | None = None) -> Detection:
-    """CUDA device `index`, by default the current one. Raises ValueError where there is none."""
+    """CUDA device `index`, by default the current one: the device, and warnings where its driver and the table disagree.
+
+    Raises ValueError where there is none.
+
+    >>> import costmodel
+    >>> costmodel.detect(index=99)  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    ValueError: no CUDA device is at hand: name a device, such as 'h100'
+    """
     import torch
 
     if not torch.cuda.is_available():

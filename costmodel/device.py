@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from costmodel.arithmetic import arithmetic_named
 from costmodel.calibration import DEFAULT, Calibration, Table, inherited, lent, table_of
 from costmodel.device_names import meant, plain, whole
 from costmodel.families import FUNCTIONS
@@ -26,7 +27,11 @@ DEVICES: Mapping[str, Device]
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """One GPU model. Rates are TFLOP/s and GB/s, sizes bytes, clocks MHz; None where the part has no such unit."""
+    """One GPU model. Rates are TFLOP/s and GB/s, sizes bytes, clocks MHz; None where the part has no such unit.
+
+    >>> find_device("h100").sm_count, find_device("h100").rate("bf16") / 1e12
+    (132, 989.4)
+    """
 
     name: str
     capability: int  # compute capability, 90 for 9.0
@@ -88,13 +93,14 @@ class Device:
         return dict(self.sources).get(figure, "")
 
     def rate(self, dtype: str, precision: str = "ieee", unit: str | None = None) -> float:
-        """Peak FLOP/s (2 * MAC/s) for `dtype` ("float16", "bfloat16", "float32", "float64"), accumulated in at least float32.
+        """Peak FLOP/s (2 * MAC/s) for `dtype` ("bf16", "float16", "tf32", ...), accumulated in at least float32.
 
         `precision` is "ieee" or "tf32" and matters for float32 only. `unit` is "tensor", "fma", or None for tensor cores
         where they multiply that dtype. Raises ValueError for a rate that the part lacks.
         """
         if dtype not in _UNITS:
-            raise ValueError(f"dtype must be one of {', '.join(_UNITS)}, got {dtype!r}")
+            known = arithmetic_named(dtype, None, precision)
+            dtype, precision = known.dtype, known.precision
         if precision not in ("ieee", "tf32"):
             raise ValueError(f"precision must be 'ieee' or 'tf32', got {precision!r}")
         if unit not in (None, "tensor", "fma"):
@@ -266,6 +272,9 @@ def find_device(text: str | Device) -> Device:
     resembles one is unknown, and the nearest are offered. A `Device` is returned as it is.
 
     Figures to change may follow: "h100,bandwidth=3000,sm_count=100" (as in `changed`). Raises ValueError for anything else.
+
+    >>> find_device("a100").name, find_device("h100,bandwidth=3000").bandwidth
+    ('NVIDIA A100-SXM4-80GB', 3000.0)
     """
     if isinstance(text, Device):
         return text

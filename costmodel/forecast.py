@@ -45,9 +45,12 @@ def predict(
     tensors that lie in `layout` "channels_last" or "contiguous" (copies included), called in `mode` "eager" or "compiled" (by
     Inductor). Its `source` says how near the published layers are, and what none of them has; it knows no tiles.
 
-        >>> layer = ConvProblem.conv((32, 64, 56, 56), (64, 64, 3, 3), (1, 1), (1, 1), (1, 1))
-        >>> predict(layer, device="h100", dtype="float16", library="cudnn").seconds < 1e-3
-        True
+    >>> layer = ConvProblem.conv((32, 64, 56, 56), (64, 64, 3, 3), (1, 1), (1, 1), (1, 1))
+    >>> predict(layer, device="h100", dtype="float16", library="cudnn").seconds < 1e-3
+    True
+    >>> found = predict(layer, "dgrad", device="a100")
+    >>> found.low < found.seconds < found.high
+    True
 
     Raises ValueError for an unknown device, a plan of another pass or that cannot run this one, or a dtype that the device does
     not multiply.

@@ -98,7 +98,13 @@ class Layer(Convolution):
 def layer(words: str) -> Layer:
     """The layer that the words of the command line name, such as "conv2d 64x56x56 k3 p1 n32"; `Layer.words` is read back too.
 
-    Raises ValueError, in one line, for a word that cannot be read and for a layer that cannot be.
+    The words are an operator (conv1d to conv3d, conv_transpose1d to conv_transpose3d), the input CxHxW, and k kernel, s stride,
+    p padding (p1, p1x2, p1:2 low:high, psame), d dilation, g groups (gdw: depthwise), c output channels, n batch and op output
+    padding. Raises ValueError, in one line, for a word that cannot be read and for a layer that cannot be.
+
+    >>> import costmodel
+    >>> costmodel.layer("conv2d 64x56x56 k3 p1 n32").output_shape
+    (32, 64, 56, 56)
     """
     found = parse(words)
     return Layer(found.problem, found.transposed)
@@ -164,10 +170,21 @@ def _conv_transpose(rank: int) -> Callable[..., Layer]:
 
 def _documented(made: Callable[..., Layer], function: str, rank: int, arguments: str) -> Callable[..., Layer]:
     made.__name__ = made.__qualname__ = function
+    transposed = "transpose" in function
+    axes = ", ".join("DHW"[-rank:]) if rank > 1 else "L"
+    taps = ", ".join("TRS"[-rank:])
+    weights = f"[C, K / groups, {taps}]" if transposed else f"[K, C / groups, {taps}]"
+    size, kernel, groups = (9,) * rank, (3,) * rank, 2
+    shape = (1, 4, *(19,) * rank) if transposed else (1, 4, *(4,) * rank)
     made.__doc__ = f"""The layer of `torch.nn.functional.{function}`, by torch's arguments: {arguments}, ints or {rank} ints.
 
-    input and weight are shapes of {rank + 2} sizes, or tensors, of which only the shape is read; a bias changes no count and is
-    ignored. Raises ValueError, naming the argument, for a layer that cannot be.
+    input [N, C, {axes}] and weight {weights} are shapes of {rank + 2} sizes, or tensors,
+    of which only the shape is read: a layer has no dtype, its methods ask for one. A bias changes no count and is ignored.
+    Raises ValueError, naming the argument, for a layer that cannot be. torch's page of the function says what it computes.
+
+    >>> import costmodel
+    >>> costmodel.{function}({(1, 4, *size)}, {(4, 2, *kernel)}, stride=2, groups={groups}).output_shape
+    {shape}
     """
     return made
 

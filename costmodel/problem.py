@@ -26,7 +26,11 @@ LONGEST_STRIDE = 2**16
 
 
 class Pass(StrEnum):
-    """The three primitives: y = fprop(x, w), dx = dgrad(dy, w), dw = wgrad(dy, x)."""
+    """The three primitives: y = fprop(x, w), dx = dgrad(dy, w), dw = wgrad(dy, x). `Pass(name)` raises ValueError for others.
+
+    >>> Pass("dgrad") is Pass.DGRAD, str(Pass.WGRAD)
+    (True, 'wgrad')
+    """
 
     FPROP = "fprop"
     DGRAD = "dgrad"
@@ -38,7 +42,11 @@ class Pass(StrEnum):
 
 
 class Gemm(NamedTuple):
-    """The matrix product a pass is, per group: [m, k] x [k, n], `batch` of them."""
+    """The matrix product a pass is, per group: [m, k] x [k, n], `batch` of them. `ConvProblem.gemm` makes it.
+
+    >>> ConvProblem.conv((2, 8, 9, 9), (16, 8, 3, 3), (1, 1), (0, 0), (1, 1)).gemm(Pass.FPROP)
+    Gemm(m=98, n=16, k=72, batch=1)
+    """
 
     m: Size
     n: Size
@@ -62,7 +70,11 @@ class AxisPhase(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """One stride-1 convolution of dgrad: an `AxisPhase` per spatial axis."""
+    """One stride-1 convolution of dgrad: an `AxisPhase` per spatial axis. `ConvProblem.phases` makes them.
+
+    >>> [phase.taps for phase in ConvProblem.conv((1, 4, 9), (4, 4, 3), (2,), (1,), (1,)).phases()]
+    [2, 1]
+    """
 
     axes: tuple[AxisPhase, ...]
 
@@ -79,7 +91,12 @@ class Phase(NamedTuple):
 class ConvProblem:
     """A forward convolution of x [batch, in_channels, *input_size] with w [out_channels, in_channels // groups, *kernel_size].
 
-    `padding` holds (low, high) per axis; both may be negative (a crop). All tuples have one entry per spatial axis.
+    `padding` holds (low, high) per axis; both may be negative (a crop). All tuples have one entry per spatial axis. Sizes
+    may be sympy symbols. `conv` and `conv_transpose` take torch's arguments and raise ValueError for a layer that cannot be.
+
+    >>> problem = ConvProblem.conv((2, 8, 9, 9), (16, 8, 3, 3), (1, 1), (1, 1), (1, 1))
+    >>> problem.output_shape, problem.macs, problem.useful_macs
+    ((2, 16, 9, 9), 186624, 160000)
     """
 
     batch: Size

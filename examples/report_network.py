@@ -1,4 +1,4 @@
-"""Report what a network costs, before any GPU is there: parameters, multiply-adds, bytes, the roofline and predicted time.
+"""Report what a network costs, before any GPU is there: parameters, multiply-adds, memory, the roofline and predicted time.
 
     python examples/report_network.py
 
@@ -26,11 +26,10 @@ def network() -> torch.nn.Module:
 
 
 def main(device: str = "h100") -> costmodel.Network:
-    """Trace the network and print a line for each layer on the device."""
-    traced = costmodel.trace(network(), (32, 3, 224, 224), dtype=torch.bfloat16)
-    macs = traced.inference.dense_macs
-    print(f"{traced.parameters / 1e6:.2f} M parameters, {macs / 1e9:.2f} G multiply-adds in a batch of {traced.batch}")
-    for row in traced.on(costmodel.find_device(device)):
+    """Print the network, then a line for each layer on the device."""
+    traced = costmodel.trace(network(), (32, 3, 224, 224))
+    print(traced)
+    for row in traced.on(device):  # traced.on(device).to_html("report.html") has all of it on one page
         print(f"{row.layer.name:>4} {row.layer.op:<22} {row.seconds * 1e6:8.1f} us  {row.share:5.1%}  bound by {row.bound}")
     return traced
 

@@ -35,7 +35,7 @@ def named(device):
 
 def test_the_parts_of_the_table():
     aliases = (
-        "v100 v100-pcie v100-dgxs t4 a100 a100-pcie a100-40gb h100 h100-pcie h100-nvl gh200 h200 b200 l4 l40 l40s a10 a10g"
+        "v100 v100-pcie v100-dgxs t4 a100 a100-pcie a100-40gb h100 h100-pcie h100-nvl gh200 h200 b200 b300 l4 l40 l40s a10 a10g"
     )
     aliases += " h20 a6000 pro6000 pro6000-maxq rtx3090 rtx3090ti rtx4080 rtx4090 rtx4090d rtx5090"
     assert {find_device(alias).name for alias in aliases.split()} == set(DEVICES)
@@ -112,7 +112,7 @@ def test_only_geforce_has_a_faster_accumulation():
 @pytest.mark.parametrize("device", KNOWN, ids=named)
 def test_limits_of_a_multiprocessor(device):
     assert device.warps_per_sm == {75: 32, 86: 48, 89: 48, 120: 48}.get(device.capability, 64)
-    kib = {70: 96, 75: 64, 80: 164, 86: 100, 89: 100, 90: 228, 100: 228, 120: 100}
+    kib = {70: 96, 75: 64, 80: 164, 86: 100, 89: 100, 90: 228, 100: 228, 103: 228, 120: 100}
     assert device.shared_per_sm == kib[device.capability] * 1024
     assert device.shared_per_sm - device.shared_per_block == (0 if device.capability < 80 else 1024)
     assert device.registers_per_sm == 65536
@@ -138,7 +138,7 @@ def test_a_rate_that_the_part_lacks_is_refused(dtype, precision, missing):
 @pytest.mark.parametrize(
     "arguments, complaint",
     [
-        (("float8",), "dtype must be one of float16"),
+        (("float8",), "dtype 'float8' is unknown: one of fp16"),
         (("float32", "tf16"), "precision must be 'ieee' or 'tf32', got 'tf16'"),
         (("float32", "ieee", "cuda"), "unit must be 'tensor' or 'fma', got 'cuda'"),
         (("float32", "ieee", "tensor"), "tensor cores multiply float32 in precision 'tf32' only"),

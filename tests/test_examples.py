@@ -36,4 +36,4 @@ def test_the_report_names_every_layer(capsys):
     traced = example("report_network")()
     printed = capsys.readouterr().out
     assert len(traced.convolutions) == 3
-    assert printed.count("conv2d") == 3 and "bound by" in printed and "multiply-adds" in printed
+    assert printed.count("conv2d") == 3 and "bound by" in printed and "peak activations" in printed

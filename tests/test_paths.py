@@ -179,3 +179,23 @@ def test_explain_plans_for_what_autocast_casts_to(name, device):
         cast, wide = tritonconv.explain(function, x, w, b), tritonconv.explain(function, x.double(), w.double(), b.double())
     assert str(cast) == str(tritonconv.explain(function, x.bfloat16(), w.bfloat16(), b.bfloat16()))
     assert "bfloat16" in str(cast) and "float64" in str(wide) and "float32" in str(tritonconv.explain(function, x, w, b))
+
+
+def test_explain_says_how_products_of_float32_are_made():
+    """All of what explains itself: torch's six, the pair and the causal convolution of video."""
+    x, w = torch.ones(1, 4, 6, 6), torch.ones(4, 4, 3, 3)
+    pair = (torch.ones(4, 1, 3, 3), torch.ones(8, 4, 1, 1))
+    calls = [
+        (tritonconv.conv2d, (x, w)),
+        (tritonconv.depthwise_separable_conv2d, (x, *pair)),
+        (tritonconv.causal_conv3d, (torch.ones(1, 2, 2, 4, 4), torch.ones(2, 2, 1, 3, 3))),
+    ]
+    for precision in ("tf32", "ieee"):
+        before, torch.backends.cudnn.conv.fp32_precision = torch.backends.cudnn.conv.fp32_precision, precision
+        try:
+            said = [str(tritonconv.explain(function, *args)).splitlines()[0] for function, args in calls]
+        finally:
+            torch.backends.cudnn.conv.fp32_precision = before
+        assert all(line.endswith(f"float32, {precision}") for line in said)
+    half = tritonconv.explain(tritonconv.conv2d, x.half(), w.half())
+    assert str(half).splitlines()[0].endswith("float16")

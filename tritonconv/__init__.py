@@ -9,6 +9,7 @@ from tritonconv import nn
 from tritonconv.causal import causal_conv1d, causal_conv1d_update
 from tritonconv.convert import convert, report, revert
 from tritonconv.decompose import decompositions
+from tritonconv.documented import complete as _complete
 from tritonconv.explain import Explanation, explain
 from tritonconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from tritonconv.fused import (
@@ -52,3 +53,7 @@ __all__ = [
     "revert",
     "use",
 ]
+
+#: They say all of it themselves.
+_WHOLE = ("Explanation", "__version__", "batch_invariant", "convert", "decompositions", "nn", "use")
+_complete({name: globals()[name] for name in __all__ if name not in _WHOLE})

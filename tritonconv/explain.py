@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from costmodel import executed
+from costmodel.arithmetic import Arithmetic
 from costmodel.device import Device
 from costmodel.families import family
 from costmodel.plan import candidates, measured, predict
@@ -37,7 +38,8 @@ _OWN: dict[Any, Callable[..., Any]] = {
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` found: the problem, and per pass the plan, its predicted cost and the words for both."""
+    """What `explain` found: the problem, and per pass ("fprop", "dgrad", "wgrad") the plan, its prediction, whose times are
+    seconds and whose traffic is bytes, and the words for both, which `print` shows."""
 
     problem: ConvProblem
     plans: dict[str, Plan]
@@ -101,7 +103,7 @@ def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) ->
     device = host.index_of(x)
     precision = launch.fp32_precision()
     passes = [forward, Pass.DGRAD if forward == Pass.FPROP else Pass.FPROP, Pass.WGRAD]
-    plans, predictions, lines = {}, {}, [f"{name}: {problem}, {launch.DTYPES[dtype]}"]
+    plans, predictions, lines = {}, {}, [f"{name}: {problem}, {Arithmetic(launch.DTYPES[dtype], precision).words}"]
     if not x.is_cuda and not host.runs_kernels():
         lines.append("CPU tensors: torch's own convolution computes them; what Triton's interpreter would run:")
     for which in passes if problem.macs else []:

@@ -41,8 +41,10 @@ def measure(
 ) -> Iterator[Measurement]:
     """Profile the calls of `model` inside the block, compare them with the cost model, and print what came out.
 
-        with costmodel.measure(model, device="h100") as m:
-            model(x)
+    >>> import costmodel, torch
+    >>> model = torch.nn.Conv2d(3, 8, 3)
+    >>> with costmodel.measure(model, device="h100", show=False) as measured:  # without a GPU, the forecast
+    ...     y = model(torch.zeros(1, 3, 8, 8))
 
     Shapes are recorded, every kernel counts. `device` is what `find_device` reads; None takes the GPU that ran. `keep` is
     where the trace (.json) is kept. `show=False` prints nothing: read `m.comparison`. Run the model once before, or the first

@@ -72,7 +72,14 @@ def symbolic(rank: int, transposed: bool = False, *, symmetric: bool = False) ->
 
     Letters: N images, C input and K output channels, g groups, sizes D H W, kernel T R S, and on each axis stride s,
     dilation d, padding p lo and hi; `symmetric` has one p for both ends. A transposed convolution has one p and the output
-    padding a, as in torch. b is the bytes of an element. Raises ValueError for another rank.
+    padding a, as in torch. b is the bytes of an element. Raises ValueError for another rank. The shapes
+    are those of Dumoulin and Visin, "A guide to convolution arithmetic for deep learning" (2016).
+
+    >>> import costmodel
+    >>> forms = costmodel.symbolic(2)
+    >>> problem = costmodel.conv2d((32, 64, 56, 56), (64, 64, 3, 3), padding=1).problem
+    >>> forms.subs(problem)["MAC_useful"] == problem.useful_macs
+    True
     """
     if rank not in (1, 2, 3):
         raise ValueError(f"rank must be 1, 2 or 3, got {rank!r}")

@@ -110,6 +110,11 @@ class Network:
 
     Counts are of a whole batch. `parameters` are elements, each counted once; `unknown` counts calls of operators whose FLOP
     are not known; `notes` are remarks in words. `trace` makes it.
+
+    >>> import costmodel, torch
+    >>> net = costmodel.trace(torch.nn.Conv2d(3, 8, 3), (2, 3, 32, 32))
+    >>> net.parameters, net.inference.dense_macs, net.peak_activation_bytes(dtype="bf16")
+    (224, 388800, 41088)
     """
 
     name: str

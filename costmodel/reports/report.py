@@ -162,7 +162,7 @@ def report_of(
         inputs=network.inputs,
         batch=network.batch,
         device=device.name,
-        arithmetic=f"{dtype}, {precision}" if dtype == "float32" else dtype,
+        arithmetic=forecast.arithmetic.words,
         peak=peak,
         bandwidth=bandwidth,
         parameters=network.parameters,

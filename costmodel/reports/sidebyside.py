@@ -36,7 +36,16 @@ class Pair:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Two reports. `print` shows their totals, `lines` and `pairs` are rows, `to_html` makes a page of both."""
+    """Two reports. `print` shows their totals, `lines` and `pairs` are rows, `to_html` makes a page of both.
+
+    >>> import costmodel, torch
+    >>> net = costmodel.trace(torch.nn.Conv2d(3, 8, 3), (1, 3, 32, 32))
+    >>> both = net.on("h100").compare(net.on("t4"))
+    >>> both.names
+    ('NVIDIA H100 80GB HBM3, bfloat16', 'Tesla T4, float16')
+    >>> both.pairs[0].ratio > 1
+    True
+    """
 
     reports: tuple[Report, Report]
 

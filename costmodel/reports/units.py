@@ -65,7 +65,7 @@ def apart(names: Sequence[str], width: int) -> list[str]:
     >>> apart(["layer1.0.conv1", "layer2.0.conv1", "fc"], 9)
     ['layer1…v1', 'layer2…v1', 'fc']
     >>> apart(["encoder.block.weight", "encoder.black.weight"], 9)
-    ['enco…gh#1', 'enco…gh#2']
+    ['enco…ig#1', 'enco…ig#2']
     """
     different = len(set(names))
     for tail in sorted(range(width), key=lambda size: abs(size - width // 2)):

@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 from costmodel import separable as model
+from costmodel.arithmetic import Arithmetic
 from costmodel.problem import ConvProblem
 from costmodel.tiling import Plan
 from costmodel.timing import Prediction
@@ -35,7 +36,7 @@ def explained(*args: Any, **kwargs: Any) -> tuple[ConvProblem, dict[str, Plan], 
     between = FusedKey(None, None, None, given["activation"] or "", slope, False)
     after = FusedKey(None, None, over, given["pointwise_activation"] or "", slope, False)
     call = launch.described(pair, dtype, fp32_precision(), key(x), key(w1), key(w2), y, between, after)
-    lines = [f"depthwise_separable_conv2d: {pair}, {DTYPES[dtype]}"]
+    lines = [f"depthwise_separable_conv2d: {pair}, {Arithmetic(DTYPES[dtype], fp32_precision()).words}"]
     if not (pair.pointwise.macs and pair.depthwise.macs):
         return pair.depthwise, {}, {}, "\n".join([*lines, "nothing to multiply: no kernel is launched"])
     forced = "" if given["plan"] is None else str(given["plan"])

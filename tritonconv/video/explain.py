@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 from costmodel import video as model
+from costmodel.arithmetic import Arithmetic
 from costmodel.tiling import Plan, itemsize
 from costmodel.timing import Prediction
 from tritonconv.check import cast_dtype
@@ -28,7 +29,7 @@ def explained(*args: Any, **kwargs: Any) -> tuple[model.ConvProblem, dict[str, P
     chunk = chunk_of(x.shape, weight.shape, None if cache is None else cache.shape, *window)
     dtype, precision = DTYPES[cast_dtype(x)], fp32_precision()
     device = device_model(index_of(x))
-    lines = [f"causal_conv3d: {chunk}, {dtype}"]
+    lines = [f"causal_conv3d: {chunk}, {Arithmetic(dtype, precision).words}"]
     if not x.is_cuda and not runs_kernels():
         lines.append("CPU tensors: torch's own convolution computes them; what Triton's interpreter would run:")
     if 0 in chunk.output_shape:

@@ -1,0 +1,132 @@
+"""What `help` shows of the public functions beyond their own first lines: one text for what the twelve convolutions share, and
+an example and a source for each of the others. The examples run as doctests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+DTYPES = """float16, bfloat16, float32 or float64, all tensors of one; accumulated in float32 (float64 for float64), float32 as
+    `torch.backends.cudnn.conv.fp32_precision` says ("tf32" or "ieee"), and rounded once."""
+WINDOW = """stride, padding, dilation{more} are ints or {rank} ints{named}; groups divides the channels of both sides. Tensors
+    may have any strides; the result's memory format is torch's, the same bits on every run."""
+SHARED = """
+
+    {what}
+
+    Dtypes: {dtypes} {window}
+
+    On CUDA a Triton kernel runs; CPU tensors take torch's convolution, or these kernels where TRITON_INTERPRET=1 is set.
+    Gradients of every tensor to any order, backwards and forwards. plan: None, or plans in words such as
+    `tritonconv.explain` shows, which are then taken.
+
+    Raises torch's exception types, naming the argument, before anything is launched: TypeError for what is no tensor or no
+    plan, ValueError and RuntimeError for shapes, dtypes, devices and windows that do not go together. What is computed is
+    `torch.nn.functional.{torch}`.
+
+    >>> import torch, tritonconv
+    >>> x, w = torch.ones({x}), torch.ones({w})
+    >>> tritonconv.{name}(x, w, stride=2, groups=2{call}).shape
+    torch.Size({y})
+    """
+EPILOGUE = """y = act((conv(input, weight) + bias) * scale[c] + shift[c] + residual), all of it in the accumulator's precision.
+    scale and shift [{out}] are a folded batch normalisation; residual has the shape of y and any strides, so an expanded one
+    broadcasts; activation is None, "relu", "relu6", "leaky_relu" (of negative_slope), "hardswish", "silu", "gelu", "gelu_tanh",
+    "sigmoid" or "tanh". The backward pass keeps y, or the value before the activation, as the table in `tritonconv.epilogue`
+    says."""
+PLAIN = "The result is what torch answers, of input [N, C, ...] batched or not."
+
+#: An example, and where the meaning is from, by name.
+MORE = {
+    "causal_conv1d": """
+
+    The meaning is that of `causal_conv1d_fn` of the package causal-conv1d (https://github.com/Dao-AILab/causal-conv1d).
+
+    >>> import torch, tritonconv
+    >>> x, w = torch.randn(2, 4, 9), torch.randn(4, 3)
+    >>> y, state = tritonconv.causal_conv1d(x, w, activation="silu", return_final_state=True)
+    >>> y.shape, state.shape
+    (torch.Size([2, 4, 9]), torch.Size([2, 4, 2]))
+    """,
+    "causal_conv1d_update": """
+
+    Raises TypeError, ValueError or RuntimeError naming the argument, before anything is launched. The meaning is that of
+    `causal_conv1d_update` of the package causal-conv1d (https://github.com/Dao-AILab/causal-conv1d).
+
+    >>> import torch, tritonconv
+    >>> state = torch.zeros(2, 4, 2)
+    >>> tritonconv.causal_conv1d_update(torch.ones(2, 4), state, torch.ones(4, 3)).sum(), state.sum()
+    (tensor(8.), tensor(8.))
+    """,
+    "causal_conv3d": """
+
+    It stands for the cat, pad, conv3d and clone of diffusers' WanCausalConv3d and CogVideoXCausalConv3d.
+
+    >>> import torch, tritonconv
+    >>> x, w = torch.randn(1, 2, 3, 4, 4), torch.randn(4, 2, 3, 3, 3)
+    >>> y, cache = tritonconv.causal_conv3d(x, w, padding=1)
+    >>> y.shape, cache.shape
+    (torch.Size([1, 4, 3, 4, 4]), torch.Size([1, 2, 2, 4, 4]))
+    """,
+    "depthwise_separable_conv2d": """
+
+    Dtypes: float16, bfloat16, float32 or float64, all tensors of one. TypeError is for what is no tensor or no plan, ValueError
+    for windows and activations, RuntimeError for shapes, dtypes and devices that do not go together. The block is that of
+    Howard et al., "MobileNets" (2017).
+
+    >>> import torch, tritonconv
+    >>> x, d, p = torch.randn(1, 4, 6, 6), torch.randn(4, 1, 3, 3), torch.randn(8, 4, 1, 1)
+    >>> tritonconv.depthwise_separable_conv2d(x, d, p, padding=1, activation="relu6").shape
+    torch.Size([1, 8, 6, 6])
+    """,
+    "explain": """
+
+    >>> import torch, tritonconv
+    >>> found = tritonconv.explain(tritonconv.conv2d, torch.ones(1, 4, 8, 8), torch.ones(8, 4, 3, 3))
+    >>> sorted(found.plans), found.predictions["fprop"].seconds > 0
+    (['dgrad', 'fprop', 'wgrad'], True)
+    """,
+    "revert": """
+
+    >>> import torch, tritonconv
+    >>> model = tritonconv.convert(torch.nn.Conv2d(3, 8, 3))
+    >>> type(tritonconv.revert(model)) is torch.nn.Conv2d
+    True
+    """,
+    "report": """
+
+    >>> import torch, tritonconv
+    >>> print(tritonconv.report(tritonconv.convert(torch.nn.Conv2d(3, 8, 3))))  # doctest: +ELLIPSIS
+    1 of 1 convolutions run on tritonconv's kernels
+    ...
+    """,
+}
+
+
+def _convolution(name: str) -> str:
+    """What all twelve say, in the numbers of one."""
+    plain, fused = name.removesuffix("_fused"), name.endswith("_fused")
+    rank, transposed = int(plain[-2]), "transpose" in plain
+    named = "" if transposed else ', padding also "same" or "valid"'
+    shape, kernel = [1, 4] + [6] * rank, [4, 2] + [2] * rank
+    window = WINDOW.format(more=" and output_padding" if transposed else "", rank=rank, named=named)
+    return SHARED.format(
+        what=EPILOGUE.format(out="C" if transposed else "K") if fused else PLAIN,
+        dtypes=DTYPES,
+        window=window,
+        torch=plain,
+        name=name,
+        x=", ".join(map(str, shape)),
+        w=", ".join(map(str, kernel)),
+        call=', activation="relu"' if fused else "",
+        y=[1, 4] + [12 if transposed else 3] * rank,
+    )
+
+
+def complete(functions: dict[str, Callable[..., Any]]) -> None:
+    """Put what is written here behind the first lines of each function, by its name."""
+    for name, function in functions.items():
+        more = MORE[name] if name in MORE else _convolution(name)
+        own = (function.__doc__ or "").rstrip().removesuffix("; see this module's docstring.").removesuffix(".")
+        function.__doc__ = f"{own}.{more}"
