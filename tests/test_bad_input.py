@@ -108,11 +108,25 @@ def test_a_forked_process(launched):
     want = float(tritonconv.conv2d(X, W).sum())
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    with tritonconv.host._turn:  # as if another thread computed
-        process = context.Process(target=_convolved, args=(queue,))
-        process.start()
-    assert queue.get(timeout=60) == want
-    process.join()
+    held, done = threading.Event(), threading.Event()
+
+    def computing():
+        with tritonconv.host._turn:
+            held.set()
+            done.wait()
+
+    thread = threading.Thread(target=computing)
+    thread.start()
+    held.wait()
+    process = context.Process(target=_convolved, args=(queue,))
+    process.start()
+    done.set()
+    thread.join()
+    try:
+        assert queue.get(timeout=30) == want
+    finally:
+        process.kill()
+        process.join()
 
 
 def test_a_gpu_too_old(monkeypatch):

@@ -37,5 +37,5 @@ def fitting(
         if found.split == 1:
             raise
     alone = replace(found, split=1)
-    warnings.warn(f"{which} of {problem}: no memory for {found.split} partial sums, so it runs as {alone}", stacklevel=2)
+    warnings.warn(f"{which} of {problem}: no memory for {found.split} partial sums, so it runs as {alone}", stacklevel=1)
     return run(str(alone))
