@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,5 +38,10 @@ def fitting(
         if found.split == 1:
             raise
     alone = replace(found, split=1)
-    warnings.warn(f"{which} of {problem}: no memory for {found.split} partial sums, so it runs as {alone}", stacklevel=1)
+    _say(f"{which} of {problem}: no memory for {found.split} partial sums, so it runs as {alone}")
     return run(str(alone))
+
+
+@functools.cache
+def _say(words: str) -> None:
+    warnings.warn(words, stacklevel=3)
