@@ -26,7 +26,7 @@ OLDEST := 3.6.0
 NEWEST := 3.9.0
 PYTEST := -m pytest --no-header --dist worksteal
 
-.PHONY: help env demo test docs pages compiled aot-slow aot-oldest aot-newest mutate gpu gpu-run gpu-cache lint
+.PHONY: help env demo test docs pages models compiled aot-slow aot-oldest aot-newest mutate gpu gpu-run gpu-cache lint
 
 help:
 	@cat <<'TEXT'
@@ -37,6 +37,7 @@ help:
 	make compiled    executes all compiled code: the tests and what GPUs choose; goes on where it stopped (hours)
 	make gpu         everything that needs a GPU, with its log and results kept (STAGES="calls goals": some of it)
 	make gpu-cache   the kernels that make gpu runs, compiled without a GPU (GPU=h200) by Triton $(OLDEST), to take along
+	make models      whole models of torchvision, timm and diffusers, converted: goes on where it stopped (hours), docs/models.md
 	make lint        ruff and mypy
 	make mutate      breaks the kernels on purpose and checks that tests notice
 	make aot-slow    more of both: other types, sm_80 and sm_100
@@ -56,6 +57,14 @@ env: $(ENV)
 	.venv/bin/python -m pip install -q -c constraints.txt "$$(grep '^torch==' constraints.txt)" setuptools
 	.venv/bin/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[report,test,dev,docs]'
 	touch $@
+
+# timm and diffusers come without what they require, most of which is there.
+models: $(ENV)
+	@if [ -n "$(ENV)" ]; then
+	  $(PY) -m pip install -q -c constraints.txt huggingface_hub safetensors regex onnx onnxscript
+	  $(PY) -m pip install -q --no-deps -c constraints.txt timm diffusers importlib_metadata zipp
+	fi
+	nice -n 10 $(PY) -m bench.models
 
 demo: $(ENV)
 	@$(PY) -m bench demo

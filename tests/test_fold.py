@@ -1,5 +1,6 @@
 """Batch norm, residual and activation folded into the convolutions of a model: `convert(..., fuse=True)`."""
 
+import copy
 import pickle
 
 import pytest
@@ -99,6 +100,7 @@ def test_the_model_is_the_same_in_fewer_steps(name, launches):
     assert type(back) is type(model) and list(back.state_dict()) == list(model.state_dict())
     close(back(X), model(X))
     assert launches() == before and not any(layer.replaced for layer in report(back).layers)
+    assert revert(other) is back
 
 
 class Twice(nn.Module):
@@ -189,6 +191,9 @@ def test_compiled_and_copied(launches):
     other = convert(model, fuse=True)
     close(torch.compile(other, backend="aot_eager", fullgraph=True)(X), model(X))
     torch._dynamo.reset()
+    twice = copy.deepcopy(other)
+    with pytest.raises(ValueError, match="a copy of a folded model, which has no way back"):
+        revert(twice)
     layer = pickle.loads(pickle.dumps(other.conv2))
     close(layer(torch.ones(1, 4, 4, 4)), other.conv2(torch.ones(1, 4, 4, 4)))
 

@@ -135,12 +135,10 @@ def original(model: Any) -> Any:
 
     ValueError for a copy that has lost its origin.
     """
-    if isinstance(model, GraphModule) and any(isinstance(part, Folded) for part in model.modules()):
-        if ORIGIN not in model.__dict__:
-            raise ValueError(
-                "revert(): this is a copy of a folded model, which has no way back: revert the one it was copied of"
-            )
+    if ORIGIN in model.__dict__:
         (model,) = model.__dict__[ORIGIN]
+    elif isinstance(model, GraphModule) and any(isinstance(part, Folded) for part in model.modules()):
+        raise ValueError("revert(): this is a copy of a folded model, which has no way back: revert the one it was copied of")
     for name, part in list(model.named_children()):
         found = original(part)
         if found is not part:

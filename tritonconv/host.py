@@ -6,6 +6,7 @@ Triton's interpreter does (TRITON_INTERPRET=1 when triton was imported). So does
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,10 @@ import torch
 import triton
 
 from costmodel.device import INTERPRETER, Device
+
+OLDEST = (3, 6)
+if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST:
+    raise ImportError(f"tritonconv needs Triton {'.'.join(map(str, OLDEST))} or newer, found {triton.__version__}")
 
 #: Whether Triton's interpreter runs the kernels (TRITON_INTERPRET=1 when triton was imported).
 INTERPRETED = bool(triton.knobs.runtime.interpret)
@@ -25,6 +30,14 @@ _now = -1
 #: Whose turn it is: while Triton's interpreter runs a kernel, it changes functions of `triton.language` for the whole process.
 _turn = threading.RLock()
 _kernels = INTERPRETED
+
+
+def _renew() -> None:
+    global _turn
+    _turn = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew)  # a thread that held it is not there in a forked process
 
 
 def index_of(x: torch.Tensor) -> int:

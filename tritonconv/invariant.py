@@ -8,7 +8,6 @@ which gradients hand on), so their backward passes take the plans of one image w
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from costmodel.problem import ConvProblem, Pass
+from costmodel.tiling import Plan
 from tritonconv import host, launch
 from tritonconv.epilogue import Epilogue
 from tritonconv.layout import output_strides
@@ -84,23 +84,40 @@ def fixed(
 
     ValueError where a forced plan cannot run one image.
     """
-    one = replace(problem, batch=1)
-    shape = one.output_shape if which == Pass.FPROP else one.input_shape
-    first = a[:1]
-    out = (tuple(shape), output_strides(shape, first, b))
-    fused = None
-    if epilogue is not None:
-        residual = epilogue.residual
-        fused = FusedKey.of(epilogue._replace(residual=None if residual is None else residual[:1]))
-    prepared = functools.partial(
-        launch.prepare_call, dtype=a.dtype, precision=launch.fp32_precision(), device=host.index_of(a),
-        bias_stride=None if bias is None else bias.stride(0), aligned=(is_aligned(a), is_aligned(b)),
-    )  # fmt: skip
-    found = str(prepared(which, one, a=key(first), b=key(b), out=out, forced=plan, fused=fused).plan)
-    whole = problem.output_shape if which == Pass.FPROP else problem.input_shape
-    fused = None if epilogue is None else FusedKey.of(epilogue)
+    residual = None if epilogue is None or epilogue.residual is None else epilogue.residual[:1]
+    first = None if epilogue is None else epilogue._replace(residual=residual)
+    found = str(chosen(which, replace(problem, batch=1), a[:1], b, bias, plan, first, is_aligned(a)))
     try:
-        prepared(which, problem, a=key(a), b=key(b), out=(tuple(whole), output_strides(whole, a, b)), forced=found, fused=fused)
+        chosen(which, problem, a, b, bias, found, epilogue)
     except ValueError:
         return None
     return found
+
+
+def chosen(
+    which: Pass,
+    problem: ConvProblem,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    bias: Any,
+    forced: str,
+    epilogue: Epilogue | None = None,
+    aligned: bool | None = None,
+) -> Plan:
+    """The plan that a call of an op takes."""
+    shape = {Pass.FPROP: problem.output_shape, Pass.DGRAD: problem.input_shape, Pass.WGRAD: problem.weight_shape}[which]
+    prepared = launch.prepare_call(
+        which,
+        problem,
+        a.dtype,
+        launch.fp32_precision(),
+        host.index_of(a),
+        key(a),
+        key(b),
+        (tuple(shape), output_strides(shape, a, b)),
+        None if bias is None else bias.stride(0),
+        forced,
+        None if epilogue is None else FusedKey.of(epilogue),
+        (is_aligned(a) if aligned is None else aligned, is_aligned(b)),
+    )
+    return prepared.plan

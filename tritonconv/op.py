@@ -17,7 +17,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from costmodel.problem import ConvProblem, Pass
-from tritonconv import cpu, host, invariant, launch, operands, private, where
+from tritonconv import cpu, host, invariant, launch, operands, private, where, workspace
 from tritonconv.epilogue import ACTIVATIONS, Epilogue, by_torch, widened
 from tritonconv.layout import allocate
 
@@ -147,7 +147,11 @@ def _by_kernel(of: _Primitive) -> Callable[..., torch.Tensor]:
                 each = replace(problem, batch=1)
                 return cast(torch.Tensor, invariant.by_image(lambda image: of.kernel(image, b, *bias, each, plan), (a,)))
             plan = found
-        return of.kernel(a, b, *bias, problem, plan)
+
+        def run(plan: str) -> torch.Tensor:
+            return of.kernel(a, b, *bias, problem, plan)
+
+        return workspace.fitting(run, which, problem, a, b, bias[0] if bias else None, plan)
 
     return call
 
@@ -199,7 +203,11 @@ def _fused_by_kernel(which: Pass, of: _Primitive) -> Callable[..., Pair]:
                 y, z = invariant.by_image(one, (a, epilogue.residual))
                 return y, z if epilogue.keep else z.new_empty(0)
             plan = found
-        return launch.followed(which, problem, a, b, bias, epilogue, plan)
+
+        def run(plan: str) -> Pair:
+            return launch.followed(which, problem, a, b, bias, epilogue, plan)
+
+        return workspace.fitting(run, which, problem, a, b, bias, plan, epilogue)
 
     return call
 

@@ -58,7 +58,7 @@ def _served() -> dict[Any, Callable[..., torch.Tensor]]:
     return table
 
 
-_SERVED = _served()
+SERVED = _served()
 
 
 def refusal(input: Any, weight: Any) -> str:
@@ -86,7 +86,7 @@ class Region(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = {} if kwargs is None else kwargs
-        if func in _SERVED:
+        if func in SERVED:
             input = args[0] if args else kwargs.get("input")
             weight = args[1] if len(args) > 1 else kwargs.get("weight")
             reason = refusal(input, weight)
@@ -95,7 +95,7 @@ class Region(TorchFunctionMode):
             if reason:
                 return func(*args, **kwargs)
             self.reached = True
-            return _SERVED[func](*args, **kwargs, plan=self._plan)
+            return SERVED[func](*args, **kwargs, plan=self._plan)
         if func is torch.Tensor.backward:
             return _backward(self, *args, **kwargs)
         if func is torch.autograd.backward or func is torch.autograd.grad:

@@ -1,0 +1,84 @@
+"""`python -m bench.models [words of names]`: checks models that have no row yet, and writes docs/models.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROWS = Path(__file__).parent / "results.jsonl"
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+LIMIT = 900  # seconds a model
+
+
+def main(words: list[str]) -> None:
+    from bench.models.catalog import MODELS
+
+    for name in MODELS:
+        if name not in rows() and (not words or any(word in name for word in words)):
+            print(f"{name} ...", flush=True)
+            row = {"model": name, **_apart(name)}
+            with ROWS.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(json.dumps(row), flush=True)
+    PAGE.write_text(page(rows(), list(MODELS)))
+
+
+def rows() -> dict[str, dict[str, Any]]:
+    """What is known, by model."""
+    lines = ROWS.read_text().splitlines() if ROWS.exists() else []
+    return {row["model"]: row for row in map(json.loads, lines)}
+
+
+def _apart(name: str) -> dict[str, Any]:
+    """One model in a process of its own: its memory and crashes stay there."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "bench.models", "--one", name]
+    try:
+        made = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"longer than {LIMIT} s"}
+    if made.returncode:
+        return {"failed": (made.stderr.strip().splitlines() or ["crashed"])[-1][:200]}
+    row: dict[str, Any] = json.loads(made.stdout.splitlines()[-1])
+    return row
+
+
+def page(known: dict[str, dict[str, Any]], names: list[str]) -> str:
+    """The table of docs/models.md."""
+    done = [row for row in known.values() if "failed" not in row]
+    lines = [
+        "# Models",
+        "",
+        f"{len(done)} of {len(names)} models were converted and run by the kernels in Triton's interpreter, forward and "
+        "backward (`make models`; models built from their configs, random weights, small inputs). Results and gradients of "
+        "every parameter are compared with float64; the error is in parts of what torch's own float32 has, or of 1e-5 of the "
+        "largest value where that is more, and may be 8. Launches are counted, so that torch's convolution is never compared "
+        "with itself.",
+        "",
+        "| model | convolutions replaced | calls | launches | weight gradients | error | left to torch |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in names:
+        row = known.get(name)
+        if row is None:
+            lines.append(f"| {name} | not run yet | | | | | |")
+        elif "failed" in row:
+            lines.append(f"| {name} | failed: {row['failed'].replace('|', '/')} | | | | | |")
+        else:
+            counts = (f"{row['replaced']} of {row['convolutions']}", row["calls"], row["launches"], row["gradients"])
+            lines.append(f"| {name} | {' | '.join(map(str, counts))} | {row['error']} | {'; '.join(row['left'])} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--one"]:
+        from bench.models.catalog import MODELS
+        from bench.models.check import check
+
+        print(json.dumps(check(MODELS[sys.argv[2]])))
+    else:
+        main(sys.argv[1:])
