@@ -34,7 +34,7 @@ def fitting(
     try:
         return run(plan)
     except torch.OutOfMemoryError:
-        found = chosen(which, problem, a, b, bias, plan, epilogue)
+        found: Any = chosen(which, problem, a, b, bias, plan, epilogue)  # of a family, each of which shares by `split`
         if found.split == 1:
             raise
     alone = replace(found, split=1)
