@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import tritonconv
-from tritonconv import batch_invariant, invariant, launch
+from tritonconv import batch_invariant, invariant
+from tritonconv.steps import Launch
 
 G = torch.Generator().manual_seed(0)
 
@@ -57,13 +58,13 @@ def test_each_image_has_the_bits_it_has_alone(name, launched):
 def test_the_plan_is_that_of_one_image(monkeypatch):
     """Of a layer whose plan for 64 images adds up in another order: outside of the region the bits differ."""
     w, images, plans = randn(8, 512, 3, 3), randn(64, 512, 6, 6), []
-    run = launch.run
+    run = Launch.run
 
     def seen(prepared, *args):
         plans.append(str(prepared.plan))
         return run(prepared, *args)
 
-    monkeypatch.setattr(launch, "run", seen)
+    monkeypatch.setattr(Launch, "run", seen)
     one = tritonconv.conv2d(images[:1], w)
     many = tritonconv.conv2d(images, w)
     with batch_invariant():

@@ -98,7 +98,7 @@ class _Primitive(torch.autograd.Function):
 
 def as_parameter(dw: torch.Tensor, strides: tuple[Any, ...]) -> torch.Tensor:
     """A weight's gradient under the weight's strides where it lies so but for axes of one element: DDP compares all of them."""
-    if dw.stride() == strides or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if dw.stride() == strides or torch.compiler.is_compiling() or private.transforms_are_active():
         return dw
     same = all(n == 1 or s == t for n, s, t in zip(dw.shape, dw.stride(), strides, strict=True))
     return dw.as_strided(dw.shape, strides) if same and type(dw) is torch.Tensor else dw

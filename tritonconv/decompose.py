@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch._decomp import register_decomposition
 
 from costmodel.problem import Pass
 from tritonconv import cpu
 from tritonconv.epilogue import Epilogue, by_torch, widened
 from tritonconv.op import _PRIMITIVES, _problem, _split
+from tritonconv.private import register_decomposition
 
 _OPS = torch.ops.tritonconv
 Maybe = torch.Tensor | None

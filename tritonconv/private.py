@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch._decomp import register_decomposition
 from torch._functorch.autograd_function import enable_single_level_autograd_function
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
@@ -23,6 +24,8 @@ __all__ = [
     "forward_mode",
     "is_differentiated_forwards",
     "one_level",
+    "register_decomposition",
+    "schema_info",
     "tangent_parts",
     "transforms_are_active",
     "without",
@@ -61,3 +64,10 @@ def autocast_keys(*devices: str) -> Any:
     """The dispatch keys of autocast of these kinds of devices, "cuda" or "cpu", for `without`."""
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{devices[0].upper()}"))
     return keys if len(devices) == 1 else keys | autocast_keys(*devices[1:])
+
+
+def schema_info(first: int) -> Any:
+    """What says that an op's sharding depends on its arguments from number `first` on, lists of ints among them."""
+    from torch.distributed.tensor._op_schema import RuntimeSchemaInfo  # a second to import
+
+    return RuntimeSchemaInfo(first, None, needs_pytree=True)

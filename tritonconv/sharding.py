@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
-from torch.distributed.tensor._op_schema import RuntimeSchemaInfo
 from torch.distributed.tensor.experimental import register_sharding
+
+from tritonconv.private import schema_info
 
 _OPS = torch.ops.tritonconv
 Rows = list[tuple[list[Placement], list[Placement | None]]]
@@ -86,7 +87,7 @@ def _register() -> None:
     ):
         register_sharding(op)(rule)
         # torch's own would begin at the first int and leave the lists before it out of the cache's key
-        propagator.register_op_strategy(op, propagator.op_strategy_funcs[op], RuntimeSchemaInfo(first, None, needs_pytree=True))
+        propagator.register_op_strategy(op, propagator.op_strategy_funcs[op], schema_info(first))
 
 
 _register()
