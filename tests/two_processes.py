@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.nn.parallel import DistributedDataParallel
 
 import tritonconv
+from bench.launched import COUNTS
 from tritonconv import convert
-from tritonconv.launch import COUNTS
 
 KEPT = Replicate()
 CONV = (4, 6, 5, 4), (8, 6, 3, 3), (8,)

@@ -13,8 +13,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 import tritonconv
+from bench.launched import COUNTS
 from bench.models.catalog import Entry
-from tritonconv.launch import COUNTS
 from tritonconv.use import SERVED
 
 #: How many times torch's own float32 error, against float64, a result or a gradient may be off.
