@@ -7,7 +7,7 @@ import pytest
 
 from bench.compiled import store
 from bench.compiled.counts_page import COLUMNS, GOAL, PAGE, REASONS, above, all_rows, line, marks, page, ratio, words
-from bench.compiled.source import FAMILY_OF
+from bench.compiled.source import every_kernel
 from bench.compiled.store import Access, CountRow
 from bench.gpu.convolutions import FAMILIES, LAYOUTS
 from costmodel.problem import Pass
@@ -31,7 +31,7 @@ def test_every_family_pass_layout_and_type_was_counted():
             alone = family == "tma" and (layout != "channels_last" or (word == "tf32" and which != Pass.FPROP))
             for arch in () if alone else (90,) if family == "tma" else (80, 90):
                 assert (f"{family} {which} {word} {layout}", arch) in found
-    assert {row.kernel for row in all_rows()} == set(FAMILY_OF)
+    assert {row.kernel for row in all_rows()} == set(every_kernel())
 
 
 def test_what_is_above_the_goal_has_a_reason_and_every_reason_a_kernel():

@@ -13,7 +13,12 @@ import costmodel
 import tritonconv
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md"]
+#: The recipes of one page build on one another: `tests/test_drop_in_page.py` runs them in order.
+PAGES = [
+    ROOT / "README.md",
+    *sorted({*(ROOT / "docs").rglob("*.md")} - {ROOT / "docs" / "drop-in.md"}),
+    ROOT / "CONTRIBUTING.md",
+]
 BLOCK = re.compile(r"(<!-- run -->\n)?^```python\n(.*?)^```", re.S | re.M)
 BLOCKS = [(path, n, bool(mark), text) for path in PAGES for n, (mark, text) in enumerate(BLOCK.findall(path.read_text()))]
 #: What a block that is written for a GPU's tensors becomes where it runs here: small, on the CPU.

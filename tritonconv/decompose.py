@@ -26,6 +26,8 @@ Maybe = torch.Tensor | None
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """A table for `torch.export.ExportedProgram.run_decompositions`: the ops of the six convolutions, plain and fused.
 
+    Raises nothing.
+
     >>> import torch, tritonconv
     >>> net = tritonconv.convert(torch.nn.Conv1d(2, 3, 3))
     >>> program = torch.export.export(net, (torch.ones(1, 2, 8),)).run_decompositions(tritonconv.decompositions())

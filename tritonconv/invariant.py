@@ -34,7 +34,7 @@ def batch_invariant() -> Iterator[None]:
     Holds for all functions of this package, in every thread, while the region is open; `with` nests. Plans are those of one
     image, which may be slower than those of the batch; `depthwise_separable_conv2d` and `causal_conv3d` launch once an image.
     Weight and bias gradients are sums over the batch, and not meant. CPU tensors that torch's convolution computes are not
-    either.
+    either. Raises nothing of its own; a call in it raises what it raises elsewhere.
 
     >>> import torch, tritonconv
     >>> with tritonconv.batch_invariant():

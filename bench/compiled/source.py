@@ -67,7 +67,7 @@ def kernels_of(names: Iterable[str]) -> tuple[str, ...]:
 
 @cache
 def source_hash(kernels: tuple[str, ...], sources: Path = SOURCES) -> str:
-    """16 hexadecimal digits that change where code does that one of the kernels, named as in `FAMILY_OF`, is compiled from.
+    """16 hexadecimal digits that change where code does that one of the kernels is compiled from.
 
     ValueError where a kernel is in no file.
     """
