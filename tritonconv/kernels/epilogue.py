@@ -111,7 +111,7 @@ def conclude(
 
 @triton.jit
 def activated(z, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
-    """The activation by its name in `tritonconv.activation.ACTIVATIONS`. A NaN stays one."""
+    """The activation by its name in `tritonconv.epilogue.ACTIVATIONS`. A NaN stays one."""
     if ACTIVATION == "relu":
         z = tl.where(z < 0.0, 0.0, z)
     elif ACTIVATION == "relu6":

@@ -185,7 +185,7 @@ def column_masks(first, size, lanes, COUNT: tl.constexpr, WIDTH: tl.constexpr, L
     """COUNT masks of the columns from `first` on, WIDTH to a mask: scalars, [LANES], or with WIDTH > 1 [LANES, 1].
 
     LANED: the mask is per lane, because `first` is, or because some lanes do not exist. `first` and `size` are multiples of
-    WIDTH (`costmodel.depthwise.load_width`, `store_width`).
+    WIDTH (`costmodel.families.depthwise.load_width`, `store_width`).
     """
     masks = ()
     for i in tl.static_range(COUNT):
