@@ -201,9 +201,7 @@ MUTATIONS = [
         "w_step[1] - w_step[2], 0",
         TMA,
     ),
-    Mutation(
-        "tma", "another group's channels", "tma.py", "group * channels,\n            unpack", "0,\n            unpack", TMA
-    ),
+    Mutation("tma", "another group's channels", "tma.py", "channel=group * channels", "channel=0", TMA),
     Mutation("tma", "filters of another group", "tma.py", "group * filters + first_n", "first_n", TMA),
     Mutation("tma", "boxes as wide as they are high", "tma.py", "tl.cdiv(size[1], BOX[2])", "tl.cdiv(size[1], BOX[3])", TMA),
     Mutation("tma", "a pixel of another row", "tma.py", "(m // BOX[3]) % BOX[2]", "(m // BOX[3]) % BOX[3]", TMA),
