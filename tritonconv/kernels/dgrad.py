@@ -19,7 +19,7 @@ def axis_phase(
     u = number // STEP
     residue = ((first * DILATION + u - low) % STRIDE + STRIDE) % STRIDE
     taps = tl.where(u == 0, (KERNEL - first + STEP - 1) // STEP, 0).to(tl.int32)
-    base = (residue + low - first * DILATION - u) // STRIDE  # exact where the phase has taps
+    base = (residue + low - first * DILATION - u) // STRIDE  # an exact division where the phase has taps
     return residue, first, taps, base
 
 
@@ -41,11 +41,11 @@ def placed(
     PATCH: tl.constexpr,
     INDEX: tl.constexpr,
 ):
-    """(pointer to channel `first` of the image, [BLOCK_M] and [BLOCK_N] offsets) of dx, or of what is laid over it."""
+    """(pointer to channel `first` of the image, [BLOCK_M] and [BLOCK_N] offsets) of dx, or of a tensor of its shape."""
     s_n, s_c, s_d, s_h, s_w = strides(packed, ALIGN, UNIT, INDEX)
     base = ptr + image * wide(packed.outer, ALIGN, UNIT == 0)
     base += first * wide(packed.channel, ALIGN, UNIT == 1)
-    # the offset is the sum of one per row and one per column, which keeps few registers alive
+    # The offset is the sum of one per row and one per column, which keeps few registers alive.
     row = n * s_n + pixel[2] * (STRIDE[2] * s_w)
     column = c * s_c
     if PATCH:
@@ -78,12 +78,12 @@ def dgrad_kernel(
     dx_strides,  # Strides of dx [N, C, D, H, W]
     sizes,  # Sizes
     groups,  # packed
-    shared,  # reduce.Shared, None where a program adds up all filters; dx is then the workspace of partial sums
+    shared,  # reduce.Shared, in which case dx is the workspace of partial sums; None where one program sums all filters
     KERNEL: tl.constexpr,  # (T, R, S)
     STRIDE: tl.constexpr,
     DILATION: tl.constexpr,
-    STEP: tl.constexpr,  # taps from one tap of a phase to its next: stride / gcd(stride, dilation)
-    DELTA: tl.constexpr,  # and the output pixels between them: dilation / gcd(stride, dilation)
+    STEP: tl.constexpr,  # taps between neighbouring taps of a phase: stride / gcd(stride, dilation)
+    DELTA: tl.constexpr,  # output pixels between these taps: dilation / gcd(stride, dilation)
     COUNTS: tl.constexpr,  # most taps of a phase: ceil(kernel / step)
     EMPTY: tl.constexpr,  # some phase has no tap
     RANK: tl.constexpr,
@@ -122,9 +122,9 @@ def dgrad_kernel(
     w[k, c, t, r, s] * dy[n, k, o, p, q]
 
     The pixels of one stride phase (d, h, w all congruent modulo the stride) meet the same taps, so a phase is a stride-1
-    gather and no multiply-add meets a structural zero. All phases run in one launch, most taps first; a phase without taps
-    still writes its pixels (the bias). GEMM axes: m = pixels of the phase, n = c, k = (taps of the phase, k).
-    PATCH has one phase: m = patches and n = (c, t, r, s), the whole patch.
+    gather, and no work is spent on the zeros that striding inserts. All phases run in one launch, those with most taps first;
+    a phase without taps still writes its pixels (the bias). GEMM axes: m = pixels of the phase, n = c, k = (taps of the phase,
+    k). PATCH has one phase: m = patches and n = (c, t, r, s), the whole patch.
     """
     y_n, y_k, y_o, y_p, y_q = strides(dy_strides, DY_ALIGN, DY_UNIT, INDEX)
     w_k, w_c, w_t, w_r, w_s = strides(w_strides, W_ALIGN, W_UNIT, INDEX)
@@ -229,11 +229,11 @@ def dgrad_kernel(
             offset += o * y_o
             w_first += first_t * w_t
         rows = exists
-        taken = columns
+        used_columns = columns
         if EMPTY:
             has_taps = taps_t * taps_r * taps_s > 0
             rows = tl.where(has_taps, rows, False)  # Triton 3.9's interpreter takes no block & scalar
-            taken = tl.where(has_taps, taken, False)
+            used_columns = tl.where(has_taps, used_columns, False)
         step = (-DELTA[0], -DELTA[1], -DELTA[2])
         bits = tl.zeros((BLOCK_M,), tl.int32)
         if BOUNDS == "bits":
@@ -249,7 +249,7 @@ def dgrad_kernel(
             a_ptrs=dy_base + (offset[:, None] + offs_k[None, :] * y_k),
             b_ptrs=w_base + w_first + (offs_n[None, :] * w_c + offs_k[:, None] * w_k),
             rows=rows,
-            columns=taken,
+            columns=used_columns,
             bits=bits,
             start=(o, p, q),
             size=size,

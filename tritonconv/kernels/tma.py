@@ -21,12 +21,12 @@ def box_gemm(
     image,
     corner,  # (d, h, w) of the box
     first,  # (d, h, w) coordinate that tap 0 adds
-    step,  # and the step from tap to tap
+    step,  # (d, h, w) coordinate step per tap
     counts,  # (t, r, s) taps
     channel,  # of a, the group's first
-    fold,  # elements between the columns that are folded into a's channels
-    row,  # of w, where the weights of tap 0 begin
-    column,
+    fold,  # elements per column that is folded into a's channels (`load_pixels`)
+    row,  # row of w where the weights of tap 0 begin
+    column,  # column of w where they begin
     w_step,  # (t, r, s) columns from tap to tap
     depth,  # channels of a that a group sums over
     STRIDE: tl.constexpr,
@@ -93,7 +93,7 @@ def placed(
     BLOCK_N: tl.constexpr,
     INDEX: tl.constexpr,
 ):
-    """[BLOCK_N, BLOCK_M] pointers into the result, or what is laid over it."""
+    """[BLOCK_N, BLOCK_M] pointers into the result, or into a tensor of its shape."""
     s_n, s_c, s_d, s_h, s_w = strides(packed, ALIGN, UNIT, INDEX)
     base = ptr + image * wide(packed.outer, ALIGN, UNIT == 0) + channel * wide(packed.channel, ALIGN, UNIT == 1)
     base += corner[2] * wide(packed.width, ALIGN, UNIT == 4)
@@ -112,7 +112,7 @@ def tma_kernel(
     a,  # descriptor of x, or of dy for DGRAD
     w,  # descriptor of w [K, (*kernel, C / G)]
     b_ptr,
-    out,  # y or dx: a pointer, or where STORE a descriptor
+    out,  # y or dx: a pointer, or with STORE a descriptor
     out_strides,  # Strides of out
     sizes,  # Sizes
     groups,  # packed
@@ -126,7 +126,7 @@ def tma_kernel(
     RANK: tl.constexpr,
     DGRAD: tl.constexpr,
     BOX: tl.constexpr,  # (n, d, h, w) pixels of the result, BLOCK_M together; dgrad: of a phase
-    STORE: tl.constexpr,  # the result leaves as a box too
+    STORE: tl.constexpr,  # TMA stores the result as a box too
     OUT_ALIGN: tl.constexpr,
     OUT_UNIT: tl.constexpr,
     C_ALIGN: tl.constexpr,
@@ -149,9 +149,10 @@ def tma_kernel(
 ):
     """y[n, k, o, p, q] as `fprop_kernel`, or dx[n, c, d, h, w] as `dgrad_kernel` (DGRAD), from boxes.
 
-    A program writes BLOCK_N channels of one box of BLOCK_M pixels. Both passes are a stride-1 walk over taps: fprop's stride
-    is in its descriptor, and a phase of dgrad has none. Padding and dilation are coordinates. Boxes reach beyond the tensors,
-    where everything is zero; the sum over the channels of one group may not reach into the next (`costmodel.families.tma`).
+    A program writes BLOCK_N channels of one box of BLOCK_M pixels. Both passes walk over the taps with stride 1: fprop's
+    stride is in its descriptor, and a phase of dgrad has none. Padding and dilation are coordinates. Boxes may reach beyond the
+    tensors, where everything is zero; the sum over the channels of one group may not reach into the next
+    (`costmodel.families.tma`).
     """
     channels = unpack(sizes.c) * C_ALIGN
     filters = unpack(sizes.k) * K_ALIGN
@@ -197,7 +198,7 @@ def tma_kernel(
         step = (-DELTA[0], -DELTA[1], -DELTA[2])
         from_image = image
         row = group * filters
-        if EMPTY:  # without taps: one trip outside of both tensors, where all is zero
+        if EMPTY:  # without taps the one trip is outside both tensors, where all is zero
             has_taps = taps_t * taps_r * taps_s > 0
             from_image = tl.where(has_taps, image, unpack(sizes.n))
             row = tl.where(has_taps, row, n_groups * filters)
