@@ -64,7 +64,8 @@ def outside(app: Any, name: str, source: list[str]) -> None:
         text = (ROOT / OUTSIDE[name]).read_text()
         source[0] = re.sub(r"\]\(docs/([^)]+)\)", r"](\1)", text)
     # what is no page of the site is named, not linked: the site may stand where no checkout is
-    source[0] = re.sub(r"\[([^\]]+)\]\(\.\./(?!(?:CONTRIBUTING|CHANGELOG)\.md)[^)]+\)", r"\1", source[0])
+    up = "../" * (name.count("/") + 1)
+    source[0] = re.sub(rf"\[([^\]]+)\]\({re.escape(up)}(?!(?:CONTRIBUTING|CHANGELOG)\.md)[^)]+\)", r"\1", source[0])
     for page, file in OUTSIDE.items():
         source[0] = source[0].replace(f"](../{file}", f"]({page}.md").replace(f"]({file}", f"]({page}.md")
 

@@ -9,10 +9,10 @@ import epilogues
 import pytest
 import torch
 from cases import Case
-from test_causal import Example as Sequence
-from test_causal import assert_close as assert_close_in_size
-from test_separable import Example as Pair
-from test_separable import assert_close as assert_pair_close
+from pairs import Example as Pair
+from pairs import assert_close as assert_pair_close
+from sequences import Example as Sequence
+from sequences import assert_close as assert_close_in_size
 
 from bench.work import Work, float32_in
 from costmodel.device import DEVICES

@@ -17,25 +17,25 @@ from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import memory_refusal
 from costmodel.tiling import Call, Operand, Plan, itemsize, pack_refusal, reach_refusal, said
 
-#: Most channels, and filters, of a group that has several of both. From 4 on a 3x3 filter takes 36 multiply-adds an output,
-#: about as many as a GPU issues in the time that DRAM needs for two elements: beyond, tensor cores are the better way.
+#: Most channels, and most filters, of a group that has several of both. With 4 channels a 3x3 filter takes 36 multiply-adds
+#: per output, about as many as a GPU issues in the time that DRAM needs for two elements. Beyond, tensor cores are better.
 NARROW = 4
 
-#: Registers a thread that a plan may count on by `registers`. The compiler has 255 and takes what is left to load ahead; above
-#: these counts it spilled (wgrad on sm_100 at 149 by Triton 3.6, at 167 by 3.7.1).
+#: Most registers per thread, as `registers` estimates them. The compiler has 255 and uses the others to load ahead. Above these
+#: counts it spilled (wgrad on sm_100 at 149 with Triton 3.6, at 167 with 3.7.1).
 MAX_REGISTERS = 192
 MAX_REGISTERS_WGRAD_100 = 144
 MAX_REGISTERS_FUSED = 176  # Triton 3.9 keeps six values on the stack at 192
 MAX_REGISTERS_FUSED_100 = 112  # Triton 3.6 keeps a value on the stack at 116
-#: The block of wgrad's sum of parts: one element for each of 128 threads, whose sums then need no shared memory.
+#: The block of the kernel that sums wgrad's parts: one element per thread, so that the sums need no shared memory.
 REDUCE_PARTS, REDUCE_BLOCK = 16, 128
 
 
 @dataclass(frozen=True)
 class DepthwisePlan(Plan):
-    """A tile of columns x channels (wgrad: pairs of a filter and a channel) x column tiles. `split` counts the programs that
-    share wgrad's sum. `rows` is what a program walks down, in groups of output rows. `taps` are the filter rows and columns
-    that it unrolls, None for all of them in a window that slides over the rows. `pack` "b": weights are copied first."""
+    """A tile of columns x channels (wgrad: pairs of a filter and a channel) x column tiles. `split` programs share wgrad's sum.
+    A program walks down `rows` groups of output rows. `taps` are the filter rows and columns that it unrolls; with None it
+    unrolls all of them, in a window that slides down the rows. `pack` "b": the weights are copied first."""
 
     split: int = said("split", 1)
     rows: int = said("rows", 1)
@@ -47,7 +47,8 @@ class Axis(NamedTuple):
     """One axis as `kernels.window.tap_offsets` sees it: groups of outputs, each with a window on the gathered tensor.
 
     fprop: group i is output i, and its window starts at input i * stride - shift. dgrad: group i is the `stride` inputs from
-    i * stride on, and its window starts at output i - shift. `lag`: in how many groups' windows a row lies, less one.
+    i * stride on, and its window starts at output i - shift. A row of the gathered tensor lies in the windows of `lag` + 1
+    groups.
     """
 
     kernel: int
@@ -67,7 +68,8 @@ class Axis(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def axis_of(problem: ConvProblem, which: Pass, number: int, kernel: int | None = None) -> Axis:
-    """Axis `number` of a pass, of its first `kernel` taps alone where given. wgrad pairs the pixels that fprop pairs."""
+    """Axis `number` of a pass; with `kernel`, as if the filter had only its first `kernel` taps there. wgrad has fprop's axes,
+    because it pairs the same pixels."""
     k, s, d = kernel or problem.kernel_size[number], problem.stride[number], problem.dilation[number]
     low = problem.padding[number][0]
     if which != Pass.DGRAD:
@@ -85,8 +87,8 @@ def full_of(problem: ConvProblem) -> ConvProblem:
 
 
 def is_narrow(problem: ConvProblem) -> bool:
-    """Whether these kernels serve a problem: groups of one channel or of one filter, or of up to NARROW of both, whose windows
-    32 bits count."""
+    """Whether these kernels serve a problem: its groups have one channel, one filter, or up to NARROW of both, and 32 bits can
+    count the coordinates of its windows."""
     c, k = problem.channels_per_group, problem.filters_per_group
     return bool(min(c, k) == 1 or max(c, k) <= NARROW) and not reach_refusal(problem)
 
@@ -97,20 +99,20 @@ class Layer(NamedTuple):
     which: Pass
     rank: int
     batch: int
-    channels: int  # lanes: channels of the output; for wgrad pairs of a filter and a channel that it sums
-    per_group: int  # of those, in a group
-    summed: int  # gathered channels that a lane sums
-    inputs: tuple[int, int, int]  # of the tensor that is gathered, x for wgrad
-    outputs: tuple[int, int, int]  # of the result; for wgrad of dy
-    out_group: tuple[int, int, int]  # outputs of a group, and inputs from a group's window to the next
-    in_step: tuple[int, int, int]
+    channels: int  # one per lane: channels of the output; for wgrad pairs of a filter and a channel of its group
+    per_group: int  # `channels` per group
+    summed: int  # channels of the gathered tensor that a lane sums over
+    inputs: tuple[int, int, int]  # size of the gathered tensor (x for wgrad)
+    outputs: tuple[int, int, int]  # size of the result (of dy for wgrad)
+    out_group: tuple[int, int, int]  # outputs per group
+    in_step: tuple[int, int, int]  # inputs from one group's window to the next
     kernel: tuple[int, int, int]
     stride: tuple[int, int, int]
     dilation: tuple[int, int, int]
-    tap_step: tuple[int, int, int]  # taps from one that meets a pixel to the next
-    lag: int  # of the rows, for all taps
+    tap_step: tuple[int, int, int]  # distance between neighbouring taps that meet the same pixel
+    lag: int  # `Axis.lag` of the rows, for all taps
     macs: int
-    elements: int  # that the pass moves at least
+    elements: int  # elements that the pass moves at least
     weights: int
 
     @property
@@ -152,7 +154,7 @@ def layer_of(problem: ConvProblem, which: Pass) -> Layer:
 
 
 class Tile(NamedTuple):
-    """A plan's tile: what its code unrolls and what a thread holds, however far a program walks."""
+    """A plan's tile: what its code unrolls and what a thread holds, whatever the length of a program's walk."""
 
     columns: int
     channels: int
@@ -167,7 +169,7 @@ class Tile(NamedTuple):
 
     @property
     def each(self) -> int:
-        """Lanes of a thread."""
+        """Lanes per thread."""
         return max(1, self.channels * self.groups // (32 * self.warps))
 
 
@@ -181,17 +183,17 @@ def gathered(call: Call) -> Operand:
 
 
 def is_planes(call: Call) -> bool:
-    """Whether the gathered tensor is read along its rows: channels-first. Otherwise along its channels."""
+    """Whether the gathered tensor is read along its rows (channels-first) and not along its channels."""
     return gathered(call).unit == 4
 
 
 def load_width(call: Call, plan: DepthwisePlan) -> int:
-    """Columns of the gathered tensor that one load brings: 1 where lanes are channels."""
+    """Columns of the gathered tensor per load: 1 where lanes are channels."""
     return width_of(call, plan.block_m, plan.taps)
 
 
 def width_of(call: Call, columns: int, taps: tuple[int, int] | None) -> int:
-    """`load_width` of a tile of `columns`, of which `taps` are unrolled."""
+    """`load_width` of a tile of `columns` that unrolls `taps`."""
     if not is_planes(call):
         return 1
     of = layer_of(call.problem, call.which)
@@ -203,12 +205,12 @@ def width_of(call: Call, columns: int, taps: tuple[int, int] | None) -> int:
 
 
 def store_width(call: Call, plan: DepthwisePlan) -> int:
-    """Columns of the output (for wgrad: of dy, which it loads) that go together."""
+    """Columns of the output per store (for wgrad: of dy per load)."""
     return together_of(call, plan.block_m)
 
 
 def together_of(call: Call, columns: int) -> int:
-    """`store_width` of a tile of `columns`: the largest power of two that divides these, every row and where it begins."""
+    """`store_width` of a tile of `columns`: the largest power of two that divides the columns, every row and its offset."""
     other = call.a if call.which == Pass.WGRAD else call.out
     if not is_planes(call) or other.unit != 4:
         return 1
@@ -217,21 +219,21 @@ def together_of(call: Call, columns: int) -> int:
 
 
 def loads_together(call: Call, taps: tuple[int, int] | None) -> bool:
-    """Whether one load brings all channels of a pixel that a lane sums: neighbours in memory, and a power of two of them."""
+    """Whether one load brings all channels of a pixel that a lane sums over: a power of two of contiguous channels."""
     summed, read = layer_of(call.problem, call.which).summed, gathered(call)
     whole = summed > 1 and summed & (summed - 1) == 0 and summed * itemsize(call.dtype) <= 16
     return whole and taps is None and read.unit == 1 and read.outside % summed == 0
 
 
 class Launch(NamedTuple):
-    """Programs of a launch and how long each runs."""
+    """The programs of a launch, and how long each runs."""
 
     tiles_c: int
     tiles_q: int
-    repeats: int  # runs of rows, depths, images, and wgrad's taps
-    trips: int  # of a program's main loop, at most
-    splits: int  # of wgrad's rows that have work; every split has a part for each column tile
-    runs: int  # of rows in a split
+    repeats: int  # product of the runs of rows, depths, images and wgrad's blocks of taps
+    trips: int  # most trips of a program's main loop
+    splits: int  # wgrad: splits that have work; each has one part per column tile
+    runs: int  # runs of rows per split
 
     @property
     def programs(self) -> int:
@@ -239,7 +241,7 @@ class Launch(NamedTuple):
 
 
 def launch_of(of: Layer, tile: Tile, rows: int, split: int) -> Launch:
-    """The launch of a tile whose programs walk `rows` groups of rows, wgrad's reduction shared `split` ways."""
+    """The launch of a tile whose programs walk `rows` groups of rows. wgrad's reduction is shared `split` ways."""
     (t, r, s), height = of.kernel, of.outputs[1]
     tiles_c = -(-of.channels // tile.channels)
     tiles_q = -(-of.outputs[2] // (tile.columns * tile.groups * (rows if walks_columns(of, tile.taps) else 1)))

@@ -1,6 +1,6 @@
-"""The "depthwise" family: its menu, the predicted time of each tile, and the least. Plain arithmetic, standard library only.
+"""The "depthwise" family: its menu, the predicted time of each tile, and the choice of the fastest.
 
-Rates are the device's datasheet times its calibration.
+Rates are those of the device's datasheet times its calibration. Plain arithmetic, standard library only.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import MAX_ALIGN, Call, Plan, itemsize
 from costmodel.timing import INTERPRETED_ELEMENT, INTERPRETED_TRIP, Prediction, borrowed, overhead
 
-#: Clocks of the load unit for a warp that reads one weight per lane, `taps` elements apart.
+#: Clocks that the load unit takes for a warp whose lanes each read one weight, `taps` elements apart.
 WAVEFRONT = 4
-#: Share of the terms below the largest that it does not hide.
+#: Share of the smaller terms that the largest term does not hide.
 UNHIDDEN = 0.1
-#: Taps of a filter row that the kernel for large filters unrolls.
+#: Taps per filter row that the kernel for large filters unrolls.
 CHUNK = 8
 #: Most parts of wgrad's workspace.
 MAX_PARTS = 1024
-#: (warps, lanes of a thread) of the menu.
+#: (warps, lanes per thread) of the menu.
 THREADS = ((1, 8), (1, 4), (1, 2), (1, 1), (4, 8), (4, 4), (4, 2), (4, 1))
 
 
@@ -67,7 +67,7 @@ class Option(NamedTuple):
 
 
 def candidates(call: Call, device: Device) -> list[Plan]:
-    """Every plan worth predicting: those that serve the call and fit the registers."""
+    """Every plan worth predicting: the plans that serve the call and fit the registers."""
     of = layer_of(call.problem, call.which)
     return [o.plan(call.which, *walk) for o in options(call, of, device) for walk in walks(of, o.tile, device)]
 
@@ -109,19 +109,19 @@ def options(call: Call, of: Layer, device: Device) -> Iterator[Option]:
 
 
 def lanes(call: Call, of: Layer, columns: int, count: int, each: int) -> list[tuple[int, int]]:
-    """How up to `count` lanes may be shared between channels and column tiles, `each` of them to a thread."""
+    """The ways (channels, column tiles) to use up to `count` lanes, of which each thread has `each`."""
     tiles = 1 << (ceil_div(of.outputs[2], columns) - 1).bit_length()
     widest = min(count, 1 << (of.channels - 1).bit_length())
     if is_planes(call):  # neighbouring columns first
         groups = min(count, tiles, 32)
         return [(min(count // groups, widest), groups)]
-    exact = min(count, of.channels & -of.channels)  # no lane without a channel, where a pixel still fills a sector
+    exact = min(count, of.channels & -of.channels)  # no lane lacks a channel; taken where a pixel still fills a sector
     found = [widest] if exact == widest or exact < each or exact * itemsize(call.dtype) < 32 else [widest, exact]
     return [(channels, min(count // channels, tiles)) for channels in found]
 
 
 def sizes_of_columns(call: Call, of: Layer) -> list[int]:
-    """Columns of a tile: for dgrad multiples of the stride, so that the taps of each are known."""
+    """The possible numbers of columns of a tile. dgrad takes multiples of the stride, so that each column's taps are known."""
     unit = of.out_group[2]
     if is_planes(call):
         width = math.gcd(gathered(call).outside, MAX_ALIGN, max(1, 16 // itemsize(call.dtype)))
@@ -134,7 +134,7 @@ def sizes_of_columns(call: Call, of: Layer) -> list[int]:
 
 
 def walks(of: Layer, tile: Tile, device: Device) -> Iterator[tuple[int, int]]:
-    """(rows, split): each length of the walk down the rows, and for wgrad each split."""
+    """Every (rows, split): the lengths of the walk down the rows, and for wgrad the ways to share its sum."""
     groups = of.row_groups
     if of.which != Pass.WGRAD:
         if walks_columns(of, tile.taps):
@@ -157,29 +157,29 @@ def walks(of: Layer, tile: Tile, device: Device) -> Iterator[tuple[int, int]]:
 
 
 class Rates(NamedTuple):
-    """What a thread of a tile takes on a device, however far its program walks. Clocks of one multiprocessor."""
+    """What a tile takes on a device, whatever the length of a program's walk. Clocks are those of one multiprocessor."""
 
-    prologue: float  # instructions of a warp before its loop,
-    trip: float  # and in a trip
+    prologue: float  # warp instructions before the loop
+    trip: float  # warp instructions per trip
     resident: int  # warps that fit a multiprocessor
-    l2: float  # clocks of a lane's trip by values from L2
+    l2: float  # clocks per lane and trip for values from L2
     overhead: float  # seconds of the launches
-    fixed: int  # bytes that any walk moves
+    fixed: int  # bytes that are moved whatever the walk
 
 
 class Pace(NamedTuple):
     """A device in clocks of one multiprocessor."""
 
     sm_count: int
-    a_second: float  # clocks
-    dram: float  # clocks a byte
+    a_second: float  # clocks per second
+    dram: float  # clocks per byte from DRAM
     l2: float
-    issue: float  # instructions of one scheduler
+    issue: float  # instructions per clock of one scheduler
     latency: float  # clocks of a load that nothing hides
-    warps: int  # that fit a multiprocessor,
-    blocks: int  # programs,
-    registers: int  # and 32-bit registers
-    launch: float  # seconds of a launch
+    warps: int  # most resident warps of a multiprocessor
+    blocks: int  # most resident programs of a multiprocessor
+    registers: int  # 32-bit registers of a multiprocessor
+    launch: float  # seconds per launch
 
 
 def pace_of(device: Device, family: str = "depthwise") -> Pace:
@@ -200,11 +200,11 @@ def pace_of(device: Device, family: str = "depthwise") -> Pace:
 
 
 def rates_of(call: Call, of: Layer, option: Option, pace: Pace) -> Rates:
-    """Instructions, warps and traffic of a tile: functions of its columns, taps, pack and lanes a thread."""
+    """The rates of a tile, which depend on its columns, taps, pack and lanes per thread only."""
     tile, work, needed = option
     size, planes, each = itemsize(call.dtype), is_planes(call), tile.each
     slides = tile.taps is None and of.which != Pass.WGRAD
-    # a load takes several lanes of a thread where those are neighbours in memory
+    # one load serves several lanes of a thread where they are neighbours in memory
     vector = each if planes else ceil_div(each * size, 16)
     gathers, beside, share = each, vector, (of.per_group, 1)
     if of.which == Pass.WGRAD:
@@ -212,18 +212,18 @@ def rates_of(call: Call, of: Layer, option: Option, pace: Pace) -> Rates:
         gathers, beside, share = (vector if of.per_group == c else each), (vector if c == 1 else each), (of.per_group // c, c)
     elif of.per_group == 1 and of.summed == 1:
         gathers = vector
-    # instructions of a warp: every load and store has its address and mask, every 16-bit value its conversion
+    # warp instructions: every load and store has an address and a mask, every 16-bit value a conversion
     narrow = 1 if size == 2 else 0
     wide = 2 if size == 8 else 1  # float64 multiplies at half the rate
     transfers = work.loads * gathers + work.beside_loads * beside + work.stored * vector
     converted = work.read + work.beside + work.stored / 2
     trip = 20 + 3 * transfers + each * (wide * work.multiply_adds + narrow * converted)
-    scattered = not (call.b.unit == 0 or tile.pack or planes)  # weights, one a lane
+    scattered = not (call.b.unit == 0 or tile.pack or planes)  # every lane reads weights of its own
     taps = math.prod(of.kernel) * of.summed if slides else 0
     prologue = 100 + taps * each * (3 + WAVEFRONT * (min(31, taps * size // 4) if scattered else 0) / 4)
     if tile.taps is not None and of.which != Pass.WGRAD:
         trip += tile.taps[1] * each * WAVEFRONT * (16 if scattered else 0) / 4
-    # lanes of a group read the same pixels; half of the rows that programs share come from the first-level cache
+    # the lanes of one group read the same pixels; half of the rows that programs share come from the first-level cache
     values = work.read / share[0] + (work.beside / share[1] if of.which == Pass.WGRAD else 0)
     resident = max(1, min(pace.warps, pace.blocks * tile.warps, pace.registers // (32 * min(255, needed))))
     launches = 1 + len(tile.pack) + (of.which == Pass.WGRAD)
@@ -232,7 +232,7 @@ def rates_of(call: Call, of: Layer, option: Option, pace: Pace) -> Rates:
 
 
 class Terms(NamedTuple):
-    """Clocks that a pass takes by each of its limits."""
+    """The clocks that a pass takes by each limit alone."""
 
     dram: float
     issue: float
@@ -250,7 +250,7 @@ def terms_of(rates: Rates, launch: Launch, tile: Tile, moved: float, pace: Pace)
 
 
 def least_seconds(of: Layer, tile: Tile, rates: Rates, pace: Pace) -> float:
-    """A floor under `seconds_of` for any walk: each row is met once, no wave is cut short and no latency seen."""
+    """A lower bound of `seconds_of` for any walk: each row is read once, every wave is full and all latency is hidden."""
     trips = -(-of.channels // tile.channels) * (of.outputs[2] / (tile.columns * tile.groups)) * of.batch * of.outputs[0]
     if of.which == Pass.WGRAD:
         t, r, s = of.kernel
@@ -265,7 +265,7 @@ def least_seconds(of: Layer, tile: Tile, rates: Rates, pace: Pace) -> float:
 
 
 def seconds_of(rates: Rates, terms: Terms, pace: Pace) -> float:
-    """Launches, then the largest of the terms and a share of the others."""
+    """The launches, plus the largest term, plus a share of the others (`UNHIDDEN`)."""
     return rates.overhead + ((1 - UNHIDDEN) * max(terms) + UNHIDDEN * sum(terms)) / pace.a_second
 
 
@@ -277,7 +277,7 @@ def interpreted(work: Work, launch: Launch, lanes: int) -> float:
 
 
 def predict(call: Call, plan: DepthwisePlan, device: Device) -> Prediction:
-    """Launches, then the largest of DRAM, L2, instruction issue and exposed latency."""
+    """The time of the launches plus mainly the largest of DRAM, L2, instruction issue and exposed latency (`seconds_of`)."""
     of, tile = layer_of(call.problem, call.which), tile_of(plan)
     work = work_of(call, tile.columns, tile.taps)
     launch = launch_of(of, tile, plan.rows, plan.split)
@@ -301,7 +301,8 @@ def predict(call: Call, plan: DepthwisePlan, device: Device) -> Prediction:
 def quickest(call: Call, device: Device, below: float = math.inf) -> tuple[float, Plan | None]:
     """(predicted seconds, plan) of the candidate of least time; (below, None) where none takes less than `below`.
 
-    `predict`, with the work that candidates share done once, and tiles in the order of the least that they may take.
+    The times are those of `predict`, but work that candidates share is done once, and tiles are tried in the order of their
+    lower bounds.
     """
     of, size, pace = layer_of(call.problem, call.which), itemsize(call.dtype), pace_of(device)
     least: float = below
@@ -321,7 +322,7 @@ def quickest(call: Call, device: Device, below: float = math.inf) -> tuple[float
         if key not in known:
             known[key] = rates_of(call, of, option, pace)
         ranked.append((least_seconds(of, tile, known[key], pace), number, option, known[key]))
-    first = 0  # of candidates that take equally long the first of the menu
+    first = 0  # of candidates that take equally long, the first of the menu is taken
     for floor, number, option, rates in sorted(ranked):
         if floor > least:
             break
@@ -342,8 +343,8 @@ class Depthwise(Family):
     executed = (80, 90)
 
     def is_for(self, problem: ConvProblem, device: Device) -> bool:
-        """Whether the kernels are candidates. The interpreter runs groups of one channel or one filter by those alone, and
-        others by them where a plan asks for it."""
+        """Whether the kernels are candidates. In the interpreter they are the only candidates for groups of one channel or one
+        filter, and none for other groups, which run on them only where `plan=` asks for it."""
         alone = 1 in (problem.channels_per_group, problem.filters_per_group)
         return is_narrow(problem) and (alone or not device.interpreted)
 

@@ -1,4 +1,4 @@
-"""Predicted time of a plan of a matrix product: traffic, copies, launches, and the larger of the chip's time and DRAM's."""
+"""Predicted time of a plan of a matrix product: its launches, plus the larger of the chip's time and DRAM's for all traffic."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def packed_bytes(problem: ConvProblem, which: Pass, pack: tuple[str, ...], size:
 
 
 def merge_bytes(problem: ConvProblem, which: Pass, merge: int, size: int) -> int:
-    """Bytes of laying groups together: block-diagonal weights are cleared, then filled; wgrad's are taken apart."""
+    """Bytes of merging groups: block-diagonal weights are cleared, then filled; a merged dw is taken apart."""
     if merge == 1:
         return 0
     weights = size * math.prod(problem.weight_shape)
@@ -53,19 +53,19 @@ def merge_bytes(problem: ConvProblem, which: Pass, merge: int, size: int) -> int
 
 
 def split_bytes(found: Traffic, split: int) -> int:
-    """Bytes of a split reduction's partial sums."""
+    """Bytes of the partial sums of a shared reduction."""
     return found.workspace * split if split > 1 else 0
 
 
 def fold_traffic(found: Traffic, problem: ConvProblem, which: Pass, size: int) -> Traffic:
-    """What a folded call moves: pixels that several windows see are counted once, as they lie in memory."""
+    """What a folded call moves. Pixels that several windows see are counted once, since they are in memory once."""
     moved, _ = fold_elements(problem, which)
     swept = size * (math.prod(folded_input(problem)) + math.prod(problem.output_shape)) if which == Pass.WGRAD else found.swept
     return found._replace(compulsory=size * moved, swept=swept)
 
 
 def recast_traffic(call: Call, kernels: Call, merge: int, fold: bool) -> tuple[Traffic, int]:
-    """(what the kernel of `call` moves, which it sees as `kernels`, bytes of the copies that make it so)."""
+    """(what the kernel of `call` moves, bytes of the copies that recast it); `kernels` is the call as the kernel sees it."""
     found, size = traffic(kernels), itemsize(call.dtype)
     copied = merge_bytes(call.problem, call.which, merge, size)
     if fold:
@@ -75,7 +75,7 @@ def recast_traffic(call: Call, kernels: Call, merge: int, fold: bool) -> tuple[T
 
 
 def extra_bytes(call: Call, plan: MatrixPlan) -> int:
-    """Bytes a plan moves beyond the compulsory ones: copies of operands and weights, partial sums."""
+    """Bytes that a plan moves beyond the compulsory ones: copies of operands and weights, partial sums."""
     kernels = seen(call, plan)
     found, copied = recast_traffic(call, kernels, plan.merge, plan.fold)
     copied += packed_bytes(kernels.problem, plan.which, plan.pack, itemsize(call.dtype))
@@ -83,14 +83,15 @@ def extra_bytes(call: Call, plan: MatrixPlan) -> int:
 
 
 def launches(which: Pass, pack: tuple[str, ...], split: int, merge: int, fold: bool = False) -> int:
-    """Kernels a pass takes: its own, one a copy, one to add up partial sums. Weights are cleared and filled where groups are
-    merged or columns folded, and wgrad's taken apart by one; the input of a fold is cleared and filled too."""
+    """Kernels of a pass: its own, one per copy, one to add partial sums. Merged or folded weights take two (clear and fill), a
+    merged or folded dw one; the input of a fold takes two as well."""
     weights = (merge > 1 or fold) * (1 if which == Pass.WGRAD else 2)
     return 1 + len(pack) + (split > 1) + weights + 2 * fold
 
 
 def seconds(of: Kernel, tiles: int, n_trips: float, moved: float, kernels: int, device: Device) -> float:
-    """A pass of `kernels` launches: their overhead, then the larger of the chip's time and DRAM's for `moved` bytes."""
+    """Seconds of a pass of `kernels` launches: their overhead, plus the larger of the chip's time and DRAM's for `moved`
+    bytes."""
     if device.interpreted:
         return interpreted(of.tile, tiles, n_trips)
     busy, dram = on_chip(of, tiles, n_trips, device), from_dram(moved, device, of.constants)
@@ -98,7 +99,7 @@ def seconds(of: Kernel, tiles: int, n_trips: float, moved: float, kernels: int, 
 
 
 def at_least(of: Kernel, tiles: int, steps: float, moved: float, kernels: int, device: Device) -> float:
-    """A floor under `seconds` for any split, to skip what cannot win: no wave is cut short and no latency seen."""
+    """A lower bound of `seconds` for any split, to skip what cannot win: every wave is full and all latency is hidden."""
     if device.interpreted:
         return 0.0
     busy = tiles * steps * max(of.clocks, of.from_l2) / (device.sm_count * device.clock * 1e6)
