@@ -14,7 +14,7 @@ import tritonconv
 from costmodel.families import band
 from costmodel.problem import ConvProblem, Pass
 from tritonconv import launch
-from tritonconv.layout import vectored_copy, vectored_strides
+from tritonconv.families.band import vectored_copy, vectored_strides
 
 PASSES = {f"band {which}": 1 for which in Pass}
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import torch
 
-from costmodel.families.band import rounded_up
 from costmodel.problem import ConvProblem
 from costmodel.recast import fold_columns, fold_row, fold_width, folded_input
 from costmodel.tiling import MAX_ALIGN, Operand
@@ -195,17 +194,3 @@ def five(values: Sequence[int], lead: int) -> tuple[int, int, int, int, int]:
     missing = 5 - len(values)
     outer, channel, *spatial = values
     return (outer, channel, *(lead,) * missing, *spatial)  # type: ignore[return-value]
-
-
-def vectored_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    """Strides of a contiguous tensor whose rows are whole vectors of pixels, longer than its last axis if need be."""
-    return dense_strides((*shape[:-1], rounded_up(shape[-1])), range(len(shape) - 1, -1, -1))
-
-
-def vectored_copy(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy with `vectored_strides`; zeros follow each row."""
-    *outer, width = tensor.shape
-    rows = tensor.new_empty((*outer, rounded_up(width)))
-    rows[..., width:].zero_()
-    rows[..., :width] = tensor
-    return rows[..., :width]

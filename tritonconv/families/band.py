@@ -17,7 +17,7 @@ from tritonconv.kernels.band import Band, band_kernel, table_kernel
 from tritonconv.kernels.band_wgrad import diagonal_kernel, diagonal_reduce_kernel
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.kernels.index import pack
-from tritonconv.layout import depthwise_operand, vectored_copy, vectored_strides
+from tritonconv.layout import dense_strides, depthwise_operand
 from tritonconv.prepared import INT32_MAX, FusedKey, TensorKey, follow, packed_strides
 from tritonconv.steps import Copies, Launch, Step
 
@@ -114,6 +114,20 @@ def launch(
     tensors = ("a", "workspace", "bias", "out")
     main = Step(band_kernel, counted.programs, constants, (x_strides, y_strides, extents), tensors, fused=True)
     return Launch(plan, main, (before,), workspace=workspace, between=getattr(torch, call.dtype), fused=follows)
+
+
+def vectored_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides of a contiguous tensor whose rows are whole vectors of pixels, longer than its last axis if need be."""
+    return dense_strides((*shape[:-1], band.rounded_up(shape[-1])), range(len(shape) - 1, -1, -1))
+
+
+def vectored_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy with `vectored_strides`; zeros follow each row."""
+    *outer, width = tensor.shape
+    rows = tensor.new_empty((*outer, band.rounded_up(width)))
+    rows[..., width:].zero_()
+    rows[..., :width] = tensor
+    return rows[..., :width]
 
 
 @dataclass(frozen=True)
