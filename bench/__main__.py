@@ -221,8 +221,20 @@ def report(
 @app.command(rich_help_panel=MAINTAINERS)
 def validate(
     fit: Annotated[bool, typer.Option("--fit", help="Fit the library term's constants again first.")] = False,
+    choice: Annotated[
+        bool,
+        typer.Option(
+            "--choice",
+            help="Hold chosen plans against their candidates instead, by counts of executed code, and write docs/choice.md.",
+        ),
+    ] = False,
 ) -> None:
     """Hold the cost model against times that others published, and write docs/validation.md. Needs no GPU."""
+    if choice:
+        from bench.compiled import regret
+
+        regret.command(print)
+        return
     from bench.measured.validate import command
 
     command(fit)

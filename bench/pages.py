@@ -107,7 +107,7 @@ def blocks() -> Iterator[Block]:
 
 def command(show: Callable[[str], None]) -> None:
     """Renew every block and every page that is made as a whole, and say which ones were stale."""
-    from bench.compiled import table
+    from bench.compiled import regret, table
     from bench.measured import validate
 
     stale = [block for block in blocks() if block.renew()]
@@ -116,6 +116,9 @@ def command(show: Callable[[str], None]) -> None:
     if table.PAGE.read_text() != table.page():
         table.write()
         show(f"{table.PAGE.relative_to(ROOT)} was stale")
+    if regret.PAGE.read_text() != (choice := regret.page(regret.rows())):
+        regret.PAGE.write_text(choice)
+        show(f"{regret.PAGE.relative_to(ROOT)} was stale")
     if validate.PAGE.read_text().splitlines()[-1] != validate.stamp():
         show(f"{validate.PAGE.relative_to(ROOT)} is stale, and takes two minutes")
         validate.command(fit=False)

@@ -62,14 +62,24 @@ class Kernel(NamedTuple):
     from_l2_alone: float  # the same when only this multiprocessor draws on it
     exposed: float  # clocks of latency per trip that its own stages do not hide
     epilogue: float
-    bound: str  # what sets `clocks`: "arithmetic" or "instruction issue"
+    bound: str  # what sets `clocks`: "arithmetic", "instruction issue" or "cache lines"
     constants: Calibration  # the constants of its family
 
 
 @lru_cache(maxsize=4096)
-def kernel(family: str, tile: Tile, needs: Resources, kind: str, size: int, widths: tuple[int, int], device: Device) -> Kernel:
+def kernel(
+    family: str,
+    tile: Tile,
+    needs: Resources,
+    kind: str,
+    size: int,
+    widths: tuple[int, int],
+    device: Device,
+    lines: float = 0.0,
+) -> Kernel:
     """The `Kernel` of a tile in arithmetic `kind`. Elements have `size` bytes; loads of operands a and b bring `widths`
-    elements.
+    elements. `lines`: cache lines of 128 bytes that a warp touches per element of a, where those are more than the elements
+    fill; the load unit handles one line per clock.
 
     `needs` is its row of the table of compiled kernels, or an estimate.
     """
@@ -83,8 +93,7 @@ def kernel(family: str, tile: Tile, needs: Resources, kind: str, size: int, widt
         device.warps_per_sm // warps,
         device.blocks_per_sm,
     )
-    rate = device.rate(*_RATE[kind]) * constants.share(kind, f"{m}x{n}x{k}")
-    multiply = 2 * m * n * k * _PRODUCTS.get(kind, 1) / (rate / device.sm_count / clock)
+    multiply = multiply_clocks(tile, kind, constants, device)
     loads = m * k / widths[0] / 32 + n * k / widths[1] / 32  # warp instructions
     issue = (needs.trip * warps + 2 * loads) / (4 * constants.issue)
     if kind == "fp32":
@@ -93,9 +102,16 @@ def kernel(family: str, tile: Tile, needs: Resources, kind: str, size: int, widt
     operands = (m + n) * k * size
     # loads narrower than 4 bytes are not pipelined: only other resident programs hide their latency
     exposed = constants.latency / (stages if min(widths) * size >= 4 else 1)
-    clocks, bound = max((multiply, "arithmetic"), (issue, "instruction issue"))
+    clocks, bound = max((multiply, "arithmetic"), (issue, "instruction issue"), (m * k * lines, "cache lines"))
     from_l2, epilogue = operands / l2_rate, m * n * size / l2_rate
     return Kernel(tile, max(1, resident), clocks, from_l2, operands / L2_PORT, exposed, epilogue, bound, constants)
+
+
+def multiply_clocks(tile: Tile, kind: str, constants: Calibration, device: Device) -> float:
+    """Clocks of one multiprocessor for the multiply-adds of a trip in arithmetic `kind`."""
+    m, n, k = tile[:3]
+    rate = device.rate(*_RATE[kind]) * constants.share(kind, f"{m}x{n}x{k}")
+    return 2 * m * n * k * _PRODUCTS.get(kind, 1) / (rate / device.sm_count / (device.clock * 1e6))
 
 
 def trip_clocks(of: Kernel, tiles: int, device: Device) -> float:

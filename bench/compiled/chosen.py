@@ -98,9 +98,10 @@ def key_of(prepared: Launch, work: Work, arch: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def chosen(work: Work, bias: bool, device: Device) -> Chosen:
-    """What `device` runs for a layer's pass, and the smallest problem found that the same code computes."""
-    real = prepared_for(work, bias, device)
+def chosen(work: Work, bias: bool, device: Device, forced: str = "") -> Chosen:
+    """What `device` runs for a layer's pass, or the plan that is forced, and the smallest problem found that the same code
+    computes."""
+    real = prepared_for(work, bias, device, forced)
     code, plan = code_of(real), real.plan
     step = said(plan, "step")
     least = step[4 - work.problem.rank :] if step and work.which == Pass.WGRAD else ()

@@ -135,7 +135,7 @@ class CountRow:
         return self.triton == pinned_triton() and self.source == source_hash((self.kernel,))
 
 
-Row = TypeVar("Row", PlanRow, Group, TestRow, CountRow)
+Row = TypeVar("Row")
 
 
 def append(path: Path, rows: Iterable[Any]) -> None:

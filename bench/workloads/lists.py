@@ -9,10 +9,13 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
+from typing import TypeVar
 
 from bench.work import Line, Work, pass_of_layer
 from bench.workloads import Workload, parse, rows
 from costmodel.problem import Pass
+
+Layer = TypeVar("Layer")
 
 #: How many rows of `shapes.jsonl` there were when the lists were made.
 DRAWN_FROM = 1057
@@ -72,7 +75,7 @@ class Goal:
         return [line_of(w, which, *shape, self) for which in self.passes for w in self.layers()]
 
 
-def spread(layers: list[Workload], count: int) -> list[Workload]:
+def spread(layers: list[Layer], count: int) -> list[Layer]:
     """`count` of the layers, the first and the last among them; all of them where there are no more."""
     if len(layers) <= count or count < 2:
         return layers[:count]

@@ -18,6 +18,8 @@ from costmodel.recast import fold_columns, fold_width, merge_groups
 from costmodel.resources import Resources, estimated, resource_key, resource_table
 from costmodel.tiling import LARGEST_BOX, MAX_ALIGN, Call, Extent, Operand, Plan, arithmetic, itemsize, said
 
+#: Bytes of a cache line.
+LINE = 128
 #: Where this divides a row of pixels the kernel is told so, and loads and stores several pixels at once.
 ROW_ALIGN = 8
 
@@ -147,6 +149,20 @@ def vector_widths(call: Call, plan: MatrixPlan) -> tuple[int, int]:
             b = math.gcd(call.b.align, problem.kernel_size[-1], MAX_ALIGN)
     widest = max(1, 16 // itemsize(call.dtype))
     return min(a, widest), LARGEST_BOX if plan.boxed else min(b, widest)
+
+
+def scattered_lines(call: Call, plan: MatrixPlan) -> float:
+    """Cache lines per element of x that a warp touches where it reads single elements of patches; 0 where loads are wider.
+
+    Triton knows of no contiguous run in channels-last patches of an odd number of channels, so the lanes of a warp may read
+    the same element of neighbouring patches. `python -m bench validate --choice` counted up to one line per element.
+    """
+    problem = call.problem
+    if not (plan.patches and plan.which == Pass.FPROP and problem.taps > 1 and call.a.unit == 1 and "a" not in plan.pack):
+        return 0.0
+    if vector_widths(call, plan)[0] > 1:
+        return 0.0
+    return min(1.0, problem.stride[-1] * problem.in_channels * itemsize(call.dtype) / LINE)
 
 
 def access(call: Call, plan: MatrixPlan) -> str:

@@ -21,6 +21,7 @@ from costmodel.families.matrix import (
     pixel_box,
     reduction_step,
     reduction_steps,
+    scattered_lines,
     shares,
     vector_widths,
 )
@@ -112,16 +113,16 @@ def splits(tiles: int, blocks: int, device: Device, full: bool) -> list[int]:
 
 @lru_cache(maxsize=1024)
 def compiled(
-    family: Matrix, which: Pass, kind: str, reach: str, widths: tuple[int, int], size: int, device: Device
+    family: Matrix, which: Pass, kind: str, reach: str, widths: tuple[int, int], lines: float, size: int, device: Device
 ) -> list[Kernel]:
     """The menu's kernels that compile without a spill and fit the device, for operands that are reached as
-    `families.matrix.access` says."""
+    `families.matrix.access` and `families.matrix.scattered_lines` say."""
     found = []
     for tile in INTERPRETED_MENU if device.interpreted else family.tiles(which, kind):
         needs = resource_table().get(resource_key(family.plan(which, family.name, *tile), kind, reach, device.capability))
         fits = needs is not None and not needs.spills and not memory_refusal(tile, needs.shared, device)
         if fits or device.interpreted:
-            found.append(kernel(family.name, tile, needs or estimated(tile, size), kind, size, widths, device))
+            found.append(kernel(family.name, tile, needs or estimated(tile, size), kind, size, widths, device, lines))
     return found
 
 
@@ -174,7 +175,8 @@ class Matrix(Family):
             if self.unserved(call, plain, device):
                 continue
             covers, reach = extent(problem, which, self.plan.patches), access(call, plain)
-            for of in compiled(self, which, kind, reach, vector_widths(call, plain), size, device):
+            widths, lines = vector_widths(call, plain), scattered_lines(call, plain)
+            for of in compiled(self, which, kind, reach, widths, lines, size, device):
                 tile = of.tile
                 fits = device.interpreted or (
                     self.fits(call, tile, reach, device.capability)

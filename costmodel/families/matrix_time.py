@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from costmodel.device import Device
 from costmodel.families.matrix import (
@@ -12,6 +13,7 @@ from costmodel.families.matrix import (
     grid,
     issued_macs,
     resources_of,
+    scattered_lines,
     seen,
     trips,
     vector_widths,
@@ -106,19 +108,34 @@ def at_least(of: Kernel, tiles: int, steps: float, moved: float, kernels: int, d
     return overhead(kernels, device, of.constants) + max(busy, from_dram(moved, device, of.constants))
 
 
-def predict(call: Call, plan: MatrixPlan, device: Device) -> Prediction:
-    """Time of one pass under a plan."""
+class Parts(NamedTuple):
+    """What the time of a pass under a plan is made of: the arguments of `seconds`."""
+
+    kernel: Kernel
+    tiles: int
+    trips: float
+    moved: int  # bytes
+    launches: int
+
+
+def parts(call: Call, plan: MatrixPlan, device: Device) -> Parts:
+    """The parts of the time of one pass under a plan."""
     problem, kernels = call.problem, seen(call, plan)
     covers = extent(kernels.problem, plan.which, plan.patches)
-    m_tiles, n_tiles, repeats = grid(problem, plan)
-    tiles, n_trips = m_tiles * n_tiles * repeats, trips(problem, plan)
     moved = traffic(call).compulsory + extra_bytes(call, plan)
-    issued = issued_macs(problem, plan)
     needs, kind = resources_of(call, plan, device), arithmetic_of(call, plan)
-    of = kernel(plan.family, plan.tile, needs, kind, itemsize(call.dtype), vector_widths(call, plan), device)
+    widths, lines = vector_widths(call, plan), scattered_lines(call, plan)
+    of = kernel(plan.family, plan.tile, needs, kind, itemsize(call.dtype), widths, device, lines)
     swept = recast_traffic(call, kernels, plan.merge, plan.fold)[0].swept
     moved += read_again(of, covers, plan.split, plan.group_m, kernels, swept, device)
     launched = launches(plan.which, plan.pack, plan.split, plan.merge, plan.fold)
+    return Parts(of, math.prod(grid(problem, plan)), trips(problem, plan), moved, launched)
+
+
+def predict(call: Call, plan: MatrixPlan, device: Device) -> Prediction:
+    """Time of one pass under a plan."""
+    of, tiles, n_trips, moved, launched = parts(call, plan, device)
+    issued = issued_macs(call.problem, plan)
     total = seconds(of, tiles, n_trips, moved, launched, device)
     bound = of.bound if of.clocks >= trip_clocks(of, tiles, device) else "L2"
     if not device.interpreted:
@@ -129,7 +146,7 @@ def predict(call: Call, plan: MatrixPlan, device: Device) -> Prediction:
         seconds=total,
         tiles=tiles,
         waves=tiles / (device.sm_count * of.resident),
-        tile_use=problem.macs / issued if issued else 1.0,
+        tile_use=call.problem.macs / issued if issued else 1.0,
         bytes=moved,
         bound=bound,
         low=total * of.constants.low,

@@ -29,6 +29,7 @@ LIMITS = {
     "instruction issue": ("issue", "yellow"),
     "DRAM": ("DRAM", "cyan"),
     "L2": ("L2", "cyan"),
+    "cache lines": ("lines", "cyan"),
     "launch": ("launch", "dim"),
 }
 
