@@ -76,7 +76,7 @@ def from_properties(properties: Any) -> Detection:
         for figure, value in figures.items()
         if differ(value, getattr(known, figure))
     ]
-    # not against `known`: a part with other multiprocessors was scaled in all
+    # not compared with `known`, because every figure of a part with other multiprocessors was scaled
     driven = {figure: value for figure, value in figures.items() if differ(value, getattr(device, figure))}
     device = changed(device, driven, "driver") if driven else device
     peak = derived_rates(capability, known.half_rate, device.sm_count, device.clock)["fp16"]
