@@ -113,7 +113,7 @@ def warm(
 
 @app.command(rich_help_panel=USERS)
 def overhead(out: Annotated[Path | None, typer.Option(help="Where overhead.json is written.")] = None) -> None:
-    """Host time of a call against torch's, and of the first call of a shape, new and already compiled."""
+    """Host time of a call beside torch's, and of the first call of a shape, new and already compiled."""
     from bench.overhead import command
 
     command(out)
@@ -146,7 +146,7 @@ def chains(
     minutes: Annotated[float | None, typer.Option(help="Begin no chain after this much time; rows are kept.")] = None,
     out: Annotated[Path | None, typer.Option(help="The directory of the rows.")] = None,
 ) -> None:
-    """Functions that stand for several calls of torch, beside those calls and a copy of as many bytes."""
+    """Time functions that replace several calls of torch, beside those calls and a copy of as many bytes."""
     from bench.chains.run import command
 
     try:
@@ -320,7 +320,8 @@ def networks() -> None:
 
 @app.command(rich_help_panel=MAINTAINERS)
 def depthwise() -> None:
-    """Compile the depthwise kernels ahead of time, without a GPU: instructions an output, load widths, multiply-adds a load."""
+    """Compile the depthwise kernels ahead of time, without a GPU: instructions per output, load widths, multiply-adds per
+    load."""
     from bench.depthwise import run
 
     run()
@@ -328,7 +329,7 @@ def depthwise() -> None:
 
 @app.command(rich_help_panel=MAINTAINERS)
 def video() -> None:
-    """Compile the kernel of causal_conv3d ahead of time, without a GPU: registers, instructions of a trip."""
+    """Compile the kernel of causal_conv3d ahead of time, without a GPU: registers, instructions per trip."""
     from bench.video import run
 
     run()

@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     except typer.Abort:
         return 1
     except Exception as error:
-        if not hasattr(error, "format_message"):  # of typer's own exceptions for wrong options and arguments
+        if not hasattr(error, "format_message"):  # typer's own exceptions for wrong options and arguments have it
             raise
         return _refuse(error.format_message())
     return code if isinstance(code, int) else 0
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Neither torch's log nor warnings of libraries, unless Python was started with -W."""
+    """Silences torch's log and warnings of libraries, unless Python was started with -W."""
     log = logging.getLogger("torch")
     level = log.level
     with warnings.catch_warnings():

@@ -1,7 +1,7 @@
-"""What devices are called: which words mean the same part, and which come near. Standard library only.
+"""Names of devices: which words mean the same part, and which are near. Standard library only.
 
-A name is meant as it is written, but for case, punctuation and the vendor's word, which older drivers leave out:
-"A100-SXM4-40GB" is NVIDIA's, and "RTX 3090 Ti" is no RTX 3090.
+A name means what is written, except for case, punctuation and the word NVIDIA, which older drivers leave out: "A100-SXM4-40GB"
+is NVIDIA's, and an "RTX 3090 Ti" is no RTX 3090.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def plain(name: str) -> str:
 
 
 def whole(name: str) -> str:
-    """The name of the part that a slice is of; another name as it is.
+    """The name of the part that a slice belongs to; any other name is returned as it is.
 
     >>> whole("NVIDIA H100 80GB HBM3 MIG 1g.10gb")
     'NVIDIA H100 80GB HBM3'

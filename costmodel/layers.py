@@ -67,7 +67,7 @@ class Layer(Convolution):
         return predict_of(self.problem, self._pass(which), device=device, dtype=dtype)
 
     def table_rows(self) -> list[PassRow]:
-        """A pass a row, without a device: what `costmodel.to_csv(layer)` writes."""
+        """One row per pass, without a device: what `costmodel.to_csv(layer)` writes."""
         from costmodel.reports.rows import pass_rows
 
         return pass_rows(self, None, *arithmetic_named()[:2])
@@ -119,7 +119,7 @@ def _shape(function: str, name: str, value: Any, rank: int) -> tuple[int, ...]:
 
 
 def _each(function: str, name: str, value: Any, rank: int) -> tuple[int, ...]:
-    """One number for every axis, or one each."""
+    """One number for all axes, or one number per axis."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     if len(values) not in (1, rank):
         raise ValueError(f"{function}(): {name} must be an int or {rank} ints, got {name}={value!r}")

@@ -1,4 +1,4 @@
-"""Executes every distinct code that GPUs choose for the workloads, on small problems, against float64."""
+"""Executes every distinct code that GPUs choose for the workloads, on small problems, and compares results with float64."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from costmodel.device import DEVICES, Device
 from costmodel.problem import Pass
 from tritonconv import host, launch
 
-#: Arithmetics by their short names: dtype and precision.
+#: (dtype, precision) of each arithmetic, by its short name.
 ARITHMETICS = {
     "float16": ("float16", "ieee"),
     "tf32": ("float32", "tf32"),
@@ -43,13 +43,13 @@ ORDER = (
     *((device, name) for name in ("bfloat16", "float32", "float64") for device in (H200, A100)),
     *((device, name) for device in (H100, RTX4090) for name in ARITHMETICS),
 )
-#: A problem with more multiply-adds is left out, and said to be.
+#: Most multiply-adds of a problem. Larger ones are left out, and reported.
 MOST_MACS = 2 * 10**10
 
 
 def enumerated(device: Device, arithmetic: str) -> dict[str, tuple[Chosen, str]]:
-    """The distinct codes that a device chooses for every convolution among the workloads, forward and both gradients, with the
-    first layer of each, by key."""
+    """key -> (code, its first layer), for the distinct codes that a device chooses for all convolutions of the workloads,
+    forward and both gradients."""
     dtype, precision = ARITHMETICS[arithmetic]
     found: dict[str, tuple[Chosen, str]] = {}
     seen = set()
@@ -66,7 +66,7 @@ def enumerated(device: Device, arithmetic: str) -> dict[str, tuple[Chosen, str]]
 
 
 def executed(of: Chosen, layer: str, device: Device, executor: Executor) -> PlanRow:
-    """Runs one code and holds its result against float64."""
+    """Runs one code and compares its result with float64."""
     heard: list[Launched] = []
     executor.listeners.append(heard.append)
     error, note = None, ""
@@ -101,7 +101,8 @@ def executed(of: Chosen, layer: str, device: Device, executor: Executor) -> Plan
 
 
 def renewed(row: PlanRow, of: Chosen, device: Device, executor: Executor) -> PlanRow | None:
-    """A right but stale row as of today's sources, where they compile to the very code that ran; None where they do not."""
+    """A stale row that was right, renewed for today's sources, if these compile to exactly the code that ran; otherwise
+    None."""
     executor.skipped = []
     try:
         with float32_in(of.work.precision), far() if of.far else nullcontext():
@@ -117,7 +118,7 @@ def renewed(row: PlanRow, of: Chosen, device: Device, executor: Executor) -> Pla
 
 
 def operands(of: Chosen) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """a, b, the result full of NaN, and the bias where there is one."""
+    """(a, b, the result full of NaN, the bias or None)."""
     work = of.work
     ((a, b),) = work.inputs(1, "cpu")
     bias = torch.randn(work.shapes[2][1], generator=torch.Generator().manual_seed(1)).to(work.torch_dtype) if of.bias else None
@@ -125,7 +126,7 @@ def operands(of: Chosen) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torc
 
 
 def error_of(of: Chosen, device: Device) -> float:
-    """The largest error of a result in parts of the derived tolerance. Whatever no kernel wrote is NaN."""
+    """The largest error of a result over the derived tolerance. Elements that no kernel wrote are NaN."""
     work = of.work
     problem = work.problem
     if problem.macs > MOST_MACS:
@@ -141,7 +142,7 @@ def error_of(of: Chosen, device: Device) -> float:
 
 
 def pending(names: Sequence[tuple[str, str]], report: Callable[[str], None]) -> Iterator[tuple[Device, Chosen, str]]:
-    """The codes of devices and arithmetics that have no current row, group by group; the lists of codes are renewed.
+    """The codes of devices and arithmetics that have no current row, group by group. It also renews the lists of codes.
 
     They come in the order of their keys, so that a run that is cut short has seen something of every family.
     """
@@ -158,7 +159,7 @@ def pending(names: Sequence[tuple[str, str]], report: Callable[[str], None]) -> 
 
 
 def run(names: Sequence[tuple[str, str]], minutes: float | None, report: Callable[[str], None]) -> int:
-    """Executes what has no current row, until the time is up; answers how many were wrong. Each row is kept as it is made."""
+    """Executes what has no current row, until the time is up. Returns how many were wrong. Each row is kept as it is made."""
     from bench.executor.driver import install
 
     began, wrong, count = time.monotonic(), 0, 0

@@ -10,7 +10,7 @@ from bench.compiled.store import CountRow
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a column of some kernels is above the goal. `holds` says of which rows, by words of the call, that is true."""
+    """Why a column of some kernels is above the goal. `holds` says for which rows that is true, from the words of the call."""
 
     column: str
     kernels: tuple[str, ...]

@@ -48,7 +48,8 @@ def tensor_map(
     strides: object,
     padding: int,
 ) -> TensorMap:
-    """From the arguments of Triton's `fill_tma_descriptor_tiled`, whose axes come outermost first and strides in elements."""
+    """The `TensorMap` of the arguments of Triton's `fill_tma_descriptor_tiled`, which has the outermost axis first and strides
+    in elements."""
     block, shape, strides = (tuple(map(int, reversed(tuple(values)))) for values in (block, shape, strides))  # type: ignore
     return TensorMap(
         address,
@@ -103,11 +104,11 @@ def refusal(of: TensorMap) -> str:
 
 
 def overlap(of: TensorMap) -> str:
-    """Where a descriptor's axes do not lie one around the other, as the driver's documentation lays strides out: each at least
-    as long as what lies within it. "" where they do.
+    """Where a descriptor's axes do not nest, that is where a stride is shorter than what lies within its axis; "" where they
+    do.
 
-    The documentation computes strides so and does not list it among what is refused: axes that meet the same memory twice are
-    legal by its words, as every address of them is. An axis of one element, whose stride nobody takes, may have any.
+    The driver's documentation computes nested strides but does not list others among what is refused. By its words axes that
+    meet the same memory twice are legal, as every address of them is. An axis of one element may have any stride.
     """
     within = of.shape[0] * of.element_size
     for axis, (size, stride) in enumerate(zip(of.shape[1:], of.strides, strict=True), 1):

@@ -1,4 +1,5 @@
-"""The calls of the first stage, the most telling first: every family and function once, then other types, layouts, layers."""
+"""The calls of the first stage, the most telling first: every family and function once, then other types, layouts and
+layers."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ def in_order() -> Iterator[Item]:
     yield from fused_items("fp16")
     yield from layer_items("fp16", "channels_last")
     for numbers in ("bf16", "tf32", "fp32", "fp64"):
-        if numbers != "tf32":  # which no product of it is in
+        if numbers != "tf32":  # none of its products are in tf32
             yield from causal_items(numbers, False)
         yield from video_items(numbers, False)
         yield from separable_items(numbers, False)
@@ -29,7 +30,7 @@ def in_order() -> Iterator[Item]:
 
 
 def items() -> dict[str, Item]:
-    """By name, in order; what comes up twice is tried once."""
+    """The items by name, in order. An item that occurs twice is tried once."""
     found: dict[str, Item] = {}
     for item in in_order():
         found.setdefault(item.name, item)

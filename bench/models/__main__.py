@@ -11,7 +11,7 @@ from typing import Any
 
 ROWS = Path(__file__).parent / "results.jsonl"
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
-LIMIT = 900  # seconds a model
+LIMIT = 900  # seconds per model
 
 
 def main(words: list[str]) -> None:
@@ -28,13 +28,13 @@ def main(words: list[str]) -> None:
 
 
 def rows() -> dict[str, dict[str, Any]]:
-    """What is known, by model."""
+    """The rows so far, by model."""
     lines = ROWS.read_text().splitlines() if ROWS.exists() else []
     return {row["model"]: row for row in map(json.loads, lines)}
 
 
 def _apart(name: str) -> dict[str, Any]:
-    """One model in a process of its own: its memory and crashes stay there."""
+    """The row of a model, which runs in a process of its own, so that its memory and crashes stay there."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "bench.models", "--one", name]
     try:

@@ -1,4 +1,4 @@
-"""One model: converted, run forward and backward against float64, its launches counted, and given back."""
+"""Checks one model: converts it, compares forward and backward with float64, counts its launches, and gives it back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench.launched import COUNTS
 from bench.models.catalog import Entry
 from tritonconv.use import SERVED
 
-#: How many times torch's own float32 error, against float64, a result or a gradient may be off.
+#: How far a result or a gradient may be from float64, in multiples of torch's own float32 error.
 FACTOR, FLOOR = 8.0, 1e-5
 
 
@@ -32,9 +32,9 @@ class _Calls(TorchFunctionMode):
 
 
 def check(entry: Entry, fuse: bool = False) -> dict[str, Any]:
-    """What became of a model: how many convolutions it has and which are left, calls, launches, errors in parts of torch's own.
+    """The row of a model: how many convolutions it has and which are left, calls, launches, and errors over torch's own.
 
-    AssertionError where a result is wrong, a launch is missing, or the model is not given back.
+    Raises AssertionError where a result is wrong, a launch is missing, or the model is not given back.
     """
     torch.manual_seed(0)
     model = entry.build().eval()
@@ -86,7 +86,7 @@ def _launches(before: Any) -> int:
 
 
 def _run(model: nn.Module, entry: Entry, x: torch.Tensor) -> list[torch.Tensor]:
-    """The results, and the gradients of their mean square by the input and every parameter."""
+    """The results, and the gradients of their mean square with respect to the input and every parameter."""
     leaf = x.clone().requires_grad_()
     parameters = [p for p in model.parameters() if p.requires_grad]
     results = list(_tensors(entry.call(model, leaf)))

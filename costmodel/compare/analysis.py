@@ -1,4 +1,4 @@
-"""Measured times held against the roofline, this package's prediction and a library's: rows, findings and what to mend."""
+"""Measured times beside the roofline, this package's prediction and a library's: rows, findings, and what would help."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from costmodel.forecast import predict
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import LEAST_CAPABILITY
 
-#: Below this many seconds the launch weighs more than the kernel.
+#: Below this many seconds the launch takes more than the kernel.
 SHORT = 20e-6
 #: A share of a layer's or a step's time that is worth a sentence.
 WORTH = 0.15
@@ -23,8 +23,8 @@ WORTH = 0.15
 
 @dataclass(frozen=True)
 class LayerRow:
-    """A measured layer. Seconds are of one call, layout copies included in `measured_seconds` and apart in `copies`; `gap` is
-    of a step, against this package's prediction. What a device or plan lacks is None."""
+    """A measured layer. Seconds are per call; `measured_seconds` includes layout copies, and `copies` has them alone. `gap` is
+    what a step takes beyond this package's prediction. A field is None where the device or the plan has no such figure."""
 
     device: str
     name: str
@@ -37,7 +37,7 @@ class LayerRow:
     copies: float
     useful_rate: float  # FLOP/s
     dense_rate: float
-    bytes_rate: float  # compulsory bytes a second
+    bytes_rate: float  # compulsory bytes per second
     roofline_seconds: float
     roofline_share: float
     bound: str
@@ -64,8 +64,8 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class NetworkRow:
-    """A network's measured step beside what is predicted. `fused_seconds` is the roofline with pointwise operators and
-    normalisation riding along; `reason` says why a row has no figures."""
+    """A network's measured step beside its predictions. `fused_seconds` is the roofline with pointwise operators and
+    normalisations fused into their neighbours. `reason` says why a row has no figures."""
 
     device: str
     model: str
@@ -99,19 +99,19 @@ class Comparison:
 
     @property
     def idle_share(self) -> float | None:
-        """Of a step, in which the GPU ran nothing; None without steps."""
+        """The share of a step in which the GPU ran nothing; None without steps."""
         return 1 - self.busy / self.wall if self.wall else None
 
     @property
     def losses(self) -> list[LayerRow]:
-        """The ten layers whose steps would gain most, the largest first."""
+        """The ten layers that would gain a step most time, the largest gain first."""
         losing = sorted((row for row in self.layers if (row.gap or 0.0) > 0), key=lambda row: -(row.gap or 0.0))
         once = {(row.name, row.passes): row for row in reversed(losing)}  # a table may have a layer many times
         return sorted(once.values(), key=lambda row: -(row.gap or 0.0))[:10]
 
     @property
     def findings(self) -> list[tuple[str, str]]:
-        """Names and words of what is below its roofline."""
+        """(name, words) of each layer that is below its roofline."""
         rows: list[LayerRow | NetworkRow] = [*self.layers, *self.networks]
         return [(row.label if isinstance(row, LayerRow) else row.model, row.finding) for row in rows if row.finding]
 
@@ -166,7 +166,7 @@ def _row(layer: MeasuredLayer, device: Device) -> LayerRow:
 
 
 def _roofline(layer: MeasuredLayer, device: Device) -> tuple[float, str]:
-    """Of all passes one after another, and the roof of the longest."""
+    """(seconds of all passes one after another, the roof of the longest)."""
     roofs = [roofline(layer.problem, device, layer.dtype, precision=layer.precision, which=which) for which in layer.passes]
     return sum(of.seconds for of in roofs), max(roofs, key=lambda of: of.seconds).bound
 
@@ -213,7 +213,7 @@ def _finding(layer: MeasuredLayer, device: Device, least: float, whole: float, s
 
 
 def _advice(layer: MeasuredLayer, device: Device, least: float, predicted: float | None) -> str:
-    """One sentence on what would mend a loss."""
+    """One sentence on what would reduce a loss."""
     whole = layer.seconds + layer.copies
     if layer.copies > WORTH * whole:
         return (
@@ -237,7 +237,7 @@ def _advice(layer: MeasuredLayer, device: Device, least: float, predicted: float
 
 
 def network_row(of: MeasuredNetwork, device: Device, network: object, reason: str = "") -> NetworkRow:
-    """A network of a table on its trace (a `costmodel.networks.network.Network` at its batch), or the reason for none."""
+    """A network of a table beside its trace (a `costmodel.networks.network.Network` at its batch), or the reason why not."""
     from costmodel.library.networks import riding
     from costmodel.networks.network import Network
 
@@ -267,7 +267,7 @@ def network_row(of: MeasuredNetwork, device: Device, network: object, reason: st
 
 
 def check(of: MeasuredNetwork, parameters: int, macs: int) -> str:
-    """Why a line is not of the traced network, "" where it is: `parameters` and dense `macs` an image are the trace's."""
+    """Why a line is not of the traced network; "" where it is. `parameters` and dense `macs` per image are the trace's."""
     if of.parameters is not None and not math.isclose(parameters / 1e6, of.parameters, rel_tol=0.02, abs_tol=0.01):
         return f"has {of.parameters:g} M parameters, the model here {parameters / 1e6:.2f} M: another network"
     if of.gmacs is not None and not math.isclose(macs / 1e9, of.gmacs, rel_tol=0.06, abs_tol=0.01):

@@ -27,7 +27,7 @@ class Dot:
 
 
 def dots(of: Comparison) -> list[Dot]:
-    """Of the arithmetic that most layers have; where no plan is predicted, the roofline stands in."""
+    """The dots of layers in the arithmetic that most layers have. Where no plan is predicted, the roofline is used."""
     rows = [row for row in of.layers if row.dtype == named(of)]
     whole = sum(row.step_seconds for row in rows) or 1.0
     return [_dot(row, whole) for row in rows]
@@ -45,7 +45,7 @@ def _dot(row: LayerRow, whole: float) -> Dot:
 
 
 def drawn(of: Comparison, theme: Theme = LIGHT, titled: bool = True) -> dict[str, Figure]:
-    """By name: "roofline" where there are layers, "time" where there are steps or layers."""
+    """The pictures by name: "roofline" where there are layers, "time" where there are steps or layers."""
     found = {}
     if of.layers:
         dtype, precision = of.arithmetic
@@ -61,7 +61,7 @@ def drawn(of: Comparison, theme: Theme = LIGHT, titled: bool = True) -> dict[str
 
 
 def kinds(of: Comparison) -> list[tuple[str, float]]:
-    """Bars of seconds, the longest first, the GPU's idle time last; without steps, the layers that take longest."""
+    """Bars of seconds, the longest first and the GPU's idle time last. Without steps, the layers that take longest."""
     if of.kinds:
         bars = sorted(of.kinds.items(), key=lambda item: -item[1])
         return bars + ([("GPU idle", of.wall - of.busy)] if of.idle_share else [])
@@ -70,7 +70,7 @@ def kinds(of: Comparison) -> list[tuple[str, float]]:
 
 
 def draw_kinds(axes: Axes, bars: list[tuple[str, float]], title: str, theme: Theme) -> None:
-    """A bar a kind, with seconds and share at its end."""
+    """Draws one bar per kind, with seconds and share at its end."""
     dress(axes, title, theme)
     whole = sum(seconds for _, seconds in bars) or 1.0
     places = range(len(bars), 0, -1)

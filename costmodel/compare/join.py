@@ -1,4 +1,4 @@
-"""Convolutions of a trace as measured layers: sizes, from the trace or joined from a model by order, and kinds of time."""
+"""Convolutions of a trace as measured layers. Sizes come from the trace, or from a model's convolutions in the same order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COPYING = ("contiguous", "clone", "copy", "to", "_to_copy", "empty_like")
 
 
 class _Key(NamedTuple):
-    """What calls of one layer share."""
+    """What all calls of one layer have in common."""
 
     problem: ConvProblem
     passes: tuple[Pass, ...]
@@ -35,7 +35,7 @@ class _Key(NamedTuple):
 def measured(trace: Trace, device: Device, convolutions: Sequence[Layer] | None = None) -> Measured:
     """The trace on `device`. `convolutions` are a model's, for traces that recorded no strides and paddings.
 
-    Raises ValueError where neither says what a convolution computed, or the model's convolutions are others.
+    Raises ValueError where neither says what a convolution computed, or where the model has other convolutions.
     """
     notes = list(trace.notes)
     sized = trace.convolutions
@@ -98,7 +98,7 @@ def _in_order(trace: Trace, instances: Sequence[Instance], layers: Sequence[Laye
 
 
 def _layers(instances: Sequence[Instance], device: Device, steps: int, notes: list[str]) -> list[MeasuredLayer]:
-    """Calls of the same sizes, passes and layout are one layer: the median of their times."""
+    """The layers: calls of the same sizes, passes and layout are one layer, whose time is their median."""
     groups: dict[_Key, list[tuple[Instance, list[Kernel]]]] = defaultdict(list)
     for of in instances:
         for passes, kernels in _by_pass(of):
@@ -136,7 +136,7 @@ def _layers(instances: Sequence[Instance], device: Device, steps: int, notes: li
 
 
 def _by_pass(of: Instance) -> list[tuple[tuple[Pass, ...], list[Kernel]]]:
-    """A backward call's kernels by gradient where the operators inside say which; else together, never guessed."""
+    """A backward call's kernels by gradient, where the operators inside say which; otherwise together. Nothing is guessed."""
     own = {"backward_input": of.call.passes[0], "backward_weight": Pass.WGRAD}
     parts: dict[Pass | None, list[Kernel]] = defaultdict(list)
     for kernel in of.kernels:
@@ -148,7 +148,7 @@ def _by_pass(of: Instance) -> list[tuple[tuple[Pass, ...], list[Kernel]]]:
 
 
 def _split(of: Instance, kernels: Sequence[Kernel]) -> tuple[float, float]:
-    """Microseconds of the kernels that compute, and of those that only copy."""
+    """(microseconds of the kernels that compute, microseconds of those that only copy)."""
     copies = sum(k.duration for k in kernels if _copies(of, k))
     return sum(k.duration for k in kernels) - copies, copies
 
@@ -158,7 +158,7 @@ def _copies(of: Instance, kernel: Kernel) -> bool:
 
 
 def _dtype(kernels: Sequence[Kernel], notes: list[str]) -> str:
-    """By the kernels' names, where no types were recorded."""
+    """The dtype by the kernels' names, where none was recorded."""
     half = any(names.HALF.search(kernel.name) for kernel in kernels)
     dtype = "float16" if half else "float32"
     notes.append(f"types were not recorded: {dtype} by the names of kernels")
@@ -188,7 +188,8 @@ def _kinds(trace: Trace) -> dict[str, float]:
 
 
 def _busy(kernels: Sequence[Kernel]) -> tuple[float, float]:
-    """Seconds in which a kernel ran, streams that overlap counted once, and from the first kernel to the last's end."""
+    """(seconds in which a kernel ran, where overlapping streams count once; seconds from the first kernel to the end of the
+    last)."""
     spans = sorted((kernel.start, kernel.start + kernel.duration) for kernel in kernels)
     busy, reached = 0.0, spans[0][0]
     for start, end in spans:

@@ -1,4 +1,4 @@
-"""Comparisons as one HTML file that opens without a network: tables and pictures, light or dark as the reader has it."""
+"""Comparisons as one HTML file that opens without a network: tables and pictures, light or dark as the reader's system."""
 
 from __future__ import annotations
 

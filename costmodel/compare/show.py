@@ -14,7 +14,7 @@ from costmodel.reports.units import duration, share, si
 
 
 def show(out: Console, of: Comparison, top: int) -> None:
-    """Layers that take longest, totals, losses with what mends them, findings, notes."""
+    """Prints the layers that take longest, totals, losses with advice, findings and notes."""
     out.print(Text(f"{of.source} on {of.device.name}", style="bold"))
     if of.layers:
         _layers(out, of, top)
@@ -47,7 +47,7 @@ def counted(number: int, what: str) -> str:
 
 
 def totals(of: Comparison) -> list[str]:
-    """Sentences over all layers, of the medians and of the step."""
+    """Sentences about all layers: their medians, and the step."""
     found = []
     ratios = [row.ratio for row in of.layers if row.ratio]
     if ratios:

@@ -1,4 +1,5 @@
-"""Files to comparisons: which reader a file needs, and models where a trace or a table of networks asks for one."""
+"""From files to comparisons: picks the reader that a file needs, and builds models that a trace or a table of networks
+needs."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from costmodel.compare.analysis import Comparison, NetworkRow
 from costmodel.compare.measured import Measured, MeasuredNetwork
 from costmodel.device import Device, find_device
 
-#: Networks of a table that are traced unless more are asked for: a trace takes a second or more.
+#: Most networks of a table that are traced by default, because a trace takes a second or more.
 MOST = 20
 
 
@@ -23,11 +24,12 @@ def study(
     shapes: Sequence[tuple[int, ...]] = (),
     most: int = MOST,
 ) -> list[Comparison]:
-    """One comparison a GPU of the file at `path`.
+    """One comparison per GPU of the file at `path`.
 
-    `device` overrides the GPU that the file names. `model` ("package.module:callable") gives a trace without strides its sizes,
-    on inputs of `shapes` or of the traced first convolution, and a table of networks its network; else timm makes it. Of such a
-    table `most` rows are traced, spread over it; 0 for all. Raises ValueError in words for a file that cannot be compared.
+    `device` overrides the GPU that the file names. `model` ("package.module:callable") supplies the sizes of a trace that has
+    no strides, on inputs of `shapes` or of the traced first convolution, and the network of a table of networks (timm's by
+    default). `most` rows of such a table, spread over it, are traced; 0 traces all. Raises ValueError, in words, for a file
+    that cannot be compared.
     """
     if _is_trace(path):
         return [_of_trace(path, device, model, shapes)]
@@ -46,7 +48,7 @@ def _noted(of: Comparison, notes: Sequence[str]) -> Comparison:
 
 
 def _is_trace(path: Path) -> bool:
-    """JSON that is not one object a line."""
+    """Whether a file is JSON, but not one object per line."""
     if path.name.removesuffix(".gz").endswith((".jsonl", ".csv")):
         return False
     try:
@@ -119,7 +121,7 @@ def _on_meta(made: Any, of: MeasuredNetwork, torch: Any) -> Any:
 
 
 def _builder(model: str) -> Callable[[MeasuredNetwork], Any]:
-    """What makes the network of a line: the model asked for, else timm's of that name."""
+    """What builds the network of a line: the model that was asked for, else timm's of that name."""
     from costmodel.networks.models import imported, load
 
     if model:

@@ -60,7 +60,7 @@ class Kernel:
 
 @dataclass(eq=False)
 class Instance:
-    """One call of a convolution, forward or backward: its outermost operator, what is known of it, and its kernels."""
+    """One call of a convolution, forward or backward: its outermost operator, what is known about it, and its kernels."""
 
     operator: Operator
     call: Call
@@ -70,7 +70,8 @@ class Instance:
 
 @dataclass
 class Trace:
-    """`steps` is how many steps of the profiler hold kernels, at least 1; `device` as the trace names it, "" where not."""
+    """A trace. `steps`: how many of the profiler's steps have kernels, at least 1. `device`: the GPU's name in the trace, or
+    ""."""
 
     path: Path
     device: str
@@ -82,8 +83,8 @@ class Trace:
 
 
 def load(path: Path) -> Trace:
-    """Raises ValueError, in words that say how to record a trace that serves, where shapes or kernels are missing, a file is of
-    a CPU or an AMD part alone, or has no times that a GPU would give."""
+    """The trace in a file. Raises ValueError where shapes or kernels are missing, where the file is only of a CPU or an AMD
+    part, or where its times are not a GPU's; the words say how to record a trace that can be read."""
     reader, operators, launches, raw, steps = Reader(path), [], {}, [], []
     dialect = "2.x"
     for event in reader:
@@ -131,7 +132,7 @@ def _operator(event: dict[str, Any]) -> Operator:
 
 
 def _profiler_steps(operators: list[Operator], steps: list[tuple[float, float]]) -> list[Operator]:
-    """The 2021 dialect files a step as an operator: it goes to `steps`."""
+    """Moves the steps, which the dialect of 2021 records as operators, to `steps`; returns the other operators."""
     kept = []
     for of in operators:
         if of.name.startswith("ProfilerStep#"):
@@ -157,7 +158,7 @@ def _refuse(path: Path, operators: Sequence[Operator], kernels: Sequence[Any], p
 
 
 def _nest(operators: list[Operator]) -> None:
-    """Sets each operator's parent: of one thread, the innermost one that spans it."""
+    """Sets each operator's parent: the innermost operator of the same thread that spans it."""
     operators.sort(key=lambda of: (str(of.thread), of.start, -of.end))
     stack: list[Operator] = []
     for of in operators:
@@ -170,7 +171,7 @@ def _nest(operators: list[Operator]) -> None:
 def _kernels(
     raw: list[dict[str, Any]], operators: list[Operator], launches: dict[Any, Any], properties: Sequence[Any], steps: list[Any]
 ) -> tuple[str, list[Kernel]]:
-    """The GPU's name and the kernels of the GPU that ran most (a rank of DDP runs on one)."""
+    """The name and the kernels of the GPU that ran most kernels (a rank of DDP runs on one)."""
     by_id = {number: of for of in operators if (number := _id(of.arguments)) is not None}
     used = Counter(event.get("args", {}).get("device", event.get("pid")) for event in raw)
     device = used.most_common(1)[0][0]
@@ -198,7 +199,7 @@ def _kernels(
 
 
 def _running(operators: Sequence[Operator], at: float) -> Operator | None:
-    """The innermost operator of a thread at a time; they are sorted by their start."""
+    """The innermost operator of a thread at a time. `operators` are sorted by their start."""
     low, high = 0, len(operators)
     while low < high:
         middle = (low + high) // 2
@@ -221,7 +222,7 @@ def _synthetic(kernels: Iterable[Kernel]) -> str:
 
 
 def _convolutions(kernels: Iterable[Kernel]) -> list[Instance]:
-    """In the order in which the host called them."""
+    """The convolutions, in the order in which the host called them."""
     found: dict[int, Instance] = {}
     for kernel in kernels:
         chain = [of for of in kernel.operator.chain() if is_convolution(of.name)] if kernel.operator else []
@@ -232,7 +233,7 @@ def _convolutions(kernels: Iterable[Kernel]) -> list[Instance]:
             calls = [call for of in chain if (call := of.call()) is not None]
             if not calls:
                 continue
-            # the innermost says in which dtype it ran, the first with numbers what it computed
+            # the innermost operator has the dtype that ran; the first with numbers says what was computed
             numbers = next((call for call in calls if call.problem is not None), calls[0])
             call = Call(
                 backward=numbers.backward,

@@ -1,4 +1,4 @@
-"""The time of one pass of a convolution in cuDNN or eager PyTorch, on a GPU that nobody here has measured.
+"""The time of one pass of a convolution in cuDNN or eager PyTorch, also on a GPU without published times.
 
 Standard library only."""
 
@@ -18,12 +18,12 @@ from costmodel.problem import ConvProblem, Pass
 from costmodel.timing import Prediction
 
 LIBRARIES = ("cudnn",)
-#: What an interval is widened by, at both ends, for each thing that no row has.
+#: The factor by which an interval is widened at both ends, for each property that no row has.
 STRANGE = 1.5
 
 
 def checked(name: str, layout: str, mode: str) -> None:
-    """Raises ValueError for a library, a layout or a mode that is none."""
+    """Raises ValueError for an unknown library, layout or mode."""
     for what, value, known in (("library", name, LIBRARIES), ("layout", layout, LAYOUTS), ("mode", mode, MODES)):
         if value not in known:
             raise ValueError(f"{what} must be {' or '.join(map(repr, known))}, got {value!r}")
@@ -42,8 +42,8 @@ def predict(
 ) -> Prediction:
     """Seconds that cuDNN's kernels of one pass take, layout copies included, without the host's time around them.
 
-    `source` says how many published layers are near and what none of them has. Raises ValueError for a device without the
-    rate, and for float64.
+    `source` says how many published layers are near, and which properties none of them has. Raises ValueError for a device that
+    lacks the rate, and for float64.
     """
     fitted = constants or library()
     known = fitted.layers
@@ -58,7 +58,7 @@ def predict(
     if fold == "gpu":
         words.append(f"no row is of {device.name} in {of.arithmetic}, so it is scaled from other GPUs")
     if of.arithmetic == "half" and not any(row.seen.kind == of.kind and row.seen.arithmetic == "half" for row in known.rows):
-        # networks in float16 say more of such a layer than layers in TF32
+        # networks in float16 tell more about such a layer than layers in TF32 do
         networks = fitted.networks
         parts = convolution(problem, which, device, dtype, precision)
         seconds = sum(networks.weights[layout][name] * part for name, part in parts.items() if name != "calls")
@@ -70,7 +70,7 @@ def predict(
     wider = STRANGE ** len(strange)
     words += dict.fromkeys(strange)
     least = 0.0 if of.arithmetic == "fp32" else roofline(problem, device, dtype, precision=precision, which=which).seconds
-    seconds = max(seconds, least)  # Winograd and FFT, which pass below, run on FMA units
+    seconds = max(seconds, least)  # only Winograd and FFT can be faster, and they run on FMA units
     return Prediction(
         seconds=seconds,
         tiles=0,
@@ -85,12 +85,12 @@ def predict(
 
 
 def interval(given: tuple[Interval, ...], support: float) -> Interval:
-    """Of the class with the most support that this much reaches; the last has no least."""
+    """The interval of the class with the most support that `support` reaches. The last class has no lower limit."""
     return next((of for of in given if support >= of.support), given[-1])
 
 
 def _strange(of: Seen, rows: Sequence[Row]) -> list[str]:
-    """What no row in the same arithmetic has, each in words; the interval is wider for each."""
+    """The properties, in words, that no row in the same arithmetic has. Each of them widens the interval."""
     alike = [row.seen for row in rows if row.seen.arithmetic == of.arithmetic]
     found = []
     if of.layout not in {seen.layout for seen in alike if seen.rank == of.rank}:

@@ -15,12 +15,12 @@ from costmodel.tiling import channels_last
 from costmodel.timing import Prediction
 from costmodel.video import Chunk
 
-#: Element types whose peak a `Device` knows.
+#: Element types for which a `Device` may have a peak.
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 class Time(NamedTuple):
-    """Of one operator, as `costmodel.timing.Prediction` has it."""
+    """The predicted time of one operator; the fields mean what they mean in `costmodel.timing.Prediction`."""
 
     seconds: float
     bound: str
@@ -32,17 +32,17 @@ class Time(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """One operator of a pass: by which its gradient is made, or the forward result."""
+    """One operator of a pass: it computes a forward result, or (a part of) a gradient."""
 
     op: str
-    which: str  # a convolution's pass, "" for other operators
+    which: str  # the pass of a convolution; "" for other operators
     cost: Cost
-    problem: ConvProblem | None = None  # of that pass
-    call: Chunk | causal.Kind | None = None  # of a causal function, instead of a pass
+    problem: ConvProblem | None = None  # the problem of that pass
+    call: Chunk | causal.Kind | None = None  # a call of a causal function, instead of a pass
 
 
 class Clock:
-    """Predicted time of operators on one device; a convolution met again is not planned again."""
+    """Predicts the time of operators on one device. Each different convolution is planned once."""
 
     def __init__(self, device: Device, precision: str) -> None:
         self.device = device
@@ -50,7 +50,7 @@ class Clock:
         self.planned: dict[tuple[ConvProblem, str, Chunk | causal.Kind | None, str], Time] = {}
 
     def time(self, of: Step, dtype: str) -> Time:
-        """Of one operator on tensors of `dtype`."""
+        """The time of one operator on tensors of `dtype`."""
         if of.problem is None or not (of.which or of.call is not None):
             return self._operator(of.cost, dtype)
         key = (of.problem, of.which, of.call, dtype)
@@ -62,7 +62,7 @@ class Clock:
     def _convolution(
         self, problem: ConvProblem, which: str, call: Chunk | causal.Kind | None, dtype: str
     ) -> tuple[Prediction, str]:
-        """By the plan that the library takes, and its words."""
+        """The time of a convolution under the plan that the library takes, and that plan in words."""
         device, precision = self.device, self.precision
         device.rate(dtype, precision)
         if isinstance(call, Chunk):
@@ -78,7 +78,7 @@ class Clock:
         return predict(problem, which, plan, device, dtype=dtype, precision=precision), str(plan)
 
     def _operator(self, cost: Cost, dtype: str) -> Time:
-        """By one launch, and the longer of arithmetic and memory."""
+        """The time of any other operator: one launch, plus the longer of its arithmetic and its memory traffic."""
         if cost == Cost():
             return Time(0.0, "nothing", 0.0, 0.0, PRIOR_SOURCE)
         multiplies = dtype if dtype in DTYPES else "float32"

@@ -36,7 +36,8 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Layer:
-    """One forward operator with its gradients. Shapes are of the first input, the convolution's weight, the first output."""
+    """One forward operator with its gradients. Shapes are those of the first input, the convolution's weight and the first
+    output."""
 
     name: str  # the module's path, with the operator where that says more
     module: str
@@ -46,15 +47,15 @@ class Layer:
     weight_shape: Shape | None
     output_shape: Shape
     dtype: str
-    parameters: int  # that this operator is the first to use
+    parameters: int  # elements of the parameters that this operator is the first to use
     problem: ConvProblem | None  # a convolution, or the problem whose dgrad a transposed one is
-    which: Pass | None  # the pass that the forward operator is; None also of a convolution that no plan is modelled for
+    which: Pass | None  # the pass that the forward operator is; None where no plan is modelled for it
     forward: Cost
     backward: tuple[Step, ...]
     fields: tuple[Field, ...] | None  # receptive field by spatial axis; None where the result does not depend on the input
     misaligned: bool  # branches meet here whose receptive fields have different centres or jumps
-    known: bool  # False: the operator is in no table, its FLOP are missing and its bytes are not
-    call: Chunk | Kind | None = None  # of a causal function, whose plan is its own
+    known: bool  # False: the operator is in no table, so its FLOP are missing (its bytes are counted)
+    call: Chunk | Kind | None = None  # the call of a causal function, which has plans of its own
 
     @property
     def backward_cost(self) -> Cost:
@@ -258,13 +259,13 @@ class Network:
         return self.on(device, dtype, **more).compare(other.on(device, dtype, **more))
 
     def table_rows(self) -> Sequence[Any]:
-        """An operator a row, with its counts: what `costmodel.to_csv(network)` writes."""
+        """One row per operator, with its counts: what `costmodel.to_csv(network)` writes."""
         from costmodel.reports.rows import operator_rows
 
         return operator_rows(self)
 
     def document(self) -> dict[str, Any]:
-        """What `costmodel.to_json(network)` writes: the totals, and a row an operator."""
+        """What `costmodel.to_json(network)` writes: the totals, and one row per operator."""
         named = "name inputs batch dtype parameters trainable inference training_step unknown notes".split()
         memory = {
             "forward_activation_bytes": self.peak_activation_bytes(),
@@ -347,8 +348,8 @@ def _named(name: str, value: Any) -> list[tuple[str, Any]]:
 
 
 def _layers(records: Sequence[Record]) -> tuple[Layer, ...]:
-    """Rows with names of their own: the path of a module without submodules names its largest row, other rows have the
-    operator behind the path, and a number where that repeats."""
+    """Rows with unique names. The path of a module without submodules names its largest row; other rows append the operator to
+    the path, and a number where that repeats."""
     inside = {r.module.rpartition(".")[0] for r in records} | {""}
     largest: dict[str, Record] = {}
     for r in records:

@@ -1,4 +1,4 @@
-"""A network on a device: a row an operator with its predicted time, and every form in which that can be shown or kept."""
+"""A network on a device: one row per operator with its predicted time, and every form in which that can be shown or kept."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Timed:
-    """A layer on a device. `share` is its part of the whole network's time."""
+    """A layer on a device. `share` is its share of the whole network's time."""
 
     layer: Layer
     cost: Cost  # forward, or forward and backward
     seconds: float
-    bound: str  # of the longest operator in the row
+    bound: str  # what bounds the longest operator in the row
     share: float
     low: float  # the interval of the seconds, added up over the operators
     high: float
     sources: frozenset[str]  # where the intervals come from
-    plan: str = ""  # of the forward result, where it is a convolution that a plan is modelled for
+    plan: str = ""  # the plan of the forward result, where it is a convolution whose plan is modelled
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,7 +52,7 @@ class Forecast(Sequence[Timed]):
     arithmetic: Arithmetic
     training: bool
     rows: tuple[Timed, ...] = field(repr=False)
-    planned: bool = True  # by this package's plans; False: a library's times
+    planned: bool = True  # True: the times are those of this package's plans; False: a library's times
 
     @overload
     def __getitem__(self, place: int) -> Timed: ...
@@ -109,7 +109,7 @@ class Forecast(Sequence[Timed]):
         return _kept(page(self.report(**more)), path)
 
     def to_csv(self, path: str | Path | None = None) -> str:
-        """A line a row, with a line of column names."""
+        """One line per row, after a line of column names."""
         return self._exported("csv", path)
 
     def to_json(self, path: str | Path | None = None) -> str:
@@ -125,7 +125,7 @@ class Forecast(Sequence[Timed]):
         return self._exported("latex", path)
 
     def table_rows(self) -> Sequence[Any]:
-        """An operator a row: what `to_csv` writes."""
+        """One row per operator: what `to_csv` writes."""
         return self.report().rows
 
     def document(self) -> Report:

@@ -141,7 +141,7 @@ def figures(device: Device) -> list[Figure]:
 
 
 def pass_rows(layer: Convolution, device: Device | None, dtype: str, precision: str) -> list[PassRow]:
-    """A row a pass, the layer's own result first."""
+    """One row per pass, the layer's own result first."""
     rows = []
     for which, what in layer.passes.items():
         plan = None if device is None else choose(layer.problem, which, device, dtype=dtype, precision=precision)

@@ -1,4 +1,4 @@
-"""Launches of the band kernels: scalars, constexprs and grids, and the launches themselves, two to a pass."""
+"""Launches of the band kernels, two per pass: scalars, constexprs and grids, and copies to whole vectors."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tritonconv.steps import Copies, Launch, Step
 
 
 def fits_int32(of: band.Shape, *images: TensorKey) -> bool:
-    """Whether 32-bit offsets reach every pixel of a channel in all images, masked ones beyond them included, and 32 bits hold
-    the step to the next channel."""
+    """Whether 32-bit offsets reach every pixel of a channel in all images, including masked pixels beyond, and whether 32 bits
+    hold the step to the next channel."""
     beyond = 2 * (max(of.kernel) + max(map(abs, of.low)) + 256)
     for shape, (outer, channel, *steps) in images:
         spatial = sum((n + beyond) * step for n, step in zip(shape[2:], steps, strict=True))
@@ -44,7 +44,8 @@ def launch(
     fused: FusedKey | None,
     upcast: bool,
 ) -> Launch:
-    """Scalars, constexprs and grids: of the product, and of the kernel before it or, for wgrad, after it."""
+    """The launch: scalars, constexprs and grids of the product and of the second kernel, which runs before it or, for wgrad,
+    after it."""
     which, problem = plan.which, call.problem
     of, tile, counted = band.shape_of(problem, which), band.band_of(plan), band.planned(problem, plan)
     if counted.programs > INT32_MAX:
@@ -133,8 +134,8 @@ def vectored_copy(tensor: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Vectored(Copies):
-    """Operands copied to contiguous rows of whole vectors, and where `elsewhere` the result made in such rows, with what lies
-    beside it."""
+    """Operands are copied to contiguous rows of whole vectors. With `elsewhere` the result, and the tensors of its epilogue,
+    are made in such rows too."""
 
     pack: tuple[str, ...]
     elsewhere: bool = False

@@ -37,30 +37,30 @@ from tritonconv.steps import Copies, Launch, Step
 
 
 def fits_int32(problem: ConvProblem, plan: DepthwisePlan, *, images: Iterable[TensorKey], weights: TensorKey | None) -> bool:
-    """Whether 32-bit offsets reach every element of one image of each of `images` [N, C, *spatial], masked columns and rows
-    beyond it included, and of all of `weights` (for wgrad: a part of its workspace; None where a kernel reads them in 64 bits).
-    """
+    """Whether 32-bit offsets reach every element of one image of each of `images` [N, C, *spatial], including masked columns
+    and rows beyond it, and every element of `weights` (for wgrad: of one part of its workspace). `weights` is None where a
+    kernel reads them with 64-bit offsets."""
     beyond = 2 * (max((*problem.effective_kernel, *problem.stride)) + plan.block_m * plan.block_k * plan.rows)
     beyond += max(abs(p) for pair in problem.padding for p in pair)
     per_group = problem.channels_per_group, problem.filters_per_group
-    # lanes without a channel have filters, or pairs of a filter and a channel, beyond the last
+    # lanes without a channel address filters, or pairs of a filter and a channel, beyond the last
     if weights is not None:
         (filters, *inner), (outer, *steps) = weights
         reach = sum((n - 1) * stride for n, stride in zip(inner, steps, strict=True))
         if reach + (filters + plan.block_n * max(per_group)) * outer > INT32_MAX:
             return False
     for shape, strides in images:
-        # an axis of one element has no stride (`packed_strides`); it and an expanded one have coordinates all the same
+        # an axis of one element has no stride (`packed_strides`), but it has coordinates, as an expanded one has
         _, channel, *steps = (0 if n == 1 else stride for n, stride in zip(shape, strides, strict=True))
         spatial = sum((n + beyond) * max(step, 1) for n, step in zip(shape[2:], steps, strict=True))
-        # a lane without a channel may lie a group's channels further
+        # a lane without a channel may address up to one group's channels further
         if spatial + (shape[1] + plan.block_n * max(per_group)) * channel > INT32_MAX:
             return False
     return True
 
 
 def of_all_groups(operand: Operand) -> Operand:
-    """What is known of all groups at once, which these kernels read as one."""
+    """The operand over all groups together, because these kernels read all groups as one."""
     return replace(operand, align=operand.outside)
 
 
@@ -74,7 +74,7 @@ def launch(
     fused: FusedKey | None,
     upcast: bool,
 ) -> Launch:
-    """Scalars, constexprs and grid of a launch. `call` describes the operands as they now lie."""
+    """The launch: scalars, constexprs and grid. `call` describes the operands after all copies."""
     call = replace(call, a=of_all_groups(call.a), b=of_all_groups(call.b), out=of_all_groups(call.out))
     which, problem = plan.which, call.problem
     full, shape, counted = problem.with_unit_axes(), layer_of(problem, which), planned(problem, plan)
@@ -197,7 +197,7 @@ def launch(
 
 @dataclass(frozen=True)
 class Copied(Copies):
-    """Weights with neighbouring filters next to each other."""
+    """The weights are copied so that neighbouring filters are next to each other."""
 
     def operands(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return a, filters_last_copy(b)

@@ -35,21 +35,22 @@ from tritonconv.prepared import (
 )
 from tritonconv.steps import Launch, Step
 
-#: Which of the three tensors a, b and the result of a pass holds weights.
+#: Which of the three tensors of a pass (a, b, the result) holds the weights.
 WEIGHT = {Pass.FPROP: 1, Pass.DGRAD: 1, Pass.WGRAD: 2}
-#: Bytes of one share that a program of a reduction's second stage reads, 16 a thread, so that the lanes of a warp leave no gap;
-#: and the most channels of them: where pixels lie side by side in the result, no more than whole sectors of 32 bytes ask for.
+#: Bytes of one share that a program of a reduction's second stage reads: 16 per thread, so that the lanes of a warp leave no
+#: gap. And most channels of them; where neighbouring pixels are contiguous in the result, only as many as whole 32-byte sectors
+#: need.
 REDUCE_BYTES, REDUCE_CHANNELS = 2048, 128
 REDUCE_PLANES = {False: 32, True: 8}  # whether channels are a multiple of 8, and pixels more than a filter's few taps
-#: A tile as large as any of the menu along every axis.
+#: A tile that is at least as large as any of the menu along every axis.
 LARGEST = Tile(*map(max, zip(*itertools.chain(*MENU.values()), strict=True)))
 
 
 def fits_int32(problem: ConvProblem, plan: MatrixPlan, *tensors: TensorKey) -> bool:
-    """Whether 32-bit offsets reach everything a program touches from its 64-bit base pointer.
+    """Whether 32-bit offsets reach everything that a program touches from its 64-bit base pointer.
 
-    `tensors` are a, b, the result, and what is laid over it. A program walks over all filters of a group, and a few images.
-    """
+    `tensors` are a, b, the result, and the tensors of the epilogue. A program walks over all filters of a group and a few
+    images."""
     which, full = plan.which, problem.with_unit_axes()
     pixels = (
         product(full.output_size)
@@ -86,9 +87,10 @@ def launch(
     fused: FusedKey | None,
     upcast: bool,
 ) -> Launch:
-    """Scalars, constexprs and grids of a launch whose operands already lie as the plan wants them.
+    """Scalars, constexprs and grids of a launch, for operands in the layout that the plan needs.
 
-    Where programs share a reduction, their sums go to a channels-last workspace, and a second kernel does what follows them.
+    Where programs share a reduction, their sums go to a channels-last workspace, and a second kernel adds them and runs the
+    epilogue.
     """
     if plan.split == 1:
         follows, constants = follow(fused, lambda shape, strides: operand(shape, strides, call.problem.groups, 1))
@@ -101,7 +103,7 @@ def launch(
 
 
 def phased(shape: tuple[int, ...], steps: tuple[int, ...]) -> tuple[int, ...]:
-    """(phases, pixels of a phase, channels) of a result: phases are its pixels' residues modulo `steps`."""
+    """(phases, pixels per phase, channels) of a result. The phases are its pixels' residues modulo `steps`."""
     spatial = (*(1,) * (5 - len(shape)), *shape[2:])
     return product(steps), shape[0] * product(ceil_div(n, s) for n, s in zip(spatial, steps, strict=True)), shape[1]
 
@@ -117,7 +119,7 @@ def sums(
     fused_constants: dict[str, Any],
     upcast: bool,
 ) -> Step:
-    """The implicit GEMM."""
+    """The kernel of the implicit GEMM."""
     which, problem = plan.which, call.problem
     in_a, in_b, in_out = call.a, call.b, call.out
     full = problem.with_unit_axes()
@@ -241,8 +243,8 @@ def reduction(
     fused: FusedKey | None,
     upcast: bool,
 ) -> tuple[tuple[Any, ...], Step]:
-    """(the last fields of `Fused`, a kernel): it adds up `plan.split` partial sums of `out`, `size` bytes each, whose pixels
-    lie by their residues modulo `steps`, and does what follows them."""
+    """(the last fields of `Fused`, the second kernel). It adds `plan.split` partial sums of `out`, of `size` bytes each, whose
+    pixels are ordered by their residues modulo `steps`, and runs the epilogue."""
     (images, channels, *spatial), described = out[0], operand(*out, 1, 1)
     phases, pixels, _ = phased(out[0], steps)
     align = math.gcd(channels, MAX_ALIGN)
@@ -268,7 +270,7 @@ def reduction(
 
 
 class Gemm(Launcher):
-    """Either family."""
+    """The launcher of both families."""
 
     def __init__(self, name: str, title: str, patches: bool) -> None:
         self.name, self.title, self.patches = name, title, patches
