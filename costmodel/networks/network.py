@@ -22,6 +22,7 @@ from costmodel.networks.receptive import Field
 from costmodel.networks.timed import Forecast, Timed
 from costmodel.problem import ConvProblem, Pass
 from costmodel.reports.notation import by
+from costmodel.reports.tables import Tables
 from costmodel.tiling import itemsize
 from costmodel.video import Chunk
 
@@ -105,7 +106,7 @@ class Input:
 
 
 @dataclass(frozen=True, repr=False)
-class Network:
+class Network(Tables):
     """A traced model: `print(network)` is a summary, `network.on("h100")` its predicted time on a device.
 
     Counts are of a whole batch. `parameters` are elements, each counted once; `unknown` counts calls of operators whose FLOP
@@ -258,13 +259,13 @@ class Network:
         return self.on(device, dtype, **more).compare(other.on(device, dtype, **more))
 
     def table_rows(self) -> Sequence[Any]:
-        """An operator a row, with its counts: what `costmodel.to_csv(network)` writes."""
+        """An operator a row, with its counts: what `to_csv` writes."""
         from costmodel.reports.rows import operator_rows
 
         return operator_rows(self)
 
     def document(self) -> dict[str, Any]:
-        """What `costmodel.to_json(network)` writes: the totals, and a row an operator."""
+        """What `to_json` writes: the totals, and a row an operator."""
         named = "name inputs batch dtype parameters trainable inference training_step unknown notes".split()
         memory = {
             "forward_activation_bytes": self.peak_activation_bytes(),
