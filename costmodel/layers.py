@@ -20,6 +20,7 @@ from costmodel.count import cost as cost_of
 from costmodel.device import Device, find_device
 from costmodel.forecast import predict as predict_of
 from costmodel.problem import ConvProblem, Pass
+from costmodel.reports.needed import needed
 from costmodel.reports.notation import Convolution, parse
 from costmodel.reports.tables import Tables
 from costmodel.timing import Prediction
@@ -81,8 +82,9 @@ class Layer(Convolution, Tables):
     def table(self, device: Device | str | None = None, *, dtype: Any = None, width: int = 80) -> str:
         """All passes side by side, as `costmodel layer` prints them. Needs rich (`pip install 'tritonconv[report]'`)."""
         from costmodel.reports.rows import pass_rows
-        from costmodel.reports.terminal import printed, show_passes
 
+        with needed():
+            from costmodel.reports.terminal import printed, show_passes
         chosen = None if device is None else find_device(device)
         kind = arithmetic_named(dtype, chosen)
         rows = pass_rows(self, chosen, kind.dtype, kind.precision)

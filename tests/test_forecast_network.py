@@ -150,6 +150,18 @@ def test_every_export_takes_a_network_a_layer_a_report_and_two(net, form, tmp_pa
         costmodel.to_csv(3)
 
 
+def test_what_is_no_network_is_not_compared(net):
+    with pytest.raises(TypeError, match=r"other must be a costmodel\.Network, got str"):
+        net.compare("h100")
+    with pytest.raises(TypeError, match=r"other must be a costmodel\.Forecast or Network, got Sequential"):
+        net.on("h100").compare(nn.Sequential())
+
+
+def test_one_of_something_is_no_plural():
+    alone = costmodel.trace(nn.Conv2d(3, 4, 3), (1, 3, 8, 8))
+    assert "1 operator, 1 convolution, " in repr(alone) and "1 operator, 1 convolution among them" in str(alone)
+
+
 def test_a_layer_as_json_names_itself_and_its_passes():
     layer = costmodel.conv_transpose2d((2, 4, 16, 16), (4, 8, 3, 3), stride=2)
     found = json.loads(layer.to_json())

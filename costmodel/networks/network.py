@@ -23,6 +23,7 @@ from costmodel.networks.timed import Forecast, Timed
 from costmodel.problem import ConvProblem, Pass
 from costmodel.reports.notation import by
 from costmodel.reports.tables import Tables
+from costmodel.reports.units import several
 from costmodel.tiling import itemsize
 from costmodel.video import Chunk
 
@@ -256,6 +257,8 @@ class Network(Tables):
         >>> str(small.compare(large)).splitlines()[4].split()
         ['parameters', '224', '448', '2.00']
         """
+        if not isinstance(other, Network):
+            raise TypeError(f"other must be a costmodel.Network, got {type(other).__name__}")
         return self.on(device, dtype, **more).compare(other.on(device, dtype, **more))
 
     def table_rows(self) -> Sequence[Any]:
@@ -280,7 +283,8 @@ class Network(Tables):
 
     def __repr__(self) -> str:
         return (
-            f"<costmodel.Network {self.name}: {len(self.layers)} operators, {len(self.convolutions)} convolutions, "
+            f"<costmodel.Network {self.name}: {several(len(self.layers), 'operator')}, "
+            f"{several(len(self.convolutions), 'convolution')}, "
             f"{self.parameters:,} parameters, input {', '.join(map(str, self.inputs))}>"
         )
 
@@ -306,7 +310,7 @@ def trace(model: nn.Module, *inputs: Any, train: bool = False, dtype: Any = None
     >>> net.parameters, net.inference.dense_macs
     (224, 388800)
     >>> net
-    <costmodel.Network Sequential: 2 operators, 1 convolutions, 224 parameters, input 2x3x32x32>
+    <costmodel.Network Sequential: 2 operators, 1 convolution, 224 parameters, input 2x3x32x32>
     """
     from torch import nn
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 from costmodel.arithmetic import Arithmetic
 from costmodel.count import Cost
 from costmodel.device import Device
+from costmodel.reports.needed import needed
 from costmodel.reports.tables import Tables, kept
 
 if TYPE_CHECKING:
@@ -96,17 +97,21 @@ class Forecast(Sequence[Timed], Tables):
         return report_of(self, depth=depth, **more)
 
     def compare(self, other: Forecast | Network) -> SideBySide:
-        """This beside another: the same network on another device, in another arithmetic, or another network."""
+        """This beside another: the same network on another device, in another arithmetic, or another network. Raises
+        TypeError for what is neither."""
+        from costmodel.networks.network import Network
         from costmodel.reports.sidebyside import SideBySide
 
-        if not isinstance(other, Forecast):
+        if not isinstance(other, (Forecast, Network)):
+            raise TypeError(f"other must be a costmodel.Forecast or Network, got {type(other).__name__}")
+        if isinstance(other, Network):
             other = other.on(self.device, self.arithmetic.word, training=self.training)
         return SideBySide((self.report(), other.report()))
 
     def to_html(self, path: str | Path | None = None, **more: Any) -> str:
         """The report as one HTML page that opens without a network. Raises ValueError where the file cannot be written."""
-        from costmodel.reports.html import page
-
+        with needed():
+            from costmodel.reports.html import page
         return kept(page(self.report(**more)), path)
 
     def table_rows(self) -> Sequence[Any]:
@@ -118,8 +123,8 @@ class Forecast(Sequence[Timed], Tables):
         return self.report()
 
     def __str__(self) -> str:
-        from costmodel.reports.terminal import printed, show_report
-
+        with needed():
+            from costmodel.reports.terminal import printed, show_report
         return printed(lambda out: show_report(out, self.report(), 20))
 
     def __repr__(self) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from costmodel.reports.needed import needed
 from costmodel.reports.tables import Tables, kept
 from costmodel.reports.units import duration, interval, middle, si
 
@@ -106,8 +107,8 @@ class SideBySide(Tables):
 
     def to_html(self, path: str | Path | None = None) -> str:
         """One page with both reports. Raises ValueError where the file cannot be written."""
-        from costmodel.reports.html import page
-
+        with needed():
+            from costmodel.reports.html import page
         return kept(page(*self.reports), path)
 
     def __str__(self) -> str:
