@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT))
 from costmodel.version import __version__  # noqa: E402
 
 project, author = "tritonconv", "the tritonconv authors"
+copyright = "2026 the tritonconv authors, MIT licence"
 version = release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
 source_suffix = {".md": "markdown"}
