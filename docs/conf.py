@@ -24,7 +24,8 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 html_theme = "furo"
 html_title = f"tritonconv {__version__}"
-html_static_path: list[str] = []
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
 html_extra_path: list[str] = []
 
 autodoc_member_order = "bysource"
