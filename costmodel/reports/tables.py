@@ -8,8 +8,13 @@ from typing import Any
 
 
 class Tables:
-    """Methods of a layer, a network, a forecast, a report and two side by side: their rows as text, written where a path is
-    given. The path's file is replaced in one step. ValueError where it cannot be written."""
+    """Methods of `Layer`, `Network`, `Forecast`, `SideBySide` and of a report: their rows as text, also written to a file
+    where a path is given. Raises ValueError where that cannot be written, and then leaves the old file as it was.
+
+    >>> import costmodel
+    >>> costmodel.layer("conv1d 4x9 k3 s2 p1 c8").to_csv().splitlines()[1][:24]
+    'fprop,1x8x5,416,480,,832'
+    """
 
     def table_rows(self) -> Sequence[Any]:
         """Dataclasses, a row each."""
