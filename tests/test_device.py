@@ -10,9 +10,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from costmodel.architectures import derived_rates, operations
 from costmodel.detector import detect, from_properties
-from costmodel.device import DEVICES, FIGURES, INTERPRETER, changed, find, find_device, listed, load
+from costmodel.device import (
+    DEVICES,
+    FIGURES,
+    INTERPRETER,
+    changed,
+    derived_rates,
+    find,
+    find_device,
+    listed,
+    load,
+    operations,
+)
 from costmodel.device_names import plain
 
 KNOWN = list(DEVICES.values())
