@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from costmodel.device import Device, changed, derived_rates, find, listed
+from costmodel.architectures import derived_rates
+from costmodel.device import Device, changed, find, listed
 
 #: How much table and driver may differ. Datasheets round, and memory clocks are rated a little lower than they run.
 TOLERANCE = 0.03

@@ -33,7 +33,21 @@ def whole(name: str) -> str:
 
 
 def meant(text: str, known: Iterable[str], most: int = 3) -> str:
-    """Words that offer the nearest of what is known; "" where none is near."""
+    """Words that offer the nearest of what is known; "" where none is near.
+
+    >>> meant("h10", ["h100", "h20", "l4"])
+    ", did you mean 'h100' or 'h20'?"
+    """
     words = {plain(word): word for word in known}
-    close = difflib.get_close_matches(plain(text), words, n=most)
-    return f", did you mean {' or '.join(repr(words[word]) for word in close)}?" if close else ""
+    *others, last = [repr(words[word]) for word in difflib.get_close_matches(plain(text), words, n=most)] or [""]
+    return f", did you mean {', '.join(others)}{' or ' if others else ''}{last}?" if last else ""
+
+
+def unknown(text: str, known: Iterable[str], shown: Iterable[str], most: int = 3) -> str:
+    """The end of a message about a name that is none: the nearest of what is known, and what to choose from.
+
+    >>> unknown("h10", ["h100", "h20", "l4"], ["h100", "h20"])
+    ", did you mean 'h100' or 'h20'? Known are h100, h20"
+    """
+    near = meant(text, known, most)
+    return f"{near}{' Known' if near else '; known'} are {', '.join(shown)}"

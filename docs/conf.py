@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT))
 from costmodel.version import __version__  # noqa: E402
 
 project, author = "tritonconv", "the tritonconv authors"
+copyright = "2026 the tritonconv authors, MIT licence"
 version = release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
 source_suffix = {".md": "markdown"}
@@ -23,7 +24,8 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 html_theme = "furo"
 html_title = f"tritonconv {__version__}"
-html_static_path: list[str] = []
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
 html_extra_path: list[str] = []
 
 autodoc_member_order = "bysource"

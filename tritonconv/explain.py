@@ -39,7 +39,15 @@ _OWN: dict[Any, Callable[..., Any]] = {
 @dataclass(frozen=True)
 class Explanation:
     """What `explain` found: the problem, and per pass ("fprop", "dgrad", "wgrad") the plan, its prediction, whose times are
-    seconds and whose traffic is bytes, and the words for both, which `print` shows."""
+    seconds and whose traffic is bytes, and the words for both, which `print` shows.
+
+    >>> import torch, tritonconv
+    >>> found = tritonconv.explain(tritonconv.conv2d, torch.ones(1, 8, 6, 6), torch.ones(16, 8, 3, 3), padding=1)
+    >>> [*found.plans], found.problem.output_shape, found.predictions["fprop"].seconds > 0
+    (['fprop', 'dgrad', 'wgrad'], (1, 16, 6, 6), True)
+    >>> print(found)  # doctest: +ELLIPSIS
+    conv2d: conv2d n1 c8 6x6 -> 16 k3x3 p1,1, float32...
+    """
 
     problem: ConvProblem
     plans: dict[str, Plan]

@@ -106,11 +106,11 @@ def summary() -> str:
     right = sum(key in rows and rows[key].ok and rows[key].current for key in every)
     missing = len(ORDER) - len(groups)
     text = (
-        f"{kernels:,} distinct compiled kernels ({archs}) have been executed on a CPU, every access checked and every "
-        f"result within its tolerance: {passed:,} tests, and {right:,} of the {len(every):,} codes that GPUs choose for the "
-        "workloads, as far as those were counted"
+        f"{kernels:,} distinct compiled kernels ({archs}), as their code is now, have been executed on a CPU, every access "
+        f"checked and every result within its tolerance: {f'{passed:,} tests, and ' if passed else ''}{right:,} of the "
+        f"{len(every):,} codes that GPUs choose for the workloads"
     )
-    text += f" ({missing} of {len(ORDER)} pairs of a GPU and an arithmetic were not)." if missing else "."
+    text += f", of which {missing} of {len(ORDER)} pairs of a GPU and an arithmetic were not counted." if missing else "."
     return text + " [Which ones](docs/compiled.md)."
 
 

@@ -10,8 +10,9 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import io
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -35,7 +36,7 @@ def load(name: str, **arguments: Any) -> nn.Module:
     if not separator or not where or not attribute:
         hint = f"; torchvision.models:{name} or timm:{name}?" if name.isidentifier() else ""
         raise ValueError(f"model must be package.module:callable or file.py:callable, got {name!r}{hint}")
-    with offline() as asked, contextlib.redirect_stdout(sys.stderr):  # what a factory prints is not the report
+    with offline() as asked, _aside(asked):
         target, described = _found(name, where, attribute)
         if isinstance(target, nn.Module):
             return target
@@ -51,6 +52,20 @@ def load(name: str, **arguments: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ValueError(f"model {name!r}: the call returned {type(model).__name__}, not an nn.Module")
     return model
+
+
+@contextlib.contextmanager
+def _aside(asked: Sequence[str]) -> Iterator[None]:
+    """What a factory prints is not the report: it goes to the errors, at the end, and nowhere where the factory failed for
+    want of a download, which it says to be under way."""
+    said, built = io.StringIO(), False
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            yield
+        built = True
+    finally:
+        if built or not asked:
+            sys.stderr.write(said.getvalue())
 
 
 def _found(name: str, where: str, attribute: str) -> tuple[Any, Any]:

@@ -22,6 +22,8 @@ from costmodel.networks.receptive import Field
 from costmodel.networks.timed import Forecast, Timed
 from costmodel.problem import ConvProblem, Pass
 from costmodel.reports.notation import by
+from costmodel.reports.tables import Tables
+from costmodel.reports.units import several
 from costmodel.tiling import itemsize
 from costmodel.video import Chunk
 
@@ -106,7 +108,7 @@ class Input:
 
 
 @dataclass(frozen=True, repr=False)
-class Network:
+class Network(Tables):
     """A traced model: `print(network)` is a summary, `network.on("h100")` its predicted time on a device.
 
     Counts are of a whole batch. `parameters` are elements, each counted once; `unknown` counts calls of operators whose FLOP
@@ -256,16 +258,18 @@ class Network:
         >>> str(small.compare(large)).splitlines()[4].split()
         ['parameters', '224', '448', '2.00']
         """
+        if not isinstance(other, Network):
+            raise TypeError(f"other must be a costmodel.Network, got {type(other).__name__}")
         return self.on(device, dtype, **more).compare(other.on(device, dtype, **more))
 
     def table_rows(self) -> Sequence[Any]:
-        """One row per operator, with its counts: what `costmodel.to_csv(network)` writes."""
+        """One row per operator, with its counts: what `to_csv` writes."""
         from costmodel.reports.rows import operator_rows
 
         return operator_rows(self)
 
     def document(self) -> dict[str, Any]:
-        """What `costmodel.to_json(network)` writes: the totals, and one row per operator."""
+        """What `to_json` writes: the totals, and one row per operator."""
         named = "name inputs batch dtype parameters trainable inference training_step unknown notes".split()
         memory = {
             "forward_activation_bytes": self.peak_activation_bytes(),
@@ -280,7 +284,8 @@ class Network:
 
     def __repr__(self) -> str:
         return (
-            f"<costmodel.Network {self.name}: {len(self.layers)} operators, {len(self.convolutions)} convolutions, "
+            f"<costmodel.Network {self.name}: {several(len(self.layers), 'operator')}, "
+            f"{several(len(self.convolutions), 'convolution')}, "
             f"{self.parameters:,} parameters, input {', '.join(map(str, self.inputs))}>"
         )
 
@@ -306,7 +311,7 @@ def trace(model: nn.Module, *inputs: Any, train: bool = False, dtype: Any = None
     >>> net.parameters, net.inference.dense_macs
     (224, 388800)
     >>> net
-    <costmodel.Network Sequential: 2 operators, 1 convolutions, 224 parameters, input 2x3x32x32>
+    <costmodel.Network Sequential: 2 operators, 1 convolution, 224 parameters, input 2x3x32x32>
     """
     from torch import nn
 

@@ -89,7 +89,7 @@ class ModuleStack:
 
     def refusal(self, error: Exception) -> str:
         """One line: which module did not take which shapes, and why."""
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].removesuffix(", but expected one of:")
         if isinstance(error, (DataDependentOutputException, DynamicOutputShapeException)):
             reason = f"its result depends on values, and a trace has none ({reason})"
         path, module, args = self.running[-1] if self.running else ("", self.model, ())

@@ -12,11 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from costmodel.arithmetic import arithmetic_named
 from costmodel.networks import operators
 from costmodel.networks.recorder import MetaToFake, ModuleStack, Recorder
+
+#: Said where a model refuses what it was given, and that has a shape which may have been meant as an input.
+SHAPES = "; a shape that is a keyword or in a dictionary is passed on as it is: give torch.empty(..., device='meta') there"
 
 
 class Stage:
@@ -54,7 +57,7 @@ class Stage:
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device=self.device)
 
     def _input(self, position: int, value: Any) -> Any:
-        if isinstance(value, (tuple, list)) and value and all(isinstance(size, int) for size in value):
+        if _is_shape(value):
             if min(value) < 1:
                 raise ValueError(f"input {position} must be a shape of positive sizes, got {list(value)}")
             return torch.empty(tuple(value), dtype=self.default, device=self.device)
@@ -72,7 +75,8 @@ class Stage:
                 call = torch.func.functional_call
                 self.outputs = call(self.model, tied, self.inputs, self.keywords, tie_weights=False)
         except Exception as error:  # whatever a user's forward raises
-            raise ValueError(self.stack.refusal(error)) from error
+            given = tree_leaves((self.inputs, self.keywords), is_leaf=_is_shape)
+            raise ValueError(self.stack.refusal(error) + SHAPES * any(map(_is_shape, given))) from error
 
     def backward(self) -> str:
         """Differentiates every output by every parameter that requires it. Returns why there is no backward pass, or ""."""
@@ -89,6 +93,10 @@ class Stage:
         except Exception as error:  # an operator without a gradient, or a user's own
             return f"the backward pass could not be traced: {str(error).splitlines()[0]}"
         return ""
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and bool(value) and all(isinstance(size, int) for size in value)
 
 
 def _slots(model: nn.Module, kind: str) -> list[tuple[str, torch.Tensor]]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from costmodel.reports.needed import needed
+from costmodel.reports.tables import Tables, kept
 from costmodel.reports.units import duration, interval, middle, si
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class SideBySide:
+class SideBySide(Tables):
     """Two reports. `print` shows their totals, `lines` and `pairs` are rows, `to_html` makes a page of both.
 
     >>> import costmodel, torch
@@ -99,24 +101,15 @@ class SideBySide:
         """What a table of both holds."""
         return self.pairs
 
+    def document(self) -> dict[str, Any]:
+        """What `to_json` writes: the totals of both, and their rows in pairs."""
+        return {"names": self.names, "totals": self.lines, "rows": self.pairs}
+
     def to_html(self, path: str | Path | None = None) -> str:
         """One page with both reports. Raises ValueError where the file cannot be written."""
-        from costmodel.reports.export import write
-        from costmodel.reports.html import page
-
-        text = page(*self.reports)
-        if path is not None:
-            write(Path(path), text)
-        return text
-
-    def to_csv(self, path: str | Path | None = None) -> str:
-        """The pairs of rows, a line each."""
-        from costmodel.reports.export import to_csv, write
-
-        text = to_csv(self)
-        if path is not None:
-            write(Path(path), text)
-        return text
+        with needed():
+            from costmodel.reports.html import page
+        return kept(page(*self.reports), path)
 
     def __str__(self) -> str:
         first, last = (middle(name, 24) for name in self.names)

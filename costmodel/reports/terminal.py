@@ -135,7 +135,10 @@ def show_passes(
         for row in rows:
             out.print(passes_table([row]))
     if device is None:
-        out.print("1 MAC = 2 FLOP. Add --device h100 for the roofline, the plan and its predicted time.")
+        out.print(
+            "1 MAC = 2 FLOP. Add --device h100, or from Python layer.table('h100'), for the roofline, the plan and its "
+            "predicted time."
+        )
         return
     sources = dict.fromkeys(row.source for row in rows if row.source)
     for source in sources:
