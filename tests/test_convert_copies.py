@@ -133,5 +133,5 @@ def test_a_traced_graph_is_copied_and_filed_after_it_was_converted(launches):
 def test_a_layer_made_complex_after_it_was_converted_is_named_and_refused():
     other = convert(nn.Sequential(nn.Conv2d(3, 4, 3))).to(torch.complex64)
     assert tritonconv.report(other).left[0].reason == "its weights are complex64"
-    with pytest.raises(RuntimeError, match="input has dtype torch.complex64; tritonconv takes"):
+    with pytest.raises(RuntimeError, match=r"input has dtype torch\.complex64; tritonconv takes"):
         other(X.to(torch.complex64))

@@ -49,6 +49,16 @@ MORE = {
     >>> y.shape, state.shape
     (torch.Size([2, 4, 9]), torch.Size([2, 4, 2]))
     """,
+    "causal_conv1d_prefill": """
+
+    Dtypes: float16, bfloat16, float32 or float64, all tensors of one but as `causal_conv1d` mixes them.
+
+    >>> import torch, tritonconv
+    >>> x, pool, rows = torch.ones(2, 4, 9), torch.zeros(5, 4, 2), torch.tensor([3, 0], dtype=torch.int32)
+    >>> y = tritonconv.causal_conv1d_prefill(x, pool, torch.ones(4, 3), conv_state_indices=rows)
+    >>> y.shape, pool.sum((1, 2))
+    (torch.Size([2, 4, 9]), tensor([8., 0., 0., 8., 0.]))
+    """,
     "causal_conv1d_update": """
 
     Raises TypeError, ValueError or RuntimeError naming the argument, before anything is launched. The meaning is that of
