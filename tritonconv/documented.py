@@ -18,12 +18,14 @@ SHARED = """
     Dtypes: {dtypes} {window}
 
     On CUDA a Triton kernel runs; CPU tensors take torch's convolution, or these kernels where TRITON_INTERPRET=1 is set.
-    Gradients of every tensor to any order, backwards and forwards. plan: None, or plans in words such as
-    `tritonconv.explain` shows, which are then taken.
+    Gradients of every tensor to any order, backwards and forwards. plan: None, or what forces
+    kernels: a `costmodel.tiling.Plan`, its words as `tritonconv.explain` and `costmodel layer` print them ("fprop gather
+    128x64x32 w4 s3"; without a pass, the result's), a family's name ("gather", whose tile is then chosen), what `explain`
+    answered, several, or a dictionary of them by pass ({{"fprop": "gather"}}).
 
     Raises torch's exception types, naming the argument, before anything is launched: TypeError for what is no tensor or no
-    plan, ValueError and RuntimeError for shapes, dtypes, devices and windows that do not go together. What is computed is
-    `torch.nn.functional.{torch}`.
+    plan, ValueError and RuntimeError for shapes, dtypes, devices and windows that do not go together, and for a plan that
+    cannot run the call or whose pass does not run. What is computed is `torch.nn.functional.{torch}`.
 
     >>> import torch, tritonconv
     >>> x, w = torch.ones({x}), torch.ones({w})

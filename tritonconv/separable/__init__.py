@@ -104,8 +104,8 @@ def depthwise_separable_conv2d(
 
     One kernel, which never writes what lies between, or two, whichever has the least predicted time; the result is the same
     but for the order of the second convolution's sums, because what lies between is rounded to input's dtype in both. plan
-    forces "fused", "apart", or a `Plan` of the family "separable". Gradients of every tensor, to any order; the backward pass
-    makes what lies between again.
+    forces "fused", "apart", or a `Plan` of the family "separable", its words or what `explain` answered. Gradients of every
+    tensor, to any order; the backward pass makes what lies between again.
 
     Raises TypeError, ValueError and RuntimeError as `tritonconv.conv2d_fused` does.
     """
