@@ -32,6 +32,8 @@ def test_this_torch_has_all_of_it():
         assert torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype == torch.float32
     with torch._subclasses.FakeTensorMode():
         assert isinstance(torch.empty(2), private.FakeTensor)
+    marked = torch.compiler.assume_constant_result(lambda: 3)
+    assert vars(private.constant(lambda: 3)) == vars(marked) != {}
 
 
 def private_names(path: Path) -> list[str]:

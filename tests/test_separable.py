@@ -286,7 +286,7 @@ def test_without_the_interpreter_torch_computes(monkeypatch):
         ({"pointwise_activation": 3}, ValueError, "activation=3"),
         ({"stride": 0}, RuntimeError, "stride=0"),
         ({"padding": "full"}, RuntimeError, "padding='full'"),
-        ({"plan": "both"}, TypeError, "plan='both'"),
+        ({"plan": "both"}, ValueError, "plan 'both' names no family"),
         ({"plan": Plan.parse("fprop:gather:64x64x64")}, ValueError, "not of fprop:separable"),
         ({"plan": Plan.parse("fprop:separable:64x64x48:step1x1x2x2")}, ValueError, "block_k must be a power of two"),
         ({"plan": Plan.parse("fprop:separable:64x64x64")}, ValueError, "step must be"),

@@ -7,6 +7,7 @@ from costmodel.version import __version__
 from tritonconv import batching as batching
 from tritonconv import nn
 from tritonconv.causal import causal_conv1d, causal_conv1d_update
+from tritonconv.causal.prefill import causal_conv1d_prefill
 from tritonconv.convert import convert, report, revert
 from tritonconv.decompose import decompositions
 from tritonconv.documented import complete as _complete
@@ -30,6 +31,7 @@ __all__ = [
     "__version__",
     "batch_invariant",
     "causal_conv1d",
+    "causal_conv1d_prefill",
     "causal_conv1d_update",
     "causal_conv3d",
     "conv1d",

@@ -1,28 +1,27 @@
 """The six convolutions, called exactly as those of `torch.nn.functional`.
 
 The plain ones take more than torch's as `padding`: ((low, high), ...), the two ends of each axis.
-`plan` forces kernels: a `costmodel.plan.Plan`, or several, one per pass; `tritonconv.explain` prints what was chosen.
+`plan` forces kernels: see `tritonconv.plans`; `tritonconv.explain` prints what was chosen.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
-from costmodel.problem import ConvProblem
-from costmodel.tiling import Plan
-from tritonconv import check
+from costmodel.problem import ConvProblem, Pass
+from tritonconv import check, plans, private
 from tritonconv.autograd import _OPS
 from tritonconv.invariant import marked
 from tritonconv.op import flat
+from tritonconv.plans import Plans
 
 Size = int | tuple[int, ...]
 Padding = Size | tuple[tuple[int, int], ...] | str  # of both ends, or (low, high) an axis
-Plans = Plan | Iterable[Plan] | None
 
 
 class Asked(NamedTuple):
@@ -31,16 +30,22 @@ class Asked(NamedTuple):
     word: str
 
 
-def _plan_text(plan: Plans | Asked) -> str:
-    """Forced plans as the ops take them. TypeError where they are none."""
+def _plan_text(plan: Plans | Asked, function: str, forward: Pass, input: torch.Tensor, weight: torch.Tensor) -> str:
+    """`plan` as the ops take it. Its errors are those of `plans.text`."""
     if plan is None:
         return ""
     if isinstance(plan, Asked):
         return plan.word
-    plans = [plan] if isinstance(plan, Plan) or not isinstance(plan, Iterable) else list(plan)
-    if isinstance(plan, str) or not all(isinstance(each, Plan) for each in plans):
-        raise TypeError(f"plan must be a costmodel.tiling.Plan or several (Plan.parse makes one of words), got plan={plan!r}")
-    return ";".join(map(str, plans))
+    return plans.text(plan, function, forward, _idle(forward, input, weight))
+
+
+def _idle(forward: Pass, input: torch.Tensor, weight: torch.Tensor) -> dict[Pass, str]:
+    """The passes that a call never runs, and why: a gradient, and any gradient of it, is of a tensor that requires one."""
+    if torch.compiler.is_compiling() or private.transforms_are_active():
+        return {}
+    of_input = Pass.DGRAD if forward == Pass.FPROP else Pass.FPROP
+    of = {of_input: ("input", input), Pass.WGRAD: ("weight", weight)}
+    return {which: f"{name} requires no gradient" for which, (name, tensor) in of.items() if not tensor.requires_grad}
 
 
 @functools.cache
@@ -90,7 +95,7 @@ def _call(
     if after is not None:
         shape = problem.output_shape if forward else problem.input_shape
         check.epilogue(function, rank, shape if batched else shape[1:], *after)
-    words = marked(_plan_text(plan))
+    words = marked(_plan_text(plan, function, Pass.FPROP if forward else Pass.DGRAD, a, weight))
     if after is None or after.is_empty():
         y = (_OPS.fprop if forward else _OPS.dgrad)(a, weight, bias, *place, words)
     else:

@@ -15,6 +15,7 @@ import torch
 import triton
 
 from costmodel.device import INTERPRETER, Device
+from costmodel.resources import LEAST_CAPABILITY
 
 OLDEST = (3, 6)
 if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST:
@@ -60,10 +61,21 @@ def use(device: Device | None) -> None:
     Triton's interpreter). None: torch's convolution computes them."""
     global _now, _kernels
     _kernels = device is not None
-    chosen = device or INTERPRETER
-    if chosen not in _MODELS:
-        _MODELS.append(chosen)
-    _now = -1 - _MODELS.index(chosen)
+    _now = number_of(device or INTERPRETER)
+
+
+def number_of(device: Device) -> int:
+    """The negative number that stands for a description from here on."""
+    if device not in _MODELS:
+        _MODELS.append(device)
+    return -1 - _MODELS.index(device)
+
+
+def is_new_enough(name: str, capability: int) -> None:
+    """RuntimeError for a GPU that is too old."""
+    if capability < LEAST_CAPABILITY:
+        needed, has = (".".join((str(n // 10), str(n % 10))) for n in (LEAST_CAPABILITY, capability))
+        raise RuntimeError(f"tritonconv needs a GPU of compute capability {needed} or newer, as Triton does; {name} has {has}")
 
 
 def either(kernel: Callable[..., Any], by_torch: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,12 +14,10 @@ from typing import Any
 import torch
 
 from costmodel.device import Device, find
-from costmodel.legality import checked
 from costmodel.plan import select
 from costmodel.problem import ConvProblem, Pass
-from costmodel.resources import LEAST_CAPABILITY
 from costmodel.tiling import Call, Operand, Plan
-from tritonconv import host
+from tritonconv import host, plans
 from tritonconv.describe import describe
 from tritonconv.epilogue import Epilogue, by_torch, widened
 from tritonconv.families import launchers
@@ -56,22 +54,8 @@ def device_model(index: int) -> Device:
         return host.model(index)
     found = torch.cuda.get_device_properties(index)
     capability = found.major * 10 + found.minor
-    if capability < LEAST_CAPABILITY:
-        needed = ".".join(str(LEAST_CAPABILITY))
-        raise RuntimeError(
-            f"tritonconv needs a GPU of compute capability {needed} or newer, as Triton does; {found.name} has "
-            f"{found.major}.{found.minor}"
-        )
+    host.is_new_enough(found.name, capability)
     return find(found.name, capability, found.multi_processor_count)
-
-
-def plan_for(which: Pass, text: str) -> Plan | None:
-    """The plan of this pass among forced plans ("" where none is forced), written as `str(plan)` joined by ";"."""
-    for word in filter(None, text.split(";")):
-        plan = Plan.parse(word)
-        if plan.which == which:
-            return plan
-    return None
 
 
 def choose(
@@ -87,10 +71,8 @@ def choose(
     epilogue: str = "",
 ) -> Plan:
     """The forced plan, checked, or the one with the least predicted time."""
-    plan, call = plan_for(which, forced), Call(problem, which, DTYPES[dtype], precision, a, b, out, epilogue)
-    if plan is None:
-        return select(call, device_model(device))
-    return checked(call, plan, device_model(device))
+    call, model = Call(problem, which, DTYPES[dtype], precision, a, b, out, epilogue), device_model(device)
+    return plans.forced(call, forced, model) or select(call, model)
 
 
 @functools.lru_cache(maxsize=4096)

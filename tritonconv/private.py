@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch._decomp import register_decomposition
@@ -21,6 +22,7 @@ __all__ = [
     "autocast_keys",
     "below_autograd",
     "below_in_place",
+    "constant",
     "forward_mode",
     "is_differentiated_forwards",
     "one_level",
@@ -41,6 +43,14 @@ transforms_are_active = torch._C._are_functorch_transforms_active
 without = torch._C._ExcludeDispatchKeyGuard
 #: A context in which `Function.apply` is of one level of `torch.func`.
 one_level = enable_single_level_autograd_function
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def constant(function: Function) -> Function:
+    """A function whose result Dynamo takes as a constant: `torch.compiler.assume_constant_result` without importing Dynamo."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def forward_mode(on: bool) -> AbstractContextManager[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from tritonconv.adapters import Adapted
 from tritonconv.check import DTYPES, as_int, is_int
 from tritonconv.modelcopy import Callables, class_like, rebuilt
 from tritonconv.private import ConvNd
-from tritonconv.use import Region
+from tritonconv.use import SERVED, Region
 
 #: torch's class -> ours, which adds no state and takes its place in an instance.
 REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
@@ -27,6 +28,8 @@ REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.ConvTranspose3d: ours.ConvTranspose3d,
 }
 _TORCHS = {replacement: kind for kind, replacement in REPLACEMENTS.items()}
+#: How torch's convolutions are called.
+_NAMES = {each.__name__.lower().replace("transpose", "_transpose") for each in REPLACEMENTS} | {"convolution"}
 #: Subclasses of torch's -> what takes their place.
 _MADE: dict[type[nn.Module], type[nn.Module]] = {}
 #: Where an instance keeps whether its own forward has called a convolution that ours serve.
@@ -124,14 +127,44 @@ def own_forward(part: nn.Module) -> bool:
 
 
 def calls_functional(part: nn.Module) -> str:
-    """Which of torch's convolutions the `forward` of a module names, as far as its code says; "" for none."""
-    kind = type(part)
-    code = getattr(kind.forward, "__code__", None)
-    if code is None or kind.__module__.startswith(("torch.", "tritonconv.")):
+    """Which of torch's convolutions a module that is none calls itself, as far as its code says; "" for none: those that its
+    `forward` names, or a method or function that it names, and the calls of a traced graph."""
+    if isinstance(part, torch.fx.GraphModule):
+        return ", ".join(sorted({_function_name(node.target) for node in part.graph.nodes if _serves(node.target)}))
+    if type(part).__module__.startswith(("torch.", "tritonconv.")) and "forward" not in part.__dict__:
         return ""
-    names = {each.__name__.lower().replace("transpose", "_transpose") for each in REPLACEMENTS} | {"convolution"}
-    # a layer of the module's own may be called so
-    return ", ".join(sorted(name for name in names & {*code.co_names} if not hasattr(part, name)))
+    found: set[str] = set()
+    _named_in(_bare(part.forward), part, found, set())
+    return ", ".join(sorted(found))
+
+
+def _function_name(target: Any) -> str:
+    return str(getattr(target, "__name__", target)).partition(".")[0]
+
+
+def _serves(value: Any) -> bool:
+    """Whether a value is one of torch's convolutions."""
+    return isinstance(value, Hashable) and value in SERVED
+
+
+def _named_in(function: Any, part: nn.Module, found: set[str], seen: set[int]) -> None:
+    """Adds torch's convolutions that a function's code names, and those that the functions and methods it names do."""
+    code = getattr(function, "__code__", None)
+    if code is None or id(code) in seen or str(function.__module__).startswith(("torch.", "tritonconv.")):
+        return
+    seen.add(id(code))
+    codes = [code]
+    while codes:
+        code = codes.pop()
+        codes += [const for const in code.co_consts if isinstance(const, types.CodeType)]
+        for name in code.co_names:
+            value = function.__globals__.get(name)
+            # a layer or method of the module's own may be called as one of torch's functions
+            if _serves(value) or (name in _NAMES and not hasattr(part, name)):
+                found.add(_function_name(value) if _serves(value) else name)
+            for each in (value, *(vars(kind).get(name) for kind in type(part).__mro__)):
+                if isinstance(each, types.FunctionType):
+                    _named_in(each, part, found, seen)
 
 
 def _base(kind: type[nn.Module]) -> type[nn.Module] | None:
@@ -141,9 +174,14 @@ def _base(kind: type[nn.Module]) -> type[nn.Module] | None:
 
 def _calls_torch(forward: Any) -> bool:
     """Whether a forward that was bound to an instance names a convolution of torch's; a partial's or method's too."""
+    return any(name.startswith("conv") for name in getattr(getattr(_bare(forward), "__code__", None), "co_names", ()))
+
+
+def _bare(forward: Any) -> Any:
+    """The function of a method or a partial."""
     while hasattr(forward, "__func__") or isinstance(forward, functools.partial):
         forward = forward.func if isinstance(forward, functools.partial) else forward.__func__
-    return any(name.startswith("conv") for name in getattr(getattr(forward, "__code__", None), "co_names", ()))
+    return forward
 
 
 def _reaches_ours(forward: Any, base: type[nn.Module]) -> bool:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import torch
 
+from tritonconv import memory
 from tritonconv.causal import (
     check,
     op,  # noqa: F401  registers the ops
+    operands,
 )
+from tritonconv.causal.pool import Rows, take_back
 
 _OPS = torch.ops.tritonconv
 _ACTIVATIONS = {None: "", "silu": "silu", "swish": "silu"}
@@ -87,6 +90,7 @@ def causal_conv1d_update(
     activation: str | None = None,
     cache_seqlens: torch.Tensor | None = None,
     conv_state_indices: torch.Tensor | None = None,
+    num_accepted_tokens: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The next token of every sequence, or the next few; `conv_state` is changed in place. One kernel.
 
@@ -99,6 +103,11 @@ def causal_conv1d_update(
     rows raises IndexError, and a row named twice or a negative number of columns ValueError. On CUDA they are not read back:
     such an index answers zeros and changes nothing, a negative number counts modulo S, and of two sequences in one row either
     may win.
+
+    Draft tokens that were rejected are taken back by the next call. A ring of S at least K - 1 + T columns goes back by smaller
+    cache_seqlens: give the columns that stand, and what came behind them is overwritten. A window of at least K - 2 + T goes
+    back by num_accepted_tokens int32 [B], from 1 to T: how many of the T tokens of the call before, which had as many, stand.
+    Its columns are then moved first, in a few small launches more. The meaning is that of vLLM's argument.
 
     Beside x of 16 bits, weight, bias and conv_state may be float32; a float32 conv_state is changed in place as it is, and one
     of 16 bits beside a float32 weight is copied there and back.
@@ -114,12 +123,21 @@ def causal_conv1d_update(
     if check.is_mixed(x, weight, bias, conv_state):
         wide = None if bias is None else bias.float()
         state = conv_state.float()  # the state itself where it is float32
-        y = causal_conv1d_update(x.float(), state, weight.float(), wide, activation, cache_seqlens, conv_state_indices)
+        rest = cache_seqlens, conv_state_indices, num_accepted_tokens
+        y = causal_conv1d_update(x.float(), state, weight.float(), wide, activation, *rest)
         if state is not conv_state:
             conv_state.copy_(state)
         return y.to(x.dtype)
     check.tensors(function, x=x, conv_state=conv_state, weight=weight, bias=bias)
     check.update(function, x, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices)
+    if num_accepted_tokens is not None:
+        check.accepted(function, x, conv_state, weight, num_accepted_tokens, cache_seqlens)
+        if not torch.compiler.is_compiling():
+            memory.may_be_written(function, "conv_state", conv_state, x=x, weight=weight, bias=bias)
+            operands.here(function, conv_state, None, conv_state_indices)
+        take_back(
+            Rows(conv_state.detach(), x.shape[0], conv_state_indices), x.shape[2] - num_accepted_tokens.clamp(1, x.shape[2])
+        )
     before = None if cache_seqlens is None else cache_seqlens.contiguous()
     entries = None if conv_state_indices is None else conv_state_indices.contiguous()
     tokens = x if x.dim() == 3 else x.unsqueeze(-1)

@@ -93,7 +93,7 @@ def _by(where: Any) -> tuple[Callable[..., Pair], Callable[..., Three], Callable
         operands.update(x, state, w, b, before, entries, activation)
         memory.may_be_written("causal_conv1d_update", "conv_state", state, x=x, weight=w, bias=b)
         if x.is_cpu:
-            operands.places(state, before, entries)
+            operands.places("causal_conv1d_update", state, before, entries)
         y: torch.Tensor = where.update(x, state, w, b, activation, before, entries)
         return y
 

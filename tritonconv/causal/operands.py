@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from costmodel.causal import MAX_TAPS
+from tritonconv import private
 from tritonconv.operands import Maybe, alike, axes, numbers, shaped, word
 
 SILU = ("silu",)
@@ -98,9 +99,15 @@ def values(x: torch.Tensor, ids: Maybe, starts: Maybe) -> None:
         raise IndexError(f"tritonconv: ids must lie below {len(bounds) - 1}, the sequences of starts, got {int(ids.max())}")
 
 
-def places(state: torch.Tensor, before: Maybe, entries: Maybe) -> None:
+def here(function: str, state: torch.Tensor, before: Maybe, entries: Maybe) -> None:
+    """`places`, where the tensors are the CPU's and have values."""
+    if state.is_cpu and not isinstance(state, private.FakeTensor):
+        places(function, state, before, entries)
+
+
+def places(function: str, state: torch.Tensor, before: Maybe, entries: Maybe) -> None:
     """IndexError for entries beyond the states, ValueError for one that is named twice or a negative count: on the CPU."""
-    function, rows = "causal_conv1d_update", state.shape[0]
+    rows = state.shape[0]
     if before is not None and before.numel() and int(before.min()) < 0:
         at = int(before.argmin())
         raise ValueError(f"{function}(): cache_seqlens must be at least 0, got cache_seqlens[{at}] = {int(before[at])}")

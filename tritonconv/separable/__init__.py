@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import torch
 
+from costmodel.problem import Pass
 from costmodel.separable import Pair
-from costmodel.tiling import Plan
-from tritonconv import check
+from tritonconv import check, plans
 from tritonconv.functional import Size
 from tritonconv.invariant import by_image, is_on
 from tritonconv.op import flat
+from tritonconv.plans import Explanation, Plans
 from tritonconv.separable import op  # which registers the op
 from tritonconv.separable.launch import APART, FUSED
 
 _NAME = "depthwise_separable_conv2d"
+#: Passes that no plan of the function is for.
+_IDLE = dict.fromkeys((Pass.DGRAD, Pass.WGRAD), "gradients take the plans of conv2d")
 
 
 def checked(
@@ -32,7 +35,7 @@ def checked(
     pointwise_activation: str | None,
     negative_slope: float,
     residual: torch.Tensor | None,
-    plan: Plan | str | None,
+    plan: Plans,
 ) -> Pair:
     """The two problems of a call. TypeError, ValueError and RuntimeError, each naming the argument."""
     others = {"pointwise_weight": pointwise_weight, "pointwise_bias": pointwise_bias, "residual": residual}
@@ -63,9 +66,17 @@ def checked(
     shape = pair.pointwise.output_shape
     check.epilogue(_NAME, 2, problem.output_shape, activation, negative_slope, None, None, None)
     check.epilogue(_NAME, 2, shape if batched else shape[1:], pointwise_activation, negative_slope, None, None, residual)
-    if not (plan is None or isinstance(plan, Plan) or plan in (FUSED, APART)):
-        raise TypeError(f"{_NAME}(): plan must be None, {FUSED!r}, {APART!r} or a Plan, got plan={plan!r}")
+    plan_text(plan)
     return pair
+
+
+def plan_text(plan: Plans) -> str:
+    """`plan` as the op takes it: "fused" and "apart" are words of their own."""
+    if isinstance(plan, Explanation) and "depthwise" in plan.plans:
+        return APART
+    if plan in (FUSED, APART):
+        return str(plan)
+    return plans.text(plan, _NAME, Pass.FPROP, _IDLE, "separable") or ("" if plan is None else FUSED)
 
 
 def depthwise_separable_conv2d(
@@ -82,7 +93,7 @@ def depthwise_separable_conv2d(
     pointwise_activation: str | None = None,
     negative_slope: float = 0.01,
     residual: torch.Tensor | None = None,
-    plan: Plan | str | None = None,
+    plan: Plans = None,
 ) -> torch.Tensor:
     """act2(conv(act1(conv(input, depthwise_weight) + depthwise_bias), pointwise_weight) + pointwise_bias + residual)
 
@@ -93,8 +104,8 @@ def depthwise_separable_conv2d(
 
     One kernel, which never writes what lies between, or two, whichever has the least predicted time; the result is the same
     but for the order of the second convolution's sums, because what lies between is rounded to input's dtype in both. plan
-    forces "fused", "apart", or a `Plan` of the family "separable". Gradients of every tensor, to any order; the backward pass
-    makes what lies between again.
+    forces "fused", "apart", or a `Plan` of the family "separable", its words or what `explain` answered. Gradients of every
+    tensor, to any order; the backward pass makes what lies between again.
 
     Raises TypeError, ValueError and RuntimeError as `tritonconv.conv2d_fused` does.
     """
@@ -104,7 +115,7 @@ def depthwise_separable_conv2d(
     if input.dim() == 3:
         x, residual = x.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
     problem = pair.depthwise
-    words = (activation or "", pointwise_activation or "", float(negative_slope), "" if plan is None else str(plan))
+    words = (activation or "", pointwise_activation or "", float(negative_slope), plan_text(plan))
 
     def made(images: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
         place = (problem.stride, flat(problem.padding), problem.dilation)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from tritonconv.functional import Plans, _plan_text
 from tritonconv.invariant import by_image, is_on
+from tritonconv.plans import Plans
 from tritonconv.video import (
     check,
     op,  # noqa: F401  registers the op
@@ -59,7 +59,7 @@ def causal_conv3d(
     Raises TypeError, ValueError or RuntimeError naming the argument, before anything is launched.
     """
     window = check.call(x, weight, bias, stride, padding, cache, return_cache, dilation, upsample, time_padding)
-    words = _plan_text(plan)
+    words = check.plan_text(plan)
 
     def made(images: torch.Tensor, before: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         result: tuple[torch.Tensor, torch.Tensor] = _OPS.video(images, weight, bias, before, *window, return_cache, words)

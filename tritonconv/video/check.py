@@ -7,13 +7,23 @@ from typing import Any
 
 import torch
 
-from costmodel.problem import padding_pairs
+from costmodel.problem import Pass, padding_pairs
 from costmodel.tiling import FARTHEST
 from costmodel.video import TIME_PADDING, Chunk
+from tritonconv import plans
 from tritonconv.check import _bias, alike, as_int, ints, is_int
 
 NAME = "causal_conv3d"
 Window = tuple[tuple[int, ...], list[int], tuple[int, ...], int, str]
+
+
+#: Passes that no plan of the function is for.
+_IDLE = dict.fromkeys((Pass.DGRAD, Pass.WGRAD), "gradients take the plans of conv3d")
+
+
+def plan_text(plan: plans.Plans) -> str:
+    """`plan` as the op takes it."""
+    return plans.text(plan, NAME, Pass.FPROP, _IDLE, "video")
 
 
 def _tensors(x: Any, weight: Any, bias: Any, cache: Any) -> None:
