@@ -22,9 +22,10 @@ from typing import Any
 import torch
 
 from costmodel.problem import Pass
-from tritonconv import operands, private
+from tritonconv import operands, private, recipes
 from tritonconv.epilogue import ACTIVATIONS, needs_z, over_weight, per_channel, weight_sums
-from tritonconv.op import LIBRARY
+from tritonconv.op import LIBRARY, known_problem
+from tritonconv.recipes import Recipe
 
 _OPS = torch.ops.tritonconv
 Maybe = torch.Tensor | None
@@ -117,6 +118,25 @@ def bilinear(
     )
 
 
+def called(which: Pass, a: torch.Tensor, b: torch.Tensor, *place: Any) -> torch.Tensor:
+    """The op of a pass, without a bias, which looks up what it took the last time; `place` are its other arguments."""
+    if not isinstance(place[-1], str):  # a default that did not come
+        place = (*place, "")
+    key = recipes.key((which.value, *place), None, a, b)
+    recipe = None if key is None else recipes.known(key)
+    if recipe is not None and not recipe.records:
+        try:
+            return recipe.run(a, b, None)
+        except torch.OutOfMemoryError:  # the op knows of another plan
+            pass
+    op = getattr(_OPS, which.value)
+    made: torch.Tensor = op(a, b, *place) if which == Pass.WGRAD else op(a, b, None, *place)
+    if key is not None:
+        *window, plan = place
+        recipes.file(key, which, known_problem(which, a, b, tuple(window)), a, b, None, tuple(window), plan)
+    return made
+
+
 class _Fprop(_Primitive):
     @staticmethod
     def forward(x: Any, w: Any, b: Any, stride: Any, padding: Any, dilation: Any, groups: Any, plan: str = "") -> torch.Tensor:
@@ -126,7 +146,7 @@ class _Fprop(_Primitive):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         x, w, _, *ctx.window = inputs
         needs_x, needs_w, *_ = ctx.needs_input_grad
-        ctx.sizes, ctx.strides = (x.shape[2:], w.shape[2:]), w.stride()
+        ctx.sizes, ctx.strides = (tuple(x.shape[2:]), tuple(w.shape[2:])), w.stride()
         ctx.set_materialize_grads(False)
         ctx.save_for_forward(x, w, output)
         ctx.save_for_backward(x if needs_w else None, w if needs_x else None)
@@ -137,16 +157,20 @@ class _Fprop(_Primitive):
         return bilinear(_OPS.fprop, (x, w), (tx, tw), tb, y, ctx.window)
 
     @staticmethod
-    def backward(ctx: Any, g: Maybe) -> Any:
+    def gradients(ctx: Any, g: Maybe) -> tuple[Maybe, Maybe, Maybe]:
+        """Those of x, w and b."""
         if g is None:
-            return (None,) * (3 + len(ctx.window))
+            return None, None, None
         x, w = ctx.saved_tensors
         input_size, kernel_size = ctx.sizes
         needs = ctx.needs_input_grad
-        dx = _OPS.dgrad(g, w, None, input_size, *ctx.window) if needs[0] else None
-        dw = as_parameter(_OPS.wgrad(g, x, kernel_size, *ctx.window), ctx.strides) if needs[1] else None
-        db = _bias_gradient(g) if needs[2] else None
-        return dx, dw, db, *(None,) * len(ctx.window)
+        dx = called(Pass.DGRAD, g, w, input_size, *ctx.window) if needs[0] else None
+        dw = as_parameter(called(Pass.WGRAD, g, x, kernel_size, *ctx.window), ctx.strides) if needs[1] else None
+        return dx, dw, _bias_gradient(g) if needs[2] else None
+
+    @staticmethod
+    def backward(ctx: Any, g: Maybe) -> Any:
+        return *_Fprop.gradients(ctx, g), *(None,) * len(ctx.window)
 
 
 class _Dgrad(_Primitive):
@@ -160,7 +184,7 @@ class _Dgrad(_Primitive):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         dy, w, _, _, *ctx.window = inputs
         needs_dy, needs_w, *_ = ctx.needs_input_grad
-        ctx.kernel_size, ctx.strides = w.shape[2:], w.stride()
+        ctx.kernel_size, ctx.strides = tuple(w.shape[2:]), w.stride()
         ctx.set_materialize_grads(False)
         ctx.save_for_forward(dy, w, output)
         ctx.save_for_backward(dy if needs_w else None, w if needs_dy else None)
@@ -171,15 +195,19 @@ class _Dgrad(_Primitive):
         return bilinear(_OPS.dgrad, (dy, w), (tdy, tw), tb, dx, (dx.shape[2:], *ctx.window))
 
     @staticmethod
-    def backward(ctx: Any, g: Maybe) -> Any:
+    def gradients(ctx: Any, g: Maybe) -> tuple[Maybe, Maybe, Maybe]:
+        """Those of dy, w and b."""
         if g is None:
-            return (None,) * (4 + len(ctx.window))
+            return None, None, None
         dy, w = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        ddy = _OPS.fprop(g, w, None, *ctx.window) if needs[0] else None
-        dw = as_parameter(_OPS.wgrad(dy, g, ctx.kernel_size, *ctx.window), ctx.strides) if needs[1] else None
-        db = _bias_gradient(g) if needs[2] else None
-        return ddy, dw, db, None, *(None,) * len(ctx.window)
+        ddy = called(Pass.FPROP, g, w, *ctx.window) if needs[0] else None
+        dw = as_parameter(called(Pass.WGRAD, dy, g, ctx.kernel_size, *ctx.window), ctx.strides) if needs[1] else None
+        return ddy, dw, _bias_gradient(g) if needs[2] else None
+
+    @staticmethod
+    def backward(ctx: Any, g: Maybe) -> Any:
+        return *_Dgrad.gradients(ctx, g), None, *(None,) * len(ctx.window)
 
 
 class _Wgrad(_Primitive):
@@ -266,12 +294,18 @@ class _Fused(_Primitive):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         a, w, b, scale, _, _, ctx.window, ctx.activation, ctx.slope, _, ctx.plan = inputs
         y, z = output
+        at = _Fused.kept(ctx, a, w, b, scale, y, z)
+        ctx.save_for_forward(a, w, b, scale, at, y)
+
+    @staticmethod
+    def kept(ctx: Any, a: Any, w: Any, b: Any, scale: Any, y: Any, z: Any) -> Maybe:
+        """Saves what `gradients` takes, and answers y or z, whichever the activation's derivative is taken from."""
         needs_a, needs_w, needs_b, needs_scale, *_ = ctx.needs_input_grad
         ctx.set_materialize_grads(False)
-        ctx.kept = z.numel() > 0
-        if not ctx.kept:
+        ctx.has_z = z.numel() > 0
+        if not ctx.has_z:
             ctx.mark_non_differentiable(z)
-        ctx.sizes = a.shape[2:], w.shape[2:]
+        ctx.sizes = tuple(a.shape[2:]), tuple(w.shape[2:])
         at = None
         if ctx.activation:
             at = z if needs_z(ctx.activation, ctx.slope) else y
@@ -282,7 +316,7 @@ class _Fused(_Primitive):
             scale if needs_a or needs_w or needs_b else None,
             at,
         )
-        ctx.save_for_forward(a, w, b, scale, at, y)
+        return at
 
     @classmethod
     def tangents(
@@ -323,17 +357,22 @@ class _Fused(_Primitive):
             tz = added(per_channel(shift, y.dim() - 2).expand(y.shape), tz)
         assert tz is not None  # else nothing had a tangent
         ty = ACTIVATIONS[ctx.activation].backward(tz, at, ctx.slope) if ctx.activation else tz
-        return ty, tz if ctx.kept else None
+        return ty, tz if ctx.has_z else None
 
     @classmethod
     def backward(cls, ctx: Any, dy: torch.Tensor | None, dz: torch.Tensor | None) -> Any:
+        return *cls.gradients(ctx, dy, dz), *(None,) * 5
+
+    @classmethod
+    def gradients(cls, ctx: Any, dy: torch.Tensor | None, dz: torch.Tensor | None) -> tuple[Maybe, ...]:
+        """Those of a, w, b, scale, shift and residual."""
         a, w, b, scale, at = ctx.saved_tensors
         needs_a, needs_w, needs_b, needs_scale, needs_shift, needs_residual, *_ = ctx.needs_input_grad
         if dy is not None:
             through = ACTIVATIONS[ctx.activation].backward(dy, at, ctx.slope) if ctx.activation else dy
             dz = through if dz is None else dz + through
         if dz is None:
-            return (None,) * 11
+            return (None,) * 6
         stride, padding, dilation, groups = ctx.window[-4:]
         window = (stride, padding, dilation, groups, ctx.plan)
         input_size, kernel_size = ctx.sizes
@@ -342,9 +381,10 @@ class _Fused(_Primitive):
         da = db = dscale = dshift = None
         if needs_a:
             scaled = w if scale is None else w * over_weight(scale, cls.which, w, groups)
-            da = _OPS.dgrad(dz, scaled, None, input_size, *window) if forward else _OPS.fprop(dz, scaled, None, *window)
+            place = (input_size, *window) if forward else window
+            da = called(Pass.DGRAD if forward else Pass.FPROP, dz, scaled, *place)
         if needs_w or needs_scale:
-            dw = _OPS.wgrad(*((dz, a) if forward else (a, dz)), kernel_size, *window)
+            dw = called(Pass.WGRAD, *((dz, a) if forward else (a, dz)), kernel_size, *window)
         if needs_b or needs_scale or needs_shift:
             dshift = _bias_gradient(dz)
         if needs_scale:
@@ -361,7 +401,6 @@ class _Fused(_Primitive):
             dscale,
             dshift if needs_shift else None,
             dz if needs_residual else None,
-            *(None,) * 5,
         )
 
 
@@ -379,6 +418,70 @@ class _FusedDgrad(_Fused):
         cls, dy: Any, w: Any, b: Any, input_size: Any, stride: Any, padding: Any, dilation: Any, groups: Any, *after: Any
     ) -> Any:
         return cls.recorded(dy, w, b, (input_size, stride, padding, dilation, groups), *after)
+
+
+# ---- calls whose recipe is known, which no function of torch.func and no forward mode differentiates ---------------------
+
+
+class _FpropAgain(_Primitive):
+    @staticmethod
+    def forward(ctx: Any, x: Any, w: Any, b: Any, recipe: Recipe) -> torch.Tensor:
+        needs_x, needs_w, *_ = ctx.needs_input_grad
+        ctx.sizes, ctx.strides, ctx.window = (tuple(x.shape[2:]), tuple(w.shape[2:])), w.stride(), recipe.window
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x if needs_w else None, w if needs_x else None)
+        return recipe.run(x, w, b)
+
+    @staticmethod
+    def backward(ctx: Any, g: Maybe) -> Any:
+        return *_Fprop.gradients(ctx, g), None
+
+
+class _DgradAgain(_Primitive):
+    @staticmethod
+    def forward(ctx: Any, dy: Any, w: Any, b: Any, recipe: Recipe) -> torch.Tensor:
+        needs_dy, needs_w, *_ = ctx.needs_input_grad
+        ctx.kernel_size, ctx.strides, ctx.window = tuple(w.shape[2:]), w.stride(), recipe.window[1:]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(dy if needs_w else None, w if needs_dy else None)
+        return recipe.run(dy, w, b)
+
+    @staticmethod
+    def backward(ctx: Any, g: Maybe) -> Any:
+        return *_Dgrad.gradients(ctx, g), None
+
+
+class _FusedAgain(_Primitive):
+    @staticmethod
+    def forward(ctx: Any, a: Any, w: Any, b: Any, scale: Any, shift: Any, residual: Any, recipe: Recipe) -> Any:
+        *ctx.window, ctx.plan = recipe.window
+        ctx.which, ctx.activation, ctx.slope = recipe.which, recipe.activation, recipe.slope
+        y, z = recipe.run_fused(a, w, b, scale, shift, residual)
+        _Fused.kept(ctx, a, w, b, scale, y, z)
+        return y, z
+
+    @staticmethod
+    def backward(ctx: Any, dy: Maybe, dz: Maybe) -> Any:
+        of = _FusedFprop if ctx.which == Pass.FPROP else _FusedDgrad
+        return *of.gradients(ctx, dy, dz), None
+
+
+def _recorded(function: type[torch.autograd.Function]) -> Any:
+    """`Function.apply` where no function of torch.func runs, and none is asked for by name."""
+    return super(torch.autograd.Function, function).apply  # type: ignore[misc]
+
+
+_fprop_again, _dgrad_again, _fused_again = map(_recorded, (_FpropAgain, _DgradAgain, _FusedAgain))
+
+
+def repeated(recipe: Recipe, a: torch.Tensor, w: torch.Tensor, b: Maybe, *after: Maybe) -> torch.Tensor:
+    """The result of a call whose recipe is known; `after` are scale, shift and residual."""
+    if recipe.fused:
+        made = _fused_again(a, w, b, *after, recipe) if recipe.records else recipe.run_fused(a, w, b, *after)
+        return made[0]
+    if not recipe.records:
+        return recipe.run(a, w, b)
+    return (_fprop_again if recipe.which is Pass.FPROP else _dgrad_again)(a, w, b, recipe)
 
 
 LIBRARY.impl("fprop", _Fprop.apply, "Autograd")

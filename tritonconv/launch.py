@@ -19,7 +19,7 @@ from costmodel.plan import select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import LEAST_CAPABILITY
 from costmodel.tiling import Call, Operand, Plan
-from tritonconv import host
+from tritonconv import host, private
 from tritonconv.describe import describe
 from tritonconv.epilogue import Epilogue, by_torch, widened
 from tritonconv.families import launchers
@@ -37,16 +37,18 @@ DTYPES = {
 }
 
 
+_HERE: AbstractContextManager[Any] = nullcontext()
+
+
 def on(x: torch.Tensor) -> AbstractContextManager[Any]:
     """The device of `x` made current, where it is not."""
     away = x.is_cuda and x.device.index != torch.cuda.current_device()
-    return torch.cuda.device(x.device) if away else nullcontext()
+    return torch.cuda.device(x.device) if away else _HERE
 
 
 def fp32_precision() -> str:
     """ "tf32" or "ieee": what torch's convolutions do with float32 (`torch.backends.cudnn.conv.fp32_precision`)."""
-    cudnn: Any = torch.backends.cudnn  # its `conv` is made at run time
-    return "tf32" if cudnn.conv.fp32_precision == "tf32" else "ieee"
+    return "tf32" if private.fp32_precision() == "tf32" else "ieee"
 
 
 @functools.cache
@@ -148,13 +150,48 @@ def execute(
     if problem.macs == 0:  # nothing to add up: an empty batch's weight gradient, or no channels
         out.zero_()
         return out if bias is None else out.add_(bias.view(-1, *(1,) * problem.rank))
-    device = host.index_of(a)
-    bias_stride = None if bias is None else bias.stride(0)
-    fused = None if epilogue is None else FusedKey.of(epilogue)
-    aligned = is_aligned(a), is_aligned(b)
-    prepared = prepare_call(
-        which, problem, a.dtype, fp32_precision(), device, key(a), key(b), key(out), bias_stride, forced, fused, aligned
+    perform(prepared_for(which, problem, a, b, key(out), bias, forced, epilogue), a, b, out, bias, epilogue, z)
+    return out
+
+
+def prepared_for(
+    which: Pass,
+    problem: ConvProblem,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    out: TensorKey,
+    bias: torch.Tensor | None = None,
+    forced: str = "",
+    epilogue: Epilogue | None = None,
+    aligned: bool | None = None,
+) -> Launch:
+    """`prepare_call` for these tensors; `aligned` says of `a` what it says itself where that is None."""
+    return prepare_call(
+        which,
+        problem,
+        a.dtype,
+        fp32_precision(),
+        host.index_of(a),
+        key(a),
+        key(b),
+        out,
+        None if bias is None else bias.stride(0),
+        forced,
+        None if epilogue is None else FusedKey.of(epilogue),
+        (is_aligned(a) if aligned is None else aligned, is_aligned(b)),
     )
+
+
+def perform(
+    prepared: Launch,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    out: torch.Tensor,
+    bias: torch.Tensor | None,
+    epilogue: Epilogue | None = None,
+    z: torch.Tensor | None = None,
+) -> None:
+    """Runs a prepared launch into `out`, with the copies around it."""
     copies = prepared.copies
     a, b = copies.operands(a, b)
     made = copies.result(out)
@@ -163,7 +200,6 @@ def execute(
     with on(a):
         prepared.run(a, b, bias, made, used)
     copies.finish(made, out, used, asked)
-    return out
 
 
 def fprop(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, problem: ConvProblem, plan: str = "") -> torch.Tensor:

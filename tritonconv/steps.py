@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from costmodel.tiling import Plan
+from tritonconv import direct
 from tritonconv.kernels.epilogue import Fused
 
 #: Kernels started since this was imported, by name: shows a user, or a CI, that they computed a call and nothing else did.
@@ -35,11 +37,28 @@ class Step:
     tensors: tuple[str, ...] = ()
     boxes: Mapping[str, Box] = field(default_factory=dict)
     fused: bool = False
+    #: Launches that were made, by `direct.key`, so that another one like them spares Triton's binder.
+    made: dict[Any, direct.Repeat] = field(init=False, default_factory=dict, compare=False, repr=False)
+
+    @cached_property
+    def own(self) -> frozenset[int]:
+        """The ids of the arguments, which live as long as this step."""
+        return frozenset(map(id, self.arguments))
 
     def start(self, *values: Any, **named: Any) -> None:
         """The launch itself, on all values that the kernel takes. Every kernel of this package is started here."""
-        COUNTS[self.kernel.__name__] += 1
-        self.kernel[(self.programs,)](*values, **named, **self.constants)
+        kernel = self.kernel
+        COUNTS[kernel.__name__] += 1
+        key = direct.key(kernel, self.own, values, named)
+        repeat = None if key is None else self.made.get(key)
+        if repeat is not None:
+            repeat(*values, **named)
+            return
+        compiled = kernel[(self.programs,)](*values, **named, **self.constants)
+        if key is not None:
+            repeat = direct.repeatable(kernel, compiled, self.programs, values, named, self.constants)
+            if repeat is not None:
+                self.made[key] = repeat
 
     def values(self, given: Mapping[str, Any]) -> list[Any]:
         """The tensors by name as the kernel takes them, and its arguments. A descriptor is made at each call: it holds an

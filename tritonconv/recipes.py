@@ -1,0 +1,170 @@
+"""What a call takes that was made before: checks, problem, strides of the result and plan are those of the first time.
+
+`key` says all that these depend on, and nothing else, so that a call whose key is known was checked and planned when it was
+filed: function and raw arguments, shapes, strides, dtypes, devices and alignment of the tensors, the precision of float32, the
+batch-invariant region, what CPU tensors run on, and what the dispatcher of torch goes by, in this thread and of each tensor. A
+call that someone else is to see (a mode, a transform, a subclass of Tensor, autocast, a tracer, a profiler, torch.compile) has
+no key, or one that is never filed, and takes the ordinary way. No key holds a tensor.
+
+Deterministic mode changes no answer: the kernels have no atomics, and what they do not write nobody reads.
+"""
+
+from __future__ import annotations
+
+import marshal
+import threading
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+import torch
+
+from costmodel.problem import ConvProblem, Pass
+from costmodel.tiling import Plan
+from tritonconv import host, invariant, launch, private
+from tritonconv.epilogue import Epilogue
+from tritonconv.layout import output_strides
+from tritonconv.steps import Launch
+
+Maybe = torch.Tensor | None
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+#: Calls that are remembered; the oldest makes room.
+MOST = 4096
+
+
+def key(words: tuple[Any, ...], plan: Any, *tensors: Any) -> tuple[Hashable, ...] | None:
+    """All that decides what a call does; None for one that is to take the ordinary way."""
+    if torch.compiler.is_compiling() or private.is_observed():
+        return None
+    if plan is not None:
+        if not isinstance(plan, Plan):
+            return None
+        words = (*words, str(plan))
+    try:
+        first = tensors[0]
+        found: list[Hashable] = [
+            marshal.dumps(words, 2),  # in which 1, True and 1.0 are three, and what is not Python's own raises ValueError
+            private.thread_keys(),
+            torch.is_grad_enabled(),
+            invariant.is_on(),
+            host.computes(first),
+            launch.fp32_precision() if first.dtype is torch.float32 else None,
+        ]
+        for t in tensors:
+            if t is None:
+                found.append(None)
+                continue
+            if type(t) not in _PLAIN:
+                return None
+            found += (
+                t.shape,
+                t.stride(),
+                t.dtype,
+                t.device,
+                t.requires_grad,
+                t.data_ptr() % 16,
+                private.dispatch_keys(t).raw_repr(),
+            )
+    except (AttributeError, RuntimeError, TypeError, ValueError):  # no tensor, one without memory, an argument of no plain type
+        return None
+    return tuple(found)
+
+
+def _are_plain(words: Any) -> bool:
+    """Whether arguments that `marshal` wrote out are Python's own: those of others it writes as bytes, and says not whose."""
+    if isinstance(words, (tuple, list)):
+        return all(map(_are_plain, words))
+    return not isinstance(words, bytes)
+
+
+class Recipe(NamedTuple):
+    """A call of an op without its tensors."""
+
+    which: Pass
+    launch: Launch
+    shape: tuple[int, ...]  # of the result
+    strides: tuple[int, ...]
+    records: bool  # autograd is to record the call
+    window: tuple[Any, ...]  # the op's arguments from the input's size or the stride on, forced plans last
+    on_cpu: bool
+    fused: bool
+    activation: str = ""
+    slope: float = 0.01
+    keep: bool = False  # z is answered too
+
+    def allocate(self, a: torch.Tensor) -> torch.Tensor:
+        return torch.empty_strided(self.shape, self.strides, dtype=a.dtype, device=a.device)
+
+    def run(self, a: torch.Tensor, b: torch.Tensor, bias: Maybe) -> torch.Tensor:
+        """The result. Nothing is recorded."""
+        out = self.allocate(a)
+        if self.on_cpu:
+            with host.turn():
+                launch.perform(self.launch, a, b, out, bias)
+        else:
+            launch.perform(self.launch, a, b, out, bias)
+        return out
+
+    def run_fused(
+        self, a: torch.Tensor, b: torch.Tensor, bias: Maybe, scale: Maybe, shift: Maybe, residual: Maybe
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(y, z) of a call with an epilogue."""
+        epilogue = Epilogue(scale, shift, residual, self.activation, self.slope, self.keep)
+        out = self.allocate(a)
+        z = self.allocate(a) if self.keep else None
+        if self.on_cpu:
+            with host.turn():
+                launch.perform(self.launch, a, b, out, bias, epilogue, z)
+        else:
+            launch.perform(self.launch, a, b, out, bias, epilogue, z)
+        return out, out.new_empty(0) if z is None else z
+
+
+_KNOWN: dict[tuple[Hashable, ...], Recipe] = {}
+_lock = threading.Lock()
+
+
+def known(found: tuple[Hashable, ...]) -> Recipe | None:
+    """The recipe that was filed under a key."""
+    return _KNOWN.get(found)
+
+
+def forget() -> None:
+    """Drops all recipes, for those who change what launches are made of."""
+    _KNOWN.clear()
+
+
+def file(
+    found: tuple[Hashable, ...],
+    which: Pass,
+    problem: ConvProblem,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    bias: Maybe,
+    window: tuple[Any, ...],
+    plan: str,
+    epilogue: Epilogue | None = None,
+) -> None:
+    """Keeps what a call took that has just been made the ordinary way; nothing where the ordinary way is to be taken again."""
+    tensors = [t for t in (a, b, bias, *(() if epilogue is None else epilogue[:3])) if t is not None]
+    records = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    shape = {Pass.FPROP: problem.output_shape, Pass.DGRAD: problem.input_shape, Pass.WGRAD: problem.weight_shape}[which]
+    if not problem.macs or 0 in shape or host.computes(a) is None or not private.is_dispatched_plainly(records, *tensors):
+        return
+    if not _are_plain(marshal.loads(found[0])):  # type: ignore[arg-type]
+        return
+    alone, forced = invariant.unmarked(plan)
+    if forced.startswith("where="):  # a predicate is asked at each call
+        return
+    if alone and which != Pass.WGRAD and problem.batch > 1:
+        fixed = invariant.fixed(which, problem, a, b, bias, forced, epilogue)
+        if fixed is None:
+            return
+        forced = fixed
+    strides = output_strides(shape, a, b)
+    prepared = launch.prepared_for(which, problem, a, b, (tuple(shape), strides), bias, forced, epilogue)
+    after = () if epilogue is None else epilogue[3:]
+    recipe = Recipe(which, prepared, tuple(shape), strides, records, (*window, plan), a.is_cpu, epilogue is not None, *after)
+    with _lock:
+        while len(_KNOWN) >= MOST:
+            del _KNOWN[next(iter(_KNOWN))]
+        _KNOWN[found] = recipe
