@@ -24,7 +24,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from tritonconv import host
 
-#: Starts a kernel: it takes the stream and the values that differ from call to call.
+#: Starts a kernel: it takes the number of the current device and the values that differ from call to call.
 Repeat = Callable[..., None]
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 #: Whether Triton asks a hook on the stages of a compilation for its part of a kernel's key, as 3.7 and newer do.
@@ -39,16 +39,13 @@ def _kind(value: Any) -> Hashable:
     if kind is TensorDescriptor:
         base = value.base
         return base.dtype, base.data_ptr() % 16 == 0, tuple(value.block_shape), value.padding, value.round_f32_to_tf32
+    if kind is int:
+        return value == 1, value % 16 == 0, -(2**31) <= value < 2**31, value < 2**63
     return kind, value
 
 
-def _is_heard(hook: Any) -> bool:
-    """Whether one of Triton's launch hooks is set: they are chains of functions, or one function that replaced the chain."""
-    return hook is not None and bool(getattr(hook, "calls", True))
-
-
-def key(kernel: Any, own: frozenset[int], values: Sequence[Any], named: Mapping[str, Any]) -> Hashable | None:
-    """What decides which compiled kernel runs; None where the ordinary launch serves.
+def key(kernel: Any, own: frozenset[int], values: Sequence[Any], named: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """What decides which compiled kernel runs, the current device first; None where the ordinary launch serves.
 
     `own` are the ids of values that live as long as what keeps the answer. Of a tuple the entries are looked at, which may be
     tensors, and no further.
@@ -56,8 +53,9 @@ def key(kernel: Any, own: frozenset[int], values: Sequence[Any], named: Mapping[
     runtime, compilation = knobs.runtime, knobs.compilation
     if host.INTERPRETED or runtime.debug or kernel.debug or kernel.pre_run_hooks or compilation.instrumentation_mode:
         return None
-    if _is_heard(runtime.launch_enter_hook) or _is_heard(runtime.launch_exit_hook):
-        return None
+    for hook in (runtime.launch_enter_hook, runtime.launch_exit_hook):  # chains of functions, or what replaced one
+        if hook is not None and getattr(hook, "calls", True):
+            return None
     inspects = runtime.add_stages_inspection_hook
     found: list[Hashable] = [
         driver.active.get_current_device(),
@@ -91,9 +89,8 @@ def repeatable(
     before, after = (tuple(rest), ()) if at is None else (tuple(rest[:at]), tuple(rest[at + 1 :]))
     run, function, packed = compiled.run, compiled.function, compiled.packed_metadata
 
-    def repeat(*values: Any, **named: Any) -> None:
-        active = driver.active
-        stream = active.get_current_stream(active.get_current_device())
+    def repeat(device: int, *values: Any, **named: Any) -> None:
+        stream = driver.active.get_current_stream(device)
         run(programs, 1, 1, stream, function, packed, None, None, None, *values, *before, *named.values(), *after)
 
     return repeat

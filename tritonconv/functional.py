@@ -16,7 +16,8 @@ import torch
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Plan
 from tritonconv import check, recipes
-from tritonconv.autograd import _OPS, repeated
+from tritonconv.again import repeated
+from tritonconv.autograd import _OPS
 from tritonconv.epilogue import Epilogue
 from tritonconv.invariant import marked
 from tritonconv.op import flat, known_problem
@@ -83,7 +84,7 @@ def _call(
     key = recipes.key(
         (function, *window) if after is None else (function, *window, *after[:2]), plan, input, weight, bias, *beside
     )
-    recipe = None if key is None else recipes.known(key)
+    recipe = recipes.known(key)
     if recipe is not None:
         try:
             return repeated(recipe, input, weight, bias, *beside)

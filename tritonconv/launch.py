@@ -27,7 +27,7 @@ from tritonconv.kernels.epilogue import Fused
 from tritonconv.layout import allocate
 from tritonconv.prepared import FusedKey, TensorKey, is_aligned, key
 from tritonconv.steps import COUNTS as COUNTS
-from tritonconv.steps import Launch, clamped
+from tritonconv.steps import Copies, Launch, clamped
 
 DTYPES = {
     torch.float16: "float16",
@@ -37,13 +37,14 @@ DTYPES = {
 }
 
 
-_HERE: AbstractContextManager[Any] = nullcontext()
+def is_away(x: torch.Tensor) -> bool:
+    """Whether the device of `x` is another than the current one."""
+    return x.is_cuda and x.device.index != torch.cuda.current_device()
 
 
 def on(x: torch.Tensor) -> AbstractContextManager[Any]:
     """The device of `x` made current, where it is not."""
-    away = x.is_cuda and x.device.index != torch.cuda.current_device()
-    return torch.cuda.device(x.device) if away else _HERE
+    return torch.cuda.device(x.device) if is_away(x) else nullcontext()
 
 
 def fp32_precision() -> str:
@@ -193,9 +194,12 @@ def perform(
 ) -> None:
     """Runs a prepared launch into `out`, with the copies around it."""
     copies = prepared.copies
+    asked = None if epilogue is None else Fused(*epilogue[:3], z, *prepared.fused)
+    if type(copies) is Copies and not is_away(a):  # the most frequent case, spared what does nothing
+        prepared.run(a, b, bias, out, asked)
+        return
     a, b = copies.operands(a, b)
     made = copies.result(out)
-    asked = None if epilogue is None else Fused(*epilogue[:3], z, *prepared.fused)
     used = None if asked is None else copies.beside(asked, made)
     with on(a):
         prepared.run(a, b, bias, made, used)

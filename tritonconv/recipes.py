@@ -47,7 +47,7 @@ def key(words: tuple[Any, ...], plan: Any, *tensors: Any) -> tuple[Hashable, ...
             torch.is_grad_enabled(),
             invariant.is_on(),
             host.computes(first),
-            launch.fp32_precision() if first.dtype is torch.float32 else None,
+            private.fp32_precision() if first.dtype is torch.float32 else None,
         ]
         for t in tensors:
             if t is None:
@@ -119,18 +119,39 @@ class Recipe(NamedTuple):
         return out, out.new_empty(0) if z is None else z
 
 
-_KNOWN: dict[tuple[Hashable, ...], Recipe] = {}
+_KNOWN: dict[tuple[Hashable, ...], Any] = {}
 _lock = threading.Lock()
 
 
-def known(found: tuple[Hashable, ...]) -> Recipe | None:
-    """The recipe that was filed under a key."""
-    return _KNOWN.get(found)
+def known(found: tuple[Hashable, ...] | None) -> Any:
+    """What was kept under a key, if anything was."""
+    return None if found is None else _KNOWN.get(found)
 
 
 def forget() -> None:
     """Drops all recipes, for those who change what launches are made of."""
     _KNOWN.clear()
+
+
+def may_keep(found: tuple[Hashable, ...], *tensors: Maybe) -> bool:
+    """Whether a call with this key, on these tensors, goes to a kernel of this package and is seen by nobody else."""
+    given = [t for t in tensors if t is not None]
+    if host.computes(given[0]) is None or not _are_plain(marshal.loads(found[0])):  # type: ignore[arg-type]
+        return False
+    return private.is_dispatched_plainly(records(*given), *given)
+
+
+def records(*tensors: Maybe) -> bool:
+    """Whether autograd records a call on these tensors."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def keep(found: tuple[Hashable, ...], recipe: Any) -> None:
+    """Keeps a recipe, for which `may_keep` was asked."""
+    with _lock:
+        while len(_KNOWN) >= MOST:
+            del _KNOWN[next(iter(_KNOWN))]
+        _KNOWN[found] = recipe
 
 
 def file(
@@ -145,15 +166,11 @@ def file(
     epilogue: Epilogue | None = None,
 ) -> None:
     """Keeps what a call took that has just been made the ordinary way; nothing where the ordinary way is to be taken again."""
-    tensors = [t for t in (a, b, bias, *(() if epilogue is None else epilogue[:3])) if t is not None]
-    records = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    tensors = (a, b, bias, *(() if epilogue is None else epilogue[:3]))
     shape = {Pass.FPROP: problem.output_shape, Pass.DGRAD: problem.input_shape, Pass.WGRAD: problem.weight_shape}[which]
-    if not problem.macs or 0 in shape or host.computes(a) is None or not private.is_dispatched_plainly(records, *tensors):
-        return
-    if not _are_plain(marshal.loads(found[0])):  # type: ignore[arg-type]
-        return
     alone, forced = invariant.unmarked(plan)
-    if forced.startswith("where="):  # a predicate is asked at each call
+    # a predicate of `tritonconv.use` is asked at each call
+    if not problem.macs or 0 in shape or forced.startswith("where=") or not may_keep(found, *tensors):
         return
     if alone and which != Pass.WGRAD and problem.batch > 1:
         fixed = invariant.fixed(which, problem, a, b, bias, forced, epilogue)
@@ -162,9 +179,5 @@ def file(
         forced = fixed
     strides = output_strides(shape, a, b)
     prepared = launch.prepared_for(which, problem, a, b, (tuple(shape), strides), bias, forced, epilogue)
-    after = () if epilogue is None else epilogue[3:]
-    recipe = Recipe(which, prepared, tuple(shape), strides, records, (*window, plan), a.is_cpu, epilogue is not None, *after)
-    with _lock:
-        while len(_KNOWN) >= MOST:
-            del _KNOWN[next(iter(_KNOWN))]
-        _KNOWN[found] = recipe
+    after = (False,) if epilogue is None else (True, *epilogue[3:])
+    keep(found, Recipe(which, prepared, tuple(shape), strides, records(*tensors), (*window, plan), a.is_cpu, *after))

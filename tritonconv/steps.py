@@ -50,9 +50,8 @@ class Step:
         kernel = self.kernel
         COUNTS[kernel.__name__] += 1
         key = direct.key(kernel, self.own, values, named)
-        repeat = None if key is None else self.made.get(key)
-        if repeat is not None:
-            repeat(*values, **named)
+        if key is not None and (repeat := self.made.get(key)) is not None:
+            repeat(key[0], *values, **named)
             return
         compiled = kernel[(self.programs,)](*values, **named, **self.constants)
         if key is not None:
@@ -63,6 +62,8 @@ class Step:
     def values(self, given: Mapping[str, Any]) -> list[Any]:
         """The tensors by name as the kernel takes them, and its arguments. A descriptor is made at each call: it holds an
         address."""
+        if not self.boxes:
+            return [*map(given.__getitem__, self.tensors), *self.arguments]
         taken = [TensorDescriptor(given[n], *self.boxes[n]) if n in self.boxes else given[n] for n in self.tensors]
         return [*taken, *self.arguments]
 
@@ -105,7 +106,7 @@ class Launch:
     fused: tuple[Any, ...] = ()
     copies: Copies = field(default_factory=Copies, compare=False)
 
-    @property
+    @cached_property
     def steps(self) -> tuple[Step, ...]:
         """All kernels, in order."""
         return (*self.before, self.main, *self.after)
@@ -118,7 +119,10 @@ class Launch:
         if self.workspace:
             given["workspace"] = torch.empty(self.workspace, dtype=self.between, device=out.device)
         for step in self.steps:
-            step.start(*step.values(given), **({"fused": fused} if step.fused else {}))
+            if step.fused:
+                step.start(*step.values(given), fused=fused)
+            else:
+                step.start(*step.values(given))
 
 
 def masks_inside(capability: int) -> bool:
