@@ -2,7 +2,7 @@
 
 `key` says all that these depend on, and nothing else, so that a call whose key is known was checked and planned when it was
 filed: function and raw arguments, shapes, strides, dtypes, devices and alignment of the tensors, the precision of float32, the
-batch-invariant region, what CPU tensors run on, and what the dispatcher of torch goes by, in this thread and of each tensor. A
+batch-invariant region, the device model with its calibration, and what the dispatcher of torch goes by, in this thread and of each tensor. A
 call that someone else is to see (a mode, a transform, a subclass of Tensor, autocast, a tracer, a profiler, torch.compile) has
 no key, or one that is never filed, and takes the ordinary way. No key holds a tensor.
 
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Plan
 from tritonconv import host, invariant, launch, private
@@ -41,12 +42,15 @@ def key(words: tuple[Any, ...], plan: Any, *tensors: Any) -> tuple[Hashable, ...
         words = (*words, str(plan))
     try:
         first = tensors[0]
+        device = host.computes(first)
+        if device is None:
+            return None
         found: list[Hashable] = [
             marshal.dumps(words, 2),  # in which 1, True and 1.0 are three, and what is not Python's own raises ValueError
             private.thread_keys(),
             torch.is_grad_enabled(),
             invariant.is_on(),
-            host.computes(first),
+            id(launch.device_model(device)),  # whose calibration chooses plans; `_MODELS` keeps it
             private.fp32_precision() if first.dtype is torch.float32 else None,
         ]
         for t in tensors:
@@ -120,6 +124,8 @@ class Recipe(NamedTuple):
 
 
 _KNOWN: dict[tuple[Hashable, ...], Any] = {}
+#: The cost model's devices that calls were kept for, by their ids.
+_MODELS: dict[int, Device] = {}
 _lock = threading.Lock()
 
 
@@ -136,8 +142,10 @@ def forget() -> None:
 def may_keep(found: tuple[Hashable, ...], *tensors: Maybe) -> bool:
     """Whether a call with this key, on these tensors, goes to a kernel of this package and is seen by nobody else."""
     given = [t for t in tensors if t is not None]
-    if host.computes(given[0]) is None or not _are_plain(marshal.loads(found[0])):  # type: ignore[arg-type]
+    if not _are_plain(marshal.loads(found[0])):  # type: ignore[arg-type]
         return False
+    model = launch.device_model(host.index_of(given[0]))
+    _MODELS[id(model)] = model
     return private.is_dispatched_plainly(records(*given), *given)
 
 
