@@ -2,15 +2,16 @@
 
 `key` says all that these depend on, and nothing else, so that a call whose key is known was checked and planned when it was
 filed: function and raw arguments, shapes, strides, dtypes, devices and alignment of the tensors, the precision of float32, the
-batch-invariant region, the device model with its calibration, and what the dispatcher of torch goes by, in this thread and of each tensor. A
-call that someone else is to see (a mode, a transform, a subclass of Tensor, autocast, a tracer, a profiler, torch.compile) has
-no key, or one that is never filed, and takes the ordinary way. No key holds a tensor.
+batch-invariant region, the device model with its calibration, and what the dispatcher of torch goes by, in this thread and of
+each tensor. A call that someone else is to see has no key, or one that is never filed, and takes the ordinary way: a mode, a
+transform, a subclass of Tensor, autocast, a tracer, a profiler, torch.compile. No key holds a tensor.
 
 Deterministic mode changes no answer: the kernels have no atomics, and what they do not write nobody reads.
 """
 
 from __future__ import annotations
 
+import functools
 import marshal
 import threading
 from collections.abc import Hashable
@@ -36,11 +37,9 @@ def key(words: tuple[Any, ...], plan: Any, *tensors: Any) -> tuple[Hashable, ...
     """All that decides what a call does; None for one that is to take the ordinary way."""
     if torch.compiler.is_compiling() or private.is_observed():
         return None
-    if plan is not None:
-        if not isinstance(plan, Plan):
-            return None
-        words = (*words, str(plan))
     try:
+        if plan is not None:
+            words = (*words, _written(plan) if isinstance(plan, Plan) else tuple(map(_written, plan)))
         first = tensors[0]
         device = host.computes(first)
         if device is None:
@@ -71,6 +70,14 @@ def key(words: tuple[Any, ...], plan: Any, *tensors: Any) -> tuple[Hashable, ...
     except (AttributeError, RuntimeError, TypeError, ValueError):  # no tensor, one without memory, an argument of no plain type
         return None
     return tuple(found)
+
+
+@functools.lru_cache(maxsize=4096)
+def _written(plan: Any) -> str:
+    """A forced plan in words. TypeError for anything else, such as what stands for a predicate of `tritonconv.use`."""
+    if not isinstance(plan, Plan):
+        raise TypeError
+    return str(plan)
 
 
 def _are_plain(words: Any) -> bool:

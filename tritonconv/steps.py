@@ -40,6 +40,9 @@ class Step:
     #: Launches that were made, by `direct.key`, so that another one like them spares Triton's binder.
     made: dict[Any, direct.Repeat] = field(init=False, default_factory=dict, compare=False, repr=False)
 
+    #: What descriptors say besides the tensor, by its name and dtype, once Triton has checked the first of them.
+    checked: dict[Any, dict[str, Any]] = field(init=False, default_factory=dict, compare=False, repr=False)
+
     @cached_property
     def own(self) -> frozenset[int]:
         """The ids of the arguments, which live as long as this step."""
@@ -64,8 +67,19 @@ class Step:
         address."""
         if not self.boxes:
             return [*map(given.__getitem__, self.tensors), *self.arguments]
-        taken = [TensorDescriptor(given[n], *self.boxes[n]) if n in self.boxes else given[n] for n in self.tensors]
-        return [*taken, *self.arguments]
+        boxes = self.boxes
+        return [*(self.described(n, given[n]) if n in boxes else given[n] for n in self.tensors), *self.arguments]
+
+    def described(self, name: str, tensor: torch.Tensor) -> TensorDescriptor:
+        """The descriptor of a tensor. Triton checks each in ten times what it takes to make one."""
+        fields = self.checked.get((name, tensor.dtype))
+        if fields is None or tensor.data_ptr() % 16:
+            made = TensorDescriptor(tensor, *self.boxes[name])
+            self.checked[name, tensor.dtype] = {key: value for key, value in vars(made).items() if key != "base"}
+            return made
+        made = object.__new__(TensorDescriptor)
+        vars(made).update(fields, base=tensor)
+        return made
 
 
 class Copies:

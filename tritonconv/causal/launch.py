@@ -70,8 +70,13 @@ def allocate(shape: tuple[Any, ...], like: torch.Tensor) -> torch.Tensor:
 
 def packed_axes(tensor: torch.Tensor | None) -> tuple[int, int, int]:
     """The strides of three axes, packed; zeros without a tensor."""
-    outer, channel, column = (0, 0, 0) if tensor is None else tensor.stride()
+    if tensor is None:
+        return _NO_STRIDES
+    outer, channel, column = tensor.stride()
     return pack(outer), pack(channel), pack(column)
+
+
+_NO_STRIDES = pack(0), pack(0), pack(0)
 
 
 def as_weight(w: torch.Tensor) -> TensorKey:
@@ -184,9 +189,14 @@ def prepared_backward(
 
 
 def sequences_of(given: Given, taps: int) -> Sequences:
+    if given.state is None and given.ids is None and given.starts is None:
+        return _ONE_SEQUENCE
     state = given.state if taps > 1 else None
     count = 0 if given.starts is None else given.starts.shape[0] - 1
     return Sequences(state, given.ids, given.starts, packed_axes(state), pack(count))
+
+
+_ONE_SEQUENCE = Sequences(None, None, None, _NO_STRIDES, pack(0))
 
 
 def forward(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, activation: str, given: Given) -> torch.Tensor:
