@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 import torch
 
 from costmodel.problem import ConvProblem, Pass
-from tritonconv import check, plans, private
+from tritonconv import check, plans, private, recipes
+from tritonconv.again import repeated
 from tritonconv.autograd import _OPS
+from tritonconv.epilogue import Epilogue
 from tritonconv.invariant import marked
-from tritonconv.op import flat
+from tritonconv.op import flat, known_problem
 from tritonconv.plans import Plans
 
 Size = int | tuple[int, ...]
@@ -83,6 +85,17 @@ def _call(
     after: After | None = None,
 ) -> torch.Tensor:
     """One of the functions: `window` is what `checked`, which is check.conv or check.conv_transpose, takes of its arguments."""
+    beside = () if after is None else after[2:]
+    key = None
+    if not isinstance(plan, Asked):  # whose answer may be torch
+        words = (function, *window) if after is None else (function, *window, *after[:2])
+        key = recipes.key(words, plan, input, weight, bias, *beside)
+    recipe = recipes.known(key)
+    if recipe is not None:
+        try:
+            return repeated(recipe, input, weight, bias, *beside)
+        except torch.OutOfMemoryError:  # the op knows of another plan
+            pass
     if type(weight) is not torch.nn.Parameter and not torch.compiler.is_compiling():
         _know_subclass(type(weight))
     check.tensors(function, rank, input, weight, bias, **({} if after is None else after.tensors()))
@@ -95,13 +108,18 @@ def _call(
     if after is not None:
         shape = problem.output_shape if forward else problem.input_shape
         check.epilogue(function, rank, shape if batched else shape[1:], *after)
-    words = marked(_plan_text(plan, function, Pass.FPROP if forward else Pass.DGRAD, a, weight))
+    forced = marked(_plan_text(plan, function, Pass.FPROP if forward else Pass.DGRAD, a, weight))
+    epilogue = None
     if after is None or after.is_empty():
-        y = (_OPS.fprop if forward else _OPS.dgrad)(a, weight, bias, *place, words)
+        y = (_OPS.fprop if forward else _OPS.dgrad)(a, weight, bias, *place, forced)
     else:
         residual = after.residual if after.residual is None or batched else after.residual.unsqueeze(0)
         follows = (after.scale, after.shift, residual, after.activation or "", float(after.negative_slope), False)
-        y, _ = (_OPS.fprop_fused if forward else _OPS.dgrad_fused)(a, weight, bias, *place, *follows, words)
+        y, z = (_OPS.fprop_fused if forward else _OPS.dgrad_fused)(a, weight, bias, *place, *follows, forced)
+        epilogue = Epilogue(*follows)._replace(keep=z.numel() > 0) if key is not None else None
+    if key is not None and batched:
+        which = Pass.FPROP if forward else Pass.DGRAD
+        recipes.file(key, which, known_problem(which, a, weight, place), a, weight, bias, place, forced, epilogue)
     return y if batched else y.squeeze(0)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from costmodel.device import INTERPRETER, Device
 from costmodel.resources import LEAST_CAPABILITY
 
 OLDEST = (3, 6)
-if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST:
+#: Triton's version, (3, 7).
+TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
+if TRITON < OLDEST:
     raise ImportError(f"tritonconv needs Triton {'.'.join(map(str, OLDEST))} or newer, found {triton.__version__}")
 
 #: Whether Triton's interpreter runs the kernels (TRITON_INTERPRET=1 when triton was imported).
@@ -54,6 +57,16 @@ def model(index: int) -> Device:
 def runs_kernels() -> bool:
     """Whether the kernels compute CPU tensors."""
     return _kernels
+
+
+def computes(x: torch.Tensor) -> int | None:
+    """The number of the device whose kernels compute `x`, as `index_of`; None where torch's convolution computes it."""
+    return x.device.index if x.is_cuda else _now if _kernels else None
+
+
+def turn() -> AbstractContextManager[Any]:
+    """The lock under which kernels run on CPU tensors."""
+    return _turn
 
 
 def use(device: Device | None) -> None:

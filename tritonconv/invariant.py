@@ -17,10 +17,10 @@ import torch
 
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Plan
-from tritonconv import host, launch
+from tritonconv import launch
 from tritonconv.epilogue import Epilogue
 from tritonconv.layout import output_strides
-from tritonconv.prepared import FusedKey, is_aligned, key
+from tritonconv.prepared import is_aligned
 
 _WORD = "invariant;"
 _lock = threading.Lock()
@@ -106,18 +106,5 @@ def chosen(
 ) -> Plan:
     """The plan that a call of an op takes."""
     shape = {Pass.FPROP: problem.output_shape, Pass.DGRAD: problem.input_shape, Pass.WGRAD: problem.weight_shape}[which]
-    prepared = launch.prepare_call(
-        which,
-        problem,
-        a.dtype,
-        launch.fp32_precision(),
-        host.index_of(a),
-        key(a),
-        key(b),
-        (tuple(shape), output_strides(shape, a, b)),
-        None if bias is None else bias.stride(0),
-        forced,
-        None if epilogue is None else FusedKey.of(epilogue),
-        (is_aligned(a) if aligned is None else aligned, is_aligned(b)),
-    )
-    return prepared.plan
+    out = tuple(shape), output_strides(shape, a, b)
+    return launch.prepared_for(which, problem, a, b, out, bias, forced, epilogue, aligned).plan

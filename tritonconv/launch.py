@@ -17,7 +17,7 @@ from costmodel.device import Device, find
 from costmodel.plan import select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, Operand, Plan
-from tritonconv import host, plans
+from tritonconv import host, plans, private
 from tritonconv.describe import describe
 from tritonconv.epilogue import Epilogue, by_torch, widened
 from tritonconv.families import launchers
@@ -25,7 +25,7 @@ from tritonconv.kernels.epilogue import Fused
 from tritonconv.layout import allocate
 from tritonconv.prepared import FusedKey, TensorKey, is_aligned, key
 from tritonconv.steps import COUNTS as COUNTS
-from tritonconv.steps import Launch, clamped
+from tritonconv.steps import Copies, Launch, clamped
 
 DTYPES = {
     torch.float16: "float16",
@@ -35,16 +35,19 @@ DTYPES = {
 }
 
 
+def is_away(x: torch.Tensor) -> bool:
+    """Whether the device of `x` is another than the current one."""
+    return x.is_cuda and x.device.index != torch.cuda.current_device()
+
+
 def on(x: torch.Tensor) -> AbstractContextManager[Any]:
     """The device of `x` made current, where it is not."""
-    away = x.is_cuda and x.device.index != torch.cuda.current_device()
-    return torch.cuda.device(x.device) if away else nullcontext()
+    return torch.cuda.device(x.device) if is_away(x) else nullcontext()
 
 
 def fp32_precision() -> str:
     """ "tf32" or "ieee": what torch's convolutions do with float32 (`torch.backends.cudnn.conv.fp32_precision`)."""
-    cudnn: Any = torch.backends.cudnn  # its `conv` is made at run time
-    return "tf32" if cudnn.conv.fp32_precision == "tf32" else "ieee"
+    return "tf32" if private.fp32_precision() == "tf32" else "ieee"
 
 
 @functools.cache
@@ -130,22 +133,59 @@ def execute(
     if problem.macs == 0:  # nothing to add up: an empty batch's weight gradient, or no channels
         out.zero_()
         return out if bias is None else out.add_(bias.view(-1, *(1,) * problem.rank))
-    device = host.index_of(a)
-    bias_stride = None if bias is None else bias.stride(0)
-    fused = None if epilogue is None else FusedKey.of(epilogue)
-    aligned = is_aligned(a), is_aligned(b)
-    prepared = prepare_call(
-        which, problem, a.dtype, fp32_precision(), device, key(a), key(b), key(out), bias_stride, forced, fused, aligned
+    perform(prepared_for(which, problem, a, b, key(out), bias, forced, epilogue), a, b, out, bias, epilogue, z)
+    return out
+
+
+def prepared_for(
+    which: Pass,
+    problem: ConvProblem,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    out: TensorKey,
+    bias: torch.Tensor | None = None,
+    forced: str = "",
+    epilogue: Epilogue | None = None,
+    aligned: bool | None = None,
+) -> Launch:
+    """`prepare_call` for these tensors; `aligned` says of `a` what it says itself where that is None."""
+    return prepare_call(
+        which,
+        problem,
+        a.dtype,
+        fp32_precision(),
+        host.index_of(a),
+        key(a),
+        key(b),
+        out,
+        None if bias is None else bias.stride(0),
+        forced,
+        None if epilogue is None else FusedKey.of(epilogue),
+        (is_aligned(a) if aligned is None else aligned, is_aligned(b)),
     )
+
+
+def perform(
+    prepared: Launch,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    out: torch.Tensor,
+    bias: torch.Tensor | None,
+    epilogue: Epilogue | None = None,
+    z: torch.Tensor | None = None,
+) -> None:
+    """Runs a prepared launch into `out`, with the copies around it."""
     copies = prepared.copies
+    asked = None if epilogue is None else Fused(*epilogue[:3], z, *prepared.fused)
+    if type(copies) is Copies and not is_away(a):  # the most frequent case, spared what does nothing
+        prepared.run(a, b, bias, out, asked)
+        return
     a, b = copies.operands(a, b)
     made = copies.result(out)
-    asked = None if epilogue is None else Fused(*epilogue[:3], z, *prepared.fused)
     used = None if asked is None else copies.beside(asked, made)
     with on(a):
         prepared.run(a, b, bias, made, used)
     copies.finish(made, out, used, asked)
-    return out
 
 
 def fprop(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, problem: ConvProblem, plan: str = "") -> torch.Tensor:

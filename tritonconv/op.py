@@ -120,6 +120,12 @@ def _known_problem(name: str, *arguments: Any) -> ConvProblem:
     return of.problem(a, b, *(None,) * of.has_bias, *place)
 
 
+def known_problem(name: str, a: torch.Tensor, b: torch.Tensor, window: tuple[Any, ...]) -> ConvProblem:
+    """The problem of a call of the op `name` that was made; `window` are its arguments from the first list up to groups."""
+    *sizes, groups = window
+    return _known_problem(name, a.shape, b.shape, *map(tuple, sizes), groups)
+
+
 def _problem(of: _Primitive, a: torch.Tensor, b: torch.Tensor, rest: Sequence[Any]) -> ConvProblem:
     """The problem of an op's arguments. RuntimeError where they do not fit together."""
     operands.alike(of.name, a, b, *rest[: of.has_bias], *rest[of.arguments - 2 :])

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
@@ -23,12 +25,17 @@ __all__ = [
     "below_autograd",
     "below_in_place",
     "constant",
+    "dispatch_keys",
     "forward_mode",
+    "fp32_precision",
     "is_differentiated_forwards",
+    "is_dispatched_plainly",
+    "is_observed",
     "one_level",
     "register_decomposition",
     "schema_info",
     "tangent_parts",
+    "thread_keys",
     "transforms_are_active",
     "without",
 ]
@@ -43,6 +50,46 @@ transforms_are_active = torch._C._are_functorch_transforms_active
 without = torch._C._ExcludeDispatchKeyGuard
 #: A context in which `Function.apply` is of one level of `torch.func`.
 one_level = enable_single_level_autograd_function
+#: The keys of a tensor that the dispatcher goes by, as a set.
+dispatch_keys = torch._C._dispatch_keys
+_include, _exclude = torch._C._dispatch_tls_local_include_set, torch._C._dispatch_tls_local_exclude_set
+_function_modes = torch._C._len_torch_function_stack
+_profiles = torch._C._autograd._profiler_enabled
+_KEYS = torch._C.DispatchKey
+#: What the dispatcher may find for a call that nothing but autograd looks at before a kernel does.
+_PLAIN_KEYS = functools.reduce(
+    operator.or_,
+    map(
+        torch._C.DispatchKeySet,
+        (_KEYS.CPU, _KEYS.CUDA, _KEYS.AutogradCPU, _KEYS.AutogradCUDA, _KEYS.ADInplaceOrView, _KEYS.BackendSelect),
+    ),
+)
+
+
+def thread_keys() -> tuple[int, int]:
+    """The keys that the dispatcher adds to those of tensors in this thread, and those that it leaves out, as numbers: modes,
+    autocast, tracing, levels of `torch.func` and inference mode are all told by them."""
+    return _include().raw_repr(), _exclude().raw_repr()
+
+
+def is_dispatched_plainly(records: bool, *tensors: torch.Tensor) -> bool:
+    """Whether an op called on these tensors now would go to its CPU or CUDA kernel, by way of its autograd kernel at most; with
+    `records`, by way of that indeed."""
+    found = functools.reduce(operator.or_, map(dispatch_keys, tensors), _include()) - _exclude()
+    passes = found.has(_KEYS.AutogradCPU) or found.has(_KEYS.AutogradCUDA) or not records
+    return passes and (found | _PLAIN_KEYS) == _PLAIN_KEYS
+
+
+def is_observed() -> bool:
+    """Whether a mode of functions, forward mode or a profiler is to see a call of an op, none of which the keys tell."""
+    return _function_modes() > 0 or forward_ad._current_level >= 0 or _profiles()
+
+
+def fp32_precision() -> str:
+    """`torch.backends.cudnn.conv.fp32_precision`, at a tenth of its cost."""
+    found: str = torch._C._get_fp32_precision_getter("cuda", "conv")
+    return found
+
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from costmodel.tiling import Plan
+from tritonconv import direct
 from tritonconv.kernels.epilogue import Fused
 
 #: Kernels started since this was imported, by name: shows a user, or a CI, that they computed a call and nothing else did.
@@ -35,17 +37,49 @@ class Step:
     tensors: tuple[str, ...] = ()
     boxes: Mapping[str, Box] = field(default_factory=dict)
     fused: bool = False
+    #: Launches that were made, by `direct.key`, so that another one like them spares Triton's binder.
+    made: dict[Any, direct.Repeat] = field(init=False, default_factory=dict, compare=False, repr=False)
+
+    #: What descriptors say besides the tensor, by its name and dtype, once Triton has checked the first of them.
+    checked: dict[Any, dict[str, Any]] = field(init=False, default_factory=dict, compare=False, repr=False)
+
+    @cached_property
+    def own(self) -> frozenset[int]:
+        """The ids of the arguments, which live as long as this step."""
+        return frozenset(map(id, self.arguments))
 
     def start(self, *values: Any, **named: Any) -> None:
         """The launch itself, on all values that the kernel takes. Every kernel of this package is started here."""
-        COUNTS[self.kernel.__name__] += 1
-        self.kernel[(self.programs,)](*values, **named, **self.constants)
+        kernel = self.kernel
+        COUNTS[kernel.__name__] += 1
+        key = direct.key(kernel, self.own, values, named)
+        if key is not None and (repeat := self.made.get(key)) is not None:
+            repeat(key[0], *values, **named)
+            return
+        compiled = kernel[(self.programs,)](*values, **named, **self.constants)
+        if key is not None:
+            repeat = direct.repeatable(kernel, compiled, self.programs, values, named, self.constants)
+            if repeat is not None:
+                self.made[key] = repeat
 
     def values(self, given: Mapping[str, Any]) -> list[Any]:
         """The tensors by name as the kernel takes them, and its arguments. A descriptor is made at each call: it holds an
         address."""
-        taken = [TensorDescriptor(given[n], *self.boxes[n]) if n in self.boxes else given[n] for n in self.tensors]
-        return [*taken, *self.arguments]
+        if not self.boxes:
+            return [*map(given.__getitem__, self.tensors), *self.arguments]
+        boxes = self.boxes
+        return [*(self.described(n, given[n]) if n in boxes else given[n] for n in self.tensors), *self.arguments]
+
+    def described(self, name: str, tensor: torch.Tensor) -> TensorDescriptor:
+        """The descriptor of a tensor. Triton checks each in ten times what it takes to make one."""
+        fields = self.checked.get((name, tensor.dtype))
+        if fields is None or tensor.data_ptr() % 16:
+            made = TensorDescriptor(tensor, *self.boxes[name])
+            self.checked[name, tensor.dtype] = {key: value for key, value in vars(made).items() if key != "base"}
+            return made
+        made = object.__new__(TensorDescriptor)
+        vars(made).update(fields, base=tensor)
+        return made
 
 
 class Copies:
@@ -86,7 +120,7 @@ class Launch:
     fused: tuple[Any, ...] = ()
     copies: Copies = field(default_factory=Copies, compare=False)
 
-    @property
+    @cached_property
     def steps(self) -> tuple[Step, ...]:
         """All kernels, in order."""
         return (*self.before, self.main, *self.after)
@@ -99,7 +133,10 @@ class Launch:
         if self.workspace:
             given["workspace"] = torch.empty(self.workspace, dtype=self.between, device=out.device)
         for step in self.steps:
-            step.start(*step.values(given), **({"fused": fused} if step.fused else {}))
+            if step.fused:
+                step.start(*step.values(given), fused=fused)
+            else:
+                step.start(*step.values(given))
 
 
 def masks_inside(capability: int) -> bool:

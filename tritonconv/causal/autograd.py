@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
+from tritonconv.again import recorded
 from tritonconv.autograd import Maybe, _below_autograd, _Primitive, added, or_zeros
+from tritonconv.causal.again import Recipe, called_backward
 
 _OPS = torch.ops.tritonconv
 Place = tuple[Maybe, Maybe]  # the sequence of each column, and where packed ones start
@@ -73,23 +75,55 @@ class _Causal(_Primitive):
 
     @staticmethod
     def backward(ctx: Any, dy: Maybe, dfinal: Maybe) -> Any:
+        return *_Causal.gradients(ctx, dy, dfinal), *(None,) * 4
+
+    @staticmethod
+    def gradients(ctx: Any, dy: Maybe, dfinal: Maybe) -> tuple[Maybe, ...]:
+        """Those of x, w, b and the state."""
         x, w, b, state, ids, starts = ctx.saved_tensors
         if dy is None and dfinal is None:
-            return (None,) * 8
+            return (None,) * 4
         dy = torch.zeros_like(x) if dy is None else dy
         needs_x, needs_w, needs_b, needs_state, *_ = ctx.needs_input_grad
         needs_wb = needs_w or needs_b
-        dx, dwb, dstate = _OPS.causal_backward(
-            dy, x, w, b, state, ids, starts, dfinal if ctx.final else None, ctx.activation, needs_x, needs_wb, needs_state
-        )
+        last = dfinal if ctx.final else None
+        wants = needs_x, needs_wb, needs_state
+        dx, dwb, dstate = called_backward(_OPS.causal_backward, dy, x, w, b, state, ids, starts, last, ctx.activation, *wants)
         taps = w.shape[1]
         return (
             dx if needs_x else None,
             dwb[:, :taps] if needs_w else None,
             dwb[:, taps] if needs_b else None,
             dstate if needs_state else None,
-            *(None,) * 4,
         )
+
+
+class _CausalAgain(_Primitive):
+    """`_Causal` of a call whose recipe is known."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, w: Any, b: Any, state: Any, recipe: Recipe) -> Any:
+        ctx.activation, ctx.final = recipe.activation, recipe.final
+        made = recipe.run(x, w, b, state)
+        ctx.set_materialize_grads(False)
+        if not recipe.final:
+            ctx.mark_non_differentiable(made[1])
+        ctx.save_for_backward(x, w, b, state, None, None)
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, dy: Maybe, dfinal: Maybe) -> Any:
+        return *_Causal.gradients(ctx, dy, dfinal), None
+
+
+_causal_again = recorded(_CausalAgain)
+
+
+def repeated(recipe: Recipe, x: torch.Tensor, w: torch.Tensor, b: Maybe, state: Maybe) -> tuple[torch.Tensor, torch.Tensor]:
+    """(y, final states, or nothing) of a call whose recipe is known."""
+    made: tuple[torch.Tensor, torch.Tensor]
+    made = _causal_again(x, w, b, state, recipe) if recipe.records else recipe.run(x, w, b, state)
+    return made
 
 
 class _CausalBackward(_Primitive):

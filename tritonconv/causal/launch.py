@@ -31,6 +31,13 @@ from tritonconv.layout import dense_strides, depthwise_operand
 from tritonconv.prepared import INT32_MAX, TensorKey, accumulator, key, packed_strides, wide
 from tritonconv.steps import Launch, Step
 
+
+@functools.lru_cache(maxsize=4096)
+def step_of(kernel: Any, programs: int, **constants: Any) -> Step:
+    """A step, the same one for the same call, so that it knows the launches that were made."""
+    return Step(kernel, programs, constants)
+
+
 #: Lanes of the kernels that go by sequence instead of by column.
 STATE_CHANNELS = 128
 
@@ -63,8 +70,13 @@ def allocate(shape: tuple[Any, ...], like: torch.Tensor) -> torch.Tensor:
 
 def packed_axes(tensor: torch.Tensor | None) -> tuple[int, int, int]:
     """The strides of three axes, packed; zeros without a tensor."""
-    outer, channel, column = (0, 0, 0) if tensor is None else tensor.stride()
+    if tensor is None:
+        return _NO_STRIDES
+    outer, channel, column = tensor.stride()
     return pack(outer), pack(channel), pack(column)
+
+
+_NO_STRIDES = pack(0), pack(0), pack(0)
 
 
 def as_weight(w: torch.Tensor) -> TensorKey:
@@ -168,10 +180,23 @@ def prepared_for(
     return prepare(problem, x.dtype, device, key(x), as_weight(w), y, dy, stride, activation, features)
 
 
+def prepared_backward(
+    dy: torch.Tensor, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, activation: str, given: Given, wants_x: bool
+) -> Launch:
+    """The launch of `backward`'s main kernel."""
+    dx = (tuple(x.shape), strides_like(x.shape, x)) if wants_x else key(x)
+    return prepared_for(x, w, b, dx, key(dy), activation, given)
+
+
 def sequences_of(given: Given, taps: int) -> Sequences:
+    if given.state is None and given.ids is None and given.starts is None:
+        return _ONE_SEQUENCE
     state = given.state if taps > 1 else None
     count = 0 if given.starts is None else given.starts.shape[0] - 1
     return Sequences(state, given.ids, given.starts, packed_axes(state), pack(count))
+
+
+_ONE_SEQUENCE = Sequences(None, None, None, _NO_STRIDES, pack(0))
 
 
 def forward(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, activation: str, given: Given) -> torch.Tensor:
@@ -179,10 +204,15 @@ def forward(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, activation
     y = allocate(tuple(x.shape), x)
     if y.numel() == 0:
         return y
-    main = prepared_for(x, w, b, key(y), None, activation, given).main
+    start(prepared_for(x, w, b, key(y), None, activation, given), x, w, b, y, given)
+    return y
+
+
+def start(prepared: Launch, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, y: torch.Tensor, given: Given) -> None:
+    """The forward pass into y."""
+    main = prepared.main
     with on(x):
         main.start(x, w, b, y, sequences_of(given, w.shape[1]), *main.arguments)
-    return y
 
 
 def final_state(x: torch.Tensor, taps: int, given: Given) -> torch.Tensor:
@@ -191,7 +221,8 @@ def final_state(x: torch.Tensor, taps: int, given: Given) -> torch.Tensor:
     final = allocate((count, channels, taps - 1), x)
     if final.numel() == 0:
         return final
-    step = Step(final_state_kernel, count * ceil_div(channels, STATE_CHANNELS), {"TAPS": taps, "CHANNELS": STATE_CHANNELS})
+    programs = count * ceil_div(channels, STATE_CHANNELS)
+    step = step_of(final_state_kernel, programs, TAPS=taps, CHANNELS=STATE_CHANNELS)
     with on(x):
         step.start(
             x,
@@ -215,8 +246,10 @@ def backward(
     activation: str,
     given: Given,
     wants: tuple[bool, bool, bool],
+    prepared: Launch | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(dx [B, C, L], dw with db behind it [C, K + 1], dstate); `wants` says which, the others have no elements."""
+    """(dx [B, C, L], dw with db behind it [C, K + 1], dstate); `wants` says which, the others have no elements. `prepared` is
+    what `prepared_backward` answers, where it is known."""
     (channels, taps), dfinal = w.shape, dfinal if w.shape[1] > 1 else None
     wants_x, wants_w, wants_state = wants
     dx = allocate(tuple(x.shape), x) if wants_x else x.new_empty(0)
@@ -225,7 +258,7 @@ def backward(
         if x.numel() == 0:
             dwb.zero_()
         elif wants_x or wants_w:
-            prepared = prepared_for(x, w, b, key(dx) if wants_x else key(x), key(dy), activation, given)
+            prepared = prepared or prepared_backward(dy, x, w, b, activation, given, wants_x)
             partial = torch.empty(prepared.workspace, dtype=prepared.between, device=x.device) if wants_w else None
             *strides, lengths = prepared.main.arguments
             prepared.main.start(
@@ -247,11 +280,8 @@ def backward(
             return dx, dwb, x.new_empty(0)
         dstate = allocate(tuple(given.state.shape), given.state)
         if dstate.numel():
-            step = Step(
-                state_gradient_kernel,
-                given.sequences(x) * ceil_div(channels, STATE_CHANNELS),
-                token_constants(x, taps, activation),
-            )
+            programs = given.sequences(x) * ceil_div(channels, STATE_CHANNELS)
+            step = step_of(state_gradient_kernel, programs, **token_constants(x.dtype, taps, activation))
             step.start(
                 dy,
                 x,
@@ -272,20 +302,27 @@ def backward(
     return dx, dwb, dstate
 
 
-def token_constants(x: torch.Tensor, taps: int, activation: str) -> dict[str, Any]:
+def token_constants(dtype: torch.dtype, taps: int, activation: str) -> dict[str, Any]:
     """The constants of the kernels that go by sequence."""
     return {
         "TAPS": taps,
         "ACTIVATION": activation,
-        "ACC": accumulator(DTYPES[x.dtype]),
-        "UPCAST": INTERPRETED and x.dtype == torch.bfloat16,
+        "ACC": accumulator(DTYPES[dtype]),
+        "UPCAST": INTERPRETED and dtype == torch.bfloat16,
         "CHANNELS": STATE_CHANNELS,
     }
 
 
 def sum_parts(partial: torch.Tensor, dwb: torch.Tensor) -> None:
     """dwb[c, s] = sum over parts of partial[part, s, c], in a fixed order."""
-    count, entries, channels = partial.shape
+    step = summing_step(partial.shape, dwb.dtype)
+    step.start(partial, dwb, *step.arguments)
+
+
+@functools.lru_cache(maxsize=1024)
+def summing_step(partial: Sequence[int], dtype: torch.dtype) -> Step:
+    """The kernel of `sum_parts`, for a shape of partial sums."""
+    count, entries, channels = partial
     described = ((channels, 1, entries), (entries, entries, 1))
     of = depthwise_operand(*described)
     elements = entries * channels
@@ -294,13 +331,30 @@ def sum_parts(partial: torch.Tensor, dwb: torch.Tensor) -> None:
         "PER_FILTER": 1,
         "DW_ALIGN": of.align,
         "DW_UNIT": of.unit,
-        "ACC": accumulator(DTYPES[dwb.dtype]),
-        "UPCAST": INTERPRETED and dwb.dtype == torch.bfloat16,
+        "ACC": accumulator(DTYPES[dtype]),
+        "UPCAST": INTERPRETED and dtype == torch.bfloat16,
         "BLOCK_PARTS": REDUCE_PARTS,
         "BLOCK": REDUCE_BLOCK,
     }
-    step = Step(strip_reduce_kernel, ceil_div(elements, REDUCE_BLOCK), constants)
-    step.start(partial, dwb, packed_strides(described, of), (pack(elements), pack(count), pack(channels)))
+    arguments = packed_strides(described, of), (pack(elements), pack(count), pack(channels))
+    return Step(strip_reduce_kernel, ceil_div(elements, REDUCE_BLOCK), constants, arguments)
+
+
+@functools.lru_cache(maxsize=4096)
+def update_step(
+    dtype: torch.dtype, x: TensorKey, state: TensorKey, w: TensorKey, y: TensorKey, bias_stride: int | None, activation: str
+) -> Step:
+    """The kernel of `update`; its tensors come before its arguments."""
+    (batch, channels, tokens), taps = x[0], w[0][1]
+    constants = token_constants(dtype, taps, activation) | {"STATE": state[0][2]}
+    arguments = (
+        tuple(map(pack, x[1])),
+        tuple(map(pack, state[1])),
+        (pack(w[1][0]), pack(0), pack(w[1][1])),
+        tuple(map(pack, y[1])),
+        tuple(map(pack, (channels, tokens, bias_stride or 0, state[0][0]))),
+    )
+    return Step(causal_update_kernel, batch * ceil_div(channels, STATE_CHANNELS), constants, arguments)
 
 
 def update(
@@ -314,24 +368,9 @@ def update(
 ) -> torch.Tensor:
     """y [B, C, T] of the next tokens x [B, C, T]; `state` [entries, C, >= K - 1] is changed in place."""
     y = allocate(tuple(x.shape), x)
-    if y.numel() == 0:
-        return y
-    channels = x.shape[1]
-    constants = token_constants(x, w.shape[1], activation) | {"STATE": state.shape[2]}
-    step = Step(causal_update_kernel, x.shape[0] * ceil_div(channels, STATE_CHANNELS), constants)
-    with on(x):
-        step.start(
-            x,
-            state,
-            w,
-            b,
-            y,
-            before,
-            entries,
-            packed_axes(x),
-            packed_axes(state),
-            (pack(w.stride(0)), pack(0), pack(w.stride(1))),
-            packed_axes(y),
-            (pack(channels), pack(x.shape[2]), pack(0 if b is None else b.stride(0)), pack(state.shape[0])),
-        )
+    if y.numel():
+        stride = None if b is None else b.stride(0)
+        step = update_step(x.dtype, key(x), key(state), key(w), key(y), stride, activation)
+        with on(x):
+            step.start(x, state, w, b, y, before, entries, *step.arguments)
     return y

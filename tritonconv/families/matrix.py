@@ -77,7 +77,8 @@ def recast(plan: MatrixPlan, call: Call, a: TensorKey, b: TensorKey, out: Tensor
     copied = (*plan.pack, "b") if weights and not wgrad else plan.pack
     plain = replace(plan, merge=1)
     plain = replace(plain, fold=False) if plan.fold else plain
-    return Laid(plain, problem, a, b, out, copied, Recast(plan, call.problem))
+    copies = Recast(plan, call.problem) if weights or plan.pack else Copies()
+    return Laid(plain, problem, a, b, out, copied, copies)
 
 
 def phases(call: Call) -> str:
