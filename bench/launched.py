@@ -22,6 +22,7 @@ FUNCTIONS = {
     "causal_update_kernel": "causal update",
     "video_kernel": "video",
     "separable_kernel": "separable",
+    "deform_kernel": "deform",
 }
 _PLAIN = ("fprop_kernel", "dgrad_kernel", "wgrad_kernel")
 _start, _run = Step.start, Launch.run

@@ -35,6 +35,7 @@ FUNCTIONS = {
     "causal": Function("costmodel.causal", ("causal", "causal_backward", "causal_state"), (80, 90), "depthwise"),
     "video": Function("costmodel.video", ("video",), (80, 90), "gather", "VideoPlan"),
     "separable": Function("costmodel.separable", ("separable",), (80, 90), "patch", "SeparablePlan"),
+    "deform": Function("costmodel.deform", ("deform",), (), "gather", "DeformPlan"),
 }
 
 

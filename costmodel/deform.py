@@ -1,0 +1,291 @@
+"""Deformable convolution: what a call is, what it counts, and the tile that its forward kernel takes. Plain arithmetic,
+standard library only. `costmodel.deform_backward` has the gradients.
+
+A place is where a tap of an output pixel samples: one per (image, output pixel, tap, offset group). A sample is one channel
+there, made of four pixels. Zhu et al. 2018, "Deformable ConvNets v2" (arXiv:1811.11168); v1 has no mask (arXiv:1703.06211).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from costmodel.algebra import ceil_div, product
+from costmodel.device import Device
+from costmodel.problem import ConvProblem, Pass
+from costmodel.resources import Resources, memory_refusal
+from costmodel.tiling import INTERPRETED_MENU, Operand, Plan, Tile, arithmetic, itemsize, pack_refusal, said, tile_refusal
+from costmodel.timing import Kernel, Prediction, borrowed, from_dram, interpreted, kernel, on_chip, overhead, trip_clocks
+
+FAMILY = "deform"
+#: FLOP per sample: four multiplications and three additions. The weights of the four pixels, and the mask in them, belong to a
+#: place and are shared by its channels; they are not counted.
+SAMPLE_FLOPS = 7
+#: Pixels that a sample is made of.
+CORNERS = 4
+#: Operands of whole 16 bytes, channels-last.
+DENSE = Operand()
+#: Tiles by arithmetic. Each compiles without a spill for every architecture (`tests/test_deform_aot.py`).
+MENU = {
+    "half": (Tile(128, 128, 32, 8, 2), Tile(64, 128, 32, 4, 2), Tile(64, 64, 32, 4, 2), Tile(64, 32, 32, 4, 2)),
+    "tf32": (Tile(64, 64, 32, 4, 2), Tile(64, 32, 32, 4, 2)),
+    "fp32": (Tile(64, 64, 16, 8, 2), Tile(32, 32, 16, 4, 2)),
+    "fp64": (Tile(32, 32, 16, 4, 2),),
+}
+
+
+@dataclass(frozen=True)
+class DeformPlan(Plan):
+    """A plan of "deform". fprop: `block_m` pixels x `block_n` filters, `block_k` channels at a time. dgrad: `block_m` pixels x
+    `block_n` channels, `block_k` filters at a time. wgrad: `block_m` filters x `block_n` channels, `block_k` pixels at a time,
+    in `split` shares. `pack` names what is copied to channels-last first: "a" the input, "b" the weight."""
+
+    split: int = said("split", 1)
+    group_m: int = said("group", 8)
+    pack: tuple[str, ...] = said("pack-", ())
+
+
+@dataclass(frozen=True)
+class Deformation:
+    """A call: the convolution whose grid the offsets deform, the number of offset groups, and whether there is a mask.
+
+    >>> problem = ConvProblem.conv((2, 8, 9, 9), (16, 8, 3, 3), (1, 1), (1, 1), (1, 1))
+    >>> call = Deformation(problem, 2, True)
+    >>> call.offset_shape, call.mask_shape, call.samples, call.flops == problem.flops + 7 * call.samples
+    ((2, 36, 9, 9), (2, 18, 9, 9), 11664, True)
+    """
+
+    problem: ConvProblem
+    offset_groups: Any = 1
+    masked: bool = False
+
+    @property
+    def shared(self) -> Any:
+        """Channels of an offset group."""
+        return self.problem.in_channels // self.offset_groups
+
+    @property
+    def run(self) -> int:
+        """Channels that one weight group and one offset group have in common: both are whole numbers of such runs."""
+        return math.gcd(self.problem.channels_per_group, self.shared)
+
+    @property
+    def offset_shape(self) -> tuple[Any, ...]:
+        problem = self.problem
+        return (problem.batch, 2 * self.offset_groups * problem.taps, *problem.output_size)
+
+    @property
+    def mask_shape(self) -> tuple[Any, ...]:
+        problem = self.problem
+        return (problem.batch, self.offset_groups * problem.taps, *problem.output_size)
+
+    @property
+    def pixels(self) -> Any:
+        """Output pixels of the batch."""
+        return self.problem.batch * product(self.problem.output_size)
+
+    @property
+    def places(self) -> Any:
+        return product(self.mask_shape)
+
+    @property
+    def samples(self) -> Any:
+        return self.places * self.shared
+
+    @property
+    def macs(self) -> Any:
+        """Multiply-adds of the product of samples and weights."""
+        return self.problem.macs
+
+    @property
+    def flops(self) -> Any:
+        """FLOP of one forward pass that the formula asks for: two a multiply-add, and `SAMPLE_FLOPS` a sample."""
+        return 2 * self.macs + SAMPLE_FLOPS * self.samples
+
+    def __str__(self) -> str:
+        parts = [str(self.problem)] + [f"{self.offset_groups} offset groups"] * (self.offset_groups != 1)
+        return ", ".join(parts + ["modulated"] * self.masked)
+
+
+def elements(of: Deformation) -> dict[str, int]:
+    """Elements of each tensor of a call."""
+    problem = of.problem
+    return {
+        "input": product(problem.input_shape),
+        "offset": product(of.offset_shape),
+        "mask": of.places if of.masked else 0,
+        "weight": product(problem.weight_shape),
+        "output": product(problem.output_shape),
+    }
+
+
+def compulsory(of: Deformation, size: int) -> int:
+    """Bytes that a forward pass moves at least: each tensor once, `size` bytes an element."""
+    return size * sum(elements(of).values())
+
+
+def column_bytes(of: Deformation, size: int) -> int:
+    """Bytes that writing all samples to memory and reading them back would add: what torchvision's im2col moves."""
+    return 2 * size * of.samples
+
+
+@dataclass(frozen=True)
+class DeformCall:
+    """A call to plan: how its operands lie, as `costmodel.tiling.Call` says it. `x` and `w` as given, before a copy."""
+
+    of: Deformation
+    dtype: str
+    precision: str = "ieee"
+    x: Operand = DENSE
+    w: Operand = DENSE
+    y: Operand = DENSE
+
+
+def refusal(call: DeformCall, plan: Plan, device: Device) -> str:
+    """Why the forward kernel cannot run a call under a plan; "" where it can."""
+    if plan.which != Pass.FPROP or not isinstance(plan, DeformPlan):
+        return f"a deformable convolution takes plans fprop:{FAMILY}, got {plan.which}:{plan.family}"
+    if plan.split != 1:
+        return f"only wgrad splits its sums, got split {plan.split}"
+    return block_refusal(plan) or memory_refusal(plan.tile, resources(call, plan).shared, device)
+
+
+def block_refusal(plan: DeformPlan) -> str:
+    """What no pass can run."""
+    for name, block in (("block_m", plan.block_m), ("block_n", plan.block_n), ("block_k", plan.block_k)):
+        if block < 16 or block & (block - 1):
+            return f"{name} must be a power of two of at least 16, got {block}"
+    if plan.group_m < 1:
+        return f"group must be positive, got {plan.group_m}"
+    return pack_refusal(plan.pack) or tile_refusal(plan)
+
+
+def checked(call: DeformCall, plan: Plan, device: Device) -> DeformPlan:
+    """A forced plan. Raises ValueError where it cannot run the call."""
+    if reason := refusal(call, plan, device):
+        raise ValueError(f"plan {plan} cannot run {call.of}: {reason}")
+    assert isinstance(plan, DeformPlan)
+    return plan
+
+
+def tiles(of: Deformation, plan: DeformPlan) -> tuple[int, int]:
+    """(m tiles, n tiles over all weight groups) of the forward kernel."""
+    problem = of.problem
+    return ceil_div(of.pixels, plan.block_m), problem.groups * ceil_div(problem.filters_per_group, plan.block_n)
+
+
+def trips(of: Deformation, plan: DeformPlan) -> int:
+    """Trips of the forward kernel's inner loop, over all runs and taps of a weight group."""
+    return of.problem.channels_per_group // of.run * of.problem.taps * ceil_div(of.run, plan.block_k)
+
+
+def widths(call: DeformCall, plan: DeformPlan) -> tuple[int, int]:
+    """Elements that a load brings of a pixel's channels and of a filter's."""
+    most = max(1, 16 // itemsize(call.dtype))
+    channels = math.gcd(call.of.run, most)
+
+    def of(operand: Operand, name: str) -> int:
+        if name in plan.pack:
+            return channels
+        return math.gcd(channels, operand.align) if operand.unit == 1 else 1
+
+    return of(call.x, "a"), of(call.w, "b")
+
+
+def sample_instructions(call: DeformCall, plan: DeformPlan, rows: int, columns: int) -> float:
+    """Warp instructions that make rows x columns samples: four loads with their addresses, conversions, and the sums."""
+    size, each = itemsize(call.dtype), rows * columns / (32 * plan.num_warps)
+    width, _ = widths(call, plan)
+    wide = {2: 1.0, 4: 0.0, 8: 0.0}[size]  # a 16-bit value takes a conversion, and the sample half of one
+    return each * CORNERS * (4 / width + wide + (2 if size == 8 else 1)) + each * wide / 2
+
+
+def place_instructions(plan: DeformPlan, rows: int) -> float:
+    """Warp instructions that find the places of a tap, which the lanes along the channels repeat."""
+    return 60 * max(1.0, rows * 4 / (32 * plan.num_warps))
+
+
+def trip_instructions(call: DeformCall, plan: DeformPlan) -> float:
+    """Warp instructions per trip of the forward kernel; the places of a tap are shared out over its trips."""
+    m, n, k, warps, _ = plan.tile
+    size = itemsize(call.dtype)
+    found = 40 + sample_instructions(call, plan, m, k) + place_instructions(plan, m) / ceil_div(call.of.run, k)
+    found += 6 * n * k / (32 * warps) / widths(call, plan)[1]
+    if arithmetic(call.dtype, call.precision) == "fp32":
+        return found + m * n * k / (32 * warps)
+    return found + 5.5 * m * n * k * size / (4096 * warps)  # matrix instructions per warp, with their loads
+
+
+def resources(call: DeformCall, plan: DeformPlan) -> Resources:
+    """What the forward kernel needs. Shared memory has the samples of a trip once and its weights once a stage."""
+    size, (m, n, k, warps, stages) = itemsize(call.dtype), plan.tile
+    held = m * n // (32 * warps) * (2 if size == 8 else 1)
+    shared = (m + stages * n) * k * size
+    return Resources(min(255, 96 + held), shared, 0, round(trip_instructions(call, plan)))
+
+
+def candidates(call: DeformCall, device: Device) -> list[DeformPlan]:
+    """The menu's tiles, each with the copies that make loads wide and without."""
+    kind = arithmetic(call.dtype, call.precision)
+    if device.interpreted:
+        return [DeformPlan(Pass.FPROP, FAMILY, *tile) for tile in INTERPRETED_MENU]
+    narrow = tuple(name for name, operand in (("a", call.x), ("b", call.w)) if operand.unit != 1)
+    packs = {(), narrow, tuple(name for name in narrow if name == "b")}
+    found = [DeformPlan(Pass.FPROP, FAMILY, *tile, pack=pack) for tile in MENU[kind] for pack in sorted(packs)]
+    return [plan for plan in found if not refusal(call, plan, device)]
+
+
+def kernel_of(call: DeformCall, plan: DeformPlan, device: Device) -> Kernel:
+    """The forward kernel. A sample's four pixels are taken to come from L2 each: where they lie is not known before a run.
+    Loads depend on loads, so that their latency is hidden by other programs only."""
+    m, n, *_ = plan.tile
+    kind, size = arithmetic(call.dtype, call.precision), itemsize(call.dtype)
+    of = kernel(FAMILY, plan.tile, resources(call, plan), kind, size, widths(call, plan), device)
+    share = (CORNERS * m + n) / (m + n)
+    return of._replace(from_l2=of.from_l2 * share, from_l2_alone=of.from_l2_alone * share, exposed=2 * of.constants.latency)
+
+
+def predict(call: DeformCall, plan: DeformPlan, device: Device) -> Prediction:
+    """Seconds of a forward pass under a plan, with the copies before it."""
+    size, of = itemsize(call.dtype), kernel_of(call, plan, device)
+    tiles_m, tiles_n = tiles(call.of, plan)
+    count, each = tiles_m * tiles_n, trips(call.of, plan)
+    named = {"a": "input", "b": "weight"}
+    moved = compulsory(call.of, size) + sum(2 * size * elements(call.of)[named[name]] for name in plan.pack)
+    issued = count * each * plan.block_m * plan.block_n * plan.block_k
+    if device.interpreted:
+        total, bound = CORNERS * interpreted(plan.tile, count, each), of.bound
+    else:
+        busy, dram = on_chip(of, count, each, device), from_dram(moved, device, of.constants)
+        start = overhead(1 + len(plan.pack), device, of.constants)
+        total, bound = start + max(busy, dram), of.bound if of.clocks >= trip_clocks(of, count, device) else "L2"
+        bound = "DRAM" if dram > busy else bound
+        bound = "launch" if start > max(busy, dram) else bound
+    return Prediction(
+        seconds=total,
+        tiles=count,
+        waves=count / (device.sm_count * of.resident),
+        tile_use=min(1.0, call.of.macs / max(1, issued)),
+        bytes=moved,
+        bound=bound,
+        low=total * of.constants.low,
+        high=total * of.constants.high,
+        source=of.constants.source + borrowed(device),
+    )
+
+
+def select(call: DeformCall, device: Device) -> DeformPlan:
+    """The candidate of least predicted time. RuntimeError where the device's shared memory has room for none."""
+    found = candidates(call, device)
+    if not found:
+        raise RuntimeError(f"no tile of a deformable convolution fits {device.name}: {call.of}")
+    return min(found, key=lambda plan: predict(call, plan, device).seconds)
+
+
+def without_copies(call: DeformCall, plan: DeformPlan) -> DeformCall:
+    """The call as the kernel sees it: what the plan copies is channels-last."""
+    align = math.gcd(16, call.of.problem.in_channels)
+    x = Operand(align=align) if "a" in plan.pack else call.x
+    w = Operand(align=math.gcd(16, call.of.problem.channels_per_group)) if "b" in plan.pack else call.w
+    return replace(call, x=x, w=w)
