@@ -32,6 +32,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_class_signature = "mixed"
 autodoc_default_options = {"members": True, "undoc-members": False, "show-inheritance": False}
+autodoc_inherit_docstrings = False  # torch says of every forward that subclasses should override it
 autodoc_preserve_defaults = True
 nitpicky = False
 default_role = "literal"
