@@ -30,7 +30,7 @@ class Quality:
 
     name: str
     plans: int  # measured plans
-    of: int  # candidates
+    candidates: int  # candidate plans of the call
     first: Measurement | None  # the row of the plan of least predicted time, where it was measured
     best: Measurement
     correlation: float  # correlation of the ranks by predicted and by measured time
@@ -61,7 +61,7 @@ def qualities(rows: Iterable[Measurement], device: Device) -> list[Quality]:
             Quality(
                 name=f"{some.suite}/{some.layer} {some.which}" if some.layer else f"{some.problem} {some.which}",
                 plans=len(members),
-                of=len(candidates(call, device)),
+                candidates=len(candidates(call, device)),
                 first=members.get(str(select(call, device))),
                 best=min(members.values(), key=lambda row: row.median_us or np.inf),
                 correlation=spearman(predicted, measured),
@@ -139,7 +139,7 @@ def show(found: Sequence[Quality], console: Console) -> None:
         share = "-" if q.share is None else f"{q.share:.0%}"
         error = f"{np.median(q.errors):.0%}"
         best = f"{q.best.median_us:.1f}"
-        shown.add_row(q.name, f"{q.plans} of {q.of}", first, best, share, f"{q.correlation:.2f}", error, q.best.plan)
+        shown.add_row(q.name, f"{q.plans} of {q.candidates}", first, best, share, f"{q.correlation:.2f}", error, q.best.plan)
     console.print(shown)
     summary = Summary.of(found)
     console.print(f"{summary.calls} calls, {summary.plans} plans")

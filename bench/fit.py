@@ -98,9 +98,9 @@ def _constant(name: str, low: float, high: float) -> Step:
     return Step(lambda constants, value: replace(constants, **{name: value}), low, high)  # type: ignore[arg-type]
 
 
-def _share(of: str) -> Step:
+def _share(name: str) -> Step:
     def put(constants: Calibration, value: float) -> Calibration:
-        return replace(constants, shares=tuple(sorted({**dict(constants.shares), of: value}.items())))
+        return replace(constants, shares=tuple(sorted({**dict(constants.shares), name: value}.items())))
 
     return Step(put, *SHARE_BOUNDS)
 
@@ -125,19 +125,19 @@ def _lower(best: Calibration, least: float, step: Step, off: Callable[[Calibrati
     return step.put(best, min(step.high, max(step.low, math.exp(log)))), value
 
 
-def golden_section(of: Callable[[float], float], low: float, high: float, tolerance: float = 5e-3) -> float:
+def golden_section(function: Callable[[float], float], low: float, high: float, tolerance: float = 5e-3) -> float:
     """The argument between two values at which a function with a single minimum is least."""
     left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
-    of_left, of_right = of(left), of(right)
+    of_left, of_right = function(left), function(right)
     while high - low > tolerance:
         if of_left < of_right:
             high, right, of_right = right, left, of_left
             left = high - GOLDEN * (high - low)
-            of_left = of(left)
+            of_left = function(left)
         else:
             low, left, of_left = left, right, of_right
             right = low + GOLDEN * (high - low)
-            of_right = of(right)
+            of_right = function(right)
     return (low + high) / 2
 
 

@@ -114,7 +114,7 @@ class Table:
         return {key: plan for key, (plan, of) in self.plans.items() if is_current(plan.split(":")[1], of)}
 
 
-def lent(calibrations: tuple[tuple[str, Calibration], ...], owner: str) -> tuple[tuple[str, Calibration], ...]:
+def for_another_device(calibrations: tuple[tuple[str, Calibration], ...], owner: str) -> tuple[tuple[str, Calibration], ...]:
     """The constants of device `owner`, for use by another device. Their error there is unknown, so the interval is the
     prior."""
     words = f"{PRIOR_SOURCE}; the model's constants are those measured on {owner}"

@@ -17,7 +17,7 @@ from typing import Any
 
 from costmodel.architectures import derived_rates, is_geforce, limits_of, operations, table
 from costmodel.arithmetic import arithmetic_named
-from costmodel.calibration import DEFAULT, Calibration, Table, inherited, lent, table_of
+from costmodel.calibration import DEFAULT, Calibration, Table, for_another_device, inherited, table_of
 from costmodel.device_names import plain, unknown, whole
 from costmodel.families import FUNCTIONS
 
@@ -217,7 +217,7 @@ def find(name: str, capability: int, sm_count: int) -> Device:
 
 def _lent(base: Device) -> dict[str, Any]:
     """What a device made from `base` keeps of its measurements: the constants, without their interval."""
-    return {"calibrations": lent(base.calibrations, base.name), "fastest": {}}
+    return {"calibrations": for_another_device(base.calibrations, base.name), "fastest": {}}
 
 
 def _merged(base: Device | None, origins: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

@@ -317,45 +317,45 @@ def predict(call: PairCall, plan: SeparablePlan, device: Device) -> Prediction:
         moved += (tiles_n - 1) * x  # each block of filters computes the whole depthwise result again
     m, n, k, *_ = plan.tile
     needs = resources(call, plan, device.capability)
-    of = kernel(FAMILY, plan.tile, needs, kind, size, (LARGEST_BOX, LARGEST_BOX), device)
-    share, slots = from_l2(call, plan) / ((m + n) * k), 4 * of.constants.issue / plan.num_warps
+    tile_kernel = kernel(FAMILY, plan.tile, needs, kind, size, (LARGEST_BOX, LARGEST_BOX), device)
+    share, slots = from_l2(call, plan) / ((m + n) * k), 4 * tile_kernel.constants.issue / plan.num_warps
     clocks, bound = max(
-        (of.clocks, of.bound),
+        (tile_kernel.clocks, tile_kernel.bound),
         (needs.trip / slots, "instruction issue"),
         (lines(call, plan) * plan.num_warps, "loads"),
     )
-    of = of._replace(
+    tile_kernel = tile_kernel._replace(
         clocks=clocks,
         bound=bound,
-        from_l2=of.from_l2 * share,
-        from_l2_alone=of.from_l2_alone * share,
+        from_l2=tile_kernel.from_l2 * share,
+        from_l2_alone=tile_kernel.from_l2_alone * share,
         # a trip waits for its pixels, then for shared memory between writing the product's operand and multiplying it
-        exposed=1.5 * of.exposed,
-        epilogue=max(of.epilogue, program_instructions(call, plan) / slots),
+        exposed=1.5 * tile_kernel.exposed,
+        epilogue=max(tile_kernel.epilogue, program_instructions(call, plan) / slots),
     )
     launched = 1 + len(plan.pack)
-    bound = of.bound if of.clocks >= trip_clocks(of, tiles, device) else "L2"
+    bound = tile_kernel.bound if tile_kernel.clocks >= trip_clocks(tile_kernel, tiles, device) else "L2"
     if device.interpreted:
         work = work_of(call, plan)
         per = work.outputs * pair.depthwise.taps + 3 * work.pixels
         total = tiles * (1 + trips) * (INTERPRETED_TRIP / 100 * per / max(1.0, work.outputs / product(strip(plan))))
     else:
-        busy, dram = on_chip(of, tiles, trips, device), from_dram(moved, device, of.constants)
+        busy, dram = on_chip(tile_kernel, tiles, trips, device), from_dram(moved, device, tile_kernel.constants)
         # as for the depthwise kernels, the longer of the two does not hide the other wholly
-        total = overhead(launched, device, of.constants) + max(busy, dram) + UNHIDDEN * min(busy, dram)
+        total = overhead(launched, device, tile_kernel.constants) + max(busy, dram) + UNHIDDEN * min(busy, dram)
         bound = "DRAM" if dram > busy else bound
-        bound = "launch" if overhead(launched, device, of.constants) > max(busy, dram) else bound
+        bound = "launch" if overhead(launched, device, tile_kernel.constants) > max(busy, dram) else bound
     made = tiles * trips * k * m * (n + pair.depthwise.taps)
     return Prediction(
         seconds=total,
         tiles=tiles,
-        waves=tiles / (device.sm_count * of.resident),
+        waves=tiles / (device.sm_count * tile_kernel.resident),
         tile_use=min(1.0, pair.flops / 2 / max(1, made)),
         bytes=moved,
         bound=bound,
-        low=total * of.constants.low,
-        high=total * of.constants.high,
-        source=of.constants.source + borrowed(device),
+        low=total * tile_kernel.constants.low,
+        high=total * tile_kernel.constants.high,
+        source=tile_kernel.constants.source + borrowed(device),
     )
 
 

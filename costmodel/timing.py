@@ -114,19 +114,21 @@ def multiply_clocks(tile: Tile, kind: str, constants: Calibration, device: Devic
     return 2 * m * n * k * _PRODUCTS.get(kind, 1) / (rate / device.sm_count / (device.clock * 1e6))
 
 
-def trip_clocks(of: Kernel, tiles: int, device: Device) -> float:
+def trip_clocks(tile_kernel: Kernel, tiles: int, device: Device) -> float:
     """Clocks per trip of one program: the larger of arithmetic, issue, and its share of L2, which grows where some
     multiprocessors have no program."""
     share = tiles / device.sm_count
-    return max(of.clocks, of.from_l2 if share >= 1 else max(of.from_l2 * share, of.from_l2_alone))
+    return max(
+        tile_kernel.clocks, tile_kernel.from_l2 if share >= 1 else max(tile_kernel.from_l2 * share, tile_kernel.from_l2_alone)
+    )
 
 
-def on_chip(of: Kernel, tiles: int, n_trips: float, device: Device) -> float:
+def on_chip(tile_kernel: Kernel, tiles: int, n_trips: float, device: Device) -> float:
     """Seconds of the busiest multiprocessor, which runs ceil(tiles / multiprocessors) programs, as many at once as fit."""
     each = -(-tiles // device.sm_count)
-    clocks = trip_clocks(of, tiles, device)
-    trip = max(clocks, (clocks + of.exposed) / min(of.resident, each))
-    return (each * (n_trips * trip + of.epilogue) + 2 * of.constants.latency) / (device.clock * 1e6)
+    clocks = trip_clocks(tile_kernel, tiles, device)
+    trip = max(clocks, (clocks + tile_kernel.exposed) / min(tile_kernel.resident, each))
+    return (each * (n_trips * trip + tile_kernel.epilogue) + 2 * tile_kernel.constants.latency) / (device.clock * 1e6)
 
 
 def interpreted(tile: Tile, tiles: int, n_trips: float) -> float:
@@ -156,7 +158,7 @@ def traffic(call: Call) -> Traffic:
     return Traffic(problem.bytes(size, call.which), swept, 2 * math.prod(results) * (8 if size == 8 else 4))
 
 
-def read_again(of: Kernel, covers: Extent, split: int, group_m: int, call: Call, swept: int, device: Device) -> int:
+def read_again(tile_kernel: Kernel, covers: Extent, split: int, group_m: int, call: Call, swept: int, device: Device) -> int:
     """Bytes of operands that the L2 cache cannot keep from one sweep over them to the next.
 
     fprop and dgrad walk `group_m` m tiles across every n tile, so they read the weights again for each such sweep (or for each
@@ -166,8 +168,8 @@ def read_again(of: Kernel, covers: Extent, split: int, group_m: int, call: Call,
     wgrad = call.which == Pass.WGRAD
     if swept / split <= device.l2_bytes * L2_SHARE:
         return 0
-    wave = device.sm_count * of.resident
-    m_tiles, n_tiles = ceil_div(covers.m, of.tile.m), ceil_div(covers.n, of.tile.n)
+    wave = device.sm_count * tile_kernel.resident
+    m_tiles, n_tiles = ceil_div(covers.m, tile_kernel.tile.m), ceil_div(covers.n, tile_kernel.tile.n)
     if wgrad:
         return (ceil_div(m_tiles * n_tiles * covers.repeats, wave) - 1) * swept
     return (ceil_div(m_tiles * n_tiles, max(wave, min(group_m, m_tiles) * n_tiles)) - 1) * swept * call.problem.groups

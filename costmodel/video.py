@@ -180,12 +180,16 @@ def compulsory(chunk: Chunk, size: int) -> int:
 def chain(chunk: Chunk, size: int) -> dict[str, int]:
     """Bytes that each of the operators moves that users write instead: torch.cat, F.interpolate, F.pad, conv3d, its bias,
     clone."""
-    of, problem = elements(chunk), chunk.problem
-    known, u = of["x"] + of["cache"], chunk.upsample**2
+    held, problem = elements(chunk), chunk.problem
+    known, u = held["x"] + held["cache"], chunk.upsample**2
     padded = problem.batch * problem.in_channels * product(problem.padded_size)
     moved = {"cat": 2 * known if chunk.cached else 0, "interpolate": known * (1 + u) if u > 1 else 0}
     moved["pad"] = known * u + padded if padded != known * u else 0
-    moved |= {"conv3d": padded + of["weight"] + of["y"], "bias": 2 * of["y"], "clone": 2 * of["next"]}
+    moved |= {
+        "conv3d": padded + held["weight"] + held["y"],
+        "bias": 2 * held["y"],
+        "clone": 2 * held["next"],
+    }
     return {name: size * count for name, count in moved.items() if count}
 
 
@@ -304,35 +308,38 @@ def predict(
 ) -> Prediction:
     """Seconds of a call under a plan. `copied` names the tensors (keys of `elements`) that are copied to another layout
     first."""
-    problem, size, of = chunk.problem, itemsize(dtype), kernel_of(chunk, plan, dtype, precision, device)
+    problem, size, tile_kernel = chunk.problem, itemsize(dtype), kernel_of(chunk, plan, dtype, precision, device)
     m_tiles, n_tiles = tiles(chunk, plan)
     count, n_trips = m_tiles * n_tiles, trips(chunk, plan)
     moved = compulsory(chunk, size) + sum(2 * size * elements(chunk)[name] for name in copied)
     covers = Extent(m_tiles * plan.block_m, problem.out_channels, 1, problem.in_channels, problem.taps)
     weights = size * product(problem.weight_shape)
-    moved += read_again(of, covers, 1, plan.group_m, channels_last(problem, Pass.FPROP, dtype), weights, device)
+    moved += read_again(tile_kernel, covers, 1, plan.group_m, channels_last(problem, Pass.FPROP, dtype), weights, device)
     launched = 1 + len(copied)
     if device.interpreted:
-        total, bound = interpreted(plan.tile, count, n_trips), of.bound
+        total, bound = interpreted(plan.tile, count, n_trips), tile_kernel.bound
     else:
         # without a result the launch only fills the next cache
-        busy = on_chip(of, count, n_trips, device) if count else 0.0
-        dram = from_dram(moved, device, of.constants)
-        start = overhead(launched, device, of.constants)
-        total, bound = start + max(busy, dram), of.bound if of.clocks >= trip_clocks(of, count, device) else "L2"
+        busy = on_chip(tile_kernel, count, n_trips, device) if count else 0.0
+        dram = from_dram(moved, device, tile_kernel.constants)
+        start = overhead(launched, device, tile_kernel.constants)
+        total, bound = (
+            start + max(busy, dram),
+            tile_kernel.bound if tile_kernel.clocks >= trip_clocks(tile_kernel, count, device) else "L2",
+        )
         bound = "DRAM" if dram > busy else bound
         bound = "launch" if start > max(busy, dram) else bound
     issued = count * n_trips * plan.block_m * plan.block_n * plan.block_k
     return Prediction(
         seconds=total,
         tiles=count,
-        waves=count / (device.sm_count * of.resident),
+        waves=count / (device.sm_count * tile_kernel.resident),
         tile_use=min(1.0, problem.macs / issued) if issued else 1.0,
         bytes=moved,
         bound=bound,
-        low=total * of.constants.low,
-        high=total * of.constants.high,
-        source=of.constants.source + borrowed(device),
+        low=total * tile_kernel.constants.low,
+        high=total * tile_kernel.constants.high,
+        source=tile_kernel.constants.source + borrowed(device),
     )
 
 

@@ -67,11 +67,11 @@ def _wgrad(dy: torch.Tensor, x: torch.Tensor, *rest: Any) -> torch.Tensor:
 
 
 def _fused(which: Pass) -> Callable[..., Any]:
-    of = _PRIMITIVES[str(which)]
+    primitive = _PRIMITIVES[str(which)]
     plain = cpu.fprop if which == Pass.FPROP else _transposed
 
     def call(a: torch.Tensor, b: torch.Tensor, bias: Maybe = None, *rest: Any, **named: Any) -> Any:
-        problem, epilogue, _ = _split(of, a, b, (bias, *rest))
+        problem, epilogue, _ = _split(primitive, a, b, (bias, *rest))
         epilogue = Epilogue(*epilogue)
         sums = plain(widened(a), widened(b), None if bias is None else widened(bias), problem)
         return by_torch(sums, problem, epilogue, a.dtype)

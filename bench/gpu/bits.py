@@ -97,8 +97,8 @@ def as_whole(dtype: torch.dtype) -> torch.dtype:
 
 
 def same(got: torch.Tensor, want: torch.Tensor) -> float:
-    of = as_whole(got.dtype)
-    return unlike(got.cpu().view(of), want.cpu().view(of))
+    integers = as_whole(got.dtype)
+    return unlike(got.cpu().view(integers), want.cpu().view(integers))
 
 
 def final_state(mode: str, dtype: torch.dtype, last: bool) -> Item:

@@ -81,14 +81,14 @@ def traced() -> Mapping[tuple[str, int], Traced]:
     return {(of["model"], of["img"]): _traced(of) for of in found if not of["unknown"]}
 
 
-def _traced(of: Mapping[str, Any]) -> Traced:
+def _traced(line: Mapping[str, Any]) -> Traced:
     convolutions = []
-    for n, c, k, groups, size, kernel, stride, padding, dilation, which, count in of["convolutions"]:
+    for n, c, k, groups, size, kernel, stride, padding, dilation, which, count in line["convolutions"]:
         low_high = tuple((low, high) for low, high in padding)
         sizes = (tuple(size), tuple(kernel), tuple(stride), low_high, tuple(dilation))
         convolutions.append((ConvProblem(n, c, k, groups, *sizes), Pass(which), count))
-    others = {name: (calls, moved, macs) for name, (calls, moved, macs) in of["others"].items()}
-    return Traced(of["model"], of["img"], of["batch"], of["params"], of["dense_macs"], tuple(convolutions), others)
+    others = {name: (calls, moved, macs) for name, (calls, moved, macs) in line["others"].items()}
+    return Traced(line["model"], line["img"], line["batch"], line["params"], line["dense_macs"], tuple(convolutions), others)
 
 
 @cache

@@ -168,7 +168,7 @@ def _row(layer: MeasuredLayer, device: Device) -> LayerRow:
 def _roofline(layer: MeasuredLayer, device: Device) -> tuple[float, str]:
     """(seconds of all passes one after another, the roof of the longest)."""
     roofs = [roofline(layer.problem, device, layer.dtype, precision=layer.precision, which=which) for which in layer.passes]
-    return sum(of.seconds for of in roofs), max(roofs, key=lambda of: of.seconds).bound
+    return sum(roof.seconds for roof in roofs), max(roofs, key=lambda roof: roof.seconds).bound
 
 
 def _predicted(layer: MeasuredLayer, device: Device) -> tuple[float, float, float] | None:
@@ -236,40 +236,69 @@ def _advice(layer: MeasuredLayer, device: Device, least: float, predicted: float
 # ---- networks -------------------------------------------------------------------------------------------------------
 
 
-def network_row(of: MeasuredNetwork, device: Device, network: object, reason: str = "") -> NetworkRow:
+def network_row(measured: MeasuredNetwork, device: Device, network: object, reason: str = "") -> NetworkRow:
     """A network of a table beside its trace (a `costmodel.networks.network.Network` at its batch), or the reason why not."""
     from costmodel.library.networks import riding
     from costmodel.networks.network import Network
 
-    bare = NetworkRow(device.name, of.model, of.image, of.batch, of.mode, of.layout, of.seconds, reason=reason)
+    bare = NetworkRow(
+        device.name,
+        measured.model,
+        measured.image,
+        measured.batch,
+        measured.mode,
+        measured.layout,
+        measured.seconds,
+        reason=reason,
+    )
     if not isinstance(network, Network):
         return bare
-    layers = [layer.in_dtype(of.dtype) for layer in network.layers]
-    spent = [[layer.forward, *(step.cost for step in layer.backward if of.training)] for layer in layers]
-    fused = [[layer.forward, *(step.cost for step in layer.backward if of.training)] for layer in riding(layers)]
+    layers = [layer.in_dtype(measured.dtype) for layer in network.layers]
+    spent = [[layer.forward, *(step.cost for step in layer.backward if measured.training)] for layer in layers]
+    fused = [[layer.forward, *(step.cost for step in layer.backward if measured.training)] for layer in riding(layers)]
     try:
         least, together = (
-            sum(roofline(one, device, of.dtype).seconds for costs in rows for one in costs) for rows in (spent, fused)
+            sum(roofline(one, device, measured.dtype).seconds for costs in rows for one in costs) for rows in (spent, fused)
         )
-        ours = sum(row.seconds for row in network.on(device, of.dtype, training=of.training))
-        asked = {"library": "cudnn", "mode": of.mode, "layout": of.layout}
-        theirs = sum(row.seconds for row in network.on(device, of.dtype, training=of.training, **asked))
+        ours = sum(row.seconds for row in network.on(device, measured.dtype, training=measured.training))
+        asked = {"library": "cudnn", "mode": measured.mode, "layout": measured.layout}
+        theirs = sum(row.seconds for row in network.on(device, measured.dtype, training=measured.training, **asked))
     except ValueError as error:
-        return NetworkRow(device.name, of.model, of.image, of.batch, of.mode, of.layout, of.seconds, reason=str(error))
-    floor = together if of.mode == "compiled" else least
-    finding = "" if of.seconds >= floor else (
-        f"{of.seconds / floor:.2f} of the {'fused ' if of.mode == 'compiled' else ''}roofline: another network than its name "
-        "says, its parts merged (reparameterised), a wrong batch or label, or operands in L2"
+        return NetworkRow(
+            device.name,
+            measured.model,
+            measured.image,
+            measured.batch,
+            measured.mode,
+            measured.layout,
+            measured.seconds,
+            reason=str(error),
+        )
+    floor = together if measured.mode == "compiled" else least
+    finding = "" if measured.seconds >= floor else (
+        f"{measured.seconds / floor:.2f} of the {'fused ' if measured.mode == 'compiled' else ''}roofline: another network than"
+        " its name says, its parts merged (reparameterised), a wrong batch or label, or operands in L2"
     )  # fmt: skip
     return NetworkRow(
-        device.name, of.model, of.image, of.batch, of.mode, of.layout, of.seconds, least, together, ours, theirs, finding
+        device.name,
+        measured.model,
+        measured.image,
+        measured.batch,
+        measured.mode,
+        measured.layout,
+        measured.seconds,
+        least,
+        together,
+        ours,
+        theirs,
+        finding,
     )
 
 
-def check(of: MeasuredNetwork, parameters: int, macs: int) -> str:
+def check(measured: MeasuredNetwork, parameters: int, macs: int) -> str:
     """Why a line is not of the traced network; "" where it is. `parameters` and dense `macs` per image are the trace's."""
-    if of.parameters is not None and not math.isclose(parameters / 1e6, of.parameters, rel_tol=0.02, abs_tol=0.01):
-        return f"has {of.parameters:g} M parameters, the model here {parameters / 1e6:.2f} M: another network"
-    if of.gmacs is not None and not math.isclose(macs / 1e9, of.gmacs, rel_tol=0.06, abs_tol=0.01):
-        return f"has {of.gmacs:g} GMAC, the model here {macs / 1e9:.2f}: another network or size"
+    if measured.parameters is not None and not math.isclose(parameters / 1e6, measured.parameters, rel_tol=0.02, abs_tol=0.01):
+        return f"has {measured.parameters:g} M parameters, the model here {parameters / 1e6:.2f} M: another network"
+    if measured.gmacs is not None and not math.isclose(macs / 1e9, measured.gmacs, rel_tol=0.06, abs_tol=0.01):
+        return f"has {measured.gmacs:g} GMAC, the model here {macs / 1e9:.2f}: another network or size"
     return ""

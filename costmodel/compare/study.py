@@ -41,10 +41,10 @@ def study(
     return found
 
 
-def _noted(of: Comparison, notes: Sequence[str]) -> Comparison:
+def _noted(comparison: Comparison, notes: Sequence[str]) -> Comparison:
     from dataclasses import replace
 
-    return replace(of, notes=(*of.notes, *notes))
+    return replace(comparison, notes=(*comparison.notes, *notes))
 
 
 def _is_trace(path: Path) -> bool:
@@ -72,10 +72,10 @@ def _of_trace(path: Path, asked: Device | None, model: str, shapes: Sequence[tup
         except ValueError as error:
             raise ValueError(f"{path} is of {read.device}: {error}") from error
     convolutions = None
-    if model and any(of.call.problem is None for of in read.convolutions):
-        first = next((of.call.x for of in read.convolutions if not of.call.backward), None)
+    if model and any(instance.call.problem is None for instance in read.convolutions):
+        first = next((instance.call.x for instance in read.convolutions if not instance.call.backward), None)
         given = list(shapes) or ([first] if first else [])
-        training = any(of.call.backward for of in read.convolutions)
+        training = any(instance.call.backward for instance in read.convolutions)
         convolutions = _traced(model, given, training).convolutions
     return analysis.compare(join.measured(read, device, convolutions))
 
@@ -101,23 +101,25 @@ def _networks(measured: Measured, model: str, most: int) -> tuple[list[NetworkRo
         given = [given[int(i * step)] for i in range(most)]
     build = _builder(model)
     rows = []
-    for of in given:
+    for each in given:
         try:
-            made = build(of)
-            network = _on_meta(made, of, torch)
-            dense = sum(layer.forward.dense_macs for layer in network.layers) // of.batch
-            reason = analysis.check(of, network.parameters, dense)
+            made = build(each)
+            network = _on_meta(made, each, torch)
+            dense = sum(layer.forward.dense_macs for layer in network.layers) // each.batch
+            reason = analysis.check(each, network.parameters, dense)
         except ValueError as error:
             network, reason = None, str(error)
-        rows.append(analysis.network_row(of, measured.device, None if reason else network, reason))
+        rows.append(analysis.network_row(each, measured.device, None if reason else network, reason))
     return rows, notes
 
 
-def _on_meta(made: Any, of: MeasuredNetwork, torch: Any) -> Any:
+def _on_meta(made: Any, measured: MeasuredNetwork, torch: Any) -> Any:
     from costmodel.networks.network import trace as network
 
-    made = made.train() if of.training else made.eval().requires_grad_(False)
-    return network(made, (of.batch, 3, of.image, of.image), train=of.training, dtype=getattr(torch, of.dtype))
+    made = made.train() if measured.training else made.eval().requires_grad_(False)
+    return network(
+        made, (measured.batch, 3, measured.image, measured.image), train=measured.training, dtype=getattr(torch, measured.dtype)
+    )
 
 
 def _builder(model: str) -> Callable[[MeasuredNetwork], Any]:
@@ -126,7 +128,7 @@ def _builder(model: str) -> Callable[[MeasuredNetwork], Any]:
 
     if model:
         made = load(model)
-        return lambda of: made
+        return lambda measured: made
     try:
         imported("torchvision")  # which timm imports
         timm = imported("timm")
@@ -136,16 +138,16 @@ def _builder(model: str) -> Callable[[MeasuredNetwork], Any]:
             "it with --model package.module:callable"
         ) from error
 
-    def build(of: MeasuredNetwork) -> Any:
+    def build(measured: MeasuredNetwork) -> Any:
         import torch
 
         try:
             with torch.device("meta"):
                 try:
-                    return timm.create_model(of.model, pretrained=False, img_size=of.image)
+                    return timm.create_model(measured.model, pretrained=False, img_size=measured.image)
                 except TypeError:  # networks that take any size have no such argument
-                    return timm.create_model(of.model, pretrained=False)
+                    return timm.create_model(measured.model, pretrained=False)
         except Exception as error:  # whatever a builder raises
-            raise ValueError(f"timm does not make {of.model!r}: {str(error).splitlines()[0]}") from error
+            raise ValueError(f"timm does not make {measured.model!r}: {str(error).splitlines()[0]}") from error
 
     return build

@@ -100,8 +100,8 @@ def refusal(call: Call, plan: BandPlan, device: Device | None = None) -> str:
         return f"a tile of {plan.rows} x {window // plan.rows} pixels must hold a block of {plan.step[2]} x {plan.step[3]}"
     if plan.split < 1 or (plan.split > 1 and not wgrad):
         return f"split must be 1 for {call.which}, got {plan.split}"
-    of = shape_of(call.problem, plan.which)
-    if not counts(of, band_of(plan)) or planned(call.problem, plan).programs > INT32_MAX:
+    shape = shape_of(call.problem, plan.which)
+    if not counts(shape, band_of(plan)) or planned(call.problem, plan).programs > INT32_MAX:
         return "32 bits do not count its blocks, taps and programs"
     if not epilogue_fits(call.epilogue, plan):
         return f"{plan.block_m} x {plan.block_n} sums leave {plan.num_warps} warps no registers for what follows"
@@ -124,9 +124,9 @@ def call_refusal(call: Call, pack: tuple[str, ...] = ()) -> str:
     return ""
 
 
-def counts(of: Shape, band: Band) -> bool:
+def counts(shape: Shape, band: Band) -> bool:
     """Whether 32 bits can count the blocks of all images, and the elements of a channel's table of taps."""
-    blocks, taps = of.images * blocks_of(of, band.box) + band.blocks, of.kernel[0] * VECTOR * of.pitch
+    blocks, taps = shape.images * blocks_of(shape, band.box) + band.blocks, shape.kernel[0] * VECTOR * shape.pitch
     return max(blocks, taps) <= INT32_MAX
 
 
@@ -193,16 +193,16 @@ def plans(call: Call, device: Device) -> Iterator[BandPlan]:
     pack = packing(call)
     if call_refusal(call, pack) or call.problem.taps < LEAST_TAPS:
         return
-    which, of = call.which, shape_of(call.problem, call.which)
+    which, shape = call.which, shape_of(call.problem, call.which)
     for blocks, box, rows, columns, warps, stages in WGRAD_MENU if which == Pass.WGRAD else MENU:
         outputs, window, step = math.prod(box), rows * columns, (1, 1, *box)
         tile = (outputs, window, blocks) if which == Pass.WGRAD else (blocks, outputs, window)
         plan = BandPlan(which, "band", *tile, warps, stages, step=step, pack=pack, rows=rows)
         if memory_refusal(plan.tile, resources(call, plan).shared, device) or not epilogue_fits(call.epilogue, plan):
             continue
-        if not counts(of, band_of(plan)):
+        if not counts(shape, band_of(plan)):
             continue
-        ways = splits(of, band_of(plan), device) if which == Pass.WGRAD else (1,)
+        ways = splits(shape, band_of(plan), device) if which == Pass.WGRAD else (1,)
         for split in ways:
             yield replace(plan, split=split)
 
@@ -212,10 +212,10 @@ def epilogue_fits(epilogue: str, plan: BandPlan) -> bool:
     return not epilogue or plan.block_m * plan.block_n <= EPILOGUE_SUMS[epilogue] * 32 * plan.num_warps
 
 
-def splits(of: Shape, band: Band, device: Device) -> list[int]:
+def splits(shape: Shape, band: Band, device: Device) -> list[int]:
     """The numbers of programs that may share wgrad's blocks."""
-    room = min(MAX_SPLIT, max(1, 4 * device.sm_count // launch_of(of, Pass.WGRAD, band, 1).programs))
-    steps = blocks_of(of, band.box) * ceil_div(of.images, band.blocks)
+    room = min(MAX_SPLIT, max(1, 4 * device.sm_count // launch_of(shape, Pass.WGRAD, band, 1).programs))
+    steps = blocks_of(shape, band.box) * ceil_div(shape.images, band.blocks)
     return [1 << i for i in range(room.bit_length()) if 1 << i <= steps]
 
 
@@ -237,25 +237,25 @@ def resources(call: Call, plan: BandPlan) -> Resources:
     return Resources(min(255, 64 + 4 * sums // 3), shared, 0, 70 + 12 * loads)
 
 
-def workspace(of: Shape, which: Pass, band: Band, split: int) -> tuple[int, ...]:
+def workspace(shape: Shape, which: Pass, band: Band, split: int) -> tuple[int, ...]:
     """The shape of the memory between the two kernels of a pass. fprop and dgrad: the table of taps [channel, row, 8, pitch].
     wgrad: partial sums [split, channel, tile, wrapped rows, wrapped columns, pixels of a window]."""
     if which != Pass.WGRAD:
-        return of.channels, of.kernel[0], VECTOR, of.pitch
-    return split, of.channels, launch_of(of, which, band, split).tiles, 2, 2, band.rows * band.columns
+        return shape.channels, shape.kernel[0], VECTOR, shape.pitch
+    return split, shape.channels, launch_of(shape, which, band, split).tiles, 2, 2, band.rows * band.columns
 
 
 def extra_bytes(call: Call, plan: BandPlan) -> int:
     """Bytes beyond the compulsory ones, each written and read: the workspace, and copies."""
-    of, which = shape_of(call.problem, plan.which), plan.which
-    elements = math.prod(workspace(of, which, band_of(plan), plan.split))
+    shape, which = shape_of(call.problem, plan.which), plan.which
+    elements = math.prod(workspace(shape, which, band_of(plan), plan.split))
     return 2 * elements * (4 if which == Pass.WGRAD else itemsize(call.dtype)) + copied_bytes(call, plan)
 
 
 def copied_bytes(call: Call, plan: BandPlan) -> int:
     """Bytes of copies of operands and result."""
-    of = shape_of(call.problem, plan.which)
-    windows, blocks = (of.images * of.channels * math.prod(n) for n in (of.inputs, of.outputs))
+    shape = shape_of(call.problem, plan.which)
+    windows, blocks = (shape.images * shape.channels * math.prod(n) for n in (shape.inputs, shape.outputs))
     a, b = (blocks, windows) if plan.which == Pass.WGRAD else (windows, 0)
     copied = a * ("a" in plan.pack) + b * ("b" in plan.pack) + blocks * results_copied(call)
     return 2 * copied * itemsize(call.dtype)
@@ -279,33 +279,33 @@ def predict(call: Call, plan: BandPlan, device: Device) -> Prediction:
     """The time of the launches and copies, plus the larger of DRAM's time and the chip's, whose programs have mean length."""
     problem, launch, size = call.problem, planned(call.problem, plan), itemsize(call.dtype)
     tile = Tile(plan.block_m, plan.block_n, plan.block_k, plan.num_warps, plan.num_stages)
-    of: Kernel = kernel("band", tile, resources(call, plan), "half", size, (VECTOR, VECTOR), device)
+    tile_kernel: Kernel = kernel("band", tile, resources(call, plan), "half", size, (VECTOR, VECTOR), device)
     if plan.which == Pass.WGRAD:
-        diagonals = DIAGONAL_INSTRUCTIONS * plan.block_m * plan.block_n / 32 / (4 * of.constants.issue)
-        of = of._replace(epilogue=diagonals)
+        diagonals = DIAGONAL_INSTRUCTIONS * plan.block_m * plan.block_n / 32 / (4 * tile_kernel.constants.issue)
+        tile_kernel = tile_kernel._replace(epilogue=diagonals)
     share = (plan.block_m + plan.block_n * launch.read) / (plan.block_m + plan.block_n)
-    of = of._replace(from_l2=of.from_l2 * share, from_l2_alone=of.from_l2_alone * share)
+    tile_kernel = tile_kernel._replace(from_l2=tile_kernel.from_l2 * share, from_l2_alone=tile_kernel.from_l2_alone * share)
     moved = traffic(call).compulsory + extra_bytes(call, plan)
-    busy = on_chip(of, launch.programs, launch.trips / launch.programs, device)
-    copied = from_dram(copied_bytes(call, plan), device, of.constants)
-    dram = from_dram(moved, device, of.constants) - copied
-    launched = overhead(launches(call, plan), device, of.constants)
+    busy = on_chip(tile_kernel, launch.programs, launch.trips / launch.programs, device)
+    copied = from_dram(copied_bytes(call, plan), device, tile_kernel.constants)
+    dram = from_dram(moved, device, tile_kernel.constants) - copied
+    launched = overhead(launches(call, plan), device, tile_kernel.constants)
     total = launched + copied + max(busy, dram)
-    bound = of.bound if of.clocks >= trip_clocks(of, launch.programs, device) else "L2"
+    bound = tile_kernel.bound if tile_kernel.clocks >= trip_clocks(tile_kernel, launch.programs, device) else "L2"
     bound = "DRAM" if copied + dram > busy else bound
     bound = "launch" if launched > max(busy, dram) else bound
     if device.interpreted:
-        total, bound = interpreted(tile, launch.programs, launch.trips / launch.programs), of.bound
+        total, bound = interpreted(tile, launch.programs, launch.trips / launch.programs), tile_kernel.bound
     return Prediction(
         seconds=total,
         tiles=launch.programs,
-        waves=launch.programs / (device.sm_count * of.resident),
+        waves=launch.programs / (device.sm_count * tile_kernel.resident),
         tile_use=min(1.0, problem.macs / issued_macs(problem, plan)),
         bytes=moved,
         bound=bound,
-        low=total * of.constants.low,
-        high=total * of.constants.high,
-        source=of.constants.source + borrowed(device),
+        low=total * tile_kernel.constants.low,
+        high=total * tile_kernel.constants.high,
+        source=tile_kernel.constants.source + borrowed(device),
     )
 
 

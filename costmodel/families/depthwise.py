@@ -196,11 +196,11 @@ def width_of(call: Call, columns: int, taps: tuple[int, int] | None) -> int:
     """`load_width` of a tile of `columns` that unrolls `taps`."""
     if not is_planes(call):
         return 1
-    of = layer_of(call.problem, call.which)
-    step = columns // of.out_group[2] * of.in_step[2]
-    width = math.gcd(gathered(call).outside, of.inputs[2], step, max(1, 16 // itemsize(call.dtype)))
-    if taps is not None and taps[1] < of.kernel[2]:
-        width = math.gcd(width, taps[1] * of.dilation[2] // (of.stride[2] if of.which == Pass.DGRAD else 1))
+    layer = layer_of(call.problem, call.which)
+    step = columns // layer.out_group[2] * layer.in_step[2]
+    width = math.gcd(gathered(call).outside, layer.inputs[2], step, max(1, 16 // itemsize(call.dtype)))
+    if taps is not None and taps[1] < layer.kernel[2]:
+        width = math.gcd(width, taps[1] * layer.dilation[2] // (layer.stride[2] if layer.which == Pass.DGRAD else 1))
     return width & -width
 
 
@@ -240,37 +240,37 @@ class Launch(NamedTuple):
         return self.tiles_c * self.tiles_q * self.repeats
 
 
-def launch_of(of: Layer, tile: Tile, rows: int, split: int) -> Launch:
+def launch_of(layer: Layer, tile: Tile, rows: int, split: int) -> Launch:
     """The launch of a tile whose programs walk `rows` groups of rows. wgrad's reduction is shared `split` ways."""
-    (t, r, s), height = of.kernel, of.outputs[1]
-    tiles_c = -(-of.channels // tile.channels)
-    tiles_q = -(-of.outputs[2] // (tile.columns * tile.groups * (rows if walks_columns(of, tile.taps) else 1)))
-    if of.which == Pass.WGRAD:
+    (t, r, s), height = layer.kernel, layer.outputs[1]
+    tiles_c = -(-layer.channels // tile.channels)
+    tiles_q = -(-layer.outputs[2] // (tile.columns * tile.groups * (rows if walks_columns(layer, tile.taps) else 1)))
+    if layer.which == Pass.WGRAD:
         block_r, block_s = tile.taps or (r, s)
-        total = row_runs(of, rows)
+        total = row_runs(layer, rows)
         runs = -(-total // split)
         splits = -(-total // runs)
-        lag = of.lag if block_r == r else 0
-        steps = rows if walks_columns(of, tile.taps) else min(rows, height) + lag
+        lag = layer.lag if block_r == r else 0
+        steps = rows if walks_columns(layer, tile.taps) else min(rows, height) + lag
         return Launch(tiles_c, tiles_q, t * (r // block_r) * -(-s // block_s) * splits, runs * steps, splits, runs)
-    outer = of.outputs[0] * of.batch
+    outer = layer.outputs[0] * layer.batch
     if tile.taps is not None:
-        met = -(-t // of.tap_step[0]) * -(-r // of.tap_step[1]) * of.summed
+        met = -(-t // layer.tap_step[0]) * -(-r // layer.tap_step[1]) * layer.summed
         return Launch(tiles_c, tiles_q, height * outer, met * -(-s // tile.taps[1]), 1, 1)
-    if walks_columns(of, None):
+    if walks_columns(layer, None):
         return Launch(tiles_c, tiles_q, outer, rows, 1, 1)
-    groups = of.row_groups
-    return Launch(tiles_c, tiles_q, -(-groups // rows) * outer, min(rows, groups) + of.lag, 1, 1)
+    groups = layer.row_groups
+    return Launch(tiles_c, tiles_q, -(-groups // rows) * outer, min(rows, groups) + layer.lag, 1, 1)
 
 
-def walks_columns(of: Layer, taps: tuple[int, int] | None) -> bool:
+def walks_columns(layer: Layer, taps: tuple[int, int] | None) -> bool:
     """Whether a program walks `rows` tiles along a row, for want of rows: in 1-D the sliding window, and wgrad."""
-    return of.rank < 2 and (of.which == Pass.WGRAD or taps is None)
+    return layer.rank < 2 and (layer.which == Pass.WGRAD or taps is None)
 
 
-def row_runs(of: Layer, rows: int) -> int:
+def row_runs(layer: Layer, rows: int) -> int:
     """wgrad's runs of rows of dy, which its parts share out."""
-    return of.batch * of.outputs[0] * -(-of.outputs[1] // rows)
+    return layer.batch * layer.outputs[0] * -(-layer.outputs[1] // rows)
 
 
 def planned(problem: ConvProblem, plan: DepthwisePlan) -> Launch:
@@ -292,26 +292,28 @@ class Work(NamedTuple):
 
 def work_of(call: Call, columns: int, taps: tuple[int, int] | None) -> Work:
     """Counts of the unrolled code of a trip."""
-    of, full = layer_of(call.problem, call.which), full_of(call.problem)
-    dgrad, width = of.which == Pass.DGRAD, width_of(call, columns, taps)
-    t, r, s = of.kernel
+    layer, full = layer_of(call.problem, call.which), full_of(call.problem)
+    dgrad, width = layer.which == Pass.DGRAD, width_of(call, columns, taps)
+    t, r, s = layer.kernel
     block_r, block_s = taps or (r, s)
-    window = axis_of(full, of.which, 2, block_s).window(columns, dgrad)
+    window = axis_of(full, layer.which, 2, block_s).window(columns, dgrad)
     loads = ceil_div(window, width) + (1 if width > 1 else 0)
-    products = columns // of.out_group[2] * block_s  # a tap meets one output of a group
-    if of.which == Pass.WGRAD:
-        rows = min(block_r, of.in_step[1])
-        lag = axis_of(full, of.which, 1, block_r).lag
+    products = columns // layer.out_group[2] * block_s  # a tap meets one output of a group
+    if layer.which == Pass.WGRAD:
+        rows = min(block_r, layer.in_step[1])
+        lag = axis_of(full, layer.which, 1, block_r).lag
         held = block_r * block_s + (lag + 1) * columns
         paired = columns // together_of(call, columns)
         return Work(held, rows * window, rows * loads, columns, paired, block_r * products, 0)
     if taps is not None:
         return Work(columns + block_s, window, loads, block_s, block_s, products, 0)
-    rows = t * min(r, of.in_step[1])
-    made = (of.lag + 1) * of.out_group[1] * columns
-    loads *= rows if loads_together(call, taps) else rows * of.summed
-    stored = of.out_group[1] * columns
-    return Work(of.summed * t * r * s + made, of.summed * rows * window, loads, 0, 0, of.summed * t * r * products, stored)
+    rows = t * min(r, layer.in_step[1])
+    made = (layer.lag + 1) * layer.out_group[1] * columns
+    loads *= rows if loads_together(call, taps) else rows * layer.summed
+    stored = layer.out_group[1] * columns
+    return Work(
+        layer.summed * t * r * s + made, layer.summed * rows * window, loads, 0, 0, layer.summed * t * r * products, stored
+    )
 
 
 def registers(call: Call, plan: DepthwisePlan) -> int:
@@ -333,9 +335,9 @@ def max_registers(call: Call, device: Device) -> int:
     return MAX_REGISTERS_WGRAD_100 if call.which == Pass.WGRAD and device.capability >= 100 else MAX_REGISTERS
 
 
-def can_slide(of: Layer) -> bool:
+def can_slide(layer: Layer) -> bool:
     """Whether a window may slide: dgrad's has no outputs in between along the depth."""
-    return of.which != Pass.DGRAD or of.stride[0] == 1
+    return layer.which != Pass.DGRAD or layer.stride[0] == 1
 
 
 def shared_bytes(call: Call, plan: DepthwisePlan) -> int:
@@ -346,7 +348,7 @@ def shared_bytes(call: Call, plan: DepthwisePlan) -> int:
 
 def refusal(call: Call, plan: DepthwisePlan, device: Device | None = None) -> str:
     """Why a depthwise plan cannot serve a call; "" where it can."""
-    problem, of = call.problem, layer_of(call.problem, call.which)
+    problem, layer = call.problem, layer_of(call.problem, call.which)
     if reason := reach_refusal(problem) or pack_refusal(plan.pack):
         return reason
     if not is_narrow(problem):
@@ -356,18 +358,18 @@ def refusal(call: Call, plan: DepthwisePlan, device: Device | None = None) -> st
             return f"{name} must be a power of two, got {block}"
     if plan.block_m < 1 or plan.rows < 1 or plan.split < 1 or (plan.split > 1 and call.which != Pass.WGRAD):
         return "columns, rows and split must be positive, and split 1 but for wgrad"
-    if plan.block_m % of.out_group[2]:
-        return f"columns must be a multiple of the stride {of.stride[2]}"
+    if plan.block_m % layer.out_group[2]:
+        return f"columns must be a multiple of the stride {layer.stride[2]}"
     if "a" in plan.pack or (plan.pack and call.which == Pass.WGRAD):
         return "only weights are copied"
     if plan.taps is None:
-        if not can_slide(of):
+        if not can_slide(layer):
             return "a sliding window serves dgrad without a stride along the depth"
     elif call.which == Pass.WGRAD:
-        if plan.taps[0] not in (1, of.kernel[1]) or plan.taps[1] < 1:
-            return f"taps must be 1 or {of.kernel[1]} rows of at least one column"
-    elif plan.taps[0] != 1 or plan.taps[1] < 1 or plan.taps[1] % of.tap_step[2]:
-        return f"taps must be 1 x a multiple of {of.tap_step[2]}"
+        if plan.taps[0] not in (1, layer.kernel[1]) or plan.taps[1] < 1:
+            return f"taps must be 1 or {layer.kernel[1]} rows of at least one column"
+    elif plan.taps[0] != 1 or plan.taps[1] < 1 or plan.taps[1] % layer.tap_step[2]:
+        return f"taps must be 1 x a multiple of {layer.tap_step[2]}"
     return memory_refusal(plan.tile, shared_bytes(call, plan), device)
 
 
@@ -376,12 +378,12 @@ def extra_bytes(call: Call, plan: DepthwisePlan) -> int:
     return moved_besides(call, layer_of(call.problem, call.which), plan.pack, planned(call.problem, plan))
 
 
-def moved_besides(call: Call, of: Layer, pack: tuple[str, ...], launch: Launch) -> int:
+def moved_besides(call: Call, layer: Layer, pack: tuple[str, ...], launch: Launch) -> int:
     """`extra_bytes` of a launch."""
     size = itemsize(call.dtype)
-    total = 2 * size * of.weights * len(pack)
-    if of.which == Pass.WGRAD:
-        total += 2 * max(4, size) * of.weights * launch.splits * launch.tiles_q
+    total = 2 * size * layer.weights * len(pack)
+    if layer.which == Pass.WGRAD:
+        total += 2 * max(4, size) * layer.weights * launch.splits * launch.tiles_q
     return total
 
 

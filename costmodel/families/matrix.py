@@ -261,20 +261,20 @@ def extent(problem: ConvProblem, which: Pass, patches: bool) -> Extent:
 def grid(problem: ConvProblem, plan: MatrixPlan) -> tuple[int, int, int]:
     """(m tiles, n tiles, repeats) of a launch. `repeats` is the product of groups, phases, taps and splits."""
     problem = seen_problem(problem, plan)
-    of = extent(problem, plan.which, plan.patches)
-    m_tiles = ceil_div(of.m, plan.block_m)
+    covers = extent(problem, plan.which, plan.patches)
+    m_tiles = ceil_div(covers.m, plan.block_m)
     if plan.boxed and plan.which != Pass.WGRAD:
         m_tiles = boxes(problem, plan.which, step_of(problem, plan))
-    return m_tiles, ceil_div(of.n, plan.block_n), of.repeats * plan.split
+    return m_tiles, ceil_div(covers.n, plan.block_n), covers.repeats * plan.split
 
 
 def trips(problem: ConvProblem, plan: MatrixPlan) -> float:
     """Main-loop trips of one program, on average over the phases of dgrad."""
     problem = seen_problem(problem, plan)
-    of = extent(problem, plan.which, plan.patches)
+    covers = extent(problem, plan.which, plan.patches)
     if plan.which == Pass.WGRAD:
         return ceil_div(reduction_steps(problem, step_of(problem, plan)), plan.split)
-    return ceil_div(ceil_div(of.depth, plan.block_k), plan.split) * of.loops
+    return ceil_div(ceil_div(covers.depth, plan.block_k), plan.split) * covers.loops
 
 
 def shares(problem: ConvProblem, which: Pass, kind: type[MatrixPlan]) -> bool:

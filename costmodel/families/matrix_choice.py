@@ -176,8 +176,8 @@ class Matrix(Family):
                 continue
             covers, reach = extent(problem, which, self.plan.patches), access(call, plain)
             widths, lines = vector_widths(call, plain), scattered_lines(call, plain)
-            for of in compiled(self, which, kind, reach, widths, lines, size, device):
-                tile = of.tile
+            for tile_kernel in compiled(self, which, kind, reach, widths, lines, size, device):
+                tile = tile_kernel.tile
                 fits = device.interpreted or (
                     self.fits(call, tile, reach, device.capability)
                     and addresses_fit(call, self.plan.patches, tile, device.capability)
@@ -195,7 +195,7 @@ class Matrix(Family):
                 tiles = m_tiles * ceil_div(covers.n, tile.n) * covers.repeats
                 if shares(problem, which, self.plan):
                     ways = splits(tiles, blocks, device, which != Pass.WGRAD)
-                yield Option(of, call, merge, fold, pack, step, covers, tiles, blocks, covers.loops, ways)
+                yield Option(tile_kernel, call, merge, fold, pack, step, covers, tiles, blocks, covers.loops, ways)
 
     def plan_of(self, option: Option, split: int) -> Plan:
         """The plan of an option whose reduction `split` programs share."""
@@ -212,19 +212,19 @@ class Matrix(Family):
         best, best_split = None, 1
         shared: dict[tuple[int, bool, tuple[str, ...]], tuple[Traffic, int]] = {}
         for option in self.options(call, device):
-            of, kernels, merge, fold, pack, _, covers, tiles, blocks, loops, ways = option
+            tile_kernel, kernels, merge, fold, pack, _, covers, tiles, blocks, loops, ways = option
             if (merge, fold, pack) not in shared:
                 found, copied = recast_traffic(call, kernels, merge, fold)
                 copied += packed_bytes(kernels.problem, which, pack, size)
                 shared[merge, fold, pack] = found, found.compulsory + copied
             found, fixed = shared[merge, fold, pack]
-            if at_least(of, tiles, blocks * loops, fixed, launches(which, pack, 1, merge, fold), device) >= below:
+            if at_least(tile_kernel, tiles, blocks * loops, fixed, launches(which, pack, 1, merge, fold), device) >= below:
                 continue
             for split in ways:
                 moved = fixed + split_bytes(found, split)
-                moved += read_again(of, covers, split, group_m, kernels, found.swept, device)
+                moved += read_again(tile_kernel, covers, split, group_m, kernels, found.swept, device)
                 n_trips = ceil_div(blocks, split) * loops
-                time = seconds(of, tiles * split, n_trips, moved, launches(which, pack, split, merge, fold), device)
+                time = seconds(tile_kernel, tiles * split, n_trips, moved, launches(which, pack, split, merge, fold), device)
                 if time < below:
                     below, best, best_split = time, option, split
         return below, self.plan_of(best, best_split) if best else None

@@ -91,21 +91,21 @@ def launches(which: Pass, pack: tuple[str, ...], split: int, merge: int, fold: b
     return 1 + len(pack) + (split > 1) + weights + 2 * fold
 
 
-def seconds(of: Kernel, tiles: int, n_trips: float, moved: float, kernels: int, device: Device) -> float:
+def seconds(tile_kernel: Kernel, tiles: int, n_trips: float, moved: float, kernels: int, device: Device) -> float:
     """Seconds of a pass of `kernels` launches: their overhead, plus the larger of the chip's time and DRAM's for `moved`
     bytes."""
     if device.interpreted:
-        return interpreted(of.tile, tiles, n_trips)
-    busy, dram = on_chip(of, tiles, n_trips, device), from_dram(moved, device, of.constants)
-    return overhead(kernels, device, of.constants) + max(busy, dram)
+        return interpreted(tile_kernel.tile, tiles, n_trips)
+    busy, dram = on_chip(tile_kernel, tiles, n_trips, device), from_dram(moved, device, tile_kernel.constants)
+    return overhead(kernels, device, tile_kernel.constants) + max(busy, dram)
 
 
-def at_least(of: Kernel, tiles: int, steps: float, moved: float, kernels: int, device: Device) -> float:
+def at_least(tile_kernel: Kernel, tiles: int, steps: float, moved: float, kernels: int, device: Device) -> float:
     """A lower bound of `seconds` for any split, to skip what cannot win: every wave is full and all latency is hidden."""
     if device.interpreted:
         return 0.0
-    busy = tiles * steps * max(of.clocks, of.from_l2) / (device.sm_count * device.clock * 1e6)
-    return overhead(kernels, device, of.constants) + max(busy, from_dram(moved, device, of.constants))
+    busy = tiles * steps * max(tile_kernel.clocks, tile_kernel.from_l2) / (device.sm_count * device.clock * 1e6)
+    return overhead(kernels, device, tile_kernel.constants) + max(busy, from_dram(moved, device, tile_kernel.constants))
 
 
 class Parts(NamedTuple):
@@ -125,31 +125,31 @@ def parts(call: Call, plan: MatrixPlan, device: Device) -> Parts:
     moved = traffic(call).compulsory + extra_bytes(call, plan)
     needs, kind = resources_of(call, plan, device), arithmetic_of(call, plan)
     widths, lines = vector_widths(call, plan), scattered_lines(call, plan)
-    of = kernel(plan.family, plan.tile, needs, kind, itemsize(call.dtype), widths, device, lines)
+    tile_kernel = kernel(plan.family, plan.tile, needs, kind, itemsize(call.dtype), widths, device, lines)
     swept = recast_traffic(call, kernels, plan.merge, plan.fold)[0].swept
-    moved += read_again(of, covers, plan.split, plan.group_m, kernels, swept, device)
+    moved += read_again(tile_kernel, covers, plan.split, plan.group_m, kernels, swept, device)
     launched = launches(plan.which, plan.pack, plan.split, plan.merge, plan.fold)
-    return Parts(of, math.prod(grid(problem, plan)), trips(problem, plan), moved, launched)
+    return Parts(tile_kernel, math.prod(grid(problem, plan)), trips(problem, plan), moved, launched)
 
 
 def predict(call: Call, plan: MatrixPlan, device: Device) -> Prediction:
     """Time of one pass under a plan."""
-    of, tiles, n_trips, moved, launched = parts(call, plan, device)
+    tile_kernel, tiles, n_trips, moved, launched = parts(call, plan, device)
     issued = issued_macs(call.problem, plan)
-    total = seconds(of, tiles, n_trips, moved, launched, device)
-    bound = of.bound if of.clocks >= trip_clocks(of, tiles, device) else "L2"
+    total = seconds(tile_kernel, tiles, n_trips, moved, launched, device)
+    bound = tile_kernel.bound if tile_kernel.clocks >= trip_clocks(tile_kernel, tiles, device) else "L2"
     if not device.interpreted:
-        busy, dram = on_chip(of, tiles, n_trips, device), from_dram(moved, device, of.constants)
+        busy, dram = on_chip(tile_kernel, tiles, n_trips, device), from_dram(moved, device, tile_kernel.constants)
         bound = "DRAM" if dram > busy else bound
-        bound = "launch" if overhead(launched, device, of.constants) > max(busy, dram) else bound
+        bound = "launch" if overhead(launched, device, tile_kernel.constants) > max(busy, dram) else bound
     return Prediction(
         seconds=total,
         tiles=tiles,
-        waves=tiles / (device.sm_count * of.resident),
+        waves=tiles / (device.sm_count * tile_kernel.resident),
         tile_use=call.problem.macs / issued if issued else 1.0,
         bytes=moved,
         bound=bound,
-        low=total * of.constants.low,
-        high=total * of.constants.high,
-        source=of.constants.source + borrowed(device),
+        low=total * tile_kernel.constants.low,
+        high=total * tile_kernel.constants.high,
+        source=tile_kernel.constants.source + borrowed(device),
     )

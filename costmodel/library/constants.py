@@ -63,9 +63,9 @@ def library() -> Library:
     return loads(path().read_text("utf-8"))
 
 
-def dumps(of: Library) -> str:
+def dumps(library: Library) -> str:
     """The constants as JSON with one row per line, which `loads` reads back."""
-    layers, networks = of.layers, of.networks
+    layers, networks = library.layers, library.networks
     rows = [[*astuple(row.seen)[:6], int(row.seen.dilated), *_rounded(astuple(row.seen)[7:])] for row in layers.rows]
     lines = [json.dumps([*seen, round(row.log_ratio, 4), row.weight]) for seen, row in zip(rows, layers.rows, strict=True)]
     intervals = {unit: {fold: _plain(given) for fold, given in folds.items()} for unit, folds in layers.intervals.items()}

@@ -49,13 +49,13 @@ class Clock:
         self.precision = precision
         self.planned: dict[tuple[ConvProblem, str, Chunk | causal.Kind | None, str], Time] = {}
 
-    def time(self, of: Step, dtype: str) -> Time:
+    def time(self, step: Step, dtype: str) -> Time:
         """The time of one operator on tensors of `dtype`."""
-        if of.problem is None or not (of.which or of.call is not None):
-            return self._operator(of.cost, dtype)
-        key = (of.problem, of.which, of.call, dtype)
+        if step.problem is None or not (step.which or step.call is not None):
+            return self._operator(step.cost, dtype)
+        key = (step.problem, step.which, step.call, dtype)
         if key not in self.planned:
-            found, plan = self._convolution(of.problem, of.which, of.call, dtype)
+            found, plan = self._convolution(step.problem, step.which, step.call, dtype)
             self.planned[key] = Time(found.seconds, found.bound, found.low, found.high, found.source, plan)
         return self.planned[key]
 

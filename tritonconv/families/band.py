@@ -23,13 +23,13 @@ from tritonconv.prepared import INT32_MAX, FusedKey, TensorKey, follow, packed_s
 from tritonconv.steps import Copies, Launch, Step
 
 
-def fits_int32(of: band.Shape, *images: TensorKey) -> bool:
+def fits_int32(shape: band.Shape, *images: TensorKey) -> bool:
     """Whether 32-bit offsets reach every pixel of a channel in all images, including masked pixels beyond, and whether 32 bits
     hold the step to the next channel."""
-    beyond = 2 * (max(of.kernel) + max(map(abs, of.low)) + 256)
-    for shape, (outer, channel, *steps) in images:
-        spatial = sum((n + beyond) * step for n, step in zip(shape[2:], steps, strict=True))
-        if max((shape[0] + 1) * outer + spatial, channel) > INT32_MAX:
+    beyond = 2 * (max(shape.kernel) + max(map(abs, shape.low)) + 256)
+    for extents, (outer, channel, *steps) in images:
+        spatial = sum((n + beyond) * step for n, step in zip(extents[2:], steps, strict=True))
+        if max((extents[0] + 1) * outer + spatial, channel) > INT32_MAX:
             return False
     return True
 
@@ -47,7 +47,7 @@ def launch(
     """The launch: scalars, constexprs and grids of the product and of the second kernel, which runs before it or, for wgrad,
     after it."""
     which, problem = plan.which, call.problem
-    of, tile, counted = band.shape_of(problem, which), band.band_of(plan), band.planned(problem, plan)
+    shape, tile, counted = band.shape_of(problem, which), band.band_of(plan), band.planned(problem, plan)
     if counted.programs > INT32_MAX:
         raise RuntimeError(
             f"{which} of {problem} needs {counted.programs} programs, more than a CUDA grid of {INT32_MAX} holds"
@@ -63,34 +63,34 @@ def launch(
         *map(
             pack,
             (
-                of.images,
-                of.inputs[0],
-                of.inputs[1] // band.VECTOR,
-                of.outputs[0],
-                of.outputs[1] // band.VECTOR,
-                of.low[0],
-                of.lead // band.VECTOR,
+                shape.images,
+                shape.inputs[0],
+                shape.inputs[1] // band.VECTOR,
+                shape.outputs[0],
+                shape.outputs[1] // band.VECTOR,
+                shape.low[0],
+                shape.lead // band.VECTOR,
                 counted.tiles,
                 bias_stride or 0,
             ),
         )
     )
     shared: dict[str, Any] = {
-        "KERNEL": of.kernel,
+        "KERNEL": shape.kernel,
         "BOX": tile.box,
         "ROWS": tile.rows,
-        "GAP": of.gap,
+        "GAP": shape.gap,
         "UPCAST": upcast,
     }
     constants = shared | {
-        "INDEX": tl.int32 if fits_int32(of, x_key, y_key, *over) else tl.int64,
+        "INDEX": tl.int32 if fits_int32(shape, x_key, y_key, *over) else tl.int64,
         "BLOCK_M": plan.block_m,
         "BLOCK_N": plan.block_n,
         "BLOCK_K": plan.block_k,
         "num_warps": plan.num_warps,
         "num_stages": plan.num_stages,
     }
-    workspace = band.workspace(of, which, tile, plan.split)
+    workspace = band.workspace(shape, which, tile, plan.split)
     vectors = Operand(4, band.VECTOR, band.VECTOR)
     x_strides, y_strides = packed_strides(x_key, vectors), packed_strides(y_key, vectors)
     w_strides = packed_strides(w_key, replace(w, align=w.outside))
@@ -103,14 +103,14 @@ def launch(
             "BLOCK": band.REDUCE_BLOCK,
         }
         programs = ceil_div(product(problem.weight_shape), band.REDUCE_BLOCK)
-        after = Step(diagonal_reduce_kernel, programs, reduce, (w_strides, extents, pack(of.channels)), ("workspace", "out"))
+        after = Step(diagonal_reduce_kernel, programs, reduce, (w_strides, extents, pack(shape.channels)), ("workspace", "out"))
         constants["SPLIT"] = plan.split
         main = Step(diagonal_kernel, counted.programs, constants, (x_strides, y_strides, extents), ("a", "b", "workspace"))
         return Launch(plan, main, after=(after,), workspace=workspace, between=torch.float32)
     chunks = ceil_div(product(workspace[1:]), band.TABLE_BLOCK)
-    weights = {"KERNEL": of.kernel, "FLIP": which == Pass.DGRAD, "W_ALIGN": w.outside, "W_UNIT": w.unit}
+    weights = {"KERNEL": shape.kernel, "FLIP": which == Pass.DGRAD, "W_ALIGN": w.outside, "W_UNIT": w.unit}
     weights |= {"CHUNKS": chunks, "BLOCK": band.TABLE_BLOCK}
-    before = Step(table_kernel, of.channels * chunks, weights, (w_strides,), ("b", "workspace"))
+    before = Step(table_kernel, shape.channels * chunks, weights, (w_strides,), ("b", "workspace"))
     follows, fused_constants = follow(fused, depthwise_operand)
     constants |= {"HAS_BIAS": bias_stride is not None, "FUSED": fused is not None, **fused_constants}
     tensors = ("a", "workspace", "bias", "out")

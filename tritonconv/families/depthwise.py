@@ -217,7 +217,7 @@ class Depthwise(Launcher):
         return Laid(plan, call.problem, a, (b[0], filters_last_strides(b[0])), out, plan.pack, Copied())
 
     def words(self, call: Call, plan: DepthwisePlan) -> list[str]:
-        of, counted = layer_of(call.problem, plan.which), planned(call.problem, plan)
+        layer, counted = layer_of(call.problem, plan.which), planned(call.problem, plan)
         pairs = plan.which == Pass.WGRAD and call.problem.channels_per_group > 1
         unit = "pairs of a filter and a channel" if pairs else "channels"
         tile = f"{plan.block_n} {unit} x {plan.block_k} tiles of {plan.block_m} columns"
@@ -232,9 +232,9 @@ class Depthwise(Launcher):
         else:
             lines.append(f"  {plan.taps[0]} x {plan.taps[1]} taps at a time")
         name = named(("b" if plan.which == Pass.WGRAD else "a",), plan.which)
-        if of.summed > 1:
+        if layer.summed > 1:
             together = ", in one load" if loads_together(call, plan.taps) else ""
-            lines.append(f"  each channel sums the {of.summed} of its group in {name}{together}")
+            lines.append(f"  each channel sums the {layer.summed} of its group in {name}{together}")
         width = load_width(call, plan)
         lines.append(f"  {name} is read along its {'rows' if is_planes(call) else 'channels'}, {width} columns a load")
         if plan.pack:

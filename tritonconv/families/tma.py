@@ -58,7 +58,7 @@ def described(tensor: TensorKey, size: int, block: list[int], stride: tuple[int,
     return sizes, steps, block
 
 
-def taken(box: tuple[int, int, int, int], stride: tuple[int, ...], channels: int) -> list[int]:
+def extents_of(box: tuple[int, int, int, int], stride: tuple[int, ...], channels: int) -> list[int]:
     """The extents of a box of pixels and channels, along the axes of `described`."""
     extents = [box[0]]
     for axis, by in zip(box[4 - len(stride) : 3], stride[:-1], strict=True):
@@ -107,7 +107,7 @@ def launch(
     if which == Pass.WGRAD:
         step = step_of(problem, plan)
         gathered = gemm.launch(replace(plan, step=step), call, a, b, out, bias_stride, fused, upcast)
-        x = described(b, size, taken(step, problem.stride, plan.block_n), problem.stride)
+        x = described(b, size, extents_of(step, problem.stride, plan.block_n), problem.stride)
         main = replace(gathered.main, constants=gathered.main.constants | {"BOXED": True}, boxes={"b": x})
         return replace(gathered, plan=plan, main=main)
     full, rank, dgrad = problem.with_unit_axes(), problem.rank, which == Pass.DGRAD
@@ -121,7 +121,7 @@ def launch(
     stride = (1,) * rank if dgrad else problem.stride
     store = stores_boxes(call)
     boxes = {
-        "a": described(a, size, taken(box, stride, plan.block_k), stride),
+        "a": described(a, size, extents_of(box, stride, plan.block_k), stride),
         "b": weights(b, size, [plan.block_k, plan.block_n] if dgrad else [plan.block_n, plan.block_k]),
     }
     if store:

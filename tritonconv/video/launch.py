@@ -36,7 +36,7 @@ def aligned_channels(channels: int, size: int) -> int:
     return math.gcd(channels, UNIT_BYTES // size)
 
 
-def lies(tensor: torch.Tensor, batch_dense: bool = False) -> bool:
+def is_readable(tensor: torch.Tensor, batch_dense: bool = False) -> bool:
     """Whether the kernel can read a tensor without a copy: each [C, T, H, W] is channels-last and dense, and images begin at
     whole units of the kernel. With `batch_dense` the images must be dense too."""
     shape, strides, size = tensor.shape, tensor.stride(), tensor.element_size()
@@ -51,16 +51,16 @@ def lies(tensor: torch.Tensor, batch_dense: bool = False) -> bool:
 def copied(x: torch.Tensor, weight: torch.Tensor, cache: torch.Tensor | None) -> tuple[str, ...]:
     """The names of the tensors that are copied before the launch."""
     given = {"x": x, "cache": cache}
-    found = [name for name, t in given.items() if t is not None and t.numel() and not lies(t)]
-    return (*found, *(() if lies(weight, True) else ("weight",)))
+    found = [name for name, t in given.items() if t is not None and t.numel() and not is_readable(t)]
+    return (*found, *(() if is_readable(weight, True) else ("weight",)))
 
 
 def laid(tensor: torch.Tensor, batch_dense: bool = False) -> torch.Tensor:
     """The tensor, or a channels-last copy where the kernel cannot read it."""
-    return tensor if lies(tensor, batch_dense) else channels_last_copy(tensor)
+    return tensor if is_readable(tensor, batch_dense) else channels_last_copy(tensor)
 
 
-def near(chunk: Chunk, x: torch.Tensor, before: torch.Tensor) -> bool:
+def is_near(chunk: Chunk, x: torch.Tensor, before: torch.Tensor) -> bool:
     """Whether every frame of cache and x is within 2^31 units of the cache's first frame."""
     size = x.element_size()
     unit = aligned_channels(x.shape[1], size)
@@ -191,7 +191,7 @@ def forward(
         (x.stride(0), before.stride(0)) if x.shape[0] > 1 else (0, 0),
         None if b is None else b.stride(0),
         keeps,
-        near(chunk, x, before),
+        is_near(chunk, x, before),
         forced,
     ).main
     with on(x):

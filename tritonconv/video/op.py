@@ -161,8 +161,8 @@ class _Video(_Primitive):
         x, cache, w = ctx.saved_tensors
         chunk = chunk_of(*ctx.shapes, *ctx.window[:5])
         needs_x, needs_w, needs_b, needs_cache, *_ = ctx.needs_input_grad
-        of = chunk.spatial
-        window = of.stride, flat(of.padding), of.dilation, of.groups
+        spatial = chunk.spatial
+        window = spatial.stride, flat(spatial.padding), spatial.dilation, spatial.groups
         dx = dw = db = dcache = dline = None
         if dy is not None and 0 in chunk.output_shape:  # without a result the gradients are zeros, as torch's are
             batch, channels, *_ = chunk.next_shape
@@ -172,12 +172,12 @@ class _Video(_Primitive):
             db = dy.new_zeros(ctx.shapes[1][:1]) if needs_b else None
         elif dy is not None:
             if needs_x or needs_cache:
-                dline = _OPS.dgrad(dy, w, None, of.input_size, *window)
+                dline = _OPS.dgrad(dy, w, None, spatial.input_size, *window)
                 if chunk.upsample > 1:
                     pairs = (*dline.shape[:3], chunk.frame[0], chunk.upsample, chunk.frame[1], chunk.upsample)
                     dline = dline.reshape(pairs).sum((4, 6))
             if needs_w:
-                dw = _OPS.wgrad(dy, magnified(chunk, known_frames(chunk, x, cache)), of.kernel_size, *window)
+                dw = _OPS.wgrad(dy, magnified(chunk, known_frames(chunk, x, cache)), spatial.kernel_size, *window)
             db = _bias_gradient(dy) if needs_b else None
         if dafter is not None and (needs_x or needs_cache):
             taken = F.pad(dafter, (0, 0, 0, 0, chunk.front + chunk.known - chunk.kept, 0))
