@@ -156,15 +156,11 @@ class Faster:
                 if isinstance(problem, dict):
                     problem = ConvProblem(**{name: _tuples(value) for name, value in problem.items()})
                 key = (problem, str(values["which"]), values["dtype"], values["layout"], values["gpu"])
-                by_provider = times.setdefault(key, {})
-                by_provider[values["provider"]] = min(values["median_us"], by_provider.get(values["provider"], float("inf")))
+                of = times.setdefault(key, {})
+                of[values["provider"]] = min(values["median_us"], of.get(values["provider"], float("inf")))
             except KeyError as missing:
                 raise ValueError(f"use(): a row of 'where' lacks the field {missing}") from None
-        self._faster = {
-            key
-            for key, by_provider in times.items()
-            if by_provider.get("tritonconv", float("inf")) < by_provider.get("cudnn", float("-inf"))
-        }
+        self._faster = {key for key, of in times.items() if of.get("tritonconv", float("inf")) < of.get("cudnn", float("-inf"))}
 
     def __call__(self, call: Call) -> bool:
         name = str(call.dtype).removeprefix("torch.")

@@ -243,8 +243,8 @@ def reduction(
     fused: FusedKey | None,
     upcast: bool,
 ) -> tuple[tuple[Any, ...], Step]:
-    """(the last fields of `Fused`, the second kernel). It adds `plan.split` partial sums of `out`, of `size` bytes each, whose
-    pixels are ordered by their residues modulo `steps`, and runs the epilogue."""
+    """(the last fields of `Fused`, a kernel): it adds up `plan.split` partial sums of `out`, `size` bytes each, whose pixels
+    lie by their residues modulo `steps`, and does what follows them."""
     (images, channels, *spatial), described = out[0], operand(*out, 1, 1)
     phases, pixels, _ = phased(out[0], steps)
     align = math.gcd(channels, MAX_ALIGN)
