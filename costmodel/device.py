@@ -210,13 +210,13 @@ def find(name: str, capability: int, sm_count: int) -> Device:
         names=(),
         aliases=(),
         sources=_merged(base, origins | limit_origins | dict.fromkeys(("capability", "sm_count"), "driver")),
-        **_lent(base),
+        **_constants_of(base),
     )
     return scaled.calibrated(table_of(name))
 
 
-def _lent(base: Device) -> dict[str, Any]:
-    """What a device made from `base` keeps of its measurements: the constants, without their interval."""
+def _constants_of(base: Device) -> dict[str, Any]:
+    """The measurements of `base` that a device made from it keeps: the constants, without their interval."""
     return {"calibrations": for_another_device(base.calibrations, base.name), "fastest": {}}
 
 
@@ -302,7 +302,7 @@ def changed(device: Device, changes: Mapping[str, Any], origin: str) -> Device:
         derived, derived_origins = derived | limits, derived_origins | limit_origins
     own: dict[str, Any] = {}
     if values.get("name", device.name) != device.name:
-        own = {"names": (), "aliases": (), **_lent(device)}
+        own = {"names": (), "aliases": (), **_constants_of(device)}
     return replace(device, **own | derived | values, sources=_merged(device, derived_origins | origins))
 
 
