@@ -13,7 +13,7 @@ from typing import Any
 
 @cache
 def table() -> dict[str, Any]:
-    """The file: what is the same everywhere, a row a compute capability, a row a part."""
+    """The content of the file: figures that all parts share, one row per compute capability, one row per part."""
     with (resources.files("costmodel") / "data" / "devices.toml").open("rb") as file:
         return tomllib.load(file)
 

@@ -23,11 +23,11 @@ from tritonconv.op import flat, known_problem
 from tritonconv.plans import Plans
 
 Size = int | tuple[int, ...]
-Padding = Size | tuple[tuple[int, int], ...] | str  # of both ends, or (low, high) an axis
+Padding = Size | tuple[tuple[int, int], ...] | str  # the same at both ends, or (low, high) per axis
 
 
 class Asked(NamedTuple):
-    """What stands for a plan where a predicate of `tritonconv.use` chooses between torch and ours: see `tritonconv.where`."""
+    """Replaces a plan where a predicate of `tritonconv.use` chooses between torch and ours; see `tritonconv.where`."""
 
     word: str
 
@@ -52,13 +52,13 @@ def _idle(forward: Pass, input: torch.Tensor, weight: torch.Tensor) -> dict[Pass
 
 @functools.cache
 def _know_subclass(kind: type) -> None:
-    """Has torch know what the ops do to DTensors, where a first one comes: a weight beside a DTensor is one."""
+    """Registers the ops' rules for DTensors when the first one comes. A weight beside a DTensor is one."""
     if kind.__module__.startswith("torch.distributed.tensor"):
         importlib.import_module("tritonconv.sharding")
 
 
 class After(NamedTuple):
-    """What the fused functions take besides. Empty, it is the plain convolution."""
+    """The further arguments of the fused functions. Without any it is the plain convolution."""
 
     activation: str | None = None
     negative_slope: float = 0.01
@@ -84,7 +84,7 @@ def _call(
     plan: Plans,
     after: After | None = None,
 ) -> torch.Tensor:
-    """One of the functions: `window` is what `checked`, which is check.conv or check.conv_transpose, takes of its arguments."""
+    """One of the functions. `checked` is check.conv or check.conv_transpose, and `window` are its further arguments."""
     beside = () if after is None else after[2:]
     key = None
     if not isinstance(plan, Asked):  # whose answer may be torch
@@ -94,7 +94,7 @@ def _call(
     if recipe is not None:
         try:
             return repeated(recipe, input, weight, bias, *beside)
-        except torch.OutOfMemoryError:  # the op knows of another plan
+        except torch.OutOfMemoryError:  # the op knows another plan
             pass
     if type(weight) is not torch.nn.Parameter and not torch.compiler.is_compiling():
         _know_subclass(type(weight))

@@ -1,8 +1,8 @@
 """Results that do not depend on how many images are computed together: `with tritonconv.batch_invariant():`.
 
-A kernel adds the terms of an output in an order that its plan says, whatever else it computes. So each call takes the plan of
-one image, forced on the whole batch. The region marks the calls that are made in it (the word "invariant" in an op's `plan`,
-which gradients hand on), so their backward passes take the plans of one image wherever they run.
+A kernel adds the terms of an output in an order that depends only on its plan. So each call takes the plan of one image and
+forces it on the whole batch. The region marks the calls that are made in it by the word "invariant" in an op's `plan`, which
+gradients pass on, so their backward passes take the plans of one image wherever they run.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _depth = 0
 def batch_invariant() -> Iterator[None]:
     """A region in which each image's result, and its input gradient, has the same bits whatever batch it is in.
 
-    Holds for all functions of this package, in every thread, while the region is open; `with` nests. Plans are those of one
-    image, which may be slower than those of the batch; `depthwise_separable_conv2d` and `causal_conv3d` launch once an image.
-    Weight and bias gradients are sums over the batch, and not meant. CPU tensors that torch's convolution computes are not
-    either. Raises nothing of its own; a call in it raises what it raises elsewhere.
+    It holds for all functions of this package, in every thread, while the region is open; `with` nests. Plans are those of one
+    image, which may be slower than those of the batch; `depthwise_separable_conv2d` and `causal_conv3d` launch once per image.
+    It does not hold for weight and bias gradients, which are sums over the batch, nor for CPU tensors that torch's convolution
+    computes. It raises nothing of its own; a call in it raises what it raises elsewhere.
 
     >>> import torch, tritonconv
     >>> with tritonconv.batch_invariant():
@@ -59,17 +59,17 @@ def is_on() -> bool:
 
 
 def marked(plan: str) -> str:
-    """An op's `plan`, with the mark where the region is open."""
+    """An op's `plan`, with the mark if the region is open."""
     return _WORD + plan if _depth > 0 else plan
 
 
 def unmarked(plan: str) -> tuple[bool, str]:
-    """Whether an op's `plan` has the mark, and the rest of it."""
+    """(whether an op's `plan` has the mark, the rest of it)."""
     return plan.startswith(_WORD), plan.removeprefix(_WORD)
 
 
 def by_image(call: Callable[..., Any], batched: tuple[torch.Tensor | None, ...]) -> Any:
-    """`call` of each image of the tensors of `batched`, its tensors joined again; others than tensors are not."""
+    """`call` for each image of the tensors in `batched`, with the resulting tensors joined again; other results are None."""
     size = max(len(tensor) for tensor in batched if tensor is not None)
     made = [call(*(None if t is None else t[i : i + 1] for t in batched)) for i in range(size)]
     if isinstance(made[0], torch.Tensor):
@@ -82,7 +82,7 @@ def fixed(
 ) -> str | None:
     """The plan of one image of fprop or dgrad, as an op takes it; None where it cannot run the batch.
 
-    ValueError where a forced plan cannot run one image.
+    Raises ValueError where a forced plan cannot run one image.
     """
     residual = None if epilogue is None or epilogue.residual is None else epilogue.residual[:1]
     first = None if epilogue is None else epilogue._replace(residual=residual)

@@ -41,7 +41,7 @@ def is_away(x: torch.Tensor) -> bool:
 
 
 def on(x: torch.Tensor) -> AbstractContextManager[Any]:
-    """The device of `x` made current, where it is not."""
+    """A context in which the device of `x` is the current one."""
     return torch.cuda.device(x.device) if is_away(x) else nullcontext()
 
 
@@ -52,7 +52,7 @@ def fp32_precision() -> str:
 
 @functools.cache
 def device_model(index: int) -> Device:
-    """The cost model's description of device `index` of `host.index_of`. RuntimeError where a CUDA device is too old."""
+    """The cost model's description of device `index` of `host.index_of`. Raises RuntimeError where a CUDA device is too old."""
     if index < 0:
         return host.model(index)
     found = torch.cuda.get_device_properties(index)
@@ -93,7 +93,7 @@ def prepare_call(
     fused: FusedKey | None = None,
     aligned: tuple[bool, bool] = (True, True),
 ) -> Launch:
-    """The launch of a call: its plan, for operands as that plan wants them. `aligned` as in `describe`."""
+    """The launch of a call under its plan, with the copies that the plan needs. `aligned` is as in `describe`."""
     kind, name = "" if fused is None else fused.kind(out), DTYPES[dtype]
     described = describe(problem, which, a, b, out, aligned)
     plan = choose(which, problem, dtype, precision, device, *described, forced, kind)
@@ -108,7 +108,7 @@ def prepare_call(
 def prepare(
     plan: Plan, call: Call, a: TensorKey, b: TensorKey, out: TensorKey, bias_stride: int | None, fused: FusedKey | None = None
 ) -> Launch:
-    """The kernels of a plan whose operands already lie as it wants them."""
+    """The kernels of a plan, for operands in the layout that it needs."""
     upcast = host.INTERPRETED and call.dtype == "bfloat16"
     return launchers()[plan.family].launch(plan, call, a, b, out, bias_stride, fused, upcast)
 
@@ -126,11 +126,11 @@ def execute(
 ) -> torch.Tensor:
     """Runs one pass into `out` and returns it. a, b: (x, w) for fprop, (dy, w) for dgrad, (dy, x) for wgrad.
 
-    An epilogue is run too, except where nothing is multiplied; `z` takes the values before its activation.
+    It also runs an epilogue, except where nothing is multiplied. `z` receives the values before the activation.
     """
     if out.numel() == 0:
         return out
-    if problem.macs == 0:  # nothing to add up: an empty batch's weight gradient, or no channels
+    if problem.macs == 0:  # there are no products: the weight gradient of an empty batch, or no channels
         out.zero_()
         return out if bias is None else out.add_(bias.view(-1, *(1,) * problem.rank))
     perform(prepared_for(which, problem, a, b, key(out), bias, forced, epilogue), a, b, out, bias, epilogue, z)
@@ -148,7 +148,7 @@ def prepared_for(
     epilogue: Epilogue | None = None,
     aligned: bool | None = None,
 ) -> Launch:
-    """`prepare_call` for these tensors; `aligned` says of `a` what it says itself where that is None."""
+    """`prepare_call` for these tensors. `aligned` says whether `a` is aligned; with None, `a`'s own address decides."""
     return prepare_call(
         which,
         problem,
@@ -177,7 +177,7 @@ def perform(
     """Runs a prepared launch into `out`, with the copies around it."""
     copies = prepared.copies
     asked = None if epilogue is None else Fused(*epilogue[:3], z, *prepared.fused)
-    if type(copies) is Copies and not is_away(a):  # the most frequent case, spared what does nothing
+    if type(copies) is Copies and not is_away(a):  # the most frequent case skips everything that does nothing
         prepared.run(a, b, bias, out, asked)
         return
     a, b = copies.operands(a, b)
@@ -214,7 +214,7 @@ def followed(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(y, z) of fprop or dgrad with an epilogue: y = act(z), z = (sums + bias) * scale + shift + residual.
 
-    z has y's shape and strides where `epilogue.keep` asks for it, and no elements elsewhere.
+    z has y's shape and strides where `epilogue.keep` asks for it, otherwise no elements.
     """
     shape = problem.output_shape if which == Pass.FPROP else problem.input_shape
     y = allocate(shape, a, b)

@@ -20,12 +20,13 @@ Pair = int | tuple[int, int]
 
 
 def traced(layer: Any, input: Any, *arguments: Any, **keywords: Any) -> Any:
-    """A call of the layer as a whole in the graph that `torch.fx.symbolic_trace` builds, as torch's own layers make."""
+    """A call of the whole layer, as one node, in the graph that `torch.fx.symbolic_trace` builds, as torch's own layers
+    make."""
     return input.tracer.create_proxy("call_module", input.tracer.path_of_module(layer), (input, *arguments), keywords)
 
 
 class Replacement:
-    """What all six have in common beside torch's class: their name, and what torch's tracers are told."""
+    """What all six have in common besides torch's class: their name, and what torch's tracers need."""
 
     function: Callable[..., torch.Tensor]
 
@@ -53,7 +54,7 @@ class _Convolution(Replacement):
         return made
 
     def by(self: Any, function: Any, input: torch.Tensor, weight: Any, bias: Any, **after: Any) -> torch.Tensor:
-        """What a function of the layer's arguments makes of its input; `after` is what that takes besides."""
+        """The result of a function with the layer's arguments; `after` are further arguments of the function."""
         padding = self.padding
         if self.padding_mode != "zeros":
             input = functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
@@ -63,7 +64,7 @@ class _Convolution(Replacement):
 
 
 class _ByFunction:
-    """The forward of a transposed layer, behind `Replacement`'s in the order of methods."""
+    """The forward of a transposed layer, which follows `Replacement`'s in the order of methods."""
 
     function: Callable[..., torch.Tensor]
 
@@ -75,7 +76,7 @@ class _ByFunction:
     def by(
         self: Any, function: Any, input: torch.Tensor, weight: Any, bias: Any, output_size: Any = None, **after: Any
     ) -> torch.Tensor:
-        """As that of a plain layer."""
+        """See `_Convolution.by`."""
         sizes = (self.stride, self.padding, self.kernel_size, len(self.kernel_size), self.dilation)
         window = (self.stride, self.padding, self._output_padding(input, output_size, *sizes), self.groups, self.dilation)
         made: torch.Tensor = function(input, weight, bias, *window, **after)

@@ -1,6 +1,6 @@
-"""What this package takes of torch that torch does not promise: all of it is named here, and torch 2.11 to 2.13 have it.
+"""Everything that this package uses of torch without torch promising it. torch 2.11 to 2.13 have all of it.
 
-`tests/test_private.py` fails where a torch lacks one, so that a newer torch says at once what is to be replaced.
+`tests/test_private.py` fails where a torch lacks one, so that with a newer torch it is clear at once what must be replaced.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ below_in_place = torch._C._AutoDispatchBelowADInplaceOrView
 transforms_are_active = torch._C._are_functorch_transforms_active
 #: A context in which ops leave out the given dispatch keys.
 without = torch._C._ExcludeDispatchKeyGuard
-#: A context in which `Function.apply` is of one level of `torch.func`.
+#: A context in which `Function.apply` belongs to one level of `torch.func`.
 one_level = enable_single_level_autograd_function
-#: The keys of a tensor that the dispatcher goes by, as a set.
+#: The set of a tensor's keys by which the dispatcher chooses.
 dispatch_keys = torch._C._dispatch_keys
 _include, _exclude = torch._C._dispatch_tls_local_include_set, torch._C._dispatch_tls_local_exclude_set
 _function_modes = torch._C._len_torch_function_stack
@@ -118,13 +118,13 @@ def tangent_parts(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | No
 
 
 def autocast_keys(*devices: str) -> Any:
-    """The dispatch keys of autocast of these kinds of devices, "cuda" or "cpu", for `without`."""
+    """The dispatch keys of autocast for these kinds of devices ("cuda", "cpu"), for use with `without`."""
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{devices[0].upper()}"))
     return keys if len(devices) == 1 else keys | autocast_keys(*devices[1:])
 
 
 def schema_info(first: int) -> Any:
-    """What says that an op's sharding depends on its arguments from number `first` on, lists of ints among them."""
-    from torch.distributed.tensor._op_schema import RuntimeSchemaInfo  # a second to import
+    """The object that says that an op's sharding depends on its arguments from number `first` on, including lists of ints."""
+    from torch.distributed.tensor._op_schema import RuntimeSchemaInfo  # here, because it takes a second to import
 
     return RuntimeSchemaInfo(first, None, needs_pytree=True)

@@ -1,4 +1,4 @@
-"""One layer's class exchanged: torch's for ours, ours for torch's, and why not."""
+"""Exchanges one layer's class, torch's for ours or ours for torch's, or says why it cannot."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tritonconv.modelcopy import Callables, class_like, rebuilt
 from tritonconv.private import ConvNd
 from tritonconv.use import SERVED, Region
 
-#: torch's class -> ours, which adds no state and takes its place in an instance.
+#: torch's class -> our class, which adds no state and can replace it in an instance.
 REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv1d: ours.Conv1d,
     nn.Conv2d: ours.Conv2d,
@@ -28,11 +28,11 @@ REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.ConvTranspose3d: ours.ConvTranspose3d,
 }
 _TORCHS = {replacement: kind for kind, replacement in REPLACEMENTS.items()}
-#: How torch's convolutions are called.
+#: The names of torch's convolution functions.
 _NAMES = {each.__name__.lower().replace("transpose", "_transpose") for each in REPLACEMENTS} | {"convolution"}
-#: Subclasses of torch's -> what takes their place.
+#: Subclasses of torch's classes -> the classes that replace them.
 _MADE: dict[type[nn.Module], type[nn.Module]] = {}
-#: Where an instance keeps whether its own forward has called a convolution that ours serve.
+#: The attribute in which an instance keeps whether its own forward has called a convolution that ours serve.
 _REACHED = "_tritonconv_reached"
 
 
@@ -88,22 +88,22 @@ def refusal(part: nn.Module) -> str:
 
 
 def replace(part: nn.Module) -> None:
-    """torch's layer becomes ours, in place. `refusal` said nothing."""
+    """Makes torch's layer ours, in place. `refusal` must have returned ""."""
     kind = type(part)
-    if is_parametrized(part):  # torch gave the instance a class of its own, on the layer's
+    if is_parametrized(part):  # torch gave the instance a class of its own, derived from the layer's
         _exchange(part, class_like(kind, _replacement(kind.__bases__[0])))
     else:
         _exchange(part, _replacement(kind))
     for name in ("stride", "padding", "dilation", "output_padding", "groups"):
         value = getattr(part, name)
-        if isinstance(value, tuple) and all(map(is_int, value)):  # NumPy's integers, which no graph takes
+        if isinstance(value, tuple) and all(map(is_int, value)):  # converts NumPy's integers, which no graph takes
             setattr(part, name, tuple(as_int(name, name, v) for v in value))
         elif is_int(value):
             setattr(part, name, as_int(name, name, value))
 
 
 def restore(part: nn.Module) -> bool:
-    """Our layer becomes torch's, in place; False for a class that was written on ours."""
+    """Makes our layer torch's, in place. Returns False for a class that derives from ours."""
     if isinstance(part, Adapted):
         _exchange(part, type(part).__bases__[1])
     kind = type(part)
@@ -168,7 +168,7 @@ def _named_in(function: Any, part: nn.Module, found: set[str], seen: set[int]) -
 
 
 def _base(kind: type[nn.Module]) -> type[nn.Module] | None:
-    """Which of torch's six classes a class is or extends."""
+    """The one of torch's six classes that a class is or extends."""
     return next((base for base in REPLACEMENTS if issubclass(kind, base)), None)
 
 
@@ -185,8 +185,8 @@ def _bare(forward: Any) -> Any:
 
 
 def _reaches_ours(forward: Any, base: type[nn.Module]) -> bool:
-    """Whether a class's own forward leaves the convolution to what ours replaces: torch's `_conv_forward`, which transposed
-    layers have not, or the forward of the class that it extends."""
+    """Whether a class's own forward leaves the convolution to a method that ours replaces: torch's `_conv_forward`, which
+    transposed layers lack, or the forward of the class that it extends."""
     code = getattr(forward, "__code__", None)
     if code is None or any(name.startswith("conv") for name in code.co_names):
         return False
@@ -194,9 +194,9 @@ def _reaches_ours(forward: Any, base: type[nn.Module]) -> bool:
 
 
 def _replacement(kind: type[nn.Module]) -> type[nn.Module]:
-    """The class that takes the place of torch's class or of a subclass, made once. A subclass comes before ours in the order of
-    methods, so that its own forward runs and finds ours where it would have found torch's. One that calls torch's functions
-    itself runs in a region in which they are ours."""
+    """The class that replaces torch's class or a subclass; it is made once. A subclass comes before ours in the order of
+    methods, so that its own forward runs and finds our methods where it would have found torch's. A subclass that calls torch's
+    functions itself runs in a region in which they are ours."""
     if kind in REPLACEMENTS:
         return REPLACEMENTS[kind]
     if kind not in _MADE:
@@ -227,14 +227,14 @@ def _replacement(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 def _instance(kind: type[nn.Module]) -> nn.Module:
-    """An empty instance of what takes the place of `kind`, for pickle to fill."""
+    """An empty instance of the class that replaces `kind`, for pickle to fill."""
     made = _replacement(kind)
     return made.__new__(made)
 
 
 def _exchange(part: nn.Module, kind: Any) -> None:
-    """Another class for an instance. Methods of the old class that a hook has bound to the instance, or keeps in a closure or a
-    partial, become the new one's."""
+    """Gives an instance another class. Methods of the old class that a hook has bound to the instance, or that it keeps in a
+    closure or a partial, are replaced by those of the new class."""
     old = type(part)
 
     def swap(value: Any) -> Any:

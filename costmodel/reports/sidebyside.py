@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Line:
-    """One quantity of every report. `ratio` is of the last report's to the first's, None where neither is a number above 0."""
+    """One quantity of every report. `ratio` is the last report's over the first's; None unless both are numbers above 0."""
 
     quantity: str
     values: tuple[float | None, ...]
@@ -53,7 +53,7 @@ class SideBySide(Tables):
 
     @property
     def names(self) -> tuple[str, str]:
-        """What tells the two apart: the model, the device, the arithmetic."""
+        """Names that tell the two apart, by model, device and arithmetic."""
         first, last = self.reports
         parts: list[Callable[[Report], str]] = [lambda of: of.model, lambda of: of.device, lambda of: of.arithmetic]
         apart = [part for part in parts if part(first) != part(last)] or parts[:1]
@@ -62,7 +62,7 @@ class SideBySide(Tables):
 
     @property
     def lines(self) -> tuple[Line, ...]:
-        """Totals, a quantity a line."""
+        """The totals, one quantity per line."""
 
         def line(quantity: str, value: Callable[[Report], float | None], words: Callable[[float], str]) -> Line:
             values = tuple(value(of) for of in self.reports)

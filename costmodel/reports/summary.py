@@ -49,7 +49,7 @@ def summary(network: Network, device: str = "h100", width: int | None = None) ->
 
 
 def _rows(network: Network, timed: Sequence[Timed], dtype: str) -> list[tuple[str, ...]]:
-    """A row a module, by the most parts of a path that give no more than `ROWS`."""
+    """One row per module, by as many parts of the paths as give no more than `ROWS` rows."""
     found: dict[str, list[Timed]] = {}
     for depth in count(1):
         deeper: dict[str, list[Timed]] = {}

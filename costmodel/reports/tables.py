@@ -17,11 +17,11 @@ class Tables:
     """
 
     def table_rows(self) -> Sequence[Any]:
-        """Dataclasses, a row each."""
+        """One dataclass per row."""
         raise NotImplementedError
 
     def to_csv(self, path: str | Path | None = None) -> str:
-        """A line a row, with a line of column names before them; times in seconds, sizes in bytes."""
+        """One line per row, after a line of column names; times are in seconds, sizes in bytes."""
         from costmodel.reports.export import to_csv
 
         return self._kept(to_csv, path)

@@ -5,8 +5,8 @@ B(dz, x, w) its gradients (dx, dw, dstate), and <.,.> the sum of products:
 
     <dz, C(x, w, state)> = <B's dx, x> + <B's dstate, state> = <B's dw, w>
 
-so that what multiplies dz in any gradient of B is C again, and what multiplies x or w is B. SiLU lies between: y = act(z) with
-z = C, and dz = dy * act'(z). `causal_backward` makes z again inside its kernel; its own derivatives make it by the op.
+so in any gradient of B the factor of dz is C again, and the factor of x or w is B. SiLU comes between: y = act(z) with z = C,
+and dz = dy * act'(z). `causal_backward` computes z again inside its kernel; its own derivatives compute z by the op.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tritonconv.autograd import Maybe, _below_autograd, _Primitive, added, or_ze
 from tritonconv.causal.again import Recipe, called_backward
 
 _OPS = torch.ops.tritonconv
-Place = tuple[Maybe, Maybe]  # the sequence of each column, and where packed ones start
+Place = tuple[Maybe, Maybe]  # (the sequence of each column, the starts of packed sequences)
 
 
 def _slope(z: torch.Tensor) -> torch.Tensor:
@@ -30,7 +30,7 @@ def _slope(z: torch.Tensor) -> torch.Tensor:
 
 
 def _bend(z: torch.Tensor) -> torch.Tensor:
-    """Its second derivative."""
+    """The second derivative of SiLU."""
     s = z.sigmoid()
     return s * (1 - s) * (2 + z * (1 - 2 * s))
 
@@ -49,7 +49,7 @@ def _moved(saved: tuple[Any, ...], place: Place, tangents: tuple[Maybe, ...], fi
 
 
 class _Causal(_Primitive):
-    """Its backward makes z, the value before the activation, again: nothing is kept but the inputs."""
+    """The forward op. Its backward computes z, the value before the activation, again, so only the inputs are kept."""
 
     @staticmethod
     def forward(x: Any, w: Any, b: Any, state: Any, ids: Any, starts: Any, activation: str, final: bool) -> Any:
@@ -79,7 +79,7 @@ class _Causal(_Primitive):
 
     @staticmethod
     def gradients(ctx: Any, dy: Maybe, dfinal: Maybe) -> tuple[Maybe, ...]:
-        """Those of x, w, b and the state."""
+        """The gradients of x, w, b and the state."""
         x, w, b, state, ids, starts = ctx.saved_tensors
         if dy is None and dfinal is None:
             return (None,) * 4
@@ -167,7 +167,7 @@ class _CausalBackward(_Primitive):
 
     @staticmethod
     def backward(ctx: Any, gx: Maybe, gwb: Maybe, gstate: Maybe) -> Any:
-        """gx, gwb and gstate are what arrives at dx, dw with db behind it, and dstate."""
+        """The gradients for gx, gwb and gstate, which arrive at dx, at dw followed by db, and at dstate."""
         dy, x, w, b, state, ids, starts, _ = ctx.saved_tensors
         place, taps = (ids, starts), w.shape[1]
         needs_dy, needs_x, needs_w, needs_b, needs_state, _, _, needs_dfinal, *_ = ctx.needs_input_grad
@@ -209,10 +209,10 @@ class _CausalBackward(_Primitive):
 
 
 def causal(x: Any, w: Any, *rest: Any) -> Any:
-    """`torch.ops.tritonconv.causal` for its Autograd key, where trailing defaults do not come."""
+    """`torch.ops.tritonconv.causal` for its Autograd key, which is called without trailing defaults."""
     return _Causal.apply(x, w, *rest, *(None, None, None, None, "", False)[len(rest) :])
 
 
 def causal_backward(dy: Any, x: Any, w: Any, *rest: Any) -> Any:
-    """`torch.ops.tritonconv.causal_backward` likewise."""
+    """`torch.ops.tritonconv.causal_backward` for its Autograd key."""
     return _CausalBackward.apply(dy, x, w, *rest, *(*(None,) * 5, "", True, True, False)[len(rest) :])

@@ -17,7 +17,7 @@ def _name_shape(function: str, name: str, value: torch.Tensor, shape: Sequence[A
 
 
 def tensors(function: str, **given: Any) -> None:
-    """Kinds, dtypes and devices; `bias` and `initial_state` may be None."""
+    """Checks kinds, dtypes and devices. `bias` and `initial_state` may be None."""
     for name, value in given.items():
         if not isinstance(value, torch.Tensor) and not (value is None and name in ("bias", "initial_state")):
             raise TypeError(f"{function}(): argument {name!r} must be a Tensor, got {type(value).__name__}")
@@ -25,7 +25,7 @@ def tensors(function: str, **given: Any) -> None:
 
 
 def is_mixed(x: Any, *others: Any) -> bool:
-    """Whether x has 16 bits and the others, where there are any, its dtype or float32, at least one the latter."""
+    """Whether x has 16 bits and each given tensor has x's dtype or float32, at least one of them float32."""
     given = [other for other in others if other is not None]
     if not all(isinstance(t, torch.Tensor) for t in (x, *given)) or x.dtype not in (torch.float16, torch.bfloat16):
         return False
@@ -81,7 +81,7 @@ def causal(
     seq_idx: Any,
     cu_seqlens: Any,
 ) -> None:
-    """A call with x as [B, C, L]."""
+    """Checks a call with x as [B, C, L]."""
     _filter(function, x, weight, bias, activation)
     if not isinstance(return_final_state, bool):
         raise TypeError(

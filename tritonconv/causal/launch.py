@@ -1,6 +1,6 @@
 """From the tensors of a causal convolution to launches: tile, allocation, arguments, grid. Nothing is tuned or measured.
 
-x and y are [B, C, L] of any strides; where channels are neighbours in memory lanes are channels, else columns.
+x and y are [B, C, L] of any strides. Lanes are channels where the channels are contiguous, otherwise columns.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def step_of(kernel: Any, programs: int, **constants: Any) -> Step:
     return Step(kernel, programs, constants)
 
 
-#: Lanes of the kernels that go by sequence instead of by column.
+#: Lanes of the kernels that have a program per sequence and not per column.
 STATE_CHANNELS = 128
 
 
 class Given(NamedTuple):
-    """What a call has besides x, weight and bias."""
+    """The tensors of a call besides x, weight and bias."""
 
     state: torch.Tensor | None  # [sequences, C, K - 1]
     ids: torch.Tensor | None  # int32 [B, L], contiguous: the sequence of each column, negative for none
@@ -54,17 +54,17 @@ class Given(NamedTuple):
 
 
 def is_channels_last(x: torch.Tensor) -> bool:
-    """Whether [B, C, L] has neighbouring channels next to each other, and not neighbouring columns."""
+    """Whether the channels of [B, C, L] are contiguous and its columns are not."""
     return x.stride(1) == 1 and x.stride(2) != 1
 
 
 def strides_like(shape: Sequence[Any], like: torch.Tensor) -> tuple[int, ...]:
-    """Strides of a dense [outer, C, columns], its channels contiguous where those of `like` are."""
+    """The strides of a dense [outer, C, columns], whose channels are contiguous where those of `like` are."""
     return dense_strides(shape, (1, 2, 0) if is_channels_last(like) else (2, 1, 0))
 
 
 def allocate(shape: tuple[Any, ...], like: torch.Tensor) -> torch.Tensor:
-    """An uninitialised tensor of `shape` with those strides."""
+    """An uninitialised tensor of `shape` with the strides of `strides_like`."""
     return torch.empty_strided(shape, strides_like(shape, like), dtype=like.dtype, device=like.device)
 
 
@@ -85,7 +85,7 @@ def as_weight(w: torch.Tensor) -> TensorKey:
 
 
 def width_along(tensor: Operand, call: Call, columns: int) -> int:
-    """Columns of a tensor that one load brings where lanes are columns."""
+    """Columns of a tensor per load, where lanes are columns."""
     if not is_planes(call) or tensor.unit != 4:
         return 1
     width = math.gcd(tensor.outside, call.problem.input_size[0], columns, max(1, 16 // itemsize(call.dtype)))
@@ -93,7 +93,7 @@ def width_along(tensor: Operand, call: Call, columns: int) -> int:
 
 
 def call_of(problem: ConvProblem, dtype: torch.dtype, x: TensorKey, w: TensorKey, y: TensorKey, activation: str) -> Call:
-    """What the cost model wants to know of a call."""
+    """The call in the form of the cost model."""
     a, b, out = (depthwise_operand(*t) for t in (x, w, y))
     return Call(problem, Pass.FPROP, DTYPES[dtype], "ieee", a, b, out, "heavy" if activation else "")
 
@@ -106,13 +106,13 @@ def prepare(
     x: TensorKey,
     w: TensorKey,
     y: TensorKey,  # dx for the backward pass
-    dy: TensorKey | None,  # of the backward pass
+    dy: TensorKey | None,  # for the backward pass only
     bias_stride: int | None,
     activation: str,
-    features: tuple[bool, bool, bool],  # a state, ids, and those of packed sequences
-    forced: str = "",  # a plan
+    features: tuple[bool, bool, bool],  # whether there are a state, ids, and packed sequences
+    forced: str = "",  # a forced plan
 ) -> Launch:
-    """Tile, arguments and constants of the forward pass, or with `dy` of the backward pass."""
+    """Tile, arguments and constants of the forward pass, or of the backward pass where `dy` is given."""
     call = call_of(problem, dtype, x, w, y, activation)
     a, b, out = call.a, call.b, call.out
     kind = model.Kind(bool(activation), dy is not None, *features[:2])
@@ -216,7 +216,7 @@ def start(prepared: Launch, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | 
 
 
 def final_state(x: torch.Tensor, taps: int, given: Given) -> torch.Tensor:
-    """[sequences, C, K - 1]: the last K - 1 columns of each sequence with its state before it."""
+    """[sequences, C, K - 1]: the last K - 1 columns of each sequence's state followed by the sequence."""
     count, channels = given.sequences(x), x.shape[1]
     final = allocate((count, channels, taps - 1), x)
     if final.numel() == 0:
@@ -303,7 +303,7 @@ def backward(
 
 
 def token_constants(dtype: torch.dtype, taps: int, activation: str) -> dict[str, Any]:
-    """The constants of the kernels that go by sequence."""
+    """The constants of the kernels that have a program per sequence."""
     return {
         "TAPS": taps,
         "ACTIVATION": activation,
