@@ -17,7 +17,7 @@ from rich.table import Table
 from bench.aot import since
 from bench.audit import compile_prepared, operands
 from bench.sass import KernelAudit
-from costmodel.families.depthwise import DepthwisePlan, layer_of
+from costmodel.families.depthwise import DepthwisePlan, shape_of
 from costmodel.problem import ConvProblem, Pass
 from tritonconv.launch import prepare_call
 
@@ -117,7 +117,7 @@ def figures(row: Row) -> Figures:
     found = compile_prepared(prepared, torch.bfloat16, row.arch)
     outputs = plan.block_m * plan.block_n * plan.block_k / (32 * plan.num_warps)
     if plan.which != Pass.WGRAD and plan.taps is None:
-        outputs *= layer_of(problem, plan.which).out_group[1]
+        outputs *= shape_of(problem, plan.which).out_group[1]
     return Figures(found, outputs, found.trip.instructions / outputs / (plan.taps[1] if plan.taps else 1))
 
 

@@ -27,7 +27,7 @@ from costmodel.fingerprints import is_current, model_hash
 
 #: A prediction's interval before anything is measured: the spread that published models of unfitted kernels show.
 PRIOR = (0.7, 1.4)
-PRIOR_SOURCE = "a prior, x0.7 to x1.4: nothing has been measured for this device and kernel family"
+PRIOR_SOURCE = "an uncalibrated estimate, 0.7x to 1.4x: nothing has been measured for this device and kernel family"
 #: The range in which each constant makes sense. A share of arithmetic, DRAM or issue above 1 would exceed the datasheet.
 BOUNDS = {"dram": (0.2, 1.0), "l2": (0.2, 5.0), "issue": (0.2, 1.0), "latency": (60.0, 6000.0), "launch": (0.1, 10.0)}
 SHARE_BOUNDS = (0.1, 1.0)

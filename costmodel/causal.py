@@ -18,9 +18,9 @@ from costmodel.families.depthwise import (
     Launch,
     Work,
     launch_of,
-    layer_of,
     max_registers,
     registers_a_lane,
+    shape_of,
     tile_of,
     together_of,
     width_of,
@@ -100,7 +100,7 @@ def work(call: Call, columns: int, kind: Kind) -> Work:
 
 def launch(call: Call, plan: DepthwisePlan) -> Launch:
     """The launch of a plan."""
-    return launch_of(layer_of(call.problem, Pass.FPROP), tile_of(plan), plan.rows, 1)
+    return launch_of(shape_of(call.problem, Pass.FPROP), tile_of(plan), plan.rows, 1)
 
 
 def parts(call: Call, plan: DepthwisePlan) -> int:
@@ -121,12 +121,12 @@ def stored_together(call: Call, plan: DepthwisePlan) -> int:
 
 def candidates(call: Call, device: Device, kind: Kind) -> list[DepthwisePlan]:
     """Tiles that fit the registers, each with every length of a program's walk; where none fits, those that need fewest."""
-    layer, most = layer_of(call.problem, Pass.FPROP), max_registers(call, device)
+    shape, most = shape_of(call.problem, Pass.FPROP), max_registers(call, device)
     most = min(most, MAX_REGISTERS_BACKWARD) if kind.backward else most
     found = []
-    for option in choice.options(call, layer, device):
+    for option in choice.options(call, shape, device):
         if option.tile.taps is None and not option.tile.pack:
-            plans = [option.plan(Pass.FPROP, rows, 1) for rows, _ in choice.walks(layer, option.tile, device)]
+            plans = [option.plan(Pass.FPROP, rows, 1) for rows, _ in choice.walks(shape, option.tile, device)]
             found += [(registers(call, plan, kind), plan) for plan in plans]
     most = max(most, min(needed for needed, _ in found))
     return [plan for needed, plan in found if needed <= most]
@@ -135,7 +135,7 @@ def candidates(call: Call, device: Device, kind: Kind) -> list[DepthwisePlan]:
 def predict(call: Call, plan: DepthwisePlan, device: Device, kind: Kind) -> Prediction:
     """Seconds of a pass under a plan: the launches, plus mainly the largest of DRAM, L2, instruction issue and exposed
     latency."""
-    layer, tile, size = layer_of(call.problem, Pass.FPROP), tile_of(plan), itemsize(call.dtype)
+    shape, tile, size = shape_of(call.problem, Pass.FPROP), tile_of(plan), itemsize(call.dtype)
     done, launched = work(call, tile.columns, kind), launch(call, plan)
     moved = compulsory(call.problem, size, kind.backward, kind.state)
     if kind.backward:
@@ -147,14 +147,14 @@ def predict(call: Call, plan: DepthwisePlan, device: Device, kind: Kind) -> Pred
     else:
         pace = choice.pace_of(device, "causal")
         option = choice.Option(tile, done, registers(call, plan, kind))
-        rates = choice.rates_of(call, layer, option, pace)
+        rates = choice.rates_of(call, shape, option, pace)
         rates = rates._replace(overhead=rates.overhead * (2 if kind.backward else 1))
         terms = choice.terms_of(rates, launched, tile, moved, pace)
         seconds = choice.seconds_of(rates, terms, pace)
         waves = launched.programs * tile.warps / (device.sm_count * rates.resident)
         bound = ("DRAM", "instruction issue", "latency", "L2")[terms.index(max(terms))]
         bound = "launch" if rates.overhead > seconds - rates.overhead else bound
-    use = min(1.0, call.problem.macs / max(1, launched.programs * launched.trips * tile.lanes * tile.columns * layer.kernel[2]))
+    use = min(1.0, call.problem.macs / max(1, launched.programs * launched.trips * tile.lanes * tile.columns * shape.kernel[2]))
     interval = constants.low * seconds, constants.high * seconds
     return Prediction(seconds, launched.programs, waves, use, moved, bound, *interval, constants.source + borrowed(device))
 

@@ -93,7 +93,7 @@ def is_narrow(problem: ConvProblem) -> bool:
     return bool(min(c, k) == 1 or max(c, k) <= NARROW) and not reach_refusal(problem)
 
 
-class Layer(NamedTuple):
+class Shape(NamedTuple):
     """One pass of a problem as the kernels see it, with three spatial axes: what no plan changes."""
 
     which: Pass
@@ -121,7 +121,7 @@ class Layer(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def layer_of(problem: ConvProblem, which: Pass) -> Layer:
+def shape_of(problem: ConvProblem, which: Pass) -> Shape:
     full, dgrad = full_of(problem), which == Pass.DGRAD
     c, k, one = problem.channels_per_group, problem.filters_per_group, (1, 1, 1)
     channels, per_group, summed = {
@@ -131,7 +131,7 @@ def layer_of(problem: ConvProblem, which: Pass) -> Layer:
     }[which]
     strides = zip(full.stride, full.dilation, strict=True)
     steps = tuple(s // math.gcd(s, d) for s, d in strides) if dgrad else one
-    return Layer(
+    return Shape(
         which,
         problem.rank,
         problem.batch,
@@ -196,11 +196,11 @@ def width_of(call: Call, columns: int, taps: tuple[int, int] | None) -> int:
     """`load_width` of a tile of `columns` that unrolls `taps`."""
     if not is_planes(call):
         return 1
-    layer = layer_of(call.problem, call.which)
-    step = columns // layer.out_group[2] * layer.in_step[2]
-    width = math.gcd(gathered(call).outside, layer.inputs[2], step, max(1, 16 // itemsize(call.dtype)))
-    if taps is not None and taps[1] < layer.kernel[2]:
-        width = math.gcd(width, taps[1] * layer.dilation[2] // (layer.stride[2] if layer.which == Pass.DGRAD else 1))
+    shape = shape_of(call.problem, call.which)
+    step = columns // shape.out_group[2] * shape.in_step[2]
+    width = math.gcd(gathered(call).outside, shape.inputs[2], step, max(1, 16 // itemsize(call.dtype)))
+    if taps is not None and taps[1] < shape.kernel[2]:
+        width = math.gcd(width, taps[1] * shape.dilation[2] // (shape.stride[2] if shape.which == Pass.DGRAD else 1))
     return width & -width
 
 
@@ -214,13 +214,13 @@ def together_of(call: Call, columns: int) -> int:
     other = call.a if call.which == Pass.WGRAD else call.out
     if not is_planes(call) or other.unit != 4:
         return 1
-    width = math.gcd(columns, other.outside, layer_of(call.problem, call.which).outputs[2])
+    width = math.gcd(columns, other.outside, shape_of(call.problem, call.which).outputs[2])
     return width & -width
 
 
 def loads_together(call: Call, taps: tuple[int, int] | None) -> bool:
     """Whether one load brings all channels of a pixel that a lane sums over: a power of two of contiguous channels."""
-    summed, read = layer_of(call.problem, call.which).summed, gathered(call)
+    summed, read = shape_of(call.problem, call.which).summed, gathered(call)
     whole = summed > 1 and summed & (summed - 1) == 0 and summed * itemsize(call.dtype) <= 16
     return whole and taps is None and read.unit == 1 and read.outside % summed == 0
 
@@ -240,42 +240,42 @@ class Launch(NamedTuple):
         return self.tiles_c * self.tiles_q * self.repeats
 
 
-def launch_of(layer: Layer, tile: Tile, rows: int, split: int) -> Launch:
+def launch_of(shape: Shape, tile: Tile, rows: int, split: int) -> Launch:
     """The launch of a tile whose programs walk `rows` groups of rows. wgrad's reduction is shared `split` ways."""
-    (t, r, s), height = layer.kernel, layer.outputs[1]
-    tiles_c = -(-layer.channels // tile.channels)
-    tiles_q = -(-layer.outputs[2] // (tile.columns * tile.groups * (rows if walks_columns(layer, tile.taps) else 1)))
-    if layer.which == Pass.WGRAD:
+    (t, r, s), height = shape.kernel, shape.outputs[1]
+    tiles_c = -(-shape.channels // tile.channels)
+    tiles_q = -(-shape.outputs[2] // (tile.columns * tile.groups * (rows if walks_columns(shape, tile.taps) else 1)))
+    if shape.which == Pass.WGRAD:
         block_r, block_s = tile.taps or (r, s)
-        total = row_runs(layer, rows)
+        total = row_runs(shape, rows)
         runs = -(-total // split)
         splits = -(-total // runs)
-        lag = layer.lag if block_r == r else 0
-        steps = rows if walks_columns(layer, tile.taps) else min(rows, height) + lag
+        lag = shape.lag if block_r == r else 0
+        steps = rows if walks_columns(shape, tile.taps) else min(rows, height) + lag
         return Launch(tiles_c, tiles_q, t * (r // block_r) * -(-s // block_s) * splits, runs * steps, splits, runs)
-    outer = layer.outputs[0] * layer.batch
+    outer = shape.outputs[0] * shape.batch
     if tile.taps is not None:
-        met = -(-t // layer.tap_step[0]) * -(-r // layer.tap_step[1]) * layer.summed
+        met = -(-t // shape.tap_step[0]) * -(-r // shape.tap_step[1]) * shape.summed
         return Launch(tiles_c, tiles_q, height * outer, met * -(-s // tile.taps[1]), 1, 1)
-    if walks_columns(layer, None):
+    if walks_columns(shape, None):
         return Launch(tiles_c, tiles_q, outer, rows, 1, 1)
-    groups = layer.row_groups
-    return Launch(tiles_c, tiles_q, -(-groups // rows) * outer, min(rows, groups) + layer.lag, 1, 1)
+    groups = shape.row_groups
+    return Launch(tiles_c, tiles_q, -(-groups // rows) * outer, min(rows, groups) + shape.lag, 1, 1)
 
 
-def walks_columns(layer: Layer, taps: tuple[int, int] | None) -> bool:
+def walks_columns(shape: Shape, taps: tuple[int, int] | None) -> bool:
     """Whether a program walks `rows` tiles along a row, for want of rows: in 1-D the sliding window, and wgrad."""
-    return layer.rank < 2 and (layer.which == Pass.WGRAD or taps is None)
+    return shape.rank < 2 and (shape.which == Pass.WGRAD or taps is None)
 
 
-def row_runs(layer: Layer, rows: int) -> int:
+def row_runs(shape: Shape, rows: int) -> int:
     """wgrad's runs of rows of dy, which its parts share out."""
-    return layer.batch * layer.outputs[0] * -(-layer.outputs[1] // rows)
+    return shape.batch * shape.outputs[0] * -(-shape.outputs[1] // rows)
 
 
 def planned(problem: ConvProblem, plan: DepthwisePlan) -> Launch:
     """The launch of a plan."""
-    return launch_of(layer_of(problem, plan.which), tile_of(plan), plan.rows, plan.split)
+    return launch_of(shape_of(problem, plan.which), tile_of(plan), plan.rows, plan.split)
 
 
 class Work(NamedTuple):
@@ -292,27 +292,27 @@ class Work(NamedTuple):
 
 def work_of(call: Call, columns: int, taps: tuple[int, int] | None) -> Work:
     """Counts of the unrolled code of a trip."""
-    layer, full = layer_of(call.problem, call.which), full_of(call.problem)
-    dgrad, width = layer.which == Pass.DGRAD, width_of(call, columns, taps)
-    t, r, s = layer.kernel
+    shape, full = shape_of(call.problem, call.which), full_of(call.problem)
+    dgrad, width = shape.which == Pass.DGRAD, width_of(call, columns, taps)
+    t, r, s = shape.kernel
     block_r, block_s = taps or (r, s)
-    window = axis_of(full, layer.which, 2, block_s).window(columns, dgrad)
+    window = axis_of(full, shape.which, 2, block_s).window(columns, dgrad)
     loads = ceil_div(window, width) + (1 if width > 1 else 0)
-    products = columns // layer.out_group[2] * block_s  # a tap meets one output of a group
-    if layer.which == Pass.WGRAD:
-        rows = min(block_r, layer.in_step[1])
-        lag = axis_of(full, layer.which, 1, block_r).lag
+    products = columns // shape.out_group[2] * block_s  # a tap meets one output of a group
+    if shape.which == Pass.WGRAD:
+        rows = min(block_r, shape.in_step[1])
+        lag = axis_of(full, shape.which, 1, block_r).lag
         held = block_r * block_s + (lag + 1) * columns
         paired = columns // together_of(call, columns)
         return Work(held, rows * window, rows * loads, columns, paired, block_r * products, 0)
     if taps is not None:
         return Work(columns + block_s, window, loads, block_s, block_s, products, 0)
-    rows = t * min(r, layer.in_step[1])
-    made = (layer.lag + 1) * layer.out_group[1] * columns
-    loads *= rows if loads_together(call, taps) else rows * layer.summed
-    stored = layer.out_group[1] * columns
+    rows = t * min(r, shape.in_step[1])
+    made = (shape.lag + 1) * shape.out_group[1] * columns
+    loads *= rows if loads_together(call, taps) else rows * shape.summed
+    stored = shape.out_group[1] * columns
     return Work(
-        layer.summed * t * r * s + made, layer.summed * rows * window, loads, 0, 0, layer.summed * t * r * products, stored
+        shape.summed * t * r * s + made, shape.summed * rows * window, loads, 0, 0, shape.summed * t * r * products, stored
     )
 
 
@@ -335,9 +335,9 @@ def max_registers(call: Call, device: Device) -> int:
     return MAX_REGISTERS_WGRAD_100 if call.which == Pass.WGRAD and device.capability >= 100 else MAX_REGISTERS
 
 
-def can_slide(layer: Layer) -> bool:
+def can_slide(shape: Shape) -> bool:
     """Whether a window may slide: dgrad's has no outputs in between along the depth."""
-    return layer.which != Pass.DGRAD or layer.stride[0] == 1
+    return shape.which != Pass.DGRAD or shape.stride[0] == 1
 
 
 def shared_bytes(call: Call, plan: DepthwisePlan) -> int:
@@ -348,7 +348,7 @@ def shared_bytes(call: Call, plan: DepthwisePlan) -> int:
 
 def refusal(call: Call, plan: DepthwisePlan, device: Device | None = None) -> str:
     """Why a depthwise plan cannot serve a call; "" where it can."""
-    problem, layer = call.problem, layer_of(call.problem, call.which)
+    problem, shape = call.problem, shape_of(call.problem, call.which)
     if reason := reach_refusal(problem) or pack_refusal(plan.pack):
         return reason
     if not is_narrow(problem):
@@ -358,32 +358,32 @@ def refusal(call: Call, plan: DepthwisePlan, device: Device | None = None) -> st
             return f"{name} must be a power of two, got {block}"
     if plan.block_m < 1 or plan.rows < 1 or plan.split < 1 or (plan.split > 1 and call.which != Pass.WGRAD):
         return "columns, rows and split must be positive, and split 1 but for wgrad"
-    if plan.block_m % layer.out_group[2]:
-        return f"columns must be a multiple of the stride {layer.stride[2]}"
+    if plan.block_m % shape.out_group[2]:
+        return f"columns must be a multiple of the stride {shape.stride[2]}"
     if "a" in plan.pack or (plan.pack and call.which == Pass.WGRAD):
         return "only weights are copied"
     if plan.taps is None:
-        if not can_slide(layer):
+        if not can_slide(shape):
             return "a sliding window serves dgrad without a stride along the depth"
     elif call.which == Pass.WGRAD:
-        if plan.taps[0] not in (1, layer.kernel[1]) or plan.taps[1] < 1:
-            return f"taps must be 1 or {layer.kernel[1]} rows of at least one column"
-    elif plan.taps[0] != 1 or plan.taps[1] < 1 or plan.taps[1] % layer.tap_step[2]:
-        return f"taps must be 1 x a multiple of {layer.tap_step[2]}"
+        if plan.taps[0] not in (1, shape.kernel[1]) or plan.taps[1] < 1:
+            return f"taps must be 1 or {shape.kernel[1]} rows of at least one column"
+    elif plan.taps[0] != 1 or plan.taps[1] < 1 or plan.taps[1] % shape.tap_step[2]:
+        return f"taps must be 1 x a multiple of {shape.tap_step[2]}"
     return memory_refusal(plan.tile, shared_bytes(call, plan), device)
 
 
 def extra_bytes(call: Call, plan: DepthwisePlan) -> int:
     """Bytes beyond the compulsory ones: the copy of the weights, wgrad's workspace, each read and written."""
-    return moved_besides(call, layer_of(call.problem, call.which), plan.pack, planned(call.problem, plan))
+    return moved_besides(call, shape_of(call.problem, call.which), plan.pack, planned(call.problem, plan))
 
 
-def moved_besides(call: Call, layer: Layer, pack: tuple[str, ...], launch: Launch) -> int:
+def moved_besides(call: Call, shape: Shape, pack: tuple[str, ...], launch: Launch) -> int:
     """`extra_bytes` of a launch."""
     size = itemsize(call.dtype)
-    total = 2 * size * layer.weights * len(pack)
-    if layer.which == Pass.WGRAD:
-        total += 2 * max(4, size) * layer.weights * launch.splits * launch.tiles_q
+    total = 2 * size * shape.weights * len(pack)
+    if shape.which == Pass.WGRAD:
+        total += 2 * max(4, size) * shape.weights * launch.splits * launch.tiles_q
     return total
 
 

@@ -14,7 +14,7 @@ from costmodel.device import Device
 from costmodel.families.depthwise import (
     DepthwisePlan,
     Launch,
-    Layer,
+    Shape,
     Tile,
     Work,
     can_slide,
@@ -24,13 +24,13 @@ from costmodel.families.depthwise import (
     is_planes,
     issued_macs,
     launch_of,
-    layer_of,
     max_registers,
     moved_besides,
     refusal,
     registers,
     registers_a_lane,
     row_runs,
+    shape_of,
     tile_of,
     walks_columns,
     work_of,
@@ -68,18 +68,18 @@ class Option(NamedTuple):
 
 def candidates(call: Call, device: Device) -> list[Plan]:
     """Every plan worth predicting: the plans that serve the call and fit the registers."""
-    layer = layer_of(call.problem, call.which)
-    return [o.plan(call.which, *walk) for o in options(call, layer, device) for walk in walks(layer, o.tile, device)]
+    shape = shape_of(call.problem, call.which)
+    return [o.plan(call.which, *walk) for o in options(call, shape, device) for walk in walks(shape, o.tile, device)]
 
 
-def options(call: Call, layer: Layer, device: Device) -> Iterator[Option]:
+def options(call: Call, shape: Shape, device: Device) -> Iterator[Option]:
     """Tiles of lanes x columns, with all taps in registers and with a few."""
     if not is_narrow(call.problem):
         return
-    most, wgrad = max_registers(call, device), layer.which == Pass.WGRAD
+    most, wgrad = max_registers(call, device), shape.which == Pass.WGRAD
     leaks = wgrad and is_planes(call) and itemsize(call.dtype) == 2
-    s, step = layer.kernel[2], layer.tap_step[2]
-    blocks: list[tuple[int, int] | None] = [None] if can_slide(layer) else []
+    s, step = shape.kernel[2], shape.tap_step[2]
+    blocks: list[tuple[int, int] | None] = [None] if can_slide(shape) else []
     if wgrad:
         blocks += [(1, size) for size in dict.fromkeys((min(s, 8), min(s, 16)))]
     else:
@@ -88,14 +88,14 @@ def options(call: Call, layer: Layer, device: Device) -> Iterator[Option]:
     if not wgrad and call.b.unit != 0 and not is_planes(call) and not device.interpreted:
         packs.append(("b",))
     sized = []
-    for columns in sizes_of_columns(call, layer):
+    for columns in sizes_of_columns(call, shape):
         works = ((taps, work_of(call, columns, taps)) for taps in blocks)
         sized.append((columns, [(taps, work, registers_a_lane(call, work, taps)) for taps, work in works]))
     for warps, each in THREADS:
         if device.interpreted and (warps, each) != (4, 1):
             continue
         for columns, unrolled in sized:
-            for channels, groups in lanes(call, layer, columns, 32 * warps * each, each):
+            for channels, groups in lanes(call, shape, columns, 32 * warps * each, each):
                 if channels * groups < 32 and each > 1 and not device.interpreted:
                     continue
                 lanes_a_thread = max(1, channels * groups // (32 * warps))
@@ -108,36 +108,36 @@ def options(call: Call, layer: Layer, device: Device) -> Iterator[Option]:
                             yield Option(Tile(columns, channels, groups, warps, taps, pack), work, needed)
 
 
-def lanes(call: Call, layer: Layer, columns: int, count: int, each: int) -> list[tuple[int, int]]:
+def lanes(call: Call, shape: Shape, columns: int, count: int, each: int) -> list[tuple[int, int]]:
     """The ways (channels, column tiles) to use up to `count` lanes, of which each thread has `each`."""
-    tiles = 1 << (ceil_div(layer.outputs[2], columns) - 1).bit_length()
-    widest = min(count, 1 << (layer.channels - 1).bit_length())
+    tiles = 1 << (ceil_div(shape.outputs[2], columns) - 1).bit_length()
+    widest = min(count, 1 << (shape.channels - 1).bit_length())
     if is_planes(call):  # neighbouring columns first
         groups = min(count, tiles, 32)
         return [(min(count // groups, widest), groups)]
-    exact = min(count, layer.channels & -layer.channels)  # no lane lacks a channel; taken where a pixel still fills a sector
+    exact = min(count, shape.channels & -shape.channels)  # no lane lacks a channel; taken where a pixel still fills a sector
     found = [widest] if exact == widest or exact < each or exact * itemsize(call.dtype) < 32 else [widest, exact]
     return [(channels, min(count // channels, tiles)) for channels in found]
 
 
-def sizes_of_columns(call: Call, layer: Layer) -> list[int]:
+def sizes_of_columns(call: Call, shape: Shape) -> list[int]:
     """The possible numbers of columns of a tile. dgrad takes multiples of the stride, so that each column's taps are known."""
-    unit = layer.out_group[2]
+    unit = shape.out_group[2]
     if is_planes(call):
         width = math.gcd(gathered(call).outside, MAX_ALIGN, max(1, 16 // itemsize(call.dtype)))
         found = {width * unit // math.gcd(width, unit), 4 * unit, 2 * unit}
-        if layer.which == Pass.WGRAD and call.dtype == "float16" and layer.kernel[0] > 1:
+        if shape.which == Pass.WGRAD and call.dtype == "float16" and shape.kernel[0] > 1:
             found -= {4}  # Triton 3.7.1 keeps two values of such a row on the stack, however few registers it takes
     else:
         found = {unit * n for n in (1, 2, 4, 8, 16)}
     return sorted(n for n in found if n <= 16 or n == unit)
 
 
-def walks(layer: Layer, tile: Tile, device: Device) -> Iterator[tuple[int, int]]:
+def walks(shape: Shape, tile: Tile, device: Device) -> Iterator[tuple[int, int]]:
     """Every (rows, split): the lengths of the walk down the rows, and for wgrad the ways to share its sum."""
-    groups = layer.row_groups
-    if layer.which != Pass.WGRAD:
-        if walks_columns(layer, tile.taps):
+    groups = shape.row_groups
+    if shape.which != Pass.WGRAD:
+        if walks_columns(shape, tile.taps):
             lengths = {1, 4, 16}
         else:
             lengths = {1} if tile.taps else {ceil_div(groups, n) for n in (1, 2, 4, 8)}
@@ -145,12 +145,12 @@ def walks(layer: Layer, tile: Tile, device: Device) -> Iterator[tuple[int, int]]
             yield rows, 1
         return
     lengths = {groups, ceil_div(groups, 4)}
-    if walks_columns(layer, tile.taps):
-        least = ceil_div(launch_of(layer, tile, 1, 1).tiles_q, MAX_PARTS)
+    if walks_columns(shape, tile.taps):
+        least = ceil_div(launch_of(shape, tile, 1, 1).tiles_q, MAX_PARTS)
         lengths = {max(least, n) for n in (1, 4, 16)}
     for rows in sorted(lengths):
-        alone = launch_of(layer, tile, rows, 1)
-        most = min(row_runs(layer, rows), MAX_PARTS // min(MAX_PARTS, alone.tiles_q))
+        alone = launch_of(shape, tile, rows, 1)
+        most = min(row_runs(shape, rows), MAX_PARTS // min(MAX_PARTS, alone.tiles_q))
         wanted = 1 if device.interpreted else 32 * device.sm_count // (tile.warps * alone.programs)
         for split in sorted({min(max(1, wanted // n), max(1, most)) for n in (1, 2, 4)}):
             yield rows, split
@@ -199,22 +199,22 @@ def pace_of(device: Device, family: str = "depthwise") -> Pace:
     )
 
 
-def rates_of(call: Call, layer: Layer, option: Option, pace: Pace) -> Rates:
+def rates_of(call: Call, shape: Shape, option: Option, pace: Pace) -> Rates:
     """The rates of a tile, which depend on its columns, taps, pack and lanes per thread only."""
     tile, work, needed = option
     size, planes, each = itemsize(call.dtype), is_planes(call), tile.each
-    slides = tile.taps is None and layer.which != Pass.WGRAD
+    slides = tile.taps is None and shape.which != Pass.WGRAD
     # one load serves several lanes of a thread where they are neighbours in memory
     vector = each if planes else ceil_div(each * size, 16)
-    gathers, beside, share = each, vector, (layer.per_group, 1)
-    if layer.which == Pass.WGRAD:
+    gathers, beside, share = each, vector, (shape.per_group, 1)
+    if shape.which == Pass.WGRAD:
         c = call.problem.channels_per_group
         gathers, beside, share = (
-            (vector if layer.per_group == c else each),
+            (vector if shape.per_group == c else each),
             (vector if c == 1 else each),
-            (layer.per_group // c, c),
+            (shape.per_group // c, c),
         )
-    elif layer.per_group == 1 and layer.summed == 1:
+    elif shape.per_group == 1 and shape.summed == 1:
         gathers = vector
     # warp instructions: every load and store has an address and a mask, every 16-bit value a conversion
     narrow = 1 if size == 2 else 0
@@ -223,15 +223,15 @@ def rates_of(call: Call, layer: Layer, option: Option, pace: Pace) -> Rates:
     converted = work.read + work.beside + work.stored / 2
     trip = 20 + 3 * transfers + each * (wide * work.multiply_adds + narrow * converted)
     scattered = not (call.b.unit == 0 or tile.pack or planes)  # every lane reads weights of its own
-    taps = math.prod(layer.kernel) * layer.summed if slides else 0
+    taps = math.prod(shape.kernel) * shape.summed if slides else 0
     prologue = 100 + taps * each * (3 + WAVEFRONT * (min(31, taps * size // 4) if scattered else 0) / 4)
-    if tile.taps is not None and layer.which != Pass.WGRAD:
+    if tile.taps is not None and shape.which != Pass.WGRAD:
         trip += tile.taps[1] * each * WAVEFRONT * (16 if scattered else 0) / 4
     # the lanes of one group read the same pixels; half of the rows that programs share come from the first-level cache
-    values = work.read / share[0] + (work.beside / share[1] if layer.which == Pass.WGRAD else 0)
+    values = work.read / share[0] + (work.beside / share[1] if shape.which == Pass.WGRAD else 0)
     resident = max(1, min(pace.warps, pace.blocks * tile.warps, pace.registers // (32 * min(255, needed))))
-    launches = 1 + len(tile.pack) + (layer.which == Pass.WGRAD)
-    fixed = size * layer.elements + 2 * size * layer.weights * len(tile.pack)
+    launches = 1 + len(tile.pack) + (shape.which == Pass.WGRAD)
+    fixed = size * shape.elements + 2 * size * shape.weights * len(tile.pack)
     return Rates(prologue, trip, resident, values * size / 2 * pace.l2, launches * pace.launch, fixed)
 
 
@@ -253,19 +253,19 @@ def terms_of(rates: Rates, launch: Launch, tile: Tile, moved: float, pace: Pace)
     return Terms(moved * pace.dram, issue, latency, programs * trips * tile.lanes * rates.l2)
 
 
-def least_seconds(layer: Layer, tile: Tile, rates: Rates, pace: Pace) -> float:
+def least_seconds(shape: Shape, tile: Tile, rates: Rates, pace: Pace) -> float:
     """A lower bound of `seconds_of` for any walk: each row is read once, every wave is full and all latency is hidden."""
     trips = (
-        -(-layer.channels // tile.channels) * (layer.outputs[2] / (tile.columns * tile.groups)) * layer.batch * layer.outputs[0]
+        -(-shape.channels // tile.channels) * (shape.outputs[2] / (tile.columns * tile.groups)) * shape.batch * shape.outputs[0]
     )
-    if layer.which == Pass.WGRAD:
-        t, r, s = layer.kernel
+    if shape.which == Pass.WGRAD:
+        t, r, s = shape.kernel
         block_r, block_s = tile.taps or (r, s)
-        trips *= t * (r // block_r) * -(-s // block_s) * layer.outputs[1]
+        trips *= t * (r // block_r) * -(-s // block_s) * shape.outputs[1]
     elif tile.taps is None:
-        trips *= layer.row_groups
+        trips *= shape.row_groups
     else:
-        trips *= layer.outputs[1]
+        trips *= shape.outputs[1]
     issue = trips * tile.warps / pace.sm_count * rates.trip / (4 * pace.issue)
     return seconds_of(rates, Terms(rates.fixed * pace.dram, issue, 0.0, trips * tile.lanes * rates.l2), pace)
 
@@ -284,16 +284,16 @@ def interpreted(work: Work, launch: Launch, lanes: int) -> float:
 
 def predict(call: Call, plan: DepthwisePlan, device: Device) -> Prediction:
     """The time of the launches plus mainly the largest of DRAM, L2, instruction issue and exposed latency (`seconds_of`)."""
-    layer, tile = layer_of(call.problem, call.which), tile_of(plan)
+    shape, tile = shape_of(call.problem, call.which), tile_of(plan)
     work = work_of(call, tile.columns, tile.taps)
-    launch = launch_of(layer, tile, plan.rows, plan.split)
-    moved = itemsize(call.dtype) * layer.elements + moved_besides(call, layer, tile.pack, launch)
-    tile_use = min(1.0, layer.macs / max(1.0, launch.programs * launch.trips * work.multiply_adds * tile.lanes))
+    launch = launch_of(shape, tile, plan.rows, plan.split)
+    moved = itemsize(call.dtype) * shape.elements + moved_besides(call, shape, tile.pack, launch)
+    tile_use = min(1.0, shape.macs / max(1.0, launch.programs * launch.trips * work.multiply_adds * tile.lanes))
     if device.interpreted:
         seconds, waves, bound = interpreted(work, launch, tile.lanes), float(launch.programs), "the interpreter"
     else:
         pace = pace_of(device)
-        rates = rates_of(call, layer, Option(tile, work, registers(call, plan)), pace)
+        rates = rates_of(call, shape, Option(tile, work, registers(call, plan)), pace)
         terms = terms_of(rates, launch, tile, moved, pace)
         seconds = seconds_of(rates, terms, pace)
         waves = launch.programs * tile.warps / (device.sm_count * rates.resident)
@@ -310,34 +310,34 @@ def quickest(call: Call, device: Device, below: float = math.inf) -> tuple[float
     The times are those of `predict`, but work that candidates share is done once, and tiles are tried in the order of their
     lower bounds.
     """
-    layer, size, pace = layer_of(call.problem, call.which), itemsize(call.dtype), pace_of(device)
+    shape, size, pace = shape_of(call.problem, call.which), itemsize(call.dtype), pace_of(device)
     least: float = below
     best: Plan | None = None
     if device.interpreted:
-        for option in options(call, layer, device):
-            for rows, split in walks(layer, option.tile, device):
-                time = interpreted(option.work, launch_of(layer, option.tile, rows, split), option.tile.lanes)
+        for option in options(call, shape, device):
+            for rows, split in walks(shape, option.tile, device):
+                time = interpreted(option.work, launch_of(shape, option.tile, rows, split), option.tile.lanes)
                 if time < least:
-                    least, best = time, option.plan(layer.which, rows, split)
+                    least, best = time, option.plan(shape.which, rows, split)
         return least, best
     known: dict[tuple[int, tuple[int, int] | None, tuple[str, ...], int], Rates] = {}
     ranked = []
-    for number, option in enumerate(options(call, layer, device)):
+    for number, option in enumerate(options(call, shape, device)):
         tile = option.tile
         key = tile.columns, tile.taps, tile.pack, tile.each
         if key not in known:
-            known[key] = rates_of(call, layer, option, pace)
-        ranked.append((least_seconds(layer, tile, known[key], pace), number, option, known[key]))
+            known[key] = rates_of(call, shape, option, pace)
+        ranked.append((least_seconds(shape, tile, known[key], pace), number, option, known[key]))
     first = 0  # of candidates that take equally long, the first of the menu is taken
     for floor, number, option, rates in sorted(ranked):
         if floor > least:
             break
-        for rows, split in walks(layer, option.tile, device):
-            launch = launch_of(layer, option.tile, rows, split)
-            moved = size * layer.elements + moved_besides(call, layer, option.tile.pack, launch)
+        for rows, split in walks(shape, option.tile, device):
+            launch = launch_of(shape, option.tile, rows, split)
+            moved = size * shape.elements + moved_besides(call, shape, option.tile.pack, launch)
             time = seconds_of(rates, terms_of(rates, launch, option.tile, moved, pace), pace)
             if time < least or (time == least and number < first):
-                least, best, first = time, option.plan(layer.which, rows, split), number
+                least, best, first = time, option.plan(shape.which, rows, split), number
     return least, best
 
 

@@ -98,7 +98,7 @@ def passes_table(rows: Sequence[PassRow]) -> Table:
         lines += [
             ("ridge, FLOP/byte", lambda row: optional(row.ridge, lambda ridge: f"{ridge:.1f}")),
             ("roof that binds", lambda row: optional(row.roof)),
-            ("computes from batch", lambda row: "never" if row.crossing_batch is None else f"{row.crossing_batch:,}"),
+            ("compute-bound from", lambda row: "never" if row.crossing_batch is None else f"batch {row.crossing_batch:,}"),
             None,
             ("roofline time", lambda row: optional(row.roofline_seconds, lambda seconds: si(seconds, "s"))),
             ("predicted time", time),

@@ -16,11 +16,11 @@ from costmodel.families.depthwise import (
     DepthwisePlan,
     axis_of,
     is_planes,
-    layer_of,
     load_width,
     loads_together,
     planned,
     row_runs,
+    shape_of,
     store_width,
 )
 from costmodel.problem import ConvProblem, Pass, ceil_div, product
@@ -77,7 +77,7 @@ def launch(
     """The launch: scalars, constexprs and grid. `call` describes the operands after all copies."""
     call = replace(call, a=of_all_groups(call.a), b=of_all_groups(call.b), out=of_all_groups(call.out))
     which, problem = plan.which, call.problem
-    full, shape, counted = problem.with_unit_axes(), layer_of(problem, which), planned(problem, plan)
+    full, shape, counted = problem.with_unit_axes(), shape_of(problem, which), planned(problem, plan)
     dgrad, wgrad = which == Pass.DGRAD, which == Pass.WGRAD
     images: tuple[TensorKey, ...] = (a, b) if wgrad else (a, out)
     part = (shape.channels, problem.taps), (1, shape.channels)
@@ -217,7 +217,7 @@ class Depthwise(Launcher):
         return Laid(plan, call.problem, a, (b[0], filters_last_strides(b[0])), out, plan.pack, Copied())
 
     def words(self, call: Call, plan: DepthwisePlan) -> list[str]:
-        layer, counted = layer_of(call.problem, plan.which), planned(call.problem, plan)
+        shape, counted = shape_of(call.problem, plan.which), planned(call.problem, plan)
         pairs = plan.which == Pass.WGRAD and call.problem.channels_per_group > 1
         unit = "pairs of a filter and a channel" if pairs else "channels"
         tile = f"{plan.block_n} {unit} x {plan.block_k} tiles of {plan.block_m} columns"
@@ -232,9 +232,9 @@ class Depthwise(Launcher):
         else:
             lines.append(f"  {plan.taps[0]} x {plan.taps[1]} taps at a time")
         name = named(("b" if plan.which == Pass.WGRAD else "a",), plan.which)
-        if layer.summed > 1:
+        if shape.summed > 1:
             together = ", in one load" if loads_together(call, plan.taps) else ""
-            lines.append(f"  each channel sums the {layer.summed} of its group in {name}{together}")
+            lines.append(f"  each channel sums the {shape.summed} of its group in {name}{together}")
         width = load_width(call, plan)
         lines.append(f"  {name} is read along its {'rows' if is_planes(call) else 'channels'}, {width} columns a load")
         if plan.pack:
