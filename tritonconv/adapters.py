@@ -1,7 +1,7 @@
 """`causal_conv3d` in the place of the causal layers of diffusers' video VAEs (Wan, Qwen-Image, CogVideoX).
 
-Those layers join the cache, pad and convolve in steps. They are found by the name of their class and checked by their
-attributes; nothing of diffusers is imported.
+Theirs join the cache, pad and convolve in steps. Found by the name of the class, checked by what it holds; nothing of diffusers
+is imported.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from tritonconv.video import causal_conv3d
 
 
 class Adapted:
-    """A layer whose forward is `causal_conv3d` where that computes the same, otherwise its own."""
+    """A layer whose forward is `causal_conv3d` where that computes the same; elsewhere its own."""
 
 
 def adapter(part: nn.Module) -> type[Adapted] | None:
-    """The class whose forward replaces that of a layer; None for other layers."""
+    """What takes over the forward of a layer; None for any other."""
     kind: Any = type(part)
     names = [each.__name__ for each in kind.__mro__]
     if "WanCausalConv3d" in names or "QwenImageCausalConv3d" in names:
@@ -36,7 +36,7 @@ def _takes(part: Any, *names: str) -> bool:
 
 
 def _is_cached(part: Any) -> bool:
-    """Whether a layer is Wan's or Qwen-Image's: a Conv3d without padding of its own, and with `_padding` in F.pad's form."""
+    """Wan's and Qwen-Image's: a Conv3d without padding of its own, and `_padding` as F.pad takes it."""
     padding = part.__dict__.get("_padding")
     sound = isinstance(part, nn.Conv3d) and part.groups == 1 and part.padding_mode == "zeros"
     even = isinstance(padding, tuple) and len(padding) == 6 and padding[0] == padding[1] and padding[2] == padding[3]
@@ -44,7 +44,7 @@ def _is_cached(part: Any) -> bool:
 
 
 def _is_repeated(part: Any) -> bool:
-    """Whether a layer is CogVideoX's: a module around a Conv3d, which repeats the first frame before the first chunk."""
+    """CogVideoX's: a module around a Conv3d, which repeats the first frame before the first chunk."""
     conv = getattr(part, "conv", None)
     if not isinstance(conv, nn.Conv3d) or getattr(part, "pad_mode", "") == "replicate" or conv._forward_hooks:
         return False
