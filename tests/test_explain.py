@@ -136,3 +136,19 @@ def test_a_model_in_its_own_place():
         explain(Vocoder(), torch.randn(1, 9, 6))
     with pytest.raises(ValueError, match="parameters without a shape"):
         explain(nn.LazyConv2d(3, 3), torch.randn(1, 9, 6, 6))
+
+
+def test_what_where_leaves_to_torch_is_said():
+    """Of torch's own calls, in the thread of the region; ours are ours."""
+    model = nn.Sequential(nn.Conv2d(64, 8, 3), nn.Conv2d(8, 4, 1))
+    with tritonconv.use(where=lambda call: call.problem.kernel_size == (3, 3) and call.which != "wgrad") as used:
+        found = explain(F.conv2d, X, W)
+        assert found.left == ("wgrad",) and str(found).splitlines()[-1] == "  left to torch: where= says so"
+        assert explain(tritonconv.conv2d, X, W).left == ()
+        table = explain(model, X)
+        assert [call.found.left for call in table.calls] == [("wgrad",), ("fprop", "dgrad", "wgrad")]
+        assert "torch's, where= says so" not in str(table).splitlines()[2]
+        assert "torch's, where= says so" in str(table).splitlines()[3]
+        assert [call.found.left for call in explain(convert(model), X).calls] == [(), ()]
+        assert not used.record.counts
+    assert explain(F.conv2d, X, W).left == ()

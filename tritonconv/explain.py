@@ -16,7 +16,7 @@ from costmodel.plan import candidates, measured, predict
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, Plan
 from costmodel.timing import Prediction
-from tritonconv import check, functional, fused, host, launch, plans
+from tritonconv import check, functional, fused, host, launch, plans, where
 from tritonconv.causal import causal_conv1d
 from tritonconv.causal.explain import explained as explained_causal
 from tritonconv.epilogue import Epilogue, needs_z
@@ -54,6 +54,8 @@ def explain(function: Any, *args: Any, device: str | Device | None = None, **kwa
     layer; or any other `torch.nn.Module`, of which every convolution is explained in the order they run. Modules are run on
     stand-ins, so their inputs may be shapes, as of `costmodel.trace`. Tensors may be on the meta device.
 
+    In a region of `tritonconv.use(where=...)`, what it leaves to torch of torch's own calls is said.
+
     device: whose plans are asked for, as `costmodel` names it ("h100", a TOML file, a `Device`), on any machine. None is where
     the tensors are; for CPU tensors that is Triton's interpreter. Tensors are taken to lie as they do here.
 
@@ -65,9 +67,11 @@ def explain(function: Any, *args: Any, device: str | Device | None = None, **kwa
         from tritonconv.explain_model import explained_model  # which imports torch's tracing
 
         return explained_model(number, function, *args, **kwargs)
+    torchs = False
     if isinstance(function, Hashable):
         if function in _OWN:
             return Explanation(*_OWN[function](number, *args, **kwargs))
+        torchs = function in SERVED
         function = SERVED.get(function, function)
     if function is SERVED[torch.convolution]:
         (function, args), kwargs = by_rank(*args, **kwargs), {}
@@ -99,7 +103,7 @@ def explain(function: Any, *args: Any, device: str | Device | None = None, **kwa
     if after.residual is not None and not batched:
         after = after._replace(residual=after.residual.unsqueeze(0))
     forced = plans.text(plan, name, forward)
-    return explained(name, problem.with_steps_in_reach(), forward, (a, weight, bias), after, forced, number)
+    return explained(name, problem.with_steps_in_reach(), forward, (a, weight, bias), after, forced, number, torchs)
 
 
 def _number(device: str | Device) -> int:
@@ -117,9 +121,11 @@ def explained(
     after: functional.After,
     plan: str,
     number: int | None,
+    torchs: bool = False,
 ) -> Explanation:
     """What `explain` answers of a call of the six functions: batched operands, `plan` as the ops take it, and the number of a
-    device of `host`, None for the operands' own."""
+    device of `host`, None for the operands' own. `torchs`: it is a call of torch's function, which `use(where=...)` may leave
+    to torch."""
     x, weight, bias = operands
     shape, kind, keep = problem.output_shape if forward == Pass.FPROP else problem.input_shape, "", False
     tensors, activation = after.tensors(), after.activation or ""
@@ -141,6 +147,7 @@ def explained(
     index = host.index_of(x) if number is None else number
     precision = launch.fp32_precision()
     passes = [forward, Pass.DGRAD if forward == Pass.FPROP else Pass.FPROP, Pass.WGRAD]
+    left: list[str] = []
     found, predictions, lines = {}, {}, [f"{name}: {problem}, {Arithmetic(launch.DTYPES[dtype], precision).words}"]
     if number is None and not x.is_cuda and not host.runs_kernels():
         lines.append(
@@ -155,6 +162,9 @@ def explained(
         prediction = predict(call, chosen, model)
         found[str(which)], predictions[str(which)] = chosen, prediction
         lines += _words(call, chosen, prediction, model, plans.is_forced(which, plan))
+        if torchs and where.leaves(problem, which, x):
+            left.append(str(which))
+            lines.append("  left to torch: where= says so")
         if follows:
             named = [key for key, tensor in tensors.items() if tensor is not None] + [activation] * bool(activation)
             lines.append(f"  followed in {launchers()[chosen.family].fused_in(chosen)} by {', '.join(named)}")
@@ -162,7 +172,7 @@ def explained(
                 lines.append("  the value before the activation is kept for the backward pass")
     if not problem.macs:
         lines.append("nothing to multiply: no kernel is launched")
-    return Explanation(problem, found, predictions, "\n".join(lines))
+    return Explanation(problem, found, predictions, "\n".join(lines), tuple(left))
 
 
 def _words(call: Call, plan: Plan, found: Prediction, device: Device, forced: bool) -> list[str]:

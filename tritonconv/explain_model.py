@@ -61,6 +61,7 @@ class ModelExplanation:
                 rows.append((layer, call.reason, "", "", ""))
                 continue
             plans = ", ".join(map(str, call.found.plans.values() if "pointwise" in call.found.plans else _first(call.found)))
+            plans = "torch's, where= says so" if [*call.found.plans][:1] == [*call.found.left][:1] != [] else plans
             times = (f"{1e6 * seconds:.3g}" if call.found.plans else "" for seconds in call.seconds)
             name, _, what = call.found.words.splitlines()[0].partition(": ")
             rows.append(
@@ -87,7 +88,8 @@ class _Calls(TorchFunctionMode):
     def __init__(self, stack: ModuleStack) -> None:
         super().__init__()
         self.stack = stack
-        self.calls: list[tuple[str, str, tuple[Any, ...]]] = []
+        self.calls: list[tuple[str, str, tuple[Any, ...], bool]] = []
+        self.torchs = False
         self.left: list[tuple[int, ExplainedCall]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -96,12 +98,14 @@ class _Calls(TorchFunctionMode):
             input = args[0] if args else kwargs.get("input")
             reason = refusal(input, args[1] if len(args) > 1 else kwargs.get("weight"))
             if not reason:
+                self.torchs = True
                 with self:  # which then meets the op
                     return SERVED[func](*args, **kwargs)
             self.left.append((len(self.calls), ExplainedCall(self.stack.path, None, f"torch's, {reason}")))
         name = str(func)
         if name.startswith("tritonconv."):
-            self.calls.append((self.stack.path, name.split(".")[1], args))
+            self.calls.append((self.stack.path, name.split(".")[1], args, self.torchs))
+            self.torchs = False
         return func(*args, **kwargs)
 
 
@@ -126,11 +130,11 @@ def _where(*given: Any) -> int:
     return next((host.index_of(t) for each in held for t in each if t.is_cuda), host.index_of(torch.empty(0)))
 
 
-def _explained(number: int, layer: str, name: str, given: Sequence[Any]) -> ExplainedCall:
+def _explained(number: int, layer: str, name: str, given: Sequence[Any], torchs: bool) -> ExplainedCall:
     """One op's call."""
     args = [*map(_lying, given)]
     if name.removesuffix("_fused") in ("fprop", "dgrad"):
-        return ExplainedCall(layer, _convolution(number, name, args))
+        return ExplainedCall(layer, _convolution(number, name, args, torchs))
     if name == "causal":
         x, w, b, state, ids, _, activation, final = args
         return ExplainedCall(layer, Explanation(*explained_causal(number, x, w, b, activation or None, state, final, ids)))
@@ -154,7 +158,7 @@ def _lying(value: Any) -> Any:
     return made.requires_grad_(value.requires_grad)
 
 
-def _convolution(number: int, name: str, args: Sequence[Any]) -> Explanation:
+def _convolution(number: int, name: str, args: Sequence[Any], torchs: bool) -> Explanation:
     of = op._PRIMITIVES[name.removesuffix("_fused")]
     a, w, *rest = args
     problem, plan, after = op._problem(of, a, w, rest), "".join(rest[of.arguments - 2 :]) if name == of.name else "", After()
@@ -163,7 +167,7 @@ def _convolution(number: int, name: str, args: Sequence[Any]) -> Explanation:
         plan = rest[of.arguments - 2 + len(Epilogue._fields)]
         after = After(activation or None, slope, scale, shift, residual)
     words = f"conv{'_transpose' * (of.name == 'dgrad')}{problem.rank}d{'_fused' * (name != of.name)}"
-    return explained(words, problem, Pass(of.name), (a, w, rest[0]), after, plan, number)
+    return explained(words, problem, Pass(of.name), (a, w, rest[0]), after, plan, number, torchs)
 
 
 def _separable(

@@ -64,6 +64,8 @@ class Folded:
     """
 
     def forward(self: Any, input: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        if isinstance(input, torch.fx.Proxy):  # as a graph is traced again that comes from a file
+            return ours.traced(self, input, *(() if residual is None else (residual,)))
         return followed(self, super().forward, input, residual, self._follows)  # type: ignore[misc]
 
 
@@ -93,10 +95,11 @@ def _output_shape(layer: Any, input: torch.Tensor) -> tuple[int, ...]:
 
 def scale_and_shift(norm: Any, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """A batch norm with running statistics as y = x * scale + shift, each [C], rounded once."""
-    scale = torch.rsqrt(norm.running_var.float() + norm.eps)
-    scale = scale if norm.weight is None else scale * norm.weight.float()
-    shift = -norm.running_mean.float() * scale
-    shift = shift if norm.bias is None else shift + norm.bias.float()
+    wide = torch.promote_types(norm.running_var.dtype, torch.float32)
+    scale = torch.rsqrt(norm.running_var.to(wide) + norm.eps)
+    scale = scale if norm.weight is None else scale * norm.weight.to(wide)
+    shift = -norm.running_mean.to(wide) * scale
+    shift = shift if norm.bias is None else shift + norm.bias.to(wide)
     return scale.to(dtype), shift.to(dtype)
 
 
@@ -187,6 +190,8 @@ def _graph(model: nn.Module) -> GraphModule | None:
     plans = _found(model, graph)
     if not plans:
         return None
+    for node in graph.nodes:
+        node.type = None  # an annotation that is a string would keep the graph from being pickled
     made = GraphModule(model, graph, type(model).__name__)
     for name, part in model.named_modules():  # what was folded is no longer called, but keeps its names
         if name and (part._parameters or part._buffers):

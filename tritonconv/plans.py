@@ -24,7 +24,8 @@ from tritonconv import private
 @dataclass(frozen=True)
 class Explanation:
     """What `explain` found: the problem, and per pass ("fprop", "dgrad", "wgrad") the plan, its prediction, whose times are
-    seconds and whose traffic is bytes, and the words for both, which `print` shows. `plan=` takes one.
+    seconds and whose traffic is bytes, and the words for both, which `print` shows. `left` names the passes that an open
+    `tritonconv.use(where=...)` leaves to torch. `plan=` takes one.
 
     >>> import torch, tritonconv
     >>> found = tritonconv.explain(tritonconv.conv2d, torch.ones(1, 8, 6, 6), torch.ones(16, 8, 3, 3), padding=1)
@@ -38,6 +39,7 @@ class Explanation:
     plans: dict[str, Plan]
     predictions: dict[str, Prediction]
     words: str
+    left: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.words

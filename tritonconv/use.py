@@ -138,7 +138,7 @@ class use(Region):
 
     def __enter__(self) -> use:
         if self._plan is not None and not torch.compiler.is_compiling():
-            opened(self.record)
+            opened(self.record, self._plan.word)
         super().__enter__()
         return self
 

@@ -77,8 +77,17 @@ class Record:
 
 #: The filed predicates, by number. They are kept, because compiled graphs refer to them.
 _PREDICATES: list[Predicate] = []
-#: The records of the regions that are open now, which count every answer.
-_OPEN: list[Record] = []
+
+
+class Open(NamedTuple):
+    """A region that is open now: the record that counts every answer, its word for `plan`, and the thread that opened it."""
+
+    record: Record
+    word: str
+    thread: int
+
+
+_OPEN: list[Open] = []
 
 
 def filed(predicate: Predicate) -> str:
@@ -89,16 +98,24 @@ def filed(predicate: Predicate) -> str:
         return f"{_PREFIX}{_PREDICATES.index(predicate)}"
 
 
-def opened(record: Record) -> None:
+def opened(record: Record, word: str) -> None:
     """From here on the record counts answers."""
     with _lock:
-        _OPEN.append(record)
+        _OPEN.append(Open(record, word, threading.get_ident()))
 
 
 def closed(record: Record) -> None:
     """From here on the record no longer counts."""
     with _lock:
-        _OPEN.remove(record)
+        _OPEN.remove(next(each for each in reversed(_OPEN) if each.record is record))
+
+
+def leaves(problem: ConvProblem, which: Pass, tensor: torch.Tensor) -> bool:
+    """Whether the region that this thread is in leaves a pass to torch, as far as it asks; nothing is recorded."""
+    words = [each.word for each in _OPEN if each.thread == threading.get_ident()]
+    if not words:
+        return False
+    return not _PREDICATES[int(words[-1].removeprefix(_PREFIX))](call_of(problem, which, tensor))
 
 
 def asked(plan: str, problem: ConvProblem, which: Pass, tensor: torch.Tensor) -> tuple[bool, str]:
@@ -106,8 +123,8 @@ def asked(plan: str, problem: ConvProblem, which: Pass, tensor: torch.Tensor) ->
     if not plan.startswith(_PREFIX):
         return False, plan
     ours = bool(_PREDICATES[int(plan.removeprefix(_PREFIX))](call_of(problem, which, tensor)))
-    for record in tuple(_OPEN):
-        record.add(f"{which} {problem}", "" if ours else "where= says so")
+    for region in tuple(_OPEN):
+        region.record.add(f"{which} {problem}", "" if ours else "where= says so")
     return not ours, ""
 
 

@@ -71,7 +71,7 @@ def page(known: dict[str, dict[str, Any]], names: list[str]) -> str:
             lines.append(f"| {name} | failed: {row['failed'].replace('|', '/')} | | | | | | |")
         else:
             counts = (f"{row['replaced']} of {row['convolutions']}", row["calls"], row["launches"], row["gradients"])
-            results = row["error"], row["compiled"], "; ".join(row["left"])
+            results = row["error"], row.get("compiled", "not run"), "; ".join(row["left"])
             lines.append(f"| {name} | {' | '.join(map(str, (*counts, *results)))} |")
     return "\n".join(lines) + "\n"
 
