@@ -117,8 +117,8 @@ class Recipe(NamedTuple):
 
     def run_fused(
         self, a: torch.Tensor, b: torch.Tensor, bias: Maybe, scale: Maybe, shift: Maybe, residual: Maybe
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(y, z) of a call with an epilogue."""
+    ) -> tuple[torch.Tensor, Maybe]:
+        """(y, z) of a call with an epilogue; z is None where it is not kept."""
         epilogue = Epilogue(scale, shift, residual, self.activation, self.slope, self.keep)
         out = self.allocate(a)
         z = self.allocate(a) if self.keep else None
@@ -127,7 +127,7 @@ class Recipe(NamedTuple):
                 launch.perform(self.launch, a, b, out, bias, epilogue, z)
         else:
             launch.perform(self.launch, a, b, out, bias, epilogue, z)
-        return out, out.new_empty(0) if z is None else z
+        return out, z
 
 
 _KNOWN: dict[tuple[Hashable, ...], Any] = {}
