@@ -5,8 +5,10 @@ somebody is to see it.
 """
 
 import contextlib
+import gc
 import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -228,6 +230,22 @@ def test_each_architecture_has_its_own_kernel(ordinary):
         host.use(None)
         driver.uninstall()
     assert len(ordinary) == 2
+
+
+@pytest.mark.parametrize("arch", [90])
+def test_compiled_code_is_kept_as_long_as_it_is_repeated(executed, started, monkeypatch):  # noqa: F811
+    """Triton's caches may be emptied meanwhile; 3.8 and newer unload a kernel that nobody holds."""
+    from tritonconv.kernels.fprop import fprop_kernel
+
+    kept, repeatable = [], direct.repeatable
+    monkeypatch.setattr(direct, "repeatable", lambda *given: [repeatable(*given), kept.append(weakref.ref(given[1]))][0])
+    tensors = [t.detach() for t in operands()]
+    want = conv(*tensors)
+    fprop_kernel.device_caches.clear()
+    gc.collect()
+    assert kept and kept[0]() is not None
+    started.ordinary.clear()
+    assert torch.equal(conv(*tensors), want) and not started.ordinary
 
 
 # ---- who is to see a launch ----------------------------------------------------------------------------------------------

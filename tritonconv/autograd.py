@@ -67,9 +67,11 @@ class _Primitive(torch.autograd.Function):
 
         There the levels of torch.func are the dispatcher's affair, as for torch's own operators: one level is recorded here,
         and the call below Autograd goes on to the next. It also spares a call of `inspect.signature`, which costs more than
-        the rest of `Function.apply` together.
+        the rest of `Function.apply` together, and all of it where nothing is recorded.
         """
         if not private.transforms_are_active():
+            if not private.is_differentiated_forwards() and not recipes.records(*args):
+                return cls.forward(*args)
             return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
         with private.one_level():
             return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]

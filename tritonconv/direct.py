@@ -94,4 +94,5 @@ def repeatable(
         stream = driver.active.get_current_stream(device)
         run(programs, 1, 1, stream, function, packed, None, None, None, *values, *before, *named.values(), *after)
 
+    setattr(repeat, "compiled", compiled)  # noqa: B010, kept alive: Triton 3.8 unloads the code of a kernel that nobody holds
     return repeat

@@ -39,7 +39,8 @@ def key(words: tuple[Any, ...], plan: Any, *tensors: Any) -> tuple[Hashable, ...
         return None
     try:
         if plan is not None:
-            words = (*words, _written(plan) if isinstance(plan, Plan) else tuple(map(_written, plan)))
+            plans = plan if type(plan) in (list, tuple) else (plan,)  # what can be read once only is left to the ordinary way
+            words = (*words, tuple(map(_written, plans)))
         first = tensors[0]
         device = host.computes(first)
         if device is None:
@@ -156,9 +157,9 @@ def may_keep(found: tuple[Hashable, ...], *tensors: Maybe) -> bool:
     return private.is_dispatched_plainly(records(*given), *given)
 
 
-def records(*tensors: Maybe) -> bool:
-    """Whether autograd records a call on these tensors."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+def records(*arguments: Any) -> bool:
+    """Whether autograd records a call with these arguments."""
+    return torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in arguments)
 
 
 def keep(found: tuple[Hashable, ...], recipe: Any) -> None:
