@@ -109,7 +109,7 @@ def stubbed(arch: int, skipped: list[str]) -> Iterator[None]:
         driver.uninstall()
 
 
-def quickest(contenders: dict[str, Callable[[], object]], calls: int = CALLS, rounds: int = ROUNDS) -> dict[str, float]:
+def quickest(contenders: dict[str, Callable[[], object]]) -> dict[str, float]:
     """Microseconds of each: of the rounds in which they take turns, the quickest."""
     times = dict.fromkeys(contenders, float("inf"))
     for call in contenders.values():
@@ -118,12 +118,12 @@ def quickest(contenders: dict[str, Callable[[], object]], calls: int = CALLS, ro
     gc.collect()
     gc.disable()
     try:
-        for _ in range(rounds):
+        for _ in range(ROUNDS):
             for name, call in contenders.items():
                 began = time.thread_time()
-                for _ in range(calls):
+                for _ in range(CALLS):
                     call()
-                times[name] = min(times[name], 1e6 * (time.thread_time() - began) / calls)
+                times[name] = min(times[name], 1e6 * (time.thread_time() - began) / CALLS)
     finally:
         gc.enable()
     return times

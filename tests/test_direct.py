@@ -380,3 +380,17 @@ def test_32_threads_at_once(executed):  # noqa: F811
 
     with ThreadPoolExecutor(32) as pool:
         assert all(pool.map(work, range(32)))
+
+
+def test_the_table_of_warm_calls(monkeypatch, capsys):
+    from bench import warm
+    from tritonconv import host
+
+    monkeypatch.setattr(warm, "ROUNDS", 1)
+    monkeypatch.setattr(warm, "CALLS", 2)
+    monkeypatch.setattr(warm, "EXAMPLES", (warm.EXAMPLES[0], warm.EXAMPLES[-1]))
+    kept = recipes.key, direct.key
+    warm.command(90)
+    assert (recipes.key, direct.key) == kept and not host.runs_kernels()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [line.split("|")[3].strip() for line in lines[2:]] == ["1", "1", "2"] * 2  # kernels
