@@ -112,8 +112,16 @@ def warm(
 
 
 @app.command(rich_help_panel=USERS)
-def overhead(out: Annotated[Path | None, typer.Option(help="Where overhead.json is written.")] = None) -> None:
-    """Host time of a call beside torch's, and of the first call of a shape, new and already compiled."""
+def overhead(
+    out: Annotated[Path | None, typer.Option(help="Where overhead.json is written.")] = None,
+    stub: Annotated[str, typer.Option(metavar="ARCH", help="Without a GPU: warm calls, launches left out (sm_90).")] = "",
+) -> None:
+    """Host time of a call against torch's, and of the first call of a shape, new and already compiled."""
+    if stub:
+        from bench.warm import command as warm
+
+        warm(int(stub.removeprefix("sm_")))
+        return
     from bench.overhead import command
 
     command(out)

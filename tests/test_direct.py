@@ -5,8 +5,10 @@ somebody is to see it.
 """
 
 import contextlib
+import gc
 import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -230,6 +232,22 @@ def test_each_architecture_has_its_own_kernel(ordinary):
     assert len(ordinary) == 2
 
 
+@pytest.mark.parametrize("arch", [90])
+def test_compiled_code_is_kept_as_long_as_it_is_repeated(executed, started, monkeypatch):  # noqa: F811
+    """Triton's caches may be emptied meanwhile; 3.8 and newer unload a kernel that nobody holds."""
+    from tritonconv.kernels.fprop import fprop_kernel
+
+    kept, repeatable = [], direct.repeatable
+    monkeypatch.setattr(direct, "repeatable", lambda *given: [repeatable(*given), kept.append(weakref.ref(given[1]))][0])
+    tensors = [t.detach() for t in operands()]
+    want = conv(*tensors)
+    fprop_kernel.device_caches.clear()
+    gc.collect()
+    assert kept and kept[0]() is not None
+    started.ordinary.clear()
+    assert torch.equal(conv(*tensors), want) and not started.ordinary
+
+
 # ---- who is to see a launch ----------------------------------------------------------------------------------------------
 
 
@@ -362,3 +380,17 @@ def test_32_threads_at_once(executed):  # noqa: F811
 
     with ThreadPoolExecutor(32) as pool:
         assert all(pool.map(work, range(32)))
+
+
+def test_the_table_of_warm_calls(monkeypatch, capsys):
+    from bench import warm
+    from tritonconv import host
+
+    monkeypatch.setattr(warm, "ROUNDS", 1)
+    monkeypatch.setattr(warm, "CALLS", 2)
+    monkeypatch.setattr(warm, "EXAMPLES", (warm.EXAMPLES[0], warm.EXAMPLES[-1]))
+    kept = recipes.key, direct.key
+    warm.command(90)
+    assert (recipes.key, direct.key) == kept and not host.runs_kernels()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [line.split("|")[3].strip() for line in lines[2:]] == ["1", "1", "2"] * 2  # kernels

@@ -174,6 +174,7 @@ FLIPS = {
     "alignment of w": (None, lambda x, w, b: conv(x, unaligned(w), b), None),
     "shape of x": (None, lambda x, w, b: conv(x[..., :4].contiguous(), w, b), lambda r: r.shape),
     "shape of w": (None, lambda x, w, b: conv(x, w[:, :, :1].contiguous(), b), lambda r: r.shape),
+    "batch": (None, lambda x, w, b: conv(x[:1], w, b), lambda r: r.shape),  # the strides are the same
     "dtype": (None, lambda *t: conv(*(v.double() for v in t)), lambda r: CONSTANTS(r)["ACC"]),
     "stride": (None, lambda *t: conv(*t, stride=2), lambda r: r.shape),
     "padding": (None, lambda *t: conv(*t, padding=(1, 0)), lambda r: r.shape),
@@ -208,6 +209,14 @@ def test_what_changes_the_answer_is_in_the_key(name, found, launched):
         assert differs(found[1]) != differs(base)
 
 
+def test_types_of_the_same_size(found, launched):
+    for dtype in (torch.float16, torch.bfloat16, torch.float16):
+        tensors = operands(dtype)
+        for _ in range(2):
+            assert conv(*tensors).dtype == dtype
+    assert [recipe is None for recipe in found] == [True, False, True, False, False, False]
+
+
 def test_a_longer_tail_of_the_same_call(found, launched):
     """Arguments that are equal and mean the same have keys of their own: no harm but a look-up."""
     tensors = operands()
@@ -229,6 +238,15 @@ def test_what_equals_a_known_argument_is_refused_as_before(value, launched):
             errors.append((type(error.value), str(error.value)))
             recipes.forget()
         assert errors[0] == errors[1]
+
+
+def test_plans_that_can_be_read_once(found, launched):
+    tensors, plan = operands(), Plan.parse("fprop:gather:16x16x16:w4:s1")
+    for plans in ([plan], (plan,)):
+        conv(*tensors, plan=plans), conv(*tensors, plan=plans)
+        assert found[-1].launch.plan == plan
+    with pytest.raises(ValueError, match="cannot run"):
+        conv(*tensors, plan=(Plan.parse(f"fprop:gather:16x16x16:w4:s1:split{n}") for n in (7,)))
 
 
 def test_a_bad_call_stays_bad_beside_a_known_one(launched):

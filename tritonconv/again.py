@@ -52,10 +52,10 @@ class _FusedAgain(_Primitive):
         ctx.which, ctx.activation, ctx.slope = recipe.which, recipe.activation, recipe.slope
         y, z = recipe.run_fused(a, w, b, scale, shift, residual)
         _Fused.kept(ctx, a, w, b, scale, y, z)
-        return y, z
+        return y if z is None else (y, z)
 
     @staticmethod
-    def backward(ctx: Any, dy: Maybe, dz: Maybe) -> Any:
+    def backward(ctx: Any, dy: Maybe, dz: Maybe = None) -> Any:
         of = _FusedFprop if ctx.which == Pass.FPROP else _FusedDgrad
         return *of.gradients(ctx, dy, dz), None
 
@@ -72,7 +72,8 @@ def repeated(recipe: Recipe, a: torch.Tensor, w: torch.Tensor, b: Maybe, *after:
     """The result of a call whose recipe is known; `after` are scale, shift and residual."""
     if recipe.fused:
         made = _fused_again(a, w, b, *after, recipe) if recipe.records else recipe.run_fused(a, w, b, *after)
-        return made[0]
+        y: torch.Tensor = made[0] if isinstance(made, tuple) else made
+        return y
     if not recipe.records:
         return recipe.run(a, w, b)
     return (_fprop_again if recipe.which is Pass.FPROP else _dgrad_again)(a, w, b, recipe)

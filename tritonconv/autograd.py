@@ -67,9 +67,11 @@ class _Primitive(torch.autograd.Function):
 
         There the levels of torch.func are the dispatcher's affair, as for torch's own operators: one level is recorded here,
         and the call below Autograd goes on to the next. It also spares a call of `inspect.signature`, which costs more than
-        the rest of `Function.apply` together.
+        the rest of `Function.apply` together, and all of it where nothing is recorded.
         """
         if not private.transforms_are_active():
+            if not private.is_differentiated_forwards() and not recipes.records(*args):
+                return cls.forward(*args)
             return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
         with private.one_level():
             return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
@@ -115,22 +117,48 @@ def bilinear(
 
 def called(name: str, a: torch.Tensor, b: torch.Tensor, *place: Any) -> torch.Tensor:
     """The op of this name, without a bias, which looks up what it took the last time; `place` are its other arguments."""
-    if not isinstance(place[-1], str):  # a default that did not come
-        place = (*place, "")
     key = recipes.key((name, *place), None, a, b)
     recipe = recipes.known(key)
-    if recipe is not None and not recipe.records:
+    if recipe is not None:
         try:
             return recipe.run(a, b, None)
         except torch.OutOfMemoryError:  # the op knows of another plan
             pass
     op = getattr(_OPS, name)
     made: torch.Tensor = op(a, b, *place) if name == "wgrad" else op(a, b, None, *place)
-    if key is not None:
-        *window, plan = place
+    if key is not None and not recipes.records(a, b):
+        *window, plan = place if isinstance(place[-1], str) else (*place, "")  # a default does not come
         problem = known_problem(name, a, b, tuple(window))
         recipes.file(key, Pass(name), problem, a, b, None, tuple(window), plan)
     return made
+
+
+Arguments = tuple[Any, ...]  # of `called`
+
+
+def both(first: Arguments, second: Arguments) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `called` answers of two passes that share a tensor: the gradients of a layer, looked up at once."""
+    (one, a, b, *place), (other, c, d, *_) = first, second
+    key = recipes.key((one, other, *place, *second[3:]), None, a, b, c if c is not a else d)
+    pair = recipes.known(key)
+    if pair is not None:
+        try:
+            return pair[0].run(a, b, None), pair[1].run(c, d, None)
+        except torch.OutOfMemoryError:
+            pass
+    made = called(*first), called(*second)
+    if key is not None:
+        found = [recipes.known(recipes.key((name, *rest), None, a, b)) for name, a, b, *rest in (first, second)]
+        if None not in found:
+            recipes.keep(key, tuple(found))
+    return made
+
+
+def gradients_of(needs_a: bool, needs_w: bool, first: Arguments, second: Arguments) -> tuple[Maybe, Maybe]:
+    """Those of a layer's input and weights that are needed, by the arguments of `called` for either."""
+    if needs_a and needs_w:
+        return both(first, second)
+    return called(*first) if needs_a else None, called(*second) if needs_w else None
 
 
 class _Fprop(_Primitive):
@@ -160,9 +188,9 @@ class _Fprop(_Primitive):
         x, w = ctx.saved_tensors
         input_size, kernel_size = ctx.sizes
         needs = ctx.needs_input_grad
-        dx = called("dgrad", g, w, input_size, *ctx.window) if needs[0] else None
-        dw = as_parameter(called("wgrad", g, x, kernel_size, *ctx.window), ctx.strides) if needs[1] else None
-        return dx, dw, _bias_gradient(g) if needs[2] else None
+        first, second = ("dgrad", g, w, input_size, *ctx.window), ("wgrad", g, x, kernel_size, *ctx.window)
+        dx, dw = gradients_of(needs[0], needs[1], first, second)
+        return dx, None if dw is None else as_parameter(dw, ctx.strides), _bias_gradient(g) if needs[2] else None
 
     @staticmethod
     def backward(ctx: Any, g: Maybe) -> Any:
@@ -197,9 +225,9 @@ class _Dgrad(_Primitive):
             return None, None, None
         dy, w = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        ddy = called("fprop", g, w, *ctx.window) if needs[0] else None
-        dw = as_parameter(called("wgrad", dy, g, ctx.kernel_size, *ctx.window), ctx.strides) if needs[1] else None
-        return ddy, dw, _bias_gradient(g) if needs[2] else None
+        first, second = ("fprop", g, w, *ctx.window), ("wgrad", dy, g, ctx.kernel_size, *ctx.window)
+        ddy, dw = gradients_of(needs[0], needs[1], first, second)
+        return ddy, None if dw is None else as_parameter(dw, ctx.strides), _bias_gradient(g) if needs[2] else None
 
     @staticmethod
     def backward(ctx: Any, g: Maybe) -> Any:

@@ -16,7 +16,7 @@ import torch
 
 from costmodel.problem import Pass
 from tritonconv import operands
-from tritonconv.autograd import _OPS, Maybe, _below_autograd, _bias_gradient, _Primitive, added, called, has_tangent
+from tritonconv.autograd import _OPS, Maybe, _below_autograd, _bias_gradient, _Primitive, added, gradients_of, has_tangent
 from tritonconv.epilogue import ACTIVATIONS, needs_z, over_weight, per_channel, weight_sums
 from tritonconv.op import LIBRARY
 
@@ -77,8 +77,8 @@ class _Fused(_Primitive):
         """Saves what `gradients` takes, and answers y or z, whichever the activation's derivative is taken from."""
         needs_a, needs_w, needs_b, needs_scale, *_ = ctx.needs_input_grad
         ctx.set_materialize_grads(False)
-        ctx.has_z = z.numel() > 0
-        if not ctx.has_z:
+        ctx.has_z = z is not None and z.numel() > 0
+        if z is not None and not ctx.has_z:
             ctx.mark_non_differentiable(z)
         ctx.sizes = tuple(a.shape[2:]), tuple(w.shape[2:])
         at = None
@@ -152,14 +152,12 @@ class _Fused(_Primitive):
         window = (stride, padding, dilation, groups, ctx.plan)
         input_size, kernel_size = ctx.sizes
         forward = cls.which == Pass.FPROP
-        dw: Any = None
-        da = db = dscale = dshift = None
-        if needs_a:
-            scaled = w if scale is None else w * over_weight(scale, cls.which, w, groups)
-            place = (input_size, *window) if forward else window
-            da = called("dgrad" if forward else "fprop", dz, scaled, *place)
-        if needs_w or needs_scale:
-            dw = called("wgrad", *((dz, a) if forward else (a, dz)), kernel_size, *window)
+        db = dscale = dshift = None
+        scaled = w if scale is None or not needs_a else w * over_weight(scale, cls.which, w, groups)
+        first = ("dgrad", dz, scaled, input_size, *window) if forward else ("fprop", dz, scaled, *window)
+        second = ("wgrad", *((dz, a) if forward else (a, dz)), kernel_size, *window)
+        found: Any = gradients_of(needs_a, needs_w or needs_scale, first, second)
+        da, dw = found
         if needs_b or needs_scale or needs_shift:
             dshift = _bias_gradient(dz)
         if needs_scale:

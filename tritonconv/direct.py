@@ -38,7 +38,8 @@ def _kind(value: Any) -> Hashable:
         return value.dtype, value.data_ptr() % 16 == 0
     if kind is TensorDescriptor:
         base = value.base
-        return base.dtype, base.data_ptr() % 16 == 0, tuple(value.block_shape), value.padding, value.round_f32_to_tf32
+        rounds = getattr(value, "round_f32_to_tf32", None)  # which 3.6 has not
+        return base.dtype, base.data_ptr() % 16 == 0, tuple(value.block_shape), value.padding, rounds
     if kind is int:
         return value == 1, value % 16 == 0, -(2**31) <= value < 2**31, value < 2**63
     return kind, value
@@ -93,4 +94,5 @@ def repeatable(
         stream = driver.active.get_current_stream(device)
         run(programs, 1, 1, stream, function, packed, None, None, None, *values, *before, *named.values(), *after)
 
+    setattr(repeat, "compiled", compiled)  # noqa: B010, kept alive: Triton 3.8 unloads the code of a kernel that nobody holds
     return repeat

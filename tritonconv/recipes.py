@@ -39,10 +39,8 @@ def key(words: tuple[Any, ...], plan: Any, *tensors: Any) -> tuple[Hashable, ...
         return None
     try:
         if plan is not None:
-            words = (
-                *words,
-                plan if isinstance(plan, str) else _written(plan) if isinstance(plan, Plan) else [*map(_written, plan)],
-            )
+            plans = plan if type(plan) in (list, tuple) else (plan,)  # what can be read once only is left to the ordinary way
+            words = (*words, tuple(map(_written, plans)))
         first = tensors[0]
         device = host.computes(first)
         if device is None:
@@ -120,8 +118,8 @@ class Recipe(NamedTuple):
 
     def run_fused(
         self, a: torch.Tensor, b: torch.Tensor, bias: Maybe, scale: Maybe, shift: Maybe, residual: Maybe
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(y, z) of a call with an epilogue."""
+    ) -> tuple[torch.Tensor, Maybe]:
+        """(y, z) of a call with an epilogue; z is None where it is not kept."""
         epilogue = Epilogue(scale, shift, residual, self.activation, self.slope, self.keep)
         out = self.allocate(a)
         z = self.allocate(a) if self.keep else None
@@ -130,7 +128,7 @@ class Recipe(NamedTuple):
                 launch.perform(self.launch, a, b, out, bias, epilogue, z)
         else:
             launch.perform(self.launch, a, b, out, bias, epilogue, z)
-        return out, out.new_empty(0) if z is None else z
+        return out, z
 
 
 _KNOWN: dict[tuple[Hashable, ...], Any] = {}
@@ -159,9 +157,9 @@ def may_keep(found: tuple[Hashable, ...], *tensors: Maybe) -> bool:
     return private.is_dispatched_plainly(records(*given), *given)
 
 
-def records(*tensors: Maybe) -> bool:
-    """Whether autograd records a call on these tensors."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+def records(*arguments: Any) -> bool:
+    """Whether autograd records a call with these arguments."""
+    return torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in arguments)
 
 
 def keep(found: tuple[Hashable, ...], recipe: Any) -> None:
