@@ -30,19 +30,19 @@ from costmodel.timing import Prediction, borrowed, from_dram, interpreted, on_ch
 
 #: Tiles by arithmetic, as those of `costmodel.deform`, of the columns kernel and of the weight's.
 COLUMNS = {
-    "half": (Tile(64, 64, 32, 4, 2), Tile(64, 32, 32, 4, 2)),
-    "tf32": (Tile(64, 32, 32, 4, 2),),
+    "half": (Tile(64, 64, 32, 8, 2), Tile(64, 32, 32, 4, 2)),
+    "tf32": (Tile(64, 32, 32, 8, 2),),
     "fp32": (Tile(32, 32, 16, 4, 2),),
     "fp64": (Tile(32, 32, 16, 4, 2),),
 }
 WEIGHTS = {
     "half": (Tile(128, 64, 32, 4, 2), Tile(64, 64, 32, 4, 2)),
-    "tf32": (Tile(64, 32, 32, 4, 2),),
+    "tf32": (Tile(64, 64, 32, 8, 2), Tile(64, 32, 32, 8, 2)),
     "fp32": (Tile(32, 32, 16, 4, 2),),
-    "fp64": (Tile(32, 32, 16, 4, 2),),
+    "fp64": (Tile(32, 32, 16, 8, 2),),
 }
-#: The interpreter's time goes by programs and trips.
-INTERPRETED = {Pass.DGRAD: Tile(512, 64, 64, 4, 1), Pass.WGRAD: Tile(64, 64, 512, 4, 1)}
+#: The interpreter's time goes by programs and trips. Both are of its menu, which fits always.
+INTERPRETED = {Pass.DGRAD: Tile(512, 64, 64, 4, 3), Pass.WGRAD: Tile(128, 64, 256, 4, 3)}
 #: Pixels and channels of a program of the scatter kernel, and places of one of the targets kernel.
 SCATTER, TARGETS = (16, 64), 256
 #: Bytes of workspace at which a batch is taken in parts: each part's images have their columns, and the lists of its pixels.
@@ -67,8 +67,6 @@ def refusal(call: DeformCall, plan: Plan, which: Pass, device: Device) -> str:
     """Why a kernel of the backward pass cannot run a call under a plan; "" where it can."""
     if plan.which != which or not isinstance(plan, DeformPlan):
         return f"the gradients of a deformable convolution take plans {which}:{FAMILY}, got {plan.which}:{plan.family}"
-    if plan.pack:
-        return f"the gradients copy nothing first, got pack {', '.join(plan.pack)}"
     if plan.split < 1 or (plan.split > 1 and which != Pass.WGRAD):
         return f"only wgrad splits its sums, in at least 1 share, got split {plan.split}"
     return block_refusal(plan) or memory_refusal(plan.tile, resources(call, plan).shared, device)
@@ -88,7 +86,9 @@ def candidates(call: DeformCall, which: Pass, device: Device) -> list[DeformPlan
     kind = arithmetic(call.dtype, call.precision)
     if device.interpreted:
         return [DeformPlan(which, FAMILY, *INTERPRETED[which])]
-    found = [DeformPlan(which, FAMILY, *tile) for tile in (WEIGHTS if which == Pass.WGRAD else COLUMNS)[kind]]
+    narrow = ("a",) * (call.x.unit != 1 or call.y.unit != 1) + ("b",) * (call.w.unit != 1 and which == Pass.DGRAD)
+    menu = (WEIGHTS if which == Pass.WGRAD else COLUMNS)[kind]
+    found = [DeformPlan(which, FAMILY, *tile, pack=pack) for tile in menu for pack in sorted({(), narrow})]
     return [replace(plan, split=shares(call.of, plan, device)) if which == Pass.WGRAD else plan for plan in found]
 
 
@@ -139,14 +139,22 @@ def busy(call: DeformCall, plan: DeformPlan, device: Device) -> float:
         count, trips = columns_tiles(of, plan), columns_trips(of, plan)
     if device.interpreted:
         return interpreted(plan.tile, count, trips)
-    kernel = kernel_of(call, DeformPlan(Pass.FPROP, FAMILY, *plan.tile), device)
-    second = from_dram(share_bytes(of, plan, itemsize(call.dtype)), device, kernel.constants)
+    size = itemsize(call.dtype)
+    kernel = kernel_of(call, DeformPlan(Pass.FPROP, FAMILY, *plan.tile, pack=plan.pack), device)
+    second = from_dram(share_bytes(of, plan, size) + copy_bytes(of, plan, size), device, kernel.constants)
     return on_chip(kernel, count, max(1, trips), device) + second
 
 
 def share_bytes(of: Deformation, plan: DeformPlan, size: int) -> int:
     """Bytes of partial sums of a weight's gradient, written and read."""
     return 2 * max(4, size) * plan.split * elements(of)["weight"] if plan.split > 1 else 0
+
+
+def copy_bytes(of: Deformation, plan: DeformPlan, size: int) -> int:
+    """Bytes of the copies that a plan asks for."""
+    sizes = elements(of)
+    copied = ("a" in plan.pack) * (sizes["input"] + sizes["output"]) + ("b" in plan.pack) * sizes["weight"]
+    return 2 * size * copied
 
 
 def parts(call: DeformCall, device: Device) -> dict[str, tuple[float, int]]:
@@ -156,7 +164,7 @@ def parts(call: DeformCall, device: Device) -> dict[str, tuple[float, int]]:
     columns, weights = (select(call, which, device) for which in (Pass.DGRAD, Pass.WGRAD))
     entries, everything = CORNERS * of.places, compulsory(of, size)
     moved = {
-        "columns": everything + size * (sizes["offset"] + sizes["mask"]) + inner * of.samples,
+        "columns": everything + size * (sizes["offset"] + sizes["mask"]) + inner * of.samples + copy_bytes(of, columns, size),
         "sort": entries * (SORTED + 4 + inner),
         # a column is read by the four pixels that it belongs to, which lie next to each other and find it in L2
         "scatter": inner * of.samples + entries * (8 + inner) + size * sizes["input"],

@@ -25,7 +25,7 @@ from tritonconv.host import index_of
 from tritonconv.kernels.deform_backward import columns_kernel, weights_kernel
 from tritonconv.kernels.deform_scatter import scatter_kernel, targets_kernel
 from tritonconv.launch import DTYPES, device_model, fp32_precision, on, plan_for
-from tritonconv.layout import allocate, operand
+from tritonconv.layout import allocate, channels_last_copy, operand
 from tritonconv.prepared import INT32_MAX, TensorKey, accumulator, key, wide
 from tritonconv.steps import Launch, Step, clamped
 
@@ -173,6 +173,19 @@ def weights_steps(
     return Weights(plan.split, sums, reduce)
 
 
+@functools.lru_cache(maxsize=1024)
+def plans(
+    of: Deformation, dtype: torch.dtype, precision: str, device: int, dy: TensorKey, x: TensorKey, w: TensorKey, forced: str
+) -> tuple[DeformPlan, DeformPlan]:
+    """The plans of dgrad and wgrad for operands as they lie, which say what is copied first."""
+    call = described(of, dtype, precision, x, w, dy)
+    return chosen(call, Pass.DGRAD, device, forced), chosen(call, Pass.WGRAD, device, forced)
+
+
+def _laid(tensor: torch.Tensor, copied: bool) -> torch.Tensor:
+    return channels_last_copy(tensor) if copied and operand(tensor.shape, tensor.stride(), 1, 1).unit != 1 else tensor
+
+
 def _maybe_key(tensor: Maybe) -> TensorKey | None:
     return None if tensor is None else key(tensor)
 
@@ -207,9 +220,13 @@ def backward(
             tensor.zero_()
         return made
     with on(x):
+        dgrad, wgrad = plans(of, x.dtype, fp32_precision(), index_of(x), key(dy), key(x), key(w), forced)
+        samples = bool(needs[0] or needs[1] or needs[3])
+        copied = (needs[2] and "a" in wgrad.pack) or (samples and "a" in dgrad.pack)
+        dy, x, w = _laid(dy, copied), _laid(x, copied), _laid(w, samples and "b" in dgrad.pack)
         if needs[2]:
-            _weights(of, dy, x, offset, mask, dw, forced)
-        if not (needs[0] or needs[1] or needs[3]):
+            _weights(of, dy, x, offset, mask, dw, str(wgrad))
+        if not samples:
             return made
         places = needs[1] or needs[3]
         if places and not needs[1]:
@@ -222,7 +239,7 @@ def backward(
             some = replace(of, problem=replace(of.problem, batch=part.stop - part.start))
             factors = None if mask is None else mask[part]
             given = (dy[part], x[part], offset[part], w, factors, doffset[part], dmask[part])
-            columns = _columns(some, *given, places, needs, forced)
+            columns = _columns(some, *given, places, needs, str(dgrad))
             if needs[0]:
                 _scatter(some, columns, offset[part], factors, dx[part])
     return made

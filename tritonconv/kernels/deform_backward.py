@@ -259,7 +259,7 @@ def weights_kernel(
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
     for step in range(0, unpack(sizes.tiles)):
-        image, n, _, p, q = pixels_of(
+        image, n, _no_depth, p, q = pixels_of(
             split * unpack(sizes.tiles) + step, 1, unpack(sizes.p), unpack(sizes.q), BLOCK_K, 2, tl.int32
         )
         rows = n < batch - image  # [BLOCK_K]

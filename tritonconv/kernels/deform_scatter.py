@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from tritonconv.kernels.deform import corners_of, factor_of, place_of, places_from, shares_of
-from tritonconv.kernels.epilogue import rounded
+from tritonconv.kernels.epilogue import TRANSPOSED, rounded, store_transposed
 from tritonconv.kernels.index import pixels_of, strides, unpack, wide
 
 
@@ -125,4 +125,8 @@ def scatter_kernel(
     x_n, x_c, _, x_h, x_w = strides(dx_strides, DX_ALIGN, DX_UNIT, tl.int32)
     base = dx_ptr + image * wide(dx_strides.outer, DX_ALIGN, DX_UNIT == 0)
     place = (n * x_n + h * x_h + w * x_w)[:, None] + (c * x_c)[None, :]
-    tl.store(base + place, rounded(acc, dx_ptr.dtype.element_ty, UPCAST), mask=rows[:, None] & columns[None, :])
+    dx = rounded(acc, dx_ptr.dtype.element_ty, UPCAST)
+    if DX_UNIT == 1 or not TRANSPOSED:
+        tl.store(base + place, dx, mask=rows[:, None] & columns[None, :])
+    else:
+        store_transposed(base + place, dx, rows[:, None] & columns[None, :])
