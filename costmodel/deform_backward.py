@@ -21,6 +21,7 @@ from costmodel.deform import (
     elements,
     kernel_of,
     resources,
+    widths,
 )
 from costmodel.device import Device
 from costmodel.problem import Pass
@@ -30,16 +31,16 @@ from costmodel.timing import Prediction, borrowed, from_dram, interpreted, on_ch
 
 #: Tiles by arithmetic, as those of `costmodel.deform`, of the columns kernel and of the weight's.
 COLUMNS = {
-    "half": (Tile(64, 64, 32, 8, 2), Tile(64, 32, 32, 4, 2)),
+    "half": (Tile(64, 64, 32, 8, 2), Tile(64, 32, 32, 8, 2)),
     "tf32": (Tile(64, 32, 32, 8, 2),),
     "fp32": (Tile(32, 32, 16, 4, 2),),
-    "fp64": (Tile(32, 32, 16, 4, 2),),
+    "fp64": (Tile(32, 16, 16, 4, 2),),
 }
 WEIGHTS = {
-    "half": (Tile(128, 64, 32, 4, 2), Tile(64, 64, 32, 4, 2)),
+    "half": (Tile(128, 64, 32, 8, 2), Tile(64, 64, 32, 8, 2)),
     "tf32": (Tile(64, 64, 32, 8, 2), Tile(64, 32, 32, 8, 2)),
     "fp32": (Tile(32, 32, 16, 4, 2),),
-    "fp64": (Tile(32, 32, 16, 8, 2),),
+    "fp64": (Tile(32, 16, 16, 4, 2),),
 }
 #: The interpreter's time goes by programs and trips. Both are of its menu, which fits always.
 INTERPRETED = {Pass.DGRAD: Tile(512, 64, 64, 4, 3), Pass.WGRAD: Tile(128, 64, 256, 4, 3)}
@@ -89,6 +90,11 @@ def candidates(call: DeformCall, which: Pass, device: Device) -> list[DeformPlan
     narrow = ("a",) * (call.x.unit != 1 or call.y.unit != 1) + ("b",) * (call.w.unit != 1 and which == Pass.DGRAD)
     menu = (WEIGHTS if which == Pass.WGRAD else COLUMNS)[kind]
     found = [DeformPlan(which, FAMILY, *tile, pack=pack) for tile in menu for pack in sorted({(), narrow})]
+    if (
+        which == Pass.DGRAD
+    ):  # four pixels of a block of channels are in flight: wide blocks only where loads of 16 bytes fill them
+        wide = [p for p in found if widths(call, p)[0] * itemsize(call.dtype) == 16 and not call.of.run % p.block_n]
+        found = [p for p in found if p in wide or p.block_n == menu[-1].n]
     return [replace(plan, split=shares(call.of, plan, device)) if which == Pass.WGRAD else plan for plan in found]
 
 
