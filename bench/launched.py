@@ -23,6 +23,10 @@ FUNCTIONS = {
     "video_kernel": "video",
     "separable_kernel": "separable",
     "deform_kernel": "deform",
+    "columns_kernel": "deform columns",
+    "targets_kernel": "deform targets",
+    "scatter_kernel": "deform scatter",
+    "weights_kernel": "deform weights",
 }
 _PLAIN = ("fprop_kernel", "dgrad_kernel", "wgrad_kernel")
 _start, _run = Step.start, Launch.run

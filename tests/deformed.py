@@ -7,6 +7,7 @@ is the formula of Dai et al. 2017 (arXiv:1703.06211), equations 2 to 4, and shar
 
 from typing import NamedTuple
 
+import pytest
 import torch
 
 import tritonconv
@@ -102,3 +103,14 @@ def assert_close(of, got, dtype=None, **window):
 
 def ours(of, plan=None, **window):
     return tritonconv.deform_conv2d(*of[:4], mask=of.mask, plan=plan, **window)
+
+
+def torchvision_ops():
+    """`torchvision.ops`; the test is skipped where the package is not there, or is built for another torch."""
+    try:
+        import torchvision
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"torchvision does not load: {error}")
+    if not torchvision.extension._has_ops():
+        pytest.skip("torchvision has no operators for this torch")
+    return torchvision.ops

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from deformed import Tensors, assert_close, by_formula, ours, tensors
+from deformed import Tensors, assert_close, by_formula, ours, tensors, torchvision_ops
 
 import tritonconv
 from costmodel.deform import Deformation
@@ -125,29 +125,18 @@ def test_a_batch_of_one_image_at_a_time(device):
 
 
 def test_as_torchvision_computes_it():
-    """Its operator, where the package has one that loads: in float64 on the CPU, by our operators and theirs."""
-    pytest.importorskip("importlib.metadata").version("torchvision")
-    if not hasattr(torch.ops.torchvision, "deform_conv2d"):
-        pytest.skip("torchvision's operators are not loaded")
+    """In float64 on the CPU, by torch's operators and by torchvision's, where those load."""
+    theirs = torchvision_ops().deform_conv2d
     was, device = host.runs_kernels(), host.model(host.index_of(torch.empty(0)))
     host.use(None)
     try:
         for name, call in CALLS.items():
             window = {k: v for k, v in call.items() if k in ("stride", "padding", "dilation")}
             of = tensors(**call)
-            no = torch.zeros(1, dtype=torch.float64)
-            numbers = [n for k in ("stride", "padding", "dilation") for n in _two(window.get(k, int(k != "padding")))]
-            groups = of.input.shape[1] // of.weight.shape[1], call.get("offset_groups", 1)
-            bias = torch.zeros(len(of.weight), dtype=torch.float64) if of.bias is None else of.bias
-            given = (of.input, of.weight, of.offset, no if of.mask is None else of.mask, bias, *numbers, *groups)
-            theirs = torch.ops.torchvision.deform_conv2d(*given, of.mask is not None)
-            torch.testing.assert_close(ours(of, **window), theirs, rtol=1e-12, atol=1e-12, msg=name)
+            want = theirs(*of[:4], mask=of.mask, **window)
+            torch.testing.assert_close(ours(of, **window), want, rtol=1e-12, atol=1e-12, msg=name)
     finally:
         host.use(device if was else None)
-
-
-def _two(value):
-    return (value, value) if isinstance(value, int) else value
 
 
 def test_torchs_operators_compute_the_same():

@@ -5,15 +5,19 @@ Half precision is computed in float32. CUDA tensors never come here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 from costmodel.deform import Deformation
+from tritonconv.deform.backward import allocated
 from tritonconv.layout import allocate
 from tritonconv.prepared import wide
 
 Maybe = torch.Tensor | None
+Needs = Sequence[bool]
+Four = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Places(NamedTuple):
@@ -95,3 +99,70 @@ def forward(
     columns = _columns(of, samples(of, images, places(of, moved)), factors)
     made = torch.matmul(weight.reshape(problem.groups, problem.filters_per_group, -1), columns).reshape(y.shape)
     return y.copy_(made if bias is None else made + bias.view(-1, 1, 1))
+
+
+def backward(
+    of: Deformation,
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    offset: torch.Tensor,
+    w: torch.Tensor,
+    mask: Maybe,
+    needs: Needs,
+    forced: str = "",
+) -> Four:
+    """(dx, doffset, dw, dmask), those that `needs` asks for."""
+    made = allocated(x, offset, w, mask, needs)
+    if not of.pixels:
+        for tensor in made:
+            tensor.zero_()
+        return made
+    problem = of.problem
+    g, images, moved, weight, factors = _widened(dy, x, offset, w, mask, dtype=x.dtype)
+    assert g is not None and images is not None and moved is not None and weight is not None
+    g = g.reshape(problem.batch, problem.groups, problem.filters_per_group, -1)
+    at = places(of, moved)
+    found: list[Maybe] = [None] * 4
+    if needs[2]:
+        columns = _columns(of, samples(of, images, at), factors)
+        found[2] = torch.matmul(g, columns.transpose(-1, -2)).sum(0)
+    if needs[0] or needs[1] or needs[3]:
+        flat = weight.reshape(problem.groups, problem.filters_per_group, -1)
+        grid = (problem.batch, of.offset_groups, of.shared, problem.taps, -1)
+        columns = torch.matmul(flat.transpose(-1, -2), g).reshape(grid)
+        factor = None if factors is None else factors.reshape(*grid[:2], problem.taps, -1)
+        if needs[0]:
+            found[0] = _scattered(of, columns, at, factor)
+        if needs[1] or needs[3]:
+            found[1], found[3] = _of_places(of, images, columns, places(of, moved, False), factor)
+    for tensor, value in zip(made, found, strict=True):
+        if tensor.numel() and value is not None:
+            tensor.copy_(value.reshape(tensor.shape))
+    return made
+
+
+def _scattered(of: Deformation, columns: torch.Tensor, at: Places, factor: Maybe) -> torch.Tensor:
+    """The gradient of the images: each sample's, to the four pixels that it is made of."""
+    problem = of.problem
+    pixels = problem.input_size[0] * problem.input_size[1]
+    made = columns.new_zeros((problem.batch, of.offset_groups, of.shared, pixels))
+    for share, pixel, exists in zip(at.weights, at.pixels, at.exist, strict=True):
+        counts = exists & (share > 0)  # which a NaN is not
+        share = share if factor is None else share * factor
+        terms = torch.where(counts.unsqueeze(2), share.unsqueeze(2) * columns, 0)
+        index = pixel.unsqueeze(2).expand_as(terms)
+        made.scatter_add_(-1, index.flatten(3), terms.flatten(3))
+    return made
+
+
+def _of_places(
+    of: Deformation, images: torch.Tensor, columns: torch.Tensor, at: Places, factor: Maybe
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradients of offset [N, D, T, 2, P Q] and mask [N, D, T, P Q]."""
+    a, b, c, d = ((torch.where(e.unsqueeze(2), columns, 0) * corner(of, images, at, i)).sum(2) for i, e in enumerate(at.exist))
+    h, w = (torch.where(at.live, share, 0) for share in at.shares)
+    by_h = (1 - w) * (c - a) + w * (d - b) + (h - h)  # NaN where the place is none, whichever coordinate is
+    by_w = (1 - h) * (b - a) + h * (d - c) + (w - w)
+    sampled = sum(share * s for share, s in zip(at.weights, (a, b, c, d), strict=True))
+    moved = torch.stack([by_h, by_w], 3)
+    return moved if factor is None else moved * factor.unsqueeze(3), sampled  # type: ignore[return-value]

@@ -11,11 +11,12 @@ import torch
 from costmodel import deform as model
 from costmodel.algebra import product
 from costmodel.deform import Deformation, DeformCall, DeformPlan
-from costmodel.tiling import MAX_ALIGN, Operand, Plan
+from costmodel.problem import Pass
+from costmodel.tiling import MAX_ALIGN, Operand
 from tritonconv.host import INTERPRETED, index_of
 from tritonconv.kernels.deform import Deformed, deform_kernel
 from tritonconv.kernels.index import pack
-from tritonconv.launch import DTYPES, device_model, fp32_precision, on
+from tritonconv.launch import DTYPES, device_model, fp32_precision, on, plan_for
 from tritonconv.layout import allocate, channels_last_copy, channels_last_strides, operand
 from tritonconv.prepared import INT32_MAX, TensorKey, accumulator, key, packed_strides
 from tritonconv.steps import Launch, Step, clamped
@@ -30,7 +31,8 @@ def described(of: Deformation, dtype: torch.dtype, precision: str, x: TensorKey,
 
 def chosen(call: DeformCall, device: Any, forced: str) -> DeformPlan:
     """The plan of a forward pass. ValueError for a forced one that cannot run it."""
-    return model.checked(call, Plan.parse(forced), device) if forced else model.select(call, device)
+    plan = plan_for(Pass.FPROP, forced)
+    return model.select(call, device) if plan is None else model.checked(call, plan, device)
 
 
 def refuse_far(of: Deformation, images: int, block: int, **tensors: TensorKey | None) -> None:
@@ -62,7 +64,7 @@ def sizes_of(of: Deformation, aligns: tuple[int, int], bias_stride: int, tiles: 
     problem, (c_align, k_align) = of.problem, aligns
     (low_h, _), (low_w, _) = problem.padding
     channels = (problem.channels_per_group // c_align, problem.filters_per_group // k_align)
-    sizes = (*channels, of.run // c_align, of.shared // c_align, low_h, low_w, bias_stride, tiles)
+    sizes = (*channels, of.run // c_align, of.shared // c_align, of.offset_groups, low_h, low_w, bias_stride, tiles)
     return Deformed(*map(pack, (problem.batch, *problem.input_size, *problem.output_size, *sizes)))
 
 

@@ -97,7 +97,7 @@ def launch(
         return Launch(plan, sums(plan, call, a, b, out, bias_stride, fused, constants, upcast), fused=follows)
     main = sums(plan, call, a, b, out, None, None, {}, upcast)
     steps = call.problem.with_unit_axes().stride if plan.which == Pass.DGRAD else (1, 1, 1)
-    follows, reduce = reduction(plan, out, max(4, itemsize(call.dtype)), steps, bias_stride, fused, upcast)
+    follows, reduce = reduction(plan.which, plan.split, out, max(4, itemsize(call.dtype)), steps, bias_stride, fused, upcast)
     workspace = (plan.split, *phased(out[0], steps))
     return Launch(plan, main, after=(reduce,), workspace=workspace, between=wide(getattr(torch, call.dtype)), fused=follows)
 
@@ -235,7 +235,8 @@ def sums(
 
 
 def reduction(
-    plan: MatrixPlan,
+    which: Pass,
+    split: int,
     out: TensorKey,
     size: int,
     steps: tuple[int, ...],
@@ -243,16 +244,16 @@ def reduction(
     fused: FusedKey | None,
     upcast: bool,
 ) -> tuple[tuple[Any, ...], Step]:
-    """(the last fields of `Fused`, a kernel): it adds up `plan.split` partial sums of `out`, `size` bytes each, whose pixels
+    """(the last fields of `Fused`, a kernel): it adds up `split` partial sums of `out`, `size` bytes each, whose pixels
     lie by their residues modulo `steps`, and does what follows them."""
     (images, channels, *spatial), described = out[0], operand(*out, 1, 1)
     phases, pixels, _ = phased(out[0], steps)
     align = math.gcd(channels, MAX_ALIGN)
-    most = REDUCE_CHANNELS if described.unit == 1 else REDUCE_PLANES[align % 8 == 0 and plan.which != Pass.WGRAD]
+    most = REDUCE_CHANNELS if described.unit == 1 else REDUCE_PLANES[align % 8 == 0 and which != Pass.WGRAD]
     block_n = min(most, 1 << (channels - 1).bit_length())
     block_m = REDUCE_BYTES // size // block_n
     fused_arguments, constants = follow(fused, lambda shape, strides: operand(shape, strides, 1, 1))
-    sizes = (images, channels // align, *(1,) * (3 - len(spatial)), *spatial, bias_stride or 0, plan.split)
+    sizes = (images, channels // align, *(1,) * (3 - len(spatial)), *spatial, bias_stride or 0, split)
     constants |= {
         "OUT_ALIGN": described.align,
         "OUT_UNIT": described.unit,

@@ -1,4 +1,4 @@
-"""Deformable convolution, forward: pixels are gathered at shifted places between the grid's, and go straight into the product."""
+"""Deformable convolution, forward: pixels are sampled at places of their own, and go straight into the product."""
 
 from typing import NamedTuple
 
@@ -25,10 +25,27 @@ class Deformed(NamedTuple):
     k: int  # filters of a weight group
     run: int  # channels that one weight group and one offset group have in common: both are whole numbers of runs
     shared: int  # channels of an offset group
+    groups: int  # offset groups
     low_h: int
     low_w: int
     b: int  # stride of the bias
     tiles: int  # m tiles (forward, columns) or trips of one split (weight gradient)
+
+
+@triton.jit
+def places_from(
+    ptr,
+    packed,  # Strides of offset or mask [N, channels, P, Q]
+    ALIGN: tl.constexpr,
+    UNIT: tl.constexpr,
+    image,
+    n,  # [ROWS] relative to image, as p and q
+    p,
+    q,
+):
+    """(pointers to channel 0 of each row, step from channel to channel)"""
+    s_n, s_c, _, s_p, s_q = strides(packed, ALIGN, UNIT, tl.int32)
+    return ptr + image * wide(packed.outer, ALIGN, UNIT == 0) + (n * s_n + p * s_p + q * s_q), s_c
 
 
 @triton.jit
@@ -180,7 +197,6 @@ def deform_kernel(
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1]
     INDEX: tl.constexpr = tl.int32  # what 32 bits do not reach from a program's first image is refused
     x_n, x_c, _, x_h, x_w = strides(x_strides, X_ALIGN, X_UNIT, INDEX)
-    o_n, o_c, _, o_p, o_q = strides(offset_strides, OFFSET_ALIGN, OFFSET_UNIT, INDEX)
     w_k, w_c, _, w_r, w_s = strides(w_strides, W_ALIGN, W_UNIT, INDEX)
     channels = unpack(sizes.c) * C_ALIGN
     filters = unpack(sizes.k) * K_ALIGN
@@ -197,14 +213,11 @@ def deform_kernel(
     x_base = x_ptr + image * wide(x_strides.outer, X_ALIGN, X_UNIT == 0)
     x_base += group * channels * wide(x_strides.channel, X_ALIGN, X_UNIT == 1)
     w_base = w_ptr + group * filters * wide(w_strides.outer, W_ALIGN, W_UNIT == 0)
-    offset_ptrs = offset_ptr + image * wide(offset_strides.outer, OFFSET_ALIGN, OFFSET_UNIT == 0)
-    offset_ptrs += n * o_n + p * o_p + q * o_q
+    offset_ptrs, o_c = places_from(offset_ptr, offset_strides, OFFSET_ALIGN, OFFSET_UNIT, image, n, p, q)
     mask_ptrs = offset_ptrs
     m_c = o_c
     if HAS_MASK:
-        m_n, m_c, _, m_p, m_q = strides(mask_strides, MASK_ALIGN, MASK_UNIT, INDEX)
-        mask_ptrs = mask_ptr + image * wide(mask_strides.outer, MASK_ALIGN, MASK_UNIT == 0)
-        mask_ptrs += n * m_n + p * m_p + q * m_q
+        mask_ptrs, m_c = places_from(mask_ptr, mask_strides, MASK_ALIGN, MASK_UNIT, image, n, p, q)
     h0 = p * STRIDE[0] - unpack(sizes.low_h)
     w0 = q * STRIDE[1] - unpack(sizes.low_w)
     inside_x = inside_of(offs_k, C_ALIGN, (1, 1, 1), True, x_c, 0)
