@@ -155,6 +155,11 @@ def is_forced(which: Pass, given: str) -> bool:
     return any(word.partition(":")[0] == which for word in given.split(";"))
 
 
+def plan_for(which: Pass, given: str) -> Plan | None:
+    """The plan that an op's `plan` forces on a pass of a function without families; None where it says nothing of the pass."""
+    return next((Plan.parse(word) for word in given.split(";") if word.partition(":")[0] == which), None)
+
+
 def forced(call: Call, given: str, device: Device) -> Plan | None:
     """The plan that an op's `plan` forces on a pass: as it says, or the one of least predicted time of a family that it names;
     None where it says nothing of this pass. ValueError where it cannot run the call."""

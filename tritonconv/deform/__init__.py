@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import torch
 
+from tritonconv import plans
 from tritonconv.deform import (
     check,
     op,  # noqa: F401  registers the op
 )
-from tritonconv.functional import Plans, Size, _plan_text
+from tritonconv.functional import Size
 from tritonconv.invariant import by_image, is_on
+from tritonconv.plans import Plans
 
 _OPS = torch.ops.tritonconv
 
@@ -62,7 +64,7 @@ def deform_conv2d(
     tensor([0.5000, 1.5000, 2.5000, 1.5000])
     """
     window = check.call(input, offset, weight, bias, stride, padding, dilation, mask)
-    words = _plan_text(plan)
+    words = plans.text(plan, "deform_conv2d", own="deform")
 
     def made(images: torch.Tensor, moved: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:
         result: torch.Tensor = _OPS.deform(images, moved, weight, bias, factors, *window, words)

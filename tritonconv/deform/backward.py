@@ -24,8 +24,9 @@ from tritonconv.families.gemm import reduction
 from tritonconv.host import index_of
 from tritonconv.kernels.deform_backward import columns_kernel, weights_kernel
 from tritonconv.kernels.deform_scatter import scatter_kernel, targets_kernel
-from tritonconv.launch import DTYPES, device_model, fp32_precision, on, plan_for
+from tritonconv.launch import DTYPES, device_model, fp32_precision, on
 from tritonconv.layout import allocate, channels_last_copy, operand
+from tritonconv.plans import plan_for
 from tritonconv.prepared import INT32_MAX, TensorKey, accumulator, key, wide
 from tritonconv.steps import Launch, Step, clamped
 

@@ -16,8 +16,9 @@ from costmodel.tiling import MAX_ALIGN, Operand
 from tritonconv.host import INTERPRETED, index_of
 from tritonconv.kernels.deform import Deformed, deform_kernel
 from tritonconv.kernels.index import pack
-from tritonconv.launch import DTYPES, device_model, fp32_precision, on, plan_for
+from tritonconv.launch import DTYPES, device_model, fp32_precision, on
 from tritonconv.layout import allocate, channels_last_copy, channels_last_strides, operand
+from tritonconv.plans import plan_for
 from tritonconv.prepared import INT32_MAX, TensorKey, accumulator, key, packed_strides
 from tritonconv.steps import Launch, Step, clamped
 

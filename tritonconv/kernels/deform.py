@@ -1,4 +1,4 @@
-"""Deformable convolution, forward: pixels are sampled at places of their own, and go straight into the product."""
+"""Deformable convolution, forward: pixels are gathered at shifted places and go straight into the product."""
 
 from typing import NamedTuple
 
