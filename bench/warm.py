@@ -218,15 +218,14 @@ def command(arch: int) -> None:
     with stubbed(arch, skipped):
         found = parts()
         rows = [row for example in EXAMPLES for row in measure(example, skipped)]
+    launches = f"{BOUND} for each kernel, {found[BOUND]:.1f} µs; above B: the same with {OWN}, {found[OWN]:.1f} µs"
     lines = (
-        f"above A: above torch's call and Triton's {BOUND} for each kernel, {found[BOUND]:.1f} µs; above B: the same with {OWN}, "
-        f"{found[OWN]:.1f} µs",
+        f"above A: above torch's call and Triton's {launches}",
         "Of conv2d under no_grad: " + ", ".join(f"{name} {us:.1f} µs" for name, us in found.items()),
         f"aims: at most {GOAL_ABOVE_US:.0f} µs above, at most {GOAL_SHARE:.0%} of before",
     )
-    console.print(
-        f"sm_{arch}, no GPU: launches end before the CUDA driver. torch {torch.__version__}, Triton {triton.__version__}"
-    )
+    versions = f"torch {torch.__version__}, Triton {triton.__version__}"
+    console.print(f"sm_{arch}, no GPU: launches end before the CUDA driver. {versions}")
     console.print(table(rows, found[BOUND], found[OWN]))
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
