@@ -120,11 +120,14 @@ def test_a_tracer_sees_every_call(launched):
 
 
 def test_a_predicate_is_asked_at_each_call(launched):
-    tensors, asked = operands(), []
-    with tritonconv.use(where=lambda call: asked.append(call) or True):
-        for _ in range(3):
-            torch.nn.functional.conv2d(*tensors, padding=1)
-    assert len(asked) == 3
+    """Also by the backward pass, which may come behind the region."""
+    tensors, asked = operands(grad=True), []
+    for _ in range(3):
+        with tritonconv.use(where=lambda call: asked.append(str(call.which)) or True):
+            y = torch.nn.functional.conv2d(*tensors, padding=1)
+        for _ in range(2):
+            torch.autograd.grad(y.sum(), tensors, retain_graph=True)
+    assert asked == ["fprop", *["dgrad", "wgrad"] * 2] * 3
 
 
 def test_saved_tensors_go_through_hooks(launched):

@@ -29,6 +29,14 @@ Repeat = Callable[..., None]
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 #: Whether Triton asks a hook on the stages of a compilation for its part of a kernel's key, as 3.7 and newer do.
 _ASKS_HOOK = host.TRITON >= (3, 7)
+#: Arguments that live as long as the process, by their ids.
+_LASTING: dict[int, Any] = {}
+
+
+def lasting(value: Any) -> Any:
+    """An argument that is the same object at every launch, from here on known by its id."""
+    _LASTING[id(value)] = value
+    return value
 
 
 def _kind(value: Any) -> Hashable:
@@ -66,7 +74,7 @@ def key(kernel: Any, own: frozenset[int], values: Sequence[Any], named: Mapping[
     for value in (*values, *named.values()) if named else values:
         if value is None:
             found.append(None)
-        elif id(value) in own:
+        elif id(value) in own or id(value) in _LASTING:
             found.append(id(value))
         elif type(value) is torch.Tensor:
             found.append((value.dtype, value.data_ptr() % 16 == 0))

@@ -53,24 +53,49 @@ def file(
     recipes.keep(found, Recipe(prepared, y.stride(), activation, final, records, x.is_cpu))
 
 
-def called_backward(op: Any, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+class Backward(NamedTuple):
+    """A call of the gradients without its tensors."""
+
+    launch: Launch
+    shape: tuple[int, int]  # of dw with db behind it
+    strides: tuple[int, ...]  # of dx
+    activation: str
+    wants: tuple[bool, bool, bool]  # dx, dw and db, dstate
+    on_cpu: bool
+
+    def run(
+        self, dy: torch.Tensor, x: torch.Tensor, w: torch.Tensor, b: Maybe, state: Maybe, dfinal: Maybe
+    ) -> tuple[Maybe, Maybe, Maybe]:
+        """(dx, dw with db behind it, dstate), None for those that are not wanted."""
+        wants_x, wants_w, wants_state = self.wants
+        given = Given(state, *_GIVEN)
+        dx = torch.empty_strided(x.shape, self.strides, dtype=x.dtype, device=x.device) if wants_x else None
+        dwb = torch.empty(self.shape, dtype=w.dtype, device=w.device) if wants_w else None
+        with host.turn() if self.on_cpu else launch.on(x):
+            launch.start_backward(self.launch, dy, x, w, b, dfinal, dx, dwb, given)
+            if not wants_state or state is None:
+                return dx, dwb, None
+            return dx, dwb, launch.state_gradient(dy, x, w, b, dfinal, self.activation, given)
+
+
+def called_backward(op: Any, *arguments: Any) -> tuple[Maybe, Maybe, Maybe]:
     """`op`, which is torch.ops.tritonconv.causal_backward, of all its arguments; it looks up what it took the last time."""
     dy, x, w, b, state, ids, starts, dfinal, activation, *wants = arguments
+    tensors = dy, x, w, b, state, dfinal
     key = None
     if ids is None and starts is None:
-        key = recipes.key(("causal_backward", activation, *wants), None, dy, x, w, b, state, dfinal)
-    prepared = recipes.known(key)
-    given = Given(state, *_GIVEN)
-    if prepared is not None:
-        needs = wants[0], wants[1], wants[2]
-        if not x.is_cpu:
-            return launch.backward(dy, x, w, b, dfinal, activation, given, needs, prepared)
-        with host.turn():
-            return launch.backward(dy, x, w, b, dfinal, activation, given, needs, prepared)
-    made: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = op(*arguments)
-    tensors = dy, x, w, b, state, dfinal
+        key = recipes.key(("causal_backward", activation, *wants), None, *tensors)
+    if (recipe := recipes.known(key)) is not None:
+        found: tuple[Maybe, Maybe, Maybe] = recipe.run(*tensors)
+        return found
+    made: tuple[Maybe, Maybe, Maybe] = op(*arguments)
     if key is not None and x.numel() and any(wants[:2]) and recipes.may_keep(key, *tensors) and not recipes.records(*tensors):
-        recipes.keep(key, launch.prepared_backward(dy, x, w, b, activation, given, wants[0]))
+        prepared = launch.prepared_backward(dy, x, w, b, activation, Given(state, *_GIVEN), wants[0])
+        channels, taps = w.shape
+        strides = launch.strides_like(x.shape, x)
+        recipes.keep(
+            key, Backward(prepared, (channels, taps + 1), strides, activation, (wants[0], wants[1], wants[2]), x.is_cpu)
+        )
     return made
 
 

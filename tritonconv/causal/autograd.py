@@ -88,12 +88,13 @@ class _Causal(_Primitive):
         needs_wb = needs_w or needs_b
         last = dfinal if ctx.final else None
         wants = needs_x, needs_wb, needs_state
+        dwb: Any
         dx, dwb, dstate = called_backward(_OPS.causal_backward, dy, x, w, b, state, ids, starts, last, ctx.activation, *wants)
         taps = w.shape[1]
         return (
             dx if needs_x else None,
-            dwb[:, :taps] if needs_w else None,
-            dwb[:, taps] if needs_b else None,
+            dwb.narrow(1, 0, taps) if needs_w else None,
+            dwb.select(1, taps) if needs_b else None,
             dstate if needs_state else None,
         )
 

@@ -19,6 +19,7 @@ from costmodel.device import Device
 from costmodel.families.depthwise import REDUCE_BLOCK, REDUCE_PARTS, DepthwisePlan, is_planes, width_of
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import MAX_ALIGN, Call, Operand, itemsize
+from tritonconv.direct import lasting
 from tritonconv.families.depthwise import fits_int32
 from tritonconv.host import INTERPRETED, index_of
 from tritonconv.kernels.causal import Lengths, Sequences, causal_kernel
@@ -71,12 +72,13 @@ def allocate(shape: tuple[Any, ...], like: torch.Tensor) -> torch.Tensor:
 def packed_axes(tensor: torch.Tensor | None) -> tuple[int, int, int]:
     """The strides of three axes, packed; zeros without a tensor."""
     if tensor is None:
-        return _NO_STRIDES
+        none: tuple[int, int, int] = _NO_STRIDES
+        return none
     outer, channel, column = tensor.stride()
     return pack(outer), pack(channel), pack(column)
 
 
-_NO_STRIDES = pack(0), pack(0), pack(0)
+_NO_STRIDES = lasting((pack(0), pack(0), pack(0)))
 
 
 def as_weight(w: torch.Tensor) -> TensorKey:
@@ -190,13 +192,14 @@ def prepared_backward(
 
 def sequences_of(given: Given, taps: int) -> Sequences:
     if given.state is None and given.ids is None and given.starts is None:
-        return _ONE_SEQUENCE
+        one: Sequences = _ONE_SEQUENCE
+        return one
     state = given.state if taps > 1 else None
     count = 0 if given.starts is None else given.starts.shape[0] - 1
     return Sequences(state, given.ids, given.starts, packed_axes(state), pack(count))
 
 
-_ONE_SEQUENCE = Sequences(None, None, None, _NO_STRIDES, pack(0))
+_ONE_SEQUENCE = lasting(Sequences(None, None, None, _NO_STRIDES, pack(0)))
 
 
 def forward(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, activation: str, given: Given) -> torch.Tensor:
@@ -246,60 +249,79 @@ def backward(
     activation: str,
     given: Given,
     wants: tuple[bool, bool, bool],
-    prepared: Launch | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(dx [B, C, L], dw with db behind it [C, K + 1], dstate); `wants` says which, the others have no elements. `prepared` is
-    what `prepared_backward` answers, where it is known."""
-    (channels, taps), dfinal = w.shape, dfinal if w.shape[1] > 1 else None
+    """(dx [B, C, L], dw with db behind it [C, K + 1], dstate); `wants` says which, the others have no elements."""
     wants_x, wants_w, wants_state = wants
-    dx = allocate(tuple(x.shape), x) if wants_x else x.new_empty(0)
-    dwb = w.new_empty((channels, taps + 1)) if wants_w else w.new_empty(0)
+    dx = allocate(tuple(x.shape), x) if wants_x else None
+    dwb = w.new_empty((w.shape[0], w.shape[1] + 1)) if wants_w else None
     with on(x):
-        if x.numel() == 0:
+        if x.numel() and (wants_x or wants_w):
+            prepared = prepared_backward(dy, x, w, b, activation, given, wants_x)
+            start_backward(prepared, dy, x, w, b, dfinal, dx, dwb, given)
+        elif dwb is not None:
             dwb.zero_()
-        elif wants_x or wants_w:
-            prepared = prepared or prepared_backward(dy, x, w, b, activation, given, wants_x)
-            partial = torch.empty(prepared.workspace, dtype=prepared.between, device=x.device) if wants_w else None
-            *strides, lengths = prepared.main.arguments
-            prepared.main.start(
-                dy,
-                x,
-                w,
-                b,
-                dfinal,
-                dx if wants_x else None,
-                partial,
-                sequences_of(given, taps),
-                *strides,
-                packed_axes(dfinal),
-                lengths,
-            )
-            if partial is not None:
-                sum_parts(partial, dwb)
-        if not wants_state or given.state is None:
-            return dx, dwb, x.new_empty(0)
-        dstate = allocate(tuple(given.state.shape), given.state)
-        if dstate.numel():
-            programs = given.sequences(x) * ceil_div(channels, STATE_CHANNELS)
-            step = step_of(state_gradient_kernel, programs, **token_constants(x.dtype, taps, activation))
-            step.start(
-                dy,
-                x,
-                w,
-                b,
-                given.state,
-                dfinal,
-                dstate,
-                given.starts,
-                packed_axes(dy),
-                packed_axes(x),
-                (pack(w.stride(0)), pack(0), pack(w.stride(1))),
-                packed_axes(given.state),
-                packed_axes(dfinal),
-                packed_axes(dstate),
-                (pack(channels), pack(x.shape[2]), pack(0 if b is None else b.stride(0))),
-            )
-    return dx, dwb, dstate
+        dstate = state_gradient(dy, x, w, b, dfinal, activation, given) if wants_state and given.state is not None else None
+    none = x.new_empty(0)
+    return none if dx is None else dx, w.new_empty(0) if dwb is None else dwb, none if dstate is None else dstate
+
+
+def start_backward(
+    prepared: Launch,
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    w: torch.Tensor,
+    b: torch.Tensor | None,
+    dfinal: torch.Tensor | None,
+    dx: torch.Tensor | None,
+    dwb: torch.Tensor | None,
+    given: Given,
+) -> None:
+    """The backward pass into dx and dw with db behind it, where they are wanted."""
+    taps = w.shape[1]
+    dfinal = dfinal if taps > 1 else None
+    partial = None if dwb is None else torch.empty(prepared.workspace, dtype=prepared.between, device=x.device)
+    *strides, lengths = prepared.main.arguments
+    sequences = sequences_of(given, taps)
+    prepared.main.start(dy, x, w, b, dfinal, dx, partial, sequences, *strides, packed_axes(dfinal), lengths)
+    if partial is not None and dwb is not None:
+        sum_parts(partial, dwb)
+
+
+def state_gradient(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    w: torch.Tensor,
+    b: torch.Tensor | None,
+    dfinal: torch.Tensor | None,
+    activation: str,
+    given: Given,
+) -> torch.Tensor:
+    """dstate of a call that has a state."""
+    (channels, taps), state = w.shape, given.state
+    assert state is not None
+    dfinal = dfinal if taps > 1 else None
+    dstate = allocate(tuple(state.shape), state)
+    if dstate.numel():
+        programs = given.sequences(x) * ceil_div(channels, STATE_CHANNELS)
+        step = step_of(state_gradient_kernel, programs, **token_constants(x.dtype, taps, activation))
+        step.start(
+            dy,
+            x,
+            w,
+            b,
+            state,
+            dfinal,
+            dstate,
+            given.starts,
+            packed_axes(dy),
+            packed_axes(x),
+            (pack(w.stride(0)), pack(0), pack(w.stride(1))),
+            packed_axes(state),
+            packed_axes(dfinal),
+            packed_axes(dstate),
+            (pack(channels), pack(x.shape[2]), pack(0 if b is None else b.stride(0))),
+        )
+    return dstate
 
 
 def token_constants(dtype: torch.dtype, taps: int, activation: str) -> dict[str, Any]:
