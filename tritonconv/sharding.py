@@ -2,7 +2,7 @@
 
 Imported where a DTensor first comes, since `torch.distributed.tensor` takes a second to import. The batch and the channels may
 be sharded, channels where there is one group. A tensor that is sharded along its space is redistributed before the call: no
-halo is exchanged.
+halo is exchanged (`tritonconv.halo` does that, of local tensors).
 """
 
 from __future__ import annotations
