@@ -116,7 +116,7 @@ def test_what_is_no_plan_of_the_call_is_refused_in_words(plan, kind, words, laun
 
 def test_an_op_called_by_itself_refuses_other_words(launches):
     for words in ("nonsense", "nonsense:gather", "fprop:nonsense", "fprop:gather:3"):
-        with pytest.raises(ValueError, match="nonsense|not of the form"):
+        with pytest.raises(ValueError, match=r"nonsense|not of the form"):
             torch.ops.tritonconv.fprop(X, W, None, [1, 1], [0] * 4, [1, 1], 1, words)
     assert not launches()
 
