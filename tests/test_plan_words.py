@@ -114,6 +114,13 @@ def test_what_is_no_plan_of_the_call_is_refused_in_words(plan, kind, words, laun
     assert not launches()
 
 
+def test_an_op_called_by_itself_refuses_other_words(launches):
+    for words in ("nonsense", "nonsense:gather", "fprop:nonsense", "fprop:gather:3"):
+        with pytest.raises(ValueError, match=r"nonsense|not of the form"):
+            torch.ops.tritonconv.fprop(X, W, None, [1, 1], [0] * 4, [1, 1], 1, words)
+    assert not launches()
+
+
 def test_a_plan_of_a_pass_that_does_run():
     """Gradients of either operand, and none; a table of a whole step may be used in all of them."""
     step = explain(tritonconv.conv2d, X, W)

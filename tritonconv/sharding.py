@@ -2,7 +2,7 @@
 
 This module is imported with the first DTensor, because importing `torch.distributed.tensor` takes a second. The batch may be
 sharded, and with one group the channels too. A tensor that is sharded along a spatial axis is redistributed before the call; no
-halo is exchanged.
+halo is exchanged (`tritonconv.halo` does that, for local tensors).
 """
 
 from __future__ import annotations
