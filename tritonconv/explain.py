@@ -20,6 +20,8 @@ from costmodel.timing import Prediction
 from tritonconv import check, functional, fused, host, launch
 from tritonconv.causal import causal_conv1d
 from tritonconv.causal.explain import explained as explained_causal
+from tritonconv.deform import deform_conv2d
+from tritonconv.deform.explain import explained as explained_deform
 from tritonconv.epilogue import Epilogue, needs_z
 from tritonconv.families import launchers
 from tritonconv.layout import output_strides
@@ -32,6 +34,7 @@ from tritonconv.video.explain import explained as explained_video
 _OWN: dict[Any, Callable[..., Any]] = {
     causal_conv1d: explained_causal,
     causal_conv3d: explained_video,
+    deform_conv2d: explained_deform,
     depthwise_separable_conv2d: explained_separable,
 }
 
@@ -51,8 +54,8 @@ class Explanation:
 
 
 def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> Explanation:
-    """The plans of a call `function(*args, **kwargs)`: one of tritonconv's six functions, plain or fused, or `causal_conv1d`,
-    forward and backward; `causal_conv3d` or `depthwise_separable_conv2d`, forward. Runs nothing.
+    """The plans of a call `function(*args, **kwargs)`: one of tritonconv's six functions, plain or fused, `causal_conv1d` or
+    `deform_conv2d`, forward and backward; `causal_conv3d` or `depthwise_separable_conv2d`, forward. Runs nothing.
 
     Raises what the call itself would raise.
     """
@@ -61,7 +64,7 @@ def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) ->
     name = getattr(function, "__name__", repr(function))
     if getattr(fused if name.endswith("_fused") else functional, name, None) is not function:
         raise TypeError(
-            "explain() takes one of tritonconv's six functions, plain or fused, causal_conv1d, causal_conv3d or "
+            "explain() takes one of tritonconv's six functions, plain or fused, causal_conv1d, causal_conv3d, deform_conv2d or "
             f"depthwise_separable_conv2d, got {function!r}"
         )
     bound = inspect.signature(function).bind(*args, **kwargs)
