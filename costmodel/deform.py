@@ -9,19 +9,32 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from costmodel.algebra import ceil_div, product
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import Resources, memory_refusal
-from costmodel.tiling import INTERPRETED_MENU, Operand, Plan, Tile, arithmetic, itemsize, pack_refusal, said, tile_refusal
+from costmodel.tiling import (
+    INTERPRETED_MENU,
+    LARGEST_BOX,
+    Operand,
+    Plan,
+    Tile,
+    arithmetic,
+    itemsize,
+    pack_refusal,
+    said,
+    tile_refusal,
+)
 from costmodel.timing import Kernel, Prediction, borrowed, from_dram, interpreted, kernel, on_chip, overhead, trip_clocks
 
 FAMILY = "deform"
 #: FLOP per sample: four multiplications and three additions. The weights of the four pixels, and the mask in them, belong to a
 #: place and are shared by its channels; they are not counted.
 SAMPLE_FLOPS = 7
+#: Warp instructions that find a place: its pixels, their offsets and masks, and what the place counts in each.
+PLACE = 77
 #: Pixels that a sample is made of.
 CORNERS = 4
 #: Operands of whole 16 bytes, channels-last.
@@ -29,10 +42,14 @@ DENSE = Operand()
 #: Tiles by arithmetic. Each compiles without a spill for every architecture (`tests/test_deform_aot.py`).
 MENU = {
     "half": (Tile(128, 128, 32, 8, 2), Tile(64, 128, 32, 4, 2), Tile(64, 64, 32, 4, 2), Tile(64, 32, 32, 4, 3)),
-    "tf32": (Tile(64, 64, 32, 4, 2), Tile(64, 32, 32, 4, 2)),
+    "tf32": (Tile(64, 64, 32, 4, 2),),
     "fp32": (Tile(64, 32, 16, 4, 2), Tile(32, 32, 16, 4, 2)),
     "fp64": (Tile(32, 32, 16, 4, 2),),
 }
+
+
+#: The tiles of all kernels where a load brings less than 8 bytes: as many addresses as samples leave few registers.
+NARROW = {name: Tile(32, 32, 16, 4, 2) for name in ("half", "tf32", "fp32")} | {"fp64": Tile(16, 16, 16, 4, 2)}
 
 
 @dataclass(frozen=True)
@@ -194,28 +211,40 @@ def widths(call: DeformCall, plan: DeformPlan) -> tuple[int, int]:
     return of(call.x, "a"), of(call.w, "b")
 
 
-def sample_instructions(call: DeformCall, plan: DeformPlan, rows: int, columns: int) -> float:
-    """Warp instructions that make rows x columns samples: four loads with their addresses, conversions, and the sums."""
-    size, each = itemsize(call.dtype), rows * columns / (32 * plan.num_warps)
-    width, _ = widths(call, plan)
-    wide = {2: 1.0, 4: 0.0, 8: 0.0}[size]  # a 16-bit value takes a conversion, and the sample half of one
-    return each * CORNERS * (4 / width + wide + (2 if size == 8 else 1)) + each * wide / 2
+class Trip(NamedTuple):
+    """What one trip of a kernel's inner loop does, a share of what its outer loop does included."""
+
+    samples: float  # rows x channels of samples that it makes, or whose pixels it reads
+    rows: float  # places that it finds
+    across: int  # channels of a place that it samples
+    others: float  # elements that it reads besides, of the operands that are not sampled
 
 
-def place_instructions(plan: DeformPlan, rows: int) -> float:
-    """Warp instructions that find the places of a tap, which the lanes along the channels repeat."""
-    return 60 * max(1.0, rows * 4 / (32 * plan.num_warps))
+def trip_of(call: DeformCall, plan: DeformPlan) -> Trip:
+    """A trip of the forward, columns (dgrad) or weight kernel."""
+    (m, n, k, *_), of = plan.tile, call.of
+    if plan.which == Pass.WGRAD:
+        return Trip(k * n, k, n, m * k)
+    if plan.which == Pass.DGRAD:  # the pixels are read once a block of channels, behind the filters
+        trips = ceil_div(of.problem.filters_per_group, k)
+        return Trip(m * n / trips, m / (trips * max(1, ceil_div(of.shared, n))), n, (m + n) * k)
+    return Trip(m * k, m / ceil_div(of.run, k), k, n * k)
 
 
 def trip_instructions(call: DeformCall, plan: DeformPlan) -> float:
-    """Warp instructions per trip of the forward kernel; the places of a tap are shared out over its trips."""
+    """Warp instructions per trip: four loads a sample with their addresses, conversions and sums; places, which the lanes along
+    the channels find together; the other operands, which wgrad reads across; the product. `tests/test_deform_aot.py` holds
+    them against compiled kernels."""
     m, n, k, warps, _ = plan.tile
-    size = itemsize(call.dtype)
-    found = 40 + sample_instructions(call, plan, m, k) + place_instructions(plan, m) / ceil_div(call.of.run, k)
-    found += 6 * n * k / (32 * warps) / widths(call, plan)[1]
+    trip, size, threads = trip_of(call, plan), itemsize(call.dtype), 32 * warps
+    width, other = widths(call, plan)
+    convert = 1.0 if size == 2 else 0.0  # a 16-bit value takes a conversion, and the sample half of one
+    found = 85 + trip.samples / threads * (CORNERS * (4 / width + convert + (2 if size == 8 else 1)) + convert / 2)
+    found += PLACE * trip.rows / threads * max(1.0, trip.across / width)
+    found += trip.others / threads * (13 if plan.which == Pass.WGRAD else 6 / other)
     if arithmetic(call.dtype, call.precision) == "fp32":
-        return found + m * n * k / (32 * warps)
-    return found + 5.5 * m * n * k * size / (4096 * warps)  # matrix instructions per warp, with their loads
+        found += m * n * k / threads
+    return found
 
 
 def resources(call: DeformCall, plan: DeformPlan) -> Resources:
@@ -226,25 +255,38 @@ def resources(call: DeformCall, plan: DeformPlan) -> Resources:
     return Resources(min(255, 96 + held), shared, 0, round(trip_instructions(call, plan)))
 
 
+def narrow(call: DeformCall, names: str = "ab") -> tuple[str, ...]:
+    """The operands whose channels are not contiguous, which a plan for a GPU copies: the kernel's registers do not hold an
+    address for each of its samples."""
+    return tuple(name for name, operand in (("a", call.x), ("b", call.w)) if operand.unit != 1 and name in names)
+
+
+def fitting(call: DeformCall, which: Pass, menu: tuple[Tile, ...], pack: tuple[str, ...]) -> list[DeformPlan]:
+    """Plans of a menu's tiles, or of `NARROW` where a load of samples brings less than 8 bytes."""
+    found = [DeformPlan(which, FAMILY, *tile, pack=pack) for tile in menu]
+    if widths(call, found[0])[0] * itemsize(call.dtype) >= 8:
+        return found
+    return [DeformPlan(which, FAMILY, *NARROW[arithmetic(call.dtype, call.precision)], pack=pack)]
+
+
 def candidates(call: DeformCall, device: Device) -> list[DeformPlan]:
-    """The menu's tiles, each with the copies that make loads wide and without."""
+    """The menu's tiles, with the copies that they need."""
     kind = arithmetic(call.dtype, call.precision)
     if device.interpreted:
         return [DeformPlan(Pass.FPROP, FAMILY, *tile) for tile in INTERPRETED_MENU]
-    narrow = tuple(name for name, operand in (("a", call.x), ("b", call.w)) if operand.unit != 1)
-    packs = {(), narrow, tuple(name for name in narrow if name == "b")}
-    found = [DeformPlan(Pass.FPROP, FAMILY, *tile, pack=pack) for tile in MENU[kind] for pack in sorted(packs)]
+    found = fitting(call, Pass.FPROP, MENU[kind], narrow(call))
     return [plan for plan in found if not refusal(call, plan, device)]
 
 
 def kernel_of(call: DeformCall, plan: DeformPlan, device: Device) -> Kernel:
-    """The forward kernel. A sample's four pixels are taken to come from L2 each: where they lie is not known before a run.
-    Loads depend on loads, so that their latency is hidden by other programs only."""
-    m, n, *_ = plan.tile
-    kind, size = arithmetic(call.dtype, call.precision), itemsize(call.dtype)
-    of = kernel(FAMILY, plan.tile, resources(call, plan), kind, size, widths(call, plan), device)
-    share = (CORNERS * m + n) / (m + n)
-    return of._replace(from_l2=of.from_l2 * share, from_l2_alone=of.from_l2_alone * share, exposed=2 * of.constants.latency)
+    """The kernel of a plan of any pass. A sample's four pixels are taken to come from L2 each: where they lie is not known
+    before a run. Loads depend on loads, so that their latency is hidden by other programs only."""
+    m, n, k, *_ = plan.tile
+    kind, size, trip = arithmetic(call.dtype, call.precision), itemsize(call.dtype), trip_of(call, plan)
+    of = kernel(FAMILY, plan.tile, resources(call, plan), kind, size, (LARGEST_BOX, LARGEST_BOX), device)
+    share = (CORNERS * trip.samples + trip.others) / ((m + n) * k)
+    latency = of.constants.latency * (1 if plan.which == Pass.DGRAD else 2)
+    return of._replace(from_l2=of.from_l2 * share, from_l2_alone=of.from_l2_alone * share, exposed=latency)
 
 
 def predict(call: DeformCall, plan: DeformPlan, device: Device) -> Prediction:

@@ -19,7 +19,9 @@ from costmodel.deform import (
     block_refusal,
     compulsory,
     elements,
+    fitting,
     kernel_of,
+    narrow,
     resources,
     widths,
 )
@@ -87,15 +89,13 @@ def candidates(call: DeformCall, which: Pass, device: Device) -> list[DeformPlan
     kind = arithmetic(call.dtype, call.precision)
     if device.interpreted:
         return [DeformPlan(which, FAMILY, *INTERPRETED[which])]
-    narrow = ("a",) * (call.x.unit != 1 or call.y.unit != 1) + ("b",) * (call.w.unit != 1 and which == Pass.DGRAD)
-    menu = (WEIGHTS if which == Pass.WGRAD else COLUMNS)[kind]
-    found = [DeformPlan(which, FAMILY, *tile, pack=pack) for tile in menu for pack in sorted({(), narrow})]
-    if (
-        which == Pass.DGRAD
-    ):  # four pixels of a block of channels are in flight: wide blocks only where loads of 16 bytes fill them
-        wide = [p for p in found if widths(call, p)[0] * itemsize(call.dtype) == 16 and not call.of.run % p.block_n]
-        found = [p for p in found if p in wide or p.block_n == menu[-1].n]
-    return [replace(plan, split=shares(call.of, plan, device)) if which == Pass.WGRAD else plan for plan in found]
+    pack = ("a",) * (call.x.unit != 1 or call.y.unit != 1) + narrow(call, "b") * (which == Pass.DGRAD)
+    found = fitting(call, which, (WEIGHTS if which == Pass.WGRAD else COLUMNS)[kind], pack)
+    if which == Pass.WGRAD:
+        return [replace(plan, split=shares(call.of, plan, device)) for plan in found]
+    # four pixels of a block of channels are in flight: wide blocks need loads of 16 bytes
+    whole = [p for p in found if widths(call, p)[0] * itemsize(call.dtype) == 16 and not call.of.run % p.block_n]
+    return [plan for plan in found if plan in whole or plan is found[-1]]
 
 
 def shares(of: Deformation, plan: DeformPlan, device: Device) -> int:
@@ -136,8 +136,7 @@ def flops(of: Deformation, inputs: bool = True, places: bool = True, weights: bo
 
 
 def busy(call: DeformCall, plan: DeformPlan, device: Device) -> float:
-    """Seconds on the chip of the columns kernel or of the weight's. Either gathers four pixels a sample as the forward kernel
-    does, the columns kernel once a block of channels instead of once a trip; a second stage of the sums counts too."""
+    """Seconds on the chip of the columns kernel or of the weight's, a second stage of the sums and copies before included."""
     of, weights = call.of, plan.which == Pass.WGRAD
     if weights:
         count, trips = weights_tiles(of, plan) * plan.split, ceil_div(ceil_div(of.pixels, plan.block_k), plan.split)
@@ -146,7 +145,7 @@ def busy(call: DeformCall, plan: DeformPlan, device: Device) -> float:
     if device.interpreted:
         return interpreted(plan.tile, count, trips)
     size = itemsize(call.dtype)
-    kernel = kernel_of(call, DeformPlan(Pass.FPROP, FAMILY, *plan.tile, pack=plan.pack), device)
+    kernel = kernel_of(call, plan, device)
     second = from_dram(share_bytes(of, plan, size) + copy_bytes(of, plan, size), device, kernel.constants)
     return on_chip(kernel, count, max(1, trips), device) + second
 

@@ -67,7 +67,8 @@ BESIDE = frozenset("calibration device executed families families.gemm families.
 
 def timed() -> tuple[str, ...]:
     """The modules that compute a predicted time from fitted constants."""
-    functions = (each.module.removeprefix("costmodel.") for each in families.FUNCTIONS.values())
+    modules = (module for each in families.FUNCTIONS.values() for module in (each.module, each.gradients) if module)
+    functions = (module.removeprefix("costmodel.") for module in modules)
     return ("timing", *(f"families.{module}" for module in families.TIMED), *functions)
 
 

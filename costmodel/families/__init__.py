@@ -29,13 +29,21 @@ class Function(NamedTuple):
     executed: tuple[int, ...]  # architectures whose compiled code has been executed
     kin: str  # the family that its kernels resemble, whose constants it uses until it has its own
     plan: str = ""  # the class of its plans
+    gradients: str = ""  # the module that predicts the time of its gradients, where it is another
 
 
 FUNCTIONS = {
     "causal": Function("costmodel.causal", ("causal", "causal_backward", "causal_state"), (80, 90), "depthwise"),
     "video": Function("costmodel.video", ("video",), (80, 90), "gather", "VideoPlan"),
     "separable": Function("costmodel.separable", ("separable",), (80, 90), "patch", "SeparablePlan"),
-    "deform": Function("costmodel.deform", ("deform",), (), "gather", "DeformPlan"),
+    "deform": Function(
+        "costmodel.deform",
+        ("deform", "deform_backward", "deform_scatter", "reduce"),
+        (),
+        "gather",
+        "DeformPlan",
+        "costmodel.deform_backward",
+    ),
 }
 
 

@@ -25,7 +25,7 @@ from tritonconv.host import index_of
 from tritonconv.kernels.deform_backward import columns_kernel, weights_kernel
 from tritonconv.kernels.deform_scatter import scatter_kernel, targets_kernel
 from tritonconv.launch import DTYPES, device_model, fp32_precision, on
-from tritonconv.layout import allocate, channels_last_copy, operand
+from tritonconv.layout import allocate, channels_last_copy, channels_last_strides, operand
 from tritonconv.plans import plan_for
 from tritonconv.prepared import INT32_MAX, TensorKey, accumulator, key, wide
 from tritonconv.steps import Launch, Step, clamped
@@ -76,6 +76,11 @@ def _inside(plan: DeformPlan, step: Step, device: int) -> Step:
     return clamped(Launch(plan, step), device_model(device).capability).main
 
 
+def _laid_key(tensor: TensorKey, copied: bool) -> TensorKey:
+    """How what `_laid` answers lies."""
+    return (tensor[0], channels_last_strides(tensor[0])) if copied and operand(*tensor, 1, 1).unit != 1 else tensor
+
+
 @functools.lru_cache(maxsize=1024)
 def columns_step(
     of: Deformation,
@@ -94,6 +99,8 @@ def columns_step(
     """The launch of `columns_kernel`."""
     call = described(of, dtype, precision, x, w, dy)
     plan = chosen(call, Pass.DGRAD, device, forced)
+    dy, x, w = _laid_key(dy, "a" in plan.pack), _laid_key(x, "a" in plan.pack), _laid_key(w, "b" in plan.pack)
+    call = described(of, dtype, precision, x, w, dy)
     block = max(plan.block_m, plan.block_n, plan.block_k)
     images = images_of(product(of.problem.output_size), plan.block_m)
     refuse_far(of, images, block, input=x, offset=offset, weight=w, mask=mask, **{"the output's gradient": dy})
@@ -154,6 +161,8 @@ def weights_steps(
 ) -> Weights:
     call = described(of, dtype, precision, x, dw, dy)
     plan = chosen(call, Pass.WGRAD, device, forced)
+    dy, x = _laid_key(dy, "a" in plan.pack), _laid_key(x, "a" in plan.pack)
+    call = described(of, dtype, precision, x, dw, dy)
     block = max(plan.block_m, plan.block_n, plan.block_k)
     images = images_of(product(of.problem.output_size), plan.block_k)
     refuse_far(of, images, block, input=x, offset=offset, weight=dw, mask=mask, **{"the output's gradient": dy})
@@ -184,7 +193,8 @@ def plans(
 
 
 def _laid(tensor: torch.Tensor, copied: bool) -> torch.Tensor:
-    return channels_last_copy(tensor) if copied and operand(tensor.shape, tensor.stride(), 1, 1).unit != 1 else tensor
+    """The tensor, or where a plan copies it one whose channels are contiguous."""
+    return channels_last_copy(tensor) if copied and operand(*key(tensor), 1, 1).unit != 1 else tensor
 
 
 def _maybe_key(tensor: Maybe) -> TensorKey | None:
