@@ -55,7 +55,8 @@ def explain(function: Any, *args: Any, device: str | Device | None = None, **kwa
     function: one of tritonconv's six functions, plain or fused, or one of torch's that they stand for (as
     `tritonconv.use()` would run it); `causal_conv1d` or `deform_conv2d`; `causal_conv3d` or `depthwise_separable_conv2d`,
     forward; a convolution layer; or any other `torch.nn.Module`, of which every convolution is explained in the order they
-    run. Modules are run on stand-ins, so their inputs may be shapes, as of `costmodel.trace`. Tensors may be on the meta device.
+    run. Modules are run on stand-ins, so their inputs may be shapes, as of `costmodel.trace`. Tensors may be on the meta
+    device.
 
     In a region of `tritonconv.use(where=...)`, what it leaves to torch of torch's own calls is said.
 
