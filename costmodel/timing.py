@@ -75,11 +75,11 @@ def kernel(
     size: int,
     widths: tuple[int, int],
     device: Device,
-    lines: float = 0.0,
+    lines: tuple[float, float] = (0.0, 0.0),
 ) -> Kernel:
     """The `Kernel` of a tile in arithmetic `kind`. Elements have `size` bytes; loads of operands a and b bring `widths`
-    elements. `lines`: cache lines of 128 bytes that a warp touches per element of a, where those are more than the elements
-    fill; the load unit handles one line per clock.
+    elements. `lines`: cache lines of 128 bytes that a warp touches per element of a and of b, where those are more than the
+    elements fill; the load unit handles one line per clock.
 
     `needs` is its row of the table of compiled kernels, or an estimate.
     """
@@ -102,7 +102,9 @@ def kernel(
     operands = (m + n) * k * size
     # loads narrower than 4 bytes are not pipelined: only other resident programs hide their latency
     exposed = constants.latency / (stages if min(widths) * size >= 4 else 1)
-    clocks, bound = max((multiply, "arithmetic"), (issue, "instruction issue"), (m * k * lines, "cache lines"))
+    clocks, bound = max(
+        (multiply, "arithmetic"), (issue, "instruction issue"), (m * k * lines[0] + n * k * lines[1], "cache lines")
+    )
     from_l2, epilogue = operands / l2_rate, m * n * size / l2_rate
     return Kernel(tile, max(1, resident), clocks, from_l2, operands / L2_PORT, exposed, epilogue, bound, constants)
 

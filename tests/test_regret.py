@@ -67,12 +67,20 @@ def test_the_page_is_made_from_the_rows():
 def test_patches_of_an_odd_number_of_channels_touch_a_line_per_element():
     """Counted: up to one line per element, 8,355 lines in a trip of 128x128x64, which takes 512 clocks of arithmetic."""
     plan = GatherPlan.parse("fprop:patch:128x128x64:w8:s3")
-    assert scattered_lines(call_of(work(VIT)), plan) == 0.75  # neighbouring patches are 96 bytes apart
-    assert scattered_lines(call_of(work(replace(VIT, kernel_size=(32, 32), stride=(32, 32)))), plan) == 1.0
+    assert scattered_lines(call_of(work(VIT)), plan) == (0.75, 0)  # neighbouring patches are 96 bytes apart
+    assert scattered_lines(call_of(work(replace(VIT, kernel_size=(32, 32), stride=(32, 32)))), plan) == (1, 0)
     wide = replace(VIT, in_channels=8)
-    assert scattered_lines(call_of(work(wide)), plan) == 0.0
-    assert scattered_lines(call_of(work(VIT, layout="contiguous")), plan) == 0.0
-    assert scattered_lines(call_of(work(VIT)), GatherPlan.parse("fprop:gather:128x128x64:w8:s3")) == 0.0
+    assert scattered_lines(call_of(work(wide)), plan) == (0, 0)
+    assert scattered_lines(call_of(work(VIT, layout="contiguous")), plan) == (0, 0)
+    assert scattered_lines(call_of(work(VIT)), GatherPlan.parse("fprop:gather:128x128x64:w8:s3")) == (0, 0)
+
+
+@pytest.mark.parametrize(("which", "lines"), [(Pass.FPROP, 1.0), (Pass.DGRAD, 9 * 2 / 128)])
+def test_contiguous_weights_touch_a_line_per_filter(which, lines):
+    """Counted for 64x64x32 of 20 channels, 3x3: 1,319 lines in a trip of fprop for 2,048 weights, of which 1,280 exist."""
+    of = call_of(work(ConvProblem.conv((2, 20, 32, 32), (64, 20, 3, 3), (1, 1), (1, 1), (1, 1)), which, layout="contiguous"))
+    assert scattered_lines(of, GatherPlan.parse(f"{which}:gather:64x64x32:w4:s4")) == (0, lines)
+    assert scattered_lines(of, GatherPlan.parse(f"{which}:gather:64x64x32:w4:s4:pack-b")) == (0, 0)
 
 
 def test_a_patch_embedding_takes_folded_columns():

@@ -151,18 +151,27 @@ def vector_widths(call: Call, plan: MatrixPlan) -> tuple[int, int]:
     return min(a, widest), LARGEST_BOX if plan.boxed else min(b, widest)
 
 
-def scattered_lines(call: Call, plan: MatrixPlan) -> float:
-    """Cache lines per element of x that a warp touches where it reads single elements of patches; 0 where loads are wider.
+def scattered_lines(call: Call, plan: MatrixPlan) -> tuple[float, float]:
+    """Cache lines per element of operands a and b that a warp touches where it reads them one element at a time; 0 where
+    loads are wider.
 
-    Triton knows of no contiguous run in channels-last patches of an odd number of channels, so the lanes of a warp may read
-    the same element of neighbouring patches. `python -m bench validate --choice` counted up to one line per element.
+    The lanes of a warp then read neighbouring results' elements: the same element of neighbouring patches, or of neighbouring
+    filters. `python -m bench validate --choice` counted such lines in channels-last patches of an odd number of channels, of
+    which Triton knows no contiguous run, and in contiguous weights, whose neighbouring filters (fprop) or channels (dgrad) lie
+    a filter or its taps apart.
     """
-    problem = call.problem
-    if not (plan.patches and plan.which == Pass.FPROP and problem.taps > 1 and call.a.unit == 1 and "a" not in plan.pack):
-        return 0.0
-    if vector_widths(call, plan)[0] > 1:
-        return 0.0
-    return min(1.0, problem.stride[-1] * problem.in_channels * itemsize(call.dtype) / LINE)
+    if plan.boxed or plan.which == Pass.WGRAD:
+        return 0.0, 0.0
+    (a_width, b_width), size = vector_widths(call, plan), itemsize(call.dtype)
+    call = seen(call, plan)
+    problem, a, b = call.problem, 0.0, 0.0
+    of_patches = plan.patches and plan.which == Pass.FPROP and problem.taps > 1 and call.a.unit == 1
+    if of_patches and a_width == 1 and "a" not in plan.pack:
+        a = min(1.0, problem.stride[-1] * problem.in_channels * size / LINE)
+    if call.b.unit == 4 and b_width == 1 and "b" not in plan.pack:
+        apart = problem.taps * (problem.channels_per_group if plan.which == Pass.FPROP else 1)
+        b = min(1.0, apart * size / LINE)
+    return a, b
 
 
 def access(call: Call, plan: MatrixPlan) -> str:

@@ -113,7 +113,14 @@ def splits(tiles: int, blocks: int, device: Device, full: bool) -> list[int]:
 
 @lru_cache(maxsize=1024)
 def compiled(
-    family: Matrix, which: Pass, kind: str, reach: str, widths: tuple[int, int], lines: float, size: int, device: Device
+    family: Matrix,
+    which: Pass,
+    kind: str,
+    reach: str,
+    widths: tuple[int, int],
+    lines: tuple[float, float],
+    size: int,
+    device: Device,
 ) -> list[Kernel]:
     """The menu's kernels that compile without a spill and fit the device, for operands that are reached as
     `families.matrix.access` and `families.matrix.scattered_lines` say."""
