@@ -9,7 +9,7 @@ import tritonconv
 from bench.deform import GPU, LAYERS, predicted
 from costmodel import deform as model
 from costmodel import deform_backward
-from costmodel.deform import DeformCall, Deformation
+from costmodel.deform import Deformation, DeformCall
 from costmodel.device import find_device
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Plan
