@@ -50,6 +50,7 @@ def tensors(
     ]
     taps = kernel[0] * kernel[1] * offset_groups
     offset = values(shape[0], 2 * taps, *out, scale=reach)
+    offset += 0.25 * (offset == offset.floor())  # whole ones, of which the formula has no derivative: half precision has many
     mask = values(shape[0], taps, *out) if masked else None
     return Tensors(x, offset, w, values(filters) if biased else None, mask)
 
@@ -103,6 +104,25 @@ def assert_close(of, got, dtype=None, **window):
 
 def ours(of, plan=None, **window):
     return tritonconv.deform_conv2d(*of[:4], mask=of.mask, plan=plan, **window)
+
+
+def gradients(call, of, into=None):
+    """(gradients, dy): of all tensors that there are, for a gradient dy that differs everywhere, rounded to the dtype."""
+    leaves = Tensors(*(None if t is None else t.detach().clone().requires_grad_() for t in of))
+    y = call(leaves)
+    dy = torch.linspace(-1, 2, y.numel(), dtype=torch.float64).view(y.shape) if into is None else into
+    given = [t for t in leaves if t is not None]
+    dy = dy.to(of.input.dtype).double()
+    return torch.autograd.grad(y, given, dy.to(y.dtype).to(y.device)), dy
+
+
+def assert_all_close(of, got, want, tolerance):
+    """Fails where a gradient is off by more than `tolerance` of its largest element."""
+    names = [name for name, t in of._asdict().items() if t is not None]
+    for name, mine, exact in zip(names, got, want, strict=True):
+        assert mine.dtype == getattr(of, name).dtype and mine.shape == exact.shape
+        off = float((mine.double().cpu() - exact).abs().max() / exact.abs().max().clamp(min=1e-30))
+        assert off <= tolerance, f"{name}: {off:.3g} of the largest"
 
 
 def torchvision_ops():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from deformed import Tensors, by_formula, ours, tensors, torchvision_ops
+from deformed import Tensors, assert_all_close, by_formula, gradients, ours, tensors, torchvision_ops
 from torch.utils.flop_counter import FlopCounterMode
 
 import tritonconv
@@ -20,23 +20,6 @@ CALLS = {
     "kernel < stride": {"kernel": (2, 1), "stride": (3, 2), "dilation": (2, 1)},
 }
 SHAPE = (2, 6, 3, 4)
-
-
-def gradients(call, of, into=None):
-    """Of all tensors that there are, for an output's gradient that differs everywhere."""
-    leaves = Tensors(*(None if t is None else t.detach().clone().requires_grad_() for t in of))
-    y = call(leaves)
-    dy = torch.linspace(-1, 2, y.numel(), dtype=torch.float64).view(y.shape) if into is None else into
-    given = [t for t in leaves if t is not None]
-    return torch.autograd.grad(y, given, dy.to(y.dtype).to(y.device)), dy
-
-
-def assert_all_close(of, got, want, tolerance):
-    names = [name for name, t in of._asdict().items() if t is not None]
-    for name, mine, exact in zip(names, got, want, strict=True):
-        assert mine.dtype == getattr(of, name).dtype and mine.shape == exact.shape
-        off = float((mine.double().cpu() - exact).abs().max() / exact.abs().max().clamp(min=1e-30))
-        assert off <= tolerance, f"{name}: {off:.3g} of the largest"
 
 
 def window_of(call):
