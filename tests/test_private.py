@@ -37,7 +37,7 @@ def test_this_torch_has_all_of_it():
         assert private.thread_keys() != keys and not private.is_dispatched_plainly(False, plain)
     with private.below_autograd():
         assert private.is_dispatched_plainly(False, x) and not private.is_dispatched_plainly(True, x)
-    torch.func.vmap(lambda t: [t, t][private.is_dispatched_plainly(False, t)])(plain)
+    torch.func.vmap(lambda t: [t][private.is_dispatched_plainly(False, t)])(plain)  # an index of 1 would raise
     with torch.device("cpu"):
         assert private.is_observed()
     with torch._subclasses.FakeTensorMode():
