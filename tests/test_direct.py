@@ -233,7 +233,7 @@ def test_each_architecture_has_its_own_kernel(ordinary):
 
 
 @pytest.mark.parametrize("arch", [90])
-def test_compiled_code_is_kept_as_long_as_it_is_repeated(executed, started, monkeypatch):  # noqa: F811
+def test_compiled_code_is_kept_as_long_as_it_is_repeated(executed, monkeypatch):  # noqa: F811
     """Triton's caches may be emptied meanwhile; 3.8 and newer unload a kernel that nobody holds."""
     from tritonconv.kernels.fprop import fprop_kernel
 
@@ -243,9 +243,7 @@ def test_compiled_code_is_kept_as_long_as_it_is_repeated(executed, started, monk
     want = conv(*tensors)
     fprop_kernel.device_caches.clear()
     gc.collect()
-    assert kept and kept[0]() is not None
-    started.ordinary.clear()
-    assert torch.equal(conv(*tensors), want) and not started.ordinary
+    assert kept[0]() is not None and torch.equal(conv(*tensors), want) and len(kept) == 1
 
 
 # ---- who is to see a launch ----------------------------------------------------------------------------------------------
@@ -321,9 +319,9 @@ def test_the_ordinary_launch_where_somebody_looks(way, executed, executor, ordin
 # ---- frames and threads --------------------------------------------------------------------------------------------------
 
 #: The most Python frames that a warm call enters, those of Triton's launch and of the executor's included (9 a kernel): of a
-#: call under no_grad, of one that records, of its backward pass, which is two kernels or three. The ordinary way takes 107 to
-#: 296 each.
-FRAMES = {"gather": (32, 36, 64), "depthwise": (32, 36, 64), "tma": (46, 50, 80), "fused": (40, 48, 70), "causal": (38, 44, 66)}
+#: call under no_grad, of one that records, of its backward pass, which is two kernels or three. The ordinary way takes 104 to
+#: 300 each.
+FRAMES = {"gather": (32, 36, 54), "depthwise": (32, 36, 54), "tma": (46, 50, 72), "fused": (40, 48, 60), "causal": (36, 40, 44)}
 
 
 def frames_of(call):
