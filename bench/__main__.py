@@ -364,5 +364,13 @@ def separable(
         typer.echo(table())
 
 
+@app.command(rich_help_panel=MAINTAINERS)
+def deform() -> None:
+    """Print docs' table of deformable convolutions of published networks, from the cost model."""
+    from bench.deform import table
+
+    typer.echo(table())
+
+
 if __name__ == "__main__":
     app()

@@ -18,6 +18,7 @@ from costmodel import deform_backward
 from costmodel.deform import Deformation, DeformCall
 from costmodel.device import Device, find_device
 from costmodel.problem import ConvProblem
+from costmodel.tiling import itemsize
 from tritonconv.deform import backward, launch
 from tritonconv.layout import channels_last_strides, dense_strides
 from tritonconv.prepared import TensorKey
@@ -45,7 +46,8 @@ class Layer:
 
     @property
     def name(self) -> str:
-        return f"{self.channels} x {self.height}x{self.width}, s{self.stride} -> {self.filters}, {self.offset_groups} groups"
+        groups = f", {self.offset_groups} offset groups" if self.offset_groups > 1 else ""
+        return f"{self.channels} x {self.height}x{self.width}, s{self.stride} -> {self.filters}{groups}"
 
     @property
     def deformation(self) -> Deformation:
@@ -131,8 +133,28 @@ def compiled(
         "reduce": (sums, None, given),
     }
     arguments = dict(zip(step.kernel.arg_names, (*pointers[kernel], *step.arguments), strict=False)) | step.constants
-    options = {name: arguments.pop(name) for name in ("num_warps", "num_stages") if name in arguments}
+    options = {name: arguments.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in arguments}
     return audit(compile_ahead(step.kernel, arguments, arch=arch, **options))
+
+
+def table(device: str = "h100", dtype: str = "bfloat16") -> str:
+    """The published layers in Markdown: forward, backward and its parts, in microseconds, and what columns would move."""
+    model_of = find_device(device)
+    lines = [
+        f"| batch 2, {dtype}, {device.upper()} (predicted) | forward, µs | columns, MB | backward, µs "
+        "| of which sort and scatter | forward plan |",
+        "|---|---|---|---|---|---|",
+    ]
+    for layer in LAYERS:
+        call, (forward, backward_) = layer.call(dtype), predicted(layer, model_of, dtype)
+        parts = deform_backward.parts(call, model_of)
+        sorting = parts["sort"][0] + parts["scatter"][0]
+        moved = model.column_bytes(layer.deformation, itemsize(dtype)) / 1e6
+        lines.append(
+            f"| {layer.network} {layer.name} | {forward * 1e6:.0f} | {moved:.0f} | {backward_ * 1e6:.0f} | {sorting * 1e6:.0f} "
+            f"| `{model.select(call, model_of)}` |"
+        )
+    return "\n".join(lines)
 
 
 def predicted(layer: Layer, device: Device, dtype: str = "bfloat16") -> tuple[float, float]:

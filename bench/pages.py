@@ -97,12 +97,19 @@ def separable() -> str:
     return table()
 
 
+def deform() -> str:
+    from bench.deform import table
+
+    return table()
+
+
 def blocks() -> Iterator[Block]:
     """All blocks, each with its page."""
     docs = ROOT / "docs"
     yield from (Block("count", README, counted), Block("compiled", README, compiled), Block("measured", README, measured))
     yield from (Block("layer", docs / "cost-model.md", layer), Block("networks", docs / "cost-model.md", networks))
     yield from (Block(made.__name__, docs / "kernels.md", made) for made in (audit, band, separable))
+    yield Block("deform", docs / "design" / "deform.md", deform)
 
 
 def command(show: Callable[[str], None]) -> None:

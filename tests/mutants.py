@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import deform_mutants
+
 TESTS = ("tests/test_paths.py",)
 TMA = ("tests/test_tma.py", "-k", "test_every_kind or test_phases or test_an_epilogue")
 TMA_WGRAD = ("tests/test_tma_wgrad.py", "-k", "test_dy_may or test_a_forced or test_what_is_finite or test_a_nan")
@@ -406,3 +408,4 @@ MUTATIONS = [
     ),
     Mutation("separable", "another image's pixels", "separable.py", "n * x_n + h0", "0 * x_n + h0", SEPARABLE),
 ]
+MUTATIONS += [Mutation("deform", *row) for row in deform_mutants.ROWS]
