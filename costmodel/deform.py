@@ -39,7 +39,7 @@ PLACE = 77
 CORNERS = 4
 #: Operands of whole 16 bytes, channels-last.
 DENSE = Operand()
-#: Registers that a thread may take: all that there are. Left to itself ptxas spills some of 130 to stay within 128.
+#: Registers that there are for a thread.
 REGISTERS = 255
 #: Tiles by arithmetic. Each compiles without a spill for every architecture (`tests/test_deform_aot.py`).
 MENU = {
@@ -247,6 +247,12 @@ def trip_instructions(call: DeformCall, plan: DeformPlan) -> float:
     if arithmetic(call.dtype, call.precision) == "fp32":
         found += m * n * k / threads
     return found
+
+
+def takes_all_registers(call: DeformCall) -> bool:
+    """Whether kernels are compiled with leave to take all `REGISTERS`. On tensor cores ptxas else spills some of 130 to stay
+    within 128; where it has no matrix instructions, the leave itself makes it spill."""
+    return arithmetic(call.dtype, call.precision) in ("half", "tf32")
 
 
 def resources(call: DeformCall, plan: DeformPlan) -> Resources:
