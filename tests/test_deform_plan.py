@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import costmodel
 import tritonconv
 from bench.deform import GPU, LAYERS, predicted
 from costmodel import deform as model
@@ -105,3 +106,31 @@ def test_a_call_as_its_kernel_sees_it():
     plan = model.select(call, H200)
     assert plan.pack == ("a", "b") and model.widths(call, plan) == (8, 8)
     assert isinstance(call, DeformCall) and model.widths(call, replace(plan, pack=())) == (1, 1)
+
+
+class Moved(torch.nn.Module):
+    """A deformable layer behind one, whose offsets and mask are inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 8, 1, bias=False)
+        self.layer = tritonconv.nn.DeformConv2d(8, 16, 3, padding=1)
+
+    def forward(self, x):
+        offset = x.new_zeros(2, 18, 9, 9)
+        return self.layer(self.stem(x), offset, offset[:, :9])
+
+
+def test_a_network_counts_it():
+    """By hand: 162 pixels, 16 filters, 72 terms; 9 taps of 8 channels, 7 FLOP each, 8 more an element of input's gradient."""
+    network = costmodel.trace(Moved(), (2, 3, 9, 9))
+    _, layer = network.convolutions
+    assert layer.op == "deform_conv2d" and not network.unknown
+    macs, samples = 162 * 16 * 72, 162 * 9 * 8
+    assert layer.forward.dense_macs == macs and layer.forward.other_flops == 7 * samples
+    assert layer.forward.useful_macs == 2 * 16 * 8 * 25**2  # of offsets of zero: 25 of 27 taps an axis meet a pixel
+    size = network.convolutions[0].forward.bytes // (3 * 8 + 162 * (3 + 8))
+    assert layer.forward.bytes == size * (162 * (8 + 18 + 9 + 16) + 16 * 72 + 16)
+    (gradient,) = (step for step in layer.backward if step.op.endswith("deform_backward"))
+    assert gradient.cost.dense_macs == 2 * macs and gradient.cost.other_flops == (7 + 8) * samples
+    assert "deform:" in str(network.on("h200").rows)

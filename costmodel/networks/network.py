@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from costmodel.arithmetic import Arithmetic, arithmetic_named
 from costmodel.causal import Kind
 from costmodel.count import Cost
+from costmodel.deform import Deformation
 from costmodel.device import Device, find_device
 from costmodel.networks.clock import DTYPES, Clock, Step, Time
 from costmodel.networks.memory import Memory
@@ -54,7 +55,7 @@ class Layer:
     fields: tuple[Field, ...] | None  # receptive field by spatial axis; None where the result does not depend on the input
     misaligned: bool  # branches meet here whose receptive fields have different centres or jumps
     known: bool  # False: the operator is in no table, its FLOP are missing and its bytes are not
-    call: Chunk | Kind | None = None  # of a causal function, whose plan is its own
+    call: Chunk | Kind | Deformation | None = None  # of a function whose plan is its own
 
     @property
     def backward_cost(self) -> Cost:
