@@ -8,7 +8,7 @@ there, made of four pixels. Zhu et al. 2018, "Deformable ConvNets v2" (arXiv:181
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from costmodel.algebra import ceil_div, product
@@ -332,11 +332,3 @@ def select(call: DeformCall, device: Device) -> DeformPlan:
     if not found:
         raise RuntimeError(f"no tile of a deformable convolution fits {device.name}: {call.of}")
     return min(found, key=lambda plan: predict(call, plan, device).seconds)
-
-
-def without_copies(call: DeformCall, plan: DeformPlan) -> DeformCall:
-    """The call as the kernel sees it: what the plan copies is channels-last."""
-    align = math.gcd(16, call.of.problem.in_channels)
-    x = Operand(align=align) if "a" in plan.pack else call.x
-    w = Operand(align=math.gcd(16, call.of.problem.channels_per_group)) if "b" in plan.pack else call.w
-    return replace(call, x=x, w=w)

@@ -203,5 +203,7 @@ def test_autocast_flops_and_compiled_graphs(device):
     assert y.dtype == torch.bfloat16
     got = torch.autograd.grad(y.sum(), of.offset)[0]
     assert got.dtype == torch.float32
-    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")(of)
+    compiled = torch.compile(ours, fullgraph=True, dynamic=True, backend="aot_eager")(of)
     assert torch.equal(compiled, ours(of))
+    found = [torch.autograd.grad(y.square().sum(), list(of)) for y in (compiled, ours(of))]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

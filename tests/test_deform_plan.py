@@ -30,11 +30,10 @@ def test_what_is_counted_by_hand():
     assert model.compulsory(SMALL, 2) == 2 * tensors
     assert model.compulsory(replace(SMALL, masked=False), 2) == 2 * (tensors - 2 * 18 * 15)
     assert model.column_bytes(SMALL, 4) == 2 * 4 * 2 * places
-    products = {"inputs": 1, "weights": 1}
     each = {"inputs": 8, "places": 8, "weights": 7}
     for asked in (("inputs",), ("places",), ("weights",), ("inputs", "places"), ("inputs", "places", "weights")):
         flops = deform_backward.flops(SMALL, *(name in asked for name in ("inputs", "places", "weights")))
-        count = len({"inputs" if name == "places" else name for name in asked}) if products else 0
+        count = len({"inputs" if name == "places" else name for name in asked})  # products: inputs and places share one
         assert flops == 2 * macs * count + 2 * places * sum(each[name] for name in asked)
 
 
@@ -91,8 +90,8 @@ def test_explain_says_what_runs_and_what_it_costs(launches):
     x, offset, w = torch.randn(1, 4, 5, 5), torch.zeros(1, 18, 3, 3), torch.randn(6, 4, 3, 3)
     found = tritonconv.explain(tritonconv.deform_conv2d, x, offset, w)
     assert set(found.plans) == {"fprop", "dgrad", "wgrad"} and found.problem.out_channels == 6
-    for words in ("no column buffer", "81 places", "no atomics", "MB of workspace", "its compiled code has"):
-        assert words in str(found) or "compiled" in words
+    for words in ("no column buffer", "81 places", "no atomics", "MB of workspace"):
+        assert words in str(found)
     assert found.predictions["dgrad"].seconds > 0 and not launches()
     forced = Plan.parse("fprop:deform:16x16x16:w4:s1")
     assert tritonconv.explain(tritonconv.deform_conv2d, x, offset, w, plan=forced).plans["fprop"] == forced

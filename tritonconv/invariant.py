@@ -32,7 +32,8 @@ def batch_invariant() -> Iterator[None]:
     """A region in which each image's result, and its input gradient, has the same bits whatever batch it is in.
 
     Holds for all functions of this package, in every thread, while the region is open; `with` nests. Plans are those of one
-    image, which may be slower than those of the batch; `depthwise_separable_conv2d` and `causal_conv3d` launch once an image.
+    image, which may be slower than those of the batch; `depthwise_separable_conv2d`, `causal_conv3d` and `deform_conv2d` launch
+    once an image.
     Weight and bias gradients are sums over the batch, and not meant. CPU tensors that torch's convolution computes are not
     either. Raises nothing of its own; a call in it raises what it raises elsewhere.
 
