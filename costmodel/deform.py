@@ -8,7 +8,7 @@ there, made of four pixels. Zhu et al. 2018, "Deformable ConvNets v2" (arXiv:181
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from costmodel.algebra import ceil_div, product
@@ -39,7 +39,7 @@ PLACE = 77
 CORNERS = 4
 #: Operands of whole 16 bytes, channels-last.
 DENSE = Operand()
-#: Registers that a thread may take: all that there are. Left to itself ptxas spills some of 130 to stay within 128.
+#: Registers that there are for a thread.
 REGISTERS = 255
 #: Tiles by arithmetic. Each compiles without a spill for every architecture (`tests/test_deform_aot.py`).
 MENU = {
@@ -249,6 +249,12 @@ def trip_instructions(call: DeformCall, plan: DeformPlan) -> float:
     return found
 
 
+def takes_all_registers(call: DeformCall) -> bool:
+    """Whether kernels are compiled with leave to take all `REGISTERS`. On tensor cores ptxas else spills some of 130 to stay
+    within 128; where it has no matrix instructions, the leave itself makes it spill."""
+    return arithmetic(call.dtype, call.precision) in ("half", "tf32")
+
+
 def resources(call: DeformCall, plan: DeformPlan) -> Resources:
     """What the forward kernel needs. Shared memory has the samples of a trip once and its weights once a stage."""
     size, (m, n, k, warps, stages) = itemsize(call.dtype), plan.tile
@@ -326,11 +332,3 @@ def select(call: DeformCall, device: Device) -> DeformPlan:
     if not found:
         raise RuntimeError(f"no tile of a deformable convolution fits {device.name}: {call.of}")
     return min(found, key=lambda plan: predict(call, plan, device).seconds)
-
-
-def without_copies(call: DeformCall, plan: DeformPlan) -> DeformCall:
-    """The call as the kernel sees it: what the plan copies is channels-last."""
-    align = math.gcd(16, call.of.problem.in_channels)
-    x = Operand(align=align) if "a" in plan.pack else call.x
-    w = Operand(align=math.gcd(16, call.of.problem.channels_per_group)) if "b" in plan.pack else call.w
-    return replace(call, x=x, w=w)

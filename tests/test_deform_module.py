@@ -78,6 +78,28 @@ def test_convert_takes_over_what_is_torchvisions_by_its_structure(stand_in, laun
     assert type(revert(ours)[0]) is stand_in and not report(ours).layers[0].replaced
 
 
+class Around(nn.Module):
+    """A convolution whose norm folds into it, then a deformable layer."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.stem, self.norm, self.layer = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), layer
+
+    def forward(self, x, offset, mask):
+        return self.layer(self.norm(self.stem(x)), offset, mask)
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["our module", "torchvision's"])
+def test_convert_folds_around_it(ours, stand_in, launches):
+    model = Around(tritonconv.nn.DeformConv2d(4, 6, (1, 2)) if ours else stand_in()).eval()
+    fused = convert(model, fuse=True)
+    assert "norm" in str(report(fused))
+    want = tritonconv.deform_conv2d(model.norm(model.stem(X)), OFFSET, model.layer.weight, model.layer.bias, mask=MASK)
+    before = launches()
+    torch.testing.assert_close(fused(X, OFFSET, MASK), want)
+    assert (launches() - before)["deform"] == 1
+
+
 def test_other_layers_of_that_name_are_left_alone(stand_in):
     """mmcv's has another module, and takes no mask."""
     elsewhere = deformable("mmcv.ops.deform_conv")

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import costmodel
 import tritonconv
 from bench.deform import GPU, LAYERS, predicted
 from costmodel import deform as model
@@ -29,11 +30,10 @@ def test_what_is_counted_by_hand():
     assert model.compulsory(SMALL, 2) == 2 * tensors
     assert model.compulsory(replace(SMALL, masked=False), 2) == 2 * (tensors - 2 * 18 * 15)
     assert model.column_bytes(SMALL, 4) == 2 * 4 * 2 * places
-    products = {"inputs": 1, "weights": 1}
     each = {"inputs": 8, "places": 8, "weights": 7}
     for asked in (("inputs",), ("places",), ("weights",), ("inputs", "places"), ("inputs", "places", "weights")):
         flops = deform_backward.flops(SMALL, *(name in asked for name in ("inputs", "places", "weights")))
-        count = len({"inputs" if name == "places" else name for name in asked}) if products else 0
+        count = len({"inputs" if name == "places" else name for name in asked})  # products: inputs and places share one
         assert flops == 2 * macs * count + 2 * places * sum(each[name] for name in asked)
 
 
@@ -90,8 +90,8 @@ def test_explain_says_what_runs_and_what_it_costs(launches):
     x, offset, w = torch.randn(1, 4, 5, 5), torch.zeros(1, 18, 3, 3), torch.randn(6, 4, 3, 3)
     found = tritonconv.explain(tritonconv.deform_conv2d, x, offset, w)
     assert set(found.plans) == {"fprop", "dgrad", "wgrad"} and found.problem.out_channels == 6
-    for words in ("no column buffer", "81 places", "no atomics", "MB of workspace", "its compiled code has"):
-        assert words in str(found) or "compiled" in words
+    for words in ("no column buffer", "81 places", "no atomics", "MB of workspace"):
+        assert words in str(found)
     assert found.predictions["dgrad"].seconds > 0 and not launches()
     forced = Plan.parse("fprop:deform:16x16x16:w4:s1")
     assert tritonconv.explain(tritonconv.deform_conv2d, x, offset, w, plan=forced).plans["fprop"] == forced
@@ -105,3 +105,31 @@ def test_a_call_as_its_kernel_sees_it():
     plan = model.select(call, H200)
     assert plan.pack == ("a", "b") and model.widths(call, plan) == (8, 8)
     assert isinstance(call, DeformCall) and model.widths(call, replace(plan, pack=())) == (1, 1)
+
+
+class Moved(torch.nn.Module):
+    """A deformable layer behind one, whose offsets and mask are inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 8, 1, bias=False)
+        self.layer = tritonconv.nn.DeformConv2d(8, 16, 3, padding=1)
+
+    def forward(self, x):
+        offset = x.new_zeros(2, 18, 9, 9)
+        return self.layer(self.stem(x), offset, offset[:, :9])
+
+
+def test_a_network_counts_it():
+    """By hand: 162 pixels, 16 filters, 72 terms; 9 taps of 8 channels, 7 FLOP each, 8 more an element of input's gradient."""
+    network = costmodel.trace(Moved(), (2, 3, 9, 9))
+    _, layer = network.convolutions
+    assert layer.op == "deform_conv2d" and not network.unknown
+    macs, samples = 162 * 16 * 72, 162 * 9 * 8
+    assert layer.forward.dense_macs == macs and layer.forward.other_flops == 7 * samples
+    assert layer.forward.useful_macs == 2 * 16 * 8 * 25**2  # of offsets of zero: 25 of 27 taps an axis meet a pixel
+    size = network.convolutions[0].forward.bytes // (3 * 8 + 162 * (3 + 8))
+    assert layer.forward.bytes == size * (162 * (8 + 18 + 9 + 16) + 16 * 72 + 16)
+    (gradient,) = (step for step in layer.backward if step.op.endswith("deform_backward"))
+    assert gradient.cost.dense_macs == 2 * macs and gradient.cost.other_flops == (7 + 8) * samples
+    assert "deform:" in str(network.on("h200").rows)

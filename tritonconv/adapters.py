@@ -15,6 +15,7 @@ from torch import nn
 
 from tritonconv.check import DTYPES
 from tritonconv.deform import deform_conv2d
+from tritonconv.layers import traced
 from tritonconv.video import causal_conv3d
 
 
@@ -104,4 +105,7 @@ class _Deformable(Adapted):
     function = "deform_conv2d"
 
     def forward(self: Any, input: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        if isinstance(input, torch.fx.Proxy):
+            made: torch.Tensor = traced(self, input, offset, mask)
+            return made
         return deform_conv2d(input, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from costmodel import causal, video
+from costmodel import causal, deform, deform_backward, video
 from costmodel.calibration import PRIOR, PRIOR_SOURCE
 from costmodel.count import Cost
+from costmodel.deform import Deformation, DeformCall
 from costmodel.device import Device
 from costmodel.forecast import choose, predict
 from costmodel.problem import ConvProblem, Pass
@@ -38,7 +39,7 @@ class Step:
     which: str  # the pass of a convolution; "" for other operators
     cost: Cost
     problem: ConvProblem | None = None  # the problem of that pass
-    call: Chunk | causal.Kind | None = None  # a call of a causal function, instead of a pass
+    call: Chunk | causal.Kind | Deformation | None = None  # a call of a function with plans of its own, instead of a pass
 
 
 class Clock:
@@ -47,7 +48,7 @@ class Clock:
     def __init__(self, device: Device, precision: str) -> None:
         self.device = device
         self.precision = precision
-        self.planned: dict[tuple[ConvProblem, str, Chunk | causal.Kind | None, str], Time] = {}
+        self.planned: dict[tuple[ConvProblem, str, Chunk | causal.Kind | Deformation | None, str], Time] = {}
 
     def time(self, step: Step, dtype: str) -> Time:
         """The time of one operator on tensors of `dtype`."""
@@ -60,7 +61,7 @@ class Clock:
         return self.planned[key]
 
     def _convolution(
-        self, problem: ConvProblem, which: str, call: Chunk | causal.Kind | None, dtype: str
+        self, problem: ConvProblem, which: str, call: Chunk | causal.Kind | Deformation | None, dtype: str
     ) -> tuple[Prediction, str]:
         """The time of a convolution under the plan that the library takes, and that plan in words."""
         device, precision = self.device, self.precision
@@ -68,6 +69,12 @@ class Clock:
         if isinstance(call, Chunk):
             own = video.select(call, dtype, precision, device)
             return video.predict(call, own, dtype, precision, device), str(own)
+        if isinstance(call, Deformation):
+            moved = DeformCall(call, dtype, precision)
+            if which == Pass.DGRAD:  # of all gradients
+                return deform_backward.predict(moved, device), str(deform_backward.select(moved, Pass.DGRAD, device))
+            best = deform.select(moved, device)
+            return deform.predict(moved, best, device), str(best)
         if call is not None:
             (taps,), (length,) = problem.kernel_size, problem.output_size
             row = causal.problem_of(problem.batch, problem.in_channels, length, taps)

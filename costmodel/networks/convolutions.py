@@ -11,6 +11,8 @@ import torch
 from costmodel.algebra import product
 from costmodel.causal import Kind, problem_of
 from costmodel.count import Cost, cost
+from costmodel.deform import SAMPLE_FLOPS, Deformation
+from costmodel.deform_backward import flops as gradient_flops
 from costmodel.networks.operators import CONVOLUTIONS, ELEMENTWISE, SAME_FLOPS, aten, elements, moved_bytes, name_of
 from costmodel.problem import ConvProblem, Pass
 from costmodel.video import Chunk
@@ -28,7 +30,7 @@ class Convolution:
     after: Cost = field(default_factory=Cost)  # the cost of the epilogue in the same kernel
     kept: Cost = field(default_factory=Cost)  # the cost of what is written only for the backward pass
     residual: torch.Tensor | None = None  # added to the result in the same kernel
-    call: Chunk | Kind | None = None  # the call of a causal function, which has plans of its own
+    call: Chunk | Kind | Deformation | None = None  # the call of a function that has plans of its own
     before: int = 0  # coordinates of the problem's first axis before x: those of a state or cache, or repeated from x
     planned: bool = True  # False: the time of its plan is not modelled
     lost: int = 0  # multiply-adds with the zeros between the sequences of a row
@@ -202,11 +204,41 @@ def _video(named: dict[str, Any]) -> Convolution | None:
     return _with_tensors(found, named, _read(named, "x", "w", "b", "cache") + made)
 
 
-CAUSAL_GRADIENT = "tritonconv::causal_backward"
+def _deform(named: dict[str, Any]) -> Convolution:
+    """deform_conv2d. Its useful multiply-adds are those of offsets of zero; what the others meet is not known here."""
+    x, w = named["x"], named["w"]
+    stride, padding, dilation = (named[name] for name in ("stride", "padding", "dilation"))
+    problem = ConvProblem.conv(x.shape, w.shape, stride, padding, dilation, x.shape[1] // w.shape[1])
+    of = Deformation(problem, named["offset"].shape[1] // (2 * problem.taps), named["mask"] is not None)
+    found = Convolution(problem, Pass.FPROP, named["b"] is not None, weight=2, call=of, label="deform_conv2d")
+    made = x.element_size() * product(problem.output_shape)
+    found = _with_tensors(found, named, _read(named, "x", "offset", "w", "b", "mask") + made)
+    return replace(found, after=found.after + Cost(other_flops=SAMPLE_FLOPS * of.samples))
+
+
+def deform_gradient(func: Any, args: Sequence[Any], out: Any) -> tuple[Convolution, Cost]:
+    """The gradients of deform_conv2d, in one operator but for the bias': the convolution, and what those that are asked for
+    cost. Bytes are those of its arguments and results; what lies between its kernels is in their predicted time."""
+    named = {"b": None, **arguments(func, args)}
+    found, dtype = _deform(named), named["x"].dtype
+    of = found.call
+    assert isinstance(of, Deformation)
+    inputs, offsets, weights, mask = named["needs"]
+    products = (inputs or offsets or mask) + weights
+    spent = replace(found, after=Cost()).cost(Pass.DGRAD, dtype)
+    others = gradient_flops(of, inputs, offsets or mask, weights) - 2 * of.macs * products
+    moved = moved_bytes(func, name_of(func), args, {}, out)
+    macs = {"useful_macs": spent.useful_macs * products, "dense_macs": spent.dense_macs * products}
+    return found, Cost(**macs, other_flops=others, bytes=moved, im2col_bytes=moved)
+
+
+#: Gradients that one operator makes together: by its name, (the convolution, what they cost).
+CAUSAL_GRADIENT, DEFORM_GRADIENT = "tritonconv::causal_backward", "tritonconv::deform_backward"
 CAUSAL: dict[str, Callable[[dict[str, Any]], Convolution | None]] = {
     "tritonconv::causal": _causal,
     "tritonconv::causal_update": _update,
     "tritonconv::video": _video,
+    "tritonconv::deform": _deform,
 }
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from costmodel.arithmetic import Arithmetic, arithmetic_named
 from costmodel.causal import Kind
 from costmodel.count import Cost
+from costmodel.deform import Deformation
 from costmodel.device import Device, find_device
 from costmodel.networks.clock import DTYPES, Clock, Step, Time
 from costmodel.networks.memory import Memory
@@ -57,7 +58,7 @@ class Layer:
     fields: tuple[Field, ...] | None  # receptive field by spatial axis; None where the result does not depend on the input
     misaligned: bool  # branches meet here whose receptive fields have different centres or jumps
     known: bool  # False: the operator is in no table, so its FLOP are missing (its bytes are counted)
-    call: Chunk | Kind | None = None  # the call of a causal function, which has plans of its own
+    call: Chunk | Kind | Deformation | None = None  # the call of a function that has plans of its own
 
     @property
     def backward_cost(self) -> Cost:

@@ -225,6 +225,10 @@ class Recorder(TorchDispatchMode):
             whole, spent = convolutions.causal_gradient(func, args, out)
             record.backward.append(Step(name, "", spent, whole.problem, whole.call))
             return
+        if func.name() == convolutions.DEFORM_GRADIENT:
+            whole, spent = convolutions.deform_gradient(func, args, out)
+            record.backward.append(Step(name, str(Pass.DGRAD), spent, whole.problem, whole.call))
+            return
         found = convolutions.convolution(func, args)
         if found is None or operators.tensors(out)[0].dtype not in operators.CONVOLUTION_DTYPES:
             spent, known = operators.cost_of(func, args, kwargs, out)

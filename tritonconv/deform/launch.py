@@ -95,7 +95,7 @@ def arithmetic_constants(call: DeformCall) -> dict[str, Any]:
         "ACC": accumulator(call.dtype),
         "PRECISION": call.precision if call.dtype == "float32" else "ieee",
         "UPCAST": INTERPRETED and call.dtype == "bfloat16",
-        "maxnreg": model.REGISTERS,
+        **({"maxnreg": model.REGISTERS} if model.takes_all_registers(call) else {}),
     }
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from tritonconv.check import ints
 from tritonconv.deform import deform_conv2d
+from tritonconv.layers import traced
 
 Pair = int | tuple[int, int]
 
@@ -62,6 +63,9 @@ class DeformConv2d(nn.Module):
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, input: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        if isinstance(input, torch.fx.Proxy):
+            made: torch.Tensor = traced(self, input, offset, mask)
+            return made
         return deform_conv2d(input, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
 
     def extra_repr(self) -> str:

@@ -48,10 +48,13 @@ def _checked(
         if tensor is not None:
             operands.axes(op, name, tensor, 4)
     for name, tensor in (("offset", offset), ("mask", mask)):
-        if tensor is not None and (tensor.dtype not in (x.dtype, torch.float32) or tensor.device != x.device):
+        if tensor is not None and tensor.device != x.device:
             raise RuntimeError(
-                f"tritonconv::{op}: expected {name} of {x.dtype} or torch.float32 on {x.device}, got {tensor.dtype} on "
-                f"{tensor.device}"
+                f"tritonconv::{op}: all tensors must be on the same device, got x {x.device} and {name} {tensor.device}"
+            )
+        if tensor is not None and tensor.dtype not in (x.dtype, torch.float32):
+            raise RuntimeError(
+                f"tritonconv::{op}: {name} must have x's dtype or torch.float32, got x {x.dtype} and {name} {tensor.dtype}"
             )
     stride, padding, dilation = map(tuple, window)
     operands.window(op, 2, stride, (*padding, *padding), dilation)
