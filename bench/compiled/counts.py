@@ -20,6 +20,7 @@ from bench.compiled import store
 from bench.compiled.store import Access, CountRow
 from bench.executor.driver import Executor, Launched, install, uninstall
 from bench.gpu.convolutions import LAYOUTS, NUMBERS, family_items, forced, pass_item, work_of
+from bench.gpu.deform import deform_item
 from bench.gpu.functions import causal_backward, causal_forward, causal_update, separable_item, video_item
 from bench.gpu.item import Item
 from bench.providers.contender import Unserved
@@ -88,6 +89,7 @@ def items() -> Iterator[Item]:
         if word != "tf32":
             yield causal_update(word)
         yield separable_item("3x3", word, "relu6", "")
+        yield deform_item("3x3", word)
 
 
 def counted(item: Item, executor: Executor) -> list[CountRow]:
