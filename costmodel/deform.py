@@ -111,7 +111,7 @@ class Deformation:
 
     @property
     def samples(self) -> Any:
-        return self.places * self.shared
+        return self.pixels * self.problem.taps * self.problem.in_channels
 
     @property
     def macs(self) -> Any:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import sympy
 import torch
 
 import costmodel
@@ -35,6 +36,15 @@ def test_what_is_counted_by_hand():
         flops = deform_backward.flops(SMALL, *(name in asked for name in ("inputs", "places", "weights")))
         count = len({"inputs" if name == "places" else name for name in asked})  # products: inputs and places share one
         assert flops == 2 * macs * count + 2 * places * sum(each[name] for name in asked)
+
+
+def test_the_formula_is_the_same_in_symbols():
+    n, c, h, w, k = sympy.symbols("n c h w k", positive=True, integer=True)
+    problem = ConvProblem.conv((n, c, h, w), (k, c, 3, 3), (1, 1), (1, 1), (1, 1))
+    of = Deformation(problem, 1, True)
+    assert sympy.expand(of.flops - (2 * n * k * h * w * c * 9 + 7 * n * h * w * 9 * c)) == 0
+    at = {n: 2, c: 256, h: 50, w: 76, k: 256}
+    assert of.flops.subs(at) == LAYERS[1].deformation.flops
 
 
 def test_the_workspace_by_hand():

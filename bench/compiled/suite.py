@@ -31,6 +31,8 @@ FILES = tuple(
         "depthwise_groups",
         "narrow_groups",
         "separable",
+        "deform",
+        "deform_gradients",
         "causal",
         "video",
         "video_op",
