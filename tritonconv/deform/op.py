@@ -151,6 +151,10 @@ def _backward_flops(
 
 
 class _Deform(_Primitive):
+    @classmethod
+    def tangents(cls, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError("deform_conv2d(): forward-mode derivatives are not served")
+
     @staticmethod
     def forward(*args: Any) -> Any:
         return _below_autograd(_OPS.deform, *args)
