@@ -274,7 +274,8 @@ def fitting(call: DeformCall, which: Pass, menu: tuple[Tile, ...], pack: tuple[s
     found = [DeformPlan(which, FAMILY, *tile, pack=pack) for tile in menu]
     if widths(call, found[0])[0] * itemsize(call.dtype) >= 8:
         return found
-    return [DeformPlan(which, FAMILY, *NARROW[arithmetic(call.dtype, call.precision)], pack=pack)]
+    kind = "fp64" if which == Pass.DGRAD else arithmetic(call.dtype, call.precision)  # columns: the four pixels are in flight
+    return [DeformPlan(which, FAMILY, *NARROW[kind], pack=pack)]
 
 
 def candidates(call: DeformCall, device: Device) -> list[DeformPlan]:

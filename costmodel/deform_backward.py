@@ -35,13 +35,13 @@ from costmodel.timing import Prediction, borrowed, from_dram, interpreted, on_ch
 COLUMNS = {
     "half": (Tile(64, 64, 32, 8, 2), Tile(64, 32, 32, 8, 2)),
     "tf32": (Tile(64, 32, 32, 8, 2),),
-    "fp32": (Tile(32, 32, 16, 4, 2),),
+    "fp32": (Tile(32, 16, 16, 4, 2),),
     "fp64": (Tile(32, 16, 16, 4, 2),),
 }
 WEIGHTS = {
     "half": (Tile(128, 64, 32, 8, 2), Tile(64, 64, 32, 8, 2)),
     "tf32": (Tile(64, 64, 32, 8, 2), Tile(64, 32, 32, 8, 2)),
-    "fp32": (Tile(32, 32, 16, 4, 2),),
+    "fp32": (Tile(32, 16, 16, 4, 2),),
     "fp64": (Tile(32, 16, 16, 4, 2),),
 }
 #: The interpreter's time goes by programs and trips. Both are of its menu, which fits always.
