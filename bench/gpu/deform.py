@@ -47,10 +47,11 @@ def deform_item(name: str, numbers: str, last: bool = True) -> Item:
 
     def computed(tensors: Sequence[Any]) -> Sequence[torch.Tensor]:
         """The result, and the gradients of all tensors for the last one given."""
-        *leaves, dy = (None if t is None else t.detach().requires_grad_() for t in tensors)
+        leaves = [None if t is None else t.detach().requires_grad_() for t in tensors[:-1]]
         x, offset, w, b, mask = leaves
+        assert x is not None and offset is not None and w is not None
         y = tritonconv.deform_conv2d(x, offset, w, b, stride, 1, mask=mask)
-        return (y, *torch.autograd.grad(y, [t for t in leaves if t is not None], dy.detach()))
+        return (y, *torch.autograd.grad(y, [t for t in leaves if t is not None], tensors[-1]))
 
     def call(*tensors: Any) -> Sequence[torch.Tensor]:
         return tuple(t.detach() for t in computed(tensors))

@@ -39,7 +39,7 @@ FUNCTIONS = {
     "deform": Function(
         "costmodel.deform",
         ("deform", "deform_backward", "deform_scatter", "reduce"),
-        (),
+        (80, 90),
         "gather",
         "DeformPlan",
         "costmodel.deform_backward",
