@@ -339,6 +339,11 @@ def frames_of(call):
     return names
 
 
+def fewest_frames(of):
+    """Of three times: a weak reference may die, and call back, during one of them. `of` makes a call to count."""
+    return min((frames_of(of()) for _ in range(3)), key=len)
+
+
 @pytest.mark.parametrize("arch", [90])
 @pytest.mark.parametrize("name", FRAMES)
 def test_frames_of_a_warm_call(name, executor, monkeypatch):  # noqa: F811
@@ -352,11 +357,18 @@ def test_frames_of_a_warm_call(name, executor, monkeypatch):  # noqa: F811
         with torch.no_grad():
             y = call(*tensors)
     dy, found = torch.ones_like(y), []
+
+    def forward():
+        return lambda: call(*tensors)
+
+    def gradients():
+        y = call(*tensors)
+        return lambda: torch.autograd.grad(y, tensors, dy)
+
     with torch.no_grad():
-        found.append(frames_of(lambda: call(*tensors)))
-    found.append(frames_of(lambda: call(*tensors)))
-    y = call(*tensors)
-    backward = frames_of(lambda: torch.autograd.grad(y, tensors, dy))
+        found.append(fewest_frames(forward))
+    found.append(fewest_frames(forward))
+    backward = fewest_frames(gradients)
     found.append(backward[next(i for i, frame in enumerate(backward) if "BackwardCFunction.apply" in frame) :])
     counts = [len(names) - 1 for names in found]
     assert all(n <= most for n, most in zip(counts, FRAMES[name], strict=True)), counts
