@@ -112,8 +112,16 @@ def warm(
 
 
 @app.command(rich_help_panel=USERS)
-def overhead(out: Annotated[Path | None, typer.Option(help="Where overhead.json is written.")] = None) -> None:
+def overhead(
+    out: Annotated[Path | None, typer.Option(help="Where overhead.json is written.")] = None,
+    stub: Annotated[str, typer.Option(metavar="ARCH", help="Without a GPU: warm calls, launches left out (sm_90).")] = "",
+) -> None:
     """Host time of a call against torch's, and of the first call of a shape, new and already compiled."""
+    if stub:
+        from bench.warm import command as warm
+
+        warm(int(stub.removeprefix("sm_")))
+        return
     from bench.overhead import command
 
     command(out)
@@ -146,7 +154,7 @@ def chains(
     minutes: Annotated[float | None, typer.Option(help="Begin no chain after this much time; rows are kept.")] = None,
     out: Annotated[Path | None, typer.Option(help="The directory of the rows.")] = None,
 ) -> None:
-    """Functions that stand for several calls of torch, beside those calls and a copy of as many bytes."""
+    """Time functions that replace several calls of torch, beside those calls and a copy of as many bytes."""
     from bench.chains.run import command
 
     try:
@@ -221,8 +229,20 @@ def report(
 @app.command(rich_help_panel=MAINTAINERS)
 def validate(
     fit: Annotated[bool, typer.Option("--fit", help="Fit the library term's constants again first.")] = False,
+    choice: Annotated[
+        bool,
+        typer.Option(
+            "--choice",
+            help="Hold chosen plans against their candidates instead, by counts of executed code, and write docs/choice.md.",
+        ),
+    ] = False,
 ) -> None:
     """Hold the cost model against times that others published, and write docs/validation.md. Needs no GPU."""
+    if choice:
+        from bench.compiled import regret
+
+        regret.command(print)
+        return
     from bench.measured.validate import command
 
     command(fit)
@@ -308,7 +328,8 @@ def networks() -> None:
 
 @app.command(rich_help_panel=MAINTAINERS)
 def depthwise() -> None:
-    """Compile the depthwise kernels ahead of time, without a GPU: instructions an output, load widths, multiply-adds a load."""
+    """Compile the depthwise kernels ahead of time, without a GPU: instructions per output, load widths, multiply-adds per
+    load."""
     from bench.depthwise import run
 
     run()
@@ -316,7 +337,7 @@ def depthwise() -> None:
 
 @app.command(rich_help_panel=MAINTAINERS)
 def video() -> None:
-    """Compile the kernel of causal_conv3d ahead of time, without a GPU: registers, instructions of a trip."""
+    """Compile the kernel of causal_conv3d ahead of time, without a GPU: registers, instructions per trip."""
     from bench.video import run
 
     run()
@@ -341,6 +362,14 @@ def separable(
         show_compiled()
     else:
         typer.echo(table())
+
+
+@app.command(rich_help_panel=MAINTAINERS)
+def deform() -> None:
+    """Print docs' table of deformable convolutions of published networks, from the cost model."""
+    from bench.deform import table
+
+    typer.echo(table())
 
 
 if __name__ == "__main__":

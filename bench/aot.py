@@ -1,8 +1,8 @@
 """Compile a Triton kernel for a GPU that is not there, from example arguments.
 
-The signature follows from the arguments by the code that Triton runs at a launch (its binder and `_pack_args`), so
-what is compiled here is what a launch with such arguments compiles: tuples and NamedTuples, `None`, `do_not_specialize`
-and tensor descriptors included. Both functions of Triton are private; they are the same in 3.6 to 3.9.
+The signature comes from the code that Triton runs at a launch (its binder and `_pack_args`), so this compiles what a
+launch with such arguments compiles, including tuples, NamedTuples, `None`, `do_not_specialize` and tensor descriptors.
+Both functions of Triton are private; they are the same in 3.6 to 3.9.
 
     compile_ahead(kernel, {"x": Pointer("fp16"), "size": Size(n=64, k=17), "BLOCK": 128}, arch=90, num_warps=8)
 """
@@ -18,14 +18,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-#: Major and minor version of the installed Triton, to be compared: as words "3.10" comes before "3.9".
+#: Major and minor version of the installed Triton as numbers, because as text "3.10" sorts before "3.9".
 VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
 
 Figure = TypeVar("Figure")
 
 
 def since(figures: Mapping[tuple[int, ...], Figure]) -> Figure:
-    """What was read off the newest Triton of `figures` that is not newer than the installed one.
+    """The figure of the newest Triton in `figures` that is not newer than the installed one.
 
     >>> since({(3, 6): 107, (3, 9): 111})  # 107 on Triton 3.6, 3.7 and 3.8
     """
@@ -66,7 +66,7 @@ def signature_of(fn: JITFunction[Any], args: Mapping[str, Any]) -> Signature:
         raise TypeError(f"{fn!r} is no compiled kernel but {type(fn).__name__}; is TRITON_INTERPRET set?")
     if unknown := set(args) - set(fn.arg_names):
         raise TypeError(f"{fn.__name__} has no argument {', '.join(sorted(unknown))}; it has {', '.join(fn.arg_names)}")
-    backend = make_backend(GPUTarget("cuda", 90, 32))  # the rules are those of all of NVIDIA's architectures
+    backend = make_backend(GPUTarget("cuda", 90, 32))  # the rules are the same for all of NVIDIA's architectures
     bind = create_function_from_signature(fn.signature, fn.params, backend)
     bound, specialization, _ = bind(**args)
     _, types, constexprs, attrs = fn._pack_args(backend, {}, bound, specialization, {})

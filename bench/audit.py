@@ -37,10 +37,10 @@ from tritonconv.steps import Launch, clamped
 
 ARCHITECTURES = (80, 90, 100)
 TABLE = Path(__file__).parent.parent / "costmodel" / "data" / "resources.json"
-#: Rows compiled between two writes of the table: what a run that is stopped loses at most.
+#: Rows compiled between two writes of the table: the most that a stopped run loses.
 WRITE_EVERY = 20
 
-#: The element type that stands for each arithmetic of the menu, and its float32 precision.
+#: For each arithmetic of the menu, an element type and its float32 precision.
 DTYPES = {
     "half": (torch.bfloat16, "ieee"),
     "tf32": (torch.float32, "tf32"),
@@ -71,7 +71,7 @@ class Row:
 
     @property
     def plan(self) -> Plan:
-        """A plan of the tile; a weight gradient's is shared, as most are."""
+        """A plan of the tile. Programs share a weight gradient, as in most plans."""
         plan = families()[self.family].plan(self.which, self.family, *self.tile)
         if self.which == Pass.WGRAD and isinstance(plan, MatrixPlan):
             plan = replace(plan, split=4)
@@ -79,7 +79,7 @@ class Row:
 
     @property
     def exists(self) -> bool:
-        """Whether its family has such a kernel."""
+        """Whether the family has such a kernel."""
         return families()[self.family].exists(self.call, self.plan, self.arch)
 
     @property
@@ -97,8 +97,8 @@ def menu(archs: Iterable[int] = ARCHITECTURES) -> Iterator[Row]:
 
 
 def operands(problem: ConvProblem, which: Pass, channels_last: bool, boxes: bool = False) -> tuple[launch.TensorKey, ...]:
-    """Shape and strides of a pass's two inputs and its result, all dense. Inputs that come as `boxes`, x alone for wgrad, are
-    channels-last."""
+    """Shapes and strides of a pass's two inputs and its result, all dense. With `boxes`, inputs that are read as boxes (for
+    wgrad only x) are channels-last."""
 
     def key(shape: tuple[int, ...], last: bool) -> launch.TensorKey:
         return shape, channels_last_strides(shape) if last else dense_strides(shape, range(len(shape) - 1, -1, -1))
@@ -111,7 +111,7 @@ def operands(problem: ConvProblem, which: Pass, channels_last: bool, boxes: bool
 def prepared_launch(
     problem: ConvProblem, plan: Plan, dtype: torch.dtype, precision: str, channels_last: bool, has_bias: bool = True
 ) -> Launch:
-    """What `tritonconv.launch` would run for dense tensors; what comes as boxes is channels-last."""
+    """What `tritonconv.launch` would run for dense tensors. Tensors that are read as boxes are channels-last."""
     a, b, out = operands(problem, plan.which, channels_last, isinstance(plan, MatrixPlan) and plan.boxed)
     bias_stride = 1 if has_bias and plan.which != Pass.WGRAD else None
     call = Call(problem, plan.which, launch.DTYPES[dtype], precision, *launch.describe(problem, plan.which, a, b, out))
@@ -119,7 +119,7 @@ def prepared_launch(
 
 
 def kernel_arguments(prepared: Launch, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
-    """The kernel of a launch that multiplies, and its arguments, pointers standing in for tensors."""
+    """(the multiplying kernel of a launch, its arguments with pointers in place of tensors)."""
     main, element = prepared.main, Pointer(dtype)
     given = {"a": element, "b": element, "bias": element if main.constants.get("HAS_BIAS") else None, "out": element, "": None}
     if prepared.between is not None:
@@ -136,19 +136,19 @@ def compile_plan(
     channels_last: bool = True,
     has_bias: bool = True,
 ) -> KernelAudit:
-    """What the kernel of a plan compiles to for an architecture (80, 90, 100)."""
+    """The audit of a plan's kernel, compiled for an architecture (80, 90, 100)."""
     return compile_prepared(prepared_launch(problem, plan, dtype, precision, channels_last, has_bias), dtype, arch)
 
 
 def compile_prepared(prepared: Launch, dtype: torch.dtype, arch: int) -> KernelAudit:
-    """What the kernel of a launch compiles to."""
+    """The audit of a launch's multiplying kernel."""
     kernel, arguments = kernel_arguments(clamped(prepared, arch), dtype)
     warps, stages = arguments.pop("num_warps"), arguments.pop("num_stages")
     return audit(compile_ahead(kernel, arguments, arch=arch, num_warps=warps, num_stages=stages))
 
 
 def compile_row(row: Row) -> KernelAudit:
-    """What a row of the menu compiles to."""
+    """The audit of a row of the menu."""
     dtype, precision = DTYPES[row.kind]
     return compile_plan(row.problem, row.plan, dtype, precision, row.arch, channels_last=row.access == "wide")
 
@@ -174,10 +174,10 @@ def committed(path: Path = TABLE) -> dict[str, dict[str, list[int]]]:
 
 
 def missing(rows: Iterable[Row], kernels: dict[str, dict[str, list[int]]], version: str = triton.__version__) -> list[Row]:
-    """The rows that `kernels` lacks for a Triton version, those first whose figures are likeliest to change a choice.
+    """The rows that `kernels` lacks for a Triton version. Those whose figures are likeliest to change a choice come first.
 
-    Registers on the other versions decide, most first, and a row that no version compiled comes before all others. A row
-    that spills on another version is no candidate whatever this one makes of it, and comes last.
+    Rows that no version compiled come first, then those with most registers on other versions. A row that spills on another
+    version is no candidate whatever this version compiles it to, so it comes last.
     """
 
     def urgency(row: Row) -> tuple[bool, int]:
@@ -198,8 +198,8 @@ def coverage(rows: Iterable[Row], kernels: dict[str, dict[str, list[int]]]) -> s
 def write_table(found: dict[str, dict[str, Any]], path: Path = TABLE) -> None:
     """Put rows [registers, shared, spills, trip instructions] into the table, under the Triton version that compiled them.
 
-    A row that does not compile or is serialised is written with one spill: it is no candidate. The file is replaced at
-    once, so that a run stopped here leaves the old table or the new one.
+    A row that does not compile or is serialised is written with one spill, so that it is no candidate. The file is replaced
+    in one step, so a run that is stopped here leaves either the old table or the new one.
     """
     kernels = committed(path)
     for key, entry in found.items():
@@ -251,8 +251,8 @@ def run(
 ) -> None:
     """Compile the rows whose key holds `only`, print them, and with `write` put them into the table, `WRITE_EVERY` at a time.
 
-    lacking: those that the table has no figures of this Triton for, in the order of `missing`. limit: the first so many.
-    SystemExit where no key holds `only`.
+    lacking: only rows for which the table has no figures of this Triton, in the order of `missing`. limit: only the first so
+    many. Raises SystemExit where no key holds `only`.
     """
     console = Console()
     rows = [row for row in menu(archs or ARCHITECTURES) if only in row.key]

@@ -1,4 +1,4 @@
-"""The table of large depthwise filters: what the cost model says of the FMA kernels and of those on tensor cores.
+"""The table of large depthwise filters: what the cost model says about the FMA kernels and those on tensor cores.
 
 `python -m bench band` prints it. Needs no GPU.
 """
@@ -21,7 +21,7 @@ def layer(kernel: int, size: int) -> ConvProblem:
 
 
 def call_of(problem: ConvProblem, which: Pass, dtype: str = "float16") -> Call:
-    """A pass of contiguous tensors."""
+    """A pass on contiguous tensors."""
     x, w, y = (
         (shape, dense_strides(shape, range(len(shape) - 1, -1, -1)))
         for shape in (problem.input_shape, problem.weight_shape, problem.output_shape)
@@ -31,7 +31,7 @@ def call_of(problem: ConvProblem, which: Pass, dtype: str = "float16") -> Call:
 
 
 def fma_seconds(call: Call, device: Device) -> float:
-    """Predicted for the best plan of the FMA kernels."""
+    """The predicted time of the best plan of the FMA kernels."""
     return min(predict(call, plan, device).seconds for plan in candidates(call, device) if plan.family == "depthwise")
 
 

@@ -1,7 +1,7 @@
 """`python -m bench calibrate`: a device's table of constants, intervals and fastest plans, from rows.
 
-Of the problems, a seeded third is held out. A family's constants are fitted to the others' rows (`bench.fit`) and taken where
-they leave the held-out rows' median and mean error no larger than the defaults do; its interval is the 5th and 95th
+A third of the problems, drawn with a seed, is held out. A family's constants are fitted to the rows of the others (`bench.fit`)
+and kept where the held-out rows' median and mean error is no larger than with the defaults. Its interval is the 5th and 95th
 percentile of measured over predicted time of the held-out rows.
 """
 
@@ -31,13 +31,13 @@ from costmodel.tiling import Call, Plan
 
 SEED = 0
 HELD_OUT = 1 / 3
-#: Rows to fit and to hold out that a family needs; with fewer it keeps its defaults, and its interval the prior.
+#: Fewest rows to fit and to hold out. With fewer, a family keeps its default constants and the prior interval.
 LEAST_FITTED, LEAST_HELD_OUT = 30, 20
 
 
 @dataclass(frozen=True)
 class Errors:
-    """|predicted / measured - 1| of held-out rows."""
+    """The median and mean of |predicted / measured - 1| over held-out rows."""
 
     median: float
     mean: float
@@ -61,7 +61,7 @@ class Fit:
 
 
 def split(rows: Sequence[Measurement], seed: int = SEED) -> tuple[list[Measurement], list[Measurement]]:
-    """Rows to fit and rows held out: all rows of a problem are on one side."""
+    """(rows to fit, rows held out). All rows of a problem are on the same side."""
     problems = sorted({str(row.problem) for row in rows})
     random.Random(seed).shuffle(problems)
     kept_back = set(problems[: round(len(problems) * HELD_OUT)])
@@ -90,7 +90,7 @@ def fit_family(family: str, rows: Sequence[Measurement], device: Device, seed: i
 
 
 def where(rows: Sequence[Measurement]) -> str:
-    """GPU, versions and kernels of rows, in words."""
+    """Words on the GPU, the versions and the kernels of rows."""
 
     def several(name: str) -> str:
         return ", ".join(sorted({str(getattr(row, name)) for row in rows}))
@@ -99,7 +99,7 @@ def where(rows: Sequence[Measurement]) -> str:
 
 
 def fastest_plans(rows: Iterable[Measurement], device: Device) -> dict[str, tuple[str, str]]:
-    """`call_key` -> (plan, hash of its family), where a plan was clearly faster than the arithmetic's choice."""
+    """`call_key` -> (plan, hash of its family), for calls where a plan was clearly faster than the predicted choice."""
     by_call: dict[Call, dict[str, Measurement]] = defaultdict(dict)
     for row in rows:
         by_call[call_of_row(row)][row.plan] = row
@@ -117,7 +117,7 @@ def fastest_plans(rows: Iterable[Measurement], device: Device) -> dict[str, tupl
 def calibrate(rows: Iterable[Measurement], gpu: str, seed: int = SEED) -> tuple[Table, list[Fit]]:
     """The table of a GPU, and what went into it. Rows of other GPUs and of kernels that have changed are left out.
 
-    ValueError where no row is left, or for a GPU that is not in the table of devices.
+    Raises ValueError where no row is left, or for a GPU that is not in the table of devices.
     """
     used = [row for row in latest(rows).values() if row.gpu == gpu and ours(row) and fresh(row)]
     if not used:
@@ -175,7 +175,7 @@ def run(rows: Sequence[Measurement], gpu: str, write: bool, console: Console | N
 
 
 def command(paths: Sequence[Path], gpu: str, write: bool) -> None:
-    """What `python -m bench calibrate` does. ValueError where the rows are of no GPU, or of several that `gpu` fits."""
+    """What `python -m bench calibrate` does. Raises ValueError where no GPU, or more than one, of the rows matches `gpu`."""
     rows = list(load(*paths)) if paths else committed()
     if not rows:
         raise ValueError("there are no rows: measure some first, with 'python -m bench sweep'")

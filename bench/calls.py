@@ -1,4 +1,4 @@
-"""What a row measured, in the terms that plans are chosen in, and whether it still says something."""
+"""What a row measured, as the call that plans are chosen for, and whether the row is still of use."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def work_of(row: Measurement) -> Work:
 
 
 def call_of_row(row: Measurement) -> Call:
-    """The pass as the library saw it."""
+    """The pass as the library planned it."""
     return call_of(work_of(row))
 
 
 def device_of(gpu: str) -> Device:
-    """The cost model's description of a row's GPU. ValueError where it has none."""
+    """The cost model's description of a row's GPU. Raises ValueError where it has none."""
     if (found := listed(gpu)) is None:
         raise ValueError(f"{gpu!r} is not in the table of devices: add it to costmodel/data/devices.toml")
     return found
@@ -32,5 +32,5 @@ def ours(row: Measurement) -> bool:
 
 
 def fresh(row: Measurement) -> bool:
-    """Whether a row is of the kernels in this tree; other providers' rows always are."""
+    """Whether a row is of the kernels in this tree. Rows of other providers always are fresh."""
     return not row.family or is_current(row.family, row.family_hash)

@@ -1,4 +1,4 @@
-"""What the compiler makes of the causal convolution, read back from machine code; needs no GPU. `bench.depthwise` prints it."""
+"""What the causal convolution compiles to, read back from machine code. Needs no GPU. `bench.depthwise` prints it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ NOTHING, STATE, IDS, PACKED = (False, False, False), (True, False, False), (Fals
 
 @dataclass(frozen=True)
 class Row:
-    """One kernel to compile, of x [8, 2048, 2048]. `plan`: "" for the one that the library takes. `limit`: instructions an
-    output."""
+    """One kernel to compile, for x [8, 2048, 2048]. `plan` "" is the plan that the library takes. `limit`: most instructions
+    per output."""
 
     name: str
     taps: int
@@ -87,7 +87,7 @@ ROWS = (
 
 
 def launch_of(row: Row) -> tuple[Any, dict[str, Any]]:
-    """The kernel of a row and its arguments, pointers standing in for tensors."""
+    """(the kernel of a row, its arguments with pointers in place of tensors)."""
     element, number = Pointer(row.dtype), Pointer(torch.int32)
     dy = row.x if row.backward else None
     plan = str(row.chosen())
@@ -106,7 +106,7 @@ def launch_of(row: Row) -> tuple[Any, dict[str, Any]]:
 
 
 def figures(row: Row) -> Figures:
-    """Compile a row and count."""
+    """Compiles a row and counts its instructions."""
     kernel, arguments = launch_of(row)
     plan = row.chosen()
     warps, stages = arguments.pop("num_warps"), arguments.pop("num_stages")

@@ -1,4 +1,4 @@
-"""Measured rows as pictures: under the roofline, as ratios in order, and against the predicted times. In the style of
+"""Measured rows as pictures: under the roofline, as sorted ratios, and beside the predicted times. They have the style of
 `costmodel.reports.pictures`."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from costmodel.device import Device
 from costmodel.reports.pictures import LIGHT, Theme, blank_figure, dress, label_points
 from costmodel.reports.units import middle, si
 
-#: A colour for each kind of layer, in the order of `KINDS`; told apart in greys and by the colour-blind where they neighbour.
+#: A colour per kind of layer, in the order of `KINDS`. Neighbours also differ in greys and for the colour-blind.
 COLOURS = ("#0b62a8", "#5aa9e6", "#117a65", "#8a8f98", "#d4a017", "#b3420b", "#7a3e9d", "#c2557f")
 COLOUR = dict(zip(KINDS, COLOURS, strict=True))
 NAMED = 5
@@ -33,7 +33,7 @@ Predicted = tuple[Measurement, float, float, float]
 def charts(
     entries: Sequence[Compared], predicted: Sequence[Predicted], device: Device, theme: Theme = LIGHT
 ) -> dict[str, Figure]:
-    """What there are rows for, by name: "roofline", "ratios", "predicted"."""
+    """The pictures for which there are rows, by name: "roofline", "ratios", "predicted"."""
     timed = [entry for entry in entries if entry.ratio is not None]
     found: dict[str, Figure] = {}
     if timed:
@@ -50,7 +50,8 @@ def charts(
 def draw_roofline(axes: Axes, entries: Sequence[Compared], device: Device, theme: Theme) -> None:
     """Attained useful FLOP/s over useful FLOP per compulsory byte, in the dtype that most passes have.
 
-    A dot is ours, the ring on its line torch's fastest setting; the dashed roof is the FMA units', which depthwise layers have.
+    A dot is ours, and the ring on its line is torch's fastest setting. The dashed roof is that of the FMA units, which
+    depthwise layers use.
     """
     works = Counter((e.verdict.line.work.dtype, e.verdict.line.work.precision) for e in entries)
     (dtype, precision), _ = works.most_common(1)[0]
@@ -94,7 +95,7 @@ def draw_roofline(axes: Axes, entries: Sequence[Compared], device: Device, theme
 
 
 def draw_ratios(axes: Axes, entries: Sequence[Compared], theme: Theme) -> None:
-    """Torch's fastest time over ours, a bar a pass from 1 on, the lowest first; hatched where the row is stale."""
+    """Torch's fastest time over ours: one bar per pass, starting at 1, the lowest first; hatched where the row is stale."""
     ordered = sorted(entries, key=lambda entry: entry.ratio or 0)
     ratios = [entry.ratio or 0 for entry in ordered]
     low, high = min(0.7, *(r / 1.3 for r in ratios)), max(1.5, *(r * 1.6 for r in ratios))
@@ -123,7 +124,7 @@ def draw_ratios(axes: Axes, entries: Sequence[Compared], theme: Theme) -> None:
 
 
 def draw_predicted(axes: Axes, rows: Sequence[Predicted], theme: Theme) -> None:
-    """Measured over predicted microseconds, a dot a row, with each family's interval as a band."""
+    """Measured over predicted microseconds: one dot per row, with each family's interval as a band."""
     families = sorted({row.family for row, *_ in rows})
     times = [value for row, us, _, _ in rows for value in (us, microseconds(row))]
     ends = np.array([min(times) / 1.6, max(times) * 1.6])

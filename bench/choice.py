@@ -1,4 +1,4 @@
-"""How good the arithmetic's choice of a plan is, from rows of many plans of a call (`bench.sweep`)."""
+"""How good the predicted choice of a plan is, from measured rows of many plans per call (`bench.sweep`)."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from costmodel.device import Device
 from costmodel.plan import candidates, predict, select
 from costmodel.tiling import Plan
 
-#: Fewer plans say nothing of an order.
+#: Fewest measured plans of a call; fewer say nothing about their order.
 LEAST_PLANS = 5
-#: What the model is held to: the first choice's share of the fastest plan's speed, in the median and at the fifth
-#: percentile, and the median and mean of |predicted / measured - 1|.
+#: The model's goals: the first choice's share of the fastest plan's speed, in the median and at the fifth percentile, and the
+#: median and mean of |predicted / measured - 1|.
 GOALS = {"median share": 0.95, "p5 share": 0.80, "median error": 0.08, "mean error": 0.12}
 
 
 @dataclass(frozen=True)
 class Quality:
-    """How well the arithmetic orders the plans of one call. Times in microseconds, errors |predicted / measured - 1|."""
+    """How well predicted times order the plans of one call. Times are microseconds, errors |predicted / measured - 1|."""
 
     name: str
-    plans: int  # measured
-    of: int  # candidates
-    first: Measurement | None  # of least predicted time, where it was measured
+    plans: int  # measured plans
+    candidates: int  # candidate plans of the call
+    first: Measurement | None  # the row of the plan of least predicted time, where it was measured
     best: Measurement
-    correlation: float  # of the ranks by predicted and by measured time
+    correlation: float  # correlation of the ranks by predicted and by measured time
     errors: tuple[float, ...]
 
     @property
     def share(self) -> float | None:
-        """The first choice's speed in parts of the fastest plan's."""
+        """The first choice's speed over the fastest plan's."""
         return None if self.first is None else (self.best.median_us or 0) / (self.first.median_us or 1)
 
 
 def qualities(rows: Iterable[Measurement], device: Device) -> list[Quality]:
-    """Of every call of which enough plans were measured, by the model as it is now. Stale rows are left out."""
+    """The quality for every call with enough measured plans, by the model as it is now. Stale rows are left out."""
     device = replace(device, fastest={})
     by_job: dict[tuple[object, ...], dict[str, Measurement]] = defaultdict(dict)
     for row in latest(rows).values():
@@ -61,7 +61,7 @@ def qualities(rows: Iterable[Measurement], device: Device) -> list[Quality]:
             Quality(
                 name=f"{some.suite}/{some.layer} {some.which}" if some.layer else f"{some.problem} {some.which}",
                 plans=len(members),
-                of=len(candidates(call, device)),
+                candidates=len(candidates(call, device)),
                 first=members.get(str(select(call, device))),
                 best=min(members.values(), key=lambda row: row.median_us or np.inf),
                 correlation=spearman(predicted, measured),
@@ -72,14 +72,14 @@ def qualities(rows: Iterable[Measurement], device: Device) -> list[Quality]:
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """Places in ascending order; equal values share the mean of theirs."""
+    """Ranks in ascending order. Equal values share the mean of their ranks."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
     return (ends - (counts - 1) / 2)[inverse]
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Correlation of the ranks; NaN where one of them has only equal values."""
+    """Spearman's correlation of the ranks; NaN where all values of one side are equal."""
     a, b = ranks(a), ranks(b)
     spread = float(np.std(a) * np.std(b))
     return float(np.mean((a - a.mean()) * (b - b.mean())) / spread) if spread else float("nan")
@@ -87,7 +87,8 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Summary:
-    """Over calls: the first choice's share of the fastest plan's speed, the ranks' correlation; over rows: errors."""
+    """Summaries over calls (the first choice's share of the fastest plan's speed, the ranks' correlation) and over rows
+    (errors)."""
 
     calls: int
     plans: int
@@ -113,7 +114,7 @@ class Summary:
 
     @property
     def lines(self) -> list[tuple[str, float, float | None, bool]]:
-        """What, its value, its goal, and whether more is better."""
+        """(name, value, goal, whether more is better) of each figure."""
         return [
             ("first choice, share of the fastest plan's speed, median", self.median_share, GOALS["median share"], True),
             ("first choice, share of the fastest plan's speed, p5", self.p5_share, GOALS["p5 share"], True),
@@ -124,7 +125,7 @@ class Summary:
 
 
 def show(found: Sequence[Quality], console: Console) -> None:
-    """A row a call, the worst choice first, and the summary beside its goals."""
+    """Prints one row per call, the worst choice first, and the summary beside its goals."""
     if not found:
         console.print(f"no call has {LEAST_PLANS} plans measured")
         return
@@ -138,7 +139,7 @@ def show(found: Sequence[Quality], console: Console) -> None:
         share = "-" if q.share is None else f"{q.share:.0%}"
         error = f"{np.median(q.errors):.0%}"
         best = f"{q.best.median_us:.1f}"
-        shown.add_row(q.name, f"{q.plans} of {q.of}", first, best, share, f"{q.correlation:.2f}", error, q.best.plan)
+        shown.add_row(q.name, f"{q.plans} of {q.candidates}", first, best, share, f"{q.correlation:.2f}", error, q.best.plan)
     console.print(shown)
     summary = Summary.of(found)
     console.print(f"{summary.calls} calls, {summary.plans} plans")

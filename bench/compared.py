@@ -1,4 +1,4 @@
-"""Committed rows side by side: our time of a pass against torch's, and whether the row is of what the library does today."""
+"""Committed rows side by side: our time of a pass beside torch's, and whether the row shows what the library does today."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from costmodel.plan import select
 from costmodel.problem import ConvProblem
 
 RESULTS = ROOT / "bench" / "results"
-#: Fewer channels than this at one end of a dense layer leave most of a tile's depth or width empty.
+#: Fewest channels at either end of a dense layer that do not leave most of a tile's depth or width empty.
 FEW_CHANNELS = 16
 KINDS = ("dense", "pointwise", "patches", "few channels", "grouped", "depthwise", "dilated", "transposed")
 
 
 def kind_of(problem: ConvProblem, transposed: bool) -> str:
-    """One of `KINDS`, by what makes the layer special."""
+    """The kind of a layer, one of `KINDS`."""
     if problem.groups > 1:
         return "depthwise" if problem.groups == problem.in_channels else "grouped"
     if transposed:
@@ -41,7 +41,8 @@ def kind_of(problem: ConvProblem, transposed: bool) -> str:
 
 @dataclass(frozen=True)
 class Compared:
-    """One pass of a layer: `verdict` has the rows, `stale` says why ours is not of what the library does now ("" if it is)."""
+    """One pass of a layer. `verdict` has the rows; `stale` says why our row does not show what the library does now ("" if it
+    does)."""
 
     verdict: Verdict
     kind: str
@@ -60,13 +61,13 @@ class Compared:
 
     @property
     def counts(self) -> bool:
-        """Whether torch takes long enough that the floor holds."""
+        """Whether torch takes long enough that the floor applies."""
         torch = self.verdict.torch
         return torch is not None and microseconds(torch) > FLOOR_FROM_US
 
     @property
     def share(self) -> float | None:
-        """Of the roofline."""
+        """Our share of the roofline."""
         row = self.verdict.ours
         return None if row is None else row.roofline_us / microseconds(row)
 
@@ -85,7 +86,7 @@ def by_gpu(rows: Iterable[Measurement]) -> dict[str, list[Measurement]]:
 
 @cache
 def goal_lines() -> dict[Work, Line]:
-    """The works that stand for a goal; one that stands for two is counted for the first."""
+    """The works that belong to a goal. A work of two goals counts for the first."""
     found: dict[Work, Line] = {}
     for line in goals():
         found.setdefault(line.work, line)
@@ -93,16 +94,16 @@ def goal_lines() -> dict[Work, Line]:
 
 
 def compared(rows: Sequence[Measurement]) -> list[Compared]:
-    """Each pass that we were measured on beside torch, the lowest ratio first; those without a ratio come before all.
+    """Each pass that was measured for us and for torch. Passes without a ratio come first, then the lowest ratios.
 
-    `rows` are of one GPU. Rows of a sweep are no measurement of the library's choice and left out.
+    `rows` are those of one GPU. Rows of a sweep do not measure the library's choice and are left out.
     """
     device = device_of(rows[0].gpu)
     jobs: dict[tuple[object, ...], list[Measurement]] = defaultdict(list)
     for row in latest(rows).values():
         if row.provider != "tritonconv" or not row.setting:
             jobs[row.job].append(row)
-    newest: dict[Work, list[Measurement]] = {}  # of the versions of torch and Triton that were measured last
+    newest: dict[Work, list[Measurement]] = {}  # rows of the versions of torch and Triton that were measured last
     for members in sorted(jobs.values(), key=lambda members: max(row.when for row in members)):
         if any(row.provider == "tritonconv" for row in members):
             newest[work_of(members[0])] = members
@@ -131,7 +132,7 @@ def _compared(members: Sequence[Measurement], device: Device) -> Compared:
 
 
 def _ours_today(own: Sequence[Measurement], device: Device) -> tuple[Measurement | None, str]:
-    """The row of the plan that the library takes today by today's kernels, else the last one and what is old about it."""
+    """(row, why it is stale). The row is that of the plan and the kernels that the library uses today, else the last one."""
     if not own:
         return None, ""
     plan = str(select(call_of_row(own[0]), device))
@@ -141,7 +142,7 @@ def _ours_today(own: Sequence[Measurement], device: Device) -> tuple[Measurement
 
 @dataclass(frozen=True)
 class Group:
-    """Passes added up: geometric means over those with a ratio."""
+    """Several passes: geometric means over those with a ratio."""
 
     name: str
     members: tuple[Compared, ...]
@@ -156,13 +157,13 @@ class Group:
 
     @property
     def default(self) -> float:
-        """Against torch's default setting."""
+        """The geometric mean of torch's time in its default setting over ours."""
         found = [m.verdict.against(m.verdict.default) for m in self.members]
         return geometric_mean(ratio for ratio in found if ratio is not None)
 
     @property
     def lowest(self) -> float | None:
-        """The lowest ratio where torch takes long enough that the floor holds."""
+        """The lowest ratio among passes for which torch takes long enough that the floor applies."""
         return min((m.ratio for m in self.members if m.ratio is not None and m.counts), default=None)
 
     @property
@@ -171,7 +172,7 @@ class Group:
 
     @property
     def line(self) -> Line:
-        """Its goal and floor are those of the group, where it is one of the goals'."""
+        """The line whose goal and floor are those of the group, where the group has a goal."""
         return self.members[0].verdict.line
 
     @property
@@ -180,7 +181,7 @@ class Group:
 
 
 def grouped(entries: Iterable[Compared], key: str) -> list[Group]:
-    """By "goal" or by "suite"; entries without one are left out. In the order of the goals, or of the names."""
+    """The entries grouped by "goal" (in the order of the goals) or by "suite" (by name). Entries without one are left out."""
     found: dict[str, list[Compared]] = {}
     if key == "goal":
         found = {line.group: [] for line in goal_lines().values()}

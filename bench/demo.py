@@ -9,7 +9,7 @@ import torch
 
 
 def run(out: Path) -> None:
-    """Run what this machine can; SystemExit when a result is wrong.
+    """Run the demo that this machine can run. Raises SystemExit where a result is wrong.
 
     Triton reads TRITON_INTERPRET when it is imported, so nothing that imports it is imported before the choice is made.
     """

@@ -1,4 +1,4 @@
-"""What the compiler makes of the depthwise kernels, read back from machine code: instructions an output, loads, registers.
+"""What the depthwise kernels compile to, read back from machine code: instructions per output, loads, registers.
 
 `python -m bench depthwise` prints the table. Needs no GPU.
 """
@@ -17,26 +17,26 @@ from rich.table import Table
 from bench.aot import since
 from bench.audit import compile_prepared, operands
 from bench.sass import KernelAudit
-from costmodel.families.depthwise import DepthwisePlan, layer_of
+from costmodel.families.depthwise import DepthwisePlan, shape_of
 from costmodel.problem import ConvProblem, Pass
 from tritonconv.launch import prepare_call
 
 
 def grouped(channels: int, filters: int, shape: tuple[int, ...], kernel: tuple[int, ...], stride: int = 1) -> ConvProblem:
-    """A problem of groups of `channels` and `filters`, with the padding that keeps sizes at stride 1."""
+    """A problem whose groups have `channels` channels and `filters` filters, with padding that keeps sizes at stride 1."""
     groups, rank = shape[1] // channels, len(kernel)
     padding = tuple(k // 2 for k in kernel)
     return ConvProblem.conv(shape, (groups * filters, channels, *kernel), (stride,) * rank, padding, (1,) * rank, groups)
 
 
 def channelwise(shape: tuple[int, ...], kernel: tuple[int, ...], stride: int = 1) -> ConvProblem:
-    """A depthwise problem, as `grouped`."""
+    """A depthwise problem, with padding as in `grouped`."""
     return grouped(1, 1, shape, kernel, stride)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One kernel to compile, in bfloat16. `limit`: instructions an output, for large filters an output and tap of a trip."""
+    """One kernel to compile, in bfloat16. `limit`: most instructions per output; for large filters, per output and tap."""
 
     problem: ConvProblem
     channels_last: bool
@@ -91,15 +91,15 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Figures:
-    """What a row compiled to. `outputs`: of one thread in one trip of the main loop."""
+    """What a row compiled to. `outputs`: outputs per thread and trip of the main loop."""
 
     found: KernelAudit
     outputs: float
-    per_output: float  # instructions; for large filters, of an output and a tap
+    per_output: float  # instructions per output; for large filters, per output and tap
 
     @property
     def loads(self) -> str:
-        """Loads of a trip by their bytes a thread."""
+        """Loads per trip, by their bytes per thread."""
         widths = self.found.trip.copies.get("LDG", {})
         return ", ".join(f"{count}x{8 * width}" for width, count in sorted(widths.items(), reverse=True))
 
@@ -109,7 +109,7 @@ class Figures:
 
 
 def figures(row: Row) -> Figures:
-    """Compile a row and count."""
+    """Compiles a row and counts its instructions."""
     problem, plan = row.problem, DepthwisePlan.parse(row.plan)
     a, b, out = operands(problem, plan.which, row.channels_last)
     bias = None if plan.which == Pass.WGRAD else 1
@@ -117,7 +117,7 @@ def figures(row: Row) -> Figures:
     found = compile_prepared(prepared, torch.bfloat16, row.arch)
     outputs = plan.block_m * plan.block_n * plan.block_k / (32 * plan.num_warps)
     if plan.which != Pass.WGRAD and plan.taps is None:
-        outputs *= layer_of(problem, plan.which).out_group[1]
+        outputs *= shape_of(problem, plan.which).out_group[1]
     return Figures(found, outputs, found.trip.instructions / outputs / (plan.taps[1] if plan.taps else 1))
 
 
@@ -127,8 +127,8 @@ def measured() -> Iterator[tuple[Row, Figures]]:
 
 
 def run() -> None:
-    """Print the table, and the causal convolution's behind it."""
-    from bench import causal  # which takes `Figures` from here
+    """Print the table, and that of the causal convolution after it."""
+    from bench import causal  # here, because it imports `Figures` from this module
 
     console = Console()
     shown = Table(title=f"Triton {triton.__version__}, sm_90, bfloat16", box=SIMPLE, padding=(0, 1, 0, 0))

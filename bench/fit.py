@@ -1,8 +1,8 @@
 """The constants of a kernel family (`costmodel.calibration`) fitted to measured times.
 
-The sum of |log(measured / predicted)| over the rows is lowered one constant at a time, by golden section on its logarithm,
-until a round over all of them gains next to nothing. Least absolute deviations, so that a few rows that the model does not
-understand do not bend the rest; rounded off below `ROUNDING`, so that the descent does not stop at a corner.
+The sum of |log(measured / predicted)| over the rows is minimised one constant at a time, by golden section on its logarithm,
+until a round over all constants gains next to nothing. Absolute deviations keep a few rows that the model does not understand
+from bending the rest; they are rounded off below `ROUNDING`, so that the descent does not stop at a corner.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from costmodel.plan import predict
 from costmodel.tiling import Call, Plan, arithmetic
 
 ROUNDING = 0.02
-#: A constant is changed where that lowers the mean error by this much at least, and a round that gains less is the last.
+#: A constant is changed only where that lowers the mean error by this much; a round that gains less is the last.
 GAIN = 1e-4
 ROUNDS = 8
-#: A tile gets a share of the peak of its own where so many rows are bound by its arithmetic.
+#: Fewest rows bound by a tile's arithmetic for which the tile gets a share of the peak of its own.
 ROWS_OF_A_TILE = 8
 GRID = 9
 GOLDEN = (math.sqrt(5) - 1) / 2
@@ -52,17 +52,17 @@ def with_constants(device: Device, family: str, constants: Calibration) -> Devic
 
 
 def log_ratios(samples: Sequence[Sample], device: Device) -> np.ndarray:
-    """log(measured / predicted) of each."""
+    """log(measured / predicted) of each sample."""
     return np.array([math.log(s.seconds / predict(s.call, s.plan, device).seconds) for s in samples])
 
 
 def absolute_errors(samples: Sequence[Sample], device: Device) -> np.ndarray:
-    """|predicted / measured - 1| of each."""
+    """|predicted / measured - 1| of each sample."""
     return np.abs(np.expm1(-log_ratios(samples, device)))
 
 
 def fit(samples: Sequence[Sample], device: Device, family: str) -> Calibration:
-    """The constants that fit the samples of one family, where the defaults do not fit them as well."""
+    """The constants that fit the samples of one family. A constant keeps its default where that fits as well."""
 
     def off(constants: Calibration) -> float:
         found = log_ratios(samples, with_constants(device, family, constants))
@@ -70,7 +70,7 @@ def fit(samples: Sequence[Sample], device: Device, family: str) -> Calibration:
 
     best = Calibration()
     kinds = sorted({s.kind for s in samples})
-    # the latency last: it can take the place of any other where few rows tell them apart
+    # the latency comes last, because it can stand in for any other constant where few rows tell them apart
     steps = [_constant(name, *BOUNDS[name]) for name in ("launch", "dram", "l2", "issue")]
     steps += [*(_share(kind) for kind in kinds), _constant("latency", *BOUNDS["latency"])]
     least = off(best)
@@ -98,15 +98,15 @@ def _constant(name: str, low: float, high: float) -> Step:
     return Step(lambda constants, value: replace(constants, **{name: value}), low, high)  # type: ignore[arg-type]
 
 
-def _share(of: str) -> Step:
+def _share(name: str) -> Step:
     def put(constants: Calibration, value: float) -> Calibration:
-        return replace(constants, shares=tuple(sorted({**dict(constants.shares), of: value}.items())))
+        return replace(constants, shares=tuple(sorted({**dict(constants.shares), name: value}.items())))
 
     return Step(put, *SHARE_BOUNDS)
 
 
 def _lower(best: Calibration, least: float, step: Step, off: Callable[[Calibration], float]) -> tuple[Calibration, float]:
-    """The constants with one of them at its best value, and their mean error; as they were where that gains nothing."""
+    """(the constants with one of them at its best value, their mean error); unchanged where that gains nothing."""
 
     def at(log: float) -> float:
         return off(step.put(best, math.exp(log)))
@@ -125,19 +125,19 @@ def _lower(best: Calibration, least: float, step: Step, off: Callable[[Calibrati
     return step.put(best, min(step.high, max(step.low, math.exp(log)))), value
 
 
-def golden_section(of: Callable[[float], float], low: float, high: float, tolerance: float = 5e-3) -> float:
-    """Where a function of one valley is least between two values."""
+def golden_section(function: Callable[[float], float], low: float, high: float, tolerance: float = 5e-3) -> float:
+    """The argument between two values at which a function with a single minimum is least."""
     left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
-    of_left, of_right = of(left), of(right)
+    of_left, of_right = function(left), function(right)
     while high - low > tolerance:
         if of_left < of_right:
             high, right, of_right = right, left, of_left
             left = high - GOLDEN * (high - low)
-            of_left = of(left)
+            of_left = function(left)
         else:
             low, left, of_left = left, right, of_right
             right = low + GOLDEN * (high - low)
-            of_right = of(right)
+            of_right = function(right)
     return (low + high) / 2
 
 

@@ -1,6 +1,6 @@
-"""Which kernels of the package were started, by pass and family: for those who prove that some were, or that none was.
+"""Counts the kernels that the package starts, by pass and family, so that tests can prove that some, or none, were started.
 
-Importing this puts a counter around `tritonconv.steps`, which starts them all. The package itself counts by kernel.
+Importing this module puts a counter around `tritonconv.steps`, which starts all kernels. The package itself counts by kernel.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from typing import Any
 
 from tritonconv.steps import Launch, Step
 
-#: Launches so far: of a pass "fprop", "dgrad" or "wgrad", and "tma fprop" and so on where its family is no GEMM by gather;
-#: "reduce" for the second stage of a shared reduction; kernels of functions by `FUNCTIONS`.
+#: Launches so far, by "fprop", "dgrad" or "wgrad"; also by "tma fprop" and so on for families other than gather and patch; by
+#: "reduce" for the second stage of a shared reduction; and for kernels of functions by `FUNCTIONS`.
 COUNTS: Counter[str] = Counter()
-#: Kernels of functions, and what they are counted as.
+#: The names under which kernels of functions are counted.
 FUNCTIONS = {
     "causal_kernel": "causal",
     "final_state_kernel": "causal final",
@@ -22,6 +22,11 @@ FUNCTIONS = {
     "causal_update_kernel": "causal update",
     "video_kernel": "video",
     "separable_kernel": "separable",
+    "deform_kernel": "deform",
+    "columns_kernel": "deform columns",
+    "targets_kernel": "deform targets",
+    "scatter_kernel": "deform scatter",
+    "weights_kernel": "deform weights",
 }
 _PLAIN = ("fprop_kernel", "dgrad_kernel", "wgrad_kernel")
 _start, _run = Step.start, Launch.run

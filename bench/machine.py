@@ -1,7 +1,7 @@
-"""The machine that is measured on: its clock, its memory, and what rows say of it.
+"""The machine that measures: its clock, its memory, and the facts about it that rows keep.
 
-`Machine` is all that the rest of the harness knows of a GPU; tests put a stand-in there. `Gpu` is the real one: calls are
-captured in a CUDA graph, so that no host time is in between, and replays of all contenders take turns.
+`Machine` is all that the rest of the harness knows about a GPU; tests use a stand-in. `Gpu` is the real one: it captures calls
+in a CUDA graph, so that no host time is in between, and replays all contenders in turns.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from bench.provenance import provenance
 from costmodel.detector import detect
 from costmodel.device import Device
 
-#: Computes the result of a set of inputs, by its number.
+#: Computes the result for the set of inputs of a number.
 Call = Callable[[int], torch.Tensor]
 
 WARM_UPS = 3
-#: One replay of a graph lasts about this long, so that the gap before its first kernel does not count.
+#: About how long one replay of a graph lasts, so that the gap before its first kernel does not matter.
 REPLAY_SECONDS = 500e-6
-#: All replays of one contender last about this long, within these numbers.
+#: About how long all replays of one contender last, and the limits of their number.
 ROUNDS_SECONDS = 0.1
 ROUNDS = (10, 100)
 
 
 class Captured(Protocol):
-    """Calls that can be repeated: the last result of each set, which `replay` writes anew, and how many calls there are."""
+    """Calls that can be repeated. `outputs` are the last result of each set, which `replay` writes again; `calls` is the number
+    of calls."""
 
     outputs: list[torch.Tensor]
     calls: int
@@ -43,7 +44,7 @@ class Captured(Protocol):
 
 
 class Machine(Protocol):
-    device: str  # torch's word
+    device: str  # torch's name of the device
     model: Device
     memory: int  # bytes that may be used
     facts: Mapping[str, Any]  # gpu, driver, cuda, cudnn, torch, triton, commit
@@ -57,7 +58,7 @@ class Machine(Protocol):
         ...
 
     def elapsed(self, call: Callable[[], object], repeats: int) -> list[float]:
-        """Device seconds of single calls as they are, host time included where the host is slower."""
+        """Device seconds of single calls without a graph; they include host time where the host is slower."""
         ...
 
     def clock_mhz(self) -> int | None: ...
@@ -86,7 +87,7 @@ class Quantiles:
 
 
 def quantiles(samples: Sequence[float]) -> Quantiles:
-    """Median, first and last decile, interpolated; ValueError of none."""
+    """The median and the first and last decile, interpolated. Raises ValueError without samples."""
     if not samples:
         raise ValueError("there are no samples")
     if len(samples) == 1:
@@ -96,7 +97,7 @@ def quantiles(samples: Sequence[float]) -> Quantiles:
 
 
 def rounds(first: Sequence[float]) -> int:
-    """How often to go round the contenders whose first replays took these seconds."""
+    """How many rounds to measure contenders whose first replays took these seconds."""
     least, most = ROUNDS
     return max(least, min(most, math.ceil(ROUNDS_SECONDS / max(*first, 1e-9))))
 
@@ -112,8 +113,8 @@ def nvidia_smi(field: str) -> str:
 
 
 def in_turns(call: Call, sets: int, calls: int) -> list[torch.Tensor]:
-    """The sets one after another and over again; each one's last result. A result stays alive until the set's next, so that
-    results too take turns in memory."""
+    """Calls with the sets one after another, over and over; returns each set's last result. A result stays alive until the
+    set's next one, so that results take turns in memory too."""
     outputs: list[torch.Tensor] = []
     for i in range(calls):
         outputs[i % sets : i % sets + 1] = [call(i % sets)]
@@ -140,10 +141,10 @@ class Graph:
 
 
 class Gpu:
-    """The current CUDA device. SystemExit where there is none.
+    """The current CUDA device. Raises SystemExit where there is none.
 
-    `cudnn_plans` limits how many plans of cuDNN torch keeps (`bench.providers.cudnn` says why one); torch reads the limit at
-    its first convolution, so it holds for the process.
+    `cudnn_plans` limits how many of cuDNN's plans torch keeps (`bench.providers.cudnn` says why one). torch reads the limit at
+    its first convolution, so it applies to the whole process.
     """
 
     def __init__(self, cudnn_plans: int | None = None) -> None:

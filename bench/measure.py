@@ -1,4 +1,4 @@
-"""One piece of work on one machine: every contender checked against the exact result and timed in turns with the others."""
+"""Measures one piece of work on one machine: every contender is checked against the exact result and timed in turns."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MOST_REPETITIONS = 50
 
 @dataclass
 class Outcome:
-    """What became of a line: the identities of its rows in order, the rows that are new, and who did not take part."""
+    """The outcome of a line: the identities of its rows in order, the new rows, and who did not take part."""
 
     line: Line
     identities: list[tuple[object, ...]] = field(default_factory=list)
@@ -69,7 +69,7 @@ def one_line(error: BaseException) -> str:
 
 
 def measure(line: Line, providers: Sequence[str], machine: Machine, done: Collection[tuple[object, ...]]) -> Outcome:
-    """Measure what of a line is not in `done`, the identities of earlier rows."""
+    """Measures a line, except for rows whose identities are in `done`."""
     work, outcome = line.work, Outcome(line)
     with float32_in(work.precision):
         contenders: list[tuple[Contender, Measurement]] = []
@@ -133,7 +133,7 @@ def race(work: Work, todo: Sequence[tuple[Contender, Measurement]], machine: Mac
 
 
 def capture(contender: Contender, sets: Sequence[tuple[torch.Tensor, torch.Tensor]], calls: int, machine: Machine) -> Captured:
-    """`calls` calls in a row that take the sets in turn."""
+    """Captures `calls` calls in a row, which use the sets in turn."""
     prepared = [contender.prepare(a, b) for a, b in sets]
     before = COUNTS.total()
     with contender.active():
@@ -144,7 +144,7 @@ def capture(contender: Contender, sets: Sequence[tuple[torch.Tensor, torch.Tenso
 
 
 def checked(captured: Captured, want: Expected, work: Work) -> float:
-    """The error of a replay in parts of the tolerance, on the first set; infinite where any result was left unwritten."""
+    """The error of a replay over the tolerance, on the first set; infinite where a result was left unwritten."""
     for result in captured.outputs:
         result.fill_(math.nan)
     captured.replay()

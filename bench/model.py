@@ -1,7 +1,8 @@
 """`python -m bench model`: a whole network with torch's convolutions and with tritonconv's, eager and compiled.
 
-Each variant is checked before it is timed: its logits, and with `train` its gradients, against the network in float64, with
-batch norms as in evaluation so that few images do. They may be twice as far off as torch's own in the same dtype.
+Each variant is checked before it is timed: its logits, and with `train` its gradients, are compared with the network in
+float64. Batch norms are in evaluation mode for this, so that few images suffice. Results may be twice as far off as torch's in
+the same dtype.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ from costmodel.networks.models import imported
 
 STEPS = 30
 CHECKED_IMAGES = 2
-#: Below this distance (the square root of float32's rounding) neither of two errors is called the larger.
+#: The distance (the square root of float32's rounding) below which neither of two errors is called the larger.
 FLOOR = 2.0**-12
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A step's time and memory. No times where it is not `ok`, and `note` says why."""
+    """A step's time and memory. Where `ok` is False there are no times, and `note` says why."""
 
     name: str
     ok: bool
-    error: float | None  # distance from float64, in parts of its length
+    error: float | None  # distance from the float64 result, relative to its norm
     milliseconds: float | None = None
     p10: float | None = None
     p90: float | None = None
@@ -50,7 +51,7 @@ class Variant:
 
 
 def build(name: str) -> nn.Module:
-    """The network of that name with random weights, torchvision's before timm's. ValueError where neither has it."""
+    """The network of a name with random weights, torchvision's or else timm's. Raises ValueError where neither has it."""
     tried = []
     for package, make in (("torchvision.models", "get_model"), ("timm", "create_model")):
         try:
@@ -82,13 +83,13 @@ def results(model: nn.Module, x: torch.Tensor, train: bool) -> torch.Tensor:
 
 
 def distance(got: torch.Tensor, want: torch.Tensor) -> float:
-    """|got - want| / |want|; infinite where something is no number."""
+    """|got - want| / |want|; infinite where an element is NaN."""
     value = float((got - want).norm() / want.norm())
     return math.inf if math.isnan(value) else value
 
 
 def step_of(model: nn.Module, x: torch.Tensor, train: bool) -> Callable[[], object]:
-    """One step: forward alone, or forward and backward of the logits' mean square."""
+    """One step: forward, or forward and backward of the logits' mean square."""
 
     def infer() -> object:
         with torch.no_grad():
@@ -103,7 +104,7 @@ def step_of(model: nn.Module, x: torch.Tensor, train: bool) -> Callable[[], obje
 
 
 def variants(model: nn.Module, compiled: bool) -> Iterator[tuple[str, nn.Module]]:
-    """Names and networks, that of torch in eager mode first."""
+    """(name, network) of each variant, torch in eager mode first."""
     converted = tritonconv.convert(model)
     yield "torch", model
     yield "tritonconv", converted
@@ -114,10 +115,10 @@ def variants(model: nn.Module, compiled: bool) -> Iterator[tuple[str, nn.Module]
 
 
 def compare(model: nn.Module, x: torch.Tensor, train: bool, compiled: bool, machine: Machine) -> list[Variant]:
-    """Every variant, checked and timed; `model` and `x` are in the dtype and on the device of the comparison."""
+    """Every variant, checked and timed. `model` and `x` have the dtype and the device of the comparison."""
     few = x[:CHECKED_IMAGES]
     want = results(copy.deepcopy(model).double(), few.double(), train)
-    statistics_before = [buffer.clone() for buffer in model.buffers()]  # a timed step moves the batch norms'
+    statistics_before = [buffer.clone() for buffer in model.buffers()]  # a timed step changes those of batch norms
     model.train(train)
     found: list[Variant] = []
     allowed = FLOOR
@@ -143,7 +144,7 @@ def compare(model: nn.Module, x: torch.Tensor, train: bool, compiled: bool, mach
 
 
 def table(found: list[Variant], title: str) -> Table:
-    """Ratios are torch's time in the same mode over ours."""
+    """The table. A ratio is torch's time in the same mode over ours."""
     shown = Table(title=title, box=HORIZONTALS, padding=(0, 1, 0, 0))
     for heading in ("", "ms a step", "p10", "p90", "ratio", "peak GB", "error"):
         shown.add_column(heading, justify="right" if heading else "left")
@@ -176,7 +177,8 @@ def command(
     out: Path | None,
     machine: Machine | None = None,
 ) -> None:
-    """What `python -m bench model` does. ValueError for a name or dtype that is none, SystemExit(1) where a variant failed."""
+    """What `python -m bench model` does. Raises ValueError for an unknown name or dtype, SystemExit(1) where a variant
+    failed."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     model = build(name)

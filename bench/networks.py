@@ -1,4 +1,4 @@
-"""The table of networks in docs/cost-model.md: what the cost model says of them, made without a GPU."""
+"""The table of networks in docs/cost-model.md: what the cost model says about them. Needs no GPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ BATCH = 32
 
 
 def table() -> str:
-    """Markdown: parameters, MAC of an image, the share of them that meets no padding, and times of a batch."""
+    """Markdown: parameters, MAC per image, the share of MAC that meets no padding, and times per batch."""
     lines = [
         "| 224x224 | parameters | dense MAC an image | useful | bytes, batch 32 | roofline, H100 | predicted, H100 |",
         "|---|---|---|---|---|---|---|",

@@ -1,8 +1,8 @@
-"""`python -m bench overhead`: what a call costs the host, beside torch's, and what the first call of a shape costs.
+"""`python -m bench overhead`: the host time of a call, beside torch's, and the time of the first call of a shape.
 
-A call's time is from its start to its return, the GPU left to run behind, on layers so small that it keeps up. First calls
-are timed to the end of their kernel: of a shape whose kernels are compiled from nothing (an empty cache on the disk), and of
-another size that the same compiled kernel serves.
+A call's host time is from its start to its return, while the GPU runs behind; layers are so small that the GPU keeps up. First
+calls are timed to the end of their kernel: for a shape whose kernels are compiled from nothing (an empty cache on the disk),
+and for another size that the same compiled kernel serves.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from bench.provenance import results_dir
 from bench.records import write
 
 CALLS = 200
-#: Calls between two synchronisations, few enough that the queue of launches never fills.
+#: Calls between two synchronisations: few enough that the queue of launches never fills.
 BURST = 20
-#: What is aimed at: the host's time above torch's in us, a first call in s, one of a compiled kernel in ms.
+#: The goals: host time above torch's in us, a first call in s, a first call of a compiled kernel in ms.
 GOAL_ABOVE_US, GOAL_FIRST_S, GOAL_COMPILED_MS = 10.0, 2.0, 2.0
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A call that launches for as long as the host needs and no longer."""
+    """A call whose kernels take no longer than the host needs."""
 
     name: str
     function: str
@@ -61,7 +61,7 @@ LAYERS = (
 
 @dataclass(frozen=True)
 class Overhead:
-    """Host microseconds of a call, medians; `step` is forward and backward. First calls in seconds and milliseconds."""
+    """Median host microseconds per call; `step` is forward and backward. First calls are in seconds and milliseconds."""
 
     layer: str
     forward_us: float
@@ -73,7 +73,7 @@ class Overhead:
 
 
 def host_us(call: Callable[[], object], machine: Machine, calls: int = CALLS) -> float:
-    """Median time from a call's start to its return."""
+    """The median time from a call's start to its return."""
     for _ in range(3):
         call()
     machine.synchronize()
@@ -90,14 +90,14 @@ def host_us(call: Callable[[], object], machine: Machine, calls: int = CALLS) ->
 
 @contextmanager
 def empty_cache() -> Iterator[None]:
-    """Triton finds nothing compiled on the disk. What this process has compiled it still has."""
+    """Inside the block Triton finds nothing compiled on the disk. What this process has compiled stays available."""
     with tempfile.TemporaryDirectory() as place, triton.knobs.cache.scope():
         triton.knobs.cache.dir = place
         yield
 
 
 def first(layer: Layer, batch: int, machine: Machine) -> float:
-    """Seconds of one call to the end of its kernel."""
+    """Seconds from the start of one call to the end of its kernel."""
     x, w = layer.tensors(machine.device, batch)
     machine.synchronize()
     began = machine.now()
@@ -125,7 +125,7 @@ def of(layer: Layer, machine: Machine) -> Overhead:
 
 
 def measure(machine: Machine) -> list[Overhead]:
-    """Every layer, after a call that pays what is paid once a process."""
+    """The overhead of every layer, after a call that pays what is paid once per process."""
     first(Layer("", "conv1d", (1, 16, 16), (16, 16, 1), {}), 1, machine)
     return [of(layer, machine) for layer in LAYERS]
 

@@ -1,6 +1,6 @@
-"""`python -m bench pages`: every block of README and docs that is made from the code and the committed results, made anew.
+"""`python -m bench pages`: renews every block of README and docs that is made from the code and the committed results.
 
-A block stands between the lines <!-- name --> and <!-- /name -->. Nothing between them is written by hand.
+A block is between the lines <!-- name --> and <!-- /name -->. Nothing between them is written by hand.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ README = ROOT / "README.md"
 
 @dataclass(frozen=True)
 class Block:
-    """What stands between two markers of a page, and what it should be."""
+    """A block between two markers of a page, and the text that it should have."""
 
     name: str
     page: Path
@@ -26,14 +26,14 @@ class Block:
 
     @property
     def shown(self) -> str:
-        """What stands there now. Raises ValueError where the markers are not there once."""
+        """The text that the block has now. Raises ValueError unless the markers occur exactly once."""
         found = re.findall(rf"<!-- {self.name} -->\n(.*?)\n<!-- /{self.name} -->", self.page.read_text(), re.S)
         if len(found) != 1:
             raise ValueError(f"{self.page.name} has not the lines <!-- {self.name} --> and <!-- /{self.name} --> once")
         return str(found[0])
 
     def renew(self) -> bool:
-        """Write what it should be; whether that changed anything."""
+        """Writes the text that the block should have. Returns whether that changed anything."""
         before, now = self.shown, self.made()
         if before == now:
             return False
@@ -97,17 +97,24 @@ def separable() -> str:
     return table()
 
 
+def deform() -> str:
+    from bench.deform import table
+
+    return table()
+
+
 def blocks() -> Iterator[Block]:
-    """All of them, with the page on which each stands."""
+    """All blocks, each with its page."""
     docs = ROOT / "docs"
     yield from (Block("count", README, counted), Block("compiled", README, compiled), Block("measured", README, measured))
     yield from (Block("layer", docs / "cost-model.md", layer), Block("networks", docs / "cost-model.md", networks))
     yield from (Block(made.__name__, docs / "kernels.md", made) for made in (audit, band, separable))
+    yield Block("deform", docs / "design" / "deform.md", deform)
 
 
 def command(show: Callable[[str], None]) -> None:
     """Renew every block and every page that is made as a whole, and say which ones were stale."""
-    from bench.compiled import table
+    from bench.compiled import regret, table
     from bench.measured import validate
 
     stale = [block for block in blocks() if block.renew()]
@@ -116,6 +123,9 @@ def command(show: Callable[[str], None]) -> None:
     if table.PAGE.read_text() != table.page():
         table.write()
         show(f"{table.PAGE.relative_to(ROOT)} was stale")
+    if regret.PAGE.read_text() != (choice := regret.page(regret.rows())):
+        regret.PAGE.write_text(choice)
+        show(f"{regret.PAGE.relative_to(ROOT)} was stale")
     if validate.PAGE.read_text().splitlines()[-1] != validate.stamp():
         show(f"{validate.PAGE.relative_to(ROOT)} is stale, and takes two minutes")
         validate.command(fit=False)

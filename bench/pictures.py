@@ -36,7 +36,7 @@ LUMINANCE = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 @dataclass(frozen=True)
 class Layer:
-    """One call of a convolution and how its result is shown."""
+    """One call of a convolution, and how its result is shown."""
 
     title: str
     function: str
@@ -87,7 +87,7 @@ def relief(y: torch.Tensor) -> torch.Tensor:
 
 
 def layers() -> list[Layer]:
-    """Edge, strided, dilated, grouped; the last, transposed, takes the strided one's output."""
+    """The layers: edge, strided, dilated, grouped, and a transposed one that takes the strided one's output."""
     edges = torch.stack([SOBEL, SOBEL.T])[:, None] * LUMINANCE[None, :, None, None]
     laplace = LAPLACE[None, None] * LUMINANCE[None, :, None, None]
     slopes = torch.stack([SOBEL, SOBEL.T, (SOBEL + SOBEL.T) / 2])[:, None]
@@ -101,7 +101,7 @@ def layers() -> list[Layer]:
         Layer(
             "Transposed: the strided one, doubled",
             "conv_transpose2d",
-            4 * blur,  # of every four pixels that the stride spreads apart, one is not zero
+            4 * blur,  # of every four pixels that the stride spreads, one is not zero
             {"stride": two, "padding": two, "output_padding": (1, 1)},
             colour,
         ),
@@ -145,7 +145,7 @@ def by(shape: Sequence[int]) -> str:
 
 
 def table(results: list[Result]) -> Table:
-    """The layers as algebra, from the problem alone, and the error that the run made; fits 80 columns."""
+    """The layers as algebra, from the problem only, and the error of the run; fits 80 columns."""
     shown = Table(title="Five convolutions of a photograph, float32", box=HORIZONTALS, show_lines=True, padding=(0, 1, 0, 0))
     shown.add_column("layer")
     for heading in ("input\n→ output", "weight", "MAC", "FLOP", "bytes", "max error", "time"):
@@ -182,7 +182,7 @@ def draw(results: list[Result], path: Path) -> None:
 
 
 def run(out: Path, size: int = SIZE) -> None:
-    """Compute, print the table, save the picture in `out`; SystemExit when a layer is wrong or ran no kernel."""
+    """Compute, print the table and save the picture in `out`. Raises SystemExit where a layer is wrong or ran no kernel."""
     console = Console()
     console.print("No GPU is used: the kernels run in Triton's interpreter, for some seconds.")
     results = compute_all(size, console)

@@ -1,4 +1,4 @@
-"""`python -m bench probe`: what the design leaves open until a GPU answers, in a minute.
+"""`python -m bench probe`: asks a GPU, in a minute, what the design leaves open.
 
 Does the driver take a tensor map whose outer stride is smaller than an inner one, or whose boxes overlap? What do reads from
 the L2 cache, copies and matrix products reach? Do the kernels give the same bits every time? What does a launch cost?
@@ -45,7 +45,8 @@ Found = tuple[float, str, str]
 
 @dataclass(frozen=True)
 class Answer:
-    """`value` is in `unit`; "yes" and "no" are 1 and 0. None where the question could not be put, and `note` says why."""
+    """An answer in `unit`; "yes" and "no" are 1 and 0. The value is None where the question could not be asked; `note` says
+    why."""
 
     question: str
     value: float | None
@@ -60,7 +61,7 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is asked. The defaults fill an H100 for some seconds."""
+    """The sizes of the questions. The defaults keep an H100 busy for some seconds."""
 
     l2_bytes: int = 16 << 20  # well inside the cache
     read_programs: int = 4 * 132
@@ -74,7 +75,7 @@ class Sizes:
 
 
 def boxes(view: torch.Tensor, block: tuple[int, int, int]) -> bool:
-    """Whether a tensor map of the view gives what the view holds, box by box."""
+    """Whether a tensor map of the view returns the view's elements, box by box."""
     counts = [n // b for n, b in zip(view.shape, block, strict=True)]
     out = torch.full((view.numel(),), float("nan"), dtype=view.dtype, device=view.device)
     descriptor = TensorDescriptor(view, list(view.shape), list(view.stride()), list(block))
@@ -137,7 +138,7 @@ REPEATED = ("128x256x64:w8:s3", "256x128x64:w8:s3", "128x128x64:w8:s3", "64x64x6
 
 
 def other_bits(which: Pass, plan: Plan, machine: Machine, sizes: Sizes) -> Found:
-    """How many runs differ from the first, on the same inputs."""
+    """How many runs differ from the first one on the same inputs."""
     work = Work(sizes.repeated, which, "float16")
     ((a, b),) = work.inputs(1, machine.device)
     call = contender(work, plan).call
@@ -205,7 +206,7 @@ def launches(machine: Machine, sizes: Sizes) -> Iterator[Question]:
 
 
 def answers(machine: Machine, sizes: Sizes) -> Iterator[Answer]:
-    """All answers. A question that fails is answered by its error, and the rest go on while the GPU works."""
+    """All answers. A question that fails is answered by its error, and the others are still asked while the GPU works."""
     for name, ask in (*maps(machine), *rates(machine, sizes), *repeatability(machine, sizes), *launches(machine, sizes)):
         try:
             yield Answer(name, *ask())
@@ -214,7 +215,7 @@ def answers(machine: Machine, sizes: Sizes) -> Iterator[Answer]:
 
 
 def probe(machine: Machine, out: Path, sizes: Sizes, console: Console) -> list[Answer]:
-    """Ask, keep the answers in `out`/probe.json, print them."""
+    """Asks all questions, writes the answers to `out`/probe.json and prints them."""
     found = list(answers(machine, sizes))
     facts = {**machine.facts, "clock_mhz": machine.clock_mhz()}
     write(out / "probe.json", [{**asdict(answer), **facts} for answer in found])

@@ -1,4 +1,4 @@
-"""Small Triton kernels that ask one question each of a GPU. They are no part of the library."""
+"""Small Triton kernels, each of which asks a GPU one question. They are not part of the library."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def box_kernel(descriptor, out, BLOCK: tl.constexpr):
 
 @triton.jit
 def read_kernel(source, out, blocks, trips, BLOCK: tl.constexpr):
-    """out[program] = the sum of `trips` blocks of `source`, each program from another block on."""
+    """out[program] = the sum of `trips` blocks of `source`. Each program begins at another block."""
     program = tl.program_id(0)
     acc = tl.zeros((BLOCK,), tl.float32)
     for trip in range(trips):
@@ -29,11 +29,11 @@ def read_kernel(source, out, blocks, trips, BLOCK: tl.constexpr):
 
 @triton.jit
 def empty_kernel(out):
-    """Writes one element: what a launch costs."""
+    """Writes one element, which shows what a launch costs."""
     tl.store(out, 1.0)
 
 
 @triton.jit
 def descriptors_kernel(a, b, c, out):
-    """As `empty_kernel`, and takes three tensor maps."""
+    """Does what `empty_kernel` does, and takes three tensor maps."""
     tl.store(out, 1.0)

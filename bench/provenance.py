@@ -1,4 +1,4 @@
-"""What a measured row says of where it comes from, and where results are kept."""
+"""Where a measured row comes from, and where results are kept."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def git(*arguments: str) -> str:
 
 
 def commit() -> str:
-    """The commit that runs, with `+dirty` after it when a file other than a result differs.
+    """The commit that runs, followed by `+dirty` when a file other than a result differs.
 
-    A copy without its history is told by the variable COMMIT.
+    In a copy without its history the variable COMMIT names it.
     """
     if "COMMIT" in os.environ:
         return os.environ["COMMIT"]
@@ -50,14 +50,14 @@ def provenance() -> dict[str, str]:
 
 
 def committed_results() -> Path:
-    """`bench/results/<the GPU's name>`. SystemExit where there is no GPU."""
+    """`bench/results/<the GPU's name>`. Raises SystemExit where there is no GPU."""
     if not torch.cuda.is_available():
         raise SystemExit("there is no CUDA device here, and these results need one")
     return ROOT / "bench" / "results" / torch.cuda.get_device_name().lower().replace(" ", "-")
 
 
 def results_dir() -> Path:
-    """Where a run keeps its rows and `make gpu` its log: $OUT, else with the committed ones."""
+    """The folder where a run keeps its rows and `make gpu` its log: $OUT, else that of the committed results."""
     return Path(os.environ["OUT"]) if os.environ.get("OUT") else committed_results()
 
 

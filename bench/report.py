@@ -1,7 +1,7 @@
-"""`python -m bench report`: what the committed rows say, as tables and pictures, and the README's part of it.
+"""`python -m bench report`: the committed rows as tables and pictures, and the README's block.
 
-The lowest ratios come first, so that no slow layer hides in a mean. Rows of kernels or plans that have changed since are
-marked with a dagger.
+The lowest ratios come first, so that no slow layer hides in a mean. A dagger marks rows of kernels or plans that have changed
+since.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from costmodel.tiling import Plan
 
 NOTHING = "Nothing has been measured yet: `bench/results/` holds no rows. `make gpu` makes them on a machine with a GPU."
 README = ROOT / "README.md"
-#: Passes that the README names one by one, the lowest ratios.
+#: How many passes, those of the lowest ratios, the README lists one by one.
 SLOWEST = 8
 MARK = "†"
 
@@ -88,7 +88,7 @@ def _passes(entries: Sequence[Compared]) -> str:
     rows = []
     for entry in entries:
         verdict = entry.verdict
-        assert verdict.ours and verdict.torch and entry.share  # it has a ratio
+        assert verdict.ours and verdict.torch and entry.share  # the entry has a ratio
         torch = f"{microseconds(verdict.torch):.1f} ({verdict.torch.setting})"
         figures = (f"{microseconds(verdict.ours):.1f}", torch, times(verdict.against(verdict.default)), f"{entry.share:.0%}")
         rows.append((_marked(entry.name, entry.stale), times(entry.ratio), *figures))
@@ -118,7 +118,7 @@ def _suites(groups: Sequence[Group]) -> str:
 
 
 def predictions(rows: Sequence[Measurement], device: Device) -> list[tuple[Measurement, float, float, float]]:
-    """(row, predicted µs, low, high) by the model as it is now, of every good row of today's kernels."""
+    """(row, predicted µs, low, high) by today's model, for every good row of today's kernels."""
     found = []
     for row in latest(rows).values():
         if ours(row) and fresh(row):
@@ -150,7 +150,7 @@ def _prediction(rows: Sequence[Measurement]) -> list[str]:
 
 
 def put(readme: str, block: str, name: str = "measured") -> str:
-    """The README's text with `block` between the markers of that name. ValueError where they are not there once."""
+    """The README's text with `block` between the markers of a name. Raises ValueError unless they occur exactly once."""
     pattern = re.compile(rf"(?<=<!-- {name} -->\n).*(?=\n<!-- /{name} -->)", re.S)
     if len(pattern.findall(readme)) != 1:
         raise ValueError(f"README.md has not the lines <!-- {name} --> and <!-- /{name} --> once")
@@ -158,9 +158,9 @@ def put(readme: str, block: str, name: str = "measured") -> str:
 
 
 def run(gpu: str, out: Path, readme: bool, rows: Sequence[Measurement] | None = None) -> None:
-    """Print the full report, save it and the pictures in `out`; `readme` rewrites the README's block instead.
+    """Prints the full report and saves it and the pictures in `out`. With `readme` it only rewrites the README's block.
 
-    ValueError for a GPU without rows.
+    Raises ValueError for a GPU without rows.
     """
     rows = committed() if rows is None else rows
     if readme:

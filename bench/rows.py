@@ -1,7 +1,7 @@
-"""Rows: what was measured, one JSON object a line, kept for good.
+"""Rows of measurements, one JSON object per line, which are kept for good.
 
 Each provider's time of one pass of one problem is a `Measurement`. Files are appended to and flushed row by row, so that a
-run that is cut off loses nothing, and `Measurement.identity` tells a later run what it need not measure again.
+run that is cut off loses nothing. `Measurement.identity` tells a later run what it need not measure again.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from costmodel.problem import ConvProblem, Pass
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One provider's time of one pass. Times are device microseconds of one call, the L2 cache cold.
+    """One provider's time of one pass. Times are device microseconds per call with a cold L2 cache.
 
-    `which` is the primitive: a transposed layer's forward is the dgrad of its problem, and `transposed` says that the layer
-    is one. `layout` is how the caller's tensors lie ("channels_last" or "contiguous"); copies to another layout are in the
-    time. `error` is the largest error in parts of the derived tolerance. Where it is above 1, or the call failed, `ok` is
-    False, there are no times, and `note` says why.
+    `which` is the primitive. `transposed` says that the layer is a transposed one, whose forward is the dgrad of its problem.
+    `layout` is that of the caller's tensors ("channels_last" or "contiguous"); the time includes copies to other layouts.
+    `error` is the largest error over the derived tolerance. Where it is above 1, or the call failed, `ok` is False, there are
+    no times, and `note` says why.
     """
 
     problem: ConvProblem
     which: Pass
     transposed: bool = False
     dtype: str  # float16, bfloat16, float32 or float64
-    precision: str = "ieee"  # of float32: ieee or tf32
+    precision: str = "ieee"  # how float32 is multiplied: ieee or tf32
     layout: str
     provider: str  # tritonconv, cudnn, inductor, matmul, flaggems or causal_conv1d
-    setting: str = ""  # of the provider, such as "channels_last benchmark"
-    plan: str = ""  # str(Plan) of tritonconv's
-    family: str = ""  # of that plan
-    family_hash: str = ""  # of the sources of that family's kernels
+    setting: str = ""  # the provider's setting, such as "channels_last benchmark"
+    plan: str = ""  # tritonconv's plan in words
+    family: str = ""  # that plan's family
+    family_hash: str = ""  # hash of the sources of that family's kernels
     median_us: float | None
     p10_us: float | None
     p90_us: float | None
-    repeats: int  # calls behind the quantiles
+    repeats: int  # number of calls that the quantiles are of
     error: float | None
     ok: bool
     note: str = ""
     roofline_us: float
-    predicted_us: float | None = None  # of the plan, by the cost model of that day
+    predicted_us: float | None = None  # predicted time of the plan by the cost model of that day
     suite: str = ""
     layer: str = ""
     gpu: str
@@ -56,17 +56,17 @@ class Measurement:
     torch: str
     triton: str
     commit: str
-    clock_mhz: int | None = None  # of the multiprocessors, right after the timing
+    clock_mhz: int | None = None  # clock of the multiprocessors right after the timing
     when: str  # UTC, ISO 8601
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """What makes a second measurement of the same a repetition."""
+        """The key that is equal for repetitions of the same measurement."""
         return tuple(getattr(self, name) for name in IDENTITY)
 
     @property
     def job(self) -> tuple[Any, ...]:
-        """What the providers that are compared with each other share."""
+        """The key that is equal for rows of providers that are compared with each other."""
         return tuple(getattr(self, name) for name in JOB)
 
     def to_json(self) -> str:
@@ -75,7 +75,7 @@ class Measurement:
 
     @classmethod
     def from_json(cls, line: str) -> Measurement:
-        """The row that `to_json` wrote. ValueError for fields that are missing or unknown."""
+        """The row that `to_json` wrote. Raises ValueError for fields that are missing or unknown."""
         values = json.loads(line)
         names = {f.name for f in fields(cls)}
         required = {f.name for f in fields(cls) if f.default is MISSING}
@@ -96,9 +96,9 @@ def _tuples(value: Any) -> Any:
 
 
 def append(path: Path, rows: Iterable[Measurement]) -> None:
-    """Add rows to a file, which is made where it is missing, and have them on the disk when this returns.
+    """Adds rows to a file, which is created where it is missing. The rows are on the disk when this returns.
 
-    A last line without its end, in which a run was cut off, is taken out first.
+    A last line without its end, which a run that was cut off left, is removed first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
@@ -112,9 +112,9 @@ def append(path: Path, rows: Iterable[Measurement]) -> None:
 
 
 def load(*paths: Path) -> Iterator[Measurement]:
-    """The rows of files and of the *.jsonl files in directories, in order; what does not exist has none.
+    """The rows of files and of the *.jsonl files in directories, in order. A path that does not exist has no rows.
 
-    ValueError with the file and line for one that is no row. A last line without its end is left out.
+    Raises ValueError, with file and line, for a line that is no row. A last line without its end is left out.
     """
     for path in paths:
         for file in sorted(path.glob("*.jsonl")) if path.is_dir() else [path] * path.is_file():
@@ -134,6 +134,6 @@ def latest(rows: Iterable[Measurement]) -> dict[tuple[Any, ...], Measurement]:
 
 
 def geometric_mean(ratios: Iterable[float]) -> float:
-    """NaN of none."""
+    """The geometric mean; NaN without ratios."""
     logs = [math.log(ratio) for ratio in ratios]
     return math.exp(sum(logs) / len(logs)) if logs else math.nan

@@ -1,4 +1,4 @@
-"""`python -m bench run`: lines measured one after another, rows kept as they come, a table at the end."""
+"""`python -m bench run`: measures lines one after another, keeps each row as it comes, and prints a table at the end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bench.workloads.lists import LISTS, layout_of, line_of
 from costmodel.problem import Pass
 from costmodel.reports.notation import parse
 
-#: Before anything was measured, one line is taken to last this long.
+#: How long one line is assumed to take before anything has been measured.
 FIRST_LINE_SECONDS = 20.0
 WORDS = (
     "ratios: times over tritonconv's. torch's best: the fastest of contiguous and channels-last with cudnn.benchmark off and "
@@ -33,7 +33,7 @@ DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "tf32": "flo
 def lines_of(
     suites: Sequence[str], problems: Sequence[str], lists: Sequence[str], passes: Sequence[str], dtype: str, layout: str
 ) -> list[Line]:
-    """What the command line asks for. A list brings its own passes and dtypes. ValueError for words that name nothing."""
+    """The lines that the command line asks for. A list has its own passes and dtypes. Raises ValueError for unknown words."""
     name, precision = DTYPES.get(dtype, dtype), "tf32" if dtype == "tf32" else "ieee"
     if name not in DTYPES.values():
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -42,7 +42,7 @@ def lines_of(
     which = [Pass(word) for word in passes]
     lines: list[Line] = []
     for suite in suites:
-        layers = [w for w in load_workloads(suite) if w.op.startswith("conv")]  # the deformable operators are none
+        layers = [w for w in load_workloads(suite) if w.op.startswith("conv")]  # leaves out deformable operators
         lines += [line_of(layer, step, name, precision, layout) for layer in layers for step in which]
     for text in problems:
         found = parse(text)
@@ -68,7 +68,7 @@ def known_providers(names: Sequence[str]) -> Sequence[str]:
 
 @dataclass
 class Run:
-    """What became of the lines. `failed` are messages that make the run's exit code nonzero."""
+    """The outcome of all lines. `failed` are messages that make the run's exit code nonzero."""
 
     verdicts: list[Verdict] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
@@ -86,9 +86,9 @@ def run(
     minutes: float | None = None,
     console: Console | None = None,
 ) -> Run:
-    """Measure what has no row yet in `out` or in the files and directories `earlier`; rows go to `out`.
+    """Measures what has no row yet in `out` or in the files and directories `earlier`. New rows go to `out`.
 
-    Ends before `minutes` have passed since the call, as far as the slowest line so far tells.
+    It ends before `minutes` have passed since the call, judged by the slowest line so far.
     """
     console = console or Console()
     began, slowest = machine.now(), FIRST_LINE_SECONDS
@@ -119,7 +119,7 @@ def run(
 
 
 def judge(result: Run, outcome: Outcome, verdict: Verdict) -> None:
-    """Add a line's verdict, and what went wrong: where we fail or torch does in every setting, the run fails."""
+    """Adds a line's verdict and its failures. The run fails where ours fails, or torch fails in every setting."""
     name = name_of(outcome.line)
     result.verdicts.append(verdict)
     if outcome.skipped:
@@ -132,7 +132,7 @@ def judge(result: Run, outcome: Outcome, verdict: Verdict) -> None:
 
 
 def show(result: Run, machine: Machine, out: Path, console: Console) -> None:
-    """Tables and messages; SystemExit(1) where something failed."""
+    """Prints tables and messages. Raises SystemExit(1) where something failed."""
     title = f"{machine.facts['gpu']}, torch {machine.facts['torch']}, cuDNN {machine.facts['cudnn']}"
     console.print(table(result.verdicts, title))
     console.print(summary(result.verdicts))
@@ -149,7 +149,7 @@ def show(result: Run, machine: Machine, out: Path, console: Console) -> None:
 
 
 def demo(out: Path) -> None:
-    """ResNet-50's layers, forward, in float16, against torch; rows and tables as `command`."""
+    """Measures ResNet-50's layers (forward, float16) beside torch, with rows and tables as in `command`."""
     console, machine, path = Console(), Gpu(cudnn_plans=1), out / "resnet50.jsonl"
     lines = lines_of(["resnet50"], [], [], ["fprop"], "fp16", "")
     show(run(lines, DEFAULT, machine, path, console=console), machine, path, console)
@@ -167,7 +167,7 @@ def command(
     out: Path | None,
     dry_run: bool,
 ) -> None:
-    """What `python -m bench run` does. ValueError for arguments that name nothing, SystemExit(1) where a result is wrong."""
+    """What `python -m bench run` does. Raises ValueError for unknown arguments, SystemExit(1) where a result is wrong."""
     console = Console()
     lines = lines_of(suites, problems, lists, passes, dtype, layout)
     known_providers(providers)

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-# First match wins; a pattern must match the whole opcode up to its first dot (HFMA2.MMA is no MMA).
+# The first match counts; a pattern must match the whole opcode up to its first dot (HFMA2.MMA is no MMA).
 _CLASS_PATTERNS = {
     "mma": r"[A-Z]G?MMA|UTC\w*MMA",
     "tma": r"UTMA\w+|UBLK\w+",
@@ -104,14 +104,14 @@ class MmaForm:
 
 @dataclass(frozen=True)
 class Trip:
-    """What one warp issues in one trip of the main loop (in the whole kernel where there is no loop: `head` is None).
+    """What one warp issues per trip of the main loop (in the whole kernel where there is no loop: `head` is None).
 
-    The main loop is the one with the most MMAs, nested loops left out; without MMAs, with the most loads and
+    The main loop is the one with the most MMAs, not counting nested loops; without MMAs, the one with the most loads and
     multiply-adds. The trip is the path through it that meets the most of these in the fewest instructions.
-    head: address of the loop's first instruction. classes: instructions by class, every name of `CLASSES` present.
-    copies: {'LDGSTS' or 'LDG': {bytes a thread: count}}; TMA copies (class 'tma') have no width.
-    serialized: several warpgroup MMAs, and after each a wait for all in flight. ptxas does that when it gives up
-    pipelining them, and tells only its own log (C7515).
+    head: address of the loop's first instruction. classes: instructions by class, with every name of `CLASSES`.
+    copies: {'LDGSTS' or 'LDG': {bytes per thread: count}}; TMA copies (class 'tma') have no width.
+    serialized: there are several warpgroup MMAs, and each is followed by a wait for all in flight. ptxas does that when it
+    gives up pipelining them, and says so only in its own log (C7515).
     """
 
     head: int | None
@@ -123,12 +123,12 @@ class Trip:
 
     @property
     def widest_load(self) -> int | None:
-        """Bytes a thread of the widest global load (LDGSTS or LDG); None without one."""
+        """Bytes per thread of the widest global load (LDGSTS or LDG); None without one."""
         return max((width for widths in self.copies.values() for width in widths), default=None)
 
     @property
     def narrowest_load(self) -> int | None:
-        """As `widest_load`, the narrowest."""
+        """Bytes per thread of the narrowest global load; None without one."""
         return min((width for widths in self.copies.values() for width in widths), default=None)
 
 
@@ -136,8 +136,8 @@ class Trip:
 class KernelAudit:
     """A compiled kernel in figures.
 
-    registers, stack_bytes: a thread. spills: LDL and STL instructions in the whole kernel. instructions: of the whole
-    kernel. shared_bytes (a program, dynamic memory included) and num_warps: Triton's metadata, None for a bare cubin.
+    registers, stack_bytes: per thread. spills: LDL and STL instructions in the whole kernel. instructions: of the whole
+    kernel. shared_bytes (per program, including dynamic memory) and num_warps: Triton's metadata, None for a bare cubin.
     """
 
     name: str
@@ -307,7 +307,7 @@ def _main_trip(code: Sequence[Instruction]) -> Trip:
     own = {head: body.difference(*(b for b in loops.values() if b < body)) for head, body in loops.items()}
     goal = {"mma"} if any(count(body, {"mma"}) for body in own.values()) else _LOADS_AND_FMAS
     head = max(loops, key=lambda h: (count(own[h], goal), -len(loops[h])))
-    # Most MMAs first, then fewest instructions; a nested loop weighs nothing.
+    # Most MMAs count first, then fewest instructions; a nested loop has no weight.
     weight = dict.fromkeys(loops[head], (0, 0)) | {b: (count([b], goal), -kinds[b].total()) for b in own[head]}
     path = _heaviest_path(blocks, [block for block in order if block in loops[head]], weight)
     trip = [i for block in path if block in own[head] for i in code[blocks[block].start : blocks[block].stop]]
@@ -344,7 +344,7 @@ def _mma_form(instruction: Instruction) -> tuple[str, str, str, str]:
 
 
 def _is_serialized(trip: Sequence[Instruction]) -> bool:
-    """Whether between any two warpgroup MMAs, the last and the next trip's first included, stands a wait for all."""
+    """Whether there is a wait for all MMAs between any two warpgroup MMAs, including the last and the next trip's first."""
     events = ""
     for instruction in trip:
         if instruction.stem.endswith("GMMA"):

@@ -1,5 +1,5 @@
-"""Pairs of a depthwise and a pointwise convolution, as one kernel and as two: what is predicted, and what the compiler makes of
-the kernel. `bench.chains.separable` times them; this needs no GPU."""
+"""Pairs of a depthwise and a pointwise convolution, as one kernel and as two: their predicted times, and what the kernel
+compiles to. `bench.chains.separable` times them; this needs no GPU."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Layer:
-    """A depthwise k x k convolution with "same" padding and the pointwise one behind it, images of `size` x `size`."""
+    """A depthwise k x k convolution with "same" padding followed by a pointwise one, on images of `size` x `size`."""
 
     network: str
     channels: int
@@ -52,7 +52,7 @@ class Layer:
         return Pair(ConvProblem.conv(x, (c, 1, *k), s, (self.kernel // 2,) * 2, (1, 1), c), self.filters)
 
     def keys(self, channels_last: bool = True, packed: bool = False) -> tuple[TensorKey, TensorKey, TensorKey, TensorKey]:
-        """Shape and strides of x, w1, w2 and y; `packed`: the depthwise weights as the kernel wants them."""
+        """Shapes and strides of x, w1, w2 and y. `packed`: the depthwise weights are in the kernel's layout."""
         first, second = self.pair.depthwise, self.pair.pointwise
 
         def dense(shape: tuple[int, ...], last: bool = channels_last) -> TensorKey:
@@ -69,7 +69,7 @@ class Layer:
         packed: bool = False,
         precision: str = "tf32",
     ) -> PairCall:
-        """What the cost model is asked."""
+        """The call that the cost model plans."""
         x, w1, w2, y = self.keys(channels_last, packed)
         between = FusedKey(None, None, None, self.activation, 0.0, False)
         nothing = FusedKey(None, None, None, "", 0.0, False)
@@ -109,7 +109,7 @@ def prepared(
     after: FusedKey | None,
     bias: int | None,
 ) -> Launch:
-    """What a launch of a layer under a plan would be."""
+    """The launch of a layer under a plan."""
     packed = bool(plan.pack)
     between = FusedKey(None, None, None, layer.activation, 0.0, False)
     after = after or FusedKey(None, None, None, "", 0.0, False)
@@ -126,7 +126,7 @@ def compiled(
     after: FusedKey | None = None,
     bias: int | None = 1,
 ) -> KernelAudit:
-    """What the kernel of a layer under a plan compiles to."""
+    """The audit of the kernel of a layer under a plan."""
     ready, element = prepared(layer, plan, dtype, arch, channels_last, after, bias), Pointer(dtype)
     given, absent = element, None if bias is None else element
     residual = element if after is not None and after.residual is not None else None
@@ -139,12 +139,12 @@ def compiled(
 
 
 def outputs(plan: model.SeparablePlan) -> float:
-    """Values between the convolutions that a thread makes in a trip."""
+    """Values of the depthwise result that a thread computes per trip."""
     return plan.block_m * plan.block_k / (32 * plan.num_warps)
 
 
 def show_compiled() -> None:
-    """Print the menu for the first layer of each filter and stride: registers, spills, instructions a depthwise output."""
+    """Print the menu for the first layer of each filter and stride: registers, spills, instructions per depthwise output."""
     shown = Table(title=f"Triton {triton.__version__}, sm_90, bfloat16", box=HORIZONTALS, padding=(0, 1, 0, 0))
     for heading in ("filter", "plan", "regs", "spills", "trip", "predicted", "an output"):
         shown.add_column(heading, justify="left" if heading in ("filter", "plan") else "right", no_wrap=True)
@@ -164,7 +164,7 @@ def show_compiled() -> None:
 def predicted(
     layer: Layer, device: Device, dtype: torch.dtype = torch.bfloat16, precision: str = "tf32"
 ) -> tuple[float, float, Plan]:
-    """(seconds of two kernels, of one, the one's plan)."""
+    """(seconds of two kernels, seconds of one kernel, the plan of the one kernel)."""
     call = layer.call(dtype, precision=precision)
     plan = model.select(call, device, True)
     assert plan is not None
@@ -172,7 +172,7 @@ def predicted(
 
 
 def table() -> str:
-    """Markdown, for docs/kernels.md."""
+    """The table of docs/kernels.md, in Markdown."""
     device = find_device("h100")
     lines = [
         f"| batch {BATCH}, bfloat16, H100 (predicted) | two kernels, µs | one kernel, µs | ratio | chosen |",

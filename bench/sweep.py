@@ -1,8 +1,8 @@
-"""`python -m bench sweep`: every candidate plan of a layer measured, and how good the arithmetic's first choice was.
+"""`python -m bench sweep`: measures every candidate plan of a layer, and shows how good the predicted choice was.
 
-Plans are measured in rounds, those of least predicted time first and `AT_ONCE` of a line in turns, so that a sweep which the
-time ends has seen the most promising plans of every line. Rows are checked as `bench run` checks them and have the setting
-"sweep": they are no measurement of the library's choice, even where it is the same plan.
+Plans are measured in rounds, by increasing predicted time and `AT_ONCE` per line in turns, so that a sweep that runs out of
+time has seen the most promising plans of every line. Rows are checked as in `bench run` and have the setting "sweep": they do
+not count as measurements of the library's choice, even where it is the same plan.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from costmodel.tiling import Plan
 
 SETTING = "sweep"
 AT_ONCE = 8
-#: Plans of a line that are measured unless asked otherwise. Depthwise layers have hundreds.
+#: Most plans per line that are measured by default. Depthwise layers have hundreds.
 MOST = 40
 
 
 def ranked(line: Line, device: Device, most: int | None) -> list[Plan]:
-    """A line's candidates, the least predicted time first."""
+    """A line's candidates, by increasing predicted time."""
     call = call_of(line.work)
     return sorted(candidates(call, device), key=lambda plan: predict(call, plan, device).seconds)[:most]
 
 
 def rounds(lines: Sequence[Line], device: Device, most: int | None) -> Iterator[tuple[Line, list[Plan]]]:
-    """`AT_ONCE` plans of each line, then the next ones of each."""
+    """The first `AT_ONCE` plans of each line, then the next ones of each."""
     plans = [(line, ranked(line, device, most)) for line in lines]
     for start in range(0, max((len(found) for _, found in plans), default=0), AT_ONCE):
         for line, found in plans:
@@ -53,10 +53,10 @@ def rounds(lines: Sequence[Line], device: Device, most: int | None) -> Iterator[
 
 @dataclass
 class Swept:
-    """What became of a sweep. `failed` are messages that make the exit code nonzero."""
+    """The outcome of a sweep. `failed` are messages that make the exit code nonzero."""
 
     new_rows: int
-    left: int  # batches of plans for which there was no time
+    left: int  # batches of plans that there was no time for
     failed: list[str]
     notes: list[str]
 
@@ -70,7 +70,7 @@ def sweep(
     most: int | None = MOST,
     console: Console | None = None,
 ) -> Swept:
-    """Measure what has no row yet in `out` or in `earlier`; rows go to `out`. Ends before `minutes` have passed."""
+    """Measures what has no row yet in `out` or in `earlier`. New rows go to `out`. It ends before `minutes` have passed."""
     began, slowest, result = machine.now(), FIRST_LINE_SECONDS, Swept(0, 0, [], [])
     done = set(latest(load(*earlier, out)))
     batches = list(rounds(lines, machine.model, most))
@@ -103,7 +103,7 @@ def sweep(
 def measure(
     line: Line, plans: Sequence[Plan], machine: Machine, done: set[tuple[object, ...]], result: Swept
 ) -> list[Measurement]:
-    """Rows of the plans that have none, all in one race; none where they would not fit the memory."""
+    """The rows of plans that have none yet, measured in one race; no rows where they do not fit the memory."""
     with float32_in(line.work.precision):
         entries: list[tuple[Contender, Measurement]] = []
         for plan in plans:
@@ -134,7 +134,7 @@ def command(
     minutes: float | None,
     out: Path | None,
 ) -> None:
-    """What `python -m bench sweep` does. ValueError for arguments that name nothing, SystemExit(1) where a plan failed."""
+    """What `python -m bench sweep` does. Raises ValueError for unknown arguments, SystemExit(1) where a plan failed."""
     lines = sample(count) if count else []
     if suites or problems or lists or not count:
         lines = [*lines, *lines_of(suites, problems, lists, passes, dtype, layout)]

@@ -1,4 +1,4 @@
-"""What a run found, as a table: time, ratio to torch, share of the roofline, and the goals that were reached."""
+"""The results of a run as a table: time, ratio to torch, share of the roofline, and the goals that were reached."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from bench.measure import Outcome
 from bench.rows import Measurement, geometric_mean
 from bench.work import Line
 
-#: Below this time of torch's a row says more of launches than of kernels, and no floor holds.
+#: Least time of torch for which a floor applies. Below it a row says more about launches than about kernels.
 FLOOR_FROM_US = 20.0
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A line's rows, side by side. Ratios are times over ours, above 1 where ours is faster, None where either has no time."""
+    """A line's rows side by side. A ratio is a time over ours: above 1 where ours is faster, None where either has no time."""
 
     line: Line
     ours: Measurement | None
-    torch: Measurement | None  # the fastest of its settings
+    torch: Measurement | None  # torch in its fastest setting
     default: Measurement | None  # torch without cudnn.benchmark, on the tensors as they lie
     others: tuple[Measurement, ...]
     failed: tuple[Measurement, ...]
@@ -61,7 +61,7 @@ def name_of(line: Line) -> str:
 
 
 def table(verdicts: Sequence[Verdict], title: str) -> Table:
-    """A row a line, in the order they were measured."""
+    """One row per line, in the order in which they were measured."""
     shown = Table(title=title, box=HORIZONTALS, padding=(0, 1, 0, 0))
     shown.add_column("layer", overflow="fold")
     for heading in ("µs", "torch's best", "ratio", "default", "roofline", "error"):

@@ -4,8 +4,8 @@ An element that sums k products with rounding unit u_acc, and is rounded once to
 
     u_out * |ref| + c * u_acc * sqrt(k) * (conv(|x|, |w|) + |b|),    c <= 4,
 
-where k counts the products that really meet (taps in the padding do not): it is the same convolution over ones. tf32 rounds
-both factors of a product before they meet, which adds u_tf32 to u_acc * sqrt(k).
+where k counts the products that are really added (taps in the padding are not); the same convolution over ones computes it.
+tf32 rounds both factors before they are multiplied, which adds u_tf32 to u_acc * sqrt(k).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ TF32_INPUT_UNIT = 2.0**-11
 
 @dataclass(frozen=True)
 class Expected:
-    """An exact result, the sum of the absolute products behind each element, and their number. All float64, and `terms` of
-    a shape that broadcasts to the others'."""
+    """An exact result, the sum of the absolute products of each element, and the number of products. All are float64; the shape
+    of `terms` broadcasts to that of the others."""
 
     value: torch.Tensor
     magnitude: torch.Tensor
@@ -35,7 +35,7 @@ class Expected:
         return UNIT[dtype] * self.value.abs() + limits.smallest_normal * limits.eps / 2
 
     def accumulation(self, dtype: torch.dtype, tf32: bool = False) -> torch.Tensor:
-        """The error of each element's sum for c = 1."""
+        """The error that each element's sum may have for c = 1."""
         unit = UNIT[torch.float64 if dtype == torch.float64 else torch.float32]
         return (unit * self.terms.sqrt() + (TF32_INPUT_UNIT if tf32 else 0.0)) * self.magnitude
 
@@ -44,7 +44,7 @@ class Expected:
 
 
 def needed_c(got: torch.Tensor, want: Expected, tf32: bool = False) -> float:
-    """The least c for which every element of `got` is within the tolerance; 0 if one rounding explains it all."""
+    """The least c for which every element of `got` is within the tolerance; 0 where one rounding explains every error."""
     if got.numel() == 0:
         return 0.0
     excess = want.difference(got) - want.rounding(got.dtype)
@@ -53,21 +53,21 @@ def needed_c(got: torch.Tensor, want: Expected, tf32: bool = False) -> float:
 
 
 def share(got: torch.Tensor, want: Expected, tf32: bool = False) -> float:
-    """The largest error in parts of the tolerance: 1 or less where every element is within it."""
+    """The largest error over the tolerance: 1 or less where every element is within it."""
     if got.numel() == 0:
         return 0.0
     return _parts(want.difference(got), want.rounding(got.dtype) + C_LIMIT * want.accumulation(got.dtype, tf32))
 
 
-#: No activation is steeper (hardswish at 3).
+#: The largest slope of any activation (hardswish at 3).
 STEEPEST = 1.5
 
 
 def activated_share(
     got: torch.Tensor, z: Expected, activation: Callable[[torch.Tensor], torch.Tensor], tf32: bool = False
 ) -> float:
-    """As `share` of an activation that is applied to the sums `z` before they are rounded: its slope times their error, and
-    an error of its own of some units of its value."""
+    """`share` of an activation of the sums `z`, which is applied before the rounding: it may be off by its slope times their
+    error, plus some rounding units of its own value."""
     y = activation(z.value)
     want = Expected(y, STEEPEST * z.magnitude, z.terms)
     own = C_LIMIT * UNIT[torch.float64 if got.dtype == torch.float64 else torch.float32] * y.abs()
@@ -76,10 +76,11 @@ def activated_share(
 
 
 def _parts(difference: torch.Tensor, room: torch.Tensor) -> float:
-    """The largest difference in parts of what is allowed; none is none where nothing is (half a step of float64 is 0)."""
+    """The largest difference over what is allowed. No difference is 0, also where nothing is allowed (half a step of float64 is
+    0)."""
     return _largest(torch.where(difference == 0, 0.0, difference / room))
 
 
 def _largest(values: torch.Tensor) -> float:
-    """A NaN counts as infinite."""
+    """The largest value; a NaN counts as infinite."""
     return float(torch.where(values.isnan(), torch.inf, values).max())

@@ -1,4 +1,4 @@
-"""What the compiler makes of the causal convolution of video, read back from machine code; needs no GPU."""
+"""What the causal convolution of video compiles to, read back from machine code. Needs no GPU."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from tritonconv.video import launch as video_launch
 
 @dataclass(frozen=True)
 class Row:
-    """One kernel to compile: `channels` to `filters` by `kernel` on frames of 60x104, two of them cached. `plan`: "" for the
-    one that the library takes. `limits`: instructions of a trip, each from a version of Triton on."""
+    """One kernel to compile: `channels` to `filters` by `kernel` on frames of 60x104, two of them cached. `plan` "" is the plan
+    that the library takes. `limits`: most instructions per trip, from each version of Triton on."""
 
     plan: str = ""
     limits: tuple[tuple[tuple[int, int], int], ...] = ()
@@ -37,7 +37,7 @@ class Row:
     channels: int = 384
     filters: int = 384
     kernel: tuple[int, int, int] = (3, 3, 3)
-    channels_last: bool = True  # the result
+    channels_last: bool = True  # whether the result is
     arch: int = 90
     dtype: torch.dtype = torch.bfloat16
     precision: str = "ieee"
@@ -53,9 +53,9 @@ class Row:
 #: Triton 3.8 and 3.9 spend up to four instructions more in the uniform datapath.
 ROWS = (
     Row("fprop:video:128x128x64:w8:s3", (((3, 6), 107), ((3, 9), 111))),
-    Row("fprop:video:128x256x64:w8:s3", (((3, 6), 119), ((3, 8), 120)), filters=512),
+    Row("fprop:video:128x256x64:w8:s3", (((3, 6), 119), ((3, 8), 120), ((3, 9), 121)), filters=512),
     Row("fprop:video:128x128x64:w8:s3", (((3, 6), 115), ((3, 9), 119)), 2),
-    Row("fprop:video:128x256x64:w8:s3", (((3, 6), 128),), 2, filters=512),
+    Row("fprop:video:128x256x64:w8:s3", (((3, 6), 128), ((3, 9), 129)), 2, filters=512),
 )
 
 
@@ -68,7 +68,7 @@ def launch_of(row: Row) -> Launch:
 
 
 def compiled(row: Row, change: Mapping[str, Any] | None = None) -> CompiledKernel:
-    """A row's kernel, some of its constants changed."""
+    """A row's compiled kernel; `change` replaces some of its constants."""
     prepared, tensor = launch_of(row), Pointer(row.dtype)
     constants: dict[str, Any] = prepared.main.constants | dict(change or {})
     warps, stages = constants.pop("num_warps"), constants.pop("num_stages")
@@ -78,7 +78,7 @@ def compiled(row: Row, change: Mapping[str, Any] | None = None) -> CompiledKerne
 
 
 def figures(row: Row, change: Mapping[str, Any] | None = None) -> KernelAudit:
-    """The same, counted."""
+    """The audit of `compiled`."""
     return audit(compiled(row, change))
 
 

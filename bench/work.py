@@ -1,7 +1,7 @@
-"""One pass of one problem as it is measured: the tensors that come in, and the exact result.
+"""One pass of one problem as it is measured: its input tensors and the exact result.
 
-The tensors of a pass are a and b, (x, w) for fprop, (dy, w) for dgrad and (dy, x) for wgrad. Inputs come in several sets,
-used in turn, whose bytes exceed the L2 cache twice: a call then finds nothing of its inputs there, as in a network.
+The input tensors of a pass are a and b: (x, w) for fprop, (dy, w) for dgrad, (dy, x) for wgrad. There are several sets of them,
+used in turn, whose bytes exceed the L2 cache twice, so a call finds nothing of its inputs there, as in a network.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from costmodel.tiling import arithmetic, itemsize
 from tritonconv.layout import channels_last_strides, dense_strides
 
 LAYOUTS = ("channels_last", "contiguous")
-#: Copies in float64 of a, b and the result that live while the exact result is computed, at most.
+#: Most float64 copies of a, b and the result that are alive while the exact result is computed.
 ORACLE_COPIES = 4
 
-#: Elements between the sets: a multiple, as what torch's allocator gives is a multiple of 512 bytes.
+#: The sets begin at multiples of so many elements, because torch's allocator returns multiples of 512 bytes.
 ALIGNED = 512
 
 
 @dataclass(frozen=True)
 class Work:
-    """A pass of a problem in a dtype, on tensors that lie in `layout` and whose result is wanted in it.
+    """A pass of a problem in a dtype. Its tensors, the result included, have the layout `layout`.
 
-    `transposed` says that the layer is a transposed convolution: its forward is the dgrad of `problem`.
+    `transposed` says that the layer is a transposed convolution, whose forward is the dgrad of `problem`.
     """
 
     problem: ConvProblem
@@ -59,23 +59,23 @@ class Work:
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Of a, b and the result."""
+        """The shapes of a, b and the result."""
         p = self.problem
         x, w, y = p.input_shape, p.weight_shape, p.output_shape
         return {Pass.FPROP: (x, w, y), Pass.DGRAD: (y, w, x), Pass.WGRAD: (y, x, w)}[self.which]
 
     @property
     def input_bytes(self) -> int:
-        """Of one set: a and b."""
+        """Bytes of one set of a and b."""
         return itemsize(self.dtype) * sum(math.prod(shape) for shape in self.shapes[:2])
 
     def sets(self, l2_bytes: int) -> int:
-        """How many sets of inputs exceed an L2 cache twice."""
+        """How many sets of inputs are needed to exceed an L2 cache twice."""
         return 2 * l2_bytes // self.input_bytes + 1
 
     def memory(self, l2_bytes: int, contenders: int) -> int:
-        """Bytes of device memory that measuring takes, at most: the sets and the exact result, and for each contender its
-        results, its own copy of every b, and copies of one set's inputs and result."""
+        """Most bytes of device memory that measuring takes: the sets and the exact result; and per contender its results, its
+        own copy of every b, and copies of one set's inputs and result."""
         size, sets = itemsize(self.dtype), self.sets(l2_bytes)
         a, b, out = (math.prod(shape) for shape in self.shapes)
         each = size * ((sets + 1) * out + sets * b + a + b + out)
@@ -85,20 +85,20 @@ class Work:
         return roofline(self.problem, device, self.dtype, precision=self.precision, which=self.which).seconds
 
     def strides(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Of a dense tensor in this layout."""
+        """The strides of a dense tensor in this layout."""
         if self.layout == "channels_last":
             return channels_last_strides(shape)
         return dense_strides(shape, range(len(shape) - 1, -1, -1))
 
     def meta(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """a and b without memory."""
+        """a and b on the meta device, without memory."""
         a, b = (torch.empty_strided(s, self.strides(s), dtype=self.torch_dtype, device="meta") for s in self.shapes[:2])
         return a, b
 
     def inputs(self, count: int, device: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """`count` sets of standard normal a and b, always the same; b is scaled so that results have size about one.
+        """`count` sets of standard normal a and b, the same in every run. b is scaled so that results have size about one.
 
-        Each is as well aligned as a tensor of its own, so that all take the kernel that the first one compiles.
+        Each tensor is aligned as one of its own would be, so that all sets use the kernel that the first one compiles.
         """
         generator = torch.Generator(device).manual_seed(0)
 
@@ -112,21 +112,21 @@ class Work:
         return list(zip(fill(a, 1.0), fill(b, scale), strict=True))
 
     def exact(self, a: torch.Tensor, b: torch.Tensor) -> Expected:
-        """What the pass should give, by torch's convolution in float64 where the tensors are.
+        """The exact result, by torch's convolution in float64 on the tensors' device.
 
-        The number of products is that of one image, which all have in common; a weight gradient sums over them.
+        The number of products is that of one image, because it is the same for all; a weight gradient sums over the images.
         """
         one = dataclasses.replace(self, problem=dataclasses.replace(self.problem, batch=1))
         ones = [torch.ones(shape, dtype=torch.float64, device=a.device) for shape in one.shapes[:2]]
         terms = float64_pass(one, *ones) * (self.problem.batch if self.which == Pass.WGRAD else 1)
-        a, b = (t.to(torch.float64, copy=True).contiguous() for t in (a, b))  # changed in place below
+        a, b = (t.to(torch.float64, copy=True).contiguous() for t in (a, b))  # copies, because they are changed in place below
         value = float64_pass(self, a, b)
         return Expected(value, float64_pass(self, a.abs_(), b.abs_()), terms)
 
 
 @dataclass(frozen=True)
 class Line:
-    """Work, and where it comes from. `goal` is the ratio to reach in `group`, `floor` the least for any row of it."""
+    """Work, and where it comes from. `goal` is the ratio to reach in `group`, `floor` the least ratio of any of its rows."""
 
     work: Work
     suite: str = ""
@@ -137,7 +137,7 @@ class Line:
 
 
 def float64_pass(work: Work, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The pass by torch, padding laid around the input by `pad`, in torch's own words and none of a provider's."""
+    """The pass by plain torch, with padding written around the input by `pad`; no provider's code is used."""
     p = work.problem
     pads = [n for pair in reversed(p.padding) for n in pair]
     none = [0] * p.rank
@@ -155,8 +155,8 @@ def float64_pass(work: Work, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def float32_in(precision: str) -> Iterator[None]:
-    """torch's float32 convolutions and matrix products in "ieee" or "tf32", as before at the end."""
-    cudnn: Any = torch.backends.cudnn  # its `conv` is made at run time
+    """Inside the block torch computes float32 convolutions and matrix products in "ieee" or "tf32"."""
+    cudnn: Any = torch.backends.cudnn  # Any, because its `conv` is made at run time
     matmul: Any = torch.backends.cuda.matmul
     saved = cudnn.conv.fp32_precision, matmul.fp32_precision
     cudnn.conv.fp32_precision = matmul.fp32_precision = precision

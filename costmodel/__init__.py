@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from costmodel.count import Cost, cost, training_cost
-from costmodel.problem import ConvProblem, Gemm, Pass, Phase
+from costmodel.phases import Phase
+from costmodel.problem import ConvProblem, Gemm, Pass
 from costmodel.version import __version__
 
 if TYPE_CHECKING:

@@ -8,19 +8,20 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-REPORT = ("typer", "rich", "matplotlib")
+from costmodel.reports.needed import REPORT, needed
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit code is 0, or 2 for bad input."""
     try:
-        import typer
+        with needed():
+            import typer
 
-        from costmodel.reports.commands import app
+            from costmodel.reports.commands import app
     except ModuleNotFoundError as error:
         return _missing(error)
     try:
-        with _quiet():
+        with _quiet(), needed():
             code = app(arguments, prog_name="costmodel", standalone_mode=False)
     except ModuleNotFoundError as error:
         return _missing(error)
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     except typer.Abort:
         return 1
     except Exception as error:
-        if not hasattr(error, "format_message"):  # of typer's own exceptions for wrong options and arguments
+        if not hasattr(error, "format_message"):  # typer's own exceptions for wrong options and arguments have it
             raise
         return _refuse(error.format_message())
     return code if isinstance(code, int) else 0
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Neither torch's log nor warnings of libraries, unless Python was started with -W."""
+    """Silences torch's log and warnings of libraries, unless Python was started with -W."""
     log = logging.getLogger("torch")
     level = log.level
     with warnings.catch_warnings():
@@ -51,10 +52,9 @@ def _quiet() -> Iterator[None]:
 
 
 def _missing(error: ModuleNotFoundError) -> int:
-    package = (error.name or "").partition(".")[0]
-    if package not in REPORT:
+    if error.name not in REPORT:
         raise error
-    return _refuse(f"{package} is not installed: pip install 'tritonconv[report]'")
+    return _refuse(str(error))
 
 
 def _refuse(reason: str) -> int:

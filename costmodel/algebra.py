@@ -1,7 +1,7 @@
-"""Arithmetic that runs on numbers and on sympy symbols alike, where Python's built-ins want numbers.
+"""Arithmetic on numbers and on sympy symbols, for operations whose Python built-ins need numbers.
 
-With `+ - * //` these are enough to write every formula of `costmodel.problem` once. sympy is imported by the symbolic
-branches only.
+With `+ - * //` these functions are enough to write every formula of `costmodel.problem` once. Only the symbolic branches import
+sympy.
 """
 
 from __future__ import annotations

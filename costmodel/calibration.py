@@ -1,16 +1,16 @@
-"""What measurements say of a GPU that its datasheet does not: constants of each kernel family, how far predictions were off,
+"""What measurements say about a GPU that its datasheet does not: constants of each kernel family, how far predictions were off,
 and which plans were fastest. Standard library only.
 
-A device has one table, JSON, which `python -m bench calibrate` writes. The package ships tables in `data/calibration/`; a
-user's own, in the cache directory, is taken where the environment variable TRITONCONV_CALIBRATION asks for it:
+A device has one table (JSON), which `python -m bench calibrate` writes. The package ships tables in `data/calibration/`. A
+user's own table, in the cache directory, is used where the environment variable TRITONCONV_CALIBRATION asks for it:
 
     user      the table in the cache directory, where there is one
     none      no table at all, not even the package's
     PATH      the table in that file, for the device that it names
 
-The cache directory is $TRITONCONV_CACHE, else $XDG_CACHE_HOME/tritonconv, else ~/.cache/tritonconv. What was measured with
-other sources of a kernel family than the installed ones, or fitted to other arithmetic, is ignored, and the prediction's
-source says so. The environment is read once a process.
+The cache directory is $TRITONCONV_CACHE, else $XDG_CACHE_HOME/tritonconv, else ~/.cache/tritonconv. Measurements of other
+sources than the installed kernels', and constants fitted to other arithmetic, are ignored, and the prediction's source says so.
+The environment is read once per process.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ from costmodel.fingerprints import is_current, model_hash
 
 #: A prediction's interval before anything is measured: the spread that published models of unfitted kernels show.
 PRIOR = (0.7, 1.4)
-PRIOR_SOURCE = "a prior, x0.7 to x1.4: nothing has been measured for this device and kernel family"
-#: Between which values each constant makes sense. A share of arithmetic, DRAM or issue above 1 would be above the datasheet.
+PRIOR_SOURCE = "an uncalibrated estimate, 0.7x to 1.4x: nothing has been measured for this device and kernel family"
+#: The range in which each constant makes sense. A share of arithmetic, DRAM or issue above 1 would exceed the datasheet.
 BOUNDS = {"dram": (0.2, 1.0), "l2": (0.2, 5.0), "issue": (0.2, 1.0), "latency": (60.0, 6000.0), "launch": (0.1, 10.0)}
 SHARE_BOUNDS = (0.1, 1.0)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Constants of one kernel family on one device. The defaults have been fitted to nothing.
+    """Constants of one kernel family on one device. The defaults are not fitted to anything.
 
-    `shares` are of the peak, by arithmetic ("half", "tf32", "fp32": the FMA units', "fp64") or by arithmetic and tile
-    ("half 128x256x64"). `low` and `high` are the interval of measured over predicted time, `source` where it comes from.
+    `shares` are shares of the peak, by arithmetic ("half", "tf32", "fp32" of the FMA units, "fp64") or by arithmetic and tile
+    ("half 128x256x64"). `low` and `high` are the interval of measured over predicted time; `source` says where it comes from.
     """
 
     dram: float = 0.9  # share of DRAM bandwidth that a copy reaches (NVIDIA H100: 3.0 of 3.35 TB/s)
-    l2: float = 1.0  # of the device's L2 bandwidth
-    issue: float = 1.0  # of an instruction a clock and scheduler
-    latency: float = 600.0  # clocks until a load that is not pipelined (narrower than 4 bytes) arrives, and a loop's fill
-    launch: float = 1.0  # of the device's launch overhead
+    l2: float = 1.0  # share of the device's L2 bandwidth
+    issue: float = 1.0  # share of one instruction per clock and scheduler
+    latency: float = 600.0  # clocks until a load that is not pipelined (narrower than 4 bytes) arrives, and to fill a loop
+    launch: float = 1.0  # share of the device's launch overhead
     shares: tuple[tuple[str, float], ...] = ()
     low: float = PRIOR[0]
     high: float = PRIOR[1]
     source: str = PRIOR_SOURCE
 
     def share(self, arithmetic: str, tile: str) -> float:
-        """Of the peak, for a tile such as "128x256x64"."""
+        """The share of the peak that a tile such as "128x256x64" reaches."""
         if not self.shares:
             return 1.0
         known = dict(self.shares)
@@ -64,7 +64,7 @@ DEFAULT = Calibration()
 
 @dataclass(frozen=True)
 class Measured:
-    """A family's calibration, the sources of the kernels that were measured, and those of the arithmetic that was fitted."""
+    """A family's calibration, with the hashes of the kernels that were measured and of the arithmetic that was fitted."""
 
     family_hash: str
     model_hash: str
@@ -86,7 +86,7 @@ def _within(name: str, value: float, low: float, high: float) -> None:
 
 @dataclass(frozen=True)
 class Table:
-    """Everything measured of a device that predictions and choices use.
+    """All measurements of a device that predictions and choices use.
 
     `plans` says for a call (`costmodel.plan.call_key`) which plan was measured fastest, as (plan, hash of its family).
     """
@@ -96,7 +96,8 @@ class Table:
     plans: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def current(self) -> tuple[tuple[str, Calibration], ...]:
-        """The families' calibrations. One of other kernels or of other arithmetic is the default, and its source says so."""
+        """The families' calibrations. A stale one (other kernels or other arithmetic) becomes the default; its source says
+        so."""
         return tuple((family, self._current(family, measured)) for family, measured in sorted(self.families.items()))
 
     def _current(self, family: str, measured: Measured) -> Calibration:
@@ -109,12 +110,13 @@ class Table:
         return Calibration(source=f"{PRIOR_SOURCE}; the table of {self.device} {stale} and is ignored")
 
     def fastest(self) -> dict[str, str]:
-        """`call_key` -> plan, of kernels as they are now."""
+        """`call_key` -> plan, for the kernels as they are now."""
         return {key: plan for key, (plan, of) in self.plans.items() if is_current(plan.split(":")[1], of)}
 
 
-def lent(calibrations: tuple[tuple[str, Calibration], ...], owner: str) -> tuple[tuple[str, Calibration], ...]:
-    """The constants of device `owner` for another one, where nothing is known of their error."""
+def for_another_device(calibrations: tuple[tuple[str, Calibration], ...], owner: str) -> tuple[tuple[str, Calibration], ...]:
+    """The constants of device `owner`, for use by another device. Their error there is unknown, so the interval is the
+    prior."""
     words = f"{PRIOR_SOURCE}; the model's constants are those measured on {owner}"
     return tuple(
         (family, replace(c, low=PRIOR[0], high=PRIOR[1], source=words))
@@ -124,7 +126,7 @@ def lent(calibrations: tuple[tuple[str, Calibration], ...], owner: str) -> tuple
 
 
 def inherited(constants: Calibration, family: str) -> Calibration:
-    """The constants of kernels of `family` for others that are like them, where nothing is known of their error."""
+    """The constants of `family`, for similar kernels. Their error there is unknown, so the interval is the prior."""
     if replace(constants, source="") == replace(DEFAULT, source=""):
         return replace(constants, low=PRIOR[0], high=PRIOR[1])
     words = f"{PRIOR_SOURCE}; the model's constants are those of {family} kernels"
@@ -168,23 +170,23 @@ def _family(row: Mapping[str, Any]) -> Measured:
 
 
 def file_name(device: str) -> str:
-    """Of a device's table, by the driver's name."""
+    """The file name of a device's table; `device` is the driver's name."""
     return device.lower().replace(" ", "-") + ".json"
 
 
 def package_path(device: str) -> Path:
-    """Where the package's table of a device is, where it has one."""
+    """The path of the package's table of a device, whether or not it exists."""
     return Path(str(resources.files("costmodel"))) / "data" / "calibration" / file_name(device)
 
 
 def user_path(device: str) -> Path:
-    """Where the user's own table of a device is, where there is one."""
+    """The path of the user's own table of a device, whether or not it exists."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("TRITONCONV_CACHE") or Path(base) / "tritonconv") / "calibration" / file_name(device)
 
 
 def read(path: Path) -> Table:
-    """Raises ValueError where the file cannot be read."""
+    """The table in a file. Raises ValueError where it cannot be read."""
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -198,7 +200,7 @@ def write(table: Table, path: Path) -> None:
 
 
 def table_of(device: str) -> Table | None:
-    """The table that holds for a device, as the environment asks; None where there is none."""
+    """The table that applies to a device, as the environment asks; None where there is none."""
     asked = os.environ.get("TRITONCONV_CALIBRATION", "")
     if asked == "none":
         return None

@@ -1,7 +1,7 @@
-"""The causal depthwise convolution of sequences: what it counts, which tile its kernels take, how long that takes.
+"""The causal depthwise convolution of sequences: what it counts, which tile its kernels take, and how long they take.
 
-Its tiles are those of the depthwise kernels in 1-D, its time theirs too (`depthwise_choice`): only what a thread reads, holds
-and adds up differs. Plain arithmetic, standard library only.
+Its tiles are those of the depthwise kernels in 1-D, and its time follows their model (`depthwise_choice`). Only what a thread
+reads, holds and sums is different. Plain arithmetic, standard library only.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from costmodel.families.depthwise import (
     Launch,
     Work,
     launch_of,
-    layer_of,
     max_registers,
     registers_a_lane,
+    shape_of,
     tile_of,
     together_of,
     width_of,
@@ -30,28 +30,28 @@ from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, channels_last, itemsize
 from costmodel.timing import Prediction, borrowed
 
-#: Most taps: all of them stay in registers, and the code is unrolled over them.
+#: Most taps. All of them stay in registers, and the code is unrolled over them.
 MAX_TAPS = 16
-#: Registers a thread that the backward pass may count on: above, the compiler kept values on the stack (sm_90, 16 taps).
+#: Most registers per thread of the backward pass. Above, the compiler kept values on the stack (sm_90, 16 taps).
 MAX_REGISTERS_BACKWARD = 160
-#: Instructions of an exponential activation, and of its derivative, beside the multiply-adds.
+#: Instructions of SiLU, and of its derivative, beside the multiply-adds.
 SILU, SILU_BACKWARD = 10, 14
 
 
 def problem_of(batch: int, channels: int, length: int, taps: int) -> ConvProblem:
-    """The convolution that a call is without states: x [B, C, L], w [C, 1, K], K - 1 zeros before each row."""
+    """A call without states as a convolution: x [B, C, L], w [C, 1, K], with K - 1 zeros before each row."""
     return ConvProblem.conv(
         (batch, channels, length), (channels, 1, taps), (1,), ((taps - 1, 0),), (1,), channels, checked=False
     )
 
 
 def flops(batch: int, channels: int, length: int, taps: int, backward: bool = False) -> int:
-    """Dense FLOP, 2 * MAC, of the forward pass, or of both gradients; the activation is not counted."""
+    """Dense FLOP (2 * MAC) of the forward pass, or of both gradients. The activation is not counted."""
     return 2 * batch * channels * length * taps * (2 if backward else 1)
 
 
 def compulsory(problem: ConvProblem, size: int, backward: bool = False, state: bool = False) -> int:
-    """Bytes that a pass moves at least: x, w and y, or x, w, dy, dx and dw; states where there are any."""
+    """Bytes that a pass moves at least: x, w and y, or x, w, dy, dx and dw, and the states where there are any."""
     (taps,), channels = problem.kernel_size, problem.in_channels
     rows = problem.batch * channels * problem.input_size[0]
     states = 2 * problem.batch * channels * (taps - 1) if state else 0
@@ -60,7 +60,7 @@ def compulsory(problem: ConvProblem, size: int, backward: bool = False, state: b
 
 
 class Kind(NamedTuple):
-    """What a call asks for besides the sums."""
+    """The options of a call that change its kernel."""
 
     activation: bool = False
     backward: bool = False
@@ -69,12 +69,13 @@ class Kind(NamedTuple):
 
 
 def kept(taps: int, columns: int, kind: Kind) -> int:
-    """Values that are not the window's: of the state, and what each of `columns` sees where another sequence may begin."""
+    """Values that a thread holds besides its window: the state, and what each of `columns` sees where another sequence
+    begins."""
     return (taps - 1) * (kind.state + columns * kind.ids)
 
 
 def work(call: Call, columns: int, kind: Kind) -> Work:
-    """What a thread does in a trip, for each of its lanes."""
+    """What a thread does per trip and lane."""
     forward, activation = work_of(call, columns, None), kind.activation
     (taps,) = call.problem.kernel_size
     if not kind.backward:
@@ -98,42 +99,43 @@ def work(call: Call, columns: int, kind: Kind) -> Work:
 
 
 def launch(call: Call, plan: DepthwisePlan) -> Launch:
-    """Programs of a plan."""
-    return launch_of(layer_of(call.problem, Pass.FPROP), tile_of(plan), plan.rows, 1)
+    """The launch of a plan."""
+    return launch_of(shape_of(call.problem, Pass.FPROP), tile_of(plan), plan.rows, 1)
 
 
 def parts(call: Call, plan: DepthwisePlan) -> int:
-    """Partial sums of every weight that the backward pass makes: one of each program along a sequence."""
+    """Partial sums per weight that the backward pass writes: one per program along a sequence."""
     return call.problem.batch * launch(call, plan).tiles_q
 
 
 def registers(call: Call, plan: DepthwisePlan, kind: Kind) -> int:
-    """Registers a thread needs, roughly."""
+    """An estimate of the registers per thread."""
     done = work(call, plan.block_m, kind)
     return int(40 + tile_of(plan).each * registers_a_lane(call, done, None))
 
 
 def stored_together(call: Call, plan: DepthwisePlan) -> int:
-    """Columns of the result that go together."""
+    """Columns of the result per store."""
     return together_of(call, plan.block_m)
 
 
 def candidates(call: Call, device: Device, kind: Kind) -> list[DepthwisePlan]:
-    """Tiles that fit the registers, each with every length of a program's walk; where none does, those that need the fewest."""
-    of, most = layer_of(call.problem, Pass.FPROP), max_registers(call, device)
+    """Tiles that fit the registers, each with every length of a program's walk; where none fits, those that need fewest."""
+    shape, most = shape_of(call.problem, Pass.FPROP), max_registers(call, device)
     most = min(most, MAX_REGISTERS_BACKWARD) if kind.backward else most
     found = []
-    for option in choice.options(call, of, device):
+    for option in choice.options(call, shape, device):
         if option.tile.taps is None and not option.tile.pack:
-            plans = [option.plan(Pass.FPROP, rows, 1) for rows, _ in choice.walks(of, option.tile, device)]
+            plans = [option.plan(Pass.FPROP, rows, 1) for rows, _ in choice.walks(shape, option.tile, device)]
             found += [(registers(call, plan, kind), plan) for plan in plans]
     most = max(most, min(needed for needed, _ in found))
     return [plan for needed, plan in found if needed <= most]
 
 
 def predict(call: Call, plan: DepthwisePlan, device: Device, kind: Kind) -> Prediction:
-    """Seconds of a pass under a plan: launches, then the largest of DRAM, L2, instruction issue and exposed latency."""
-    of, tile, size = layer_of(call.problem, Pass.FPROP), tile_of(plan), itemsize(call.dtype)
+    """Seconds of a pass under a plan: the launches, plus mainly the largest of DRAM, L2, instruction issue and exposed
+    latency."""
+    shape, tile, size = shape_of(call.problem, Pass.FPROP), tile_of(plan), itemsize(call.dtype)
     done, launched = work(call, tile.columns, kind), launch(call, plan)
     moved = compulsory(call.problem, size, kind.backward, kind.state)
     if kind.backward:
@@ -145,14 +147,14 @@ def predict(call: Call, plan: DepthwisePlan, device: Device, kind: Kind) -> Pred
     else:
         pace = choice.pace_of(device, "causal")
         option = choice.Option(tile, done, registers(call, plan, kind))
-        rates = choice.rates_of(call, of, option, pace)
+        rates = choice.rates_of(call, shape, option, pace)
         rates = rates._replace(overhead=rates.overhead * (2 if kind.backward else 1))
         terms = choice.terms_of(rates, launched, tile, moved, pace)
         seconds = choice.seconds_of(rates, terms, pace)
         waves = launched.programs * tile.warps / (device.sm_count * rates.resident)
         bound = ("DRAM", "instruction issue", "latency", "L2")[terms.index(max(terms))]
         bound = "launch" if rates.overhead > seconds - rates.overhead else bound
-    use = min(1.0, call.problem.macs / max(1, launched.programs * launched.trips * tile.lanes * tile.columns * of.kernel[2]))
+    use = min(1.0, call.problem.macs / max(1, launched.programs * launched.trips * tile.lanes * tile.columns * shape.kernel[2]))
     interval = constants.low * seconds, constants.high * seconds
     return Prediction(seconds, launched.programs, waves, use, moved, bound, *interval, constants.source + borrowed(device))
 
@@ -174,8 +176,8 @@ def forecast(
     activation: bool = True,
     backward: bool = False,
 ) -> Prediction:
-    """Seconds of one pass on dense channels-last tensors, for a caller without tensors; `dtype` as `costmodel.predict` has it.
-    ValueError for an unknown device, or a dtype that the device does not multiply.
+    """Seconds of one pass on dense channels-last tensors, for a caller without tensors. `dtype` is as in `costmodel.predict`.
+    Raises ValueError for an unknown device, or a dtype that the device does not multiply.
 
     >>> print(f"{forecast(8, 2048, 2048, 4).bytes / 1e6:.0f} MB")
     134 MB

@@ -88,8 +88,8 @@ def cost(
     """The cost of one pass of `problem` in `dtype`: a name such as "bf16" or "float32", or a torch.dtype; None is bfloat16.
 
     `plan` (one of `costmodel.plan.candidates`, or its words) adds the multiply-adds it issues. Raises ValueError for a plan
-    of another pass, or that cannot run this one. A layer's bias adds one FLOP an output to its forward pass, fprop, or dgrad
-    of a transposed layer, and as many to wgrad, for the sums that are its gradient. Bytes are compulsory: each tensor once. An
+    of another pass, or that cannot run this one. A layer's bias adds one FLOP per output to its forward pass (fprop, or dgrad
+    of a transposed layer), and as many to wgrad, for the sums that are its gradient. Bytes are compulsory: each tensor once. An
     unknown pass or dtype is a ValueError too.
 
     >>> layer = ConvProblem.conv((32, 64, 56, 56), (64, 64, 3, 3), (1, 1), (1, 1), (1, 1))
@@ -119,7 +119,8 @@ def cost(
 
 
 def _issued(problem: ConvProblem, dtype: str, plan: Plan) -> int:
-    """A cost knows neither strides nor the precision of float32: they are taken to be what the plan asks for."""
+    """The multiply-adds that a plan issues. A cost knows neither strides nor the precision of float32, so they are assumed to
+    be those that the plan asks for."""
     call = Call(problem, plan.which, dtype, "tf32")
     return family(plan.family).counted(call, checked(call, plan)).issued_macs
 

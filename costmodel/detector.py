@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from costmodel.device import Device, changed, derived_rates, find, listed
+from costmodel.architectures import derived_rates
+from costmodel.device import Device, changed, find, listed
 
-#: Table and driver may differ by this much: datasheets round, and memory clocks are rated a little lower than they run.
+#: How much table and driver may differ. Datasheets round, and memory clocks are rated a little lower than they run.
 TOLERANCE = 0.03
 
 
 class Detection(NamedTuple):
-    """A device, and what its user should know of it: where the driver and the table disagree, and what is a guess."""
+    """A device, and warnings for its user: where the driver and the table disagree, and what is a guess."""
 
     device: Device
     warnings: list[str]
@@ -40,7 +41,7 @@ def detect(index: int | None = None) -> Detection:
 def reported(properties: Any) -> dict[str, float]:
     """The figures that torch's device properties have, by `Device`'s field names; torch versions differ in which they have.
 
-    Clocks come in kHz. Memory of every kind moves two words a clock of the bus, as the driver counts clocks.
+    Clocks come in kHz. Memory of every kind moves two words per clock of the bus, as the driver counts clocks.
     """
     names = ("clock_rate", "memory_clock_rate", "memory_bus_width", "L2_cache_size")
     clock, memory_clock, bus, l2 = (getattr(properties, name, None) or 0 for name in names)
@@ -76,7 +77,7 @@ def from_properties(properties: Any) -> Detection:
         for figure, value in figures.items()
         if differ(value, getattr(known, figure))
     ]
-    # not against `known`: a part with other multiprocessors was scaled in all
+    # not compared with `known`, because every figure of a part with other multiprocessors was scaled
     driven = {figure: value for figure, value in figures.items() if differ(value, getattr(device, figure))}
     device = changed(device, driven, "driver") if driven else device
     peak = derived_rates(capability, known.half_rate, device.sm_count, device.clock)["fp16"]

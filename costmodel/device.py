@@ -11,14 +11,14 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from costmodel.architectures import derived_rates, is_geforce, limits_of, operations, table
 from costmodel.arithmetic import arithmetic_named
-from costmodel.calibration import DEFAULT, Calibration, Table, inherited, lent, table_of
-from costmodel.device_names import meant, plain, whole
+from costmodel.calibration import DEFAULT, Calibration, Table, for_another_device, inherited, table_of
+from costmodel.device_names import plain, unknown, whole
 from costmodel.families import FUNCTIONS
 
 #: The table by driver name; `devices()` under the name of a constant, read on first use.
@@ -164,38 +164,10 @@ def __getattr__(name: str) -> Any:
 
 
 @cache
-def _table() -> dict[str, Any]:
-    with (resources.files("costmodel") / "data" / "devices.toml").open("rb") as file:
-        return tomllib.load(file)
-
-
-@cache
 def devices() -> Mapping[str, Device]:
     """Every part of the table, by the first of its driver names, with what has been measured of it."""
-    found = [_new({"name": row["names"][0], **row}, f"device {key}") for key, row in _table()["device"].items()]
+    found = [_new({"name": row["names"][0], **row}, f"device {key}") for key, row in table()["device"].items()]
     return MappingProxyType({device.name: device.calibrated(table_of(device.name)) for device in found})
-
-
-def _architecture(capability: int) -> dict[str, Any]:
-    """The newest architecture of the table that is not newer than `capability`, else the oldest."""
-    rows = {int(key): row for key, row in _table()["architecture"].items()}
-    return rows[max((key for key in rows if key <= capability), default=min(rows))]
-
-
-def operations(capability: int, half_rate: bool) -> dict[str, float]:
-    """FLOP per clock and multiprocessor by rate ("fp16", "fp32", ...) of a compute capability (90 for 9.0)."""
-    row = _architecture(capability)
-    return row.get("geforce_flop_per_clock", row["flop_per_clock"]) if half_rate else row["flop_per_clock"]
-
-
-def derived_rates(capability: int, half_rate: bool, sm_count: int, clock: float) -> dict[str, float]:
-    """Peaks in TFLOP/s: multiprocessors * clock (MHz) * FLOP per clock and multiprocessor."""
-    return {name: sm_count * clock * flop / 1e6 for name, flop in operations(capability, half_rate).items()}
-
-
-def is_geforce(name: str) -> bool:
-    """Whether a part is of the line whose tensor cores run at half rate, where nothing else is known of it."""
-    return "GeForce" in name
 
 
 def listed(name: str) -> Device | None:
@@ -225,7 +197,7 @@ def find(name: str, capability: int, sm_count: int) -> Device:
         peak = getattr(base, rate)
         changes[rate] = peak * size * ours[rate] / theirs[rate] if peak and rate in ours and rate in theirs else None
     origins = dict.fromkeys(changes, f"estimate: scaled from {base.name} by multiprocessors")
-    limits, limit_origins = _limits(capability)
+    limits, limit_origins = limits_of(capability)
     scaled = replace(
         base,
         **changes | limits,
@@ -238,25 +210,14 @@ def find(name: str, capability: int, sm_count: int) -> Device:
         names=(),
         aliases=(),
         sources=_merged(base, origins | limit_origins | dict.fromkeys(("capability", "sm_count"), "driver")),
-        **_lent(base),
+        **_constants_of(base),
     )
     return scaled.calibrated(table_of(name))
 
 
-def _lent(base: Device) -> dict[str, Any]:
-    """What a device made from `base` keeps of its measurements: the constants, without their interval."""
-    return {"calibrations": lent(base.calibrations, base.name), "fastest": {}}
-
-
-def _limits(capability: int) -> tuple[dict[str, int | float], dict[str, str]]:
-    """Limits of a multiprocessor and what is the same everywhere, and their sources."""
-    every, row = _table()["every"], _architecture(capability)
-    values = {name: value for name, value in every.items() if name != "sources"}
-    origins = dict(every["sources"])
-    for name, value in row.items():
-        if name in FIGURES:
-            values[name], origins[name] = value, row["source"]
-    return values, origins
+def _constants_of(base: Device) -> dict[str, Any]:
+    """The measurements of `base` that a device made from it keeps: the constants, without their interval."""
+    return {"calibrations": for_another_device(base.calibrations, base.name), "fastest": {}}
 
 
 def _merged(base: Device | None, origins: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
@@ -292,13 +253,12 @@ def find_device(text: str | Device) -> Device:
 
 
 def _named(text: str) -> Device:
-    table = devices().values()
-    words = {word: device for device in table for word in (*device.names, *device.aliases)}
+    parts = devices().values()
+    words = {word: device for device in parts for word in (*device.names, *device.aliases)}
     found = {plain(word): device for word, device in words.items()}.get(plain(text))
     if found is None:
-        close = meant(text, words)
-        shown = ", ".join(device.aliases[0] for device in table)
-        raise ValueError(f"device {text!r} is unknown{close}; known are {shown}, or a TOML file")
+        shown = [device.aliases[0] for device in parts]
+        raise ValueError(f"device {text!r} is unknown{unknown(text, words, shown)}, or a TOML file")
     return found
 
 
@@ -338,11 +298,11 @@ def changed(device: Device, changes: Mapping[str, Any], origin: str) -> Device:
         derived |= {rate: peak * speed for rate in RATES if (peak := getattr(device, rate)) is not None}
     derived_origins = dict.fromkeys(derived, f"derived: {device.name}, by multiprocessors and clock")
     if "capability" in values:
-        limits, limit_origins = _limits(values["capability"])
+        limits, limit_origins = limits_of(values["capability"])
         derived, derived_origins = derived | limits, derived_origins | limit_origins
     own: dict[str, Any] = {}
     if values.get("name", device.name) != device.name:
-        own = {"names": (), "aliases": (), **_lent(device)}
+        own = {"names": (), "aliases": (), **_constants_of(device)}
     return replace(device, **own | derived | values, sources=_merged(device, derived_origins | origins))
 
 
@@ -353,7 +313,7 @@ def _new(row: Mapping[str, Any], origin: str) -> Device:
     missing = [name for name in needed if name not in values]
     if missing:
         raise ValueError(f"{origin} lacks {', '.join(missing)}: give them, or a base")
-    limits, limit_origins = _limits(values["capability"])
+    limits, limit_origins = limits_of(values["capability"])
     values = {"half_rate": is_geforce(values["name"]), **values}
     rates = derived_rates(values["capability"], values["half_rate"], values["sm_count"], values["clock"])
     derived = {name: "derived: multiprocessors * clock * FLOP per clock and multiprocessor" for name in rates}
@@ -394,7 +354,7 @@ def _checked(row: Mapping[str, Any], origin: str) -> tuple[dict[str, Any], dict[
 def _number(name: str, value: Any, origin: str) -> int | float:
     """A figure's value as its field's type; ValueError where it is none or not positive."""
     if name not in FIGURES:
-        raise ValueError(f"{origin}: unknown figure {name!r}{meant(name, FIGURES, 1)}; known are {', '.join(FIGURES)}")
+        raise ValueError(f"{origin}: unknown figure {name!r}{unknown(name, FIGURES, FIGURES, 1)}")
     whole = name in _WHOLE
     try:
         number = float(value)

@@ -1,7 +1,7 @@
-"""What devices are called: which words mean the same part, and which come near. Standard library only.
+"""Names of devices: which words mean the same part, and which are near. Standard library only.
 
-A name is meant as it is written, but for case, punctuation and the vendor's word, which older drivers leave out:
-"A100-SXM4-40GB" is NVIDIA's, and "RTX 3090 Ti" is no RTX 3090.
+A name means what is written, except for case, punctuation and the word NVIDIA, which older drivers leave out: "A100-SXM4-40GB"
+is NVIDIA's, and an "RTX 3090 Ti" is no RTX 3090.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def plain(name: str) -> str:
 
 
 def whole(name: str) -> str:
-    """The name of the part that a slice is of; another name as it is.
+    """The name of the part that a slice belongs to; any other name is returned as it is.
 
     >>> whole("NVIDIA H100 80GB HBM3 MIG 1g.10gb")
     'NVIDIA H100 80GB HBM3'
@@ -33,7 +33,21 @@ def whole(name: str) -> str:
 
 
 def meant(text: str, known: Iterable[str], most: int = 3) -> str:
-    """Words that offer the nearest of what is known; "" where none is near."""
+    """Words that offer the nearest of what is known; "" where none is near.
+
+    >>> meant("h10", ["h100", "h20", "l4"])
+    ", did you mean 'h100' or 'h20'?"
+    """
     words = {plain(word): word for word in known}
-    close = difflib.get_close_matches(plain(text), words, n=most)
-    return f", did you mean {' or '.join(repr(words[word]) for word in close)}?" if close else ""
+    *others, last = [repr(words[word]) for word in difflib.get_close_matches(plain(text), words, n=most)] or [""]
+    return f", did you mean {', '.join(others)}{' or ' if others else ''}{last}?" if last else ""
+
+
+def unknown(text: str, known: Iterable[str], shown: Iterable[str], most: int = 3) -> str:
+    """The end of a message about a name that is none: the nearest of what is known, and what to choose from.
+
+    >>> unknown("h10", ["h100", "h20", "l4"], ["h100", "h20"])
+    ", did you mean 'h100' or 'h20'? Known are h100, h20"
+    """
+    near = meant(text, known, most)
+    return f"{near}{' Known' if near else '; known'} are {', '.join(shown)}"

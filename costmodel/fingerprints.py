@@ -1,7 +1,7 @@
-"""Hashes of sources. A row is as old as the kernels of its family, so those files have one; constants that were fitted are as
-old as the arithmetic of predicted times, which has another.
+"""Hashes of sources: one per family of kernels, which says whether a measured row is of the kernels as they are now, and one of
+the arithmetic of predicted times, which says whether fitted constants are.
 
-The hash leaves comments, docstrings and layout out, so that only an edit that can change a kernel makes its rows stale.
+A hash leaves out comments, docstrings and layout, so that only an edit that can change a kernel makes its rows stale.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MODEL = Path(__file__).parent
 
 
 def imported(tree: ast.Module, package: str = PACKAGE) -> set[str]:
-    """The modules of a package that a module of it imports."""
+    """The modules of `package` that one of its modules imports."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == package:
@@ -32,7 +32,7 @@ def imported(tree: ast.Module, package: str = PACKAGE) -> set[str]:
 
 
 def closure(family: str, sources: Path = SOURCES) -> dict[str, ast.Module]:
-    """The modules behind the kernels of a family or function, parsed. ValueError for a name that is neither's."""
+    """The parsed modules behind the kernels of a family or function. Raises ValueError for any other name."""
     found: dict[str, ast.Module] = {}
     todo = list(families.kernels_of(family))
     while todo:
@@ -44,7 +44,7 @@ def closure(family: str, sources: Path = SOURCES) -> dict[str, ast.Module]:
 
 
 def normalised(tree: ast.Module) -> str:
-    """The code without docstrings; comments and positions are not part of it."""
+    """The code of a module without docstrings, comments and layout."""
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:]
@@ -53,26 +53,27 @@ def normalised(tree: ast.Module) -> str:
 
 @cache
 def family_hash(family: str, sources: Path = SOURCES) -> str:
-    """16 hexadecimal digits that change where code behind the family's kernels does."""
+    """16 hexadecimal digits that change when the code behind the family's kernels changes."""
     digest = hashlib.sha256()
     for name, tree in sorted(closure(family, sources).items()):
         digest.update(f"{name}\n{normalised(tree)}\n".encode())
     return digest.hexdigest()[:16]
 
 
-#: Modules that these import and that are none of the arithmetic: what a device is, what is known of it, which plan is taken,
-#: what a family is asked, and errors.
+#: Modules that the timed ones import but that are no part of the arithmetic: devices, their calibration, the choice of a plan,
+#: the interface of families, and errors.
 BESIDE = frozenset("calibration device executed families families.gemm families.protocol forecast plan shapes".split())
 
 
 def timed() -> tuple[str, ...]:
-    """Modules with a predicted time of their own, into which fitted constants go."""
-    functions = (each.module.removeprefix("costmodel.") for each in families.FUNCTIONS.values())
+    """The modules that compute a predicted time from fitted constants."""
+    modules = (module for each in families.FUNCTIONS.values() for module in (each.module, each.gradients) if module)
+    functions = (module.removeprefix("costmodel.") for module in modules)
     return ("timing", *(f"families.{module}" for module in families.TIMED), *functions)
 
 
 def arithmetic(model: Path) -> dict[str, ast.Module]:
-    """The modules behind a predicted time, parsed: `timed`, and what they import of the package but for `BESIDE`."""
+    """The parsed modules behind a predicted time: `timed`, and what they import of the package, except for `BESIDE`."""
     found: dict[str, ast.Module] = {}
     todo = list(timed())
     while todo:
@@ -87,7 +88,7 @@ def arithmetic(model: Path) -> dict[str, ast.Module]:
 
 @cache
 def model_hash() -> str:
-    """The same for the arithmetic of predicted times and the counts that it starts from."""
+    """16 hexadecimal digits of the arithmetic of predicted times and of the table of compiled kernels that it starts from."""
     digest = hashlib.sha256((MODEL / "data" / "resources.json").read_bytes())
     for name, tree in sorted(arithmetic(MODEL).items()):
         digest.update(f"{name}\n{normalised(tree)}\n".encode())
@@ -95,5 +96,5 @@ def model_hash() -> str:
 
 
 def is_current(family: str, measured: str) -> bool:
-    """Whether a hash is that of a family's kernels as they are installed."""
+    """Whether a hash is that of the family's kernels as installed."""
     return family in families.every() and family_hash(family) == measured

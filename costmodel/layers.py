@@ -9,6 +9,7 @@ Nothing here counts or predicts: each method asks `costmodel.count`, `bounds` or
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 from costmodel.arithmetic import arithmetic_named
@@ -19,7 +20,9 @@ from costmodel.count import cost as cost_of
 from costmodel.device import Device, find_device
 from costmodel.forecast import predict as predict_of
 from costmodel.problem import ConvProblem, Pass
+from costmodel.reports.needed import needed
 from costmodel.reports.notation import Convolution, parse
+from costmodel.reports.tables import Tables
 from costmodel.timing import Prediction
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 Size = int | Sequence[int]
 
 
-class Layer(Convolution):
+class Layer(Convolution, Tables):
     """A convolution layer. `print(layer)` is the table of `costmodel layer`, and `costmodel.layer` reads `layer.words` back.
 
     dtype is a name such as "bf16", "float16" or "tf32", or a torch.dtype; None is bfloat16, or float16 on a device that has no
@@ -67,16 +70,21 @@ class Layer(Convolution):
         return predict_of(self.problem, self._pass(which), device=device, dtype=dtype)
 
     def table_rows(self) -> list[PassRow]:
-        """A pass a row, without a device: what `costmodel.to_csv(layer)` writes."""
+        """One row per pass, without a device: what `to_csv` writes."""
         from costmodel.reports.rows import pass_rows
 
         return pass_rows(self, None, *arithmetic_named()[:2])
 
+    def document(self) -> dict[str, Any]:
+        """What `to_json` writes: the layer in words, and a row a pass."""
+        return {"layer": self.words, "passes": self.table_rows()}
+
     def table(self, device: Device | str | None = None, *, dtype: Any = None, width: int = 80) -> str:
         """All passes side by side, as `costmodel layer` prints them. Needs rich (`pip install 'tritonconv[report]'`)."""
         from costmodel.reports.rows import pass_rows
-        from costmodel.reports.terminal import printed, show_passes
 
+        with needed():
+            from costmodel.reports.terminal import printed, show_passes
         chosen = None if device is None else find_device(device)
         kind = arithmetic_named(dtype, chosen)
         rows = pass_rows(self, chosen, kind.dtype, kind.precision)
@@ -112,18 +120,32 @@ def layer(words: str) -> Layer:
 
 def _shape(function: str, name: str, value: Any, rank: int) -> tuple[int, ...]:
     """A shape given as numbers or as anything that has one."""
-    shape = tuple(getattr(value, "shape", value))
+    try:
+        shape = tuple(index(size) for size in getattr(value, "shape", value))
+    except TypeError:
+        raise TypeError(f"{function}(): {name} must be a shape of {rank + 2} ints or a tensor, got {name}={value!r}") from None
     if len(shape) != rank + 2:
         raise ValueError(f"{function}(): {name} must have {rank + 2} sizes, got {len(shape)}: {name}={shape}")
     return shape
 
 
 def _each(function: str, name: str, value: Any, rank: int) -> tuple[int, ...]:
-    """One number for every axis, or one each."""
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    """One number for all axes, or one number per axis."""
+    expected = f"{function}(): {name} must be an int or {rank} ints, got {name}={value!r}"
+    try:
+        values = tuple(index(one) for one in (value if isinstance(value, (tuple, list)) else (value,)))
+    except TypeError:
+        raise TypeError(expected) from None
     if len(values) not in (1, rank):
-        raise ValueError(f"{function}(): {name} must be an int or {rank} ints, got {name}={value!r}")
+        raise ValueError(expected)
     return values * rank if len(values) == 1 else values
+
+
+def _groups(function: str, value: Any) -> int:
+    try:
+        return index(value)
+    except TypeError:
+        raise TypeError(f"{function}(): groups must be an int, got groups={value!r}") from None
 
 
 def _conv(rank: int) -> Callable[..., Layer]:
@@ -141,7 +163,7 @@ def _conv(rank: int) -> Callable[..., Layer]:
         shapes = _shape(function, "input", input, rank), _shape(function, "weight", weight, rank)
         pads = padding if isinstance(padding, str) else _each(function, "padding", padding, rank)
         steps = _each(function, "stride", stride, rank), _each(function, "dilation", dilation, rank)
-        return Layer(ConvProblem.conv(*shapes, steps[0], pads, steps[1], groups))
+        return Layer(ConvProblem.conv(*shapes, steps[0], pads, steps[1], _groups(function, groups)))
 
     return _documented(conv, function, rank, "stride, padding, dilation, groups")
 
@@ -163,7 +185,8 @@ def _conv_transpose(rank: int) -> Callable[..., Layer]:
         given = {"stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation}
         each = {name: _each(function, name, value, rank) for name, value in given.items()}
         window = each["stride"], each["padding"], each["output_padding"]
-        return Layer(ConvProblem.conv_transpose(*shapes, *window, groups, each["dilation"]), transposed=True)
+        problem = ConvProblem.conv_transpose(*shapes, *window, _groups(function, groups), each["dilation"])
+        return Layer(problem, transposed=True)
 
     return _documented(conv_transpose, function, rank, "stride, padding, output_padding, groups, dilation")
 
@@ -180,7 +203,7 @@ def _documented(made: Callable[..., Layer], function: str, rank: int, arguments:
 
     input [N, C, {axes}] and weight {weights} are shapes of {rank + 2} sizes, or tensors,
     of which only the shape is read: a layer has no dtype, its methods ask for one. A bias changes no count and is ignored.
-    Raises ValueError, naming the argument, for a layer that cannot be. torch's page of the function says what it computes.
+    Raises TypeError for what are no ints, ValueError for a layer that cannot be. torch's page says what is computed.
 
     >>> import costmodel
     >>> costmodel.{function}({(1, 4, *size)}, {(4, 2, *kernel)}, stride=2, groups={groups}).output_shape

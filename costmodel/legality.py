@@ -1,4 +1,4 @@
-"""Whether a plan can run a call: the one answer for who launches it, counts it or predicts its time."""
+"""Whether a plan can run a call: the one answer that the launch, the counts and the prediction use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def refusal(call: Call, plan: Plan, device: Device | None = None) -> str:
 
 
 def checked(call: Call, plan: Plan, device: Device | None = None) -> Plan:
-    """A forced plan with what it leaves open filled in. Raises ValueError where it cannot run the call."""
+    """A forced plan with every option that it leaves open filled in. Raises ValueError where it cannot run the call."""
     if reason := refusal(call, plan, device):
         raise ValueError(f"plan {plan} cannot run {call.which} of {call.problem}: {reason}")
     return family(plan.family).completed(call, plan)

@@ -1,6 +1,6 @@
 """Which plan a call takes: the candidates of every family, and the choice by least predicted time.
 
-Nothing here runs or times a kernel, or knows a family by its name: `costmodel.families` does.
+Nothing here runs or times a kernel, and no family is named here: `costmodel.families` has them all.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ __all__ = ["Call", "Operand", "Plan", "call_key", "candidates", "measured", "pre
 
 
 def candidates(call: Call, device: Device) -> list[Plan]:
-    """Every plan worth predicting. The interpreter, whose time goes by programs, has those of one family alone: the first that
-    serves the call."""
+    """Every plan worth predicting. In the interpreter these are the plans of one family, the first that serves the call."""
     found: list[Plan] = []
     for each in asked():
         if found and device.interpreted:
@@ -32,7 +31,7 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
 
 
 def call_key(call: Call) -> str:
-    """Everything that a call's choice depends on, as words: what the table of measured plans is looked up by."""
+    """Everything that a call's choice depends on, as words: the key of the table of measured plans."""
     lie = " ".join(f"{operand.unit}/{operand.align}/{operand.outside}" for operand in (call.a, call.b, call.out))
     kind = f"{call.dtype} tf32" if arithmetic(call.dtype, call.precision) == "tf32" else call.dtype
     after = f" then {call.epilogue}" if call.epilogue else ""
@@ -40,7 +39,8 @@ def call_key(call: Call) -> str:
 
 
 def measured(call: Call, device: Device) -> Plan | None:
-    """The plan that was measured fastest for exactly this call on this device, where its table has one that is a candidate."""
+    """The plan that was measured fastest for exactly this call on this device; None where the table has none that is a
+    candidate."""
     words = device.fastest.get(call_key(call)) if device.fastest else None
     plan = Plan.parse(words) if words else None
     return plan if plan is not None and plan in candidates(call, device) else None
@@ -49,7 +49,7 @@ def measured(call: Call, device: Device) -> Plan | None:
 def select(call: Call, device: Device) -> Plan:
     """The plan that was measured fastest for exactly this call, else the candidate with the least predicted time.
 
-    Cached by callers; plain arithmetic. Raises RuntimeError where no kernel serves the call.
+    This is plain arithmetic, which callers cache. Raises RuntimeError where no kernel serves the call.
     """
     if (known := measured(call, device)) is not None:
         return known

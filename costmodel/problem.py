@@ -11,7 +11,6 @@ Shape relations: Dumoulin and Visin, "A guide to convolution arithmetic for deep
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -19,6 +18,7 @@ from typing import NamedTuple
 
 from costmodel import shapes
 from costmodel.algebra import Size, ceil_div, gcd, maximum, minimum, product, summation, where_less
+from costmodel.phases import AxisPhase, Phase, axis_phases
 from costmodel.shapes import padding_pairs as padding_pairs
 
 #: A longer stride that steps beyond its axis is computed as 1 (`ConvProblem.with_steps_in_reach`). Layers that exist are below.
@@ -52,39 +52,6 @@ class Gemm(NamedTuple):
     n: Size
     k: Size
     batch: Size
-
-
-class AxisPhase(NamedTuple):
-    """Along one axis: the input coordinates `residue + i * stride` and the taps that reach them.
-
-    Tap number `t` (0 <= t < taps) is filter tap `first + t * step` and reads the output coordinate `i + base - t * delta`.
-    """
-
-    residue: int
-    size: Size
-    first: int
-    taps: int
-    step: int
-    base: Size
-    delta: int
-
-
-class Phase(NamedTuple):
-    """One stride-1 convolution of dgrad: an `AxisPhase` per spatial axis. `ConvProblem.phases` makes them.
-
-    >>> [phase.taps for phase in ConvProblem.conv((1, 4, 9), (4, 4, 3), (2,), (1,), (1,)).phases()]
-    [2, 1]
-    """
-
-    axes: tuple[AxisPhase, ...]
-
-    @property
-    def taps(self) -> int:
-        return math.prod(a.taps for a in self.axes)
-
-    @property
-    def pixels(self) -> Size:
-        return product(a.size for a in self.axes)
 
 
 @dataclass(frozen=True)
@@ -364,24 +331,9 @@ class ConvProblem:
         return replace(self, stride=tuple(s for s, _ in axes), padding=tuple(pair for _, pair in axes))
 
     def axis_phases(self, axis: int) -> tuple[AxisPhase, ...]:
-        """The `stride` residues of one input axis, most taps first.
-
-        Input coordinate h meets tap r where (h + low - r * dilation) divides by the stride. With g = gcd(stride, dilation)
-        the residues reached by tap r repeat every stride / g taps, so number j = first + u * (stride / g) names each
-        residue once: (first * dilation + u - low) mod stride, and only u = 0 has taps.
-        """
-        s, d, k = self.stride[axis], self.dilation[axis], self.kernel_size[axis]
-        low, size = self.padding[axis][0], self.input_size[axis]
-        g = math.gcd(s, d)
-        step = s // g
-        phases = []
-        for j in range(s):
-            first, u = j % step, j // step
-            residue = (first * d + u - low) % s
-            taps = max(0, -(-(k - first) // step)) if u == 0 else 0
-            base = (residue + low - first * d - u) // s
-            phases.append(AxisPhase(residue, ceil_div(size - residue, s), first, taps, step, base, d // g))
-        return tuple(phases)
+        """The `stride` residues of one input axis, most taps first."""
+        size, kernel, low = self.input_size[axis], self.kernel_size[axis], self.padding[axis][0]
+        return axis_phases(size, kernel, self.stride[axis], self.dilation[axis], low)
 
     def phases(self) -> tuple[Phase, ...]:
         """dgrad as stride-1 convolutions over dy that together write every input pixel once, phases without a tap included."""

@@ -1,4 +1,4 @@
-"""A convolution as another one that a kernel serves better: groups laid together, filter columns as channels."""
+"""A convolution recast as another one that a kernel serves better: groups laid together, filter columns as channels."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ FOLDED_WIDTHS = (4, 8)
 
 
 def merge_groups(problem: ConvProblem, merge: int) -> ConvProblem:
-    """The problem with `merge` neighbouring groups as one, for weights that are block-diagonal in them."""
+    """The problem in which `merge` neighbouring groups are one group, with block-diagonal weights."""
     return problem if merge == 1 else replace(problem, groups=problem.groups // merge)
 
 
 def folds(problem: ConvProblem, which: Pass) -> bool:
-    """Whether `fold_columns` serves: a stem's few channels, and neighbouring columns under a filter row. Not for dgrad, whose
-    result has the few channels."""
+    """Whether `fold_columns` serves a pass: x has a stem's few channels, and a filter row reads neighbouring columns. It does
+    not serve dgrad, whose result has the few channels."""
     few = problem.groups == 1 and problem.in_channels <= FOLDED_WIDTHS[-1]
     return bool(which != Pass.DGRAD and few and problem.kernel_size[-1] > 1 and problem.dilation[-1] == 1 and problem.macs)
 
@@ -29,15 +29,15 @@ def fold_width(problem: ConvProblem) -> int:
 
 
 def fold_row(problem: ConvProblem) -> int:
-    """Pixels of a padded row: from the first that a window meets to the last."""
+    """Pixels of a padded row, from the first that a window meets to the last."""
     return (problem.output_size[-1] - 1) * problem.stride[-1] + problem.kernel_size[-1]
 
 
 def fold_columns(problem: ConvProblem) -> ConvProblem:
     """The problem whose input channels are (column of the filter, channel): x[n, c, .., w + s] as x'[n, (s, c), .., w].
 
-    A row of pixels that is channels-last is that tensor already, if the pixels of a window overlap those of the next; only
-    the channels are padded, and what padding adds to a row is written out. A filter row is then one step of the reduction.
+    A channels-last row of pixels is that tensor already, with strides that let windows overlap. A copy only pads the channels
+    and writes out the padding of each row. A filter row is then one step of the reduction.
     """
     width = problem.kernel_size[-1] * fold_width(problem)
     return replace(
@@ -55,8 +55,8 @@ def folded_input(problem: ConvProblem) -> tuple[int, ...]:
 
 
 def fold_elements(problem: ConvProblem, which: Pass) -> tuple[int, int]:
-    """(elements that the kernel moves at least, elements that copies to it or from it move)."""
+    """(elements that the kernel moves at least, elements that the copies before and after it move)."""
     x, padded = product(problem.input_shape), product(folded_input(problem))
     w, folded = product(problem.weight_shape), product(fold_columns(problem).weight_shape)
-    weights = folded + w if which == Pass.WGRAD else w + 2 * folded  # a copy clears what it pads
+    weights = folded + w if which == Pass.WGRAD else w + 2 * folded  # a copy clears the padding first
     return padded + folded + product(problem.output_shape), x + 2 * padded + weights

@@ -9,16 +9,17 @@ from costmodel.algebra import Size, symbolic
 
 
 def known(*sizes: Size) -> bool:
-    """Whether sizes are numbers, torch's SymInts among them, and no symbols. Dynamo, which traces this, has ints alone."""
+    """Whether sizes are numbers (ints or torch's SymInts) and not symbols. Under Dynamo, which traces this, all are ints."""
     return {*map(type, sizes)} == {int} or not symbolic(*sizes)
 
 
 class ShapeError(ValueError, RuntimeError):
-    """Sizes that make no convolution: a ValueError as every other of this package, and a RuntimeError as torch raises it."""
+    """Sizes that make no convolution. It is a ValueError, as all errors of this package are, and a RuntimeError, as torch's
+    is."""
 
 
 def check_ranks(input_shape: Sequence[Size], weight_shape: Sequence[Size], **window: Any) -> None:
-    """Input, weight and each of `window` have sizes for the same axes."""
+    """Raises ShapeError unless input, weight and each of `window` have sizes for the same axes."""
     rank = len(weight_shape) - 2
     if rank < 1:
         raise ShapeError(f"weight_shape must be [K, C / groups, *kernel] with an axis or more, got {list(weight_shape)}")
@@ -34,7 +35,7 @@ def check_ranks(input_shape: Sequence[Size], weight_shape: Sequence[Size], **win
 
 
 def check_window(groups: Size, stride: Sequence[Size], dilation: Sequence[Size]) -> None:
-    """Each of them is at least 1."""
+    """Raises ShapeError unless groups, strides and dilations are at least 1."""
     if groups < 1 or min(stride) < 1 or min(dilation) < 1:
         raise ShapeError(
             f"groups, stride and dilation must be at least 1, got groups={groups}, stride={tuple(stride)}, "
@@ -43,7 +44,7 @@ def check_window(groups: Size, stride: Sequence[Size], dilation: Sequence[Size])
 
 
 def check_channels(input_shape: Sequence[Size], weight_shape: Sequence[Size], groups: Size) -> None:
-    """Those of torch's conv."""
+    """Raises ShapeError unless the channels are those of torch's conv."""
     filters, channels = weight_shape[:2]
     if filters < groups or filters % groups:
         raise ShapeError(
@@ -57,7 +58,7 @@ def check_channels(input_shape: Sequence[Size], weight_shape: Sequence[Size], gr
 
 
 def check_kernel(padded: Sequence[Size], extents: Sequence[Size]) -> None:
-    """A window fits the padded input."""
+    """Raises ShapeError unless a window fits the padded input."""
     if any(size < extent for size, extent in zip(padded, extents, strict=True)):
         raise ShapeError(
             f"kernel size can't be greater than the padded input: padded {list(padded)}, dilated kernel {list(extents)}"
@@ -65,7 +66,7 @@ def check_kernel(padded: Sequence[Size], extents: Sequence[Size]) -> None:
 
 
 def check_transposed_channels(input_shape: Sequence[Size], weight_shape: Sequence[Size], groups: Size) -> None:
-    """Those of torch's conv_transpose."""
+    """Raises ShapeError unless the channels are those of torch's conv_transpose."""
     if input_shape[1] != weight_shape[0] or weight_shape[0] % groups:
         raise ShapeError(
             f"given transposed=1 and weight {list(weight_shape)}, expected input to have {weight_shape[0]} channels, "
@@ -74,7 +75,7 @@ def check_transposed_channels(input_shape: Sequence[Size], weight_shape: Sequenc
 
 
 def check_result(sizes: Sequence[Size], **given: Any) -> None:
-    """A transposed convolution has a result; `given` is what it comes from."""
+    """Raises ShapeError unless a transposed convolution has a result. `given` are the arguments that the words name."""
     if any(size <= 0 for size in sizes):
         words = ", ".join(f"{name}={value}" for name, value in given.items())
         raise ShapeError(f"the output would have size {list(sizes)}: {words}")

@@ -1,4 +1,4 @@
-"""What a plan is, and the call that it is for: the words of a plan, tiles, how tensors lie. Standard library only."""
+"""What a plan is (its words, its tile) and the call that it is for (how its tensors lie in memory). Standard library only."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any, NamedTuple, Self
 from costmodel.algebra import product
 from costmodel.problem import ConvProblem, Pass
 
-#: Elements in the widest load (16 bytes of a 16-bit type); alignments beyond it tell the compiler nothing more.
+#: The largest alignment in elements that is told to the compiler; larger ones would tell it nothing more.
 MAX_ALIGN = 16
-#: Validity bits of a pixel's taps live in one 32-bit word.
+#: Most taps whose validity bits fit one 32-bit word per pixel.
 MAX_BIT_TAPS = 32
-#: Warps of a program at most (CUDA: 1024 threads), and values of a tensor (Triton).
+#: Most warps per program (CUDA: 1024 threads), and most values per tensor (Triton).
 MAX_WARPS, MAX_VALUES = 32, 1 << 20
-#: Elements of the largest box that one instruction copies: 256 along an axis, 64 along the channels.
+#: Elements of the largest box that one instruction copies: 256 pixels along an axis times 64 channels.
 LARGEST_BOX = 256 * 64
 
 
@@ -29,7 +29,7 @@ class Tile(NamedTuple):
     stages: int
 
 
-#: The interpreter's menu: its time goes by programs and trips, so tiles may be larger than any GPU takes.
+#: The interpreter's menu. Its time depends on the number of programs and trips, so its tiles are larger than any GPU's.
 INTERPRETED_MENU = tuple(
     Tile(m, n, k, 4, 3) for m in (16, 128, 512, 2048) for n in (16, 64) for k in (16, 64, 256, 1024) if m * k <= MAX_VALUES
 )
@@ -51,12 +51,13 @@ def itemsize(dtype: str) -> int:
 
 @dataclass(frozen=True)
 class Operand:
-    """How a tensor lies in memory: `unit` is the axis of stride 1 (0 batch or filter, 1 channel, 4 last spatial, -1 none),
-    `align` a power of two that divides every other stride and the offset of a group, in elements, `outside` one that divides
-    the strides. `boxed`: a TMA descriptor may describe it, if its channels are contiguous and its strides multiples of 16
-    bytes. The first element's address is one too, and each axis of (batch, *spatial, channel) steps over what lies within it;
-    a filter is one run of memory. `far`: a program of the largest tile needs 64-bit offsets. `aligned`: the first element's
-    address is a multiple of 16 bytes, whatever the strides."""
+    """How a tensor lies in memory.
+
+    `unit`: the axis of stride 1 (0 batch or filter, 1 channel, 4 last spatial, -1 none). `align`: a power of two that divides
+    every other stride and the offset of a group, in elements. `outside`: a power of two that divides every other stride.
+    `boxed`: a TMA descriptor can describe the tensor (16-byte aligned base, nested strides, each filter contiguous), if its
+    channels are contiguous and its strides multiples of 16 bytes. `far`: a program of the largest tile needs 64-bit offsets.
+    `aligned`: the address of the first element is a multiple of 16 bytes, whatever the strides."""
 
     unit: int = 1
     align: int = MAX_ALIGN
@@ -70,9 +71,9 @@ class Operand:
 class Call:
     """One pass to plan: the problem, the arithmetic, and the three tensors (a times b gives out).
 
-    `epilogue` says what follows in the same kernel besides a bias: "" nothing, "channels" values per channel and an
-    activation made of selections, "tensors" also a tensor of the output's size, read (a residual) or written (the value
-    before the activation), "heavy" an activation with an exponential, or a residual that does not lie as the output.
+    `epilogue` says what the same kernel does after the bias. "": nothing. "channels": values per channel, and an activation
+    without an exponential. "tensors": also a tensor of the output's size, read (a residual) or written (the value before the
+    activation). "heavy": an activation with an exponential, or a residual whose strides are not the output's.
     """
 
     problem: ConvProblem
@@ -86,13 +87,13 @@ class Call:
 
 
 def channels_last(problem: ConvProblem, which: Pass, dtype: str, precision: str = "ieee") -> Call:
-    """The call that tensors make which are dense and channels-last: other strides are multiples of the channel count."""
+    """The call of dense channels-last tensors, all of whose other strides are multiples of the channel count."""
 
     def dense(shape: tuple[int, ...], per_group: int) -> Operand:
         outer, channels, *spatial = shape
         if channels > 1:
             return Operand(1, math.gcd(MAX_ALIGN, per_group), math.gcd(MAX_ALIGN, channels))
-        # one channel is no axis to read along: weights of depthwise layers lie filter after filter, row after row
+        # nothing is read along an axis of one channel: weights of depthwise layers are contiguous, filter after filter
         if product(spatial) == 1 < outer:
             return Operand(0)
         steps = (product(spatial[axis:]) for axis in range(len(spatial)))  # of the outer axis and all but the last
@@ -107,17 +108,19 @@ def channels_last(problem: ConvProblem, which: Pass, dtype: str, precision: str 
 
 
 def said(word: str, default: Any, count: int = 1) -> Any:
-    """A field of a plan class, said as `word` and its value, or left out where it is the default. A default of False makes it a
-    word alone, () a word for each entry, None `count` numbers joined by "x"; any other is a number."""
+    """A field of a plan class that is written as `word` and its value, and left out where it has its default.
+
+    The default decides the form: False makes it a word without a value, () a word for each entry, None `count` numbers joined
+    by "x"; any other default makes it a number."""
     return field(default=default, metadata={"word": word, "count": count})
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A kernel with its tile: what plans of all families say. Each family has a class of its own, whose further fields (`said`)
-    are what its plans say besides; `Plan(which, family, ...)` makes one of the family's class.
+    """A kernel with its tile: the fields that plans of all families have. Each family has a class of its own with further
+    fields (`said`); `Plan(which, family, ...)` makes a plan of the family's class.
 
-    block_m, block_n, block_k: the tile, as the family's class reads it; num_warps and num_stages as Triton has them.
+    block_m, block_n, block_k: the tile, as the family's class reads it. num_warps and num_stages are Triton's.
     """
 
     which: Pass
@@ -141,11 +144,11 @@ class Plan:
 
     @classmethod
     def options(cls) -> list[Field[Any]]:
-        """The fields that plans of this class say besides their tile, in the order of the words."""
+        """The fields of plans of this class besides their tile, in the order of the words."""
         return [each for each in fields(cls) if "word" in each.metadata]
 
     def __str__(self) -> str:
-        """One word, which `Plan.parse` reads back:
+        """The plan as one word, which `Plan.parse` reads back:
         fprop:patch:128x64x64:w4:s4[:split7][:group8][:step1x1x8x8][:merge4][:fold][:x3][:rows14][:taps1x8][:pack-a]."""
         words = [str(self.which), self.family, f"{self.block_m}x{self.block_n}x{self.block_k}"]
         words += [f"w{self.num_warps}", f"s{self.num_stages}"]
@@ -163,8 +166,8 @@ class Plan:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The plan that `str(plan)` wrote. ValueError where the text is no plan, says what its family does not know, or is of a
-        family that has another class than this one."""
+        """The plan that `str(plan)` wrote. Raises ValueError where the text is no plan, has a word that its family does not
+        know, or is of a family with another class than this one."""
         form = f"plan {text!r} is not of the form {Plan.__str__.__doc__}"
         which, family, tile, *rest = [*text.split(":"), "", "", ""]
         sizes = _numbers(tile, 3)
@@ -186,8 +189,8 @@ class Plan:
 
 
 def _class_of(family: str) -> type[Plan]:
-    """The class of a family's plans. ValueError where there is no such family."""
-    from costmodel import families  # whose modules import this one
+    """The class of a family's plans. Raises ValueError where there is no such family."""
+    from costmodel import families  # here, because its modules import this one
 
     return families.plan_class(family)
 
@@ -197,12 +200,12 @@ def _numbers(text: str, count: int) -> tuple[int, ...] | None:
     return tuple(map(int, text.split("x"))) if re.fullmatch("x".join([r"-?\d+"] * count), text) else None
 
 
-#: The words of every plan.
+#: The fields whose words every plan has.
 _TILE = [each for each in fields(Plan) if each.name in ("num_warps", "num_stages")]
 
 
 def _read(word: str, options: Iterable[Field[Any]]) -> tuple[Field[Any], Any] | None:
-    """(field, value) that a word gives, None where it is none of these fields'."""
+    """(field, value) of a word; None where it is no word of these fields."""
     for each in options:
         name = {"num_warps": "w", "num_stages": "s"}.get(each.name) or each.metadata["word"]
         if each.default is False:
@@ -218,7 +221,7 @@ def _read(word: str, options: Iterable[Field[Any]]) -> tuple[Field[Any], Any] | 
 
 
 def _foreign(word: str, family: str) -> str:
-    """What is wrong with a word that plans of other families say, "" for one that none says."""
+    """What is wrong with a word that only plans of other families have; "" for a word that none has."""
     from costmodel import families
 
     for other in families.families().values():
@@ -227,20 +230,20 @@ def _foreign(word: str, family: str) -> str:
     return ""
 
 
-#: The farthest that a window, a stride or padding may reach, in pixels, where a kernel counts coordinates in 32 bits only. It
+#: The farthest that a window, a stride or padding may reach, in pixels, for kernels that count coordinates in 32 bits only. It
 #: leaves room for a tile beyond the sizes. The gather's kernels count in 64 bits where they must.
 FARTHEST = 2**28
 
 
 def reach_refusal(problem: ConvProblem, farthest: int = FARTHEST) -> str:
-    """Why coordinates of 32 bits do not serve a problem; "" where they do."""
+    """Why 32 bits cannot count a problem's coordinates; "" where they can."""
     if problem.farthest <= farthest:
         return ""
     return f"a window, stride or padding reaches {problem.farthest} pixels, the kernel counts {farthest}"
 
 
 def tile_refusal(plan: Plan) -> str:
-    """Why no kernel can be compiled for a tile, whose blocks are powers of two, or started; "" where one can."""
+    """Why no kernel can be compiled for a tile or started; "" where one can. Blocks are powers of two."""
     if plan.num_stages < 1:
         return f"stages must be positive, got {plan.num_stages}"
     if plan.num_warps < 1 or plan.num_warps & (plan.num_warps - 1) or plan.num_warps > MAX_WARPS:
@@ -257,8 +260,9 @@ def pack_refusal(pack: tuple[str, ...]) -> str:
 
 
 class Extent(NamedTuple):
-    """What a kernel family tiles: m x n results, `repeats` times over (groups, phases, taps), each the sum of `loops` passes
-    over `depth` terms. wgrad's depth is its output pixels, which it walks in boxes. `loops` is dgrad's average over phases."""
+    """What a kernel family tiles: m x n results, `repeats` times (groups, phases, taps). Each result sums `loops` passes over
+    `depth` terms. wgrad's depth is the number of output pixels, which it walks in boxes. dgrad's `loops` is the average over
+    its phases."""
 
     m: int
     n: int

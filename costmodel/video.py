@@ -1,8 +1,8 @@
-"""The causal convolution of a chunk of video: which frames it sees, keeps and moves, which tile its kernel takes, how long
-that takes. Plain arithmetic, standard library only.
+"""The causal convolution of a chunk of video: which frames it sees, keeps and moves, which tile its kernel takes, and how long
+it takes. Plain arithmetic, standard library only.
 
-The known frames are those of the cache, then those of x. A result sees the frames up to its own, `front` of which may lie
-before the first known one. All geometry is `ConvProblem`'s: the convolution of the known frames, `front` its low padding.
+The known frames are those of the cache followed by those of x. A result sees the frames up to its own; up to `front` of them
+come before the first known frame. All geometry is `ConvProblem`'s: it convolves the known frames with `front` as low padding.
 """
 
 from __future__ import annotations
@@ -45,26 +45,27 @@ from costmodel.timing import (
 )
 
 FAMILY = "video"
-#: What stands for the frames before the first known one: zeros, that frame again, or nothing, so that windows begin with it.
+#: What stands for the frames before the first known one: zeros, that frame repeated, or nothing (windows begin with it).
 TIME_PADDING = ("zeros", "replicate", "valid")
-#: Loads of the next cache that a thread has in flight at once, and as many elements at least: single ones need registers.
+#: Loads that a thread keeps in flight while it copies the next cache, and most elements of them: single elements need
+#: registers.
 COPIED_LOADS, COPIED = 4, 16
-#: Instructions of a trip beside those of fprop's gather, by `upsample`: for the frame's address, and for a tap's that is seen
-#: magnified (sm_90, `tests/test_video_aot.py`).
+#: Instructions per trip beyond those of fprop's gather, by `upsample`: for the frame's address, and for the address of a tap in
+#: a magnified frame (sm_90, `tests/test_video_aot.py`).
 FRAME_INSTRUCTIONS = {1: 8, 2: 17}
 
 
 @dataclass(frozen=True)
 class VideoPlan(Plan):
-    """`block_m` pixels x `block_n` filters, `block_k` channels at a time; `group_m` as of a matrix product."""
+    """A plan of "video": `block_m` pixels x `block_n` filters, `block_k` channels at a time; `group_m` as in `MatrixPlan`."""
 
     group_m: int = said("group", 8)
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A call: the convolution of its known frames, `cached` of which come from the cache. Height and width of `problem` are
-    those of frames magnified by `upsample`. `replicate`: frames before the first known one are that one, not zeros."""
+    """A call: the convolution of its known frames, of which `cached` come from the cache. The height and width of `problem` are
+    those after `upsample`. `replicate`: frames before the first known one repeat it; otherwise they are zero."""
 
     problem: ConvProblem
     cached: Any = 0
@@ -95,7 +96,7 @@ class Chunk:
 
     @property
     def reach(self) -> Any:
-        """Frames before its own that a result sees."""
+        """How many frames before its own a result sees."""
         return self.problem.effective_kernel[0] - 1
 
     @property
@@ -108,14 +109,14 @@ class Chunk:
 
     @property
     def spatial(self) -> ConvProblem:
-        """The same convolution of the known frames with those before them written out: no padding in time."""
+        """The same convolution without padding in time: the frames before the known ones are written out."""
         problem = self.problem
         size = (self.front + self.known, *problem.input_size[1:])
         return replace(problem, input_size=size, padding=((0, 0), *problem.padding[1:]))
 
     @property
     def flops(self) -> Any:
-        """Dense FLOP, 2 * MAC, frames that stand for none included; bias not counted."""
+        """Dense FLOP (2 * MAC), including those on frames that are padding; the bias is not counted."""
         return 0 if self.output_shape[2] == 0 else self.problem.flops
 
     @property
@@ -126,7 +127,7 @@ class Chunk:
 
     @property
     def output_shape(self) -> tuple[Any, ...]:
-        """[N, K, O, P, Q]; no frames where a valid call knows fewer than a window sees."""
+        """[N, K, O, P, Q]; O is 0 where a valid call knows fewer frames than a window sees."""
         shape = self.problem.output_shape
         if self.valid and self.known <= self.reach:
             return (*shape[:2], 0, *shape[3:])
@@ -136,7 +137,7 @@ class Chunk:
     def kept(self) -> Any:
         """Frames of the next cache: all that a window reaches back, or in a valid call those from the next window's first on.
 
-        Negative where that one begins behind x.
+        It is negative where the next window begins behind x.
         """
         return self.known - self.output_shape[2] * self.problem.stride[0] if self.valid else self.reach
 
@@ -146,7 +147,7 @@ class Chunk:
 
     @cached_property
     def live_taps(self) -> int:
-        """Taps in time that the kernel runs, summed over the frames of the result: those on zeros are left out."""
+        """Taps in time that the kernel computes, summed over the frames of the result; taps on zero frames are left out."""
         if self.output_shape[2] == 0:
             return 0
         every = self.problem.kernel_size[0] * self.problem.output_size[0]
@@ -159,7 +160,7 @@ class Chunk:
 
 
 def elements(chunk: Chunk) -> dict[str, int]:
-    """Elements of each tensor of a call: "x" and "cache" as they lie, before magnification."""
+    """Elements of each tensor of a call; "x" and "cache" as stored, before `upsample`."""
     batch, channels = chunk.problem.batch, chunk.problem.in_channels
     frame = batch * channels * product(chunk.frame)
     return {
@@ -172,23 +173,28 @@ def elements(chunk: Chunk) -> dict[str, int]:
 
 
 def compulsory(chunk: Chunk, size: int) -> int:
-    """Bytes that a call moves at least: each tensor once; what the next cache takes from x is read again from L2."""
+    """Bytes that a call moves at least: each tensor once. The frames of x that the next cache takes are read from L2 again."""
     return size * sum(elements(chunk).values())
 
 
 def chain(chunk: Chunk, size: int) -> dict[str, int]:
-    """Bytes that each operator moves of what users write instead: torch.cat, F.interpolate, F.pad, conv3d, its bias, clone."""
-    of, problem = elements(chunk), chunk.problem
-    known, u = of["x"] + of["cache"], chunk.upsample**2
+    """Bytes that each of the operators moves that users write instead: torch.cat, F.interpolate, F.pad, conv3d, its bias,
+    clone."""
+    held, problem = elements(chunk), chunk.problem
+    known, u = held["x"] + held["cache"], chunk.upsample**2
     padded = problem.batch * problem.in_channels * product(problem.padded_size)
     moved = {"cat": 2 * known if chunk.cached else 0, "interpolate": known * (1 + u) if u > 1 else 0}
     moved["pad"] = known * u + padded if padded != known * u else 0
-    moved |= {"conv3d": padded + of["weight"] + of["y"], "bias": 2 * of["y"], "clone": 2 * of["next"]}
+    moved |= {
+        "conv3d": padded + held["weight"] + held["y"],
+        "bias": 2 * held["y"],
+        "clone": 2 * held["next"],
+    }
     return {name: size * count for name, count in moved.items() if count}
 
 
 def tiles(chunk: Chunk, plan: VideoPlan) -> tuple[int, int]:
-    """(m tiles, n tiles) of a launch. An m tile holds pixels of one frame, with `upsample` those of one parity."""
+    """(m tiles, n tiles) of a launch. An m tile has pixels of one frame, and with `upsample` of one parity."""
     batch, filters, frames, *size = chunk.output_shape
     pixels = product(ceil_div(n, chunk.upsample) for n in size)
     each = frames * chunk.upsample**2 * ceil_div(pixels, plan.block_m)
@@ -214,7 +220,7 @@ def trips(chunk: Chunk, plan: VideoPlan) -> float:
 
 
 def refusal(chunk: Chunk, plan: Plan, dtype: str, precision: str, device: Device) -> str:
-    """Why a plan cannot run a call; "" where it can."""
+    """Why the kernel cannot run a call under a plan; "" where it can."""
     if plan.which != Pass.FPROP or not isinstance(plan, VideoPlan):
         return f"a causal convolution takes plans fprop:{FAMILY}, got {plan.which}:{plan.family}"
     for name, block in (("block_m", plan.block_m), ("block_n", plan.block_n), ("block_k", plan.block_k)):
@@ -230,7 +236,7 @@ def refusal(chunk: Chunk, plan: Plan, dtype: str, precision: str, device: Device
 
 
 def checked(chunk: Chunk, plan: Plan, dtype: str, precision: str, device: Device) -> VideoPlan:
-    """A forced plan. ValueError where it cannot run the call."""
+    """A forced plan. Raises ValueError where it cannot run the call."""
     if reason := refusal(chunk, plan, dtype, precision, device):
         raise ValueError(f"plan {plan} cannot run {chunk}: {reason}")
     assert isinstance(plan, VideoPlan)
@@ -238,13 +244,13 @@ def checked(chunk: Chunk, plan: Plan, dtype: str, precision: str, device: Device
 
 
 def width_of(channels: int, dtype: str) -> int:
-    """Elements a load: channels are contiguous, everything else steps over a whole number of them."""
+    """Elements per load: channels are contiguous, and all other strides are multiples of the channel count."""
     return math.gcd(channels, MAX_ALIGN, max(1, 16 // itemsize(dtype)))
 
 
 def compiled(chunk: Chunk, tile: Tile, dtype: str, precision: str, device: Device) -> Resources | None:
-    """What the compiled kernel needs: the table's row of fprop's gather, and a few instructions for the frame's address; None
-    for a tile that is not in the table."""
+    """What the compiled kernel needs: the table's row of fprop's gather, plus instructions for the frame's address. None for a
+    tile that is not in the table."""
     width = width_of(chunk.problem.in_channels, dtype)
     reach = "wide" if width * itemsize(dtype) == 16 else "narrow"
     key = resource_key(GatherPlan(Pass.FPROP, "gather", *tile), arithmetic(dtype, precision), reach, device.capability)
@@ -258,11 +264,11 @@ def resources_of(chunk: Chunk, tile: Tile, dtype: str, precision: str, device: D
 
 
 def addresses_fit(tile: Tile, size: int, wide: bool, last: bool, far: bool, capability: int) -> bool:
-    """Whether a tile is small enough to keep its addresses in registers where the table of fprop's gather does not say so.
+    """Whether a tile keeps its addresses in registers, for cases that the table of fprop's gather does not have.
 
-    None are left at 256 rows of a contiguous result, on sm_80 at 128 x 256 where filters end inside a tile, nor at 128 rows of
-    channels that are not read 16 bytes at a time, on sm_100 at 128 x 256 of a contiguous result, or 64 x 128 of 4 bytes each;
-    64-bit offsets take twice as many.
+    It does not: at 256 rows of a contiguous result; at 128 rows of channels that are not read 16 bytes at a time; on sm_80 at
+    128 x 256 where filters end inside a tile; on sm_100 at 128 x 256 of a contiguous result, or 64 x 128 of 4 bytes each.
+    64-bit offsets take twice the registers.
     """
     results, arch = tile.m * tile.n, compiled_for(capability)
     if far:
@@ -277,8 +283,8 @@ def addresses_fit(tile: Tile, size: int, wide: bool, last: bool, far: bool, capa
 def candidates(
     chunk: Chunk, dtype: str, precision: str, device: Device, last: bool = True, far: bool = False
 ) -> list[VideoPlan]:
-    """The menu's tiles that compile without a spill and fit the device, for a result that is channels-last or not; `far`: a
-    frame, the weights or a frame of the result take 64-bit offsets."""
+    """The menu's tiles that compile without a spill and fit the device. `last`: the result is channels-last. `far`: a frame,
+    the weights or a frame of the result take 64-bit offsets."""
     if device.interpreted:
         return [VideoPlan(Pass.FPROP, FAMILY, *tile) for tile in INTERPRETED_MENU]
     found = []
@@ -300,42 +306,46 @@ def kernel_of(chunk: Chunk, plan: VideoPlan, dtype: str, precision: str, device:
 def predict(
     chunk: Chunk, plan: VideoPlan, dtype: str, precision: str, device: Device, copied: tuple[str, ...] = ()
 ) -> Prediction:
-    """Seconds of a call under a plan; `copied` names the tensors (of `elements`) that are laid out anew first."""
-    problem, size, of = chunk.problem, itemsize(dtype), kernel_of(chunk, plan, dtype, precision, device)
+    """Seconds of a call under a plan. `copied` names the tensors (keys of `elements`) that are copied to another layout
+    first."""
+    problem, size, tile_kernel = chunk.problem, itemsize(dtype), kernel_of(chunk, plan, dtype, precision, device)
     m_tiles, n_tiles = tiles(chunk, plan)
     count, n_trips = m_tiles * n_tiles, trips(chunk, plan)
     moved = compulsory(chunk, size) + sum(2 * size * elements(chunk)[name] for name in copied)
     covers = Extent(m_tiles * plan.block_m, problem.out_channels, 1, problem.in_channels, problem.taps)
     weights = size * product(problem.weight_shape)
-    moved += read_again(of, covers, 1, plan.group_m, channels_last(problem, Pass.FPROP, dtype), weights, device)
+    moved += read_again(tile_kernel, covers, 1, plan.group_m, channels_last(problem, Pass.FPROP, dtype), weights, device)
     launched = 1 + len(copied)
     if device.interpreted:
-        total, bound = interpreted(plan.tile, count, n_trips), of.bound
+        total, bound = interpreted(plan.tile, count, n_trips), tile_kernel.bound
     else:
-        # without a result a launch fills the next cache alone
-        busy = on_chip(of, count, n_trips, device) if count else 0.0
-        dram = from_dram(moved, device, of.constants)
-        start = overhead(launched, device, of.constants)
-        total, bound = start + max(busy, dram), of.bound if of.clocks >= trip_clocks(of, count, device) else "L2"
+        # without a result the launch only fills the next cache
+        busy = on_chip(tile_kernel, count, n_trips, device) if count else 0.0
+        dram = from_dram(moved, device, tile_kernel.constants)
+        start = overhead(launched, device, tile_kernel.constants)
+        total, bound = (
+            start + max(busy, dram),
+            tile_kernel.bound if tile_kernel.clocks >= trip_clocks(tile_kernel, count, device) else "L2",
+        )
         bound = "DRAM" if dram > busy else bound
         bound = "launch" if start > max(busy, dram) else bound
     issued = count * n_trips * plan.block_m * plan.block_n * plan.block_k
     return Prediction(
         seconds=total,
         tiles=count,
-        waves=count / (device.sm_count * of.resident),
+        waves=count / (device.sm_count * tile_kernel.resident),
         tile_use=min(1.0, problem.macs / issued) if issued else 1.0,
         bytes=moved,
         bound=bound,
-        low=total * of.constants.low,
-        high=total * of.constants.high,
-        source=of.constants.source + borrowed(device),
+        low=total * tile_kernel.constants.low,
+        high=total * tile_kernel.constants.high,
+        source=tile_kernel.constants.source + borrowed(device),
     )
 
 
 @lru_cache(maxsize=1024)
 def select(chunk: Chunk, dtype: str, precision: str, device: Device, last: bool = True, far: bool = False) -> VideoPlan:
-    """The candidate of least predicted time. RuntimeError where there is none."""
+    """The candidate of least predicted time. Raises RuntimeError where there is none."""
     found = candidates(chunk, dtype, precision, device, last, far)
     if not found:
         raise RuntimeError(f"no plan for {chunk} in {dtype} on {device.name}")
@@ -352,8 +362,8 @@ def forecast(
     precision: str = "tf32",
     **window: Any,
 ) -> Prediction:
-    """Seconds of a call on channels-last tensors for a caller without tensors; `window` as `Chunk.of` takes it, `dtype` as
-    `costmodel.predict` has it. ValueError for an unknown device, or a dtype that the device does not multiply.
+    """Seconds of a call on channels-last tensors, for a caller without tensors. `window` is as in `Chunk.of`, `dtype` as in
+    `costmodel.predict`. Raises ValueError for an unknown device, or a dtype that the device does not multiply.
 
     >>> found = forecast((1, 384, 1, 60, 104), (384, 384, 3, 3, 3), 2, padding=(1, 1, 1, 1))
     >>> print(f"{found.bytes / 1e6:.0f} MB")

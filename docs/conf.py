@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT))
 from costmodel.version import __version__  # noqa: E402
 
 project, author = "tritonconv", "the tritonconv authors"
+copyright = "2026 the tritonconv authors, MIT licence"
 version = release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
 source_suffix = {".md": "markdown"}
@@ -23,13 +24,15 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 html_theme = "furo"
 html_title = f"tritonconv {__version__}"
-html_static_path: list[str] = []
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
 html_extra_path: list[str] = []
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_class_signature = "mixed"
 autodoc_default_options = {"members": True, "undoc-members": False, "show-inheritance": False}
+autodoc_inherit_docstrings = False  # torch says of every forward that subclasses should override it
 autodoc_preserve_defaults = True
 nitpicky = False
 default_role = "literal"
@@ -64,7 +67,8 @@ def outside(app: Any, name: str, source: list[str]) -> None:
         text = (ROOT / OUTSIDE[name]).read_text()
         source[0] = re.sub(r"\]\(docs/([^)]+)\)", r"](\1)", text)
     # what is no page of the site is named, not linked: the site may stand where no checkout is
-    source[0] = re.sub(r"\[([^\]]+)\]\(\.\./(?!(?:CONTRIBUTING|CHANGELOG)\.md)[^)]+\)", r"\1", source[0])
+    up = "../" * (name.count("/") + 1)
+    source[0] = re.sub(rf"\[([^\]]+)\]\({re.escape(up)}(?!(?:CONTRIBUTING|CHANGELOG)\.md)[^)]+\)", r"\1", source[0])
     for page, file in OUTSIDE.items():
         source[0] = source[0].replace(f"](../{file}", f"]({page}.md").replace(f"]({file}", f"]({page}.md")
 

@@ -219,3 +219,12 @@ GEOMETRIES = {
     "multiplier_transposed": Case("conv_transpose2d", (4, 48, 28, 28), (48, 3, 4, 4), stride=2, padding=1, groups=48),
     "unet_transposed_3d": Case("conv_transpose3d", (2, 64, 8, 14, 14), (64, 32, 2, 2, 2), stride=2),
 }
+
+
+def half(input: tuple[int, ...], weight: tuple[int, ...], **settings: object) -> Case:
+    given = {"dtype": "float16", "x": "channels_last", "w": "channels_last", "g": "channels_last", "bias": False}
+    return Case("conv2d", input, weight, **given | settings)
+
+
+def bits(t: torch.Tensor) -> torch.Tensor:
+    return t.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()])

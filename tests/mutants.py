@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import deform_mutants
+
 TESTS = ("tests/test_paths.py",)
 TMA = ("tests/test_tma.py", "-k", "test_every_kind or test_phases or test_an_epilogue")
 TMA_WGRAD = ("tests/test_tma_wgrad.py", "-k", "test_dy_may or test_a_forced or test_what_is_finite or test_a_nan")
@@ -201,9 +203,7 @@ MUTATIONS = [
         "w_step[1] - w_step[2], 0",
         TMA,
     ),
-    Mutation(
-        "tma", "another group's channels", "tma.py", "group * channels,\n            unpack", "0,\n            unpack", TMA
-    ),
+    Mutation("tma", "another group's channels", "tma.py", "channel=group * channels", "channel=0", TMA),
     Mutation("tma", "filters of another group", "tma.py", "group * filters + first_n", "first_n", TMA),
     Mutation("tma", "boxes as wide as they are high", "tma.py", "tl.cdiv(size[1], BOX[2])", "tl.cdiv(size[1], BOX[3])", TMA),
     Mutation("tma", "a pixel of another row", "tma.py", "(m // BOX[3]) % BOX[2]", "(m // BOX[3]) % BOX[3]", TMA),
@@ -408,3 +408,4 @@ MUTATIONS = [
     ),
     Mutation("separable", "another image's pixels", "separable.py", "n * x_n + h0", "0 * x_n + h0", SEPARABLE),
 ]
+MUTATIONS += [Mutation("deform", *row) for row in deform_mutants.ROWS]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import torch
+from rich.console import Console
 
 from bench.machine import Call, Captured
+from bench.run import lines_of, run
+from bench.work import Line
 from costmodel.device import DEVICES
 
 
@@ -70,3 +75,23 @@ class StandIn:
     def peak_bytes(self, call: Callable[[], object]) -> int:
         call()
         return 1 << 20
+
+
+SMALL = "conv2d n1 c8 5x5 -> 8 k3 p1"
+
+
+def lines(*problems: str, passes: tuple[str, ...] = ("fprop",), dtype: str = "fp16") -> list[Line]:
+    return lines_of([], problems, [], passes, dtype, "")
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def go(todo, machine, path, providers=("tritonconv", "cudnn"), **settings):
+    return run(todo, providers, machine, path, console=quiet(), **settings)
+
+
+def unwritten(y: torch.Tensor) -> torch.Tensor:
+    y[..., -1] = math.nan
+    return y

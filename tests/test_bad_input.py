@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import tritonconv
+from costmodel.tiling import Plan
 from tritonconv import convert, launch, report, steps
 
 X, W = torch.randn(2, 3, 5, 5), torch.randn(4, 3, 3, 3)
@@ -149,7 +150,7 @@ def test_a_triton_too_old():
 
 def test_no_memory_for_partial_sums(monkeypatch, launches):
     x, w = torch.randn(1, 64, 4, 4), torch.randn(4, 64, 3, 3)
-    plan = tritonconv.functional.Plan.parse("fprop:gather:16x16x16:w4:s3:split2")
+    plan = Plan.parse("fprop:gather:16x16x16:w4:s3:split2")
     shared = tritonconv.conv2d(x, w, plan=plan)
     assert launches()["reduce"] == 1
 

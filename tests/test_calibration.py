@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.deform import LAYERS as DEFORMABLE
 from bench.separable import LAYERS
-from costmodel import calibration, causal, fingerprints, separable, video
+from costmodel import calibration, causal, deform, fingerprints, separable, video
 from costmodel.calibration import DEFAULT, PRIOR, PRIOR_SOURCE, Calibration, Measured, Table, dumps, loads
 from costmodel.device import find, find_device
 from costmodel.fingerprints import family_hash, model_hash
@@ -222,7 +223,18 @@ def test_an_edit_of_the_arithmetic_makes_what_was_fitted_to_it_stale(monkeypatch
     names = sorted(fingerprints.arithmetic(fingerprints.MODEL))
     # every module with a predicted time of its own, and what it counts by; not the choice, the words or the device
     own = {"matrix", "matrix_time", "band", "band_windows", "depthwise", "depthwise_choice"}
-    counted = {"timing", "causal", "video", "separable", "problem", "algebra", "tiling", "resources"}
+    counted = {
+        "timing",
+        "causal",
+        "video",
+        "separable",
+        "deform",
+        "deform_backward",
+        "problem",
+        "algebra",
+        "tiling",
+        "resources",
+    }
     assert counted | {f"families.{name}" for name in own} <= {*names}
     beside = {"plan", "legality", "device", "calibration", "fingerprints", "forecast", "count", "bounds", "families.protocol"}
     assert not {*names} & beside
@@ -253,6 +265,7 @@ def test_every_module_with_a_predicted_time_is_hashed():
 
 
 PAIR = LAYERS[2].call()
+MOVED = DEFORMABLE[0].call()
 CHUNK = video.Chunk.of((1, 384, 1, 60, 104), (384, 384, 3, 3, 3), 2, padding=(1,) * 4)
 ROW = channels_last(causal.problem_of(8, 2048, 2048, 4), Pass.FPROP, "bfloat16")
 #: Functions that no row of a pass measures: the family whose constants theirs are, and the prediction of a device.
@@ -262,6 +275,7 @@ FUNCTIONS = {
         "gather",
         lambda d: video.predict(CHUNK, video.candidates(CHUNK, "bfloat16", "ieee", d)[0], "bfloat16", "ieee", d),
     ),
+    "deform": ("gather", lambda d: deform.predict(MOVED, deform.candidates(MOVED, d)[0], d)),
     "causal": (
         "depthwise",
         lambda d: causal.predict(ROW, causal.candidates(ROW, d, causal.Kind())[0], d, causal.Kind()),

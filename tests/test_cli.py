@@ -237,7 +237,10 @@ BAD = {
     "an input of the wrong channels": (["model", "net.py:Net", "--input", "1x5x8x8"], "stem"),
     "an input that is none": (["model", "net.py:Net", "--input", "big"], "32x3x224x224"),
     "no input": (["model", "net.py:Net"], "--input"),
-    "a measured file that is missing": (["model", "net.py:Net", "--input", "1x3x8x8", "--measured", "no.json"], "no.json"),
+    "a measured file that is missing": (
+        ["model", "net.py:Net", "--input", "1x3x8x8", "--measured", "no.json"],
+        "no.json cannot be read: No such",
+    ),
     "one name for two files": (["model", "net.py:Net", "--input", "1x3x8x8", "--png", "a", "--svg", "a"], "one name"),
     "a folder that is missing": (["model", "net.py:Net", "--input", "1x3x8x8", "--html", "no/r.html"], "no/r.html"),
 }
@@ -260,8 +263,8 @@ def test_a_failure_leaves_the_old_report(run, net):
 @pytest.mark.parametrize("missing", ["typer", "rich", "matplotlib"])
 def test_a_missing_package_names_the_extra(missing, run, net, monkeypatch):
     for name in ("commands", "html", "terminal", "pictures"):
-        monkeypatch.delitem(sys.modules, f"costmodel.{name}", raising=False)
-        monkeypatch.delattr(costmodel, name, raising=False)
+        monkeypatch.delitem(sys.modules, f"costmodel.reports.{name}", raising=False)
+        monkeypatch.delattr(costmodel.reports, name, raising=False)
     monkeypatch.setitem(sys.modules, missing, None)
     if missing == "rich":  # typer may have brought parts of it already
         for name in [name for name in sys.modules if name.startswith("rich.")]:

@@ -34,6 +34,7 @@ class Batch(Encoder):
 def pulls(weights_backbone="DEFAULT", pretrained=True):
     import urllib.request
     if weights_backbone is not None:
+        print("Downloading: w.pt", file=sys.stderr)
         urllib.request.urlopen("http://weights.example/w.pt")
     return nn.Conv2d(3, 8, 3)
 

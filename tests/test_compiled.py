@@ -5,14 +5,15 @@ process with TRITON_INTERPRET.
 """
 
 import chunks
+import deformed
 import epilogues
 import pytest
 import torch
 from cases import Case
-from test_causal import Example as Sequence
-from test_causal import assert_close as assert_close_in_size
-from test_separable import Example as Pair
-from test_separable import assert_close as assert_pair_close
+from pairs import Example as Pair
+from pairs import assert_close as assert_pair_close
+from sequences import Example as Sequence
+from sequences import assert_close as assert_close_in_size
 
 from bench.work import Work, float32_in
 from costmodel.device import DEVICES
@@ -192,3 +193,28 @@ def test_separable(arch, between, after, dtype, executed):
         example = Pair((2, 16, 9, 7), 24, dtype=dtype, padding=1, residual=True)
         assert_pair_close(example, between, after)
     assert executed == ["separable_kernel"]
+
+
+#: Channels that fill loads of 16 bytes, with groups of both kinds; and three, whose loads bring one each.
+DEFORMED = {
+    "even": {"shape": (1, 32, 5, 6), "filters": 16, "kernel": (3, 1), "groups": 2, "offset_groups": 2, "padding": (1, 0)},
+    "three": {"shape": (2, 3, 4, 5), "filters": 5, "kernel": (1, 2), "stride": (1, 2), "masked": False},
+}
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("name, dtype", [("even", torch.bfloat16), ("three", torch.float32)])
+def test_deform(arch, name, dtype, executed):
+    """Forward and all gradients, of contiguous tensors, by the plans that a GPU takes."""
+    call = DEFORMED[name]
+    window = {key: call[key] for key in ("stride", "padding") if key in call}
+    with float32_in("ieee"):
+        of = deformed.tensors(**call, dtype=dtype)
+        got, dy = deformed.gradients(lambda t: deformed.ours(t, **window), of)
+        y = deformed.ours(of, **window)
+    deformed.assert_close(of, y, **window)
+    exact = deformed.Tensors(*(None if t is None else t.double() for t in of))
+    want, _ = deformed.gradients(lambda t: deformed.by_formula(t, **window), exact, dy)
+    deformed.assert_all_close(of, got, want, 8 * torch.finfo(dtype).eps)
+    kernels = ["deform_kernel", "weights_kernel", "columns_kernel", "targets_kernel", "scatter_kernel"]
+    assert [name for name in executed if name != "reduce_kernel"] == [*kernels, "deform_kernel"]

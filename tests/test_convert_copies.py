@@ -1,10 +1,13 @@
 """Copies of models that share their memory and nothing else: nothing of a copy calls the original."""
 
+import copy
 import functools
+import pickle
 import threading
 import weakref
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -93,3 +96,42 @@ def test_a_parametrization_is_removed_from_a_copy_that_stays_torchs():
     other = convert(model, only=lambda name, layer: False)
     nn.utils.parametrize.remove_parametrizations(other[0], "weight")
     assert model(X).shape == (1, 4, 4, 4) and model[0].parametrizations.weight.original0.requires_grad
+
+
+class Twice(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def test_parametrizations_come_and_go_on_a_converted_layer(launches):
+    """In place, after the layer was converted, and after it was given back."""
+    model = nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 4, 3)))
+    want = model(X)
+    tritonconv.convert(model, inplace=True)
+    nn.utils.parametrize.remove_parametrizations(model[0], "weight")
+    assert type(model[0]) is tritonconv.nn.Conv2d
+    nn.utils.parametrize.register_parametrization(model[0], "weight", Twice())
+    bias = model[0].bias[:, None, None]
+    torch.testing.assert_close(model(X) - bias, 2 * (want - bias), rtol=1e-4, atol=1e-4)
+    assert launches()["fprop"] == 1 and tritonconv.report(model).layers[0].replaced
+    tritonconv.revert(model)
+    nn.utils.parametrize.remove_parametrizations(model[0], "weight")
+    assert type(model[0]) is nn.Conv2d
+    torch.testing.assert_close(model(X) - bias, 2 * (want - bias), rtol=1e-4, atol=1e-4)
+    assert launches()["fprop"] == 1
+
+
+def test_a_traced_graph_is_copied_and_filed_after_it_was_converted(launches):
+    model = torch.fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
+    other = convert(model)
+    for again in (copy.deepcopy(other), pickle.loads(pickle.dumps(other)), convert(other)):
+        torch.testing.assert_close(again(X), model(X), rtol=1e-4, atol=1e-4)
+        assert [node.op for node in again.graph.nodes] == [node.op for node in model.graph.nodes]
+    assert launches()["fprop"] == 3
+
+
+def test_a_layer_made_complex_after_it_was_converted_is_named_and_refused():
+    other = convert(nn.Sequential(nn.Conv2d(3, 4, 3))).to(torch.complex64)
+    assert tritonconv.report(other).left[0].reason == "its weights are complex64"
+    with pytest.raises(RuntimeError, match=r"input has dtype torch\.complex64; tritonconv takes"):
+        other(X.to(torch.complex64))

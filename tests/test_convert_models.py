@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.ao.nn import qat
 from torch.ao.quantization import get_default_qat_qconfig
+from torch.nn.functional import conv2d as renamed
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -205,7 +206,39 @@ class Calls(nn.Module):
         return nn.functional.conv2d(x, self.weight) + self.conv1d(x.flatten(2)).view_as(x)
 
 
+def helper(x, weight):
+    return sum(nn.functional.conv2d(x, w) for w in (weight,))
+
+
+class ByHelper(nn.Module):
+    """Through a function, as StyleGAN's modulated convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 3, 1, 1))
+
+    def forward(self, x):
+        return helper(x, self.weight)
+
+
+class ByMethod(ByHelper):
+    """Through a method that a checkpoint calls, under another name of torch's function."""
+
+    def forward(self, x):
+        return torch.utils.checkpoint.checkpoint(self.part, x, use_reentrant=False)
+
+    def part(self, x):
+        return renamed(x, self.weight)
+
+
+def traced():
+    return torch.export.export(nn.Conv2d(3, 3, 1), (X,)).module()
+
+
 LEFT = {
+    "a function's": (ByHelper, "its forward calls conv2d itself: tritonconv.use() reaches that"),
+    "a method's": (ByMethod, "its forward calls conv2d itself: tritonconv.use() reaches that"),
+    "an exported graph": (traced, "its forward calls conv2d itself: tritonconv.use() reaches that"),
     "lazy": (lambda: nn.LazyConv2d(4, 3), "it is lazy: run the model once first"),
     "complex": (lambda: nn.Conv2d(3, 4, 3, dtype=torch.complex64), "its weights are complex64"),
     "a function": (Calls, "its forward calls conv2d itself: tritonconv.use() reaches that"),

@@ -1,11 +1,14 @@
 """DTensors, DDP and FSDP2 in two processes equal one."""
 
+import doctest
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tritonconv import halo
 
 
 @pytest.mark.interpreter
@@ -20,4 +23,8 @@ def test_two_processes_equal_one(tmp_path):
     said = [process.communicate(timeout=300)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], "\n".join(said)
     for rank, words in enumerate(said):
-        assert f"process {rank}: 11 cases, DDP and FSDP2" in words
+        assert f"process {rank}: 11 cases, DDP and FSDP2, slabs" in words
+
+
+def test_the_example_of_a_halo_runs():
+    assert doctest.testmod(halo).attempted == 4 and not doctest.testmod(halo).failed

@@ -73,4 +73,5 @@ def test_the_site_builds_without_a_warning_in_a_minute(tmp_path):
     assert time.monotonic() - began < 60
     reference = (tmp_path / "api" / "costmodel.html").read_text()
     assert "peak_activation_bytes" in reference and "Raises ValueError" in reference
+    assert 'id="costmodel.reports.tables.Tables.to_csv"' in reference  # which networks, layers and reports inherit
     assert "CONTRIBUTING.md, which the site takes in" not in (tmp_path / "contributing.html").read_text()

@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import inspect
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -77,5 +78,14 @@ def test_a_public_function_of_tritonconv_says_all_and_its_example_runs(name, cap
     assert "TypeError" in words or "Raises" in words, "say what it raises"
     if "conv" in name and name != "convert":
         assert "float16, bfloat16, float32" in words or name == "causal_conv1d_update"
+    (test,) = doctest.DocTestFinder(recurse=False).find(thing, name, importlib.import_module(thing.__module__))
+    assert test.examples and doctest.DocTestRunner().run(test).failed == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["Explanation", *(f"nn.{name}" for name in tritonconv.nn.__all__)])
+def test_a_public_class_of_tritonconv_has_an_example_that_runs(name, capsys):
+    thing = attrgetter(name)(tritonconv)
+    words = vars(thing)["__doc__"] or ""  # its own, not that of torch's class
+    assert name == "Explanation" or "Raises" in words, "say what it raises"
     (test,) = doctest.DocTestFinder(recurse=False).find(thing, name, importlib.import_module(thing.__module__))
     assert test.examples and doctest.DocTestRunner().run(test).failed == 0, capsys.readouterr().out

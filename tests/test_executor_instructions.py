@@ -194,6 +194,31 @@ def test_comparisons(kind: str) -> None:
             assert got[lane] == both(found, even) + 2 * both(not found, even), (text, lane)
 
 
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+def test_comparisons_of_pairs(kind: str) -> None:
+    """Of two halves a word each, a predicate for the lower one and one for the upper."""
+    low, high = floats(FORMS[kind], 1), floats(FORMS[kind], 2)
+    same = np.where(np.arange(32) % 3 == 0, low, high)
+    words = [
+        first.astype(np.uint64) | second.astype(np.uint64) << np.uint64(16) for first, second in ((low, high), (same, low))
+    ]
+
+    def holds(name: str, a: int, b: int) -> bool:
+        x, y = value(a, FORMS[kind]), value(b, FORMS[kind])
+        unordered = any(isinstance(v, float) and math.isnan(v) for v in (x, y))
+        return unordered == (name == "nan") if name in ("num", "nan") else not unordered and ORDER[name](x, y)
+
+    for name in ("num", "nan", "eq", "lt"):
+        text = f"setp.{name}.{kind}x2 %p3|%p4, {{a}}, {{b}};"
+        text += " selp.b32 {d}, 1, 0, %p3; selp.b32 %r102, 2, 0, %p4; or.b32 {d}, {d}, %r102;"
+        check(
+            text,
+            [(32, word) for word in words],
+            32,
+            lambda a, b, n=name: holds(n, a & 65535, b & 65535) + 2 * holds(n, a >> 16, b >> 16),
+        )
+
+
 def test_moves_of_parts() -> None:
     check("mov.b32 {{%rs5, %rs6}}, {a}; mov.b32 {d}, {{%rs6, %rs5}};", [(32, samples(32, 1))], 32, lambda a: a >> 16 | a << 16)
     check("mov.b64 {{%r5, %r6}}, {a}; mov.b64 {d}, {{%r6, %r5}};", [(64, samples(64, 1))], 64, lambda a: a >> 32 | a << 32)

@@ -155,7 +155,8 @@ def test_it_is_explained(toy, tensors):
     found = tritonconv.explain(tritonconv.conv2d, *tensors, plan=plan)
     assert found.plans["fprop"] == plan and found.plans["dgrad"].family != "toy"
     lines = str(found).splitlines()
-    assert lines[lines.index("fprop: an output a lane") + 1] == "  2 programs of 64 outputs"
+    at = lines.index("fprop: an output a lane")
+    assert lines[at + 1 : at + 3] == [f"  plan {plan}", "  2 programs of 64 outputs"]
     assert any("forced by plan=" in line for line in lines)
 
 

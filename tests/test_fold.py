@@ -198,6 +198,29 @@ def test_compiled_and_copied(launches):
     close(layer(torch.ones(1, 4, 4, 4)), other.conv2(torch.ones(1, 4, 4, 4)))
 
 
+class Annotated(Block):
+    """With what `from __future__ import annotations` makes of annotations."""
+
+    def forward(self, x: "torch.Tensor") -> "torch.Tensor":
+        return super().forward(x)
+
+
+def test_a_folded_model_goes_through_a_file(tmp_path, launches):
+    model = Annotated().eval()
+    other = convert(model, fuse=True)
+    torch.save(other, tmp_path / "model.pt")
+    again = torch.load(tmp_path / "model.pt", weights_only=False)
+    before = launches()
+    close(again(X), model(X))
+    assert (launches() - before)["fprop"] == 3
+    assert {layer.reason for layer in report(again).layers} == {layer.reason for layer in report(other).layers}
+
+
+def test_a_norm_of_float64_is_folded_in_float64(launched):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), norm(4)).double().eval()
+    torch.testing.assert_close(convert(model, fuse=True)(X.double()), model(X.double()), rtol=1e-12, atol=1e-12)
+
+
 def test_what_cannot_be_asked_for():
     with pytest.raises(ValueError, match="fuse=True makes another model of one in eval mode"):
         convert(Block(), fuse=True)

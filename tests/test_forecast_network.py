@@ -137,14 +137,36 @@ def test_tf32_is_a_dtype_or_a_precision():
 
 
 @pytest.mark.parametrize("form", ["csv", "json", "markdown", "latex"])
-def test_every_export_takes_a_network_a_layer_and_a_report(net, form):
+def test_every_export_takes_a_network_a_layer_a_report_and_two(net, form, tmp_path):
+    """As a function, and as a method that also keeps the text in a file."""
     write = getattr(costmodel, f"to_{form}")
     layer, forecast = costmodel.conv2d((2, 4, 16, 16), (8, 4, 3, 3)), net.on("h100")
-    for value, word in ((net, "first"), (layer, "wgrad"), (forecast, "first"), (forecast.report(), "first")):
-        assert word in write(value)
-    assert write(forecast) == getattr(forecast, f"to_{form}")()
+    both = forecast.compare(net.on("t4"))
+    for value, word in ((net, "first"), (layer, "wgrad"), (forecast, "first"), (forecast.report(), "first"), (both, "first")):
+        text = write(value)
+        assert word in text
+        assert text == getattr(value, f"to_{form}")(tmp_path / form) == (tmp_path / form).read_text()
     with pytest.raises(TypeError, match="must be a network, a layer, a forecast, a report or a sequence of rows, got int"):
         costmodel.to_csv(3)
+
+
+def test_what_is_no_network_is_not_compared(net):
+    with pytest.raises(TypeError, match=r"other must be a costmodel\.Network, got str"):
+        net.compare("h100")
+    with pytest.raises(TypeError, match=r"other must be a costmodel\.Forecast or Network, got Sequential"):
+        net.on("h100").compare(nn.Sequential())
+
+
+def test_one_of_something_is_no_plural():
+    alone = costmodel.trace(nn.Conv2d(3, 4, 3), (1, 3, 8, 8))
+    assert "1 operator, 1 convolution, " in repr(alone) and "1 operator, 1 convolution among them" in str(alone)
+
+
+def test_a_layer_as_json_names_itself_and_its_passes():
+    layer = costmodel.conv_transpose2d((2, 4, 16, 16), (4, 8, 3, 3), stride=2)
+    found = json.loads(layer.to_json())
+    assert costmodel.layer(found["layer"]) == layer
+    assert [row["what"] for row in found["passes"]] == [row.what for row in layer.table_rows()]
 
 
 def test_exports_hold_the_counts(net, tmp_path):

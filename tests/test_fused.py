@@ -26,6 +26,7 @@ from oracle import UNIT
 from torch import nn
 
 import tritonconv
+from costmodel.tiling import Plan
 from tritonconv import op
 from tritonconv.epilogue import ACTIVATIONS
 from tritonconv.layout import output_strides
@@ -72,7 +73,7 @@ def test_depthwise_taps(name, device, launched) -> None:
     case = DEPTHWISE[name]
     tensors = operands(case, device=device)
     plan = f"{'dgrad' if case.transposed else 'fprop'}:depthwise:4x8x4:w4:s3:taps1x3"
-    got = fused(case, tensors, plan=tritonconv.functional.Plan.parse(plan), activation="silu")
+    got = fused(case, tensors, plan=Plan.parse(plan), activation="silu")
     torch.testing.assert_close(got, fused(case, tensors, activation="silu"), rtol=1e-4, atol=1e-4)
 
 
@@ -82,9 +83,9 @@ def test_depthwise_columns_that_go_together(width, device, launched) -> None:
     case = Case("conv2d", (2, 3, 4, width), (3, 1, 3, 3), groups=3, padding=1)
     tensors = operands(case, device=device)
     leaves = {name: t.detach().requires_grad_() for name, t in tensors.items()}
-    y = fused(case, leaves, plan=tritonconv.functional.Plan.parse("fprop:depthwise:4x4x2:w4:s3:rows2"), activation="gelu")
+    y = fused(case, leaves, plan=Plan.parse("fprop:depthwise:4x4x2:w4:s3:rows2"), activation="gelu")
     assert_forward(case, tensors, y, "gelu")
-    want = fused(case, leaves, plan=tritonconv.functional.Plan.parse("fprop:depthwise:1x4x8:w4:s3:rows2"), activation="gelu")
+    want = fused(case, leaves, plan=Plan.parse("fprop:depthwise:1x4x8:w4:s3:rows2"), activation="gelu")
     gradients = (torch.autograd.grad(out.sum(), [leaves["input"], leaves["shift"]]) for out in (y, want))
     for got, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
@@ -215,7 +216,7 @@ def test_on_cpu_tensors_by_torch(activation, function, dtype) -> None:
 def test_a_forced_plan_is_taken(device, launched) -> None:
     case = SMALL["conv2d"]
     tensors = operands(case, device=device)
-    plan = tritonconv.functional.Plan.parse("fprop:gather:32x32x64:w4:s4")
+    plan = Plan.parse("fprop:gather:32x32x64:w4:s4")
     explained = tritonconv.explain(tritonconv.conv2d_fused, **tensors, **case.arguments, plan=plan)
     assert str(explained.plans["fprop"]) == str(plan)
     torch.testing.assert_close(fused(case, tensors, plan=plan), fused(case, tensors), rtol=1e-5, atol=1e-5)
@@ -227,7 +228,7 @@ def test_small_tiles(function, device, launched) -> None:
     case = Case(function, (3, 4, 6, 4), (20, 4, 3, 3) if function == "conv2d" else (4, 20, 3, 3), padding=1)
     tensors = operands(case, device=device)
     plan = f"{'dgrad' if case.transposed else 'fprop'}:gather:16x16x16:w4:s3"
-    got = fused(case, tensors, plan=tritonconv.functional.Plan.parse(plan), activation="silu")
+    got = fused(case, tensors, plan=Plan.parse(plan), activation="silu")
     torch.testing.assert_close(got, fused(case, tensors, activation="silu"), rtol=1e-5, atol=1e-5)
 
 
@@ -238,7 +239,7 @@ def test_a_shared_reduction(function, activation, device, launched) -> None:
     case = Case(function, (2, 36, 5, 4), (6, 36, 3, 3) if function == "conv2d" else (36, 6, 3, 3), padding=1, x="channels_last")
     tensors = operands(case, device=device)
     plan = f"{'dgrad' if case.transposed else 'fprop'}:gather:64x16x16:w4:s3:split3"
-    got = fused(case, tensors, plan=tritonconv.functional.Plan.parse(plan), activation=activation)
+    got = fused(case, tensors, plan=Plan.parse(plan), activation=activation)
     assert launched()["reduce"] == 1
     assert_forward(case, tensors, got, activation)
 

@@ -11,9 +11,9 @@ import functools
 import oracle
 import pytest
 import torch
+from bands import CASES, depthwise
 from cases import Case
 from gpu import RESULT, check, expected, on, run_pass
-from test_band import CASES, depthwise
 
 import tritonconv
 from bench.band import call_of

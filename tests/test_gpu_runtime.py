@@ -1,4 +1,4 @@
-"""What only a GPU can show apart from values: the same bits every time, graphs, streams, devices, compilation, memory."""
+"""What only a GPU can show apart from values and bits: graphs, streams, devices, what runs, memory."""
 
 from __future__ import annotations
 
@@ -14,103 +14,16 @@ import oracle
 import pytest
 import torch
 from cases import Case
-from gpu import DEPTHWISE_KERNELS, GEOMETRIES, KERNELS, RESULT, expected, fp32_precision, on, run_pass, shrunken
+from gpu import DEPTHWISE_KERNELS, GEOMETRIES, KERNELS, bits, half, on, run_pass, shrunken
 from oracle import Results
 
 import tritonconv
 from costmodel.families.matrix_time import extra_bytes
 from costmodel.problem import Pass
 from costmodel.tiling import Call, Plan
-from tritonconv.kernels.dgrad import dgrad_kernel
-from tritonconv.kernels.fprop import fprop_kernel
-from tritonconv.kernels.reduce import reduce_kernel
-from tritonconv.kernels.wgrad import wgrad_kernel
 
 pytest_plugins = ["gpu"]  # its fixtures
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("share_of_the_cores", "settled")]
-
-# --- the same bits every time -----------------------------------------------------------------------------------------
-
-
-def half(input: tuple[int, ...], weight: tuple[int, ...], **settings: object) -> Case:
-    given = {"dtype": "float16", "x": "channels_last", "w": "channels_last", "g": "channels_last", "bias": False}
-    return Case("conv2d", input, weight, **given | settings)
-
-
-#: Triton 3.6 leaves out a fence between the copies and the tensor cores of these kernels: a race, if one of them shows it.
-REPEATED = {
-    "resnet_3x3": (half((8, 64, 56, 56), (64, 64, 3, 3), padding=1), ""),
-    "largest_tile": (half((8, 256, 14, 14), (256, 256, 3, 3), padding=1), "128x256x64:w8:s3"),
-    "largest_tile_turned": (half((8, 256, 14, 14), (256, 256, 3, 3), padding=1, dtype="bfloat16"), "256x128x64:w8:s3"),
-    "small_tile": (half((4, 128, 14, 14), (128, 128, 3, 3), padding=1, stride=2), "64x64x64:w4:s4"),
-    "pointwise": (half((8, 256, 28, 28), (128, 256, 1, 1)), ""),
-    "odd_contiguous": (Case("conv2d", (4, 35, 29, 31), (37, 35, 3, 3), bias=False, dtype="float16"), ""),
-    "tf32": (half((4, 128, 28, 28), (128, 128, 3, 3), padding=1, dtype="float32"), ""),
-    "merged_groups": (half((8, 128, 28, 28), (128, 4, 3, 3), padding=1, groups=32), "64x64x64:w4:s4:merge2"),
-    "depthwise": (half((8, 144, 56, 56), (144, 1, 3, 3), padding=1, groups=144), ""),
-    "depthwise_contiguous": (Case("conv2d", (8, 96, 28, 28), (96, 1, 7, 7), padding=3, groups=96, bias=False), ""),
-}
-
-
-class Load:
-    """Work for another stream, a product on the tensor cores and a copy at each call."""
-
-    def __init__(self) -> None:
-        self.stream = torch.cuda.Stream()
-        self.factor = torch.ones(2048, 2048, dtype=torch.bfloat16, device="cuda")
-        self.product = torch.zeros_like(self.factor)
-        self.source = torch.zeros(1 << 25, device="cuda")
-        self.target = torch.zeros_like(self.source)
-
-    def __call__(self) -> None:
-        with torch.cuda.stream(self.stream):
-            torch.mm(self.factor, self.factor, out=self.product)
-            self.target.copy_(self.source)
-
-
-def bits(t: torch.Tensor) -> torch.Tensor:
-    return t.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()])
-
-
-@pytest.mark.parametrize("loaded", [False, True], ids=["alone", "under_load"])
-@pytest.mark.parametrize("which", list(Pass))
-@pytest.mark.parametrize("name", REPEATED)
-def test_a_thousand_runs_give_the_same_bits(name: str, which: Pass, loaded: bool, device: str, size, launches) -> None:
-    case, tile = REPEATED[name]
-    case = shrunken(case, device)
-    x, w, dy, problem = on(device, case)
-    split = f":split{size(8, 2)}" if which == Pass.WGRAD else ""
-    plan = f"{which}:{'patch' if problem.is_patch else 'gather'}:{tile}{split}" if tile else ""
-    load = Load() if loaded and device == "cuda" else lambda: None
-    runs = size(1000, 3)
-    with fp32_precision("tf32"):
-        first = run_pass(which, problem, x, w, dy, plan)
-        differing = torch.zeros((), dtype=torch.int64, device=device)
-        for _ in range(runs):
-            load()
-            differing += (bits(run_pass(which, problem, x, w, dy, plan)) != bits(first)).any()
-        assert int(differing) == 0, f"{int(differing)} of {runs} runs differ from the first"
-        assert launches()[which] == runs + 1
-        assert launches()[f"depthwise {which}"] == (runs + 1 if "depthwise" in name else 0)
-        want = {RESULT[which]: expected("conv2d", x, w, None, dy, **case.arguments)[RESULT[which]]}
-        tf32 = oracle.uses_tf32(case.torch_dtype, device)
-        oracle.assert_close({RESULT[which]: first}, want, oracle.repro(case), tf32)
-
-
-@pytest.mark.parametrize("name", ["resnet_3x3", "merged_groups", "depthwise"])
-def test_a_thousand_fused_runs_give_the_same_bits(name: str, device: str, size, launched) -> None:
-    """The value and what is kept of it, where a residual and a scale follow in the same kernel."""
-    case = shrunken(REPEATED[name][0], device)
-    x, w, residual, problem = on(device, case)
-    scale, shift = (case.values(what, (case.out_channels,)).to(device) for what in ("scale", "shift"))
-    window = (problem.stride, [p for pair in problem.padding for p in pair], problem.dilation, problem.groups)
-    follows = (scale, shift, residual, "gelu", 0.01, True)
-    first, differing = torch.ops.tritonconv.fprop_fused(x, w, None, *window, *follows), 0
-    for _ in range(size(1000, 3)):
-        again = torch.ops.tritonconv.fprop_fused(x, w, None, *window, *follows)
-        differing += sum((bits(a) != bits(b)).any() for a, b in zip(first, again, strict=True))
-    assert int(differing) == 0
-
 
 # --- graphs, streams, devices -----------------------------------------------------------------------------------------
 
@@ -291,58 +204,6 @@ def test_inductor(name: str, dtype: str, device: str, launched) -> None:
                 torch.testing.assert_close(got[role], want[role], msg=lambda text, role=role: f"{role}: {text}")
             assert got["output"].stride() == want["output"].stride()
     torch._dynamo.reset()
-
-
-def compiled(kernel) -> int:
-    """How often this process has compiled a kernel for the current device (or read it from Triton's cache on disk)."""
-    return len(kernel.device_caches[torch.cuda.current_device()][0])
-
-
-def twenty_sizes() -> list[tuple[int, int, int]]:
-    """(batch, height, width): one, even, odd, multiples of 16, and what Triton would specialise on."""
-    return [(1 + i % 5, (1, 16, 31, 32, 7)[i % 5] + i // 5, 5 + 3 * i if i % 3 else 16 * (i // 3 + 1)) for i in range(20)]
-
-
-ONE = {  # tiles and stages that no other test uses
-    Pass.FPROP: "fprop:gather:64x32x32:w4:s2",
-    Pass.DGRAD: "dgrad:gather:64x32x32:w4:s2",
-    Pass.WGRAD: "wgrad:gather:32x64x32:w4:s2:split2:step1x1x4x8",
-}
-
-
-@pytest.mark.parametrize("which", list(Pass))
-def test_twenty_sizes_compile_one_kernel(which: Pass, device: str, launched) -> None:
-    kernel = {Pass.FPROP: fprop_kernel, Pass.DGRAD: dgrad_kernel, Pass.WGRAD: wgrad_kernel}[which]
-    sizes = twenty_sizes()
-    assert len(set(sizes)) == 20
-    before, reductions = compiled(kernel), []
-    for n, h, width in sizes:
-        x, w, dy, problem = on(device, half((n, 32, h, width), (32, 32, 3, 3), padding=1))
-        reductions.append(compiled(reduce_kernel))
-        run_pass(which, problem, x, w, dy, ONE[which])
-    assert compiled(kernel) - before == 1
-    # the reduction of the partial sums knows no size of an image either; an earlier test may have compiled it
-    assert compiled(reduce_kernel) - reductions[0] <= 1
-
-
-def test_twenty_contiguous_sizes_compile_a_kernel_per_alignment(device: str, launched) -> None:
-    """A contiguous image's rows are aligned to 1, 2, 4, 8 or 16 elements, as its width is, and that must be compiled in."""
-    before = compiled(fprop_kernel)
-    for n, h, width in twenty_sizes():
-        case = half((n, 32, h, width), (32, 32, 3, 3), padding=1, x="contiguous", w="contiguous", g="contiguous")
-        x, w, dy, problem = on(device, case)
-        run_pass(Pass.FPROP, problem, x, w, dy, ONE[Pass.FPROP])
-    assert compiled(fprop_kernel) - before <= 5
-
-
-def test_own_choices_compile_a_kernel_per_plan(device: str, launched) -> None:
-    """Where the plan follows the size, sizes that get the same plan share its kernel."""
-    before, plans = compiled(fprop_kernel), set()
-    for n, h, width in twenty_sizes():
-        x, w, dy, problem = on(device, half((n, 32, h, width), (48, 32, 3, 3), padding=1))
-        plans.add(str(tritonconv.explain(tritonconv.conv2d, x, w, padding=1).plans["fprop"]))
-        run_pass(Pass.FPROP, problem, x, w, dy)
-    assert compiled(fprop_kernel) - before <= len(plans)
 
 
 # --- what runs on the GPU, and in how much memory ---------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 import doctest
 import inspect
+import re
 
+import numpy
 import pytest
 import torch
 from torch.nn import functional as F
@@ -89,6 +91,23 @@ def test_printed_it_is_the_table_of_the_command_line(monkeypatch):
 def test_what_cannot_be_is_refused_in_words(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"stride": "2"}, "conv2d(): stride must be an int or 2 ints, got stride='2'"),
+        ({"dilation": (1, 1.5)}, "conv2d(): dilation must be an int or 2 ints, got dilation=(1, 1.5)"),
+        ({"padding": None}, "conv2d(): padding must be an int or 2 ints, got padding=None"),
+        ({"groups": 1.0}, "conv2d(): groups must be an int, got groups=1.0"),
+        ({"input": 3}, "conv2d(): input must be a shape of 4 ints or a tensor, got input=3"),
+        ({"weight": (4, 3, "3", 3)}, "conv2d(): weight must be a shape of 4 ints or a tensor, got weight=(4, 3, '3', 3)"),
+    ],
+)
+def test_what_is_no_int_is_a_type_error_as_torchs_is(arguments, words):
+    with pytest.raises(TypeError, match=re.escape(words)):
+        costmodel.conv2d(**{"input": (1, 3, 8, 8), "weight": (4, 3, 3, 3)} | arguments)
+    assert costmodel.conv2d(torch.Size((1, 3, 8, 8)), (4, 3, 3, 3), stride=numpy.int64(2)).output_shape == (1, 4, 3, 3)
 
 
 def test_the_example_runs():

@@ -85,7 +85,7 @@ def test_a_missing_file_or_download_is_not_tried_twice(file: Path) -> None:
             "model must be package.module:callable or file.py:callable, got 'resnet50'; torchvision.models:resnet50 or "
             "timm:resnet50?",
         ),
-        ("torch.nn:Conv2", "model 'torch.nn:Conv2': torch.nn has no 'Conv2', did you mean 'Conv2d' or 'Conv3d' or 'Conv1d'?"),
+        ("torch.nn:Conv2", "model 'torch.nn:Conv2': torch.nn has no 'Conv2', did you mean 'Conv2d', 'Conv3d' or 'Conv1d'?"),
         ("torhc.nn:Conv2d", "model: cannot import 'torhc.nn': No module named 'torhc', did you mean 'torch'?"),
         (":Net", "model must be package.module:callable or file.py:callable, got ':Net'"),
         ("no_such_package:Net", "model: cannot import 'no_such_package': No module named 'no_such_package'"),

@@ -62,6 +62,25 @@ def test_costmodel_imports_in_less_than_a_fifth_of_a_second():
     assert min(seconds("import costmodel") for _ in range(3)) - min(seconds("pass") for _ in range(3)) < 0.2
 
 
+def test_without_the_extra_a_layer_prints_its_words_and_the_rest_says_what_is_missing():
+    code = """
+import sys
+sys.modules |= {"rich": None, "matplotlib": None}
+import torch, costmodel
+layer = costmodel.layer("conv2d 3x8x8 k3")
+net = costmodel.trace(torch.nn.Conv2d(3, 4, 3), (1, 3, 8, 8))
+assert str(layer) == layer.words and "parameters" in str(net) and layer.to_csv() and net.on("h100").to_csv()
+for call in (layer.table, lambda: str(net.on("h100")), net.on("h100").to_html, net.on("h100").compare(net).to_html):
+    try:
+        call()
+    except ModuleNotFoundError as error:
+        print(error)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    words = "{} is not installed: pip install 'tritonconv[report]'"
+    assert ran.stdout.splitlines() == [words.format(name) for name in ("rich", "rich", "matplotlib", "matplotlib")]
+
+
 def test_costmodel_imports_without_torch_and_sympy():
     heavy = "{'torch', 'sympy', 'triton', 'numpy'}"
     code = f"import sys, costmodel; costmodel.cost, costmodel.__version__; print(*sorted({heavy} & {{*sys.modules}}))"

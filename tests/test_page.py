@@ -137,6 +137,21 @@ dead:links.filter(link=>!document.querySelector(link)),fits:document.documentEle
     assert found["rows"][0] == len(both.pairs) and found["rows"][1] == found["rows"][2] > len(both.pairs)
 
 
+@needs_browser
+@pytest.mark.parametrize(("size", "pictures"), [("1400,900", True), ("500,900", False)])
+def test_side_by_side_nothing_that_tells_them_apart_is_cut_off(network, tmp_path, size, pictures):
+    """Pictures where there is room for two, and at any width the times and their ratio."""
+    script = """
+const right=cells=>Math.max(...[...cells].map(c=>c.getBoundingClientRect().right));
+const figures=[...document.querySelectorAll(".beside figure")];
+return {width:innerWidth,figures:figures.map(f=>f.scrollWidth<=f.clientWidth+1),page:document.documentElement.scrollWidth,
+cells:right(document.querySelectorAll("table.pairs td:last-child, table.pairs th:last-child"))}
+"""
+    found = probed(network.on("h100").compare(network.on("t4")).to_html(), script, tmp_path, size)
+    assert found["page"] <= found["width"] and found["cells"] <= found["width"] and len(found["figures"]) == 4
+    assert not pictures or all(found["figures"])
+
+
 def test_rows_say_kernel_stride_padding_groups_and_plan(report):
     text = html.page(report)
     rows = {row.name: row for row in report.rows}

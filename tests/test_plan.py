@@ -170,7 +170,7 @@ def test_a_prediction_is_never_under_the_roofline():
             for plan in candidates(call, H200):
                 found = predict(call, plan, H200)
                 assert found.seconds >= max(2 * problem.useful_macs / H200.rate("float16"), problem.bytes(2, which) / 4.8e12)
-                assert found.low < found.seconds < found.high and "prior" in found.source
+                assert found.low < found.seconds < found.high and "uncalibrated" in found.source
 
 
 def test_operands_too_large_for_the_cache_are_read_again():

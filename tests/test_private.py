@@ -30,8 +30,20 @@ def test_this_torch_has_all_of_it():
         pass
     with torch.autocast("cpu", torch.bfloat16), private.without(private.autocast_keys("cuda", "cpu")):
         assert torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype == torch.float32
+    plain, keys = torch.ones(2), private.thread_keys()
+    assert private.is_dispatched_plainly(False, plain) and private.is_dispatched_plainly(True, x)
+    assert not private.is_observed() and private.fp32_precision() == torch.backends.cudnn.conv.fp32_precision
+    with torch.autocast("cpu", torch.bfloat16):
+        assert private.thread_keys() != keys and not private.is_dispatched_plainly(False, plain)
+    with private.below_autograd():
+        assert private.is_dispatched_plainly(False, x) and not private.is_dispatched_plainly(True, x)
+    torch.func.vmap(lambda t: [t][private.is_dispatched_plainly(False, t)])(plain)  # an index of 1 would raise
+    with torch.device("cpu"):
+        assert private.is_observed()
     with torch._subclasses.FakeTensorMode():
         assert isinstance(torch.empty(2), private.FakeTensor)
+    marked = torch.compiler.assume_constant_result(lambda: 3)
+    assert vars(private.constant(lambda: 3)) == vars(marked) != {}
 
 
 def private_names(path: Path) -> list[str]:

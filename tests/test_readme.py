@@ -14,7 +14,9 @@ from bench.pages import Block, blocks
 ROOT = Path(__file__).parent.parent
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = "\n".join(path.read_text() for path in FILES)
-LINKS = [(path, link) for path in FILES for link in re.findall(r"\]\(((?!http)[^)]+)\)", path.read_text())]
+LINKS = [
+    (path, link) for path in FILES for link in re.findall(r"\]\(((?!http)[^)]+)\)", re.sub(r"`[^`\n]*`", "", path.read_text()))
+]
 
 
 BLOCKS = {block.name: block for block in blocks()}

@@ -102,7 +102,7 @@ def test_the_sample_of_a_session_is_always_the_same():
 def test_a_model_that_is_right_chooses_the_best():
     (found,) = qualities(rows_of(HiddenModel(H200, noise=0.0)), H200)
     assert found.share == 1 and found.correlation == pytest.approx(1) and max(found.errors) < 1e-9
-    assert found.plans == found.of == len(candidates(call_for(LAYER, Pass.FPROP), H200))
+    assert found.plans == found.candidates == len(candidates(call_for(LAYER, Pass.FPROP), H200))
     assert found.first.plan == found.best.plan == str(select(call_for(LAYER, Pass.FPROP), H200))
 
 

@@ -169,7 +169,7 @@ def test_tiles_that_end_inside(plan, device, launched):
 def test_addresses_far_apart(device, launched, monkeypatch):
     x, w, b, cache = tensors((2, 16, 2, 3, 4), (8, 16, 2, 3, 3), 1, device=device)
     near = tritonconv.causal_conv3d(x, w, b, 1, 1, cache)
-    monkeypatch.setattr(video_launch, "near", lambda *_: False)
+    monkeypatch.setattr(video_launch, "is_near", lambda *_: False)
     far = tritonconv.causal_conv3d(x, w, b, 1, 1, cache)
     assert all(torch.equal(a, b) for a, b in zip(near, far, strict=True))
 
@@ -194,7 +194,7 @@ class Far:
 def test_how_far_32_bits_reach(gigabytes, is_near):
     chunk = model.Chunk.of((1, 64, 4, 60, 104), (64, 64, 3, 3, 3), 2)
     x, cache = Far((1, 64, 4, 60, 104), (100 + gigabytes) << 30), Far((1, 64, 2, 60, 104), 100 << 30)
-    assert video_launch.near(chunk, x, cache) == is_near
+    assert video_launch.is_near(chunk, x, cache) == is_near
 
 
 def views(x):

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import tritonconv
 from bench.launched import COUNTS
-from tritonconv import convert
+from tritonconv import convert, halo
 
 KEPT = Replicate()
 CONV = (4, 6, 5, 4), (8, 6, 3, 3), (8,)
@@ -56,6 +56,43 @@ def tensors(mesh):
             torch.testing.assert_close(got.grad.full_tensor(), right.grad, rtol=1e-3, atol=1e-3)
 
 
+#: kernel, stride, padding and dilation along the axis that is cut, and the rows that a slab takes of its neighbours.
+HALOS = [(3, 1, 1, 1, 1, 1), (3, 2, 1, 1, 1, 0), (4, 2, 1, 1, 1, 1), (3, 1, 2, 2, 2, 2), (1, 2, 0, 1, 0, 0)]
+
+
+def halos(rank):
+    """Slabs of an image, with the rows beside them, equal the image: results, gradients, and gradients of those."""
+    generator = torch.Generator().manual_seed(2)
+    for kernel, stride, padding, dilation, low, high in HALOS:
+        assert high == max(0, (kernel - 1) * dilation - padding - stride + 1)
+        x, w = torch.randn(2, 3, 8, 4, generator=generator), torch.randn(4, 3, kernel, 3, generator=generator)
+        window = {"stride": (stride, 1), "dilation": (dilation, 1)}
+
+        def derived(part, call, w=w, window=window):
+            leaf, weight = part.clone().requires_grad_(), w.clone().requires_grad_()
+            y = call(leaf, weight, window)
+            dx, dw = torch.autograd.grad(y.square().sum(), (leaf, weight), create_graph=True)
+            return y, dx, dw, torch.autograd.grad(dx.square().sum(), leaf)[0]
+
+        def whole(x, w, window, padding=padding):
+            return tritonconv.conv2d(x, w, padding=(padding, 1), **window)
+
+        def slab(x, w, window, low=low, high=high):
+            return tritonconv.conv2d(halo.exchange(x, low, high), w, padding=((0, 0), (1, 1)), **window)
+
+        want, mine = derived(x, whole), derived(x.chunk(2, 2)[rank], slab)
+        dist.all_reduce(mine[2].detach_())
+        for got, right, cut in zip(mine, want, (True, True, False, True), strict=True):
+            torch.testing.assert_close(got, right.chunk(2, 2)[rank] if cut else right, rtol=1e-3, atol=1e-3)
+    for given, words in (((torch.ones(1, 1, 1, 4), 2, 0), "at least 2 rows along dim 2"), ((x, -1, 0), "low must be an int")):
+        try:
+            halo.exchange(*given)
+        except ValueError as error:
+            assert words in str(error)
+        else:
+            raise AssertionError(words)
+
+
 def net():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.Flatten(), nn.LazyLinear(2))
@@ -92,10 +129,11 @@ def main(rank, file):
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
     tensors(mesh)
+    halos(rank)
     training(rank, mesh)
     dist.barrier()
     dist.destroy_process_group()
-    print(f"process {rank}: {len(CASES)} cases, DDP and FSDP2")
+    print(f"process {rank}: {len(CASES)} cases, DDP and FSDP2, slabs")
 
 
 if __name__ == "__main__":

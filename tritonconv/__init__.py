@@ -7,8 +7,10 @@ from costmodel.version import __version__
 from tritonconv import batching as batching
 from tritonconv import nn
 from tritonconv.causal import causal_conv1d, causal_conv1d_update
+from tritonconv.causal.prefill import causal_conv1d_prefill
 from tritonconv.convert import convert, report, revert
 from tritonconv.decompose import decompositions
+from tritonconv.deform import deform_conv2d
 from tritonconv.documented import complete as _complete
 from tritonconv.explain import Explanation, explain
 from tritonconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
@@ -30,6 +32,7 @@ __all__ = [
     "__version__",
     "batch_invariant",
     "causal_conv1d",
+    "causal_conv1d_prefill",
     "causal_conv1d_update",
     "causal_conv3d",
     "conv1d",
@@ -46,6 +49,7 @@ __all__ = [
     "conv_transpose3d_fused",
     "convert",
     "decompositions",
+    "deform_conv2d",
     "depthwise_separable_conv2d",
     "explain",
     "nn",
@@ -55,5 +59,5 @@ __all__ = [
 ]
 
 #: They say all of it themselves.
-_WHOLE = ("Explanation", "__version__", "batch_invariant", "convert", "decompositions", "nn", "use")
+_WHOLE = ("Explanation", "__version__", "batch_invariant", "convert", "decompositions", "deform_conv2d", "nn", "use")
 _complete({name: globals()[name] for name in __all__ if name not in _WHOLE})

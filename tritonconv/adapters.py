@@ -1,23 +1,28 @@
-"""`causal_conv3d` in the place of the causal layers of diffusers' video VAEs (Wan, Qwen-Image, CogVideoX).
+"""`causal_conv3d` in the place of the causal layers of diffusers' video VAEs (Wan, Qwen-Image, CogVideoX), and `deform_conv2d`
+in that of torchvision's DeformConv2d.
 
-Theirs join the cache, pad and convolve in steps. Found by the name of the class, checked by what it holds; nothing of diffusers
-is imported.
+The video layers join the cache, pad and convolve in steps. All are found by the name of the class and checked by what they
+hold; nothing of diffusers or torchvision is imported.
 """
 
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from tritonconv.check import DTYPES
+from tritonconv.deform import deform_conv2d
+from tritonconv.layers import traced
 from tritonconv.video import causal_conv3d
 
 
 class Adapted:
-    """A layer whose forward is `causal_conv3d` where that computes the same; elsewhere its own."""
+    """A layer whose forward is `function` where that computes the same; elsewhere its own."""
+
+    function: ClassVar[str] = "causal_conv3d"
 
 
 def adapter(part: nn.Module) -> type[Adapted] | None:
@@ -28,7 +33,19 @@ def adapter(part: nn.Module) -> type[Adapted] | None:
         return _Cached if _is_cached(part) else None
     if "CogVideoXCausalConv3d" in names:
         return _Repeated if _is_repeated(part) else None
+    if is_deformable(part):
+        return _Deformable
     return None
+
+
+def is_deformable(part: nn.Module) -> bool:
+    """Whether a layer is torchvision's DeformConv2d, or one that extends it and leaves its forward alone."""
+    kind: Any = type(part)
+    if not any(each.__name__ == "DeformConv2d" and each.__module__.startswith("torchvision.") for each in kind.__mro__):
+        return False
+    window = (part.__dict__.get(name) for name in ("stride", "padding", "dilation"))
+    own = getattr(kind.forward, "__module__", "").startswith(("torchvision.", "tritonconv."))
+    return own and all(isinstance(each, tuple) for each in window) and _takes(part, "input", "offset", "mask")
 
 
 def _takes(part: Any, *names: str) -> bool:
@@ -82,3 +99,13 @@ class _Repeated(Adapted):
         window: dict[str, Any] = {"dilation": conv.dilation, "time_padding": "replicate"}
         answer = causal_conv3d(inputs, conv.weight, conv.bias, conv.stride, tuple(conv.padding[1:]), conv_cache, True, **window)
         return answer[0], answer[1]
+
+
+class _Deformable(Adapted):
+    function = "deform_conv2d"
+
+    def forward(self: Any, input: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        if isinstance(input, torch.fx.Proxy):
+            made: torch.Tensor = traced(self, input, offset, mask)
+            return made
+        return deform_conv2d(input, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)

@@ -6,11 +6,7 @@
 | dgrad(dy, w) | fprop(g, w), wgrad(dy, g) |
 | wgrad(dy, x) | fprop(x, g), dgrad(dy, g) |
 
-| fprop_fused(x, w) | with dz = the activation's gradient: dgrad(dz, scale * w), scale * wgrad(dz, x), ... |
-| dgrad_fused(dy, w) | fprop(dz, scale * w), scale * wgrad(dy, dz), ... |
-
-Each op is linear in either of its tensors, so forward mode (`jvp`) is the same op twice: fprop(tx, w) + fprop(x, tw). That of
-a fused op is two fused calls, the first one's result the residual of the second, and the activation's derivative.
+Each op is linear in either of its tensors, so forward mode (`jvp`) is the same op twice: fprop(tx, w) + fprop(x, tw).
 
 Registered at the ops' Autograd key, so that a direct `torch.ops` call is differentiable too.
 """
@@ -22,9 +18,9 @@ from typing import Any
 import torch
 
 from costmodel.problem import Pass
-from tritonconv import operands, private
-from tritonconv.epilogue import ACTIVATIONS, needs_z, over_weight, per_channel, weight_sums
-from tritonconv.op import LIBRARY
+from tritonconv import private, recipes
+from tritonconv.epilogue import per_channel
+from tritonconv.op import LIBRARY, known_problem
 
 _OPS = torch.ops.tritonconv
 Maybe = torch.Tensor | None
@@ -71,9 +67,11 @@ class _Primitive(torch.autograd.Function):
 
         There the levels of torch.func are the dispatcher's affair, as for torch's own operators: one level is recorded here,
         and the call below Autograd goes on to the next. It also spares a call of `inspect.signature`, which costs more than
-        the rest of `Function.apply` together.
+        the rest of `Function.apply` together, and all of it where nothing is recorded.
         """
         if not private.transforms_are_active():
+            if not private.is_differentiated_forwards() and not recipes.records(*args):
+                return cls.forward(*args)
             return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
         with private.one_level():
             return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
@@ -117,6 +115,52 @@ def bilinear(
     )
 
 
+def called(name: str, a: torch.Tensor, b: torch.Tensor, *place: Any) -> torch.Tensor:
+    """The op of this name, without a bias, which looks up what it took the last time; `place` are its other arguments."""
+    key = recipes.key((name, *place), None, a, b)
+    recipe = recipes.known(key)
+    if recipe is not None:
+        try:
+            return recipe.run(a, b, None)
+        except torch.OutOfMemoryError:  # the op knows of another plan
+            pass
+    op = getattr(_OPS, name)
+    made: torch.Tensor = op(a, b, *place) if name == "wgrad" else op(a, b, None, *place)
+    if key is not None and not recipes.records(a, b):
+        *window, plan = place if isinstance(place[-1], str) else (*place, "")  # a default does not come
+        problem = known_problem(name, a, b, tuple(window))
+        recipes.file(key, Pass(name), problem, a, b, None, tuple(window), plan)
+    return made
+
+
+Arguments = tuple[Any, ...]  # of `called`
+
+
+def both(first: Arguments, second: Arguments) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `called` answers of two passes that share a tensor: the gradients of a layer, looked up at once."""
+    (one, a, b, *place), (other, c, d, *_) = first, second
+    key = recipes.key((one, other, *place, *second[3:]), None, a, b, c if c is not a else d)
+    pair = recipes.known(key)
+    if pair is not None:
+        try:
+            return pair[0].run(a, b, None), pair[1].run(c, d, None)
+        except torch.OutOfMemoryError:
+            pass
+    made = called(*first), called(*second)
+    if key is not None:
+        found = [recipes.known(recipes.key((name, *rest), None, a, b)) for name, a, b, *rest in (first, second)]
+        if None not in found:
+            recipes.keep(key, tuple(found))
+    return made
+
+
+def gradients_of(needs_a: bool, needs_w: bool, first: Arguments, second: Arguments) -> tuple[Maybe, Maybe]:
+    """Those of a layer's input and weights that are needed, by the arguments of `called` for either."""
+    if needs_a and needs_w:
+        return both(first, second)
+    return called(*first) if needs_a else None, called(*second) if needs_w else None
+
+
 class _Fprop(_Primitive):
     @staticmethod
     def forward(x: Any, w: Any, b: Any, stride: Any, padding: Any, dilation: Any, groups: Any, plan: str = "") -> torch.Tensor:
@@ -126,7 +170,7 @@ class _Fprop(_Primitive):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         x, w, _, *ctx.window = inputs
         needs_x, needs_w, *_ = ctx.needs_input_grad
-        ctx.sizes, ctx.strides = (x.shape[2:], w.shape[2:]), w.stride()
+        ctx.sizes, ctx.strides = (tuple(x.shape[2:]), tuple(w.shape[2:])), w.stride()
         ctx.set_materialize_grads(False)
         ctx.save_for_forward(x, w, output)
         ctx.save_for_backward(x if needs_w else None, w if needs_x else None)
@@ -137,16 +181,20 @@ class _Fprop(_Primitive):
         return bilinear(_OPS.fprop, (x, w), (tx, tw), tb, y, ctx.window)
 
     @staticmethod
-    def backward(ctx: Any, g: Maybe) -> Any:
+    def gradients(ctx: Any, g: Maybe) -> tuple[Maybe, Maybe, Maybe]:
+        """Those of x, w and b."""
         if g is None:
-            return (None,) * (3 + len(ctx.window))
+            return None, None, None
         x, w = ctx.saved_tensors
         input_size, kernel_size = ctx.sizes
         needs = ctx.needs_input_grad
-        dx = _OPS.dgrad(g, w, None, input_size, *ctx.window) if needs[0] else None
-        dw = as_parameter(_OPS.wgrad(g, x, kernel_size, *ctx.window), ctx.strides) if needs[1] else None
-        db = _bias_gradient(g) if needs[2] else None
-        return dx, dw, db, *(None,) * len(ctx.window)
+        first, second = ("dgrad", g, w, input_size, *ctx.window), ("wgrad", g, x, kernel_size, *ctx.window)
+        dx, dw = gradients_of(needs[0], needs[1], first, second)
+        return dx, None if dw is None else as_parameter(dw, ctx.strides), _bias_gradient(g) if needs[2] else None
+
+    @staticmethod
+    def backward(ctx: Any, g: Maybe) -> Any:
+        return *_Fprop.gradients(ctx, g), *(None,) * len(ctx.window)
 
 
 class _Dgrad(_Primitive):
@@ -160,7 +208,7 @@ class _Dgrad(_Primitive):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         dy, w, _, _, *ctx.window = inputs
         needs_dy, needs_w, *_ = ctx.needs_input_grad
-        ctx.kernel_size, ctx.strides = w.shape[2:], w.stride()
+        ctx.kernel_size, ctx.strides = tuple(w.shape[2:]), w.stride()
         ctx.set_materialize_grads(False)
         ctx.save_for_forward(dy, w, output)
         ctx.save_for_backward(dy if needs_w else None, w if needs_dy else None)
@@ -171,15 +219,19 @@ class _Dgrad(_Primitive):
         return bilinear(_OPS.dgrad, (dy, w), (tdy, tw), tb, dx, (dx.shape[2:], *ctx.window))
 
     @staticmethod
-    def backward(ctx: Any, g: Maybe) -> Any:
+    def gradients(ctx: Any, g: Maybe) -> tuple[Maybe, Maybe, Maybe]:
+        """Those of dy, w and b."""
         if g is None:
-            return (None,) * (4 + len(ctx.window))
+            return None, None, None
         dy, w = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        ddy = _OPS.fprop(g, w, None, *ctx.window) if needs[0] else None
-        dw = as_parameter(_OPS.wgrad(dy, g, ctx.kernel_size, *ctx.window), ctx.strides) if needs[1] else None
-        db = _bias_gradient(g) if needs[2] else None
-        return ddy, dw, db, None, *(None,) * len(ctx.window)
+        first, second = ("fprop", g, w, *ctx.window), ("wgrad", dy, g, ctx.kernel_size, *ctx.window)
+        ddy, dw = gradients_of(needs[0], needs[1], first, second)
+        return ddy, None if dw is None else as_parameter(dw, ctx.strides), _bias_gradient(g) if needs[2] else None
+
+    @staticmethod
+    def backward(ctx: Any, g: Maybe) -> Any:
+        return *_Dgrad.gradients(ctx, g), None, *(None,) * len(ctx.window)
 
 
 class _Wgrad(_Primitive):
@@ -218,171 +270,6 @@ class _Wgrad(_Primitive):
         return ddy, dx, None, *(None,) * len(ctx.window)
 
 
-class _Fused(_Primitive):
-    """A pass with an epilogue: y = act(z), z = (sums + b) * scale + shift + residual, where sums is linear in a and in w.
-
-    With dz = dy * act', the residual's gradient is dz, shift's is dz summed over all but the channels, and b's is scale times
-    that. The gradient of the sums is scale * dz. Its scale is moved to where it is small: into the weight for a's gradient,
-    out of dw, the weight gradient for dz, for w's. And scale's own gradient, the sum of dz * (sums + b), is the sum of w * dw,
-    plus b times shift's. So nothing of the output's size is kept or made for scale.
-    z is an output of its own, so that second derivatives can flow through it where first ones were taken from it.
-    """
-
-    which = Pass.FPROP
-
-    @classmethod
-    def recorded(
-        cls,
-        a: Any,
-        w: Any,
-        b: Any,
-        window: tuple[Any, ...],
-        scale: Any = None,
-        shift: Any = None,
-        residual: Any = None,
-        activation: str = "",
-        slope: float = 0.01,
-        keep: bool = False,
-        plan: str = "",
-    ) -> Any:
-        """`apply`, with z kept where a gradient will want it."""
-        operands.word(f"{cls.which}_fused", "activation", activation, ACTIVATIONS)
-        tensors = (a, w, b, scale, shift, residual)
-        wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-        keep = keep or (needs_z(activation, slope) and (wanted or has_tangent(*tensors)))
-        return cls.apply(*tensors, window, activation, slope, keep, plan)
-
-    @classmethod
-    def forward(
-        cls, a: Any, w: Any, b: Any, scale: Any, shift: Any, residual: Any, window: Any, activation: str, *rest: Any
-    ) -> Any:
-        return _below_autograd(cls.op(), a, w, b, *window, scale, shift, residual, activation, *rest)
-
-    @classmethod
-    def op(cls) -> Any:
-        return _OPS.fprop_fused if cls.which == Pass.FPROP else _OPS.dgrad_fused
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        a, w, b, scale, _, _, ctx.window, ctx.activation, ctx.slope, _, ctx.plan = inputs
-        y, z = output
-        needs_a, needs_w, needs_b, needs_scale, *_ = ctx.needs_input_grad
-        ctx.set_materialize_grads(False)
-        ctx.kept = z.numel() > 0
-        if not ctx.kept:
-            ctx.mark_non_differentiable(z)
-        ctx.sizes = a.shape[2:], w.shape[2:]
-        at = None
-        if ctx.activation:
-            at = z if needs_z(ctx.activation, ctx.slope) else y
-        ctx.save_for_backward(
-            a if needs_w or needs_scale else None,
-            w if needs_a or needs_scale else None,
-            b if needs_scale else None,
-            scale if needs_a or needs_w or needs_b else None,
-            at,
-        )
-        ctx.save_for_forward(a, w, b, scale, at, y)
-
-    @classmethod
-    def tangents(
-        cls,
-        ctx: Any,
-        saved: tuple[Any, ...],
-        ta: Maybe,
-        tw: Maybe,
-        tb: Maybe,
-        tscale: Maybe,
-        tshift: Maybe,
-        tz: Maybe,
-        *_: Any,
-    ) -> Any:
-        """Where a, w and b have tangents and scale has one: scale * (S(ta, w) + S(a, tw) + tb) + tscale * (S(a, w) + b) + ...,
-        S linear in both, so what goes with a is one call, of the weight scale * tw + tscale * w. `tz` comes as residual's."""
-        a, w, b, scale, at, y = saved
-        groups = ctx.window[-1]
-        weight, shift = tw, tb
-        if scale is not None:
-            weight = None if tw is None else tw * over_weight(scale, cls.which, w, groups)
-            shift = None if tb is None else tb * scale
-        if tscale is not None:
-            weight = added(weight, w * over_weight(tscale, cls.which, w, groups))
-            shift = added(shift, None if b is None else b * tscale)
-        shift = added(shift, tshift)
-
-        def followed(*tensors: Any) -> torch.Tensor:
-            first, second, factor, summand, over = tensors
-            made: torch.Tensor = cls.op()(first, second, None, *ctx.window, factor, summand, over, "", 0.01, False, ctx.plan)[0]
-            return made
-
-        if ta is not None:
-            tz, shift = followed(ta, w, scale, shift, tz), None
-        if weight is not None:
-            tz, shift = followed(a, weight, None, shift, tz), None
-        if shift is not None:
-            tz = added(per_channel(shift, y.dim() - 2).expand(y.shape), tz)
-        assert tz is not None  # else nothing had a tangent
-        ty = ACTIVATIONS[ctx.activation].backward(tz, at, ctx.slope) if ctx.activation else tz
-        return ty, tz if ctx.kept else None
-
-    @classmethod
-    def backward(cls, ctx: Any, dy: torch.Tensor | None, dz: torch.Tensor | None) -> Any:
-        a, w, b, scale, at = ctx.saved_tensors
-        needs_a, needs_w, needs_b, needs_scale, needs_shift, needs_residual, *_ = ctx.needs_input_grad
-        if dy is not None:
-            through = ACTIVATIONS[ctx.activation].backward(dy, at, ctx.slope) if ctx.activation else dy
-            dz = through if dz is None else dz + through
-        if dz is None:
-            return (None,) * 11
-        stride, padding, dilation, groups = ctx.window[-4:]
-        window = (stride, padding, dilation, groups, ctx.plan)
-        input_size, kernel_size = ctx.sizes
-        forward = cls.which == Pass.FPROP
-        dw: Any = None
-        da = db = dscale = dshift = None
-        if needs_a:
-            scaled = w if scale is None else w * over_weight(scale, cls.which, w, groups)
-            da = _OPS.dgrad(dz, scaled, None, input_size, *window) if forward else _OPS.fprop(dz, scaled, None, *window)
-        if needs_w or needs_scale:
-            dw = _OPS.wgrad(*((dz, a) if forward else (a, dz)), kernel_size, *window)
-        if needs_b or needs_scale or needs_shift:
-            dshift = _bias_gradient(dz)
-        if needs_scale:
-            dscale = weight_sums(w * dw, cls.which, groups)
-            dscale = dscale if b is None else dscale + b * dshift
-        if needs_b:
-            db = dshift if scale is None else scale * dshift
-        if needs_w and scale is not None:
-            dw = dw * over_weight(scale, cls.which, dw, groups)
-        return (
-            da,
-            dw if needs_w else None,
-            db,
-            dscale,
-            dshift if needs_shift else None,
-            dz if needs_residual else None,
-            *(None,) * 5,
-        )
-
-
-class _FusedFprop(_Fused):
-    @classmethod
-    def call(cls, x: Any, w: Any, b: Any, stride: Any, padding: Any, dilation: Any, groups: Any, *after: Any) -> Any:
-        return cls.recorded(x, w, b, (stride, padding, dilation, groups), *after)
-
-
-class _FusedDgrad(_Fused):
-    which = Pass.DGRAD
-
-    @classmethod
-    def call(
-        cls, dy: Any, w: Any, b: Any, input_size: Any, stride: Any, padding: Any, dilation: Any, groups: Any, *after: Any
-    ) -> Any:
-        return cls.recorded(dy, w, b, (input_size, stride, padding, dilation, groups), *after)
-
-
 LIBRARY.impl("fprop", _Fprop.apply, "Autograd")
 LIBRARY.impl("dgrad", _Dgrad.apply, "Autograd")
 LIBRARY.impl("wgrad", _Wgrad.apply, "Autograd")
-LIBRARY.impl("fprop_fused", _FusedFprop.call, "Autograd")
-LIBRARY.impl("dgrad_fused", _FusedDgrad.call, "Autograd")

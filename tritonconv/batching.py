@@ -1,4 +1,4 @@
-"""`torch.vmap` of the ops: the axis that is mapped over goes into the batch where it is an image's, else into channels.
+"""`torch.vmap` of the ops. The mapped axis joins the batch where images have it, otherwise the channels.
 
 | op | mapped over | call |
 |---|---|---|
@@ -23,12 +23,12 @@ _OPS = torch.ops.tritonconv
 
 
 def _front(tensor: Any, dim: int | None) -> Any:
-    """The mapped axis first; the tensor itself where it has none."""
+    """The tensor with its mapped axis first; the tensor itself where it has none."""
     return tensor if tensor is None or dim is None else tensor.movedim(dim, 0)
 
 
 def _spread(tensor: Any, dim: int | None, size: int) -> Any:
-    """The mapped axis first, made where there is none."""
+    """The tensor with its mapped axis first. Where it has none, one is added."""
     return None if tensor is None else tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
@@ -53,7 +53,7 @@ def _into_groups(tensor: torch.Tensor, axis: int, groups: int) -> torch.Tensor:
 
 
 def _from_groups(tensor: torch.Tensor, axis: int, groups: int, size: int) -> torch.Tensor:
-    """What `_into_groups` did, undone."""
+    """The inverse of `_into_groups`."""
     return tensor.unflatten(axis, (groups, size, -1)).movedim(axis + 1, 0).flatten(axis + 1, axis + 2)
 
 
@@ -92,7 +92,7 @@ def _linear(
     """fprop or dgrad. The result's channels are the weight's axis 0 or, in each group, axis 1."""
     a_dim, w_dim, b_dim = dims[:3]
     a, w, bias = _front(a, a_dim), _front(w, w_dim), _front(b, b_dim)
-    shared = bias if b_dim is None else None  # a bias that is mapped over is added behind, but where it fits into the call
+    shared = bias if b_dim is None else None  # a mapped bias is added after the call, unless it fits into the call
     if w_dim is None:
         if a_dim is None:
             y = op(a, w, None, *window, groups, plan).expand(size, *(-1,) * a.dim())
@@ -124,7 +124,7 @@ def _wgrad(
 
 
 def _fused(op: Any, place: int) -> Callable[..., Any]:
-    """Of an op with `place` arguments of its window before its groups."""
+    """The batching rule of a fused op, which has `place` arguments of its window before its groups."""
 
     def call(info: Any, dims: Any, a: Any, w: Any, b: Any, *rest: Any) -> Any:
         window, groups, after = rest[:place], rest[place], rest[place + 1 :]

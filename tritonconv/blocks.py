@@ -16,7 +16,17 @@ from tritonconv.video import causal_conv3d
 
 def _lazy(torchs: Any, becomes: Any) -> Any:
     """torch's lazy layer over ours, which it becomes at its first call."""
-    doc = f"`torch.nn.{torchs.__name__}`, which becomes `tritonconv.nn.{becomes.__name__}` at its first call."
+    rank = int(torchs.__name__[-2])
+    doc = f"""`torch.nn.{torchs.__name__}`, which becomes `tritonconv.nn.{becomes.__name__}` at its first call.
+
+    It takes that layer's arguments but for in_channels, which the first input has. Raises what that layer raises.
+
+    >>> import torch, tritonconv
+    >>> layer = tritonconv.nn.{torchs.__name__}(8, 3)
+    >>> result = layer(torch.ones({(1, 4, *(5,) * rank)}))
+    >>> type(layer).__name__, layer.in_channels
+    ('{becomes.__name__}', 4)
+    """
     return type(torchs.__name__, (torchs, becomes), {"cls_to_become": becomes, "__module__": __name__, "__doc__": doc})
 
 
@@ -33,7 +43,8 @@ class CausalConv1d(nn.Module):
 
     x [B, C, L] -> [B, C, L], or (that, final state [B, C, K - 1]) where `return_final_state`; `initial_state` is that
     of what came before. `step(x, state)` takes the next token [B, C], or the next few [B, C, T], and changes `state` in place.
-    Parameters weight [C, K] and bias [C], initialised as torch's depthwise `Conv1d`. activation: None or "silu".
+    Parameters weight [C, K] and bias [C], initialised as torch's depthwise `Conv1d`. activation: None or "silu". Raises what
+    those functions raise.
 
     >>> import torch, tritonconv
     >>> layer = tritonconv.nn.CausalConv1d(8, 4, activation="silu").requires_grad_(False)
@@ -75,7 +86,13 @@ class CausalConv3d(nn.Conv3d):
     """`tritonconv.causal_conv3d` with its parameters, which are those of `torch.nn.Conv3d`: chunks of video, one after another.
 
     x [N, C, T, H, W] -> y, or (y, the next chunk's cache) where `return_cache`. padding is of height and width: an int, (h, w)
-    or "same"; time_padding "zeros", "replicate" or "valid".
+    or "same"; time_padding "zeros", "replicate" or "valid". Raises what that function raises.
+
+    >>> import torch, tritonconv
+    >>> layer = tritonconv.nn.CausalConv3d(4, 8, 3, padding=1).requires_grad_(False)
+    >>> y, cache = layer(torch.ones(1, 4, 5, 6, 6), return_cache=True)  # the first 5 images, of which 2 are kept
+    >>> y.shape, layer(torch.ones(1, 4, 3, 6, 6), cache).shape
+    (torch.Size([1, 8, 5, 6, 6]), torch.Size([1, 8, 3, 6, 6]))
     """
 
     def __init__(
@@ -107,7 +124,8 @@ class _ConvBnAct(nn.Module):
     """A convolution, a batch norm and an activation: act(norm(conv(input)) + residual), in eval mode one kernel.
 
     The first arguments are those of torch's convolution, whose bias is off unless asked for; activation and negative_slope are
-    those of `tritonconv.conv2d_fused`. Parameters: conv.weight, bn.weight, ... as of torch's two layers.
+    those of `tritonconv.conv2d_fused`. Parameters: conv.weight, bn.weight, ... as of torch's two layers. Raises ValueError for
+    an unknown activation, and what torch's layers raise.
     """
 
     conv: Any
@@ -139,8 +157,18 @@ class _ConvBnAct(nn.Module):
         return f"activation={self.activation!r}"
 
 
+def _example(rank: int) -> str:
+    """What is said of the block of a rank."""
+    return f"""{_ConvBnAct.__doc__}
+    >>> import torch, tritonconv
+    >>> block = tritonconv.nn.ConvBnAct{rank}d(4, 8, 3, padding=1, activation="silu").eval()
+    >>> block(torch.ones({(1, 4, *(5,) * rank)})).shape
+    torch.Size({[1, 8, *(5,) * rank]})
+    """
+
+
 class ConvBnAct1d(_ConvBnAct):
-    __doc__ = _ConvBnAct.__doc__
+    __doc__ = _example(1)
 
     @staticmethod
     def parts() -> tuple[Any, Any]:
@@ -148,7 +176,7 @@ class ConvBnAct1d(_ConvBnAct):
 
 
 class ConvBnAct2d(_ConvBnAct):
-    __doc__ = _ConvBnAct.__doc__
+    __doc__ = _example(2)
 
     @staticmethod
     def parts() -> tuple[Any, Any]:
@@ -156,7 +184,7 @@ class ConvBnAct2d(_ConvBnAct):
 
 
 class ConvBnAct3d(_ConvBnAct):
-    __doc__ = _ConvBnAct.__doc__
+    __doc__ = _example(3)
 
     @staticmethod
     def parts() -> tuple[Any, Any]:

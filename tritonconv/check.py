@@ -23,7 +23,8 @@ INT64_MAX = 2**63 - 1
 
 
 def is_int(value: Any) -> bool:
-    """Whether torch takes `value` for an int: an int or SymInt, one of NumPy's integers, a tensor of one integer; no bool."""
+    """Whether torch takes `value` as an int: an int or SymInt, one of NumPy's integers, or a tensor of one integer; not a
+    bool."""
     if isinstance(value, torch.Tensor):
         return value.numel() == 1 and not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
     if isinstance(value, (int, torch.SymInt)):
@@ -32,7 +33,7 @@ def is_int(value: Any) -> bool:
 
 
 def as_int(function: str, name: str, value: Any) -> Any:
-    """One integer of those that `is_int` knows. ValueError beyond 64 bits, as torch raises it."""
+    """A value that `is_int` accepts as an integer. Raises ValueError beyond 64 bits, as torch does."""
     number = value if isinstance(value, torch.SymInt) or type(value) is int else value.__index__()
     if isinstance(number, int) and not -INT64_MAX - 1 <= number <= INT64_MAX:
         raise ValueError(f"{function}(): argument {name!r} must be an integer of 64 bits, got {number}")
@@ -40,7 +41,7 @@ def as_int(function: str, name: str, value: Any) -> Any:
 
 
 def ints(function: str, name: str, value: Any, rank: int, least: int) -> tuple[int, ...]:
-    """`value` as `rank` integers, from an int, a sequence of `rank` ints, or of one; what counts as an int says `is_int`."""
+    """`value` as `rank` integers, from an int, or from a sequence of `rank` ints or of one. `is_int` says what an int is."""
     if is_int(value):
         values: tuple[Any, ...] = (as_int(function, name, value),) * rank
     elif isinstance(value, (tuple, list)) and all(map(is_int, value)):
@@ -68,7 +69,7 @@ def cast_dtype(tensor: torch.Tensor) -> torch.dtype:
 
 
 def tensors(function: str, rank: int, input: Any, weight: Any, bias: Any, **others: Any) -> None:
-    """Kinds, ranks, dtypes and devices; `others`, as bias, may be None."""
+    """Checks kinds, ranks, dtypes and devices. `bias` and `others` may be None."""
     optional = {"bias": bias, **others}
     given = {"input": input, "weight": weight, **optional}
     for name, value in given.items():
@@ -86,7 +87,8 @@ def tensors(function: str, rank: int, input: Any, weight: Any, bias: Any, **othe
 
 
 def alike(function: str, first: str, given: Mapping[str, torch.Tensor | None]) -> None:
-    """One device and, as autocast leaves them, one of the dtypes served: those of the argument named `first`."""
+    """Checks that all tensors have the device and, after autocast, the dtype of the argument named `first`, and that the dtype
+    is served."""
     input = given[first]
     assert input is not None
     dtype = cast_dtype(input)
@@ -127,7 +129,7 @@ def epilogue(
     shift: torch.Tensor | None,
     residual: torch.Tensor | None,
 ) -> None:
-    """What follows a convolution whose result has the shape `output` [N, C, *spatial], or without N."""
+    """Checks the epilogue of a convolution whose result has the shape `output`, [N, C, *spatial] or without N."""
     if activation is not None and activation not in ACTIVATIONS:
         names = ", ".join(map(repr, ACTIVATIONS))
         raise ValueError(f"{function}(): activation must be None or one of {names}, got activation={activation!r}")
@@ -159,7 +161,7 @@ def _groups(function: str, groups: Any) -> int:
 
 
 def _countable(function: str, input: torch.Tensor, output: Sequence[int], **given: Any) -> None:
-    """64 bits must count the bytes of the result; RuntimeError with what made it so large."""
+    """Raises RuntimeError, naming what made the result so large, unless 64 bits can count its bytes."""
     if all(isinstance(size, int) for size in output) and math.prod(output) * input.element_size() > INT64_MAX:
         words = ", ".join(f"{name}={value}" for name, value in given.items())
         raise RuntimeError(
@@ -169,14 +171,14 @@ def _countable(function: str, input: torch.Tensor, output: Sequence[int], **give
 
 
 def _not_empty(function: str, input: Sequence[int], weight: Sequence[int]) -> None:
-    """torch takes an empty batch, and nothing else that is empty."""
+    """Raises RuntimeError where anything but the batch is empty, as torch does."""
     for name, shape, skip in (("input", input, 1), ("weight", weight, 0)):
         if any(n == 0 for n in shape[skip:]):
             raise RuntimeError(f"{function}(): only the batch may be empty, got {name} of shape {list(shape)}")
 
 
 def _ends(function: str, padding: Any, rank: int) -> tuple[tuple[int, int], ...]:
-    """Padding of either end, ((lo, hi), ...): a pair an axis."""
+    """The padding ((lo, hi), ...) of both ends, one pair per axis."""
     if len(padding) != rank or not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in padding):
         raise RuntimeError(
             f"{function}(): expected padding to be an int, {rank} ints, or {rank} pairs of a low and a high end, got "
@@ -197,7 +199,7 @@ def conv(
     dilation: Any,
     groups: Any,
 ) -> ConvProblem:
-    """The problem of a batched conv call. TypeError, RuntimeError as torch raises them."""
+    """The problem of a batched conv call. Raises TypeError and RuntimeError as torch does."""
     stride = ints(function, "stride", stride, rank, 1)
     dilation = ints(function, "dilation", dilation, rank, 1)
     groups = _groups(function, groups)
@@ -233,7 +235,7 @@ def conv_transpose(
     groups: Any,
     dilation: Any,
 ) -> ConvProblem:
-    """The forward problem whose dgrad a batched conv_transpose call is. TypeError, RuntimeError as torch raises them."""
+    """The forward problem whose dgrad is a batched conv_transpose call. Raises TypeError and RuntimeError as torch does."""
     stride = ints(function, "stride", stride, rank, 1)
     padding = ints(function, "padding", padding, rank, 0)
     output_padding = ints(function, "output_padding", output_padding, rank, 0)

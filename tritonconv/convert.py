@@ -10,7 +10,7 @@ from torch import nn
 
 from tritonconv import fold, swap
 from tritonconv import layers as ours
-from tritonconv.adapters import Adapted, adapter
+from tritonconv.adapters import Adapted, adapter, is_deformable
 from tritonconv.modelcopy import Model, sharing_copy
 from tritonconv.swap import is_convolution, refusal
 
@@ -59,8 +59,8 @@ def convert(
     Replaced are torch's six classes and their subclasses: parametrized and weight-normed layers, pruned ones,
     quantisation-aware ones, those whose `forward` a hook has bound to the instance, and those with a forward of their own, in
     which torch's convolutions are ours (as in `tritonconv.use`). The causal layers of diffusers' Wan, Qwen-Image and CogVideoX
-    VAEs call `causal_conv3d`. A module that is no convolution and calls torch's functions
-    itself is left as it is; `report` names it. `only(name, layer)` says of each layer whether to replace it.
+    VAEs call `causal_conv3d`, torchvision's DeformConv2d `deform_conv2d`. A module that is no convolution and calls torch's
+    functions itself is left as it is; `report` names it. `only(name, layer)` says of each layer whether to replace it.
 
     The copy is a model of its own over the same memory: values that change in place (an optimizer's step, `load_state_dict`)
     show in both, and `.to(...)` changes one alone. `state_dict` has the same keys. `revert` gives torch's classes back.
@@ -130,7 +130,7 @@ def report(model: nn.Module, wanted: set[int] | None = None) -> Report:
             why = refusal(part)
             replaced = isinstance(part, ours.Replacement) and not why
             if isinstance(part, Adapted):
-                reason = "as causal_conv3d"
+                reason = f"as {part.function}"
             elif replaced:
                 reason = "in a forward of its own" if swap.own_forward(part) else fold.words(part)
             elif wanted is None:
@@ -138,6 +138,10 @@ def report(model: nn.Module, wanted: set[int] | None = None) -> Report:
             else:
                 reason = why or ("can be replaced" if id(part) in wanted else "not asked for")
             layers.append(Layer(name or "(the model)", part._get_name(), replaced, reason))
+        elif is_deformable(part):
+            function = part.function if isinstance(part, Adapted) else ""
+            reason = f"as {function}" if function else "not converted" if wanted is None else "can be replaced"
+            layers.append(Layer(name or "(the model)", part._get_name(), bool(function), reason))
         elif why := _stays(part):
             layers.append(Layer(name or "(the model)", part._get_name(), False, why))
     return Report(tuple(layers))

@@ -1,6 +1,6 @@
 """The three primitives by torch's own CPU convolution, for CPU tensors outside Triton's interpreter.
 
-So a model that was converted on a GPU machine still runs on a laptop. CUDA tensors never come here.
+With them a model that was converted on a GPU machine also runs on a laptop. CUDA tensors never come here.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from tritonconv.layout import output_strides
 
 
 def _even(problem: ConvProblem) -> list[int]:
-    """Per axis, the padding that both ends have, which torch's convolution takes without writing it out."""
+    """Per axis, the padding that both ends share, which torch's convolution takes without writing it out."""
     return [max(0, min(pair)) for pair in problem.padding]
 
 
 def _odd(problem: ConvProblem) -> list[int]:
-    """What is left for `F.pad`: one end's padding, and crops."""
+    """The rest of the padding, in the form of `F.pad`: padding of one end, and crops."""
     ends = reversed([(lo - even, hi - even) for (lo, hi), even in zip(problem.padding, _even(problem), strict=True)])
     return [p for pair in ends for p in pair]
 
 
 def laid_out(result: torch.Tensor, *operands: torch.Tensor) -> torch.Tensor:
-    """`result` with the strides that the kernels would have given it."""
+    """`result` with the strides that the kernels would give it."""
     strides = output_strides(result.shape, *operands)
     return (
         result if result.stride() == strides else torch.empty_strided(result.shape, strides, dtype=result.dtype).copy_(result)

@@ -1,6 +1,6 @@
-"""The ops as torch's own: `aten.convolution`, its backward, padding and what the epilogue is made of.
+"""The ops decomposed into torch's own: `aten.convolution`, its backward, padding, and the operators of the epilogue.
 
-Registered with torch's decompositions, so that `torch.onnx.export(dynamo=True)` writes Conv and ConvTranspose.
+They are registered with torch's decompositions, so that `torch.onnx.export(dynamo=True)` writes Conv and ConvTranspose.
 `torch.compile` and `torch.export` leave the ops as they are; `decompositions()` is for a program that is to run without this
 package.
 """
@@ -46,7 +46,7 @@ def _dgrad(dy: torch.Tensor, w: torch.Tensor, b: Maybe, *rest: Any) -> torch.Ten
 
 
 def _transposed(dy: torch.Tensor, w: torch.Tensor, b: Maybe, problem: Any) -> torch.Tensor:
-    """dgrad as torch's transposed convolution, cropped or padded where its padding and output padding cannot say it."""
+    """dgrad as torch's transposed convolution, cropped or padded where padding and output padding cannot express it."""
     low = [lo for lo, _ in problem.padding]
     full = [(o - 1) * s + e for o, s, e in zip(dy.shape[2:], problem.stride, problem.effective_kernel, strict=True)]
     extra = [n - (m - 2 * lo) for n, m, lo in zip(problem.input_size, full, low, strict=True)]
@@ -67,11 +67,11 @@ def _wgrad(dy: torch.Tensor, x: torch.Tensor, *rest: Any) -> torch.Tensor:
 
 
 def _fused(which: Pass) -> Callable[..., Any]:
-    of = _PRIMITIVES[str(which)]
+    primitive = _PRIMITIVES[str(which)]
     plain = cpu.fprop if which == Pass.FPROP else _transposed
 
     def call(a: torch.Tensor, b: torch.Tensor, bias: Maybe = None, *rest: Any, **named: Any) -> Any:
-        problem, epilogue, _ = _split(of, a, b, (bias, *rest))
+        problem, epilogue, _ = _split(primitive, a, b, (bias, *rest))
         epilogue = Epilogue(*epilogue)
         sums = plain(widened(a), widened(b), None if bias is None else widened(bias), problem)
         return by_torch(sums, problem, epilogue, a.dtype)

@@ -1,4 +1,4 @@
-"""How the tensors of a pass lie in memory, as the cost model wants to know it."""
+"""Describes the memory layout of a pass's tensors for the cost model."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def describe(
     out: TensorKey,
     aligned: tuple[bool, bool] = (True, True),
 ) -> tuple[Operand, Operand, Operand]:
-    """How the three tensors of a pass lie in memory. Weights [K, C / G, ...] share out axis 0, activations axis 1. `aligned`
-    says of a and b whether they begin on a multiple of 16 bytes; a result that is allocated here does."""
+    """The memory layout of the three tensors of a pass. The groups divide axis 0 of weights [K, C / G, ...] and axis 1 of
+    activations. `aligned` says whether a and b begin at a multiple of 16 bytes; a result that is allocated here does."""
     weight = {Pass.FPROP: 1, Pass.DGRAD: 1, Pass.WGRAD: 2}[which]
     described = depthwise_operand if is_narrow(problem) else operand
     far = gemm.is_far(problem, which, a, b, out)

@@ -18,12 +18,14 @@ SHARED = """
     Dtypes: {dtypes} {window}
 
     On CUDA a Triton kernel runs; CPU tensors take torch's convolution, or these kernels where TRITON_INTERPRET=1 is set.
-    Gradients of every tensor to any order, backwards and forwards. plan: None, or plans in words such as
-    `tritonconv.explain` shows, which are then taken.
+    Gradients of every tensor to any order, backwards and forwards. plan: None, or what forces
+    kernels: a `costmodel.tiling.Plan`, its words as `tritonconv.explain` and `costmodel layer` print them ("fprop gather
+    128x64x32 w4 s3"; without a pass, the result's), a family's name ("gather", whose tile is then chosen), what `explain`
+    answered, several, or a dictionary of them by pass ({{"fprop": "gather"}}).
 
     Raises torch's exception types, naming the argument, before anything is launched: TypeError for what is no tensor or no
-    plan, ValueError and RuntimeError for shapes, dtypes, devices and windows that do not go together. What is computed is
-    `torch.nn.functional.{torch}`.
+    plan, ValueError and RuntimeError for shapes, dtypes, devices and windows that do not go together, and for a plan that
+    cannot run the call or whose pass does not run. What is computed is `torch.nn.functional.{torch}`.
 
     >>> import torch, tritonconv
     >>> x, w = torch.ones({x}), torch.ones({w})
@@ -48,6 +50,16 @@ MORE = {
     >>> y, state = tritonconv.causal_conv1d(x, w, activation="silu", return_final_state=True)
     >>> y.shape, state.shape
     (torch.Size([2, 4, 9]), torch.Size([2, 4, 2]))
+    """,
+    "causal_conv1d_prefill": """
+
+    Dtypes: float16, bfloat16, float32 or float64, all tensors of one but as `causal_conv1d` mixes them.
+
+    >>> import torch, tritonconv
+    >>> x, pool, rows = torch.ones(2, 4, 9), torch.zeros(5, 4, 2), torch.tensor([3, 0], dtype=torch.int32)
+    >>> y = tritonconv.causal_conv1d_prefill(x, pool, torch.ones(4, 3), conv_state_indices=rows)
+    >>> y.shape, pool.sum((1, 2))
+    (torch.Size([2, 4, 9]), tensor([8., 0., 0., 8., 0.]))
     """,
     "causal_conv1d_update": """
 

@@ -1,7 +1,7 @@
 """What may follow a convolution in the same kernel: y = act((conv + bias) * scale[c] + shift[c] + residual).
 
-z is the value before the activation. An activation's derivative is taken from y where y tells it, so that nothing more than y
-is kept for the backward pass, and from z elsewhere, which the kernel then stores beside y if a gradient is wanted:
+z is the value before the activation. An activation's derivative is computed from y where y determines it, so that only y is
+kept for the backward pass. Otherwise it is computed from z, which the kernel then stores beside y if a gradient is wanted:
 
 | activation | derivative from | kept |
 |---|---|---|
@@ -27,16 +27,16 @@ _ATEN = torch.ops.aten
 
 
 class Activation(NamedTuple):
-    """One activation by torch's operators, of a tensor and a negative slope."""
+    """One activation by torch's operators. Its functions take a tensor and a negative slope."""
 
     forward: Callable[[torch.Tensor, float], torch.Tensor]
-    backward: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]  # of the gradient and y or z
+    backward: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]  # takes the gradient, y or z, and the slope
     from_y: bool
     exponential: bool = False
 
 
 def _silu_backward(g: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-    """torch's kernel, which has no derivative of its own; a formula of the same value where one may be asked for."""
+    """torch's kernel, which has no derivative of its own; where one may be asked for, a formula of the same value."""
     if not torch.is_grad_enabled() and not private.is_differentiated_forwards():
         return _ATEN.silu_backward(g, z)
     s = z.sigmoid()
@@ -57,7 +57,7 @@ ACTIVATIONS = {
     "leaky_relu": Activation(
         lambda z, slope: F.leaky_relu(z, slope),
         lambda g, y_or_z, slope: _ATEN.leaky_relu_backward(g, y_or_z, slope, slope >= 0),
-        from_y=True,  # y has the sign of z, but for a negative slope
+        from_y=True,  # y has the sign of z unless the slope is negative
     ),
     "sigmoid": Activation(
         lambda z, slope: z.sigmoid(),
@@ -98,7 +98,7 @@ ACTIVATIONS = {
 
 
 class Epilogue(NamedTuple):
-    """An epilogue with its tensors. `activation` is "" for none; `keep` asks for z."""
+    """An epilogue with its tensors. `activation` is "" for none; `keep` says whether z is returned."""
 
     scale: torch.Tensor | None = None  # [C_out]
     shift: torch.Tensor | None = None  # [C_out]
@@ -109,7 +109,7 @@ class Epilogue(NamedTuple):
 
 
 def needs_z(activation: str, slope: float) -> bool:
-    """Whether the derivative is taken from z: the forward pass must keep it."""
+    """Whether the derivative is computed from z, so that the forward pass must keep z."""
     if not activation:
         return False
     return not ACTIVATIONS[activation].from_y or (activation == "leaky_relu" and slope < 0)
@@ -133,23 +133,23 @@ def over_weight(values: torch.Tensor, which: Pass, weight: torch.Tensor, groups:
 
 
 def weight_sums(products: torch.Tensor, which: Pass, groups: int) -> torch.Tensor:
-    """The sums [C_out] of a tensor of the weight's shape over all that belongs to one output channel."""
+    """The sums [C_out] of a tensor of the weight's shape, each over the elements of one output channel."""
     if which == Pass.FPROP:
         return products.flatten(1).sum(1)
     return products.flatten(2).sum(2).view(groups, -1, products.shape[1]).sum(1).flatten()
 
 
 def widened(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in the precision that sums have: float32, or float64 for float64."""
+    """The tensor in the precision of sums: float32, or float64 for float64."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def by_torch(
     sums: torch.Tensor, problem: ConvProblem, epilogue: Epilogue, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(y, z) of a convolution's sums with its bias, by torch's operators; z is empty where nobody asks.
+    """(y, z) from a convolution's sums with its bias, by torch's operators. z is empty where it is not asked for.
 
-    As in the kernels all of it is computed in the precision of `widened` sums, and rounded once, to `dtype`.
+    As in the kernels, everything is computed in the precision of `widened` sums and rounded once, to `dtype`.
     """
     *tensors, activation, slope, keep = epilogue
     scale, shift, residual = (None if t is None else widened(t) for t in tensors)

@@ -3,118 +3,172 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
 from costmodel import executed
 from costmodel.arithmetic import Arithmetic
-from costmodel.device import Device
+from costmodel.device import Device, find_device
 from costmodel.families import family
 from costmodel.plan import candidates, measured, predict
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, Plan
 from costmodel.timing import Prediction
-from tritonconv import check, functional, fused, host, launch
+from tritonconv import check, functional, fused, host, launch, plans, where
 from tritonconv.causal import causal_conv1d
 from tritonconv.causal.explain import explained as explained_causal
+from tritonconv.deform import deform_conv2d
+from tritonconv.deform.explain import explained as explained_deform
 from tritonconv.epilogue import Epilogue, needs_z
 from tritonconv.families import launchers
 from tritonconv.layout import output_strides
+from tritonconv.plans import Explanation
 from tritonconv.separable import depthwise_separable_conv2d
 from tritonconv.separable.explain import explained as explained_separable
+from tritonconv.use import SERVED, by_rank
 from tritonconv.video import causal_conv3d
 from tritonconv.video.explain import explained as explained_video
+
+if TYPE_CHECKING:
+    from tritonconv.explain_model import ModelExplanation
 
 #: The functions that explain themselves.
 _OWN: dict[Any, Callable[..., Any]] = {
     causal_conv1d: explained_causal,
     causal_conv3d: explained_video,
+    deform_conv2d: explained_deform,
     depthwise_separable_conv2d: explained_separable,
 }
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """What `explain` found: the problem, and per pass ("fprop", "dgrad", "wgrad") the plan, its prediction, whose times are
-    seconds and whose traffic is bytes, and the words for both, which `print` shows."""
+@overload
+def explain(
+    function: torch.nn.Module, *args: Any, device: str | Device | None = None, **kwargs: Any
+) -> Explanation | ModelExplanation: ...
+@overload
+def explain(function: Callable[..., Any], *args: Any, device: str | Device | None = None, **kwargs: Any) -> Explanation: ...
+def explain(function: Any, *args: Any, device: str | Device | None = None, **kwargs: Any) -> Explanation | ModelExplanation:
+    """The plans of a call `function(*args, **kwargs)`, forward and backward. Runs nothing.
 
-    problem: ConvProblem
-    plans: dict[str, Plan]
-    predictions: dict[str, Prediction]
-    words: str
+    function: one of tritonconv's six functions, plain or fused, or one of torch's that they stand for (as
+    `tritonconv.use()` would run it); `causal_conv1d` or `deform_conv2d`; `causal_conv3d` or `depthwise_separable_conv2d`,
+    forward; a convolution layer; or any other `torch.nn.Module`, of which every convolution is explained in the order they
+    run. Modules are run on stand-ins, so their inputs may be shapes, as of `costmodel.trace`. Tensors may be on the meta
+    device.
 
-    def __str__(self) -> str:
-        return self.words
+    In a region of `tritonconv.use(where=...)`, what it leaves to torch of torch's own calls is said.
 
+    device: whose plans are asked for, as `costmodel` names it ("h100", a TOML file, a `Device`), on any machine. None is where
+    the tensors are; for CPU tensors that is Triton's interpreter. Tensors are taken to lie as they do here.
 
-def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> Explanation:
-    """The plans of a call `function(*args, **kwargs)`: one of tritonconv's six functions, plain or fused, or `causal_conv1d`,
-    forward and backward; `causal_conv3d` or `depthwise_separable_conv2d`, forward. Runs nothing.
-
-    Raises what the call itself would raise.
+    Raises what the call itself would raise, TypeError for what is no such function, ValueError for an unknown device and
+    RuntimeError for one that is too old.
     """
-    if function in _OWN:
-        return Explanation(*_OWN[function](*args, **kwargs))
+    number = None if device is None else _number(device)
+    if isinstance(function, torch.nn.Module):
+        from tritonconv.explain_model import explained_model  # which imports torch's tracing
+
+        return explained_model(number, function, *args, **kwargs)
+    torchs = False
+    if isinstance(function, Hashable):
+        if function in _OWN:
+            return Explanation(*_OWN[function](number, *args, **kwargs))
+        torchs = function in SERVED
+        function = SERVED.get(function, function)
+    if function is SERVED[torch.convolution]:
+        (function, args), kwargs = by_rank(*args, **kwargs), {}
     name = getattr(function, "__name__", repr(function))
-    if getattr(fused if name.endswith("_fused") else functional, name, None) is not function:
+    ours: Any = getattr(fused if name.endswith("_fused") else functional, name, None)
+    if ours is not function:
         raise TypeError(
-            "explain() takes one of tritonconv's six functions, plain or fused, causal_conv1d, causal_conv3d or "
-            f"depthwise_separable_conv2d, got {function!r}"
+            "explain() takes one of tritonconv's six functions, plain or fused, torch's own convolutions, causal_conv1d, "
+            f"causal_conv3d, deform_conv2d, depthwise_separable_conv2d or a module, got {function!r}"
         )
-    bound = inspect.signature(function).bind(*args, **kwargs)
+    bound = inspect.signature(ours).bind(*args, **kwargs)
     bound.apply_defaults()
     given = dict(bound.arguments)
-    plan = functional._plan_text(given.pop("plan"))
+    plan = given.pop("plan")
     x, weight, bias = given.pop("input"), given.pop("weight"), given.pop("bias")
     rank = int(name.removesuffix("_fused")[-2])
     after = functional.After(**{key: given.pop(key) for key in functional.After._fields if key in given})
     tensors = after.tensors()
     check.tensors(name, rank, x, weight, bias, **tensors)
-    dtype = check.cast_dtype(x)
     batched = x.dim() == rank + 2
-    x = x if batched else x.unsqueeze(0)
+    a = x if batched else x.unsqueeze(0)
     if "transpose" in name:
-        problem = check.conv_transpose(name, rank, x, weight, bias, **given)
+        problem = check.conv_transpose(name, rank, a, weight, bias, **given)
         forward, shape = Pass.DGRAD, problem.input_shape
     else:
-        problem = check.conv(name, rank, x, weight, bias, **given)
+        problem = check.conv(name, rank, a, weight, bias, **given)
         forward, shape = Pass.FPROP, problem.output_shape
-    problem, kind = problem.with_steps_in_reach(), ""
     check.epilogue(name, rank, shape if batched else shape[1:], *after)
+    if after.residual is not None and not batched:
+        after = after._replace(residual=after.residual.unsqueeze(0))
+    forced = plans.text(plan, name, forward)
+    return explained(name, problem.with_steps_in_reach(), forward, (a, weight, bias), after, forced, number, torchs)
+
+
+def _number(device: str | Device) -> int:
+    """The number of `host` for a device that a user names."""
+    found = find_device(device)
+    host.is_new_enough(found.name, found.capability)
+    return host.number_of(found)
+
+
+def explained(
+    name: str,
+    problem: ConvProblem,
+    forward: Pass,
+    operands: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
+    after: functional.After,
+    plan: str,
+    number: int | None,
+    torchs: bool = False,
+) -> Explanation:
+    """What `explain` answers of a call of the six functions: batched operands, `plan` as the ops take it, and the number of a
+    device of `host`, None for the operands' own. `torchs`: it is a call of torch's function, which `use(where=...)` may leave
+    to torch."""
+    x, weight, bias = operands
+    shape, kind, keep = problem.output_shape if forward == Pass.FPROP else problem.input_shape, "", False
+    tensors, activation = after.tensors(), after.activation or ""
     if not after.is_empty():
-        activation, slope = after.activation or "", after.negative_slope
         given_tensors = [x, weight, bias, *tensors.values()]
         recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given_tensors)
-        keep = recorded and needs_z(activation, slope)
-        residual = after.residual if after.residual is None or batched else after.residual.unsqueeze(0)
-        followed = launch.FusedKey.of(Epilogue(after.scale, after.shift, residual, activation, slope, keep))
-        kind = followed.kind((tuple(shape), output_strides(shape, x, weight)))
+        keep = recorded and needs_z(activation, after.negative_slope)
+        epilogue = Epilogue(after.scale, after.shift, after.residual, activation, after.negative_slope, keep)
+        kind = launch.FusedKey.of(epilogue).kind((tuple(shape), output_strides(shape, x, weight)))
     outside = launch.key(x)
     inside = (tuple(shape), output_strides(shape, x, weight))
     x_key, y_key = (outside, inside) if forward == Pass.FPROP else (inside, outside)
     w_key = launch.key(weight)
-    operands = {Pass.FPROP: (x_key, w_key, y_key), Pass.DGRAD: (y_key, w_key, x_key), Pass.WGRAD: (y_key, x_key, w_key)}
+    keys = {Pass.FPROP: (x_key, w_key, y_key), Pass.DGRAD: (y_key, w_key, x_key), Pass.WGRAD: (y_key, x_key, w_key)}
     here, there = launch.is_aligned(x), launch.is_aligned(weight)  # and a gradient is taken to be
     x_here, y_here = (here, True) if forward == Pass.FPROP else (True, here)
     aligned = {Pass.FPROP: (x_here, there), Pass.DGRAD: (y_here, there), Pass.WGRAD: (y_here, x_here)}
-    device = host.index_of(x)
+    dtype = check.cast_dtype(x)
+    index = host.index_of(x) if number is None else number
     precision = launch.fp32_precision()
     passes = [forward, Pass.DGRAD if forward == Pass.FPROP else Pass.FPROP, Pass.WGRAD]
-    plans, predictions, lines = {}, {}, [f"{name}: {problem}, {Arithmetic(launch.DTYPES[dtype], precision).words}"]
-    if not x.is_cuda and not host.runs_kernels():
-        lines.append("CPU tensors: torch's own convolution computes them; what Triton's interpreter would run:")
+    left: list[str] = []
+    found, predictions, lines = {}, {}, [f"{name}: {problem}, {Arithmetic(launch.DTYPES[dtype], precision).words}"]
+    if number is None and not x.is_cuda and not host.runs_kernels():
+        lines.append(
+            "CPU tensors: torch's own convolution computes them (device= plans for a GPU); what Triton's interpreter would run:"
+        )
     for which in passes if problem.macs else []:
-        described = launch.describe(problem, which, *operands[which], aligned[which])
+        described = launch.describe(problem, which, *keys[which], aligned[which])
         follows = kind if which == forward else ""
-        chosen = launch.choose(which, problem, dtype, precision, device, *described, plan, follows)
+        chosen = launch.choose(which, problem, dtype, precision, index, *described, plan, follows)
         call = Call(problem, which, launch.DTYPES[dtype], precision, *described, follows)
-        model = launch.device_model(device)
-        found = predict(call, chosen, model)
-        plans[str(which)], predictions[str(which)] = chosen, found
-        lines += _words(call, chosen, found, model, launch.plan_for(which, plan) is not None)
+        model = launch.device_model(index)
+        prediction = predict(call, chosen, model)
+        found[str(which)], predictions[str(which)] = chosen, prediction
+        lines += _words(call, chosen, prediction, model, plans.is_forced(which, plan))
+        if torchs and where.leaves(problem, which, x):
+            left.append(str(which))
+            lines.append("  left to torch: where= says so")
         if follows:
             named = [key for key, tensor in tensors.items() if tensor is not None] + [activation] * bool(activation)
             lines.append(f"  followed in {launchers()[chosen.family].fused_in(chosen)} by {', '.join(named)}")
@@ -122,13 +176,13 @@ def explain(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) ->
                 lines.append("  the value before the activation is kept for the backward pass")
     if not problem.macs:
         lines.append("nothing to multiply: no kernel is launched")
-    return Explanation(problem, plans, predictions, "\n".join(lines))
+    return Explanation(problem, found, predictions, "\n".join(lines), tuple(left))
 
 
 def _words(call: Call, plan: Plan, found: Prediction, device: Device, forced: bool) -> list[str]:
     launcher = launchers()[plan.family]
     title = f"{call.which}: {launcher.title}{launcher.remark(call, plan)}"
-    return [title, *launcher.words(call, plan), *_cost_words(call, plan, found, device, forced)]
+    return [title, f"  plan {plan}", *launcher.words(call, plan), *_cost_words(call, plan, found, device, forced)]
 
 
 def _cost_words(call: Call, plan: Plan, found: Prediction, device: Device, forced: bool) -> list[str]:

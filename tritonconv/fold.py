@@ -1,7 +1,7 @@
-"""What follows a convolution in a model's graph, folded into it: batch norm, a residual, an activation.
+"""Folds into a convolution what follows it in a model's graph: batch norm, a residual, an activation.
 
-`torch.fx` says what follows what. A part of a model that it traces becomes a `torch.fx.GraphModule` with the same parameters
-under the same names; the layers that took something over are of the class `Folded`.
+`torch.fx` finds out what follows what. A part of a model that it traces becomes a `torch.fx.GraphModule` with the same
+parameters under the same names. Layers with something folded into them are of the class `Folded`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tritonconv.epilogue import ACTIVATIONS
 from tritonconv.functional import After
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-#: Activations as modules and as functions -> their names in `conv2d_fused`; a function is here where it needs no argument.
+#: Activations, as modules and as functions, by their names in `conv2d_fused`. Functions are listed if they need no argument.
 _MODULES: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
     nn.ReLU6: "relu6",
@@ -43,12 +43,12 @@ _FUNCTIONS: dict[Any, str] = {
 }
 _METHODS = {"relu": "relu", "relu_": "relu", "sigmoid": "sigmoid", "tanh": "tanh"}
 _SUMS = (operator.add, operator.iadd, torch.add)
-#: Where a graph keeps the module that it was made of.
+#: The attribute in which a graph keeps the module that it was made from.
 ORIGIN = "_tritonconv_origin"
 
 
 class Follows(NamedTuple):
-    """What a layer has taken over. The modules are held in tuples, in which torch does not see children."""
+    """What has been folded into a layer. The modules are in tuples, because torch does not look for children there."""
 
     norm: tuple[nn.Module, ...]
     activation: str | None
@@ -59,16 +59,18 @@ class Follows(NamedTuple):
 class Folded:
     """A layer of ours with what follows it: `layer(input, residual)` is act(norm(conv(input)) + residual).
 
-    With the norm in eval mode it is one kernel; the norm's scale and shift are taken from its parameters at each call, so that
-    they may change. In training mode the parts are computed one by one.
+    With the norm in eval mode it is one kernel. The norm's scale and shift are computed from its parameters at each call, so
+    the parameters may change. In training mode the parts are computed one by one.
     """
 
     def forward(self: Any, input: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        if isinstance(input, torch.fx.Proxy):  # as a graph is traced again that comes from a file
+            return ours.traced(self, input, *(() if residual is None else (residual,)))
         return followed(self, super().forward, input, residual, self._follows)  # type: ignore[misc]
 
 
 def followed(layer: Any, plain: Any, input: torch.Tensor, residual: torch.Tensor | None, follows: Follows) -> torch.Tensor:
-    """What a layer of ours and what follows it make of an input; `plain` is the layer's own forward."""
+    """The result of a layer of ours and what follows it. `plain` is the layer's own forward."""
     norm: Any = follows.norm[0] if follows.norm else None
     if norm is not None and norm.training:
         return _one_by_one(plain(input), norm, residual, follows)
@@ -93,10 +95,11 @@ def _output_shape(layer: Any, input: torch.Tensor) -> tuple[int, ...]:
 
 def scale_and_shift(norm: Any, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """A batch norm with running statistics as y = x * scale + shift, each [C], rounded once."""
-    scale = torch.rsqrt(norm.running_var.float() + norm.eps)
-    scale = scale if norm.weight is None else scale * norm.weight.float()
-    shift = -norm.running_mean.float() * scale
-    shift = shift if norm.bias is None else shift + norm.bias.float()
+    wide = torch.promote_types(norm.running_var.dtype, torch.float32)
+    scale = torch.rsqrt(norm.running_var.to(wide) + norm.eps)
+    scale = scale if norm.weight is None else scale * norm.weight.to(wide)
+    shift = -norm.running_mean.to(wide) * scale
+    shift = shift if norm.bias is None else shift + norm.bias.to(wide)
     return scale.to(dtype), shift.to(dtype)
 
 
@@ -115,7 +118,7 @@ def _folded_class(kind: type) -> Any:
     return _CLASSES[kind]
 
 
-def _reduced(self: Any, protocol: Any) -> Any:  # the class has no name that pickle could look up
+def _reduced(self: Any, protocol: Any) -> Any:  # needed because the class has no name that pickle could look up
     return _instance, (type(self).__mro__[2],), self.__getstate__()
 
 
@@ -125,15 +128,15 @@ def _instance(kind: type) -> Any:
 
 
 def words(part: nn.Module) -> str:
-    """What a layer has taken over; "" for nothing."""
+    """Words on what has been folded into a layer; "" for nothing."""
     follows: Follows | None = part.__dict__.get("_follows")
     return "" if follows is None else follows.words
 
 
 def original(model: Any) -> Any:
-    """A model without graphs that `folded` made: the modules they were made of, in place but for the model itself.
+    """The model with the modules that `folded` made graphs from put back, in place except for the model itself.
 
-    ValueError for a copy that has lost its origin.
+    Raises ValueError for a copy that has lost its origin.
     """
     if ORIGIN in model.__dict__:
         (model,) = model.__dict__[ORIGIN]
@@ -154,14 +157,14 @@ def original(model: Any) -> Any:
 
 
 class _Whole(Tracer):
-    """Layers of ours are leaves, as torch's."""
+    """A tracer for which layers of ours are leaves, as torch's are."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, ours.Replacement) or super().is_leaf_module(m, module_qualified_name)
 
 
 def folded(model: Any) -> Any:
-    """`model`, or the graph that took its place; parts of it that torch.fx traces have become graphs in place."""
+    """`model`, or the graph that replaces it. Parts of the model that torch.fx traces become graphs in place."""
     made = _graph(model)
     if made is not None:
         return made
@@ -173,7 +176,8 @@ def folded(model: Any) -> Any:
 
 
 def _graph(model: nn.Module) -> GraphModule | None:
-    """The graph of a module with something folded; None where there is nothing to fold or torch.fx does not prove it."""
+    """The graph of a module with something folded; None where there is nothing to fold, or torch.fx cannot prove that it may
+    be."""
     if isinstance(model, ours.Replacement) or not any(isinstance(part, ours.Replacement) for part in model.modules()):
         return None
     if any(part.training for part in model.modules()) or not _is_plain(model):
@@ -181,13 +185,15 @@ def _graph(model: nn.Module) -> GraphModule | None:
     tracer = _Whole()
     try:
         graph = tracer.trace(model)
-    except Exception:  # a forward that torch.fx cannot trace raises whatever its code meets
+    except Exception:  # a forward that torch.fx cannot trace may raise anything
         return None
     plans = _found(model, graph)
     if not plans:
         return None
+    for node in graph.nodes:
+        node.type = None  # an annotation that is a string would keep the graph from being pickled
     made = GraphModule(model, graph, type(model).__name__)
-    for name, part in model.named_modules():  # what was folded is called no more, and keeps its names
+    for name, part in model.named_modules():  # what was folded is no longer called, but keeps its names
         if name and (part._parameters or part._buffers):
             made.add_submodule(name, part)
     _ordered(made, model)
@@ -203,7 +209,7 @@ def _graph(model: nn.Module) -> GraphModule | None:
 
 
 def _ordered(made: nn.Module, model: nn.Module) -> None:
-    """Children in the model's order, which is that of its parameters and `state_dict`."""
+    """Puts the children into the model's order, which is that of its parameters and `state_dict`."""
     names = [
         *(name for name in model._modules if name in made._modules),
         *(n for n in made._modules if n not in model._modules),
@@ -216,7 +222,7 @@ def _ordered(made: nn.Module, model: nn.Module) -> None:
 
 
 def _is_plain(model: nn.Module) -> bool:
-    """Whether a graph of the module's forward says all that calling it does."""
+    """Whether a graph of the module's forward has everything that a call of the module does."""
     parameters = list(inspect.signature(model.forward).parameters.values())
     if not parameters or any(p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
         return False
@@ -230,7 +236,7 @@ def _hooked(part: Any) -> bool:
 
 
 class _Plan(NamedTuple):
-    """Nodes of a graph: the convolution, those that it takes over in order, and what is added."""
+    """Nodes of a graph: the convolution, the nodes to fold into it in order, and the residual that is added."""
 
     layer: Node
     last: Node
@@ -262,7 +268,7 @@ _KINDS = (ours.Conv1d, ours.Conv2d, ours.Conv3d, ours.ConvTranspose1d, ours.Conv
 
 
 def _chain(node: Node, parts: dict[str, nn.Module], taken: set[Node]) -> _Plan | None:
-    """The most of what follows one convolution and nothing else sees; None where there is nothing to take over."""
+    """The longest chain behind one convolution that nothing else reads from; None where there is nothing to fold."""
     found: list[_Plan] = []
     norm: tuple[nn.Module, ...] = ()
     chain: tuple[Node, ...] = ()
@@ -294,8 +300,8 @@ def _chain(node: Node, parts: dict[str, nn.Module], taken: set[Node]) -> _Plan |
 
 
 def _changed_between(first: Node, last: Node, chain: set[Node], parts: dict[str, nn.Module]) -> bool:
-    """Whether a node between two others of a graph, but for those of the chain, may change a tensor in place: the layer's call
-    moves to the last, behind it."""
+    """Whether a node between `first` and `last` that is not in the chain may change a tensor in place. It would then run before
+    the layer's call, which moves to `last`."""
     node = first
     while node is not last:
         node = node.next
@@ -322,7 +328,7 @@ def _alone(node: Node) -> bool:
 
 
 def _added(node: Node | None, to: Node) -> Node | None:
-    """What a node adds to another one; None where it is no sum of two, or changes in place what others see."""
+    """What a node adds to node `to`; None where it is no sum of two, or changes in place what others read."""
     if node is None or node.kwargs or len(node.args) != 2:
         return None
     by_method = node.op == "call_method" and node.target in ("add", "add_")
@@ -353,7 +359,7 @@ def _activation(node: Node | None, parts: dict[str, nn.Module]) -> tuple[str | N
 
 
 def _rewrite(model: nn.Module, graph: Graph, plan: _Plan, new: dict[Node, Node]) -> Node:
-    """The call that takes the place of the nodes of a plan; `new` has those of earlier ones."""
+    """The call that replaces the nodes of a plan; `new` has the calls of earlier plans."""
     part: Any = model.get_submodule(str(plan.layer.target))
     part.__class__ = _folded_class(type(part))
     part.__dict__["_follows"] = plan.follows

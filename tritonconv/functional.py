@@ -1,57 +1,64 @@
 """The six convolutions, called exactly as those of `torch.nn.functional`.
 
 The plain ones take more than torch's as `padding`: ((low, high), ...), the two ends of each axis.
-`plan` forces kernels: a `costmodel.plan.Plan`, or several, one per pass; `tritonconv.explain` prints what was chosen.
+`plan` forces kernels: see `tritonconv.plans`; `tritonconv.explain` prints what was chosen.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
-from costmodel.problem import ConvProblem
-from costmodel.tiling import Plan
-from tritonconv import check
+from costmodel.problem import ConvProblem, Pass
+from tritonconv import check, plans, private, recipes
+from tritonconv.again import repeated
 from tritonconv.autograd import _OPS
+from tritonconv.epilogue import Epilogue
 from tritonconv.invariant import marked
-from tritonconv.op import flat
+from tritonconv.op import flat, known_problem
+from tritonconv.plans import Plans
 
 Size = int | tuple[int, ...]
-Padding = Size | tuple[tuple[int, int], ...] | str  # of both ends, or (low, high) an axis
-Plans = Plan | Iterable[Plan] | None
+Padding = Size | tuple[tuple[int, int], ...] | str  # the same at both ends, or (low, high) per axis
 
 
 class Asked(NamedTuple):
-    """What stands for a plan where a predicate of `tritonconv.use` chooses between torch and ours: see `tritonconv.where`."""
+    """Replaces a plan where a predicate of `tritonconv.use` chooses between torch and ours; see `tritonconv.where`."""
 
     word: str
 
 
-def _plan_text(plan: Plans | Asked) -> str:
-    """Forced plans as the ops take them. TypeError where they are none."""
+def _plan_text(plan: Plans | Asked, function: str, forward: Pass, input: torch.Tensor, weight: torch.Tensor) -> str:
+    """`plan` as the ops take it. Its errors are those of `plans.text`."""
     if plan is None:
         return ""
     if isinstance(plan, Asked):
         return plan.word
-    plans = [plan] if isinstance(plan, Plan) or not isinstance(plan, Iterable) else list(plan)
-    if isinstance(plan, str) or not all(isinstance(each, Plan) for each in plans):
-        raise TypeError(f"plan must be a costmodel.tiling.Plan or several (Plan.parse makes one of words), got plan={plan!r}")
-    return ";".join(map(str, plans))
+    return plans.text(plan, function, forward, _idle(forward, input, weight))
+
+
+def _idle(forward: Pass, input: torch.Tensor, weight: torch.Tensor) -> dict[Pass, str]:
+    """The passes that a call never runs, and why: a gradient, and any gradient of it, is of a tensor that requires one."""
+    if torch.compiler.is_compiling() or private.transforms_are_active():
+        return {}
+    of_input = Pass.DGRAD if forward == Pass.FPROP else Pass.FPROP
+    of = {of_input: ("input", input), Pass.WGRAD: ("weight", weight)}
+    return {which: f"{name} requires no gradient" for which, (name, tensor) in of.items() if not tensor.requires_grad}
 
 
 @functools.cache
 def _know_subclass(kind: type) -> None:
-    """Has torch know what the ops do to DTensors, where a first one comes: a weight beside a DTensor is one."""
+    """Registers the ops' rules for DTensors when the first one comes. A weight beside a DTensor is one."""
     if kind.__module__.startswith("torch.distributed.tensor"):
         importlib.import_module("tritonconv.sharding")
 
 
 class After(NamedTuple):
-    """What the fused functions take besides. Empty, it is the plain convolution."""
+    """The further arguments of the fused functions. Without any it is the plain convolution."""
 
     activation: str | None = None
     negative_slope: float = 0.01
@@ -77,7 +84,18 @@ def _call(
     plan: Plans,
     after: After | None = None,
 ) -> torch.Tensor:
-    """One of the functions: `window` is what `checked`, which is check.conv or check.conv_transpose, takes of its arguments."""
+    """One of the functions. `checked` is check.conv or check.conv_transpose, and `window` are its further arguments."""
+    beside = () if after is None else after[2:]
+    key = None
+    if not isinstance(plan, Asked):  # whose answer may be torch
+        words = (function, *window) if after is None else (function, *window, *after[:2])
+        key = recipes.key(words, plan, input, weight, bias, *beside)
+    recipe = recipes.known(key)
+    if recipe is not None:
+        try:
+            return repeated(recipe, input, weight, bias, *beside)
+        except torch.OutOfMemoryError:  # the op knows another plan
+            pass
     if type(weight) is not torch.nn.Parameter and not torch.compiler.is_compiling():
         _know_subclass(type(weight))
     check.tensors(function, rank, input, weight, bias, **({} if after is None else after.tensors()))
@@ -90,13 +108,18 @@ def _call(
     if after is not None:
         shape = problem.output_shape if forward else problem.input_shape
         check.epilogue(function, rank, shape if batched else shape[1:], *after)
-    words = marked(_plan_text(plan))
+    forced = marked(_plan_text(plan, function, Pass.FPROP if forward else Pass.DGRAD, a, weight))
+    epilogue = None
     if after is None or after.is_empty():
-        y = (_OPS.fprop if forward else _OPS.dgrad)(a, weight, bias, *place, words)
+        y = (_OPS.fprop if forward else _OPS.dgrad)(a, weight, bias, *place, forced)
     else:
         residual = after.residual if after.residual is None or batched else after.residual.unsqueeze(0)
         follows = (after.scale, after.shift, residual, after.activation or "", float(after.negative_slope), False)
-        y, _ = (_OPS.fprop_fused if forward else _OPS.dgrad_fused)(a, weight, bias, *place, *follows, words)
+        y, z = (_OPS.fprop_fused if forward else _OPS.dgrad_fused)(a, weight, bias, *place, *follows, forced)
+        epilogue = Epilogue(*follows)._replace(keep=z.numel() > 0) if key is not None else None
+    if key is not None and batched:
+        which = Pass.FPROP if forward else Pass.DGRAD
+        recipes.file(key, which, known_problem(which, a, weight, place), a, weight, bias, place, forced, epilogue)
     return y if batched else y.squeeze(0)
 
 

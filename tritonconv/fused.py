@@ -2,10 +2,10 @@
 
     y = act((conv(input, weight) + bias) * scale[c] + shift[c] + residual)
 
-All of it happens in the accumulator's precision (float32, float64 for float64), and y is rounded once. scale and shift [C_out]
-are a folded batch normalisation; residual has the shape of y and any strides, so an expanded one broadcasts. activation is
-None or a name of `tritonconv.epilogue.ACTIVATIONS`, whose table says what the backward pass keeps; negative_slope is
-leaky_relu's. Every tensor has gradients, to any order.
+Everything is computed in the accumulator's precision (float32, float64 for float64), and y is rounded once. scale and shift
+[C_out] are a folded batch normalisation. residual has the shape of y and any strides, so an expanded one broadcasts. activation
+is None or a name of `tritonconv.epilogue.ACTIVATIONS`, whose table says what the backward pass keeps. negative_slope is that of
+leaky_relu. Every tensor has gradients, to any order.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""torch's convolution and its gradients overridden in the dispatcher, for CUDA tensors, for the whole process.
+"""Overrides torch's convolution and its gradients in the dispatcher, for CUDA tensors and the whole process.
 
-Every thread, scripted modules, checkpointing, `torch.func` and C++ code arrive here. CPU tensors keep torch's convolution: what
-computes them outside Triton's interpreter is `aten::convolution` itself.
+Calls of every thread, of scripted modules, checkpointing, `torch.func` and C++ code arrive here. CPU tensors keep torch's
+convolution, because outside Triton's interpreter `aten::convolution` itself computes them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Ints = Sequence[int]
 
 
 class Installed:
-    """The override that is in force. `record` counts the calls (its `str` is a table), `where` says which are ours."""
+    """The installed override. `record` counts the calls (its `str` is a table); `where` says which of them are ours."""
 
     def __init__(self, where: Any, key: str) -> None:
         self.record = Record()
@@ -38,7 +38,7 @@ class Installed:
         self._library._destroy()
 
     def _left(self, problem: ConvProblem, which: Pass, first: torch.Tensor) -> str:
-        """Why a pass is torch's; "" where it is ours. The record is told."""
+        """Why torch computes a pass; "" where ours does. The record counts the pass."""
         reason = "" if first.dtype in DTYPES else f"its dtype is {str(first.dtype).removeprefix('torch.')}"
         if not reason and self._where is not None and not self._where(call_of(problem, which, first)):
             reason = "where= says so"
@@ -86,7 +86,7 @@ class Installed:
 def _problem(
     x: Ints, w: Ints, stride: Ints, padding: Ints, dilation: Ints, transposed: bool, output_padding: Ints, groups: int
 ) -> ConvProblem:
-    """The problem of a call, whose numbers may be given once for all axes."""
+    """The problem of a call. Its numbers may be given once for all axes."""
     rank = len(w) - 2
     stride, padding, dilation, extra = (
         tuple(v) * (rank if len(v) == 1 else 1) for v in (stride, padding, dilation, output_padding)

@@ -1,8 +1,8 @@
 """Results that do not depend on how many images are computed together: `with tritonconv.batch_invariant():`.
 
-A kernel adds the terms of an output in an order that its plan says, whatever else it computes. So each call takes the plan of
-one image, forced on the whole batch. The region marks the calls that are made in it (the word "invariant" in an op's `plan`,
-which gradients hand on), so their backward passes take the plans of one image wherever they run.
+A kernel adds the terms of an output in an order that depends only on its plan. So each call takes the plan of one image and
+forces it on the whole batch. The region marks the calls that are made in it by the word "invariant" in an op's `plan`, which
+gradients pass on, so their backward passes take the plans of one image wherever they run.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import torch
 
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Plan
-from tritonconv import host, launch
+from tritonconv import launch
 from tritonconv.epilogue import Epilogue
 from tritonconv.layout import output_strides
-from tritonconv.prepared import FusedKey, is_aligned, key
+from tritonconv.prepared import is_aligned
 
 _WORD = "invariant;"
 _lock = threading.Lock()
@@ -31,10 +31,10 @@ _depth = 0
 def batch_invariant() -> Iterator[None]:
     """A region in which each image's result, and its input gradient, has the same bits whatever batch it is in.
 
-    Holds for all functions of this package, in every thread, while the region is open; `with` nests. Plans are those of one
-    image, which may be slower than those of the batch; `depthwise_separable_conv2d` and `causal_conv3d` launch once an image.
-    Weight and bias gradients are sums over the batch, and not meant. CPU tensors that torch's convolution computes are not
-    either. Raises nothing of its own; a call in it raises what it raises elsewhere.
+    It holds for all functions of this package, in every thread, while the region is open; `with` nests. Plans are those of one
+    image, which may be slower than those of the batch; `depthwise_separable_conv2d`, `causal_conv3d` and `deform_conv2d` launch
+    once per image. It does not hold for weight and bias gradients, which are sums over the batch, nor for CPU tensors that
+    torch's convolution computes. Raises nothing of its own; a call in it raises what it raises elsewhere.
 
     >>> import torch, tritonconv
     >>> with tritonconv.batch_invariant():
@@ -59,17 +59,17 @@ def is_on() -> bool:
 
 
 def marked(plan: str) -> str:
-    """An op's `plan`, with the mark where the region is open."""
+    """An op's `plan`, with the mark if the region is open."""
     return _WORD + plan if _depth > 0 else plan
 
 
 def unmarked(plan: str) -> tuple[bool, str]:
-    """Whether an op's `plan` has the mark, and the rest of it."""
+    """(whether an op's `plan` has the mark, the rest of it)."""
     return plan.startswith(_WORD), plan.removeprefix(_WORD)
 
 
 def by_image(call: Callable[..., Any], batched: tuple[torch.Tensor | None, ...]) -> Any:
-    """`call` of each image of the tensors of `batched`, its tensors joined again; others than tensors are not."""
+    """`call` for each image of the tensors in `batched`, with the resulting tensors joined again; other results are None."""
     size = max(len(tensor) for tensor in batched if tensor is not None)
     made = [call(*(None if t is None else t[i : i + 1] for t in batched)) for i in range(size)]
     if isinstance(made[0], torch.Tensor):
@@ -82,7 +82,7 @@ def fixed(
 ) -> str | None:
     """The plan of one image of fprop or dgrad, as an op takes it; None where it cannot run the batch.
 
-    ValueError where a forced plan cannot run one image.
+    Raises ValueError where a forced plan cannot run one image.
     """
     residual = None if epilogue is None or epilogue.residual is None else epilogue.residual[:1]
     first = None if epilogue is None else epilogue._replace(residual=residual)
@@ -106,18 +106,5 @@ def chosen(
 ) -> Plan:
     """The plan that a call of an op takes."""
     shape = {Pass.FPROP: problem.output_shape, Pass.DGRAD: problem.input_shape, Pass.WGRAD: problem.weight_shape}[which]
-    prepared = launch.prepare_call(
-        which,
-        problem,
-        a.dtype,
-        launch.fp32_precision(),
-        host.index_of(a),
-        key(a),
-        key(b),
-        (tuple(shape), output_strides(shape, a, b)),
-        None if bias is None else bias.stride(0),
-        forced,
-        None if epilogue is None else FusedKey.of(epilogue),
-        (is_aligned(a) if aligned is None else aligned, is_aligned(b)),
-    )
-    return prepared.plan
+    out = tuple(shape), output_strides(shape, a, b)
+    return launch.prepared_for(which, problem, a, b, out, bias, forced, epilogue, aligned).plan

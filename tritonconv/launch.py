@@ -14,12 +14,10 @@ from typing import Any
 import torch
 
 from costmodel.device import Device, find
-from costmodel.legality import checked
 from costmodel.plan import select
 from costmodel.problem import ConvProblem, Pass
-from costmodel.resources import LEAST_CAPABILITY
 from costmodel.tiling import Call, Operand, Plan
-from tritonconv import host
+from tritonconv import host, plans, private
 from tritonconv.describe import describe
 from tritonconv.epilogue import Epilogue, by_torch, widened
 from tritonconv.families import launchers
@@ -27,7 +25,7 @@ from tritonconv.kernels.epilogue import Fused
 from tritonconv.layout import allocate
 from tritonconv.prepared import FusedKey, TensorKey, is_aligned, key
 from tritonconv.steps import COUNTS as COUNTS
-from tritonconv.steps import Launch, clamped
+from tritonconv.steps import Copies, Launch, clamped
 
 DTYPES = {
     torch.float16: "float16",
@@ -37,41 +35,30 @@ DTYPES = {
 }
 
 
+def is_away(x: torch.Tensor) -> bool:
+    """Whether the device of `x` is another than the current one."""
+    return x.is_cuda and x.device.index != torch.cuda.current_device()
+
+
 def on(x: torch.Tensor) -> AbstractContextManager[Any]:
-    """The device of `x` made current, where it is not."""
-    away = x.is_cuda and x.device.index != torch.cuda.current_device()
-    return torch.cuda.device(x.device) if away else nullcontext()
+    """A context in which the device of `x` is the current one."""
+    return torch.cuda.device(x.device) if is_away(x) else nullcontext()
 
 
 def fp32_precision() -> str:
     """ "tf32" or "ieee": what torch's convolutions do with float32 (`torch.backends.cudnn.conv.fp32_precision`)."""
-    cudnn: Any = torch.backends.cudnn  # its `conv` is made at run time
-    return "tf32" if cudnn.conv.fp32_precision == "tf32" else "ieee"
+    return "tf32" if private.fp32_precision() == "tf32" else "ieee"
 
 
 @functools.cache
 def device_model(index: int) -> Device:
-    """The cost model's description of device `index` of `host.index_of`. RuntimeError where a CUDA device is too old."""
+    """The cost model's description of device `index` of `host.index_of`. Raises RuntimeError where a CUDA device is too old."""
     if index < 0:
         return host.model(index)
     found = torch.cuda.get_device_properties(index)
     capability = found.major * 10 + found.minor
-    if capability < LEAST_CAPABILITY:
-        needed = ".".join(str(LEAST_CAPABILITY))
-        raise RuntimeError(
-            f"tritonconv needs a GPU of compute capability {needed} or newer, as Triton does; {found.name} has "
-            f"{found.major}.{found.minor}"
-        )
+    host.is_new_enough(found.name, capability)
     return find(found.name, capability, found.multi_processor_count)
-
-
-def plan_for(which: Pass, text: str) -> Plan | None:
-    """The plan of this pass among forced plans ("" where none is forced), written as `str(plan)` joined by ";"."""
-    for word in filter(None, text.split(";")):
-        plan = Plan.parse(word)
-        if plan.which == which:
-            return plan
-    return None
 
 
 def choose(
@@ -87,10 +74,8 @@ def choose(
     epilogue: str = "",
 ) -> Plan:
     """The forced plan, checked, or the one with the least predicted time."""
-    plan, call = plan_for(which, forced), Call(problem, which, DTYPES[dtype], precision, a, b, out, epilogue)
-    if plan is None:
-        return select(call, device_model(device))
-    return checked(call, plan, device_model(device))
+    call, model = Call(problem, which, DTYPES[dtype], precision, a, b, out, epilogue), device_model(device)
+    return plans.forced(call, forced, model) or select(call, model)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -108,7 +93,7 @@ def prepare_call(
     fused: FusedKey | None = None,
     aligned: tuple[bool, bool] = (True, True),
 ) -> Launch:
-    """The launch of a call: its plan, for operands as that plan wants them. `aligned` as in `describe`."""
+    """The launch of a call under its plan, with the copies that the plan needs. `aligned` is as in `describe`."""
     kind, name = "" if fused is None else fused.kind(out), DTYPES[dtype]
     described = describe(problem, which, a, b, out, aligned)
     plan = choose(which, problem, dtype, precision, device, *described, forced, kind)
@@ -123,7 +108,7 @@ def prepare_call(
 def prepare(
     plan: Plan, call: Call, a: TensorKey, b: TensorKey, out: TensorKey, bias_stride: int | None, fused: FusedKey | None = None
 ) -> Launch:
-    """The kernels of a plan whose operands already lie as it wants them."""
+    """The kernels of a plan, for operands in the layout that it needs."""
     upcast = host.INTERPRETED and call.dtype == "bfloat16"
     return launchers()[plan.family].launch(plan, call, a, b, out, bias_stride, fused, upcast)
 
@@ -141,29 +126,66 @@ def execute(
 ) -> torch.Tensor:
     """Runs one pass into `out` and returns it. a, b: (x, w) for fprop, (dy, w) for dgrad, (dy, x) for wgrad.
 
-    An epilogue is run too, except where nothing is multiplied; `z` takes the values before its activation.
+    It also runs an epilogue, except where nothing is multiplied. `z` receives the values before the activation.
     """
     if out.numel() == 0:
         return out
-    if problem.macs == 0:  # nothing to add up: an empty batch's weight gradient, or no channels
+    if problem.macs == 0:  # there are no products: the weight gradient of an empty batch, or no channels
         out.zero_()
         return out if bias is None else out.add_(bias.view(-1, *(1,) * problem.rank))
-    device = host.index_of(a)
-    bias_stride = None if bias is None else bias.stride(0)
-    fused = None if epilogue is None else FusedKey.of(epilogue)
-    aligned = is_aligned(a), is_aligned(b)
-    prepared = prepare_call(
-        which, problem, a.dtype, fp32_precision(), device, key(a), key(b), key(out), bias_stride, forced, fused, aligned
+    perform(prepared_for(which, problem, a, b, key(out), bias, forced, epilogue), a, b, out, bias, epilogue, z)
+    return out
+
+
+def prepared_for(
+    which: Pass,
+    problem: ConvProblem,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    out: TensorKey,
+    bias: torch.Tensor | None = None,
+    forced: str = "",
+    epilogue: Epilogue | None = None,
+    aligned: bool | None = None,
+) -> Launch:
+    """`prepare_call` for these tensors. `aligned` says whether `a` is aligned; with None, `a`'s own address decides."""
+    return prepare_call(
+        which,
+        problem,
+        a.dtype,
+        fp32_precision(),
+        host.index_of(a),
+        key(a),
+        key(b),
+        out,
+        None if bias is None else bias.stride(0),
+        forced,
+        None if epilogue is None else FusedKey.of(epilogue),
+        (is_aligned(a) if aligned is None else aligned, is_aligned(b)),
     )
+
+
+def perform(
+    prepared: Launch,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    out: torch.Tensor,
+    bias: torch.Tensor | None,
+    epilogue: Epilogue | None = None,
+    z: torch.Tensor | None = None,
+) -> None:
+    """Runs a prepared launch into `out`, with the copies around it."""
     copies = prepared.copies
+    asked = None if epilogue is None else Fused(*epilogue[:3], z, *prepared.fused)
+    if type(copies) is Copies and not is_away(a):  # the most frequent case skips everything that does nothing
+        prepared.run(a, b, bias, out, asked)
+        return
     a, b = copies.operands(a, b)
     made = copies.result(out)
-    asked = None if epilogue is None else Fused(*epilogue[:3], z, *prepared.fused)
     used = None if asked is None else copies.beside(asked, made)
     with on(a):
         prepared.run(a, b, bias, made, used)
     copies.finish(made, out, used, asked)
-    return out
 
 
 def fprop(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, problem: ConvProblem, plan: str = "") -> torch.Tensor:
@@ -192,7 +214,7 @@ def followed(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(y, z) of fprop or dgrad with an epilogue: y = act(z), z = (sums + bias) * scale + shift + residual.
 
-    z has y's shape and strides where `epilogue.keep` asks for it, and no elements elsewhere.
+    z has y's shape and strides where `epilogue.keep` asks for it, otherwise no elements.
     """
     shape = problem.output_shape if which == Pass.FPROP else problem.input_shape
     y = allocate(shape, a, b)

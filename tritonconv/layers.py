@@ -20,12 +20,13 @@ Pair = int | tuple[int, int]
 
 
 def traced(layer: Any, input: Any, *arguments: Any, **keywords: Any) -> Any:
-    """A call of the layer as a whole in the graph that `torch.fx.symbolic_trace` builds, as torch's own layers make."""
+    """A call of the whole layer, as one node, in the graph that `torch.fx.symbolic_trace` builds, as torch's own layers
+    make."""
     return input.tracer.create_proxy("call_module", input.tracer.path_of_module(layer), (input, *arguments), keywords)
 
 
 class Replacement:
-    """What all six have in common beside torch's class: their name, and what torch's tracers are told."""
+    """What all six have in common besides torch's class: their name, and what torch's tracers need."""
 
     function: Callable[..., torch.Tensor]
 
@@ -53,7 +54,7 @@ class _Convolution(Replacement):
         return made
 
     def by(self: Any, function: Any, input: torch.Tensor, weight: Any, bias: Any, **after: Any) -> torch.Tensor:
-        """What a function of the layer's arguments makes of its input; `after` is what that takes besides."""
+        """The result of a function with the layer's arguments; `after` are further arguments of the function."""
         padding = self.padding
         if self.padding_mode != "zeros":
             input = functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
@@ -63,7 +64,7 @@ class _Convolution(Replacement):
 
 
 class _ByFunction:
-    """The forward of a transposed layer, behind `Replacement`'s in the order of methods."""
+    """The forward of a transposed layer, which follows `Replacement`'s in the order of methods."""
 
     function: Callable[..., torch.Tensor]
 
@@ -75,7 +76,7 @@ class _ByFunction:
     def by(
         self: Any, function: Any, input: torch.Tensor, weight: Any, bias: Any, output_size: Any = None, **after: Any
     ) -> torch.Tensor:
-        """As that of a plain layer."""
+        """See `_Convolution.by`."""
         sizes = (self.stride, self.padding, self.kernel_size, len(self.kernel_size), self.dilation)
         window = (self.stride, self.padding, self._output_padding(input, output_size, *sizes), self.groups, self.dilation)
         made: torch.Tensor = function(input, weight, bias, *window, **after)
@@ -86,40 +87,51 @@ class _Transposed(Replacement, _ByFunction):
     """What differs from torch's ConvTransposeNd, which has no padding mode but zeros."""
 
 
-class Conv1d(_Convolution, nn.Conv1d):
-    """`torch.nn.Conv1d` on `tritonconv.conv1d`."""
+def _documented(function: Callable[..., torch.Tensor]) -> str:
+    """What is said of the module on one of the six functions."""
+    rank, transposed = int(function.__name__[-2]), "transpose" in function.__name__
+    name = f"Conv{'Transpose' * transposed}{rank}d"
+    axes = ", ".join("DHW"[-rank:]) if rank > 1 else "L"
+    return f"""`torch.nn.{name}` on `tritonconv.{function.__name__}`: torch's arguments, parameters and state_dict.
 
+    input [N, C, {axes}] or [C, {axes}], in the dtypes of that function and of the weight. Raises what torch's class raises
+    when it is made, and what the function raises when it is called.
+
+    >>> import torch, tritonconv
+    >>> layer = tritonconv.nn.{name}(4, 8, 3, stride=2, padding=1)
+    >>> layer(torch.ones({(1, 4, *(5,) * rank)})).shape
+    torch.Size({[1, 8, *(9 if transposed else 3,) * rank]})
+    """
+
+
+class Conv1d(_Convolution, nn.Conv1d):
     function = staticmethod(conv1d)
+    __doc__ = _documented(conv1d)
 
 
 class Conv2d(_Convolution, nn.Conv2d):
-    """`torch.nn.Conv2d` on `tritonconv.conv2d`."""
-
     function = staticmethod(conv2d)
+    __doc__ = _documented(conv2d)
 
 
 class Conv3d(_Convolution, nn.Conv3d):
-    """`torch.nn.Conv3d` on `tritonconv.conv3d`."""
-
     function = staticmethod(conv3d)
+    __doc__ = _documented(conv3d)
 
 
 class ConvTranspose1d(_Transposed, nn.ConvTranspose1d):
-    """`torch.nn.ConvTranspose1d` on `tritonconv.conv_transpose1d`."""
-
     function = staticmethod(conv_transpose1d)
+    __doc__ = _documented(conv_transpose1d)
 
 
 class ConvTranspose2d(_Transposed, nn.ConvTranspose2d):
-    """`torch.nn.ConvTranspose2d` on `tritonconv.conv_transpose2d`."""
-
     function = staticmethod(conv_transpose2d)
+    __doc__ = _documented(conv_transpose2d)
 
 
 class ConvTranspose3d(_Transposed, nn.ConvTranspose3d):
-    """`torch.nn.ConvTranspose3d` on `tritonconv.conv_transpose3d`."""
-
     function = staticmethod(conv_transpose3d)
+    __doc__ = _documented(conv_transpose3d)
 
 
 class DepthwiseSeparableConv2d(nn.Module):
@@ -130,7 +142,11 @@ class DepthwiseSeparableConv2d(nn.Module):
     stride, padding and dilation. Parameters, named and initialised as two `torch.nn.Conv2d` in a row: depthwise.weight
     [C, 1, R, S], depthwise.bias [C], pointwise.weight [K, C, 1, 1], pointwise.bias [K].
     activation and negative_slope: as `tritonconv.conv2d_fused`. The two submodules hold parameters and are not called, so
-    forward hooks on them do not run; parametrizations do.
+    forward hooks on them do not run; parametrizations do. Raises what that function raises when it is called.
+
+    >>> import torch, tritonconv
+    >>> tritonconv.nn.DepthwiseSeparableConv2d(8, 16, 3, padding=1, activation="relu")(torch.ones(1, 8, 5, 5)).shape
+    torch.Size([1, 16, 5, 5])
 
     Source: Chollet 2017, "Xception: Deep Learning with Depthwise Separable Convolutions", arXiv:1610.02357. MobileNets
     (arXiv:1704.04861) put an activation behind both convolutions, as here.

@@ -1,4 +1,4 @@
-"""Strides: how an operand lies in memory, and the memory format of every output.
+"""Strides: the memory layout of operands, and the memory format of every output.
 
 One function decides the output's strides for fake, interpreted, CPU and CUDA results alike.
 """
@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import torch
 
-from costmodel.families.band import rounded_up
 from costmodel.problem import ConvProblem
 from costmodel.recast import fold_columns, fold_row, fold_width, folded_input
 from costmodel.tiling import MAX_ALIGN, Operand
@@ -64,8 +63,8 @@ def allocate_channels_last(shape: Sequence[int], like: torch.Tensor) -> torch.Te
 
 
 def is_nested(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """Whether channels are contiguous and each axis of (outer, *spatial) steps over a whole number of the next inner one's
-    steps, at least as many as that has elements."""
+    """Whether channels are contiguous and strides nest: the stride of each axis of (outer, *spatial) is a multiple of the next
+    inner axis's stride, and no shorter than that axis."""
     inner, extent = 1, shape[1]
     for axis in (*range(len(shape) - 1, 1, -1), 0):
         if shape[axis] > 1:
@@ -76,7 +75,7 @@ def is_nested(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 
 def is_filters(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """Whether each filter of [filter, channel, *kernel] is one run of memory of its own, channels first."""
+    """Whether each filter of [filter, channel, *kernel] is contiguous by itself, with its channels innermost."""
     extent = 1
     for axis in (1, *range(len(shape) - 1, 1, -1)):
         if shape[axis] > 1 and strides[axis] != extent:
@@ -112,8 +111,8 @@ def operand(shape: Sequence[int], strides: Sequence[int], groups: int, grouped_a
 
 
 def block_diagonal(weight: torch.Tensor, groups: int, merge: int) -> torch.Tensor:
-    """Weights [K, C / G, *kernel] as [K, merge * C / G, *kernel], channels-last, for `merge` groups that are one: zero where a
-    filter meets a channel of another of them."""
+    """Weights [K, C / G, *kernel] as [K, merge * C / G, *kernel], channels-last, with `merge` groups as one. They are zero
+    where a filter meets a channel of another group."""
     k, c, *kernel = weight.shape
     blocks = (groups // merge, merge, k // groups)
     merged = weight.new_zeros((k, *kernel, merge * c))
@@ -129,7 +128,7 @@ def diagonal_blocks(merged: torch.Tensor, groups: int, merge: int) -> torch.Tens
 
 
 def padded_columns(x: torch.Tensor, problem: ConvProblem) -> torch.Tensor:
-    """x [N, C, *size] as `costmodel.recast.folded_input`: channels-last, with the padding of its rows written out."""
+    """x [N, C, *size] in the shape `costmodel.recast.folded_input`: channels-last, with the padding of its rows written out."""
     low, row, width = problem.padding[-1][0], fold_row(problem), x.shape[-1]
     begin, end = max(0, -low), min(width, row - low)
     padded = x.new_zeros(folded_input(problem))
@@ -146,7 +145,7 @@ def folded_key(problem: ConvProblem) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def folded_weights(w: torch.Tensor, problem: ConvProblem) -> torch.Tensor:
-    """w [K, C, *kernel] as the folded problem's, channels-last; columns and channels are one axis."""
+    """w [K, C, *kernel] as the weights of the folded problem: channels-last, with columns and channels as one axis."""
     k, c, *lead, columns = w.shape
     folded = w.new_zeros((k, *lead, columns, fold_width(problem)))
     folded[..., :c] = w.movedim(1, -1)
@@ -154,21 +153,21 @@ def folded_weights(w: torch.Tensor, problem: ConvProblem) -> torch.Tensor:
 
 
 def unfolded_weights(folded: torch.Tensor, problem: ConvProblem) -> torch.Tensor:
-    """The weights [K, C, *kernel] in the channels-last `folded`, a view."""
+    """The weights [K, C, *kernel] as a view into the channels-last `folded`."""
     k, c, *kernel = problem.weight_shape
     return folded.movedim(1, -1).view(k, *kernel, fold_width(problem))[..., :c].movedim(-1, 1)
 
 
 def channels_last_copy(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy of the tensor, even of one that lies so already, with its channels contiguous, in any rank."""
+    """A channels-last copy of a tensor of any rank; it is a copy also where the tensor is channels-last."""
     return tensor.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
 
 
 def depthwise_operand(
     shape: Sequence[int], strides: Sequence[int], groups: int = 1, grouped_axis: int = 1, aligned: bool = True
 ) -> Operand:
-    """As `operand`, for problems that the depthwise kernels may take: an axis of size 1 is no axis to read along. They read
-    all groups at once and go by `outside`."""
+    """`operand`, for problems that the depthwise kernels may take. Nothing is read along an axis of size 1. These kernels read
+    all groups at once and use `outside`."""
     axes = {1: 1, 0: 0, 4: len(shape) - 1} if shape[1] > 1 else {0: 0, 4: len(shape) - 1}
     unit = next((axis for axis, at in axes.items() if strides[at] == 1 and (shape[at] > 1 or axis == 4)), -1)
     align = MAX_ALIGN
@@ -186,26 +185,12 @@ def filters_last_strides(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def filters_last_copy(weight: torch.Tensor) -> torch.Tensor:
-    """The same weights with neighbouring filters next to each other, and then channels."""
+    """A copy of the weights with neighbouring filters next to each other, then channels."""
     return weight.movedim((1, 0), (-2, -1)).contiguous().movedim((-2, -1), (1, 0))
 
 
 def five(values: Sequence[int], lead: int) -> tuple[int, int, int, int, int]:
-    """Strides of [outer, channel, *spatial] with leading unit spatial axes (of stride `lead`) up to three."""
+    """The strides of [outer, channel, *spatial] with leading spatial axes of size 1 (and stride `lead`), up to three."""
     missing = 5 - len(values)
     outer, channel, *spatial = values
     return (outer, channel, *(lead,) * missing, *spatial)  # type: ignore[return-value]
-
-
-def vectored_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    """Strides of a contiguous tensor whose rows are whole vectors of pixels, longer than its last axis if need be."""
-    return dense_strides((*shape[:-1], rounded_up(shape[-1])), range(len(shape) - 1, -1, -1))
-
-
-def vectored_copy(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy with `vectored_strides`; zeros follow each row."""
-    *outer, width = tensor.shape
-    rows = tensor.new_empty((*outer, rounded_up(width)))
-    rows[..., width:].zero_()
-    rows[..., :width] = tensor
-    return rows[..., :width]

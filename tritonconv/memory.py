@@ -1,4 +1,4 @@
-"""Whether a tensor may be changed in place: no element of it twice in memory, none an element of what is read meanwhile."""
+"""Whether a tensor may be changed in place: no two of its elements share memory, and none shares memory with what is read."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import torch
 
 
 def _span(tensor: torch.Tensor) -> tuple[int, int]:
-    """The first address of a tensor that has elements, and the one behind its last."""
+    """(the first address of a tensor with elements, the address after its last element)."""
     last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
     begin = tensor.data_ptr()
     return begin, begin + (last + 1) * tensor.element_size()
 
 
 def _places(tensor: torch.Tensor) -> torch.Tensor:
-    """Where the elements of a tensor lie, in elements from address 0."""
+    """The addresses of a tensor's elements, counted in elements from address 0."""
     found = torch.zeros((), dtype=torch.int64)
     for n, step in zip(tensor.shape, tensor.stride(), strict=True):
         found = found.unsqueeze(-1) + torch.arange(n) * step
@@ -21,7 +21,7 @@ def _places(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _is_nested(tensor: torch.Tensor) -> bool:
-    """Whether each axis steps over all that lies within it, so that no element is another one."""
+    """Whether each axis steps over everything within it, so that no two elements share memory."""
     extent = 1
     for step, n in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if n > 1:
@@ -32,7 +32,7 @@ def _is_nested(tensor: torch.Tensor) -> bool:
 
 
 def overlaps_itself(tensor: torch.Tensor) -> bool:
-    """Whether two elements of a tensor are one element of memory, as of an expanded one."""
+    """Whether two elements of a tensor share memory, as those of an expanded tensor do."""
     if tensor.is_contiguous() or tensor.numel() < 2 or _is_nested(tensor):
         return False
     if any(n > 1 and step == 0 for n, step in zip(tensor.shape, tensor.stride(), strict=True)):
@@ -41,7 +41,7 @@ def overlaps_itself(tensor: torch.Tensor) -> bool:
 
 
 def overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors share an element of memory. Those of the device "meta" have none."""
+    """Whether two tensors share an element of memory. Tensors of the device "meta" share none."""
     if one.is_meta or not one.numel() or not other.numel():
         return False
     if one.untyped_storage().data_ptr() != other.untyped_storage().data_ptr():
@@ -54,14 +54,14 @@ def overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
     left = _places(other) - one.data_ptr() // one.element_size()
     inside = left >= 0
     for step, n in sorted(zip(one.stride(), one.shape, strict=True), reverse=True):
-        if n > 1:  # the largest steps first: what is left over must lie within the inner axes
+        if n > 1:  # the largest steps first: what remains must lie within the inner axes
             taken = left.div(step, rounding_mode="floor").clamp(0, n - 1)
             left = left - taken * step
     return bool((inside & (left == 0)).any())
 
 
 def may_be_written(function: str, name: str, tensor: torch.Tensor, **read: torch.Tensor | None) -> None:
-    """RuntimeError, in torch's words, unless the tensor may be changed in place while the others are read."""
+    """Raises RuntimeError, in torch's words, unless the tensor may be changed in place while the others are read."""
     if tensor.is_inference() and not torch.is_inference_mode_enabled():
         raise RuntimeError(
             f"{function}(): Inplace update to inference tensor {name} outside InferenceMode is not allowed. You can make a "

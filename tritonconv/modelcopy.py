@@ -1,8 +1,8 @@
-"""A copy of a model that has the parameters' memory and nothing else in common with it.
+"""A copy of a model that shares the parameters' memory with it and nothing else.
 
-`copy.deepcopy` copies the memory too, and fails on what many models hold: results that have a history (a weight that a hook
-made, a cached activation), locks, open files. Here such things are shared, and everything that can name a module of the model
-(containers, plain objects, bound methods, partials, closures) is made anew, so that a copy never calls the original.
+`copy.deepcopy` copies the memory too, and fails on what many models hold: results with a history (a weight that a hook made, a
+cached activation), locks, open files. Here such things are shared, and everything that can name a module of the model
+(containers, plain objects, bound methods, partials, closures) is copied, so that a copy never calls the original.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from torch.nn.utils.parametrize import is_parametrized
 
 Model = TypeVar("Model", bound=nn.Module)
 
-#: Values that are as good as their copies.
+#: Values that need no copy.
 ATOMS = (int, float, complex, bool, str, bytes, type(None), type, range, torch.dtype, torch.device)
-#: What `rebuilt` looks into.
+#: The callables that `rebuilt` looks into.
 Callables = types.MethodType | types.FunctionType | functools.partial
 
 
 def rebuilt(value: Any, swap: Callable[[Any], Any], seen: frozenset[int] = frozenset()) -> Any:
-    """A callable with what `swap` answers for the objects in it: a method's, a partial's, those of a closure and of wrapped
-    functions. The same one where nothing in it changes."""
+    """A callable in which `swap` has replaced the objects: a method's, a partial's, those of a closure and of wrapped
+    functions. It is the same callable where nothing in it changes."""
     if id(value) in seen:
         return value
     if (made := swap(value)) is not value:
@@ -61,7 +61,7 @@ def _function(value: types.FunctionType, again: Callable[[Any], Any]) -> types.F
     for cell in value.__closure__ or ():
         try:
             found = again(cell.cell_contents)
-        except ValueError:  # a cell that is empty as yet
+        except ValueError:  # the cell is still empty
             cells.append(cell)
             continue
         changed = changed or found is not cell.cell_contents
@@ -76,14 +76,14 @@ def _function(value: types.FunctionType, again: Callable[[Any], Any]) -> types.F
 
 
 def class_like(cls: type, *bases: type) -> Any:
-    """A class of its own with the namespace of `cls`, on `bases` where given."""
+    """A new class with the namespace of `cls`, with the bases `bases` if given."""
     namespace = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
     return type(cls.__name__, bases or cls.__bases__, namespace)
 
 
 def sharing_copy(model: Model) -> Model:
-    """The copy. Parameters and buffers are objects of their own over the same memory, so that an in-place change of their
-    values shows in both models, and `.to(...)`, a new gradient or a new buffer in one of them alone."""
+    """The copy. Its parameters and buffers are new objects over the same memory: an in-place change of values shows in both
+    models; `.to(...)`, a new gradient or a new buffer shows in only one."""
     duplicate = _Duplicate()
     for tensor in model.buffers():
         duplicate.remember(tensor, tensor.detach() if not is_lazy(tensor) else tensor)
@@ -97,8 +97,8 @@ def sharing_copy(model: Model) -> Model:
 
 class _Duplicate:
     def __init__(self) -> None:
-        self.memo: dict[int, Any] = {}  # as `copy.deepcopy` keeps it: id -> copy
-        self.alive: list[Any] = []  # whatever has an id in it
+        self.memo: dict[int, Any] = {}  # id -> copy, as `copy.deepcopy` keeps it
+        self.alive: list[Any] = []  # everything whose id is in the memo
         self.filled: set[int] = set()
 
     def remember(self, value: Any, made: Any) -> Any:
@@ -111,9 +111,9 @@ class _Duplicate:
         if id(part) in self.memo:
             return self.memo[id(part)]
         if isinstance(part, torch.jit.ScriptModule) or type(part).__module__.startswith("torch.ao.nn.quantized"):
-            self.filled.add(id(part))  # what they hold is not in their dict
+            self.filled.add(id(part))  # their content is not in their dict
             return self.remember(part, self.by_protocol(part))
-        if isinstance(part, torch.fx.GraphModule):  # whose `__new__` makes a class that its graph's code is written to
+        if isinstance(part, torch.fx.GraphModule):  # its `__new__` makes a class to which the graph's code is written
             return self.remember(part, type(part).__new__(type(part)))
         own = is_parametrized(part)  # torch gave the instance a class of its own, which its methods write to
         return self.remember(part, object.__new__(class_like(type(part)) if own else type(part)))
@@ -127,13 +127,13 @@ class _Duplicate:
         state = part.__getstate__() if custom else vars(part)
         state = {name: self.copied(value) for name, value in state.items()}
         if state.get("_compiled_call_impl") is not None:
-            state["_compiled_call_impl"] = None  # as torch's own copies
+            state["_compiled_call_impl"] = None  # torch's own copies do the same
         if custom:
             made.__setstate__(state)
         else:
             vars(made).update(state)
         if isinstance(made, torch.fx.GraphModule):
-            made.graph = made.graph  # which writes the forward
+            made.graph = made.graph  # this writes the forward
 
     def copied(self, value: Any) -> Any:
         if id(value) in self.memo:
@@ -153,7 +153,7 @@ class _Duplicate:
         return self.container(value)
 
     def swapped(self, value: Any) -> Any:
-        """What a callable holds: modules and plain objects that hold them; no tensors, which the caller shares."""
+        """The copy of what a callable holds: modules, and plain objects that hold modules. Tensors are shared by the caller."""
         return value if isinstance(value, (Callables, torch.Tensor, type)) else self.copied(value)
 
     def container(self, value: Any) -> Any:
@@ -181,16 +181,16 @@ class _Duplicate:
             vars(made).update({name: self.copied(item) for name, item in vars(value).items()})
             return made
         if kind.__module__.partition(".")[0] == "torch" and not hasattr(kind, "__deepcopy__"):
-            return value  # torch's own: dtypes, hooks without a state, what it keeps beside a module
+            return value  # torch's own objects: dtypes, hooks without state, what it keeps beside a module
         return self.by_protocol(value)
 
     def by_protocol(self, value: Any) -> Any:
         """`copy.deepcopy`, or the object itself where it refuses."""
         found: dict[int, Any] = {}
-        memo: Any = ChainMap(found, self.memo)  # what a failed attempt leaves behind is forgotten
+        memo: Any = ChainMap(found, self.memo)  # so that a failed attempt leaves nothing behind
         try:
             made = copy.deepcopy(value, memo)
-        except Exception:  # whatever an object raises that cannot be copied
+        except Exception:  # an object that cannot be copied may raise anything
             return value
         self.alive += found.pop(id(memo), [])
         self.memo |= found
@@ -205,7 +205,7 @@ class _Duplicate:
 
 
 def is_plain(kind: type) -> bool:
-    """Whether an object of this class is its attributes and nothing else, as far as its class says, and not torch's."""
+    """Whether objects of this class consist of their attributes only, as far as the class shows, and are not torch's."""
     own = ("__deepcopy__", "__copy__", "__setstate__", "__getnewargs__", "__getnewargs_ex__", "__slots__")
     plain = all(getattr(kind, name) is getattr(object, name) for name in ("__reduce_ex__", "__reduce__", "__getstate__"))
     made = kind.__new__ is object.__new__ and kind.__dictoffset__ != 0

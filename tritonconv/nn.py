@@ -1,4 +1,4 @@
-"""Modules on the kernels: torch's six convolutions under torch's names, lazy ones, causal ones, blocks."""
+"""Modules on the kernels: torch's six convolutions under torch's names, lazy ones, causal ones, a deformable one, blocks."""
 
 from tritonconv.blocks import (
     CausalConv1d,
@@ -13,6 +13,7 @@ from tritonconv.blocks import (
     LazyConvTranspose2d,
     LazyConvTranspose3d,
 )
+from tritonconv.deform.module import DeformConv2d
 from tritonconv.layers import (
     Conv1d,
     Conv2d,
@@ -35,6 +36,7 @@ __all__ = [
     "ConvTranspose1d",
     "ConvTranspose2d",
     "ConvTranspose3d",
+    "DeformConv2d",
     "DepthwiseSeparableConv2d",
     "LazyConv1d",
     "LazyConv2d",

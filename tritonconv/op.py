@@ -1,7 +1,7 @@
 """The library ops tritonconv::fprop, dgrad and wgrad: schemas, kernels per device, fake tensors, autocast, FLOP formulas.
 
-`fprop_fused` and `dgrad_fused` add an epilogue and answer (y, z): z is the value before the activation, of y's shape where
-`keep` asks for it or a gradient will, and of no elements elsewhere. `activation` is "" for none.
+`fprop_fused` and `dgrad_fused` add an epilogue and return (y, z). z is the value before the activation; it has y's shape where
+`keep` or a gradient needs it, and otherwise no elements. `activation` is "" for none.
 `padding` is flat, (low, high) per axis. `plan` is "" or forced plans, `str(plan)` joined by ";". Gradients: `autograd`.
 CUDA tensors run Triton kernels. CPU tensors run the same kernels where Triton's interpreter is on, else torch's convolution.
 """
@@ -44,7 +44,7 @@ def pairs(padding: Ints) -> tuple[tuple[int, int], ...]:
 
 
 def flat(padding: Sequence[tuple[int, int]]) -> list[int]:
-    """Paddings as the ops take them."""
+    """Paddings as a flat list, as the ops take them."""
     return [p for pair in padding for p in pair]
 
 
@@ -52,7 +52,7 @@ def flat(padding: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def _rank(op: str, a: Ints, b: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int) -> int:
-    """The rank that two tensors and a window agree on. RuntimeError in words where they do not."""
+    """The rank that two tensors and a window agree on. Raises RuntimeError, in words, where they do not agree."""
     if len(a) != len(b) or not 3 <= len(a) <= 5:
         raise RuntimeError(f"tritonconv::{op}: expected two tensors of as many axes, 3 to 5, got {list(a)} and {list(b)}")
     operands.window(op, len(a) - 2, stride, padding, dilation, groups)
@@ -97,10 +97,10 @@ def _wgrad_problem(
 
 class _Primitive(NamedTuple):
     name: str
-    problem: Callable[..., ConvProblem]  # of the op's arguments up to groups, the two tensors as shapes
-    arguments: int  # how many those are
+    problem: Callable[..., ConvProblem]  # takes the op's arguments up to groups, with shapes in place of the two tensors
+    arguments: int  # how many arguments `problem` takes
     has_bias: bool
-    result: str  # the problem's shape that the op returns
+    result: str  # the attribute of the problem that is the shape of the op's result
     kernel: Callable[..., torch.Tensor]
     torch: Callable[..., torch.Tensor]
 
@@ -114,14 +114,21 @@ _PRIMITIVES = {
 
 @functools.lru_cache(maxsize=4096)
 def _known_problem(name: str, *arguments: Any) -> ConvProblem:
-    """The problem of an op's arguments up to groups, but for the bias: checked once, as it depends on numbers alone."""
+    """The problem of an op's arguments up to groups, without the bias. It is checked once, because it depends on numbers
+    only."""
     of = _PRIMITIVES[name]
     a, b, *place = arguments
     return of.problem(a, b, *(None,) * of.has_bias, *place)
 
 
+def known_problem(name: str, a: torch.Tensor, b: torch.Tensor, window: tuple[Any, ...]) -> ConvProblem:
+    """The problem of a call of the op `name` that was made; `window` are its arguments from the first list up to groups."""
+    *sizes, groups = window
+    return _known_problem(name, a.shape, b.shape, *map(tuple, sizes), groups)
+
+
 def _problem(of: _Primitive, a: torch.Tensor, b: torch.Tensor, rest: Sequence[Any]) -> ConvProblem:
-    """The problem of an op's arguments. RuntimeError where they do not fit together."""
+    """The problem of an op's arguments. Raises RuntimeError where they do not fit together."""
     operands.alike(of.name, a, b, *rest[: of.has_bias], *rest[of.arguments - 2 :])
     *sizes, groups = rest[of.has_bias : of.arguments - 2]
     make = _known_problem.__wrapped__ if isinstance(a, private.FakeTensor) else _known_problem  # symbols cannot be hashed
@@ -176,7 +183,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 def _split(of: _Primitive, a: torch.Tensor, b: torch.Tensor, rest: Sequence[Any]) -> tuple[ConvProblem, Epilogue, str]:
-    """The problem, the epilogue and the forced plans of a fused op's arguments, of which trailing defaults do not come."""
+    """(problem, epilogue, forced plans) of a fused op's arguments, which come without trailing defaults."""
     after = rest[of.arguments - 2 :]
     size = len(Epilogue._fields)
     problem, epilogue = _problem(of, a, b, rest), Epilogue(*after[:size])
@@ -233,7 +240,7 @@ def _fused_fake(of: _Primitive) -> Callable[..., Pair]:
 
 
 def _autocast(op: Any, device: str) -> Callable[..., torch.Tensor]:
-    """torch casts a convolution's floating inputs, float64 excepted, to the region's dtype."""
+    """Autocast as torch does it for convolutions: floating inputs, except float64, are cast to the region's dtype."""
     off = private.autocast_keys(device)
 
     def cast(value: Any, dtype: torch.dtype) -> Any:
@@ -250,7 +257,7 @@ def _autocast(op: Any, device: str) -> Callable[..., torch.Tensor]:
 
 
 def _flops(of: _Primitive) -> Callable[..., int]:
-    """Dense FLOP, 2 * MAC, bias not counted: the same for every pass."""
+    """Dense FLOP (2 * MAC) without the bias, which are the same for every pass."""
 
     def count(a: Ints, b: Ints, *rest: Any, out_shape: Any = None, **kwargs: Any) -> int:
         return of.problem(a, b, *rest[: of.arguments - 2]).flops

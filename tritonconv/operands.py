@@ -1,6 +1,7 @@
-"""What the library ops ask of their arguments before anything is read: integer compares, of real and of fake tensors alike.
+"""What the library ops require of their arguments before anything is read: comparisons of integers, for real and fake tensors.
 
-The public functions ask more, in the words of their own arguments (`tritonconv.check`); these hold for `torch.ops.tritonconv`.
+The public functions check more, in the words of their own arguments (`tritonconv.check`). These checks are those of
+`torch.ops.tritonconv`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ Maybe = torch.Tensor | None
 
 
 def alike(op: str, first: torch.Tensor, *others: Any) -> None:
-    """RuntimeError unless all tensors among `others` have the dtype and device of the first: a kernel is compiled for one."""
+    """Raises RuntimeError unless all tensors in `others` have the dtype and device of the first, because a kernel is compiled
+    for one dtype."""
     dtype, device = first.dtype, first.device
     for other in others:
         if isinstance(other, torch.Tensor):
@@ -27,7 +29,7 @@ def alike(op: str, first: torch.Tensor, *others: Any) -> None:
 
 
 def shaped(op: str, name: str, tensor: Maybe, *shape: Any) -> None:
-    """RuntimeError unless a tensor, where there is one, has this shape."""
+    """Raises RuntimeError unless a tensor, if given, has this shape."""
     if tensor is not None and tensor.shape != shape:
         raise RuntimeError(f"tritonconv::{op}: expected {name} of shape {list(shape)}, got {name} {list(tensor.shape)}")
 
@@ -38,7 +40,7 @@ def axes(op: str, name: str, tensor: torch.Tensor, count: int) -> None:
 
 
 def numbers(op: str, name: str, tensor: Maybe, first: torch.Tensor, *shape: Any) -> None:
-    """RuntimeError unless a tensor, where there is one, is contiguous int32 of this shape, on the device of the first."""
+    """Raises RuntimeError unless a tensor, if given, is contiguous int32 of this shape, on the device of the first."""
     if tensor is None:
         return
     shaped(op, name, tensor, *shape)
@@ -50,7 +52,8 @@ def numbers(op: str, name: str, tensor: Maybe, first: torch.Tensor, *shape: Any)
 
 
 def window(op: str, rank: int, stride: Sequence[Any], padding: Sequence[Any], dilation: Sequence[Any], groups: Any = 1) -> None:
-    """stride and dilation have an entry an axis, at least 1; padding has two; there is at least one group."""
+    """Raises RuntimeError unless stride and dilation have one entry per axis, each at least 1, padding has two per axis, and
+    there is at least one group."""
     if groups < 1:
         raise RuntimeError(f"tritonconv::{op}: groups must be at least 1, got groups={groups}")
     for name, values in (("stride", stride), ("dilation", dilation)):
@@ -68,7 +71,7 @@ def sizes(op: str, name: str, values: Sequence[Any], rank: int, least: int) -> N
 
 
 def covered(op: str, problem: ConvProblem) -> None:
-    """RuntimeError where a kernel is larger than the padded input."""
+    """Raises RuntimeError where a kernel is larger than the padded input."""
     if any(n < extent for n, extent in zip(problem.padded_size, problem.effective_kernel, strict=True)):
         raise RuntimeError(
             f"tritonconv::{op}: the kernel is larger than the padded input: padded {list(problem.padded_size)}, dilated kernel "
@@ -77,7 +80,7 @@ def covered(op: str, problem: ConvProblem) -> None:
 
 
 def word(op: str, name: str, value: str, known: Any) -> None:
-    """ValueError unless a word is "" or known."""
+    """Raises ValueError unless a word is "" or known."""
     if value and value not in known:
         names = ", ".join(map(repr, known))
         raise ValueError(f"tritonconv::{op}: {name} must be '' or one of {names}, got {name}={value!r}")

@@ -1,4 +1,4 @@
-"""What every launch is made of: shapes and strides as keys, packed strides, epilogues without tensors."""
+"""The parts of every launch: shapes and strides as keys, packed strides, epilogues without tensors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ INT32_MAX = 2**31 - 1
 
 
 class FusedKey(NamedTuple):
-    """An epilogue without its tensors: strides of scale and shift and the residual's place, None where there is none."""
+    """An epilogue without its tensors: the strides of scale and shift, and the residual's shape and strides; None where there
+    is none."""
 
     scale: int | None
     shift: int | None
@@ -40,7 +41,7 @@ class FusedKey(NamedTuple):
         )
 
     def kind(self, out: TensorKey) -> str:
-        """`costmodel.tiling.Call.epilogue` for a result that lies as `out`."""
+        """`costmodel.tiling.Call.epilogue` for a result with the shape and strides `out`."""
         if self.activation and ACTIVATIONS[self.activation].exponential:
             return "heavy"
         if self.residual is not None:
@@ -54,12 +55,13 @@ def key(tensor: torch.Tensor) -> TensorKey:
 
 
 def is_aligned(tensor: torch.Tensor) -> bool:
-    """Whether the first element lies on a multiple of 16 bytes, as a TMA descriptor asks; a slice may not."""
+    """Whether the address of the first element is a multiple of 16 bytes, as TMA descriptors need. That of a slice may not
+    be."""
     return tensor.data_ptr() % 16 == 0
 
 
 def packed_strides(tensor: TensorKey, described: Operand) -> Strides:
-    """Strides as the kernels take them: 5 axes, divided by the alignment (but the unit one), packed."""
+    """Strides in the form of the kernels: of 5 axes, divided by the alignment (except the unit one), and packed."""
     shape, strides = tensor
     real = five(strides, 0)
     sizes = five(shape, 1)
@@ -80,7 +82,8 @@ def channels_fit_int32(out: TensorKey, bias_stride: int | None, fused: FusedKey 
 def follow(
     fused: FusedKey | None, describe: Callable[[tuple[int, ...], tuple[int, ...]], Operand]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The last fields of `Fused` and the constexprs of an epilogue, whose residual lies as `describe` says of its key."""
+    """(the last fields of `Fused`, the constexprs) of an epilogue. `describe` turns the residual's shape and strides into an
+    `Operand`."""
     if fused is None:
         return (), {}
     constants: dict[str, Any] = {"ACTIVATION": fused.activation, "SLOPE": fused.slope}
@@ -93,10 +96,10 @@ def follow(
 
 
 def accumulator(dtype: str) -> Any:
-    """The type that kernels add up in, for elements of `dtype`."""
+    """Triton's type of the sums, for elements of `dtype`."""
     return tl.float64 if dtype == "float64" else tl.float32
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """The same as torch's type, for partial sums."""
+    """torch's type of the partial sums, for elements of `dtype`."""
     return torch.float64 if dtype == torch.float64 else torch.float32

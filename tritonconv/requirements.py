@@ -1,6 +1,7 @@
-"""What the package needs and does not install: Triton, which every build of torch for GPUs brings in the version that it wants.
+"""Checks for Triton, which the package needs and does not install: every build of torch for GPUs brings the version that it
+needs.
 
-A dependency of the distribution would put CUDA's Triton beside the one that torch for ROCm brings, so it is asked for here.
+A dependency of the distribution would put CUDA's Triton beside the one that torch for ROCm brings, so it is checked at import.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ TRITON = (3, 6)
 
 
 def check_triton(found: str | None) -> None:
-    """ImportError, in words, where Triton is missing (None) or older than the kernels' language."""
+    """Raises ImportError, in words, where Triton is missing (None) or older than the language of the kernels."""
     needed = ".".join(map(str, TRITON))
     brings = f"tritonconv needs Triton {needed} or newer, which torch 2.11 and newer for GPUs brings"
     if found is None:
@@ -19,7 +20,7 @@ def check_triton(found: str | None) -> None:
 
 
 def installed() -> str | None:
-    """The version of Triton that an import gives, None without one."""
+    """The version of Triton that an import gives; None without Triton."""
     try:
         from triton import __version__
     except ModuleNotFoundError:

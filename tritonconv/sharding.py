@@ -1,8 +1,8 @@
 """How the ops of the six convolutions act on DTensors: which shards of operands make which shards of a result.
 
-Imported where a DTensor first comes, since `torch.distributed.tensor` takes a second to import. The batch and the channels may
-be sharded, channels where there is one group. A tensor that is sharded along its space is redistributed before the call: no
-halo is exchanged.
+This module is imported with the first DTensor, because importing `torch.distributed.tensor` takes a second. The batch may be
+sharded, and with one group the channels too. A tensor that is sharded along a spatial axis is redistributed before the call; no
+halo is exchanged (`tritonconv.halo` does that, for local tensors).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _groups(args: tuple[Any, ...], place: int) -> int:
 
 
 def _linear(place: int, out: Placement, inner: Placement) -> Callable[..., Any]:
-    """fprop and dgrad: `out` shards the weight's output channels, `inner` those that are summed over."""
+    """The rule of fprop and dgrad. `out` shards the weight's output channels, `inner` the channels that are summed over."""
 
     def rows(*args: Any) -> Rows:
         _, _, b, *rest = args
@@ -56,7 +56,7 @@ def _wgrad(*args: Any) -> Rows:
 
 
 def _fused(place: int, out: Placement) -> Callable[..., Any]:
-    """As fprop and dgrad; a sum that is partial cannot be followed by an activation."""
+    """The rule of the fused ops: as for fprop and dgrad, except that an activation cannot follow a partial sum."""
 
     def rows(*args: Any) -> Rows:
         tensors = (*args[:3], *(None,) * (place - 2), *(*args[place + 1 :], *(None,) * 3)[:3])
@@ -76,7 +76,7 @@ def _fused(place: int, out: Placement) -> Callable[..., Any]:
 
 
 def _register() -> None:
-    """The rules, and what they depend on besides tensors: every number and word from the window on."""
+    """Registers the rules. Besides tensors they depend on every number and word from the window on."""
     propagator = DTensor._op_dispatcher.sharding_propagator
     for op, rule, first in (
         (_OPS.fprop.default, _linear(6, Shard(0), Shard(1)), 3),
@@ -86,7 +86,7 @@ def _register() -> None:
         (_OPS.dgrad_fused.default, _fused(7, Shard(1)), 3),
     ):
         register_sharding(op)(rule)
-        # torch's own would begin at the first int and leave the lists before it out of the cache's key
+        # torch's default would begin at the first int and leave the lists before it out of the cache's key
         propagator.register_op_strategy(op, propagator.op_strategy_funcs[op], schema_info(first))
 
 

@@ -1,9 +1,10 @@
-"""One layer's class exchanged: torch's for ours, ours for torch's, and why not."""
+"""Exchanges one layer's class, torch's for ours or ours for torch's, or says why it cannot."""
 
 from __future__ import annotations
 
 import functools
 import types
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -15,9 +16,9 @@ from tritonconv.adapters import Adapted
 from tritonconv.check import DTYPES, as_int, is_int
 from tritonconv.modelcopy import Callables, class_like, rebuilt
 from tritonconv.private import ConvNd
-from tritonconv.use import Region
+from tritonconv.use import SERVED, Region
 
-#: torch's class -> ours, which adds no state and takes its place in an instance.
+#: torch's class -> our class, which adds no state and can replace it in an instance.
 REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv1d: ours.Conv1d,
     nn.Conv2d: ours.Conv2d,
@@ -27,9 +28,11 @@ REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.ConvTranspose3d: ours.ConvTranspose3d,
 }
 _TORCHS = {replacement: kind for kind, replacement in REPLACEMENTS.items()}
-#: Subclasses of torch's -> what takes their place.
+#: The names of torch's convolution functions.
+_NAMES = {each.__name__.lower().replace("transpose", "_transpose") for each in REPLACEMENTS} | {"convolution"}
+#: Subclasses of torch's classes -> the classes that replace them.
 _MADE: dict[type[nn.Module], type[nn.Module]] = {}
-#: Where an instance keeps whether its own forward has called a convolution that ours serve.
+#: The attribute in which an instance keeps whether its own forward has called a convolution that ours serve.
 _REACHED = "_tritonconv_reached"
 
 
@@ -85,22 +88,22 @@ def refusal(part: nn.Module) -> str:
 
 
 def replace(part: nn.Module) -> None:
-    """torch's layer becomes ours, in place. `refusal` said nothing."""
+    """Makes torch's layer ours, in place. `refusal` must have returned ""."""
     kind = type(part)
-    if is_parametrized(part):  # torch gave the instance a class of its own, on the layer's
+    if is_parametrized(part):  # torch gave the instance a class of its own, derived from the layer's
         _exchange(part, class_like(kind, _replacement(kind.__bases__[0])))
     else:
         _exchange(part, _replacement(kind))
     for name in ("stride", "padding", "dilation", "output_padding", "groups"):
         value = getattr(part, name)
-        if isinstance(value, tuple) and all(map(is_int, value)):  # NumPy's integers, which no graph takes
+        if isinstance(value, tuple) and all(map(is_int, value)):  # converts NumPy's integers, which no graph takes
             setattr(part, name, tuple(as_int(name, name, v) for v in value))
         elif is_int(value):
             setattr(part, name, as_int(name, name, value))
 
 
 def restore(part: nn.Module) -> bool:
-    """Our layer becomes torch's, in place; False for a class that was written on ours."""
+    """Makes our layer torch's, in place. Returns False for a class that derives from ours."""
     if isinstance(part, Adapted):
         _exchange(part, type(part).__bases__[1])
     kind = type(part)
@@ -124,31 +127,66 @@ def own_forward(part: nn.Module) -> bool:
 
 
 def calls_functional(part: nn.Module) -> str:
-    """Which of torch's convolutions the `forward` of a module names, as far as its code says; "" for none."""
-    kind = type(part)
-    code = getattr(kind.forward, "__code__", None)
-    if code is None or kind.__module__.startswith(("torch.", "tritonconv.")):
+    """Which of torch's convolutions a module that is none calls itself, as far as its code says; "" for none: those that its
+    `forward` names, or a method or function that it names, and the calls of a traced graph."""
+    if isinstance(part, torch.fx.GraphModule):
+        return ", ".join(sorted({_function_name(node.target) for node in part.graph.nodes if _serves(node.target)}))
+    if type(part).__module__.startswith(("torch.", "tritonconv.")) and "forward" not in part.__dict__:
         return ""
-    names = {each.__name__.lower().replace("transpose", "_transpose") for each in REPLACEMENTS} | {"convolution"}
-    # a layer of the module's own may be called so
-    return ", ".join(sorted(name for name in names & {*code.co_names} if not hasattr(part, name)))
+    found: set[str] = set()
+    _named_in(_bare(part.forward), part, found, set())
+    return ", ".join(sorted(found))
+
+
+def _function_name(target: Any) -> str:
+    return str(getattr(target, "__name__", target)).partition(".")[0]
+
+
+def _serves(value: Any) -> bool:
+    """Whether a value is one of torch's convolutions."""
+    return isinstance(value, Hashable) and value in SERVED
+
+
+def _named_in(function: Any, part: nn.Module, found: set[str], seen: set[int]) -> None:
+    """Adds torch's convolutions that a function's code names, and those that the functions and methods it names do."""
+    code = getattr(function, "__code__", None)
+    if code is None or id(code) in seen or str(function.__module__).startswith(("torch.", "tritonconv.")):
+        return
+    seen.add(id(code))
+    codes = [code]
+    while codes:
+        code = codes.pop()
+        codes += [const for const in code.co_consts if isinstance(const, types.CodeType)]
+        for name in code.co_names:
+            value = function.__globals__.get(name)
+            # a layer or method of the module's own may be called as one of torch's functions
+            if _serves(value) or (name in _NAMES and not hasattr(part, name)):
+                found.add(_function_name(value) if _serves(value) else name)
+            for each in (value, *(vars(kind).get(name) for kind in type(part).__mro__)):
+                if isinstance(each, types.FunctionType):
+                    _named_in(each, part, found, seen)
 
 
 def _base(kind: type[nn.Module]) -> type[nn.Module] | None:
-    """Which of torch's six classes a class is or extends."""
+    """The one of torch's six classes that a class is or extends."""
     return next((base for base in REPLACEMENTS if issubclass(kind, base)), None)
 
 
 def _calls_torch(forward: Any) -> bool:
     """Whether a forward that was bound to an instance names a convolution of torch's; a partial's or method's too."""
+    return any(name.startswith("conv") for name in getattr(getattr(_bare(forward), "__code__", None), "co_names", ()))
+
+
+def _bare(forward: Any) -> Any:
+    """The function of a method or a partial."""
     while hasattr(forward, "__func__") or isinstance(forward, functools.partial):
         forward = forward.func if isinstance(forward, functools.partial) else forward.__func__
-    return any(name.startswith("conv") for name in getattr(getattr(forward, "__code__", None), "co_names", ()))
+    return forward
 
 
 def _reaches_ours(forward: Any, base: type[nn.Module]) -> bool:
-    """Whether a class's own forward leaves the convolution to what ours replaces: torch's `_conv_forward`, which transposed
-    layers have not, or the forward of the class that it extends."""
+    """Whether a class's own forward leaves the convolution to a method that ours replaces: torch's `_conv_forward`, which
+    transposed layers lack, or the forward of the class that it extends."""
     code = getattr(forward, "__code__", None)
     if code is None or any(name.startswith("conv") for name in code.co_names):
         return False
@@ -156,9 +194,9 @@ def _reaches_ours(forward: Any, base: type[nn.Module]) -> bool:
 
 
 def _replacement(kind: type[nn.Module]) -> type[nn.Module]:
-    """The class that takes the place of torch's class or of a subclass, made once. A subclass comes before ours in the order of
-    methods, so that its own forward runs and finds ours where it would have found torch's. One that calls torch's functions
-    itself runs in a region in which they are ours."""
+    """The class that replaces torch's class or a subclass; it is made once. A subclass comes before ours in the order of
+    methods, so that its own forward runs and finds our methods where it would have found torch's. A subclass that calls torch's
+    functions itself runs in a region in which they are ours."""
     if kind in REPLACEMENTS:
         return REPLACEMENTS[kind]
     if kind not in _MADE:
@@ -189,14 +227,14 @@ def _replacement(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 def _instance(kind: type[nn.Module]) -> nn.Module:
-    """An empty instance of what takes the place of `kind`, for pickle to fill."""
+    """An empty instance of the class that replaces `kind`, for pickle to fill."""
     made = _replacement(kind)
     return made.__new__(made)
 
 
 def _exchange(part: nn.Module, kind: Any) -> None:
-    """Another class for an instance. Methods of the old class that a hook has bound to the instance, or keeps in a closure or a
-    partial, become the new one's."""
+    """Gives an instance another class. Methods of the old class that a hook has bound to the instance, or that it keeps in a
+    closure or a partial, are replaced by those of the new class."""
     old = type(part)
 
     def swap(value: Any) -> Any:

@@ -23,11 +23,11 @@ _ATEN = torch.ops.aten
 _NAMES = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 
 
-def _by_rank(
+def by_rank(
     input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: Any, output_padding: Any,
-    groups: Any, *_: Any, plan: Any = None,
-) -> torch.Tensor:  # fmt: skip
-    """`torch.convolution` as one of the six."""
+    groups: Any, *_: Any,
+) -> tuple[Callable[..., torch.Tensor], tuple[Any, ...]]:  # fmt: skip
+    """What a call of `torch.convolution` is of the six: the function and its arguments."""
     rank = weight.dim() - 2
     window: tuple[Any, ...]
     if transposed:
@@ -35,8 +35,13 @@ def _by_rank(
     else:
         window = (stride, padding, dilation, groups)
     ours = getattr(functional, f"conv_transpose{rank}d" if transposed else f"conv{rank}d")
-    made: torch.Tensor = ours(input, weight, bias, *map(_plain, window), plan=plan)
-    return made
+    return ours, (input, weight, bias, *map(_plain, window))
+
+
+def _by_rank(*args: Any, plan: Any = None, **named: Any) -> torch.Tensor:
+    """`torch.convolution` as one of the six."""
+    ours, given = by_rank(*args, **named)
+    return ours(*given, plan=plan)
 
 
 def _plain(value: Any) -> Any:
@@ -133,7 +138,7 @@ class use(Region):
 
     def __enter__(self) -> use:
         if self._plan is not None and not torch.compiler.is_compiling():
-            opened(self.record)
+            opened(self.record, self._plan.word)
         super().__enter__()
         return self
 

@@ -1,6 +1,6 @@
-"""Which calls `tritonconv.use` serves: a predicate's answers, asked when a call runs, so that a compiled graph asks them too.
+"""Which calls `tritonconv.use` serves. A predicate is asked when a call runs, so a compiled graph asks it too.
 
-An op whose `plan` is "where=3" asks the third predicate that was filed, and runs torch's convolution where it says no.
+An op whose `plan` is "where=3" asks the predicate that was filed under number 3, and runs torch's convolution where it says no.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _lock = threading.Lock()
 
 @dataclass(frozen=True)
 class Call:
-    """One pass of one convolution, as a predicate is asked about it.
+    """One pass of one convolution, about which a predicate is asked.
 
     `problem` has the sizes (`costmodel.problem.ConvProblem`), `which` is "fprop", "dgrad" or "wgrad" (a transposed layer's
     forward is the dgrad of its problem), `dtype` and `device` are the tensors', `layout` is "channels_last" or "contiguous".
@@ -42,7 +42,7 @@ Predicate = Callable[[Call], bool]
 
 
 class Made(NamedTuple):
-    """What was asked for, in words, who computed it and, where that was torch, why."""
+    """A call in words, who computed it and, where that was torch, why."""
 
     what: str
     by: str
@@ -50,13 +50,13 @@ class Made(NamedTuple):
 
 
 class Record:
-    """The calls of a region, counted; `str` is a table. Threads may share it."""
+    """Counts the calls of a region; its `str` is a table. Threads may share it."""
 
     def __init__(self) -> None:
         self.counts: Counter[Made] = Counter()
 
     def add(self, what: str, reason: str = "") -> None:
-        """One call more: torch's where there is a reason."""
+        """Counts a call. With a reason it is one that torch computed."""
         with _lock:
             self.counts[Made(what, "torch" if reason else "tritonconv", reason)] += 1
 
@@ -75,39 +75,56 @@ class Record:
         return "\n".join(lines)
 
 
-#: The predicates that were filed; a number is a place in it. They stay, since compiled graphs name them.
+#: The filed predicates, by number. They are kept, because compiled graphs refer to them.
 _PREDICATES: list[Predicate] = []
-#: The records that are told of every answer, in regions that are open now.
-_OPEN: list[Record] = []
+
+
+class Open(NamedTuple):
+    """A region that is open now: the record that counts every answer, its word for `plan`, and the thread that opened it."""
+
+    record: Record
+    word: str
+    thread: int
+
+
+_OPEN: list[Open] = []
 
 
 def filed(predicate: Predicate) -> str:
-    """The word for `plan` that names a predicate; the same for the same one, so that nothing is compiled twice."""
+    """The word for `plan` that names a predicate. It is the same for the same predicate, so that nothing is compiled twice."""
     with _lock:
         if predicate not in _PREDICATES:
             _PREDICATES.append(predicate)
         return f"{_PREFIX}{_PREDICATES.index(predicate)}"
 
 
-def opened(record: Record) -> None:
-    """From here on the record is told of answers."""
+def opened(record: Record, word: str) -> None:
+    """From here on the record counts answers."""
     with _lock:
-        _OPEN.append(record)
+        _OPEN.append(Open(record, word, threading.get_ident()))
 
 
 def closed(record: Record) -> None:
-    """The record is told no more."""
+    """From here on the record no longer counts."""
     with _lock:
-        _OPEN.remove(record)
+        _OPEN.remove(next(each for each in reversed(_OPEN) if each.record is record))
+
+
+def leaves(problem: ConvProblem, which: Pass, tensor: torch.Tensor) -> bool:
+    """Whether the region that this thread is in leaves a pass to torch, as far as it asks; nothing is recorded."""
+    words = [each.word for each in _OPEN if each.thread == threading.get_ident()]
+    if not words:
+        return False
+    return not _PREDICATES[int(words[-1].removeprefix(_PREFIX))](call_of(problem, which, tensor))
 
 
 def asked(plan: str, problem: ConvProblem, which: Pass, tensor: torch.Tensor) -> tuple[bool, str]:
-    """Whether torch computes a call of an op, and the plan that is left for ours."""
+    """(whether torch computes a call of an op, the rest of `plan` for ours)."""
     if not plan.startswith(_PREFIX):
         return False, plan
     ours = bool(_PREDICATES[int(plan.removeprefix(_PREFIX))](call_of(problem, which, tensor)))
-    for record in tuple(_OPEN):
-        record.add(f"{which} {problem}", "" if ours else "where= says so")
+    for region in tuple(_OPEN):
+        region.record.add(f"{which} {problem}", "" if ours else "where= says so")
     return not ours, ""
 
 
@@ -121,9 +138,9 @@ def call_of(problem: ConvProblem, which: Pass, tensor: torch.Tensor) -> Call:
 
 
 def predicate(where: Any) -> Predicate:
-    """`where` as a predicate: one, or the rows that `bench run` recorded (a path of *.jsonl, or the rows themselves).
+    """`where` as a predicate. It is a predicate, or the rows that `bench run` recorded (a path of *.jsonl, or the rows).
 
-    TypeError for anything else, ValueError for rows that lack a field.
+    Raises TypeError for anything else, ValueError for rows that lack a field.
     """
     if callable(where):
         return where
@@ -142,7 +159,7 @@ def _lines(path: Path) -> Iterable[dict[str, Any]]:
 class Faster:
     """A predicate: calls whose fastest row of tritonconv is faster than the fastest row of cuDNN, on the GPU at hand.
 
-    A call that no row is of, in its pass, dtype and layout, is torch's.
+    A call is torch's where there is no row of its pass, dtype and layout.
     """
 
     def __init__(self, rows: Iterable[Any]) -> None:

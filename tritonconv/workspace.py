@@ -1,4 +1,5 @@
-"""Calls whose workspace does not fit: programs that share a reduction keep partial sums, and without sharing there are none."""
+"""Calls whose workspace does not fit in memory. Programs that share a reduction keep partial sums; without sharing there are
+none."""
 
 from __future__ import annotations
 
@@ -27,14 +28,14 @@ def fitting(
     plan: str,
     epilogue: Epilogue | None = None,
 ) -> Result:
-    """`run(plan)`, and where memory runs out and the plan shares a reduction, once more without that, which is said once.
+    """`run(plan)`. Where memory runs out and the plan shares a reduction, it runs again without sharing and warns once.
 
-    torch.OutOfMemoryError where it does not fit either.
+    Raises torch.OutOfMemoryError where that does not fit either.
     """
     try:
         return run(plan)
     except torch.OutOfMemoryError:
-        found: Any = chosen(which, problem, a, b, bias, plan, epilogue)  # of a family, each of which shares by `split`
+        found: Any = chosen(which, problem, a, b, bias, plan, epilogue)  # every family shares by `split`
         if found.split == 1:
             raise
     alone = replace(found, split=1)

@@ -1,1 +1,1 @@
-"""Functions that stand for several calls of torch, timed beside those calls: `python -m bench chains`."""
+"""Functions that replace several calls of torch, timed beside those calls: `python -m bench chains`."""

@@ -19,7 +19,7 @@ SUITES = ("mamba1_conv1d", "mamba2_conv1d", "issue_192902_shortconv")
 
 
 def by_torch(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """As a user writes it: x [B, C, L], w [C, K], b [C]."""
+    """The call as a user of torch writes it: x [B, C, L], w [C, K], b [C]."""
     padded = functional.pad(x, (w.shape[1] - 1, 0))
     return functional.silu(functional.conv1d(padded, w.unsqueeze(1), b, groups=w.shape[0]))
 
@@ -31,14 +31,14 @@ def by_us(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def by_package(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The package causal-conv1d."""
+    """The call by the package causal-conv1d."""
     found: torch.Tensor = importlib.import_module("causal_conv1d").causal_conv1d_fn(x, w, b, activation="silu")
     return found
 
 
 def of(layer: Workload, dtype: torch.dtype, device: Device, channels_last: bool) -> Chain:
     batch, channels, (taps,) = layer.batch, layer.in_channels, layer.kernel
-    length = layer.size[0] - (0 if layer.padding[0] else taps - 1)  # a row without padding is one that was padded before
+    length = layer.size[0] - (0 if layer.padding[0] else taps - 1)  # a layer without padding was traced with a padded input
     strides = (channels * length, 1, channels) if channels_last else (channels * length, length, 1)
     inputs = (
         Input((batch, channels, length), strides),

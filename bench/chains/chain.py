@@ -1,4 +1,4 @@
-"""What is compared: several calls of torch, and the ways to compute the same."""
+"""What is compared: several calls of torch, and other ways to compute the same."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 #: Computes the result from one set of tensors.
 Way = Callable[..., torch.Tensor]
 
-#: torch's own calls, which every chain has and is checked by, and ours. Another setting's name has another word behind.
+#: torch's own calls, which every chain has and is checked against, and ours. Other settings append a word to the name.
 TORCH, OURS = "torch", "tritonconv"
 
 
 @dataclass(frozen=True)
 class Input:
-    """One tensor of a set: normal, of standard deviation `scale`."""
+    """One tensor of a set, drawn from a normal distribution of standard deviation `scale`."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -36,9 +36,9 @@ def whole(y: torch.Tensor) -> torch.Tensor:
 class Chain:
     """One layer, whose `inputs` are the arguments of every way, in order.
 
-    `compulsory` counts the bytes that the forward must move at least; `predicted` holds the cost model's seconds of the ways
-    that it knows. `ways` begins with `TORCH` and holds `OURS`. `exact` computes from float64 tensors what `seen` takes of a
-    result to check it: a whole result may be too large in float64.
+    `compulsory`: bytes that the forward pass moves at least. `predicted`: the cost model's seconds for the ways that it knows.
+    `ways` begins with `TORCH` and contains `OURS`. `seen` takes the part of a result that is checked, and `exact` computes that
+    part from float64 tensors, because a whole result may be too large in float64.
     """
 
     suite: str
@@ -53,10 +53,10 @@ class Chain:
 
     @property
     def input_bytes(self) -> int:
-        """Of one set."""
+        """Bytes of one set of inputs."""
         return self.dtype.itemsize * sum(math.prod(i.shape) for i in self.inputs)
 
     def sets(self, count: int, device: str) -> list[tuple[torch.Tensor, ...]]:
-        """`count` sets, always the same."""
+        """`count` sets of inputs, the same in every run."""
         generator = torch.Generator(device).manual_seed(0)
         return [tuple(i.tensor(self.dtype, device, generator) for i in self.inputs) for _ in range(count)]

@@ -1,7 +1,7 @@
 """`python -m bench chains`: every chain checked against float64, then timed in turns with torch's calls and with a copy.
 
-A result may be twice as far from the chain in float64 as torch's own in the same dtype. The copy moves as many bytes as the
-chain must, half read and half written: what memory allows. A step is forward and backward, all inputs' gradients.
+A result may be twice as far from the chain in float64 as torch's own in the same dtype. The copy reads half and writes half of
+the bytes that the chain must move, which shows what memory allows. A step is forward and backward, with all inputs' gradients.
 """
 
 from __future__ import annotations
@@ -36,24 +36,25 @@ COPY = "copy"
 
 @dataclass(frozen=True)
 class Timing:
-    """One way's time of one call in device microseconds, the L2 cache cold. No times where it is not `ok`; `note` says why."""
+    """One way's time per call in device microseconds with a cold L2 cache. Where `ok` is False there are no times; `note` says
+    why."""
 
     suite: str
     layer: str
-    step: bool  # forward and backward
+    step: bool  # True: forward and backward; False: forward only
     way: str
-    compulsory: int  # bytes of the forward
+    compulsory: int  # bytes that the forward pass moves at least
     ok: bool = False
-    error: float | None = None  # distance from float64, in parts of its length
+    error: float | None = None  # distance from the float64 result, relative to its norm
     median_us: float | None = None
     p10_us: float | None = None
     p90_us: float | None = None
-    predicted_us: float | None = None  # forward
+    predicted_us: float | None = None  # of the forward pass
     note: str = ""
 
 
 def step_of(way: Way, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Every input's gradient for the output's own value as the output's gradient, as one vector."""
+    """The gradients of all inputs as one vector, with the output's own value as the output's gradient."""
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]
     y = way(*leaves)
     return torch.cat([g.flatten() for g in torch.autograd.grad(y, leaves, y.detach())])
@@ -65,7 +66,7 @@ def forward_of(way: Way, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
 
 
 def measure(chain: Chain, step: bool, machine: Machine) -> list[Timing]:
-    """All ways of a chain, then the copy."""
+    """The timings of all ways of a chain, then of the copy."""
     run = step_of if step else forward_of
     count = 2 * machine.model.l2_bytes // chain.input_bytes + 1
     sets = chain.sets(count, machine.device)
@@ -116,7 +117,7 @@ def measure(chain: Chain, step: bool, machine: Machine) -> list[Timing]:
 
 
 def copy(chain: Chain, machine: Machine, calls: int) -> Captured:
-    """Reads and writes half of the compulsory bytes each, sources in turn that exceed the L2 cache twice."""
+    """A copy that reads half and writes half of the compulsory bytes. Its sources, used in turn, exceed the L2 cache twice."""
     half = max(1, chain.compulsory // 2)
     count = 2 * machine.model.l2_bytes // half + 1
     sources = [torch.zeros(half, dtype=torch.uint8, device=machine.device) for _ in range(count)]
@@ -124,11 +125,11 @@ def copy(chain: Chain, machine: Machine, calls: int) -> Captured:
 
 
 def table(rows: list[Timing], title: str) -> Table:
-    """Ratios are the time of torch's fastest setting over the way's, shares the copy's time over it."""
+    """The table. A ratio is the time of torch's fastest setting over the way's; a share is the copy's time over the way's."""
     shown = Table(title=title, box=HORIZONTALS, padding=(0, 1, 0, 0))
     for heading in ("", "way", "µs", "p10", "p90", "predicted", "over torch", "of a copy", "error"):
         shown.add_column(heading, justify="left" if heading in ("", "way") else "right")
-    least: dict[tuple[str, str, str], float] = {}  # of torch's settings, and the copy
+    least: dict[tuple[str, str, str], float] = {}  # least time of torch's settings, and of the copy
     for row in rows:
         word = row.way.split()[0]
         if row.median_us is not None and word in (TORCH, COPY):
@@ -150,7 +151,7 @@ def table(rows: list[Timing], title: str) -> Table:
 
 
 def selected(suite: str, dtype: torch.dtype, device: Device) -> list[Chain]:
-    """The chains whose suite matches a shell pattern. ValueError where none does."""
+    """The chains whose suite matches a shell pattern. Raises ValueError where none does."""
     every = [chain for chains in LISTS for chain in chains(dtype, device)]
     found = [chain for chain in every if fnmatchcase(chain.suite, suite)]
     if not found:
@@ -162,7 +163,7 @@ def selected(suite: str, dtype: torch.dtype, device: Device) -> list[Chain]:
 def command(
     suite: str, step: bool, dtype: str, minutes: float | None, out: Path | None, machine: Machine | None = None
 ) -> None:
-    """What `python -m bench chains` does. ValueError for a suite or dtype that is none, SystemExit(1) where a way failed."""
+    """What `python -m bench chains` does. Raises ValueError for an unknown suite or dtype, SystemExit(1) where a way failed."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     machine, console = machine or Gpu(), Console()

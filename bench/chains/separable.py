@@ -1,4 +1,5 @@
-"""Pairs of a depthwise and a pointwise convolution, an activation between them: one kernel of ours, two, and torch's three."""
+"""Pairs of a depthwise and a pointwise convolution with an activation between: one kernel of ours, two of ours, torch's
+three."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from tritonconv.launch import fp32_precision
 from tritonconv.separable.launch import APART, FUSED
 
 SUITE = "separable"
-#: Two kernels of ours.
+#: The way with two kernels of ours.
 TWO = f"{OURS} apart"
 
 
@@ -37,7 +38,7 @@ def by_us(
 
 
 def of(layer: Layer, dtype: torch.dtype, device: Device) -> Chain:
-    """Channels-last pixels, weights as torch keeps them."""
+    """The chain of a layer, with channels-last pixels and contiguous weights."""
     c, k = layer.channels, layer.filters
     keys = (*layer.keys()[:3], ((c,), (1,)), ((k,), (1,)))
     scales = (1.0, 1 / layer.kernel, c**-0.5, 1.0, 1.0)

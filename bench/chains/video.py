@@ -1,6 +1,6 @@
-"""Layers of video VAEs, a chunk behind the cached frames of the chunk before: cat, pad or magnify, conv3d, clone.
+"""Layers of video VAEs on one chunk, with frames of the previous chunk in a cache: cat, pad or magnify, conv3d, clone.
 
-The layers are those of shapes.jsonl; what was padded and joined there is taken apart again. Tensors are channels-last.
+The layers are those of shapes.jsonl, where padded and joined inputs are taken apart again. Tensors are channels-last.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tritonconv.launch import fp32_precision
 from tritonconv.layout import channels_last_strides, dense_strides
 
 SUITES = ("wan21_vae_decode", "wan21_vae_encode", "cogvideox_vae_decode")
-#: Rows of the result that are held against the exact one: a whole frame of it in float64 may be larger than the GPU.
+#: Rows of the result that are compared with the exact one. In float64 a whole frame may exceed the GPU's memory.
 CHECKED = 64
 
 
@@ -50,9 +50,9 @@ class Layer:
 
 
 def layer_of(row: Workload) -> Layer | None:
-    """The call behind a layer as it was traced: joined frames, and padded where the row says no padding of its own; None for
-    what is no causal convolution."""
-    if row.op == "conv2d" and "upsamplers" in row.layer:  # frames as a batch
+    """The call behind a traced layer, whose frames were joined, and padded where the row has no padding of its own. None where
+    the layer is no causal convolution."""
+    if row.op == "conv2d" and "upsamplers" in row.layer:  # the frames are a batch
         x = (1, row.in_channels, row.batch, *(n // 2 for n in row.size))
         pads = (row.padding[0], row.padding[1])
         return Layer(row.suite, row.layer, x, (row.out_channels, row.in_channels, 1, *row.kernel), 0, (1, 1, 1), pads, 2)
@@ -69,7 +69,7 @@ def layer_of(row: Workload) -> Layer | None:
 
 
 def layers() -> list[Layer]:
-    """Each call once."""
+    """The different calls, each once."""
     found: dict[tuple[Any, ...], Layer] = {}
     for row in rows():
         if row["suite"] in SUITES and (layer := layer_of(parse(row))) is not None:
@@ -87,7 +87,7 @@ def by_us(layer: Layer, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, cache
 def by_torch(
     layer: Layer, layout: str, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, cache: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """As diffusers writes it: the clone for the next chunk, cat, F.interpolate or F.pad, conv3d with its bias."""
+    """The call as diffusers writes it: the clone for the next chunk, cat, F.interpolate or F.pad, conv3d with its bias."""
     chunk = layer.chunk
     line = x if cache is None else torch.cat([cache, x], 2)
     line[:, :, line.shape[2] - chunk.kept :].clone()

@@ -1,1 +1,1 @@
-"""Which compiled code has been executed, and how right it was: the plans that GPUs choose, the record of it, tables of it."""
+"""Which compiled code has been executed, and whether it was right: the plans that GPUs choose, the record, and its tables."""

@@ -1,7 +1,7 @@
-"""The code that a GPU would choose for a layer, and a problem that the same code computes but that is small enough to execute.
+"""The code that a GPU would choose for a layer, and a problem for the same code that is small enough to execute.
 
-A plan is chosen for the layer's real sizes. Batch and image are then made smaller as long as the launch compiles to the same
-code: the same constants, boxes and widths of integers. Nothing is compiled to know that.
+A plan is chosen for the layer's real sizes. Then batch and image are made smaller while the launch still compiles to the same
+code, which is to say while its constants, boxes and widths of integers are the same. Nothing is compiled to find that out.
 """
 
 from __future__ import annotations
@@ -28,22 +28,23 @@ from tritonconv.layout import output_strides
 from tritonconv.prepared import INT32_MAX
 from tritonconv.steps import Launch, Step
 
-#: Smaller problems that are tried for each layer.
+#: Smaller problems that are tried per layer.
 TRIED = 96
-#: Where a problem has more multiply-adds than this, its groups are made fewer too.
+#: Multiply-adds above which a problem's number of groups is reduced too.
 MANY_MACS = 10**9
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The code of a plan for `work`, a problem as small as was found. `key` names code, architecture and arithmetic."""
+    """The code of a plan, with the smallest problem that was found for it (`work`). `key` names code, architecture and
+    arithmetic."""
 
     work: Work
     plan: Plan
     bias: bool
     arch: int
     key: str
-    far: bool = False  # its offsets take 64 bits
+    far: bool = False  # whether its offsets take 64 bits
 
     def __str__(self) -> str:
         return f"sm_{self.arch} {self.plan} of {self.work}" + (" with bias" if self.bias else "")
@@ -61,32 +62,32 @@ def prepared_for(work: Work, bias: bool, device: Device, forced: str = "") -> La
 
 
 def code_of(prepared: Launch) -> tuple[Any, ...]:
-    """What the compiled kernels of a launch depend on, but for the element type and the architecture."""
+    """Everything that the compiled kernels of a launch depend on, except for the element type and the architecture."""
     plan, main = prepared.plan, prepared.main
     pack, kind = said(plan, "pack"), (plan.which.value, plan.family, said(plan, "taps") is None)
     boxes = tuple(main.boxes.get(name) for name in ("a", "b", "out")) if main.boxes else ()
     blocks = tuple(None if box is None else (len(box[0]), tuple(box[2])) for box in boxes)
     recast = pack, said(plan, "merge") > 1, said(plan, "fold"), bool(prepared.workspace), prepared.copies.elsewhere
     beside: tuple[Any, ...] = ()
-    for step in (*prepared.before, *prepared.after):  # one at most
+    for step in (*prepared.before, *prepared.after):  # there is at most one
         family = launchers()[plan.family].kernels_of(plan.which)
         beside = kind[0], family, kind[2], (pack, *(False,) * 4), (), *code_of_step(step), ()
     return *kind, recast, blocks, *code_of_step(main), beside
 
 
 def code_of_step(step: Step) -> tuple[Any, Any]:
-    """Constants, and which integers take 64 bits."""
+    """(the constants of a step, which of its integers take 64 bits)."""
     return tuple(sorted((name, str(value)) for name, value in step.constants.items())), widths(step.arguments)
 
 
 def said(plan: Plan, option: str) -> Any:
-    """What a plan says of an option, as others leave it out where its family does not know it: keys of the record are older
-    than plans of families."""
+    """The value of an option of a plan, or its default where the plan's family does not have it. The keys of the record are
+    older than the families' own classes of plans."""
     return getattr(plan, option, {"pack": (), "merge": 1, "fold": False}.get(option))
 
 
 def widths(value: Any) -> Any:
-    """Arguments without their values: whether each integer takes 64 bits."""
+    """The arguments with each integer replaced by whether it takes 64 bits."""
     if isinstance(value, tuple):
         return tuple(map(widths, value))
     return None if value is None else value > INT32_MAX
@@ -98,9 +99,10 @@ def key_of(prepared: Launch, work: Work, arch: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def chosen(work: Work, bias: bool, device: Device) -> Chosen:
-    """What `device` runs for a layer's pass, and the smallest problem found that the same code computes."""
-    real = prepared_for(work, bias, device)
+def chosen(work: Work, bias: bool, device: Device, forced: str = "") -> Chosen:
+    """What `device` runs for a layer's pass, or the plan that is forced, and the smallest problem found that the same code
+    computes."""
+    real = prepared_for(work, bias, device, forced)
     code, plan = code_of(real), real.plan
     step = said(plan, "step")
     least = step[4 - work.problem.rank :] if step and work.which == Pass.WGRAD else ()
@@ -128,7 +130,7 @@ def reach() -> list[Any]:
 
 @contextmanager
 def far() -> Iterator[None]:
-    """As if no tensor were within the reach of 32-bit offsets: the code that large tensors take, for small ones."""
+    """Inside the block no tensor is within reach of 32-bit offsets, so that small tensors take the code of large ones."""
     kept = [(module, module.fits_int32) for module in reach()]
     launch.prepare_call.cache_clear()
     try:
@@ -150,7 +152,7 @@ def fewer_groups(problem: ConvProblem) -> Iterator[ConvProblem]:
 
 
 def smaller(problem: ConvProblem, least: tuple[int, ...] = ()) -> Iterator[ConvProblem]:
-    """Problems with the batch and the image made smaller, the least work first. `least` are the smallest results wanted."""
+    """Problems with a smaller batch and image, the least work first. `least` is the smallest size of the result."""
     axes = [
         sizes(n, k, s, low, high, small)
         for n, k, s, (low, high), small in zip(
@@ -171,8 +173,8 @@ def smaller(problem: ConvProblem, least: tuple[int, ...] = ()) -> Iterator[ConvP
 
 
 def sizes(size: int, kernel: int, stride: int, low: int, high: int, least_result: int) -> list[int]:
-    """Extents of an axis that a shorter one may have, with an inside and both borders: first any that leaves the same rest by
-    the stride, then ones that are as divisible by 16, then ones whose result is too."""
+    """The extents to try for a shorter axis, which keeps an inside and both borders: first one with the same remainder by the
+    stride, then ones with the same divisibility by 16, then ones whose result has the same divisibility too."""
 
     def result(n: int) -> int:
         return (n + low + high - kernel) // stride + 1

@@ -6,7 +6,7 @@ from rich.console import Console
 
 
 def run(device: str, dtype: str, tests: bool, plans: bool, minutes: float | None, jobs: int, table: bool) -> None:
-    """What the command does. SystemExit(1) where something was wrong."""
+    """What the command does. Raises SystemExit(1) where something was wrong."""
     from bench.compiled import plans as chosen
     from bench.compiled import suite
     from bench.compiled import table as tables

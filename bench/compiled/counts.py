@@ -1,8 +1,8 @@
-"""`python -m bench count`: what compiled kernels do, counted as they are executed: one of every family, pass, layout and type.
+"""`python -m bench count`: counts what compiled kernels of every family, pass, layout and type do while they are executed.
 
-The calls are those that `make gpu` tries first, by the plans that an A100 (sm_80) and an H200 (sm_90) take within each family.
-A row per kernel: instructions of warps by class, and per kind of access requests, bytes, sectors, lines, wavefronts of shared
-memory, and masked lanes of asynchronous copies whose address lies outside of every tensor.
+The calls are those that `make gpu` tries first, under the plans that an A100 (sm_80) and an H200 (sm_90) take within each
+family. There is a row per kernel: warp instructions by class, and per kind of access the requests, bytes, sectors, lines,
+wavefronts of shared memory, and masked lanes of asynchronous copies whose address is outside every tensor.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from bench.compiled import store
 from bench.compiled.store import Access, CountRow
 from bench.executor.driver import Executor, Launched, install, uninstall
 from bench.gpu.convolutions import LAYOUTS, NUMBERS, family_items, forced, pass_item, work_of
+from bench.gpu.deform import deform_item
 from bench.gpu.functions import causal_backward, causal_forward, causal_update, separable_item, video_item
 from bench.gpu.item import Item
 from bench.providers.contender import Unserved
@@ -28,18 +29,18 @@ from costmodel.device import DEVICES
 from costmodel.problem import Pass
 from tritonconv import host
 
-#: Architectures, with the device whose plans are taken.
+#: Architectures, each with the device whose plans are used.
 ARCHS = {80: "NVIDIA A100-SXM4-80GB", 90: "NVIDIA H200"}
 SOME = ("fp16", "fp32"), (Pass.FPROP, Pass.DGRAD)
-#: Plans whose kernels the first choice for such small layers is not: sums that programs share, windows that slide, filters in a
-#: loop. A layer, the plan, the numbers and passes.
+#: Kernels that are never the first choice for such small layers: sums that programs share, windows that slide, filters in a
+#: loop. Each has a layer, the plan, the types and passes.
 FORCED = {
     "shared gather": ("conv2d n4 c64 15x13 -> 96 k3 p1", "{}:gather:64x32x32:w4:s3:split2", tuple(NUMBERS), tuple(Pass)),
     "slide depthwise": ("conv2d n4 c64 15x28 -> 64 k3 p1 g64", "{}:depthwise:4x32x4:w4:s3:rows5", *SOME),
     "slide depthwise, odd rows": ("conv2d n4 c64 15x13 -> 64 k3 p1 g64", "{}:depthwise:4x32x4:w4:s3:rows5", *SOME),
     "taps depthwise": ("conv2d n2 c32 20x20 -> 32 k9 p4 g32", "{}:depthwise:4x32x4:w4:s3:taps1x3", *SOME),
 }
-#: Kinds of access, by how an instruction begins. Sectors belong to the first ones, wavefronts to the others.
+#: Kinds of access, by how an instruction begins. The first ones have sectors, the others wavefronts.
 ACCESSES = {
     "global load": r"ld\.global",
     "global store": r"st\.global",
@@ -73,7 +74,7 @@ def kind_of(statement: str) -> str:
 
 
 def items() -> Iterator[Item]:
-    """The calls: every family, pass, type and layout, and the functions that stand for several calls."""
+    """The calls: every family, pass, type and layout, and the functions that replace several calls."""
     yield from family_items(tuple(NUMBERS), LAYOUTS)
     for name, (layer, plan, numbers, passes) in FORCED.items():
         for word, layout, which in itertools.product(numbers, LAYOUTS, passes):
@@ -88,12 +89,13 @@ def items() -> Iterator[Item]:
         if word != "tf32":
             yield causal_update(word)
         yield separable_item("3x3", word, "relu6", "")
+        yield deform_item("3x3", word)
 
 
 def counted(item: Item, executor: Executor) -> list[CountRow]:
-    """Makes a call on compiled code and counts its kernels, the first launch of each. `Unserved` where the device has no plan.
+    """Makes a call on compiled code and counts the first launch of each of its kernels.
 
-    AssertionError where the result is wrong.
+    Raises `Unserved` where the device has no plan, AssertionError where the result is wrong.
     """
     heard: list[Launched] = []
     with float32_in(item.precision):
@@ -114,7 +116,7 @@ def counted(item: Item, executor: Executor) -> list[CountRow]:
 
 
 def row_of(call: str, plan: str, one: Launched) -> CountRow:
-    """What a launch did."""
+    """The row of a launch."""
     kinds, done = np.array([kind_of(where.statement) for where in one.program.where]), one.execution
 
     def total(counts: np.ndarray, name: str) -> int:
@@ -149,7 +151,8 @@ def pending(archs: Sequence[int], only: str = "") -> list[tuple[Item, int]]:
 
 
 def run(archs: Sequence[int], only: str, report: Callable[[str], None]) -> None:
-    """Counts what has no current row and keeps each call's rows as they are made, without those of calls that are no more."""
+    """Counts what has no current row. Each call's rows are kept as they are made; rows of calls that no longer exist are
+    removed."""
     names = [item.name for item in items()]
     todo = pending(archs, only)
     report(f"{len(todo)} calls to count")
@@ -173,7 +176,7 @@ def run(archs: Sequence[int], only: str, report: Callable[[str], None]) -> None:
 
 
 def in_words(row: CountRow) -> str:
-    """A row on a line."""
+    """A row in one line of words."""
     each = (f"{name} {count / row.programs:.0f}" for name, count in sorted(row.classes.items(), key=lambda n: -n[1]))
     ratios = (
         f"{kind} {ratio:.2f} of the fewest {unit}" for kind, access in row.accesses.items() for unit, ratio in ratios_of(access)
@@ -182,7 +185,7 @@ def in_words(row: CountRow) -> str:
 
 
 def ratios_of(access: Access) -> Iterable[tuple[str, float]]:
-    """("sectors" or "wavefronts", how many of them in parts of the fewest), those that a kind of access has."""
+    """("sectors" or "wavefronts", their number over the fewest possible), as far as a kind of access has them."""
     if access.sectors and access.bytes:
         yield "sectors", 32 * access.sectors / access.bytes
     if access.ideal:

@@ -1,4 +1,5 @@
-"""`docs/counts.md`: what compiled kernels ask of memory, beside the least that their bytes take, and why where it is more."""
+"""`docs/counts.md`: what compiled kernels ask of memory, beside the least that their bytes take, with reasons where it is
+more."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from bench.compiled.table import grid
 from bench.gpu.convolutions import LAYOUTS, NUMBERS
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "counts.md"
-#: Sectors or wavefronts in parts of the fewest: what is above has a reason on the page.
+#: The ratio of sectors or wavefronts to the fewest possible above which the page gives a reason.
 GOAL = 1.25
 #: Columns of ratios, by the kinds of access that they sum up.
 COLUMNS = {
@@ -25,14 +26,14 @@ HEAD = ("call", "numbers", "layout", "sm", "plan", "kernel", "instructions", *CO
 
 
 def total(row: CountRow, column: str) -> Access:
-    """What the accesses of a column asked for together."""
+    """The sum over all accesses of a column."""
     found = [row.accesses[kind] for kind in COLUMNS[column] if kind in row.accesses]
     names = Access.__dataclass_fields__
     return Access(**{name: sum(getattr(access, name) for access in found) for name in names})
 
 
 def ratio(row: CountRow, column: str) -> float:
-    """Sectors, or wavefronts of shared memory, in parts of the fewest; 0 where there is none."""
+    """Sectors, or wavefronts of shared memory, over the fewest possible; 0 where there is none."""
     access = total(row, column)
     if column.startswith("shared"):
         return access.wavefronts / access.ideal if access.ideal else 0.0
@@ -40,7 +41,7 @@ def ratio(row: CountRow, column: str) -> float:
 
 
 def above(rows: Iterable[CountRow]) -> Iterator[tuple[CountRow, str]]:
-    """The rows and columns above the goal, as the page rounds them."""
+    """The (row, column) pairs whose ratio, rounded as on the page, is above the goal."""
     for row in rows:
         for column in COLUMNS:
             if round(ratio(row, column), 2) > GOAL:
@@ -53,7 +54,7 @@ def marks(row: CountRow, column: str) -> str:
 
 
 def cell(row: CountRow, column: str) -> str:
-    """A ratio, with sectors a request where it is of global memory, and its reasons where it is above the goal."""
+    """A cell: the ratio, sectors per request for global memory, and the numbers of its reasons where it is above the goal."""
     access, value = total(row, column), ratio(row, column)
     if not value:
         return ""
@@ -66,7 +67,7 @@ def cell(row: CountRow, column: str) -> str:
 
 
 def words(row: CountRow) -> tuple[str, str, str]:
-    """A call as (what it is, its numbers, its layout)."""
+    """A call as (what it is, its type, its layout)."""
     each = row.call.split()
     numbers = next(word for word in each if word in NUMBERS)
     layout = next((word for word in each if word in LAYOUTS), "")
@@ -74,7 +75,7 @@ def words(row: CountRow) -> tuple[str, str, str]:
 
 
 def line(row: CountRow) -> tuple[str, ...]:
-    """What the page says of a row, but for numbers and architecture."""
+    """What the page says about a row, without its type and architecture."""
     what, _, layout = words(row)
     asked = total(row, "read").bytes
     read = f"{asked / 1024:.0f} of {row.read / 1024:.0f}" if asked else ""
@@ -86,7 +87,7 @@ def line(row: CountRow) -> tuple[str, ...]:
 
 
 def table(rows: Sequence[CountRow]) -> str:
-    """Rows that say the same are one: of several numbers, or of both architectures."""
+    """The table. Rows of several types, or of both architectures, that say the same are merged."""
     merged: dict[tuple[str, ...], list[CountRow]] = {}
     for row in rows:
         merged.setdefault(line(row), []).append(row)

@@ -1,4 +1,4 @@
-"""Executes every distinct code that GPUs choose for the workloads, on small problems, against float64."""
+"""Executes every distinct code that GPUs choose for the workloads, on small problems, and compares results with float64."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from costmodel.device import DEVICES, Device
 from costmodel.problem import Pass
 from tritonconv import host, launch
 
-#: Arithmetics by their short names: dtype and precision.
+#: (dtype, precision) of each arithmetic, by its short name.
 ARITHMETICS = {
     "float16": ("float16", "ieee"),
     "tf32": ("float32", "tf32"),
@@ -43,13 +43,13 @@ ORDER = (
     *((device, name) for name in ("bfloat16", "float32", "float64") for device in (H200, A100)),
     *((device, name) for device in (H100, RTX4090) for name in ARITHMETICS),
 )
-#: A problem with more multiply-adds is left out, and said to be.
+#: Most multiply-adds of a problem. Larger ones are left out, and reported.
 MOST_MACS = 2 * 10**10
 
 
 def enumerated(device: Device, arithmetic: str) -> dict[str, tuple[Chosen, str]]:
-    """The distinct codes that a device chooses for every convolution among the workloads, forward and both gradients, with the
-    first layer of each, by key."""
+    """key -> (code, its first layer), for the distinct codes that a device chooses for all convolutions of the workloads,
+    forward and both gradients."""
     dtype, precision = ARITHMETICS[arithmetic]
     found: dict[str, tuple[Chosen, str]] = {}
     seen = set()
@@ -60,19 +60,19 @@ def enumerated(device: Device, arithmetic: str) -> dict[str, tuple[Chosen, str]]
             work, bias = line_of(layer, which, dtype, precision).work, layer.bias and which == Pass.FPROP
             if (work, bias) not in seen:
                 seen.add((work, bias))
-                of = chosen(work, bias, device)
-                found.setdefault(of.key, (of, f"{layer.suite}/{layer.layer}"))
+                code = chosen(work, bias, device)
+                found.setdefault(code.key, (code, f"{layer.suite}/{layer.layer}"))
     return found
 
 
-def executed(of: Chosen, layer: str, device: Device, executor: Executor) -> PlanRow:
-    """Runs one code and holds its result against float64."""
+def executed(code: Chosen, layer: str, device: Device, executor: Executor) -> PlanRow:
+    """Runs one code and compares its result with float64."""
     heard: list[Launched] = []
     executor.listeners.append(heard.append)
     error, note = None, ""
     try:
-        with float32_in(of.work.precision), far() if of.far else nullcontext():
-            error = error_of(of, device)
+        with float32_in(code.work.precision), far() if code.far else nullcontext():
+            error = error_of(code, device)
     except ExecutorFault as fault:
         note = str(fault)[:2000]
     except Exception as failure:  # one code must not end the run
@@ -81,14 +81,14 @@ def executed(of: Chosen, layer: str, device: Device, executor: Executor) -> Plan
         executor.listeners.remove(heard.append)
     kernels = tuple((one.program.name, ptx_hash(one.ptx)) for one in heard)
     return PlanRow(
-        key=of.key,
-        arch=of.arch,
+        key=code.key,
+        arch=code.arch,
         device=device.name,
-        family=of.plan.family,
-        which=str(of.work.which),
-        dtype="tf32" if of.work.tf32 else of.work.dtype,
-        plan=str(of.plan),
-        problem=str(of.work.problem),
+        family=code.plan.family,
+        which=str(code.work.which),
+        dtype="tf32" if code.work.tf32 else code.work.dtype,
+        plan=str(code.plan),
+        problem=str(code.work.problem),
         layer=layer,
         triton=triton.__version__,
         source=store.source_of(kernels),
@@ -100,48 +100,51 @@ def executed(of: Chosen, layer: str, device: Device, executor: Executor) -> Plan
     )
 
 
-def renewed(row: PlanRow, of: Chosen, device: Device, executor: Executor) -> PlanRow | None:
-    """A right but stale row as of today's sources, where they compile to the very code that ran; None where they do not."""
+def renewed(row: PlanRow, code: Chosen, device: Device, executor: Executor) -> PlanRow | None:
+    """A stale row that was right, renewed for today's sources, if these compile to exactly the code that ran; otherwise
+    None."""
     executor.skipped = []
     try:
-        with float32_in(of.work.precision), far() if of.far else nullcontext():
+        with float32_in(code.work.precision), far() if code.far else nullcontext():
             host.use(device)
-            launch.execute(of.work.which, of.work.problem, *operands(of), str(of.plan))
+            launch.execute(code.work.which, code.work.problem, *operands(code), str(code.plan))
         compiled = tuple(map(ptx_hash, executor.skipped))
     except Exception:  # what is wrong shows where it is executed
         return None
     finally:
         executor.skipped = None
-    same = row.ok and compiled == tuple(code for _, code in row.kernels)
+    same = row.ok and compiled == tuple(digest for _, digest in row.kernels)
     return replace(row, triton=triton.__version__, source=store.source_of(row.kernels)) if same else None
 
 
-def operands(of: Chosen) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """a, b, the result full of NaN, and the bias where there is one."""
-    work = of.work
+def operands(code: Chosen) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """(a, b, the result full of NaN, the bias or None)."""
+    work = code.work
     ((a, b),) = work.inputs(1, "cpu")
-    bias = torch.randn(work.shapes[2][1], generator=torch.Generator().manual_seed(1)).to(work.torch_dtype) if of.bias else None
+    bias = (
+        torch.randn(work.shapes[2][1], generator=torch.Generator().manual_seed(1)).to(work.torch_dtype) if code.bias else None
+    )
     return a, b, launch.allocate(work.shapes[2], a, b).fill_(torch.nan), bias
 
 
-def error_of(of: Chosen, device: Device) -> float:
-    """The largest error of a result in parts of the derived tolerance. Whatever no kernel wrote is NaN."""
-    work = of.work
+def error_of(code: Chosen, device: Device) -> float:
+    """The largest error of a result over the derived tolerance. Elements that no kernel wrote are NaN."""
+    work = code.work
     problem = work.problem
     if problem.macs > MOST_MACS:
         raise ValueError(f"{problem.macs:.3g} multiply-adds are too many to execute")
     host.use(device)
-    a, b, out, bias = operands(of)
+    a, b, out, bias = operands(code)
     want = work.exact(a, b)
     if bias is not None:
         laid = bias.double().view(-1, *(1,) * problem.rank)
         want = Expected(want.value + laid, want.magnitude + laid.abs(), want.terms + 1)
-    got = launch.execute(work.which, problem, a, b, out, bias, str(of.plan))
+    got = launch.execute(work.which, problem, a, b, out, bias, str(code.plan))
     return share(got, want, work.tf32)
 
 
 def pending(names: Sequence[tuple[str, str]], report: Callable[[str], None]) -> Iterator[tuple[Device, Chosen, str]]:
-    """The codes of devices and arithmetics that have no current row, group by group; the lists of codes are renewed.
+    """The codes of devices and arithmetics that have no current row, group by group. It also renews the lists of codes.
 
     They come in the order of their keys, so that a run that is cut short has seen something of every family.
     """
@@ -153,30 +156,30 @@ def pending(names: Sequence[tuple[str, str]], report: Callable[[str], None]) -> 
             store.append(store.GROUPS, [group])
         todo = [pair for key, pair in sorted(codes.items()) if key not in rows or not (rows[key].current and rows[key].ok)]
         report(f"{name}, {arithmetic}: {len(codes)} codes, {len(todo)} to execute")
-        for of, layer in todo:
-            yield device, of, layer
+        for code, layer in todo:
+            yield device, code, layer
 
 
 def run(names: Sequence[tuple[str, str]], minutes: float | None, report: Callable[[str], None]) -> int:
-    """Executes what has no current row, until the time is up; answers how many were wrong. Each row is kept as it is made."""
+    """Executes what has no current row, until the time is up. Returns how many were wrong. Each row is kept as it is made."""
     from bench.executor.driver import install
 
     began, wrong, count = time.monotonic(), 0, 0
     executors: dict[int, Executor] = {}
-    for device, of, layer in pending(names, report):
+    for device, code, layer in pending(names, report):
         if minutes is not None and time.monotonic() - began > 60 * minutes:
             report(f"the time is up after {count} codes: the same command goes on there")
             break
-        if of.arch not in executors:
-            executors[of.arch] = install(of.arch)
-        executor = executors[of.arch]
+        if code.arch not in executors:
+            executors[code.arch] = install(code.arch)
+        executor = executors[code.arch]
         triton.runtime.driver.set_active(executor)
         start = time.monotonic()
-        before = store.plan_rows().get(of.key)
-        row = None if before is None else renewed(before, of, device, executor)
-        row = row or executed(of, layer, device, executor)
+        before = store.plan_rows().get(code.key)
+        row = None if before is None else renewed(before, code, device, executor)
+        row = row or executed(code, layer, device, executor)
         store.append(store.PLANS, [row])
         count, wrong = count + 1, wrong + (not row.ok)
         error = "no result" if row.error is None else f"{row.error:.2f} of the tolerance"
-        report(f"{count} {of}: {error}, {row.instructions} instructions, {time.monotonic() - start:.1f} s {row.note[:300]}")
+        report(f"{count} {code}: {error}, {row.instructions} instructions, {time.monotonic() - start:.1f} s {row.note[:300]}")
     return wrong

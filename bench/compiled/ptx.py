@@ -1,4 +1,4 @@
-"""What of a kernel's PTX is code: the hash that tells two kernels apart, and what kind of kernel one is."""
+"""The code in a kernel's PTX: a hash that tells kernels apart, and the kernel's family and type."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tritonconv.families import launchers
 
 #: Triton's names of element types, the narrowest first.
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
-#: Lines that say where code is from and not what it is.
+#: Lines that say where code comes from, which are no code.
 _ORIGIN = re.compile(r"^\s*(\.loc\b|\.file\b|//|\$L__tmp\d+:)")
 
 
@@ -27,7 +27,7 @@ def ptx_hash(ptx: str) -> str:
 
 
 def family_of(launched: Launched) -> str:
-    """The kernel family that a launch is of; `SHARED` for the second stage that several have."""
+    """The kernel family of a launch; `SHARED` for the second stage that several families have."""
     name = launched.program.name
     if is_shared(name):
         return SHARED
@@ -38,7 +38,7 @@ def family_of(launched: Launched) -> str:
 
 
 def dtype_of(launched: Launched) -> str:
-    """The type of the elements that come or leave, the narrowest where there are several; "tf32" is float32 so multiplied."""
+    """The type of the elements that are read or written, the narrowest of several; "tf32" is float32 multiplied in tf32."""
     kinds = [re.sub(r"\[.*", "", kind.removeprefix("*").removeprefix("tensordesc<")) for kind in launched.types]
     for name, dtype in DTYPES.items():
         if name in kinds:

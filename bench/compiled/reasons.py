@@ -10,7 +10,7 @@ from bench.compiled.store import CountRow
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a column of some kernels is above the goal. `holds` says of which rows, by words of the call, that is true."""
+    """Why a column of some kernels is above the goal. `holds` says for which rows that is true, from the words of the call."""
 
     column: str
     kernels: tuple[str, ...]
@@ -178,5 +178,44 @@ REASONS = (
         ("separable_kernel",),
         holds(),
         "As above, the other side of it.",
+    ),
+    Reason(
+        "written",
+        ("reduce_kernel",),
+        holds("deform"),
+        "The gradient of contiguous weights, as of other weights above: 9 taps side by side, and channels 9 elements apart.",
+    ),
+    Reason(
+        "read",
+        ("targets_kernel",),
+        holds("deform"),
+        "Offsets and mask of one tap, of 195 to 182 pixels that begin anywhere in a sector, read once by a program per tap.",
+    ),
+    Reason(
+        "written",
+        ("targets_kernel",),
+        holds("deform"),
+        "Four numbers and four weights per place, in planes of 364 pixels: both ends of a run share their sectors with others.",
+    ),
+    Reason(
+        "read",
+        ("scatter_kernel",),
+        holds("deform"),
+        "The list of a pixel begins anywhere, and each place in it has channels of its own: 64 bytes of a 16-bit type, which "
+        "need not begin at a sector.",
+    ),
+    Reason(
+        "read",
+        ("weights_kernel",),
+        holds("deform", "tf32"),
+        "`wgmma` takes operands of tf32 with k side by side alone, as in wgrad: pixels are copied element by element.",
+    ),
+    Reason("shared written", ("weights_kernel",), holds("deform", "tf32"), "As above, the other side of it."),
+    Reason(
+        "shared read",
+        ("deform_kernel", "columns_kernel", "weights_kernel"),
+        holds("deform"),
+        "float32 and float64: Triton gives operands of products without tensor cores no swizzle, as in fprop above, and "
+        "hands samples from the threads that made them to the product.",
     ),
 )

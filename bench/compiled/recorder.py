@@ -1,4 +1,4 @@
-"""A pytest plugin that writes down what ran on compiled code: outcomes of tests, launches, kernels by family and type."""
+"""A pytest plugin that records what ran on compiled code: outcomes of tests, launches, kernels by family and type."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.executor.driver import Executor, Launched
 
 
 class Recorder:
-    """Listens to an executor and to pytest; `path` gets what happened as one JSON object, where it is given."""
+    """Listens to an executor and to pytest, and writes what happened to `path` as one JSON object, where `path` is given."""
 
     def __init__(self, executor: Executor, path: Path | None) -> None:
         self.path = path

@@ -1,7 +1,7 @@
-"""What of the sources decides a kernel's compiled code: the syntax of the kernel and of all that it reaches.
+"""The part of the sources that decides a kernel's compiled code: the syntax of the kernel and of everything that it reaches.
 
-Comments, docstrings and positions do not count, nor does what another kernel of the same file says. A row of the record is as
-old as the kernels that it launched.
+Comments, docstrings, positions and other kernels of the same file do not count. A row of the record is current while the
+kernels that it launched are unchanged.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pathlib import Path
 from costmodel import families
 from costmodel.fingerprints import PACKAGE, SOURCES, normalised
 
-#: The second stage of a shared reduction, which several families have: the record names it by itself.
+#: The name in the record of the second stage of a shared reduction, which several families have.
 SHARED = "reduce"
 
 
 @dataclass(frozen=True)
 class Module:
-    """A parsed file: what it defines at its top level, and what it takes from the package: name -> (module, name there)."""
+    """A parsed file: what it defines at its top level, and what it imports from the package: name -> (module, name there)."""
 
     defined: dict[str, ast.stmt]
     taken: dict[str, tuple[str, str]]
@@ -56,7 +56,7 @@ def is_shared(kernel: str) -> bool:
 
 
 def kernels_of(names: Iterable[str]) -> tuple[str, ...]:
-    """The names of the kernels that families launch; `SHARED` has its own alone, which is no other's."""
+    """The names of the kernels that families launch. The kernel of `SHARED` counts for no family."""
     asked = set(names)
     return tuple(
         kernel
@@ -67,9 +67,9 @@ def kernels_of(names: Iterable[str]) -> tuple[str, ...]:
 
 @cache
 def source_hash(kernels: tuple[str, ...], sources: Path = SOURCES) -> str:
-    """16 hexadecimal digits that change where code does that one of the kernels is compiled from.
+    """16 hexadecimal digits that change when code changes that one of the kernels is compiled from.
 
-    ValueError where a kernel is in no file.
+    Raises ValueError where a kernel is in no file.
     """
     modules = parsed(sources)
     found: set[tuple[str, str]] = set()
@@ -86,13 +86,13 @@ def source_hash(kernels: tuple[str, ...], sources: Path = SOURCES) -> str:
 
 @cache
 def parsed(sources: Path) -> dict[str, Module]:
-    """Every file of a folder of kernels, by name. ValueError for an import that `reached` could not follow."""
+    """Every file of a folder of kernels, by name. Raises ValueError for an import that `reached` cannot follow."""
     found = {}
     for path in sources.glob("*.py"):
         defined: dict[str, ast.stmt] = {}
         taken: dict[str, tuple[str, str]] = {}
         tree = ast.parse(path.read_text())
-        normalised(tree)  # takes its docstrings away
+        normalised(tree)  # removes its docstrings
         for node in tree.body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 defined[node.name] = node
@@ -119,7 +119,7 @@ def modules_of(node: ast.stmt) -> Iterator[str]:
 
 
 def reached(start: tuple[str, str], modules: dict[str, Module]) -> set[tuple[str, str]]:
-    """The functions and constants, as (module, name), that one reads, and those that they read."""
+    """The functions and constants, as (module, name), that `start` uses, directly or not."""
     found: set[tuple[str, str]] = set()
     todo = [start]
     while todo:
@@ -134,7 +134,7 @@ def reached(start: tuple[str, str], modules: dict[str, Module]) -> set[tuple[str
 
 
 def classes(module: Module) -> Iterator[str]:
-    """The classes of a file: kernels take named tuples apart whose fields arrive in the order of the class."""
+    """The classes of a file. They matter because kernels take named tuples apart, whose fields have the order of the class."""
     for node in module.defined.values():
         if isinstance(node, ast.ClassDef):
             yield ast.unparse(node)

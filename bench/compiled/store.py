@@ -1,8 +1,8 @@
-"""The record of executed code: one JSON object a line, appended as it runs, committed.
+"""The record of executed code: one JSON object per line, appended as code runs, and committed.
 
-`plans.jsonl` has a row for each code that a GPU chooses, `groups.jsonl` which of them belong to a device and arithmetic,
-`tests.jsonl` a row for each test file that ran on compiled code, `counts.jsonl` what some kernels did. A row is current while
-Triton and what its kernels are compiled from (`source.py`) are those that it was made with.
+`plans.jsonl` has a row per code that a GPU chooses, `groups.jsonl` lists which codes belong to a device and arithmetic,
+`tests.jsonl` has a row per test file that ran on compiled code, and `counts.jsonl` says what some kernels did. A row is current
+while Triton's version and the sources of its kernels (`source.py`) are those that it was made with.
 """
 
 from __future__ import annotations
@@ -29,36 +29,36 @@ def pinned_triton() -> str:
 
 
 def source_of(kernels: Iterable[tuple[str, str]]) -> str:
-    """The hash of the sources of kernels, given with whatever follows their names."""
+    """The hash of the sources of kernels; each is a pair that begins with the kernel's name."""
     return source_hash(tuple(sorted({name for name, _ in kernels})))
 
 
 def source_of_families(ran: Iterable[str]) -> str:
-    """The hash of the sources of families, given as `TestRow.kernels` names them; of all where none ran."""
+    """The hash of the sources of families, named as in `TestRow.kernels`; of all families where none ran."""
     return source_hash(kernels_of(sorted({name.split()[0] for name in ran})) or every_kernel())
 
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One code of a plan, executed. `error` is the largest error in parts of the derived tolerance; None where there was no
-    result. `kernels` are name and hash of the PTX of each launch."""
+    """One executed code of a plan. `error` is the largest error over the derived tolerance, or None where there was no result.
+    `kernels` are the name and the hash of the PTX of each launch."""
 
     key: str
     arch: int
-    device: str  # that chose it when it ran
+    device: str  # the device that chose it when it ran
     family: str
     which: str
-    dtype: str  # "tf32" is float32 so multiplied
+    dtype: str  # "tf32" is float32 multiplied in tf32
     plan: str
-    problem: str  # as executed
+    problem: str  # the problem that was executed
     layer: str  # suite/layer of the workload
     triton: str
     source: str  # `source_of` its kernels
     kernels: tuple[tuple[str, str], ...]
     programs: int
-    instructions: int  # of warps
+    instructions: int  # warp instructions
     error: float | None
-    note: str = ""  # what was wrong
+    note: str = ""  # what was wrong, if anything
 
     @property
     def ok(self) -> bool:
@@ -80,14 +80,14 @@ class Group:
 
 @dataclass(frozen=True)
 class TestRow:
-    """A test file on compiled code. `kernels` has the hashes of distinct kernels by family and element type, with blanks
-    between them."""
+    """A test file that ran on compiled code. `kernels` has the hashes of distinct kernels by family and element type, separated
+    by blanks."""
 
     file: str
     arch: int
     device: str
     triton: str
-    source: str  # `source_of_families` of those that ran
+    source: str  # `source_of_families` of the families that ran
     passed: int
     failed: int
     skipped: int
@@ -102,16 +102,16 @@ class TestRow:
 
 @dataclass(frozen=True)
 class Access:
-    """What the accesses of one kind asked for. Sectors (32 bytes) and lines (128) are of global memory, wavefronts of shared;
-    `ideal` is the fewest wavefronts that the bytes take."""
+    """What the accesses of one kind asked for. Sectors (32 bytes) and lines (128 bytes) are those of global memory, wavefronts
+    those of shared memory. `ideal` is the fewest wavefronts that the bytes take."""
 
-    requests: int  # of warps
+    requests: int  # requests of warps
     bytes: int
     sectors: int
     lines: int
     wavefronts: int
     ideal: int
-    outside: int  # masked-off lanes of asynchronous copies whose address lies outside every tensor
+    outside: int  # masked-off lanes of asynchronous copies whose address is outside every tensor
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,9 @@ class CountRow:
     triton: str
     source: str  # `source_of` the kernel
     programs: int
-    classes: Mapping[str, int]  # instructions of warps, by class
-    accesses: Mapping[str, Access]  # by kind
-    read: int  # distinct bytes
+    classes: Mapping[str, int]  # warp instructions by class
+    accesses: Mapping[str, Access]  # accesses by kind
+    read: int  # distinct bytes that were read
     written: int
 
     @property
@@ -135,11 +135,11 @@ class CountRow:
         return self.triton == pinned_triton() and self.source == source_hash((self.kernel,))
 
 
-Row = TypeVar("Row", PlanRow, Group, TestRow, CountRow)
+Row = TypeVar("Row")
 
 
 def append(path: Path, rows: Iterable[Any]) -> None:
-    """Adds rows to a file and has them on the disk when this returns."""
+    """Adds rows to a file. They are on the disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         for row in rows:
@@ -149,7 +149,8 @@ def append(path: Path, rows: Iterable[Any]) -> None:
 
 
 def load(path: Path, kind: type[Row]) -> list[Row]:
-    """The rows of a file, none where there is none. A last line without its end, where a run was cut off, is left out."""
+    """The rows of a file; none where it does not exist. A last line without its end, from a run that was cut off, is left
+    out."""
     if not path.exists():
         return []
     lines = path.read_text().splitlines(keepends=True)
@@ -179,7 +180,7 @@ def test_rows() -> dict[tuple[str, int], TestRow]:
 
 
 def count_rows() -> dict[tuple[str, int], list[CountRow]]:
-    """The rows of each call and architecture, a kernel each."""
+    """The rows of each call and architecture, one per kernel."""
     found: dict[tuple[str, int], list[CountRow]] = {}
     for row in load(COUNTS, CountRow):
         accesses = {kind: Access(**values) for kind, values in row.accesses.items()}  # type: ignore[arg-type]
@@ -188,7 +189,7 @@ def count_rows() -> dict[tuple[str, int], list[CountRow]]:
 
 
 def compacted(path: Path, rows: Iterable[Any]) -> None:
-    """Writes a file anew with these rows alone."""
+    """Rewrites a file with only these rows."""
     part = path.with_suffix(".part")
     part.unlink(missing_ok=True)
     append(part, rows)

@@ -18,7 +18,7 @@ from bench.compiled import store
 from bench.compiled.store import TestRow
 
 ROOT = Path(__file__).parent.parent.parent
-#: Test files whose cases launch kernels, PyTorch's own samples of the six functions among them.
+#: Test files whose cases launch kernels. They include PyTorch's own samples of the six functions.
 FILES = tuple(
     f"tests/test_{name}.py"
     for name in (
@@ -31,6 +31,8 @@ FILES = tuple(
         "depthwise_groups",
         "narrow_groups",
         "separable",
+        "deform",
+        "deform_gradients",
         "causal",
         "video",
         "video_op",
@@ -47,7 +49,7 @@ FILES = tuple(
         "reference",
     )
 )
-#: Architectures, with the device whose plans are chosen.
+#: Architectures, each with the device whose plans are chosen.
 ARCHS = {80: "a100", 90: "h200"}
 CHOSEN = "not gpu and not aot and not compiled"
 
@@ -60,7 +62,7 @@ def stale(files: Iterable[str] = FILES, archs: Iterable[int] = tuple(ARCHS)) -> 
 
 
 def run_file(file: str, arch: int) -> tuple[TestRow | None, str]:
-    """One file's row, and the end of what pytest said; None where pytest wrote nothing down."""
+    """(a file's row or None where pytest recorded nothing, the end of pytest's output)."""
     device = ARCHS[arch]
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "record.json"
@@ -77,7 +79,7 @@ def run_file(file: str, arch: int) -> tuple[TestRow | None, str]:
 
 
 def run(minutes: float | None, jobs: int, report: Callable[[str], None]) -> int:
-    """Runs what is stale, until the time is up; answers how many files failed. Each row is kept as it is made."""
+    """Runs what is stale, until the time is up. Returns how many files failed. Each row is kept as it is made."""
     todo, began, wrong = stale(), time.monotonic(), 0
     report(f"{len(todo)} of {len(FILES) * len(ARCHS)} test files to run on compiled code")
 

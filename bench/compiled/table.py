@@ -28,8 +28,8 @@ def grid(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def executed_kernels(
     plans: Iterable[PlanRow], tests: Iterable[TestRow], any_age: bool = False
 ) -> dict[tuple[str, int, str], set[str]]:
-    """Distinct kernels whose results were right, by family, architecture and type. A test file with a failure has none, and a
-    row that is stale only where `any_age` asks for it."""
+    """Distinct kernels whose results were right, by family, architecture and type. A test file with a failure has none; stale
+    rows count only with `any_age`."""
     found: defaultdict[tuple[str, int, str], set[str]] = defaultdict(set)
     for row in plans:
         if row.ok and (row.current or any_age):
@@ -44,7 +44,7 @@ def executed_kernels(
 
 
 def families() -> str:
-    """Distinct kernels that were executed, by family, architecture and type."""
+    """The table of distinct executed kernels, by family, architecture and type."""
     found = executed_kernels(store.plan_rows().values(), store.test_rows().values())
     archs = sorted({arch for _, arch, _ in found})
     rows = []
@@ -59,7 +59,7 @@ def families() -> str:
 
 
 def state(group: Group, rows: dict[str, PlanRow]) -> tuple[int, int, int, int]:
-    """Of a group's codes: all, right and current, right but stale, wrong."""
+    """How many of a group's codes there are, and how many are right and current, right but stale, and wrong."""
     have = [rows[key] for key in group.keys if key in rows]
     right = sum(row.ok and row.current for row in have)
     stale = sum(row.ok and not row.current for row in have)
@@ -67,7 +67,7 @@ def state(group: Group, rows: dict[str, PlanRow]) -> tuple[int, int, int, int]:
 
 
 def plans() -> str:
-    """Codes that GPUs choose for the workloads: how many of how many were executed."""
+    """The table of codes that GPUs choose for the workloads, and how many of them have been executed."""
     rows, groups = store.plan_rows(), store.groups()
     lines = []
     for device, arithmetic in ORDER:
@@ -80,7 +80,7 @@ def plans() -> str:
 
 
 def tests() -> str:
-    """Test files on compiled code."""
+    """The table of test files that ran on compiled code."""
     rows = store.test_rows()
     files = sorted({file for file, _ in rows})
     archs = sorted({arch for _, arch in rows})
@@ -96,7 +96,7 @@ def tests() -> str:
 
 
 def summary() -> str:
-    """What stands in the README: how much compiled code has run, and how much there is."""
+    """The README's block: how much compiled code has run, and how much there is."""
     rows, groups, tested = store.plan_rows(), store.groups(), store.test_rows()
     found = executed_kernels(rows.values(), tested.values())
     kernels = len(set().union(*found.values())) if found else 0
@@ -106,11 +106,11 @@ def summary() -> str:
     right = sum(key in rows and rows[key].ok and rows[key].current for key in every)
     missing = len(ORDER) - len(groups)
     text = (
-        f"{kernels:,} distinct compiled kernels ({archs}) have been executed on a CPU, every access checked and every "
-        f"result within its tolerance: {passed:,} tests, and {right:,} of the {len(every):,} codes that GPUs choose for the "
-        "workloads, as far as those were counted"
+        f"{kernels:,} distinct compiled kernels ({archs}), as their code is now, have been executed on a CPU, every access "
+        f"checked and every result within its tolerance: {f'{passed:,} tests, and ' if passed else ''}{right:,} of the "
+        f"{len(every):,} codes that GPUs choose for the workloads"
     )
-    text += f" ({missing} of {len(ORDER)} pairs of a GPU and an arithmetic were not)." if missing else "."
+    text += f", of which {missing} of {len(ORDER)} pairs of a GPU and an arithmetic were not counted." if missing else "."
     return text + " [Which ones](docs/compiled.md)."
 
 

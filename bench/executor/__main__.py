@@ -1,6 +1,6 @@
 """`python -m bench.executor compile`: compile the engine, so that processes that start later load it from the cache.
 
-`python -m bench.executor forms FILE.ptx ...`: the instruction forms of kernels, those that the executor does not know first.
+`python -m bench.executor forms FILE.ptx ...`: list the instruction forms of kernels; forms that are not known come first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ KEPT_DAYS = 30
 
 
 def compile_engine() -> None:
-    """Compile or load every routine, and delete the machine code of versions that nobody used for a month."""
+    """Compile or load every routine, and delete the machine code of versions that were not used for a month."""
     started, used = time.perf_counter(), time.process_time()
     from bench.executor.engine import programs  # noqa: F401
     from bench.executor.native import ROUTINES, cache_root
@@ -32,7 +32,7 @@ def compile_engine() -> None:
 
 
 def forms(paths: list[str]) -> int:
-    """Print how often each instruction form stands in the kernels; answers 1 where one is not known."""
+    """Print how often each instruction form occurs in the kernels. Returns 1 where a form is not known."""
     counts: Counter[str] = Counter()
     unknown = 0
     for path in paths:

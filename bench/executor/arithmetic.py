@@ -63,7 +63,7 @@ def _build(
 
 @intrinsic
 def arithmetic(typing_context, op, row, registers, predicates, mask):  # type: ignore[no-untyped-def]
-    """Do operation `op` of the row at an address, for the lanes of a mask."""
+    """Executes operation `op` of the row at an address, for the lanes of a mask."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         _build(builder, *arguments)

@@ -1,4 +1,4 @@
-"""What decoding writes into: slots for registers and constants, predicates, rows."""
+"""The program while it is being decoded: slots for registers and constants, predicates, rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.executor.layout import NONE, ROW, SHARED_BASE, Op
 from bench.executor.text import Param, Where, group, immediate, split
 
 SPECIAL = ("%tid.x", "%ctaid.x", "%ctaid.y", "%ctaid.z", "%nctaid.x", "%nctaid.y", "%nctaid.z", "%laneid", "%warpid", "%ntid.x")
-#: Special registers whose value is one and the same in every kernel that this executor runs.
+#: Special registers that have the same value in every kernel that this executor runs.
 CONSTANT = {
     "%tid.y": 0,
     "%tid.z": 0,
@@ -27,15 +27,15 @@ SLOT = 128  # bytes: 32 lanes of 32 bits
 
 
 class UnknownInstruction(NotImplementedError):
-    """A PTX instruction form that the executor does not know; the message names each, with its line."""
+    """PTX has instruction forms that the executor does not know. The message names each with its line."""
 
 
 class Unknown(Exception):
-    """One form that is not known, and why."""
+    """One instruction form that is not known, and why."""
 
 
 class Builder:
-    """A program while it is decoded. Offsets of slots and predicates are in bytes, as the engine adds them."""
+    """A program while it is being decoded. Offsets of slots and predicates are in bytes, as the engine adds them."""
 
     def __init__(self, params: tuple[Param, ...]) -> None:
         self.params = {param.name: param for param in params}
@@ -73,7 +73,7 @@ class Builder:
             self.scopes[-1][re.sub(r"<\d+>$", "<", name)] = found[1]
 
     def find(self, name: str) -> tuple[str, str]:
-        """The name by which a register is unique, and its type."""
+        """(the unique name of a register, its type)."""
         prefix = re.sub(r"\d+$", "", name) + "<"
         for scope, number in zip(reversed(self.scopes), reversed(self.scope_ids), strict=True):
             kind = scope.get(name) or scope.get(prefix)
@@ -85,7 +85,7 @@ class Builder:
         self.labels[name if len(self.scopes) == 1 else f"{name}@{self.scope_ids[-1]}"] = len(self.rows)
 
     def target(self, name: str) -> int:
-        """The row of a label that a scope's jump names."""
+        """The row of the label that a jump names in the current scope."""
         return self.labels[name]
 
     # --- slots
@@ -100,7 +100,7 @@ class Builder:
         return 1 if kind == "pred" else int(kind.lstrip("busf"))
 
     def register(self, name: str) -> int:
-        """The slot of a register that is written; "_" is a slot that nobody reads."""
+        """The slot of a register that is written. "_" is a slot that is never read."""
         if name == "_":
             return self.new_slot("l")
         unique, kind = self.find(name)
@@ -124,7 +124,7 @@ class Builder:
         return self.arguments[key]
 
     def value(self, text: str, bits: int = 32) -> int:
-        """The slot of an operand that is read as `bits` bits (16 and 8 in the low bits of 32)."""
+        """The slot of an operand that is read as `bits` bits (16 and 8 are the low bits of 32)."""
         kind = "l" if bits == 64 else "i"
         if text in SPECIAL:
             if bits != 32:
@@ -150,7 +150,7 @@ class Builder:
         return slot
 
     def predicate(self, text: str) -> int:
-        """The place of a predicate that is read: "%p1", "!%p1", or a constant."""
+        """The place of a predicate that is read: "%p1", "!%p1" or a constant."""
         if text in ("-1", "1"):
             return 0
         if text == "0":
@@ -178,7 +178,7 @@ class Builder:
         self.rows.append(row)
 
     def emit(self, name: str, target: int, *sources: int, immediate: int = 0) -> int:
-        """A row of arithmetic; answers its target."""
+        """Adds a row of arithmetic. Returns its target."""
         signature = TABLE[NUMBERS[name]][1]
         if len(signature) - 2 != len(sources):
             raise Unknown(f"{name} takes {len(signature) - 2} operands, not {len(sources)}")
@@ -187,7 +187,7 @@ class Builder:
         return target
 
     def into(self, name: str, *sources: int, immediate: int = 0) -> int:
-        """A row of arithmetic into a new slot (or predicate); answers it."""
+        """Adds a row of arithmetic with a new slot (or predicate) as its target. Returns that."""
         kind = TABLE[NUMBERS[name]][1][0]
         target = self.new_predicate() if kind == "p" else self.new_slot({"f": "i", "d": "l"}.get(kind, kind))
         return self.emit(name, target, *sources, immediate=immediate)
@@ -198,7 +198,7 @@ class Builder:
         return at
 
     def slots_of(self, operand: str, bits: int) -> list[int]:
-        """The slots of "{%r1, %r2}" as they are read."""
+        """The slots of "{%r1, %r2}", for reading."""
         return [self.value(name, bits) for name in group(operand)]
 
     def array(self) -> np.ndarray:

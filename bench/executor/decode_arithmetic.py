@@ -189,12 +189,20 @@ FLOAT_MORE = {"add", "sub", "mul", "div", "fma", "min", "max"}
 
 # --- comparisons and choices
 def compare(b: Builder, parts: list[str], operands: list[str]) -> None:
-    """setp, also combined with a predicate and with a second target."""
+    """setp, also combined with a predicate and with a second target, or of two halves a word with a target each."""
     comparison, kind = COMPARISONS.get(parts[1], parts[1]), parts[-1]
     first, _, second = operands[0].partition("|")
     combine = next((part for part in parts[2:-1] if part in ("and", "or", "xor")), None)
     if set(parts[2:-1]) - {"and", "or", "xor", "ftz"}:
         raise Unknown(".".join(parts))
+    if kind in ("f16x2", "bf16x2"):
+        if combine or not second:
+            raise Unknown(".".join(parts))
+        pairs = [b.value(operand) for operand in operands[1:3]]
+        for high, target in ((False, first), (True, second)):
+            halves = [as_float(b, pair, kind, high) for pair in pairs]
+            b.emit(f"{comparison}.f32", b.predicate(target), *halves)
+        return
     place = b.new_predicate() if combine or second else b.predicate(first)
     found = comparison_of(b, comparison, kind, "ftz" in parts, operands[1:3], place)
     if second:

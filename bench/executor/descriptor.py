@@ -48,7 +48,8 @@ def tensor_map(
     strides: object,
     padding: int,
 ) -> TensorMap:
-    """From the arguments of Triton's `fill_tma_descriptor_tiled`, whose axes come outermost first and strides in elements."""
+    """The `TensorMap` of the arguments of Triton's `fill_tma_descriptor_tiled`, which has the outermost axis first and strides
+    in elements."""
     block, shape, strides = (tuple(map(int, reversed(tuple(values)))) for values in (block, shape, strides))  # type: ignore
     return TensorMap(
         address,
@@ -62,55 +63,56 @@ def tensor_map(
     )
 
 
-def refusal(of: TensorMap) -> str:
+def refusal(descriptor: TensorMap) -> str:
     """Why the CUDA driver would not make this descriptor; "" where it would."""
-    rank, none = len(of.shape), of.interleave == 0
+    rank, none = len(descriptor.shape), descriptor.interleave == 0
     if not 1 <= rank <= MAX_RANK:
         return f"its rank must be 1 to {MAX_RANK}, got {rank}"
     if not none and rank < 3:
         return f"an interleaved tensor must have rank 3 or more, got {rank}"
-    if of.element_type not in ELEMENT_BYTES:
-        return f"there is no data type {of.element_type}"
-    if not len(of.strides) + 1 == len(of.box) == rank:
-        return f"{rank} axes have {rank - 1} strides and {rank} extents of a box, got {len(of.strides)} and {len(of.box)}"
-    unit = 32 if of.interleave == 32 else 16
-    if of.address % unit:
-        return f"its address must be a multiple of {unit} bytes, got {of.address:#x}"
-    for axis, size in enumerate(of.shape):
+    if descriptor.element_type not in ELEMENT_BYTES:
+        return f"there is no data type {descriptor.element_type}"
+    if not len(descriptor.strides) + 1 == len(descriptor.box) == rank:
+        given = f"{len(descriptor.strides)} and {len(descriptor.box)}"
+        return f"{rank} axes have {rank - 1} strides and {rank} extents of a box, got {given}"
+    unit = 32 if descriptor.interleave == 32 else 16
+    if descriptor.address % unit:
+        return f"its address must be a multiple of {unit} bytes, got {descriptor.address:#x}"
+    for axis, size in enumerate(descriptor.shape):
         if not 1 <= size <= 1 << 32:
             return f"axis {axis} must have 1 to 2^32 elements, got {size}"
-    for axis, stride in enumerate(of.strides, 1):
+    for axis, stride in enumerate(descriptor.strides, 1):
         if stride % unit or not 0 <= stride < 1 << 40:
             return f"the stride of axis {axis} must be a multiple of {unit} bytes below 2^40, got {stride}"
-    for axis, extent in enumerate(of.box):
+    for axis, extent in enumerate(descriptor.box):
         if not 1 <= extent <= MAX_BOX:
             return f"axis {axis} of its box must have 1 to {MAX_BOX} elements, got {extent}"
-    for axis, step in enumerate(of.element_strides):
+    for axis, step in enumerate(descriptor.element_strides):
         if not 1 <= step <= MAX_ELEMENT_STRIDE and not (none and axis == 0):
             return f"the element stride of axis {axis} must be 1 to {MAX_ELEMENT_STRIDE}, got {step}"
-    if of.interleave not in (0, 16, 32) or of.swizzle not in SWIZZLE_SPAN.values():
-        return f"there is no interleave of {of.interleave} bytes with a swizzle of {of.swizzle}"
-    if of.interleave == 32 and of.swizzle != 32:
-        return f"an interleave of 32 bytes needs a swizzle of 32, got {of.swizzle}"
-    inner = of.box[0] * of.element_size
+    if descriptor.interleave not in (0, 16, 32) or descriptor.swizzle not in SWIZZLE_SPAN.values():
+        return f"there is no interleave of {descriptor.interleave} bytes with a swizzle of {descriptor.swizzle}"
+    if descriptor.interleave == 32 and descriptor.swizzle != 32:
+        return f"an interleave of 32 bytes needs a swizzle of 32, got {descriptor.swizzle}"
+    inner = descriptor.box[0] * descriptor.element_size
     if none and inner % 16:
         return f"its box must be a multiple of 16 bytes along axis 0, got {inner}"
-    if none and of.swizzle and inner > of.swizzle:
-        return f"its box must be no wider along axis 0 than the swizzle's {of.swizzle} bytes, got {inner}"
-    if of.fill_nan and of.element_type not in (6, 7, 8, 9, 10, 11, 12):
-        return f"only a floating-point tensor can be filled with NaN outside, got data type {of.element_type}"
+    if none and descriptor.swizzle and inner > descriptor.swizzle:
+        return f"its box must be no wider along axis 0 than the swizzle's {descriptor.swizzle} bytes, got {inner}"
+    if descriptor.fill_nan and descriptor.element_type not in (6, 7, 8, 9, 10, 11, 12):
+        return f"only a floating-point tensor can be filled with NaN outside, got data type {descriptor.element_type}"
     return ""
 
 
-def overlap(of: TensorMap) -> str:
-    """Where a descriptor's axes do not lie one around the other, as the driver's documentation lays strides out: each at least
-    as long as what lies within it. "" where they do.
+def overlap(descriptor: TensorMap) -> str:
+    """Where a descriptor's axes do not nest, that is where a stride is shorter than what lies within its axis; "" where they
+    do.
 
-    The documentation computes strides so and does not list it among what is refused: axes that meet the same memory twice are
-    legal by its words, as every address of them is. An axis of one element, whose stride nobody takes, may have any.
+    The driver's documentation computes nested strides but does not list others among what is refused. By its words axes that
+    meet the same memory twice are legal, as every address of them is. An axis of one element may have any stride.
     """
-    within = of.shape[0] * of.element_size
-    for axis, (size, stride) in enumerate(zip(of.shape[1:], of.strides, strict=True), 1):
+    within = descriptor.shape[0] * descriptor.element_size
+    for axis, (size, stride) in enumerate(zip(descriptor.shape[1:], descriptor.strides, strict=True), 1):
         if size > 1 and stride < within:
             return f"axis {axis} steps by {stride} bytes over {within} that lie within it"
         within = max(within, size * stride)

@@ -30,16 +30,17 @@ from bench.executor.program import Program, decode
 from bench.executor.tensors import TRUE_ADDRESSES, region_of
 from bench.executor.versions import FILL_NAMES, FORGIVEN, descriptor_values, leave_out_machine_code, make_machine_code
 
-#: Shared memory that a block may have, in bytes, by compute capability.
+#: Most shared memory of a block in bytes, by compute capability.
 SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 103: 232448, 120: 101376}
-#: Pointers to scratch memory that follow a kernel's own parameters: no kernel here asks for any.
+#: Number of pointers to scratch memory after a kernel's own parameters. No kernel here uses them.
 SCRATCH = 2
 #: How `struct` packs the floating-point parameters.
 FLOATS = {"fp16": "<e", "fp32": "<f", "f32": "<f", "fp64": "<d"}
 
 
 class ExecutorFault(AssertionError):
-    """Compiled code, or a launch of it, did something that hardware or driver forbid, or that the executor does not know."""
+    """Compiled code, or its launch, did something that the hardware or the driver forbid, or that the executor does not
+    know."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Launched:
     shared_bytes: int
     arch: int
     constants: Mapping[str, Any]  # the kernel's constexprs by name
-    types: tuple[str, ...]  # of the parameters, as Triton writes them: "*fp16", "i32", "tensordesc<fp16[...", ...
+    types: tuple[str, ...]  # the parameters' types as Triton writes them: "*fp16", "i32", "tensordesc<fp16[...", ...
     seconds: float
     execution: Execution
 
@@ -65,7 +66,7 @@ def decoded(ptx: str) -> Program:
 
 
 class Utils:
-    """What Triton asks of a device's driver."""
+    """The functions that Triton calls of a device's driver."""
 
     def __init__(self, arch: int) -> None:
         if arch not in SHARED:
@@ -75,19 +76,19 @@ class Utils:
             setattr(self, name, tensor_map)
 
     def load_binary(self, name: str, kernel: bytes, shared: int, device: int) -> tuple[Any, str, int, int, int]:
-        """(module, function, registers, spills, most threads) of a kernel: its PTX stands for it."""
+        """(module, function, registers, spills, most threads) of a kernel, which is its PTX."""
         ptx = kernel.decode()
         return name, ptx, 0, 0, 1024
 
     def unload_module(self, module: Any) -> None:
-        """Nothing is kept."""
+        """Does nothing, since nothing is kept."""
 
     def get_device_properties(self, device: int) -> dict[str, int]:
         return {"max_shared_mem": self.shared, "multiprocessor_count": 132, "warpSize": 32, "max_num_regs": 65536}
 
 
 def flat(name: str, signature: Any, value: Any) -> Iterator[tuple[str, str, Any]]:
-    """(name, type, value) of each parameter that an argument becomes; constants become none."""
+    """(name, type, value) of each parameter that an argument becomes. Constants become no parameter."""
     if isinstance(signature, tuple):
         for i, (inner, each) in enumerate(zip(signature, value, strict=True)):
             yield from flat(f"{name}[{i}]", inner, each)
@@ -96,7 +97,7 @@ def flat(name: str, signature: Any, value: Any) -> Iterator[tuple[str, str, Any]
 
 
 class Launcher:
-    """Launches of one compiled kernel: Triton makes one for each and calls it with the arguments that were bound."""
+    """Launches one compiled kernel. Triton makes a launcher per kernel and calls it with the bound arguments."""
 
     def __init__(self, src: Any, metadata: Any) -> None:
         self.signature: dict[str, Any] = dict(src.signature)
@@ -140,9 +141,10 @@ class Launcher:
 
 
 class Executor(DriverBase):
-    """The driver. `seed` is of the order in which warps run; each of `listeners` hears of every launch that was executed.
+    """The driver. `seed` decides the order in which warps run; each of `listeners` is called with every launch that was
+    executed.
 
-    Where `skipped` is a list, launches are compiled and not executed: it gets the PTX of each.
+    Where `skipped` is a list, launches are compiled and not executed, and the list receives the PTX of each.
     """
 
     def __init__(self, arch: int, seed: int = 0, check: bool = True) -> None:
@@ -161,7 +163,7 @@ class Executor(DriverBase):
         parameters: Sequence[tuple[str, str, Any]],
         constants: Mapping[str, Any],
     ) -> Launched:
-        """Lays the parameters out, executes the kernel, and raises `ExecutorFault` where something was illegal."""
+        """Lays out the parameters and executes the kernel. Raises `ExecutorFault` where something was illegal."""
         program = decoded(ptx)
         regions: list[Region] = []
         descriptors: dict[int, Descriptor] = {}
@@ -204,11 +206,11 @@ class Executor(DriverBase):
         return GPUTarget("cuda", self.arch, 32)
 
     def get_current_device(self) -> int:
-        """The architecture, so that each has a cache of compiled kernels of its own."""
+        """The architecture, so that each architecture has its own cache of compiled kernels."""
         return self.arch
 
     def set_current_device(self, device: int) -> None:
-        """There is one."""
+        """Does nothing, since there is one device."""
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -239,7 +241,7 @@ def descriptor_of(made: TensorMap, region: int, address: int) -> Descriptor:
 
 
 def packed(kind: str, value: Any, size: int) -> bytes:
-    """A scalar parameter as the kernel gets it."""
+    """The bytes of a scalar parameter."""
     if kind == "bf16":
         return struct.pack("<f", value)[2:]
     if kind in FLOATS:
@@ -249,7 +251,7 @@ def packed(kind: str, value: Any, size: int) -> bytes:
 
 
 def install(arch: int, seed: int = 0, check: bool = True) -> Executor:
-    """Makes the executor of compute capability `arch` (80, 86, 89, 90, 100, 120) Triton's device, and answers it."""
+    """Makes the executor of compute capability `arch` (80, 86, 89, 90, 100, 120) Triton's device, and returns it."""
     executor = Executor(arch, seed, check)
     leave_out_machine_code()
     active_driver.set_active(executor)
@@ -257,6 +259,6 @@ def install(arch: int, seed: int = 0, check: bool = True) -> Executor:
 
 
 def uninstall() -> None:
-    """Leaves Triton without a device that was chosen: it looks for one where it next needs one."""
+    """Leaves Triton without a chosen device. It looks for one when it next needs one."""
     make_machine_code()
     active_driver.set_active(None)

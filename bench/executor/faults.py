@@ -1,4 +1,4 @@
-"""What a fault says."""
+"""Faults in words."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Fault:
 
 
 def _region_near(regions: Sequence[Region], address: int) -> str:
-    """Where an address lies, in words."""
+    """Words on where an address lies."""
     below = [region for region in regions if region.base <= address]
     if not below and not regions:
         return "there is no tensor"
@@ -138,7 +138,7 @@ _SHARED = (Kind.READ_RACE, Kind.OVERWRITE_RACE, Kind.WRITE_RACE, Kind.IN_FLIGHT,
 
 
 def render(program: Program, regions: Sequence[Region], record: np.ndarray) -> Fault:
-    """A record of the engine as a fault."""
+    """The fault that a record of the engine describes."""
     kind, row, index, warp, lane, address, other, info, count = (int(value) for value in record)
     row = min(row, len(program.rows) - 1)
     what, party = _WORDS[Kind(kind)](program, regions, address, other, info)

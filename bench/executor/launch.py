@@ -14,16 +14,16 @@ from bench.executor.layout import AGENTS, NONE, Op
 from bench.executor.memory import Region
 from bench.executor.program import Program
 
-LIMIT = 20_000_000  # rows that one warp may run in one program: some seconds
+LIMIT = 20_000_000  # most rows that one warp may run per program, which takes some seconds
 
 
 @dataclass(frozen=True)
 class Descriptor:
     """What cuTensorMapEncodeTiled holds, innermost dimension first.
 
-    region: which of the launch's regions its tensor is. address: of its first element. element_size and strides in bytes
-    (strides[0] is the element size). swizzle: 0, 32, 64 or 128 bytes. fill_nan: what lies outside is not a number instead
-    of 0. tf32: loads round to tf32.
+    region: the number of its tensor's region in the launch. address: that of its first element. element_size and strides are in
+    bytes (strides[0] is the element size). swizzle: 0, 32, 64 or 128 bytes. fill_nan: outside there is NaN instead of 0. tf32:
+    loads round to tf32.
     """
 
     region: int
@@ -47,7 +47,7 @@ class Execution:
     lanes: np.ndarray  # lanes for which it was not masked off
     sectors: np.ndarray  # 32-byte sectors of global memory
     lines: np.ndarray  # 128-byte lines
-    wavefronts: np.ndarray  # of shared memory
+    wavefronts: np.ndarray  # wavefronts of shared memory
     ideal_wavefronts: np.ndarray
     bytes: np.ndarray
     outside: np.ndarray  # masked-off lanes of asynchronous copies whose address lies outside every region
@@ -62,7 +62,7 @@ class _State:
         self.kept: list[np.ndarray] = []
 
     def put(self, word: int, array: np.ndarray) -> np.ndarray:
-        """Keep an array and write its address into a word."""
+        """Keeps an array alive and writes its address into a word."""
         self.kept.append(array)
         self.words[word] = array.ctypes.data
         return array
@@ -83,7 +83,7 @@ def _halves() -> np.ndarray:
 
 
 def _image(program: Program, grid: tuple[int, int, int], params: np.ndarray) -> np.ndarray:
-    """The registers that every program starts with: uint32 [warps, slots, 32]; what nobody wrote is not a number."""
+    """The registers that every program starts with: uint32 [warps, slots, 32]. Registers that nobody wrote are NaN."""
     warps = program.num_warps
     image = np.full((warps, program.slots + 1, 32), 0xFFFFFFFF, np.uint32)
 
@@ -116,7 +116,7 @@ def _image(program: Program, grid: tuple[int, int, int], params: np.ndarray) -> 
 
 
 def _shift(program: Program, ops: tuple[Op, ...]) -> int:
-    """log2 of a granule: 2 bytes, 1 where an instruction moves single bytes."""
+    """log2 of a granule's bytes: 2 bytes, or 1 where an instruction moves single bytes."""
     chosen = np.isin(program.rows[:, layout.OP], ops) & (program.rows[:, layout.SIZE] == 1)
     return 0 if chosen.any() else 1
 
@@ -187,16 +187,16 @@ def execute(
     check: bool = True,
     limit: int = LIMIT,
 ) -> Execution:
-    """Run a launch; the regions' bytes are changed in place.
+    """Runs a launch. The regions' bytes are changed in place.
 
-    params: uint8 [program.param_bytes], as the kernel's parameters lie. descriptors: by the byte offset of the parameter.
-    seed: 0 runs programs and warps in order, another number is an order drawn by it. programs: which of the grid's, all by
-    default. check: whether what is not a matter of bounds (races, uninitialised bytes, order) is checked too. limit: rows
-    that a warp may run before it counts as endless.
+    params: uint8 [program.param_bytes], the kernel's parameters. descriptors: by the byte offset of their parameter. seed: 0
+    runs programs and warps in order, any other number draws an order. programs: which programs of the grid run, by default all.
+    check: whether races, uninitialised bytes and order are checked too, besides bounds. limit: the number of rows after which a
+    warp counts as endless.
 
     Raises ValueError where the parameters' size is not the program's. A fault is no exception: see `Execution.faults`.
     """
-    from bench.executor.engine import programs as engine  # compiles, or reads Numba's cache
+    from bench.executor.engine import programs as engine  # here, because the import compiles, or reads Numba's cache
     from bench.executor.native import entry
 
     if params.dtype != np.uint8 or params.shape != (program.param_bytes,):

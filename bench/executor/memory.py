@@ -1,4 +1,4 @@
-"""Tensors as a kernel may see them."""
+"""The memory of a tensor, as a kernel may use it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 
 @dataclass
 class Region:
-    """One tensor.
+    """The memory of one tensor.
 
-    name: the argument's name. base: the address that the kernel gets for the first byte. data: uint8, the host's bytes from
-    that byte on, sharing memory with the tensor, C-contiguous. readable: a uint8 map of the bytes that the kernel may touch,
-    as long as data, or None for all. own: the same of the bytes that it may write, None for those that are readable.
-    writable: whether the kernel may write at all.
+    name: the argument's name. base: the kernel's address of the first byte. data: uint8, C-contiguous, the host's bytes from
+    that byte on, which share the tensor's memory. readable: a uint8 map, as long as data, of the bytes that the kernel may
+    read; None for all. own: the same for the bytes that it may write; None for the readable ones. writable: whether it may
+    write at all.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""PTX to a program that the engine runs."""
+"""Decodes PTX to a program that the engine runs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _DECODERS: dict[str, Callable[[Builder, list[str], list[str]], None]] = {
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A kernel's PTX, decoded. `where[k]` is statement k, and what `Execution` counts per instruction is counted by it."""
+    """A kernel's decoded PTX. `where[k]` is statement k; the counts of `Execution` are by statement."""
 
     name: str
     params: tuple[Param, ...]
@@ -56,7 +56,7 @@ class Program:
 
     @property
     def first_rows(self) -> np.ndarray:
-        """By statement: its first row, which counts it."""
+        """The first row of each statement, which counts it."""
         return np.searchsorted(self.rows[:, layout.STATEMENT], np.arange(len(self.where)))
 
 
@@ -86,7 +86,7 @@ def _instruction(b: Builder, statement: Statement) -> None:
 
 @lru_cache(maxsize=256)
 def decode(ptx: str) -> Program:
-    """Decode a kernel. UnknownInstruction names every form that is not known, with its line; none is skipped."""
+    """Decodes a kernel. Raises UnknownInstruction, which names every unknown form with its line; none is skipped."""
     params, param_bytes = params_of(ptx)
     b = Builder(params)
     unknown: list[str] = []

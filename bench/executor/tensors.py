@@ -1,4 +1,4 @@
-"""Tensors as a kernel may see them: which bytes, at which address."""
+"""Which bytes of a tensor a kernel may use, and at which address."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import torch
 
 from bench.executor.memory import Region
 
-#: Between the first bytes of two tensors. An offset that leaves its tensor meets no other.
+#: The distance between the first bytes of two tensors, so that an offset that leaves its tensor meets no other.
 WINDOW = 1 << 40
 #: Where a window's tensor begins in it, so that a negative offset stays in the window.
 MIDDLE = 1 << 39
-#: Bits of an address that a kernel may have been specialised on, or that decide sectors: they are kept.
+#: The low bits of an address that are kept, because kernels may be specialised on them and sectors depend on them.
 LOW_BITS = 4096
-#: Kernels that step from one tensor to another by the difference of their addresses: tensors keep the true ones.
+#: Kernels that step from one tensor to another by the difference of their addresses. Their tensors keep true addresses.
 TRUE_ADDRESSES = ("video_kernel",)
 
 
@@ -26,14 +26,14 @@ def span(tensor: torch.Tensor) -> int:
 
 
 def memory_of(tensor: torch.Tensor, size: int) -> np.ndarray:
-    """`size` bytes from a tensor's first on, shared with it."""
+    """`size` bytes from a tensor's first byte on, which share its memory."""
     first = tensor.storage_offset() * tensor.element_size()
     found = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage(), first, (size,), (1,))
     return found.numpy()
 
 
 def bytes_of(tensor: torch.Tensor, size: int) -> np.ndarray | None:
-    """A map of the bytes that a view has; None where it has all of them."""
+    """A map of the bytes that belong to a view; None where all do."""
     if tensor.numel() * tensor.element_size() == size:
         return None
     found = np.zeros(size, np.uint8)
@@ -46,8 +46,8 @@ def bytes_of(tensor: torch.Tensor, size: int) -> np.ndarray | None:
 def region_of(name: str, tensor: torch.Tensor, index: int, true_address: bool = False) -> Region:
     """The memory of argument `name`, the `index`-th tensor of a launch.
 
-    A tensor that begins its storage may be read to the storage's end: an allocation of its own may be padded, and is read in
-    whole vectors. Any other is a view, and has no more than its elements. Nothing is written but a tensor's own elements.
+    A tensor that begins its storage may be read to the storage's end, because an allocation may be padded and is read in whole
+    vectors. Of any other tensor, which is a view, only the elements may be read. Only a tensor's own elements may be written.
     """
     address = tensor.data_ptr()
     base = address if true_address else (index + 1) * WINDOW + MIDDLE + address % LOW_BITS

@@ -1,4 +1,4 @@
-"""PTX as text to statements: what is declared, labelled and executed, with its line and the source line behind it."""
+"""Splits PTX text into statements (declarations, labels, instructions), each with its line and its source line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PARAM = re.compile(r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)((?:\s+\.\w+(?:\s+
 
 
 class Where(NamedTuple):
-    """A statement: its line in the PTX (from 1), its text, and the source as "file.py:12", callers behind " in "."""
+    """A statement: its line in the PTX (from 1), its text, and its source as "file.py:12", followed by " in " and callers."""
 
     line: int
     statement: str
@@ -36,7 +36,7 @@ class Statement(NamedTuple):
 
 
 def kernel_name(ptx: str) -> str:
-    """The name of the one kernel. ValueError where there is none."""
+    """The name of the only kernel. Raises ValueError where there is none."""
     found = re.search(r"\.entry\s+([\w$]+)", ptx)
     if not found:
         raise ValueError("the PTX has no .entry")
@@ -44,7 +44,7 @@ def kernel_name(ptx: str) -> str:
 
 
 def head_of(ptx: str) -> str:
-    """From .entry to the body's brace."""
+    """The text from .entry to the brace of the body."""
     start = re.search(r"\.entry\s", ptx)
     if not start:
         raise ValueError("the PTX has no .entry")
@@ -52,7 +52,7 @@ def head_of(ptx: str) -> str:
 
 
 def params_of(ptx: str) -> tuple[tuple[Param, ...], int]:
-    """The parameters and how many bytes they take together."""
+    """(the parameters, how many bytes they take together)."""
     params, offset = [], 0
     for found in _PARAM.finditer(head_of(ptx)):
         align, kind, _, name, length = found.groups()
@@ -66,7 +66,7 @@ def params_of(ptx: str) -> tuple[tuple[Param, ...], int]:
 
 
 def threads_of(ptx: str) -> int:
-    """Threads of a program. ValueError where .reqntid or .maxntid does not say."""
+    """Threads per program. Raises ValueError where neither .reqntid nor .maxntid says so."""
     found = re.search(r"\.(?:reqntid|maxntid)\s+(\d+)", head_of(ptx))
     if not found:
         raise ValueError("the PTX says neither .reqntid nor .maxntid")
@@ -81,7 +81,7 @@ def _source(text: str, comment: str, files: dict[str, str]) -> str:
 
 
 def statements(ptx: str) -> Iterator[Statement]:
-    """The statements of the kernel's body, in order. ValueError for text that ends within one."""
+    """The statements of the kernel's body, in order. Raises ValueError for text that ends inside one."""
     files = {m[1]: m[2].rsplit("/", 1)[-1] for m in re.finditer(r'\.file\s+(\d+)\s+(?:"[^"]*"\s+)?"([^"]*)"', ptx)}
     start = ptx.index("\n{", re.search(r"\.entry\s", ptx).start())  # type: ignore[union-attr]
     depth, source, pending, pending_line = 0, "", "", 0
@@ -121,7 +121,7 @@ def statements(ptx: str) -> Iterator[Statement]:
 
 
 def split(text: str) -> list[str]:
-    """Operands between commas that lie in no braces or brackets."""
+    """The operands between commas that are outside braces and brackets."""
     parts, depth, current = [], 0, ""
     for character in text:
         depth += (character in "{[") - (character in "}]")
@@ -134,7 +134,7 @@ def split(text: str) -> list[str]:
 
 
 def immediate(text: str) -> int | None:
-    """The bits of a literal, None where the text is none."""
+    """The bits of a literal; None where the text is none."""
     if not _NUMBER.fullmatch(text):
         return None
     if text[:2] in ("0f", "0F", "0d", "0D"):
@@ -147,7 +147,7 @@ def immediate(text: str) -> int | None:
 
 
 def address(text: str) -> tuple[str, int]:
-    """What "[%r1+16]" names: a register or symbol, and bytes. ValueError for another form."""
+    """(register or symbol, bytes) of an address such as "[%r1+16]". Raises ValueError for another form."""
     found = re.fullmatch(r"\[\s*([%$\w.]+)\s*(?:\+\s*(-?\w+))?\s*\]", text.strip())
     if not found:
         raise ValueError(f"an address is [register+bytes], not {text}")
@@ -155,6 +155,6 @@ def address(text: str) -> tuple[str, int]:
 
 
 def group(text: str) -> list[str]:
-    """The members of "{%r1, %r2}", or the operand alone."""
+    """The members of "{%r1, %r2}", or the single operand."""
     text = text.strip()
     return split(text[1:-1]) if text.startswith("{") else [text]

@@ -1,6 +1,6 @@
 """What differs between the versions of Triton that the executor drives: 3.6.0, 3.7.1, 3.8.0 and 3.9.0.
 
-Of the stages of a compilation the last, ptxas, is left out: the "binary" is the PTX itself.
+The last stage of a compilation, ptxas, is left out: the "binary" is the PTX itself.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from triton.backends.nvidia import driver as nvidia
 
 from bench.executor.layout import Kind
 
-#: What makes a descriptor in `driver.active.utils`: 3.6 has the first name, later versions the second.
+#: The function of `driver.active.utils` that makes a descriptor. 3.6 has the first name, later versions the second.
 FILL_NAMES = ("fill_tma_descriptor", "fill_tma_descriptor_tiled")
-#: What keeps executed kernels apart from others in Triton's cache, where it asks (3.7 on).
+#: The part of the key that keeps executed kernels apart from others in Triton's cache, where Triton asks for one (from 3.7 on).
 KEY = "executor: the binary is the PTX"
 #: The folder of executed kernels in Triton's cache.
 FOLDER = "/executor"
 #: The version at hand, (3, 7).
 VERSION = tuple(int(word) for word in triton.__version__.split(".")[:2])
 
-#: Faults of the compiler that are known and not this project's: 3.6 puts no fence between what cp.async or a store wrote and a
-#: wgmma that reads it, which PTX asks for; 3.7 on do.
+#: Known faults of the compiler, which are not this project's. 3.6 puts no fence between a cp.async or a store and a wgmma that
+#: reads what it wrote, which PTX asks for; later versions do.
 FORGIVEN = (Kind.PROXY,) if VERSION < (3, 7) else ()
 
 
 def _no_machine_code(
     backend: Any = None, stages: Any = None, options: Any = None, language: Any = None, capability: Any = None
 ) -> tuple[str, str] | None:
-    """Triton's hook on the stages of a compilation: without arguments it is asked for its part of the cache's key."""
+    """Triton's hook on the stages of a compilation. Without arguments it returns its part of the cache's key."""
     if stages is None:
         return KEY, KEY
     stages["cubin"] = lambda ptx, metadata: ptx.encode()
@@ -38,7 +38,7 @@ def _no_machine_code(
 
 
 def leave_out_machine_code() -> None:
-    """From here on Triton compiles to PTX and no further, in a folder of its own: 3.6 does not ask the hook for a key."""
+    """From here on Triton compiles only to PTX, in a cache folder of its own, because 3.6 does not ask the hook for a key."""
     knobs.runtime.add_stages_inspection_hook = _no_machine_code
     _cache_in(str(knobs.cache.dir).removesuffix(FOLDER) + FOLDER)
 
@@ -50,15 +50,15 @@ def make_machine_code() -> None:
 
 
 def _cache_in(folder: str) -> None:
-    """The folder of Triton's cache in this process, not in the environment of those that it starts."""
+    """Sets the folder of Triton's cache in this process, but not in the environment of processes that it starts."""
     propagates, knobs.propagate_env = knobs.propagate_env, False
     knobs.cache.dir = folder
     knobs.propagate_env = propagates
 
 
 def descriptor_values(descriptor: Any, metadata: Any) -> list[Any]:
-    """What a kernel gets for a TMA descriptor, by Triton's own code: the filled one, then shape and strides; where the
-    architecture has none, the tensor and its shape and strides."""
+    """A kernel's parameters for a TMA descriptor, by Triton's own code: the filled descriptor, shape and strides. Where the
+    architecture has no descriptors, the tensor, shape and strides."""
     if VERSION >= (3, 8):
         return nvidia.make_tensordesc_arg(descriptor, metadata, None)
     return nvidia.make_tensordesc_arg(descriptor, metadata)

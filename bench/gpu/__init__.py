@@ -1,1 +1,1 @@
-"""`python -m bench gpu`: what only a GPU can answer, in stages that each stand alone, the most telling first."""
+"""`python -m bench gpu`: what only a GPU can answer, in independent stages, the most telling first."""

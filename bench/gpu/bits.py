@@ -1,7 +1,8 @@
-"""Calls whose results are exact whatever the order of their sums, held against the CPU's bit for bit.
+"""Calls whose results are exact in any order of their sums, compared with the CPU's bit by bit.
 
-Convolutions of small whole numbers, whose sums float32 holds: shared reductions, packed, block-diagonal and folded operands,
-bands and their diagonals. And copies of any bits at all: states of sequences, cached frames. (Zeros may differ in sign.)
+These are convolutions of small whole numbers, whose sums are exact in float32 (shared reductions, packed, block-diagonal and
+folded operands, bands and their diagonals), and copies of arbitrary bits (states of sequences, cached frames). Zeros may differ
+in sign.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from tritonconv.video import cpu as frames
 from tritonconv.video.op import chunk_of
 
 _OPS = torch.ops.tritonconv
-LARGEST = 2  # of a whole number
+LARGEST = 2  # the largest whole number
 GATHER = FAMILIES["gather"][0]
 
-#: A layer, its layout, its numbers, and a plan. What "stem" and the groups say has weights that are not the call's.
+#: (layer, layout, type, plan). In the plans of "stem" and of the groups the kernel's weights are not the call's.
 FORCED = {
     "shared fprop": (GATHER, "channels_last", "fp16", "fprop:gather:64x64x32:w4:s4:split2"),
     "shared dgrad": (LAYERS["stride 2"], "channels_last", "fp16", "dgrad:gather:64x64x32:w4:s4:split2"),
@@ -48,12 +49,12 @@ FORCED = {
 
 
 def whole(t: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """The tensor's memory filled with whole numbers."""
+    """Fills the tensor's memory with whole numbers."""
     return t.copy_(torch.randint(-LARGEST, LARGEST + 1, t.shape, generator=generator, device=t.device))
 
 
 def whole_item(item: Item, work: Work) -> Item:
-    """The item with whole numbers, held against the exact result rounded once."""
+    """The item with whole numbers, compared with the exact result rounded once."""
 
     def inputs(device: str) -> Tensors:
         a, b = item.inputs(device)
@@ -71,7 +72,7 @@ def whole_item(item: Item, work: Work) -> Item:
 
 
 def unlike(got: torch.Tensor, want: torch.Tensor) -> float:
-    """The number of elements that differ, plus 1 where there are any; 0 where none does."""
+    """0 where no element differs, else the number of differing elements plus 1."""
     if got.shape != want.shape:
         return float("inf")
     found = int((got != want).sum())
@@ -82,7 +83,7 @@ def unlike(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 def any_bits(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, device: str, seed: int) -> torch.Tensor:
-    """Memory of random bits: infinities and NaN of every kind among them."""
+    """A tensor of random bits, which include infinities and NaN of every kind."""
     room = torch.empty_strided(shape, strides, dtype=as_whole(dtype), device=device)
     if device != "meta":
         most = torch.iinfo(room.dtype)
@@ -96,12 +97,12 @@ def as_whole(dtype: torch.dtype) -> torch.dtype:
 
 
 def same(got: torch.Tensor, want: torch.Tensor) -> float:
-    of = as_whole(got.dtype)
-    return unlike(got.cpu().view(of), want.cpu().view(of))
+    integers = as_whole(got.dtype)
+    return unlike(got.cpu().view(integers), want.cpu().view(integers))
 
 
 def final_state(mode: str, dtype: torch.dtype, last: bool) -> Item:
-    """The last columns of sequences, copied."""
+    """The final states of sequences, which are copies of their last columns."""
 
     def inputs(device: str) -> Tensors:
         x, w, _, state, ids, starts = causal_tensors(mode, dtype, last, device)
@@ -123,7 +124,7 @@ def final_state(mode: str, dtype: torch.dtype, last: bool) -> Item:
 
 
 def next_cache(name: str, dtype: torch.dtype, last: bool) -> Item:
-    """The frames that a chunk leaves for the next one, copied."""
+    """The next cache of a chunk, which is a copy of its last frames."""
     x_shape, w_shape, cached, *window = CHUNKS[name]
     cache_shape = (*x_shape[:2], cached, *x_shape[3:])
     chunk = chunk_of(x_shape, w_shape, cache_shape if cached else None, *window)
@@ -177,5 +178,5 @@ def in_order() -> Iterator[Item]:
 
 
 def items() -> dict[str, Item]:
-    """By name, in order."""
+    """The items by name, in order."""
     return {item.name: item for item in in_order()}

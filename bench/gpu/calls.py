@@ -1,35 +1,38 @@
-"""The calls of the first stage, the most telling first: every family and function once, then other types, layouts, layers."""
+"""The calls of the first stage, the most telling first: every family and function once, then other types, layouts and
+layers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from bench.gpu.convolutions import NUMBERS, family_items, fused_items, layer_items
+from bench.gpu.deform import deform_items
 from bench.gpu.functions import causal_items, separable_items, video_items
 from bench.gpu.item import Item
 
 
 def in_order() -> Iterator[Item]:
     yield from family_items(("fp16",), ("channels_last",))
-    for items in (causal_items, video_items, separable_items):
+    for items in (causal_items, video_items, separable_items, deform_items):
         yield from items("fp16", False)
     yield from family_items(("bf16", "tf32", "fp32", "fp64"), ("channels_last",))
     yield from fused_items("fp16")
     yield from layer_items("fp16", "channels_last")
     for numbers in ("bf16", "tf32", "fp32", "fp64"):
-        if numbers != "tf32":  # which no product of it is in
+        if numbers != "tf32":  # none of its products are in tf32
             yield from causal_items(numbers, False)
         yield from video_items(numbers, False)
         yield from separable_items(numbers, False)
+        yield from deform_items(numbers, False)
     yield from family_items(tuple(NUMBERS), ("contiguous",))
-    for items in (causal_items, video_items, separable_items):
+    for items in (causal_items, video_items, separable_items, deform_items):
         yield from items("fp16", True)
     yield from fused_items("tf32")
     yield from layer_items("bf16", "contiguous")
 
 
 def items() -> dict[str, Item]:
-    """By name, in order; what comes up twice is tried once."""
+    """The items by name, in order. An item that occurs twice is tried once."""
     found: dict[str, Item] = {}
     for item in in_order():
         found.setdefault(item.name, item)

@@ -21,7 +21,7 @@ from costmodel.tiling import Call, Plan
 from tritonconv.epilogue import ACTIVATIONS
 from tritonconv.op import flat
 
-#: dtype and the precision of float32.
+#: (dtype, precision of float32) by short name.
 NUMBERS = {
     "fp16": ("float16", "ieee"),
     "bf16": ("bfloat16", "ieee"),
@@ -31,7 +31,7 @@ NUMBERS = {
 }
 LAYOUTS = ("channels_last", "contiguous")
 
-#: A layer that each family serves, and the numbers it computes in.
+#: For each family a layer that it serves, and the types it computes in.
 FAMILIES = {
     "gather": ("conv2d n4 c64 15x13 -> 96 k3 p1", tuple(NUMBERS)),
     "patch": ("conv2d n4 c64 15x13 -> 96 k1", tuple(NUMBERS)),
@@ -63,7 +63,7 @@ Choice = Callable[[Call], Plan]
 
 
 def of_family(family: str, call: Call) -> Plan:
-    """The plan of least predicted time within a family. `Unserved` where the current GPU has none."""
+    """The plan of least predicted time within a family. Raises `Unserved` where the current GPU has none."""
     device = model_of_device()
     found = [plan for plan in candidates(call, device) if plan.family == family]
     if not found:
@@ -77,7 +77,7 @@ def chosen(call: Call) -> Plan:
 
 
 def forced(text: str, call: Call) -> Plan:
-    """The plan in words."""
+    """The plan that `text` names."""
     return Plan.parse(text)
 
 
@@ -87,7 +87,7 @@ def work_of(text: str, which: Pass, numbers: str, layout: str) -> Work:
 
 
 def pass_item(name: str, work: Work, choice: Choice) -> Item:
-    """One pass of a convolution by the plan that `choice` takes."""
+    """One pass of a convolution under the plan that `choice` takes."""
     plan = cache(lambda: choice(call_of(work)))
 
     def inputs(device: str) -> Tensors:
@@ -109,7 +109,7 @@ def pass_item(name: str, work: Work, choice: Choice) -> Item:
 
 # --- with an epilogue -------------------------------------------------------------------------------------------------
 
-#: What follows, by the cost model's kind of it: the tensors, the activation, and whether z is written too.
+#: Epilogues by the cost model's kind: (the tensors, the activation, whether z is written too).
 EPILOGUES = {
     "channels": (("scale", "shift"), "relu", False),
     "tensors": (("scale", "shift", "residual"), "relu6", True),
@@ -119,7 +119,7 @@ SLOPE = 0.01
 
 
 def followed(sums: Expected, bias: Any, scale: Any, shift: Any, residual: Any) -> Expected:
-    """(sums + bias) * scale + shift + residual, each a float64 tensor that broadcasts, or None."""
+    """(sums + bias) * scale + shift + residual. Each is a float64 tensor that broadcasts, or None."""
     value, magnitude = sums.value, sums.magnitude
     if bias is not None:
         value, magnitude = value + bias, magnitude + bias.abs()
@@ -132,7 +132,7 @@ def followed(sums: Expected, bias: Any, scale: Any, shift: Any, residual: Any) -
 
 
 def fused_item(name: str, work: Work, kind: str, choice: Choice) -> Item:
-    """fprop or dgrad (of a transposed layer) with a bias and what follows."""
+    """fprop, or dgrad of a transposed layer, with a bias and an epilogue."""
     extras, activation, keep = EPILOGUES[kind]
     p, rank = work.problem, work.problem.rank
     channels = work.shapes[2][1]
@@ -182,7 +182,7 @@ def fused_item(name: str, work: Work, kind: str, choice: Choice) -> Item:
 
 
 def family_items(numbers: Sequence[str], layouts: Sequence[str]) -> Iterator[Item]:
-    """Every family and pass in some numbers and layouts."""
+    """Every family and pass in some types and layouts."""
     for family, (text, served) in FAMILIES.items():
         for word, layout, which in itertools.product(numbers, layouts, Pass):
             if word not in served or (word == "tf32" and family == "tma" and which != Pass.FPROP):
@@ -205,7 +205,7 @@ def fused_items(numbers: str) -> Iterator[Item]:
 
 
 def layer_items(numbers: str, layout: str) -> Iterator[Item]:
-    """Every other kind of layer, by the plan that is chosen for it."""
+    """Every other kind of layer, under the plan that is chosen for it."""
     for name, text in LAYERS.items():
         for which in Pass:
             yield pass_item(f"{name} {which} {numbers} {layout}", work_of(text, which, numbers, layout), chosen)

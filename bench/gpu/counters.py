@@ -1,4 +1,4 @@
-"""Counters of one kernel by the profiler, where it is there: what the cost model counts, as the GPU counts it."""
+"""The profiler's counters of one kernel, where a profiler is installed: what the cost model counts, as the GPU counts it."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ METRICS = (
 
 
 def profiler() -> str | None:
-    """The program, where a CUDA toolkit has it."""
+    """The path of the profiler, where a CUDA toolkit has it."""
     roots = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
     return shutil.which("ncu") or shutil.which("ncu", path=os.pathsep.join(f"{root}/bin" for root in roots if root))
 
 
 def parsed(text: str) -> dict[str, float]:
-    """Metrics of the first kernel in the profiler's CSV, among what the program itself printed."""
+    """The metrics of the first kernel in the profiler's CSV, which stands among the program's own output."""
     lines = text.splitlines()
     first = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
     if first is None:
@@ -57,7 +57,7 @@ def parsed(text: str) -> dict[str, float]:
 
 
 def run(path: Path, facts: Mapping[str, str], seconds: float, say: Callable[[str], None]) -> Tally:
-    """Count, and keep the answer in `path`. Where there is no profiler, or it may not count, one line says so."""
+    """Counts and writes the answer to `path`. Where there is no profiler, or it may not count, one line says so."""
     program = profiler()
     if program is None:
         say("ncu is not installed: nothing is counted")
@@ -83,7 +83,7 @@ def run(path: Path, facts: Mapping[str, str], seconds: float, say: Callable[[str
 
 
 def main() -> None:
-    """The item, for the profiler to look at."""
+    """Runs the item, for the profiler to count."""
     result = perform(items()[ITEM], "cuda")
     if result.status != "ok":
         raise SystemExit(f"{result.name}: {result.note}")

@@ -1,4 +1,4 @@
-"""The functions that stand for several calls of torch, to try: causal sequences, causal video, depthwise-separable pairs."""
+"""Items of the functions that replace several calls of torch: causal sequences, causal video, depthwise-separable pairs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OPS = torch.ops.tritonconv
 
 
 def tensor(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, device: str, seed: int) -> torch.Tensor:
-    """Standard normal values, always the same; none on the device "meta"."""
+    """A tensor of standard normal values, the same in every run; without values on the device "meta"."""
     room = torch.empty_strided(shape, strides, dtype=dtype, device=device)
     return room if device == "meta" else room.normal_(generator=torch.Generator(device).manual_seed(seed))
 
@@ -39,12 +39,12 @@ def numbers_of(words: str, device: str) -> torch.Tensor:
 
 
 def same_bits(got: torch.Tensor, want: torch.Tensor) -> float:
-    """0 where the elements are the same, infinite elsewhere."""
+    """0 where all elements are the same, else infinity."""
     return 0.0 if torch.equal(got.cpu(), want.cpu()) else float("inf")
 
 
 def in_float64(tensors: Sequence[Any], change: Any = torch.clone) -> list[Any]:
-    """The tensors on the CPU, floating ones in float64 and changed."""
+    """The tensors on the CPU. Floating ones are in float64 and `change` has been applied."""
     found = []
     for t in tensors:
         wide = t is not None and t.is_floating_point()
@@ -53,7 +53,7 @@ def in_float64(tensors: Sequence[Any], change: Any = torch.clone) -> list[Any]:
 
 
 def planned(function: Any, *arguments: Any, **settings: Any) -> str:
-    """The plans of a call, as `tritonconv.explain` finds them."""
+    """The plans of a call, as `tritonconv.explain` names them."""
     found = tritonconv.explain(function, *arguments, **settings).plans
     return "; ".join(f"{name} {plan}" for name, plan in found.items())
 
@@ -61,7 +61,7 @@ def planned(function: Any, *arguments: Any, **settings: Any) -> str:
 # --- causal sequences -------------------------------------------------------------------------------------------------
 
 BATCH, CHANNELS, LENGTH, TAPS = 3, 96, 75, 4
-#: Sequences one after another, one of them empty.
+#: The bounds of packed sequences, one of which is empty.
 STARTS = "0 20 20 21 75"
 MODES = ("plain", "state", "packed", "ids")
 
@@ -71,7 +71,7 @@ def line_strides(shape: Sequence[int], last: bool) -> tuple[int, ...]:
 
 
 def causal_tensors(mode: str, dtype: torch.dtype, last: bool, device: str) -> list[torch.Tensor | None]:
-    """x, w, b, state, ids and starts as the op takes them."""
+    """[x, w, b, state, ids, starts], as the op takes them."""
     batch = 1 if mode == "packed" else BATCH
     count = len(STARTS.split()) - 1 if mode == "packed" else batch
     shape, ids, starts = (batch, CHANNELS, LENGTH), None, None
@@ -97,14 +97,14 @@ def silu(z: torch.Tensor) -> torch.Tensor:
 
 
 def sequence_plan(which: str, activation: str, *tensors: Any) -> str:
-    """Of the forward or backward pass; arguments as the op's."""
+    """The plan of the forward or backward pass; the arguments are the op's."""
     x, w, b, state, ids, starts = tensors
     call = tritonconv.causal_conv1d, x, w, b, activation or None, state, False, ids if starts is None else None, starts
     return next(words for words in planned(*call).split("; ") if words.startswith(which))
 
 
 def causal_forward(mode: str, numbers: str, last: bool) -> Item:
-    """y and, where sequences have states, the final ones, which are copies."""
+    """y, and where sequences have states the final states, which are copies."""
     dtype, keeps = getattr(torch, NUMBERS[numbers][0]), mode != "ids"
 
     def call(*tensors: Any) -> Sequence[torch.Tensor]:
@@ -132,7 +132,7 @@ def causal_forward(mode: str, numbers: str, last: bool) -> Item:
 
 
 def causal_backward(mode: str, numbers: str, last: bool, activation: str) -> Item:
-    """dx, dw with db behind it, and the states' gradients."""
+    """dx, dw followed by db, and the gradients of the states."""
     dtype = getattr(torch, NUMBERS[numbers][0])
     wants = (True, True, mode in ("state", "packed"))
 
@@ -157,7 +157,7 @@ def causal_backward(mode: str, numbers: str, last: bool, activation: str) -> Ite
             return [t for t, wanted in zip(found, wants, strict=True) if wanted]
 
         of = zip(results, gradients(torch.clone, activation), gradients(torch.abs), gradients(torch.ones_like), strict=True)
-        extra = TAPS if activation else 0  # the terms of z
+        extra = TAPS if activation else 0  # z has so many terms
         return max(share(got, Expected(value, size, terms + extra)) for got, value, size, terms in of)
 
     name = f"causal backward {mode} {activation or 'plain'} {numbers} {'channels_last' if last else 'contiguous'}"
@@ -169,7 +169,7 @@ def causal_backward(mode: str, numbers: str, last: bool, activation: str) -> Ite
 
 
 def causal_update(numbers: str) -> Item:
-    """Two tokens of sequences that take turns in a larger state."""
+    """Two tokens per sequence, whose states are rings in a larger tensor."""
     dtype, entries, width = getattr(torch, NUMBERS[numbers][0]), 5, TAPS
 
     def inputs(device: str) -> Tensors:
@@ -203,7 +203,7 @@ def causal_update(numbers: str) -> Item:
 
 
 def causal_items(numbers: str, every: bool) -> Iterator[Item]:
-    """Forward, backward and update; `every` mode and layout or one."""
+    """Forward, backward and update, with `every` in all modes and layouts, otherwise in one."""
     modes, layouts = (MODES, (True, False)) if every else (("state",), (True,))
     for mode in modes:
         for last in layouts:
@@ -215,7 +215,7 @@ def causal_items(numbers: str, every: bool) -> Iterator[Item]:
 
 # --- causal video -----------------------------------------------------------------------------------------------------
 
-#: x, weight, cached frames, and the op's stride, padding, dilation, upsample and time_padding.
+#: (x, weight, cached frames, then the op's stride, padding, dilation, upsample and time_padding).
 CHUNKS: dict[str, tuple[Any, ...]] = {
     "cached": ((1, 32, 2, 10, 9), (48, 32, 3, 3, 3), 2, (1, 1, 1), (1, 1, 1, 1), (1, 1, 1), 1, "zeros"),
     "first": ((2, 32, 1, 10, 9), (48, 32, 3, 3, 3), 0, (1, 1, 1), (1, 1, 1, 1), (1, 1, 1), 1, "zeros"),
@@ -276,7 +276,7 @@ def video_items(numbers: str, every: bool) -> Iterator[Item]:
 
 # --- depthwise and pointwise ------------------------------------------------------------------------------------------
 
-#: x, depthwise kernel, filters, stride, padding, and whether a residual follows.
+#: (x, depthwise kernel, filters, stride, padding, whether there is a residual).
 PAIRS: dict[str, tuple[Any, ...]] = {
     "3x3": ((2, 48, 15, 13), 3, 40, 1, 1, True),
     "3x3 stride 2": ((2, 40, 17, 14), 3, 72, 2, 1, False),
@@ -317,7 +317,7 @@ def separable_item(name: str, numbers: str, between: str, after: str, plan: str 
         return (y,)
 
     def judge(tensors: Tensors, results: Sequence[torch.Tensor]) -> float:
-        """z is rounded between the two, by a unit of its size, and what that and its sums are off by is summed again."""
+        """z is rounded between the two convolutions; its rounding error and that of its sums are summed by the second."""
         got, (x, w1, w2, b1, b2, residual) = results[0], in_float64(tensors)
         conv, tf32 = torch.nn.functional.conv2d, precision == "tf32" and dtype == torch.float32
 

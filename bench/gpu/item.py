@@ -1,4 +1,4 @@
-"""One call to try on a GPU: its tensors, the call, and how far the results are from what they should be."""
+"""One call to try on a GPU: its tensors, the call, and how far its results may be off."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from bench.work import float32_in
 from costmodel.device import Device
 from tritonconv import host, launch
 
-#: Tensors of a call, None where it takes none.
+#: The tensors of a call; None for a tensor that is not given.
 Tensors = Sequence[torch.Tensor | None]
-#: Calls whose median is the time of one warm call.
+#: Number of calls whose median is the time of a warm call.
 TIMED = 5
 
 
@@ -34,9 +34,9 @@ def unexplained(tensors: Tensors) -> str:
 
 @dataclass(frozen=True)
 class Item:
-    """`inputs` makes the tensors on a device (torch's word), `call` computes the results from them and changes none, `judge`
-    says how far the results are off in parts of what is allowed: 1 or less is right. `plan` says which plan runs, in words,
-    and raises `Unserved` where this GPU has none; where the tensors are needed for it, `explained` says it. `precision` is
+    """A call to try. `inputs` makes the tensors on a device (torch's name), `call` computes the results from them and changes
+    none of them, and `judge` returns the error of the results over what is allowed: 1 or less is right. `plan` returns the plan
+    in words and raises `Unserved` where this GPU has none; where it needs the tensors, `explained` returns it. `precision` is
     that of float32: "ieee" or "tf32"."""
 
     name: str
@@ -50,8 +50,8 @@ class Item:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of an item. `status` is "ok", "failed" or "unserved", which `note` explains; `error` is in parts of what is
-    allowed and None where it is infinite, `us` the microseconds of a warm call, `launched` what was launched."""
+    """The outcome of an item. `status` is "ok", "failed" or "unserved", and `note` explains it. `error` is the error over what
+    is allowed, or None where it is infinite; `us` is the microseconds of a warm call; `launched` says what was launched."""
 
     name: str
     status: str
@@ -70,7 +70,7 @@ def model_of_device() -> Device:
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """New memory is NaN, so that an element which no kernel writes is seen."""
+    """Inside the block new memory is NaN, so that an element that no kernel writes shows."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
@@ -84,7 +84,7 @@ def synchronize(device: str) -> None:
 
 
 def seconds_of(call: Callable[[], Any], device: str) -> float:
-    """The median of some calls, by the GPU's clock where there is one."""
+    """The median seconds of some calls, by the GPU's clock where there is one."""
     took = []
     for _ in range(TIMED if device == "cuda" else 1):
         if device == "cuda":
@@ -106,7 +106,7 @@ def launched_since(before: Counter[str]) -> str:
 
 
 def perform(item: Item, device: str) -> Result:
-    """Try an item. What it raises is a failed result; a GPU that no longer answers shows at the next one."""
+    """Tries an item. An exception is a failed result; a GPU that no longer answers shows at the next item."""
     plan = ""
     try:
         with float32_in(item.precision):
@@ -133,7 +133,8 @@ def perform(item: Item, device: str) -> Result:
 
 
 def launch_only(item: Item, device: str) -> None:
-    """The same call with nothing read: what it compiles is what `perform` compiles. Raises `Unserved` as `plan` does."""
+    """Makes the same call without reading results, so that it compiles what `perform` compiles. Raises `Unserved` as `plan`
+    does."""
     with float32_in(item.precision):
         item.plan()
         item.call(*item.inputs(device))

@@ -1,4 +1,4 @@
-"""`python -m bench gpu`: the stages, their limits, and running them one after another."""
+"""`python -m bench gpu`: the stages, their limits, and how they run one after another."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from bench.prepared.launchers import Launchers
 from bench.prepared.store import install
 from bench.provenance import ROOT, provenance, results_dir
 
-#: The whole may take so long; what the stages leave of it goes to the one that takes the rest.
+#: Seconds for all stages. What the others leave goes to the stage that takes the rest.
 TOTAL_SECONDS = 480.0
-#: Kernels prepared elsewhere, if this folder is there.
+#: The folder of kernels that were compiled elsewhere, if it exists.
 PREPARED = ROOT / "build" / "gpu-cache"
-#: Below the folder of results: what is no row of a measurement.
+#: The subfolder of the results for what is no row of a measurement.
 FOLDER = "gpu"
-#: After a stage's limit a command may end by itself for so long.
+#: Seconds after a stage's limit in which a command may end by itself.
 GRACE_SECONDS = 10.0
-#: Processes of pytest.
+#: Number of pytest's processes.
 JOBS = os.environ.get("GPU_JOBS", "8")
 
 Say = Callable[[str], None]
@@ -56,11 +56,11 @@ class Stage:
     seconds: float
     what: str
     run: Callable[[Context], Tally]
-    rest: bool = False  # takes what the others leave of the whole
+    rest: bool = False  # whether it takes the time that the others leave
 
 
 def items(module: str, context: Context) -> Tally:
-    """A stage of items, whose rows go to a file of its own."""
+    """Runs a stage of items, whose rows go to a file of its own."""
     stage = module.rsplit(".", 1)[1]
     names = list(importlib.import_module(module).items())
     path = context.out / FOLDER / f"{stage}.jsonl"
@@ -72,7 +72,7 @@ def count(context: Context) -> Tally:
 
 
 def command(arguments: Sequence[str], context: Context) -> Tally:
-    """A command of this Python, whose output is ours; it is told to stop at the limit, and made to shortly after."""
+    """Runs a command of this Python, which prints to our output. It is asked to stop at the limit, and killed shortly after."""
     process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, start_new_session=True)
     try:
         status = process.wait(timeout=context.seconds)
@@ -84,7 +84,7 @@ def command(arguments: Sequence[str], context: Context) -> Tally:
 
 
 def stop(process: subprocess.Popen[Any]) -> None:
-    """End a process and all it started, by SIGTERM first."""
+    """Ends a process and everything that it started, first by SIGTERM."""
     for how in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, how)
@@ -111,7 +111,7 @@ def tests(context: Context) -> Tally:
     return command(words, context)
 
 
-#: In their order, the most telling first.
+#: The stages in their order, the most telling first.
 STAGES = {
     stage.name: stage
     for stage in (
@@ -129,7 +129,7 @@ STAGES = {
 
 @functools.cache
 def sources() -> str:
-    """A hash of the library's and the cost model's files: results are as old as these."""
+    """A hash of the library's and the cost model's files. Results of other files are stale."""
     found = hashlib.sha256()
     for package in ("tritonconv", "costmodel"):
         for path in sorted((ROOT / package).rglob("*")):
@@ -145,7 +145,7 @@ def facts() -> dict[str, str]:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """SIGTERM ends the program as an exception would, so that what was started is ended too."""
+    """Inside the block SIGTERM ends the program as an exception does, so that what was started is ended too."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -158,7 +158,7 @@ def ended_by_signals() -> Iterator[None]:
 
 
 def run(names: Sequence[str], device: str, out: Path, say: Say, total: float = TOTAL_SECONDS) -> dict[str, Tally]:
-    """The stages of these names, in their order. One that fails does not keep the others from running."""
+    """Runs the named stages in their order. A stage that fails does not keep the others from running."""
     began, found = time.monotonic(), dict[str, Tally]()
     chosen = [stage for stage in STAGES.values() if stage.name in names]
     with ended_by_signals():
@@ -179,7 +179,7 @@ def run(names: Sequence[str], device: str, out: Path, say: Say, total: float = T
 
 
 def summary(found: Mapping[str, Tally], say: Say) -> None:
-    """What became of the stages, what failed by name. SystemExit(1) where anything did."""
+    """Prints the outcome of the stages, and failures by name. Raises SystemExit(1) where anything failed."""
     for name, tally in found.items():
         say(f"{name}: {tally}")
         for failed in tally.failed:
@@ -189,7 +189,7 @@ def summary(found: Mapping[str, Tally], say: Say) -> None:
 
 
 def prepare(folder: Path, say: Say) -> None:
-    """File what was compiled elsewhere, and build its launchers."""
+    """Files kernels that were compiled elsewhere in Triton's cache, and builds their launchers."""
     if not folder.is_dir():
         say(f"no kernels are prepared ({folder} is not there): each is compiled where it is first launched")
         return
@@ -197,12 +197,12 @@ def prepare(folder: Path, say: Say) -> None:
         say(f"prepared kernels: {install(folder)}")
         built, seconds = Launchers(folder).build()
         say(f"{built} launchers built in {seconds:.1f} s")
-    except Exception as error:  # they save time and are not needed
+    except Exception as error:  # they only save time
         say(f"the prepared kernels are not all of use: {type(error).__name__}: {error}"[:300])
 
 
 def main(names: Sequence[str], out: Path | None, prepared: Path) -> None:
-    """What `python -m bench gpu` does. ValueError for a stage that is none, SystemExit(1) where something failed."""
+    """What `python -m bench gpu` does. Raises ValueError for an unknown stage, SystemExit(1) where something failed."""
     for name in names:
         if name not in STAGES:
             raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {name!r}")

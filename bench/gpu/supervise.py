@@ -1,7 +1,7 @@
-"""Items in processes of their own: a crash or a hang is that item's failure, and the rest still run.
+"""Runs items in processes of their own, so that a crash or a hang is only that item's failure and the others still run.
 
-Results are appended to a file one by one and are on the disk before the next item begins, so that a run which is ended loses
-nothing; a later run tries what has no good result yet.
+Each result is appended to a file and is on the disk before the next item begins, so a run that is ended loses nothing. A later
+run tries what has no good result yet.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from bench.gpu.item import Result
 from bench.gpu.worker import READY
 from bench.provenance import ROOT
 
-#: An item may take so many seconds, kernels compiled on the way included, and a process so many to begin.
+#: Most seconds of an item, including compilation, and of the start of a process.
 ITEM_SECONDS, START_SECONDS = 40.0, 90.0
-#: Lines of a process's last words that are searched for one worth telling.
+#: Last lines of a process's output that are searched for one worth reporting.
 LAST_WORDS = 40
 
 
 class Lost(Exception):
-    """A process that gave no answer, and why."""
+    """Says that a process gave no answer, and why."""
 
 
 class Worker:
-    """A process that tries items. `answers` are its lines, None at their end."""
+    """A process that tries items. `answers` receives its lines, then None."""
 
     def __init__(self, module: str, device: str) -> None:
         self.process = subprocess.Popen(
@@ -66,14 +66,14 @@ class Worker:
             self.words.append(line.rstrip())
 
     def next(self, seconds: float) -> dict[str, Any]:
-        """The next answer. `Lost` where none comes in time or the process ended."""
+        """The next answer. Raises `Lost` where none comes in time or the process has ended."""
         try:
             line = self.answers.get(timeout=max(0.0, seconds))
         except queue.Empty:
             self.end()
             raise Lost(f"no answer within {seconds:.0f} s") from None
         if line is None:
-            self.answers.put(None)  # for whoever asks again
+            self.answers.put(None)  # for later calls
             status = self.process.wait()
             self.threads[1].join(timeout=5)
             how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
@@ -83,7 +83,7 @@ class Worker:
         return found
 
     def begin(self) -> None:
-        """Wait until the process is ready."""
+        """Waits until the process is ready."""
         if not self.ready:
             if self.next(START_SECONDS).get("status") != READY:
                 raise Lost("the process did not begin as it should")
@@ -95,7 +95,7 @@ class Worker:
             self.process.stdin.write(f"{name}\n")
             self.process.stdin.flush()
         except OSError:
-            pass  # it ended: `next` says how
+            pass  # the process ended; `next` says how
         answer = self.next(seconds)
         self.lost = answer.pop("lost")
         return Result(**answer)
@@ -107,7 +107,7 @@ class Worker:
 
 
 class Workers:
-    """A process that works and one that waits, already begun, to take over."""
+    """A process that works, and one that has started and waits to take over."""
 
     def __init__(self, module: str, device: str) -> None:
         self.module, self.device = module, device
@@ -117,7 +117,7 @@ class Workers:
         return Worker(self.module, self.device)
 
     def tried(self, name: str, seconds: float) -> Result:
-        """The result of an item, "failed" where its process was lost. `Lost` where neither process begins."""
+        """The result of an item, "failed" where its process was lost. Raises `Lost` where neither process starts."""
         try:
             self.all[0].begin()
         except Lost:
@@ -143,7 +143,7 @@ class Workers:
 
 @dataclass(frozen=True)
 class Row:
-    """A result, and what it is of."""
+    """A result, and the sources, the GPU and the versions that it belongs to."""
 
     stage: str
     result: Result
@@ -154,7 +154,8 @@ class Row:
 
 
 def append(path: Path, row: Row) -> None:
-    """Add a row, on the disk when this returns. A last line without its end, in which a run was cut off, is taken out first."""
+    """Adds a row, which is on the disk when this returns. A last line without its end, from a run that was cut off, is removed
+    first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         file.seek(0)
@@ -165,14 +166,14 @@ def append(path: Path, row: Row) -> None:
 
 
 def load(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file, whole lines alone."""
+    """The rows of a file; only whole lines count."""
     for line in path.read_text().splitlines(keepends=True) if path.is_file() else ():
         if line.endswith("\n"):
             yield json.loads(line)
 
 
 def settled(path: Path, facts: Mapping[str, str]) -> set[str]:
-    """Names of the items that these sources got right on this GPU, or that it does not serve. The last row counts."""
+    """The names of items that are right, or not served, on this GPU with these sources. The last row of each counts."""
     found: dict[str, bool] = {}
     for row in load(path):
         if all(row.get(name) == value for name, value in facts.items()):
@@ -182,12 +183,12 @@ def settled(path: Path, facts: Mapping[str, str]) -> set[str]:
 
 @dataclass
 class Tally:
-    """What became of a stage's items."""
+    """The outcome of a stage's items."""
 
     ok: int = 0
     unserved: int = 0
-    before: int = 0  # right in an earlier run
-    left: int = 0  # for which there was no time
+    before: int = 0  # items that were right in an earlier run
+    left: int = 0  # items that there was no time for
     failed: list[str] = dataclasses.field(default_factory=list)
 
     def __str__(self) -> str:
@@ -216,7 +217,7 @@ def run(
     say: Callable[[str], None],
     item_seconds: float = ITEM_SECONDS,
 ) -> Tally:
-    """Try the items that have no good result in `path` yet, within `seconds`."""
+    """Tries the items that have no good result in `path` yet, within `seconds`."""
     end = time.monotonic() + seconds
     done = settled(path, facts)
     todo = [name for name in names if name not in done]
@@ -237,7 +238,7 @@ def run(
                 tally.left = len(todo) - i
                 break
             if result.status == "failed" and end <= time.monotonic():
-                tally.left = len(todo) - i  # cut off by the stage's end, which says nothing of the item
+                tally.left = len(todo) - i  # the stage's end cut it off, which says nothing about the item
                 break
             append(path, Row(stage, result, facts))
             say(line_of(result))

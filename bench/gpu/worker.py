@@ -1,8 +1,8 @@
 """`python -m bench.gpu.worker MODULE DEVICE`: tries items one after another, as its standard input names them.
 
-MODULE has `items()`. Each answer is one JSON line on the standard output, a `bench.gpu.item.Result` and whether the GPU was
-lost with it, as an illegal access leaves a process without one; the first line says that the process is ready. Whatever else
-prints goes to the standard error. `bench.gpu.supervise` takes another process where this one is lost or ends.
+MODULE has `items()`. The first line on the standard output says that the process is ready. Each answer is one JSON line there:
+a `bench.gpu.item.Result`, and whether the process has lost the GPU, as it does after an illegal access. All other output goes
+to the standard error. `bench.gpu.supervise` uses another process where this one is lost or ends.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def alive(device: str) -> bool:
 
 
 def answer(result: Result, device: str) -> dict[str, Any]:
-    """What is said of a result."""
+    """The answer for a result."""
     lost = not alive(device)
     if lost:
         result = dataclasses.replace(result, status="failed", note=f"{result.note or 'right'}; the GPU stopped answering"[:300])

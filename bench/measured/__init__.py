@@ -1,4 +1,4 @@
-"""Times and counts that others published, as data: the rows, where they are from, and how well predictions meet them.
+"""Times and counts that others published, as data: the rows, their sources, and how well predictions agree with them.
 
-None of them is of this project's kernels: they are cuDNN's and eager PyTorch's, on the machines that the rows name.
+None of them measures this project's kernels. They are times of cuDNN and eager PyTorch, on the machines that the rows name.
 """

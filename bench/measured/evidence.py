@@ -1,4 +1,4 @@
-"""What predictions are worth against published times: errors, ranks and the roofline, as rows that a page is made of."""
+"""How well predictions agree with published times: errors, ranks and the roofline, as rows from which the page is made."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from costmodel.device import Device
 from costmodel.forecast import predict
 from costmodel.library.terms import kind_of
 
-#: Networks of the sample that this package's own prediction is made for: a plan for each convolution takes its time.
+#: Number of networks for which this package's own prediction is made, because planning every convolution takes time.
 SAMPLE = 64
 
 
 @dataclass(frozen=True)
 class Error:
-    """Of predicted against measured times: medians, means and 90th percentiles of the relative error, and the ranks'
-    correlation (NaN for fewer than 8)."""
+    """Errors of predicted against measured times: median, mean and 90th percentile of the relative error, and the correlation
+    of the ranks (NaN for fewer than 8 times)."""
 
     what: str
     rows: int
@@ -48,8 +48,8 @@ class Error:
 
 @dataclass(frozen=True)
 class Below:
-    """Rows of a GPU and the roofline. `named` are those below it whose source names Winograd or FFT, `fast` those of a filter
-    for which cuDNN has such an algorithm, `cached` those whose operands L2 holds."""
+    """The rows of a GPU that are below the roofline. `named`: the source names Winograd or FFT. `fast`: cuDNN has such an
+    algorithm for the filter. `cached`: the operands fit L2."""
 
     gpu: str
     unit: str
@@ -58,7 +58,7 @@ class Below:
     named: int
     fast: int
     cached: int
-    least: float  # measured over roofline
+    least: float  # the least measured time over roofline
 
 
 def least_seconds(row: Published) -> float:
@@ -84,7 +84,8 @@ def under_the_roofline() -> list[Below]:
 
 
 def _has_fast_algorithm(row: Published) -> bool:
-    """cuDNN's Winograd and FFT serve filters wider than 1 at stride 1; gradients do not name what ran."""
+    """Whether cuDNN's Winograd or FFT may have run: they serve filters wider than 1 at stride 1. Gradients do not name what
+    ran."""
     p = row.problem
     return p.taps > 1 and max(p.stride) == 1 and p.groups == 1
 
@@ -98,7 +99,7 @@ def _cached(row: Published) -> bool:
 
 @cache
 def layer_samples() -> tuple[Sample, ...]:
-    """Those of at least `FROM` seconds, below which a single call is mostly its launch."""
+    """The samples of at least `FROM` seconds, below which a single call is mostly its launch."""
     return tuple(samples(row for row in published() if row.seconds >= FROM))
 
 
@@ -121,7 +122,7 @@ def ours(row: Published) -> float:
 
 
 def layer_errors(group: Callable[[Sample], str | None]) -> list[tuple[str, Error, Error, Error]]:
-    """By group: the roofline, the library term with layers held out, and with the GPU held out."""
+    """(group, errors of the roofline, of the library term with layers held out, and with the GPU held out)."""
     found: dict[str, list[int]] = {}
     for i, sample in enumerate(layer_samples()):
         if (name := group(sample)) is not None:
@@ -153,8 +154,8 @@ def kind_on_tensor_cores(sample: Sample) -> str | None:
 
 
 def our_ratios() -> list[tuple[str, int, float, float]]:
-    """By GPU on tensor cores: rows, this package's predicted time over the published one in the median, and the ranks'
-    correlation. Not an error: they are other kernels."""
+    """(GPU, rows, median of this package's predicted time over the published one, correlation of the ranks), on tensor cores.
+    The ratio is no error, because the published times are those of other kernels."""
     found: dict[str, list[tuple[float, float]]] = {}
     for sample in layer_samples():
         if sample.row.tensor_cores and not math.isnan(mine := ours(sample.row)):
@@ -170,7 +171,7 @@ def our_ratios() -> list[tuple[str, int, float, float]]:
 
 
 def network_errors() -> list[tuple[str, Error]]:
-    """By layout and GPU: the roofline, then the library term with half of the networks and with a GPU held out."""
+    """Errors by layout and GPU: of the roofline, then of the library term with half of the networks and with a GPU held out."""
     rows = []
     for layout in ("channels_last", "contiguous"):
         given = in_layout(layout)
@@ -188,7 +189,7 @@ def network_errors() -> list[tuple[str, Error]]:
 
 
 def network_roofline(run: Run) -> float:
-    """Each operator at the longer of its arithmetic and its bytes, nothing fused."""
+    """The sum over all operators of the longer of arithmetic and bytes, with nothing fused."""
     return operators_seconds(run.network, run.device, run.batch, lambda spent, device: roofline(spent, device, DTYPE).seconds)
 
 
@@ -204,7 +205,7 @@ def operators_seconds(network: Traced, device: Device, batch: int, time: Callabl
 
 # ---- multiply-adds --------------------------------------------------------------------------------------------------
 
-#: Why timm's published count differs, by how the network's name begins.
+#: Why timm's published count differs, by the beginning of the network's name.
 REASONS = {
     "weight standardisation, which fvcore counts as a batch normalisation of the weights": (
         "nf_", "nfnet", "dm_nfnet", "eca_nfnet", "resnetv2_50x1_bit", "resnetv2_101x1_bit", "resnetv2_152x2_bit", "resnetv2_",
@@ -217,8 +218,8 @@ REASONS = {
 
 
 def macs_beside_timm() -> tuple[int, list[tuple[str, str, float, float]]]:
-    """How many published counts ours agree with, by fvcore's rules and to their rounding, and the others: network, reason,
-    published and ours in G. ValueError for a difference without a reason."""
+    """(how many published counts ours agree with by fvcore's rules and to their rounding; for the others network, reason,
+    published and ours in G). Raises ValueError for a difference without a reason."""
     agree, others = 0, []
     for line in table("timm_macs"):
         if not line["published_gmacs"] or not (line["bn_elements"] or line["ln_gn_elements"]):

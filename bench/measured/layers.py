@@ -16,9 +16,9 @@ from costmodel.device import Device, find_device, load
 from costmodel.problem import ConvProblem, Pass
 
 HERE = Path(__file__).resolve().parent
-#: The files of single layers, without their ending.
+#: The files of single layers, without their suffix.
 FILES = ("deepbench", "kernelbench", "conv3d_v100", "resnet50_training_v100", "traces_h100")
-#: What a source calls a GPU -> what `find_device` reads, where those differ, or a file of `devices/`.
+#: A source's name of a GPU -> the name that `find_device` reads, where they differ, or a file of `devices/`.
 GPUS = {
     "NVIDIA V100 (DGX-1)": "v100",
     "Tesla V100-DGXS-32GB": "v100",
@@ -33,7 +33,7 @@ TENSOR_MATH = ("fp16 tensor cores", "fp16 tensor cores allowed", "bf16 tensor co
 
 @dataclass(frozen=True)
 class Published:
-    """One time of one convolution. `passes` are the primitives in it; of a transposed layer's forward, dgrad."""
+    """One time of one convolution. `passes` are the primitives that it covers; a transposed layer's forward is dgrad."""
 
     file: str
     source: str
@@ -65,13 +65,13 @@ class Published:
 
 @cache
 def sources() -> dict[str, Any]:
-    """By file: repository, licence, what was timed and on what."""
+    """The sources by file: repository, licence, what was timed and on what."""
     return tomllib.loads((HERE / "sources.toml").read_text("utf-8"))
 
 
 @cache
 def device_of(gpu: str) -> Device:
-    """The device of a row; ValueError for a GPU whose figures are not known."""
+    """The device of a row. Raises ValueError for a GPU whose figures are not known."""
     known = GPUS.get(gpu, gpu)
     return load(HERE / "devices" / known) if known.endswith(".toml") else find_device(known)
 

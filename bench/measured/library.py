@@ -1,5 +1,5 @@
-"""Makes `costmodel/data/library.json` from the published rows: layers alike, weights of networks, and intervals of both that
-come from held-out rows."""
+"""Makes `costmodel/data/library.json` from the published rows: similar layers, weights of networks, and intervals of both from
+held-out rows."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from bench.measured.rows import Sample, by_gpu, by_layer, held_out, rows_of, sam
 from costmodel.library.alike import Guess
 from costmodel.library.constants import Interval, Layers, Library, Networks
 
-#: Classes of support that intervals are kept for, the most first, and what part of the rows an interval holds.
+#: Classes of support that have intervals, the most support first, and the share of rows that an interval covers.
 SUPPORTS = (2.0, 0.5, 0.0)
 QUANTILES = (0.05, 0.95)
-#: Below this many seconds single calls are mostly launch; intervals are of longer ones.
+#: Least seconds of the calls that intervals are made from; shorter single calls are mostly launch.
 FROM = 50e-6
 
 
@@ -38,7 +38,7 @@ def layers(given: Sequence[Sample]) -> Layers:
         members = [s for s in long if s.row.tensor_cores == (unit == "tensor")]
         near = intervals(members, [of_layer[id(s)] for s in members])
         far = intervals(members, [of_gpu[id(s)] for s in members])
-        # a GPU without rows is never known better than one with rows
+        # the interval of a GPU without rows is never narrower than that of one with rows
         far = tuple(Interval(f.support, min(f.low, n.low), max(f.high, n.high), f.rows) for f, n in zip(far, near, strict=True))
         folds[unit] = {"layer": near, "gpu": far}
     gpus: dict[str, set[str]] = defaultdict(set)
@@ -48,7 +48,8 @@ def layers(given: Sequence[Sample]) -> Layers:
 
 
 def intervals(given: Sequence[Sample], guesses: Sequence[Guess]) -> tuple[Interval, ...]:
-    """Of measured over predicted time, by how much support a guess had; a class without 20 rows is the next one's."""
+    """Intervals of measured over predicted time, by the support of the guess. A class with fewer than 20 rows joins the
+    next."""
     off = np.array([math.exp(s.log_ratio - g.log_ratio) for s, g in zip(given, guesses, strict=True)])
     support = np.array([g.support for g in guesses])
     found: list[Interval] = []
@@ -69,14 +70,14 @@ def in_layout(layout: str) -> list[Run]:
 
 
 def held_out_half(layout: str) -> list[tuple[Run, float]]:
-    """Each run with its seconds as the other half of the networks predict them."""
+    """Each run with the seconds that are predicted from the other half of the networks."""
     given = in_layout(layout)
     weights = [networks.fit([run for run in given if half(run) != side]) for side in (0, 1)]
     return [(run, networks.predicted(run, weights[half(run)])) for run in given]
 
 
 def held_out_gpu(layout: str, source: str | None = None) -> list[tuple[Run, float]]:
-    """Each run with its seconds as the other GPU predicts them; only from the GPU `source` where it is named."""
+    """Each run with the seconds that are predicted from the other GPU, or only from the GPU `source`."""
     given = in_layout(layout)
     found = []
     for gpu in sorted({run.gpu for run in given}):

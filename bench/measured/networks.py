@@ -1,4 +1,4 @@
-"""Whole networks as others timed them, beside what a trace of this project counts in them."""
+"""Whole networks that others timed, beside the counts of this project's traces of them."""
 
 from __future__ import annotations
 
@@ -21,30 +21,32 @@ from costmodel.library.operators import convolution, other
 from costmodel.problem import ConvProblem, Pass
 
 LAYOUTS = {"nhwc": "channels_last", "nchw": "contiguous"}
-#: Parameters may differ by this share, multiply-adds by that and so many G, before a row counts as of another network.
+#: How far a row may differ from a network: share of the parameters, share of the multiply-adds, and G of multiply-adds.
 PARAMETERS, MACS, ROUNDED = 0.02, 0.06, 0.01
-#: Elements are of 16 bits in the traces, as in the timed runs.
+#: The traces have 16-bit elements, as the timed runs do.
 DTYPE = "float16"
 
 
 @dataclass(frozen=True)
 class Traced:
-    """A network of timm as `costmodel.trace` saw it, at a batch. `others` is operator -> calls, bytes, useful MAC."""
+    """A network of timm as `costmodel.trace` recorded it, at one batch size. `others`: operator -> (calls, bytes, useful
+    MAC)."""
 
     model: str
     image: int
     batch: int
     parameters: int
-    dense_macs: int  # of an image
-    convolutions: tuple[tuple[ConvProblem, Pass, int], ...]  # with how many times each runs
+    dense_macs: int  # per image
+    convolutions: tuple[tuple[ConvProblem, Pass, int], ...]  # (problem, pass, how often it runs)
     others: Mapping[str, tuple[int, int, int]]
 
     def at(self, problem: ConvProblem, batch: int) -> ConvProblem:
-        """A convolution of the trace at another batch; one whose images are folded into its groups keeps its own."""
+        """A convolution of the trace at another batch size. Where images are folded into the groups it is unchanged."""
         return replace(problem, batch=batch) if problem.batch == self.batch else problem
 
     def parts(self, device: Device, batch: int) -> dict[str, float]:
-        """Seconds by the name of their weight, at another batch: other operators' bytes are taken to grow with it."""
+        """The terms in seconds by the name of their weight, at another batch size. Other operators' bytes are assumed to grow
+        with it."""
         found: dict[str, float] = defaultdict(float)
         for problem, which, count in self.convolutions:
             for name, seconds in convolution(self.at(problem, batch), which, device, DTYPE, "ieee").items():
@@ -73,20 +75,20 @@ class Run:
 
 @cache
 def traced() -> Mapping[tuple[str, int], Traced]:
-    """By model and image size; those with an operator that is not known are left out."""
+    """The traced networks by model and image size. Networks with an unknown operator are left out."""
     with gzip.open(HERE / "data" / "timm_networks.jsonl.gz", "rt", encoding="utf-8") as file:
         found = [json.loads(line) for line in file]
     return {(of["model"], of["img"]): _traced(of) for of in found if not of["unknown"]}
 
 
-def _traced(of: Mapping[str, Any]) -> Traced:
+def _traced(line: Mapping[str, Any]) -> Traced:
     convolutions = []
-    for n, c, k, groups, size, kernel, stride, padding, dilation, which, count in of["convolutions"]:
+    for n, c, k, groups, size, kernel, stride, padding, dilation, which, count in line["convolutions"]:
         low_high = tuple((low, high) for low, high in padding)
         sizes = (tuple(size), tuple(kernel), tuple(stride), low_high, tuple(dilation))
         convolutions.append((ConvProblem(n, c, k, groups, *sizes), Pass(which), count))
-    others = {name: (calls, moved, macs) for name, (calls, moved, macs) in of["others"].items()}
-    return Traced(of["model"], of["img"], of["batch"], of["params"], of["dense_macs"], tuple(convolutions), others)
+    others = {name: (calls, moved, macs) for name, (calls, moved, macs) in line["others"].items()}
+    return Traced(line["model"], line["img"], line["batch"], line["params"], line["dense_macs"], tuple(convolutions), others)
 
 
 @cache
@@ -116,7 +118,7 @@ def same(network: Traced, line: Mapping[str, str]) -> bool:
 
 
 def half(run: Run) -> int:
-    """Which half of the networks a run is in; all sizes of a model are in the same."""
+    """Which half of the networks a run belongs to. All sizes of a model are in the same half."""
     return zlib.crc32(run.network.model.encode()) % 2
 
 
@@ -124,9 +126,9 @@ def half(run: Run) -> int:
 
 
 def fit(given: Sequence[Run]) -> dict[str, float]:
-    """How many times its seconds each part takes, at least 0: the weights of least absolute relative error.
+    """The weights of all terms, at least 0, of least absolute relative error.
 
-    Multiplicative updates of a reweighted least-squares problem, which keep weights from turning negative.
+    They come from multiplicative updates of a reweighted least-squares problem, which keep weights from becoming negative.
     """
     parts = [run.network.parts(run.device, run.batch) for run in given]
     names = sorted({name for of in parts for name in of})
@@ -140,5 +142,5 @@ def fit(given: Sequence[Run]) -> dict[str, float]:
 
 
 def predicted(run: Run, weights: Mapping[str, float]) -> float:
-    """Seconds of a run by weights of its layout."""
+    """The predicted seconds of a run, from the weights of its layout."""
     return math.fsum(weights.get(name, 1.0) * part for name, part in run.network.parts(run.device, run.batch).items())

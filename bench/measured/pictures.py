@@ -1,4 +1,4 @@
-"""Published times over predicted ones as pictures: layers by GPU, networks by layout. In the style of the reports."""
+"""Published times beside predicted ones as pictures, in the style of the reports: layers by GPU, networks by layout."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLOURS = ("#0b62a8", "#b3420b", "#117a65", "#7a3e9d", "#d4a017", "#6f7780")
 
 
 def drawn(theme: Theme = LIGHT) -> dict[str, Figure]:
-    """By name: "layers" and "networks"."""
+    """The pictures by name: "layers" and "networks"."""
     return {"layers": _layers(theme), "networks": _networks(theme)}
 
 
@@ -52,7 +52,7 @@ def _networks(theme: Theme) -> Figure:
 
 
 def _scatter(axes: Axes, groups: dict[str, list[tuple[float, float]]], title: str, unit: str, theme: Theme) -> None:
-    """Predicted over measured, a dot a time, with lines at the same and at twice and half of it."""
+    """Draws predicted over measured times, one dot per time, with lines at equality, twice and half."""
     values = np.array([value for pairs in groups.values() for pair in pairs for value in pair])
     ends = np.array([values.min() / 1.5, values.max() * 1.5])
     axes.set(xscale="log", yscale="log", xlim=tuple(ends), ylim=tuple(ends))

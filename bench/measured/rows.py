@@ -1,4 +1,4 @@
-"""Published times as rows that layers alike are predicted from, and the folds that predictions are judged on."""
+"""Published times as rows from which similar layers are predicted, and the folds on which predictions are judged."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from bench.measured.layers import Published
 from costmodel.library.alike import Guess, Row, guess
 from costmodel.library.terms import Seen, base, seen
 
-#: Seconds of a call around its kernels, which single calls timed by events hold: eager, and compiled by Inductor.
+#: Seconds around the kernels of a single call that are part of times taken by events: eager, and compiled by Inductor.
 CALL = {"eager": 20e-6, "compiled": 60e-6}
-#: A time is never taken to be less than this share of itself, whatever the call is said to take.
+#: The least share of a time that remains after `CALL` is subtracted.
 LEAST = 0.3
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A published time, what it is looked up by, and its base time."""
+    """A published time, the key by which it is looked up, and its base time."""
 
     row: Published
     seen: Seen
@@ -46,7 +46,7 @@ def samples(rows: Iterable[Published]) -> list[Sample]:
 
 
 def rows_of(given: Sequence[Sample]) -> list[Row]:
-    """One row a layer: the median of each GPU's times, then the mean of the GPUs'."""
+    """One row per layer: the median of each GPU's times, then the mean over the GPUs."""
     by_layer: dict[Seen, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for sample in given:
         by_layer[sample.seen][sample.row.gpu].append(sample.log_ratio)
@@ -68,10 +68,10 @@ def held_out(given: Sequence[Sample], fold_of: Callable[[Sample], object]) -> li
 
 
 def by_layer(sample: Sample) -> int:
-    """One of five folds, all rows of a problem in the same."""
+    """One of five folds. All rows of a problem are in the same fold."""
     return zlib.crc32(str(sample.row.problem).encode()) % 5
 
 
 def by_gpu(sample: Sample) -> str:
-    """All GPUs of a model are one."""
+    """The fold of a GPU's model."""
     return sample.row.device.name

@@ -1,4 +1,4 @@
-"""`python -m bench validate`: docs/validation.md and its pictures, from the published rows; the library term's constants."""
+"""`python -m bench validate`: writes docs/validation.md and its pictures from the published rows, and fits the library term."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ GOALS = {"layers": 0.25, "networks": 0.08, "another GPU": 0.12}
 
 
 def digest() -> str:
-    """Of everything that the page's figures follow from: the rows, the constants, the arithmetic, and this package's code."""
+    """A hash of everything that the page's figures follow from: the rows, the constants, the arithmetic, this package's
+    code."""
     found = hashlib.sha256(model_hash().encode())
     package = Path(constants.__file__).parent
     for path in sorted([*(HERE / "data").glob("*"), *(HERE / "devices").glob("*"), constants.path()]):
@@ -40,12 +41,12 @@ def digest() -> str:
 
 
 def stamp() -> str:
-    """The page's last line, by which a test sees that it is stale."""
+    """The page's last line, from which a test sees whether the page is stale."""
     return f"<!-- made by python -m bench validate from {digest()} -->"
 
 
 def command(fit: bool) -> None:
-    """Write the page and its pictures, and with `fit` the library term's constants first."""
+    """Writes the page and its pictures. With `fit` it first fits the library term's constants."""
     console = Console()
     if fit:
         constants.path().write_text(constants.dumps(make()), "utf-8")
@@ -65,7 +66,7 @@ def percent(value: float) -> str:
 
 
 def page() -> str:
-    """The whole page, a paragraph or a table an item."""
+    """The whole page."""
     agree, others = evidence.macs_beside_timm()
     roof = evidence.under_the_roofline()
     networks = evidence.network_errors()

@@ -23,7 +23,7 @@ class Entry(NamedTuple):
 def _torchvision(name: str, **given: Any) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         where, _, function = name.rpartition(".")
-        imported("torchvision")  # which may lack operators that no model here needs
+        imported("torchvision")  # it may lack operators that no model here needs
         module = imported(f"torchvision.models{'.' * bool(where)}{where}")
         made: nn.Module = getattr(module, function)(weights=None, **given)
         return made

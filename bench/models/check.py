@@ -1,9 +1,10 @@
-"""One model: converted, run forward and backward against float64, its launches counted, and given back."""
+"""Checks one model: converts it, compares forward and backward with float64, counts its launches, and gives it back."""
 
 from __future__ import annotations
 
 import copy
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,8 +18,10 @@ from bench.launched import COUNTS
 from bench.models.catalog import Entry
 from tritonconv.use import SERVED
 
-#: How many times torch's own float32 error, against float64, a result or a gradient may be off.
+#: How far a result or a gradient may be from float64, in multiples of torch's own float32 error.
 FACTOR, FLOOR = 8.0, 1e-5
+#: Seconds of an eager run beyond which the compiled model is not differentiated as well.
+QUICK = 60.0
 
 
 class _Calls(TorchFunctionMode):
@@ -32,9 +35,9 @@ class _Calls(TorchFunctionMode):
 
 
 def check(entry: Entry, fuse: bool = False) -> dict[str, Any]:
-    """What became of a model: how many convolutions it has and which are left, calls, launches, errors in parts of torch's own.
+    """The row of a model: how many convolutions it has and which are left, calls, launches, and errors over torch's own.
 
-    AssertionError where a result is wrong, a launch is missing, or the model is not given back.
+    Raises AssertionError where a result is wrong, a launch is missing, or the model is not given back.
     """
     torch.manual_seed(0)
     model = entry.build().eval()
@@ -43,25 +46,17 @@ def check(entry: Entry, fuse: bool = False) -> dict[str, Any]:
         entry.call(model, x)
     converted = tritonconv.convert(model, fuse=fuse)
     found = tritonconv.report(converted)
-    exact = _run(copy.deepcopy(model).double(), entry, x.double())
-    torchs = _run(model, entry, x)
-    begun, before = time.perf_counter(), COUNTS.copy()
-    with torch.no_grad():
-        entry.call(converted, x)
-    forward = _launches(before)
-    before = COUNTS.copy()
-    ours = _run(converted, entry, x)
-    both = COUNTS - before
+    exact = _run(copy.deepcopy(model).double(), entry, x.double())[0]
+    torchs = _run(model, entry, x)[0]
+    begun = time.perf_counter()
+    ours, forward, backward = _run(converted, entry, x)
     seconds = time.perf_counter() - begun
     own = sum(not layer.replaced for layer in found.layers)
-    assert forward == calls.count or own, f"{forward} launches for {calls.count} convolutions"
-    assert both["wgrad"] > 0 and forward > 0, "no kernel ran"
-    worst = 0.0
-    for got, want, usual in zip(ours, exact, torchs, strict=True):
-        scale = float(want.abs().max()) or 1.0
-        allowed = max(float((usual.double() - want).abs().max()) / scale, FLOOR)
-        worst = max(worst, float((got.double() - want).abs().max()) / scale / allowed)
+    assert _calls(forward) == calls.count or own, f"{_calls(forward)} launches for {calls.count} convolutions"
+    assert backward["wgrad"] > 0 and _calls(forward) > 0, "no kernel ran"
+    worst = _worst(ours, exact, torchs)
     assert worst <= FACTOR, f"an error of {worst:.1f} times torch's own"
+    compiled = _compiled(converted, entry, x, (ours, forward, backward), (exact, torchs), seconds < QUICK)
     back = tritonconv.revert(converted)
     before = COUNTS.copy()
     with torch.no_grad():
@@ -73,26 +68,59 @@ def check(entry: Entry, fuse: bool = False) -> dict[str, Any]:
         "replaced": len(found.layers) - own,
         "left": sorted({layer.reason for layer in found.left}),
         "calls": calls.count,
-        "launches": forward,
-        "gradients": int(both["wgrad"]),
+        "launches": _calls(forward),
+        "gradients": int(backward["wgrad"]),
         "error": round(worst, 2),
+        "compiled": compiled,
         "seconds": round(seconds, 1),
     }
 
 
-def _launches(before: Any) -> int:
-    new = COUNTS - before
-    return int(new["fprop"] + new["dgrad"] + new["video"])
+def _calls(counts: Counter[str]) -> int:
+    """Convolutions among kernels that were launched."""
+    return int(counts["fprop"] + counts["dgrad"] + counts["video"])
 
 
-def _run(model: nn.Module, entry: Entry, x: torch.Tensor) -> list[torch.Tensor]:
-    """The results, and the gradients of their mean square by the input and every parameter."""
+def _run(model: Any, entry: Entry, x: torch.Tensor) -> tuple[list[torch.Tensor], Counter[str], Counter[str]]:
+    """The results and the gradients of their mean square by the input and every parameter; the kernels launched for each."""
     leaf = x.clone().requires_grad_()
     parameters = [p for p in model.parameters() if p.requires_grad]
+    begun = COUNTS.copy()
     results = list(_tensors(entry.call(model, leaf)))
+    between = COUNTS.copy()
     loss = torch.stack([y.square().mean() for y in results]).sum()
     gradients = torch.autograd.grad(loss, [leaf, *parameters], allow_unused=True)
-    return [*(y.detach() for y in results), *(g for g in gradients if g is not None)]
+    made = [*(y.detach() for y in results), *(g for g in gradients if g is not None)]
+    return made, between - begun, COUNTS - between
+
+
+def _worst(ours: list[torch.Tensor], exact: list[torch.Tensor], torchs: list[torch.Tensor]) -> float:
+    """The largest error in parts of torch's own."""
+    worst = 0.0
+    for got, want, usual in zip(ours, exact, torchs, strict=True):
+        scale = float(want.abs().max()) or 1.0
+        allowed = max(float((usual.double() - want).abs().max()) / scale, FLOOR)
+        worst = max(worst, float((got.double() - want).abs().max()) / scale / allowed)
+    return worst
+
+
+def _compiled(model: nn.Module, entry: Entry, x: torch.Tensor, eager: Any, wanted: Any, backward: bool) -> str:
+    """What of the model was run by `torch.compile`, right and by as many kernels as eagerly."""
+    torch._dynamo.reset()
+    # with Inductor's decompositions: without them torch's own group norm refuses some strides of a traced model on a CPU
+    compiled: Any = torch.compile(model, backend="aot_eager_decomp_partition")
+    if backward:
+        made, forward, gradients = _run(compiled, entry, x)
+        assert (forward, gradients["wgrad"]) == (eager[1], eager[2]["wgrad"]), f"compiled, {forward} and {gradients} launches"
+    else:
+        before = COUNTS.copy()
+        with torch.no_grad():
+            made = list(_tensors(entry.call(compiled, x)))
+        assert _calls(COUNTS - before) == _calls(eager[1]), f"compiled, {COUNTS - before} launches"
+    worst = _worst(made, *(each[: len(made)] for each in wanted))
+    assert worst <= FACTOR, f"compiled, an error of {worst:.1f} times torch's own"
+    torch._dynamo.reset()
+    return "forward, backward" if backward else "forward"
 
 
 def _tensors(made: Any) -> Iterator[torch.Tensor]:

@@ -1,5 +1,5 @@
-"""Models that no library has in a small form: a vocoder as HiFi-GAN is built, and a U-Net that magnifies by transposed layers;
-torchvision's classes, with few channels.
+"""Small models that no library has: a vocoder in the form of HiFi-GAN, a U-Net that magnifies by transposed layers, and
+torchvision's classes with few channels.
 """
 
 from __future__ import annotations
@@ -85,5 +85,5 @@ def shufflenet() -> nn.Module:
 
 
 def _of(name: str) -> Any:
-    imported("torchvision")  # which may lack operators that no model here needs
+    imported("torchvision")  # it may lack operators that no model here needs
     return imported(f"torchvision.models.{name}")

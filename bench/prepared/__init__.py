@@ -1,1 +1,1 @@
-"""Kernels compiled for a GPU that is not at hand, and filed where they run so that nothing is compiled there."""
+"""Compiles kernels for a GPU that is not at hand, and files them where they run, so that nothing is compiled there."""

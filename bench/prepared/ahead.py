@@ -1,7 +1,7 @@
-"""Calls of the library on tensors without memory, as for a GPU that is not there: kernels are compiled and not launched.
+"""Makes calls of the library on tensors without memory, for a GPU that is not there: kernels are compiled and not launched.
 
-Triton's own path runs up to the launch (binder, specialisation, options, cache), below a driver that says which GPU it is;
-the library plans for the same one. So what is compiled is what the same call compiles on that GPU.
+Triton's own path runs up to the launch (binder, specialisation, options, cache) on a driver that claims to be that GPU, and the
+library plans for the same GPU. So this compiles what the same call compiles there.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from triton.backends.driver import DriverBase
 from costmodel.device import Device
 from tritonconv import host
 
-#: torch's word for tensors without memory.
+#: torch's device of tensors without memory.
 DEVICE = "meta"
-MOST_THREADS = 1024  # of a block
-#: Of the library's ops.
+MOST_THREADS = 1024  # per block
+#: The namespace of the library's ops.
 NAMESPACE = "tritonconv"
 
 
@@ -76,18 +76,19 @@ class Driver(DriverBase):
 
 
 class AsOnCuda(TorchDispatchMode):
-    """The library's ops run what they run for CUDA tensors, and not what makes fake results."""
+    """Inside, the library's ops run what they run for CUDA tensors instead of making fake results."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == NAMESPACE:
-            with self:  # ops that it calls
+            with self:  # for ops that it calls
                 return func._op_dk(torch._C.DispatchKey.CUDA, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
 def ahead(device: Device) -> Iterator[None]:
-    """Inside, calls on tensors of device "meta" compile for `device` and launch nothing. RuntimeError in the interpreter."""
+    """Inside the block calls on tensors of device "meta" compile for `device` and launch nothing. Raises RuntimeError under the
+    interpreter."""
     if host.INTERPRETED:
         raise RuntimeError("TRITON_INTERPRET=1 forbids compiling")
     driver = triton.runtime.driver

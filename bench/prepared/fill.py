@@ -1,6 +1,6 @@
-"""`python -m bench warm`: compile, without a GPU, what the stages of `bench gpu` launch on one, and keep it in a folder.
+"""`python -m bench warm`: compiles, without a GPU, what the stages of `bench gpu` launch on one, and keeps it in a folder.
 
-Goes on where it stopped. Kernels are compiled in the folder's own Triton cache, which does not travel.
+A run goes on where the last one stopped. Kernels are compiled in the folder's own Triton cache, which does not travel.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bench.workloads.lists import LISTS
 from costmodel.device import Device, find_device
 from costmodel.tiling import Plan
 
-#: A launch to make ahead of time, and its name.
+#: (name, call) of a launch to make ahead of time.
 Launch = tuple[str, Callable[[], Any]]
 
 
@@ -44,7 +44,7 @@ def call_on_meta(work: Work, plan: Plan | None = None) -> None:
 
 
 def of_goals() -> Iterator[Launch]:
-    """The rows of `bench run --list goals`, ours alone."""
+    """Our rows of `bench run --list goals`."""
     for line in LISTS["goals"]():
         yield f"{line.suite} {line.layer} {line.work}", partial(call_on_meta, line.work)
 
@@ -57,7 +57,7 @@ def of_probe() -> Iterator[Launch]:
         yield f"probe {plan}", partial(call_on_meta, work, plan)
 
 
-#: By stage.
+#: The launches of each stage.
 STAGES: dict[str, Callable[[], Iterator[Launch]]] = {
     "calls": lambda: of_items(calls),
     "bits": lambda: of_items(bits),
@@ -77,7 +77,7 @@ class Recorder:
         self.parts: dict[int, store.Kernel] = {}
 
     def key(self, source: Any, backend: Any, options: Any, env_vars: Any) -> str:
-        """In place of `get_cache_key`: the same key, whose parts are noted."""
+        """Replaces `get_cache_key`: returns the same key and records its parts."""
         self.parts[id(source)] = store.Kernel(
             source.name,
             backend.target.arch,
@@ -113,7 +113,7 @@ class Recorder:
 
 
 def fill(folder: Path, device: Device, launches: Iterator[Launch], console: Console) -> tuple[int, list[str]]:
-    """Compile for every launch what the folder has not. How many kernels were compiled, and what failed."""
+    """Compiles what the folder lacks for every launch. Returns (how many kernels were compiled, what failed)."""
     folder.mkdir(parents=True, exist_ok=True)
     failed: list[str] = []
     with Recorder(folder) as recorder, ahead(device):
@@ -133,12 +133,12 @@ def fill(folder: Path, device: Device, launches: Iterator[Launch], console: Cons
 
 
 def size_of(folder: Path) -> int:
-    """Bytes."""
+    """The bytes of all files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def command(device: str, stages: list[str], out: Path) -> None:
-    """What `python -m bench warm` does. ValueError for a stage that is none, SystemExit(1) where a call failed."""
+    """What `python -m bench warm` does. Raises ValueError for an unknown stage, SystemExit(1) where a call failed."""
     for name in stages:
         if name not in STAGES:
             raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {name!r}")

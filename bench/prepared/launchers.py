@@ -1,6 +1,6 @@
-"""The C sources of launchers, which Triton 3.6 compiles one a signature where a kernel is first launched; later ones have one
-for all. They depend on Triton's version alone, so they travel as text and are compiled side by side where they run: a Python
-extension is built for one Python, and links libcuda.
+"""The C sources of launchers. Triton 3.6 compiles one per signature when a kernel is first launched; later versions have one
+for all. The sources depend only on Triton's version, so they travel as text and are compiled in parallel where they run: a
+Python extension is built for one Python and links libcuda.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 import triton
 
 FOLDER = "launchers"
-#: As `triton.backends.nvidia.driver` names the module.
+#: The module's name in `triton.backends.nvidia.driver`.
 MODULE = "__triton_launcher"
 
 
 def source_of(source: Any, metadata: Any) -> str | None:
-    """The launcher of a compiled kernel, as `CudaLauncher` asks for it; None where this Triton has one for all kernels."""
+    """The launcher of a compiled kernel, as `CudaLauncher` makes it; None where this Triton has one for all kernels."""
     from triton.backends.nvidia import driver
 
     make = getattr(driver, "make_launcher", None)
@@ -56,7 +56,7 @@ class Launchers:
             partial.rename(path)
 
     def sources(self) -> Iterator[str]:
-        """Those of this Triton."""
+        """The sources for this version of Triton."""
         for path in sorted(self.folder.glob(f"{triton.__version__}-*.c")):
             yield path.read_text()
 
@@ -64,14 +64,14 @@ class Launchers:
         return sum(1 for _ in self.sources())
 
     def build(self, jobs: int | None = None) -> tuple[int, float]:
-        """Compile all of them into Triton's cache, as its first launches would. How many, and how many seconds it took."""
+        """Compiles all of them into Triton's cache, as first launches would. Returns (how many, seconds)."""
         from triton.backends.nvidia import driver
         from triton.runtime.build import compile_module_from_src
 
         began, texts = time.monotonic(), list(self.sources())
         if not texts:
             return 0, 0.0
-        _ = triton.runtime.driver.active.utils  # makes what a launcher looks up when it is loaded
+        _ = triton.runtime.driver.active.utils  # creates what a launcher looks up when it is loaded
 
         def build(text: str) -> None:
             directories = driver.library_dirs()

@@ -1,11 +1,11 @@
 """A folder of compiled kernels that travels, and its filing under the keys of the machine where they run.
 
-Triton keys a kernel by a hash of its own files and libtriton.so, of the kernel's source, of ptxas's version, of the options
-and of the environment. The first differs from Python to Python (libtriton.so is built for each) and its files name each other
-by absolute paths, so a copied cache serves nobody. Here each kernel is kept with those parts of its key that depend on
-neither, and `install` puts the key together where the kernel is to run. No process needs a patched Triton.
+Triton's key of a kernel has a hash of Triton's own files and libtriton.so, of the kernel's source, of ptxas's version, of the
+options and of the environment. The first differs from Python to Python (libtriton.so is built for each), and the cache's files
+name each other by absolute paths, so a copied cache is of no use. Here each kernel is kept with the parts of its key that
+depend on neither, and `install` puts the key together where the kernel is to run. No process needs a patched Triton.
 
-    DIR/index.jsonl        one line a kernel: `Kernel`
+    DIR/index.jsonl        one line per kernel: `Kernel`
     DIR/<name>-<hash>/     its cubin and metadata
 """
 
@@ -26,22 +26,22 @@ from triton.compiler import make_backend
 from triton.runtime import cache
 
 INDEX = "index.jsonl"
-#: What a kernel needs to be launched. The intermediate stages of its compilation stay behind.
+#: The files that a kernel needs to be launched. The intermediate stages of its compilation are not kept.
 KEPT = (".json", ".cubin")
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """The parts of a compiled kernel's key, and what it was made by. `source` and `options` are Triton's hashes."""
+    """The parts of a compiled kernel's key, and what compiled it. `source` and `options` are Triton's hashes."""
 
     name: str
     capability: int
     source: str
     options: str
-    environment: str  # the variables that Triton keys by, as it writes them
-    triton: str  # version
+    environment: str  # the variables in Triton's key, as Triton writes them
+    triton: str  # Triton's version
     compiler: str  # hash of the backend: ptxas's version and the capability
-    launcher: str = ""  # hash of the C source of its launcher, where this Triton has one a signature
+    launcher: str = ""  # hash of the C source of its launcher, where this Triton has one per signature
 
     @property
     def folder(self) -> str:
@@ -49,7 +49,7 @@ class Kernel:
 
     @property
     def tail(self) -> str:
-        """What is the same on every machine."""
+        """The part of the key that is the same on every machine."""
         return f"{self.source}-{self.capability}-{self.options}-{self.environment}-{self.triton}"
 
     def key(self) -> str:
@@ -68,7 +68,7 @@ def folder_of(digest: str) -> str:
 
 
 def kernels(store: Path) -> list[Kernel]:
-    """What a folder holds, each once. A last line without its end, in which filling was cut off, is left out."""
+    """The kernels of a folder, each once. A last line without its end, from a run that was cut off, is left out."""
     path = store / INDEX
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
     found = (Kernel(**json.loads(line)) for line in lines if line.endswith("\n"))
@@ -76,7 +76,7 @@ def kernels(store: Path) -> list[Kernel]:
 
 
 def add(store: Path, kernel: Kernel, files: Iterable[Path]) -> None:
-    """Copy a compiled kernel's files into the folder, and name it in the index when they are there."""
+    """Copies a compiled kernel's files into the folder, then adds it to the index."""
     target = store / kernel.folder
     partial = target.with_name(f"{target.name}.{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -97,8 +97,8 @@ def add(store: Path, kernel: Kernel, files: Iterable[Path]) -> None:
 
 @dataclass(frozen=True)
 class Installed:
-    """What became of a folder's kernels: filed now, already there, made by another Triton; `ptxas` says that this machine's is
-    another one than made them, which its own compilations then are not by."""
+    """The outcome for a folder's kernels: filed now, already there, or made by another Triton. `ptxas` says whether this
+    machine's ptxas is another one than the one that made them."""
 
     filed: int = 0
     there: int = 0
@@ -113,7 +113,7 @@ class Installed:
 
 
 def install(store: Path, target: Path | None = None) -> Installed:
-    """File the kernels in Triton's cache (the one in use unless given), under this machine's keys."""
+    """Files the kernels in Triton's cache (by default the one in use) under this machine's keys."""
     target = target or Path(triton.knobs.cache.dir)
     filed = there = foreign = 0
     ptxas = False

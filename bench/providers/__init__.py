@@ -1,4 +1,5 @@
-"""Who computes a pass: tritonconv, and what it is measured against. Each module has one function, `contenders(work)`."""
+"""The providers that compute a pass: tritonconv, and what it is compared with. Each module has a function
+`contenders(work)`."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from bench.providers import causal_conv1d, cudnn, flaggems, inductor, matmul, ou
 from bench.providers.contender import Contender, Unserved
 from bench.work import Work
 
-#: Name -> the ways in which it computes a piece of work. They raise `Unserved`, with the reason, where there is none.
+#: Name -> function that returns the ways in which a provider computes a piece of work. It raises `Unserved`, with the reason,
+#: where there is none.
 PROVIDERS: dict[str, Callable[[Work], list[Contender]]] = {
     "tritonconv": ours.contenders,
     "cudnn": cudnn.contenders,
@@ -17,7 +19,7 @@ PROVIDERS: dict[str, Callable[[Work], list[Contender]]] = {
     "flaggems": flaggems.contenders,
     "causal_conv1d": causal_conv1d.contenders,
 }
-#: What runs unless providers are named: the others compile for long or are seldom installed.
+#: The providers that run by default. The others take long to compile or are seldom installed.
 DEFAULT = ("tritonconv", "cudnn", "matmul")
 
 __all__ = ["DEFAULT", "PROVIDERS", "Contender", "Unserved"]

@@ -1,4 +1,4 @@
-"""Dao's causal_conv1d, where the package is installed: depthwise 1-D forwards that see no later element."""
+"""Dao's causal_conv1d, where the package is installed. It serves depthwise 1-D forward passes that see no later element."""
 
 from __future__ import annotations
 

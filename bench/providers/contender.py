@@ -12,7 +12,7 @@ from costmodel.tiling import Plan
 
 
 class Unserved(Exception):
-    """A provider that does not compute this work, and why."""
+    """Says that a provider does not compute a piece of work, and why."""
 
 
 def unchanged(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -21,9 +21,10 @@ def unchanged(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
 
 @dataclass(frozen=True)
 class Contender:
-    """`call` takes a and b as they lie in the work's layout and returns the result in it, copies between layouts included.
+    """A way to compute a piece of work. `call` takes a and b in the work's layout and returns the result in that layout; copies
+    to other layouts are part of the call.
 
-    `prepare` changes b once, before the timing: weights that a user would keep in another layout. `active` holds torch's
+    `prepare` changes b once, before the timing, for weights that a user would keep in another layout. `active` holds torch's
     settings while `call` is warmed up and captured.
     """
 

@@ -1,8 +1,8 @@
 """torch's convolution as a careful user calls it: contiguous or channels-last, `cudnn.benchmark` off or on.
 
-Where the setting's layout is not that of the tensors, activations are copied before and the result after, inside the time;
-weights are kept in the setting's layout. 1-D tensors become images of one row to be channels-last, which torch has no name
-for in 1-D. Paddings that differ at the two ends are laid around by `pad`, as torch's users do.
+Where the setting's layout is not that of the tensors, the activations are copied before and the result after the call, within
+the measured time; weights are kept in the setting's layout. For channels-last, which torch does not have in 1-D, 1-D tensors
+become images of one row. Paddings that differ at the two ends are written by `pad`, as torch's users do.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SETTINGS = {f"{layout}{' benchmark' * benchmark}": (layout, benchmark) for layou
 
 
 def in_layout(tensor: torch.Tensor, layout: str) -> torch.Tensor:
-    """The tensor, copied where it does not lie so already; torch has a channels-last format for images and volumes only."""
+    """The tensor in a layout, copied where it is in another. torch has a channels-last format only for images and volumes."""
     if layout == "contiguous":
         return tensor.contiguous()
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -30,9 +30,8 @@ def in_layout(tensor: torch.Tensor, layout: str) -> torch.Tensor:
 
 
 def forget_plans() -> None:
-    """torch's cache of cuDNN plans does not tell `benchmark` on from off, so a second setting would run the first one's.
-
-    With a limit of one plan (`Gpu(cudnn_plans=1)`), another convolution pushes the last one out.
+    """Empties torch's cache of cuDNN plans. Its key does not contain `benchmark`, so a second setting would run the first one's
+    plan. With a limit of one plan (`Gpu(cudnn_plans=1)`), another convolution pushes the last plan out.
     """
     if torch.cuda.is_available():
         one = torch.zeros(1, 8, 1, 1, dtype=torch.float16, device="cuda")
@@ -51,7 +50,7 @@ def benchmark(on: bool) -> Iterator[None]:
 
 
 def convolution(work: Work, a: torch.Tensor, b: torch.Tensor, template: torch.Tensor | None) -> torch.Tensor:
-    """The pass by torch. `template` lies as the result of a gradient does: torch reads its sizes and layout."""
+    """The pass by torch. For a gradient torch reads the size and layout of the result from `template`."""
     p, none = work.problem, [0] * work.problem.rank
     backward = torch.ops.aten.convolution_backward
     lows = [low for low, _ in p.padding]
@@ -92,7 +91,7 @@ def contender(work: Work, setting: str) -> Contender:
     cached: dict[torch.device, torch.Tensor | None] = {}
 
     def call(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        if a.device not in cached:  # in the warm-up, so that no time and no graph has it
+        if a.device not in cached:  # made in the warm-up, so that neither the time nor the graph includes it
             cached[a.device] = template(seen, layout, a.device)
         if lifted:
             a, b = a.unsqueeze(2), b.unsqueeze(2)

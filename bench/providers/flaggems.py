@@ -1,4 +1,4 @@
-"""FlagGems' Triton convolutions, where the package is installed. Forward passes."""
+"""FlagGems' Triton convolutions, where the package is installed. It serves forward passes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""torch.compile that searches over Triton templates and cuDNN. Forward passes only, as it rewrites no other."""
+"""torch.compile, which searches over Triton templates and cuDNN. It serves forward passes only, because it rewrites no
+other."""
 
 from __future__ import annotations
 
@@ -21,6 +22,6 @@ def contenders(work: Work) -> list[Contender]:
     def forward(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return in_layout(convolution(work, a, b, None), work.layout)
 
-    # without CUDA graphs of its own: the timer captures one
+    # without CUDA graphs of its own, because the timer captures one
     call = torch.compile(forward, mode="max-autotune-no-cudagraphs", dynamic=False)
     return [Contender("inductor", call, "max-autotune", active=lambda: benchmark(True))]

@@ -1,6 +1,6 @@
-"""A matrix product where the layer is one: 1x1 with stride 1, and windows that tile the input, in one group.
+"""A matrix product, for layers that are one: 1x1 with stride 1, and windows that tile the input, in one group.
 
-Patches are laid out by views and, where no view can do it, by a copy inside the time.
+Patches are views where that is possible; otherwise a copy, within the measured time, lays them out.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def unpatched(rows: torch.Tensor, problem: ConvProblem) -> torch.Tensor:
 
 
 def rows_of(t: torch.Tensor) -> torch.Tensor:
-    """[N, K, *size] as [N * prod(size), K]."""
+    """A tensor [N, K, *size] as [N * prod(size), K]."""
     return t.movedim(1, -1).reshape(-1, t.shape[1])
 
 

@@ -1,4 +1,4 @@
-"""tritonconv: the library's ops, with the plan that it chooses."""
+"""tritonconv: the library's ops, with the plan that the library chooses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tritonconv.op import flat
 
 
 def call_of(work: Work) -> Call:
-    """What is planned: the tensors as they lie."""
+    """The call to plan, with the tensors' own strides."""
     a, b = work.meta()
     shape = work.shapes[2]
     keys = launch.key(a), launch.key(b), (shape, output_strides(shape, a, b))

@@ -1,7 +1,7 @@
-"""The workloads: 1,057 convolution layers of 48 networks and bug reports, one JSON object a line in `shapes.jsonl`.
+"""The workloads: 1,057 convolution layers of 48 networks and bug reports, one JSON object per line in `shapes.jsonl`.
 
-Sizes only; a layer's FLOPs and bytes come from its `problem()`. `source` names the model or thread that a row is from
-and `verified` says how it was read off.
+A row has sizes only; a layer's FLOPs and bytes come from its `problem()`. `source` names the model or thread that a row is
+from, and `verified` says how it was read off.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PATH = Path(__file__).with_name("shapes.jsonl")
 
 @dataclass(frozen=True)
 class Workload:
-    """One layer as a network calls it. `size`, `kernel`, ... have one entry per spatial axis."""
+    """One layer as a network calls it. `size`, `kernel` and so on have one entry per spatial axis."""
 
     suite: str
     layer: str
@@ -51,7 +51,7 @@ class Workload:
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """As torch stores it: (out, in / groups, ...), for a transposed convolution (in, out / groups, ...)."""
+        """The weight's shape in torch: (out, in / groups, ...), for a transposed convolution (in, out / groups, ...)."""
         if self.transposed:
             return (self.in_channels, self.out_channels // self.groups, *self.kernel)
         return (self.out_channels, self.in_channels // self.groups, *self.kernel)
@@ -62,7 +62,7 @@ class Workload:
         return call | {"output_padding": self.output_padding} if self.transposed else call
 
     def problem(self) -> ConvProblem:
-        """The convolution this layer is; ValueError for the deformable operators, which are none."""
+        """The convolution that this layer is. Raises ValueError for the deformable operators, which are none."""
         if self.transposed:
             return ConvProblem.conv_transpose(self.input_shape, self.weight_shape, **self.arguments())
         if not self.op.startswith("conv"):
@@ -75,7 +75,7 @@ COLUMNS = {"batch": "N", "in_channels": "C_in", "out_channels": "C_out", "size":
 
 
 def parse(row: dict[str, Any]) -> Workload:
-    """A row of the file as a `Workload`; its derived columns (FLOPs, bytes, roofline) are left behind."""
+    """A row of the file as a `Workload`, without its derived columns (FLOPs, bytes, roofline)."""
     values: dict[str, Any] = {f.name: row[COLUMNS.get(f.name, f.name)] for f in fields(Workload)}
     for name, value in values.items():
         if isinstance(value, list):
@@ -90,7 +90,7 @@ def rows() -> tuple[dict[str, Any], ...]:
 
 
 def load(suite: str = "*", layer: str = "*") -> list[Workload]:
-    """The layers whose suite and name match the shell patterns, in the file's order; ValueError if none does."""
+    """The layers whose suite and name match the shell patterns, in the file's order. Raises ValueError if none does."""
     found = [w for w in map(parse, rows()) if fnmatchcase(w.suite, suite) and fnmatchcase(w.layer, layer)]
     if not found:
         suites = ", ".join(sorted({row["suite"] for row in rows()}))

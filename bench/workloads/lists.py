@@ -1,6 +1,6 @@
 """Fixed lists of layers to measure: the goals that releases are held against, and a sample of everything.
 
-Both are drawn from the first rows of `shapes.jsonl` only, so that rows that are added at its end change neither.
+Both are drawn only from the first rows of `shapes.jsonl`, so that rows added at its end change neither.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
+from typing import TypeVar
 
 from bench.work import Line, Work, pass_of_layer
 from bench.workloads import Workload, parse, rows
 from costmodel.problem import Pass
 
-#: How many rows of `shapes.jsonl` there were when the lists were made.
+Layer = TypeVar("Layer")
+
+#: The number of rows of `shapes.jsonl` when the lists were made.
 DRAWN_FROM = 1057
 SAMPLE_SIZE = 100
 SAMPLE_SEED = 0
@@ -24,7 +27,7 @@ BOTH = (*FORWARD, *BACKWARD)
 
 
 def layout_of(layer_rank: int) -> str:
-    """How a network's tensors lie: torch has no channels-last format for 1-D."""
+    """The layout of a network's tensors. torch has no channels-last format for 1-D."""
     return "contiguous" if layer_rank == 1 else "channels_last"
 
 
@@ -47,10 +50,10 @@ def line_of(
 
 @dataclass(frozen=True)
 class Goal:
-    """Layers of which the fastest torch setting's time over ours should have the geometric mean `ratio`.
+    """Layers for which the time of torch's fastest setting over ours should have the geometric mean `ratio`.
 
-    No row in which torch takes above 20 us may be below `floor`. Of each suite's layers that are `wanted`, `each` are taken,
-    evenly spread.
+    No row in which torch takes more than 20 us may be below `floor`. Of each suite's layers that are `wanted`, `each` are
+    taken, evenly spread.
     """
 
     group: str
@@ -62,7 +65,7 @@ class Goal:
     each: int
     dtype: str = "bfloat16"
     precision: str = "ieee"
-    layout: str = ""  # `layout_of` unless given
+    layout: str = ""  # the default is that of `layout_of`
 
     def layers(self) -> list[Workload]:
         return list(chain.from_iterable(spread([w for w in _of(suite) if self.wanted(w)], self.each) for suite in self.suites))
@@ -72,7 +75,7 @@ class Goal:
         return [line_of(w, which, *shape, self) for which in self.passes for w in self.layers()]
 
 
-def spread(layers: list[Workload], count: int) -> list[Workload]:
+def spread(layers: list[Layer], count: int) -> list[Layer]:
     """`count` of the layers, the first and the last among them; all of them where there are no more."""
     if len(layers) <= count or count < 2:
         return layers[:count]
@@ -95,7 +98,7 @@ def _dense(w: Workload) -> bool:
 
 
 def _bottom(w: Workload) -> bool:
-    """No more output pixels than one tile of 64 for each multiprocessor of an H100."""
+    """Whether a layer has no more output pixels than one tile of 64 per multiprocessor of an H100."""
     return w.kind == "dense" and w.problem().gemm(Pass.FPROP).m <= 132 * 64
 
 
@@ -140,8 +143,8 @@ GOALS = (
 
 
 def goals() -> list[Line]:
-    """The layers that stand for the goals. One line of every group comes first, then the second ones, and so on, so that a
-    run that is cut short has seen every group."""
+    """The layers that represent the goals. The first line of every group comes first, then the second ones, and so on, so that
+    a run that is cut short has seen every group."""
     groups = [goal.lines() for goal in GOALS]
     return [lines[i] for i in range(max(map(len, groups))) for lines in groups if i < len(lines)]
 

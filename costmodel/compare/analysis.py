@@ -1,4 +1,4 @@
-"""Measured times held against the roofline, this package's prediction and a library's: rows, findings and what to mend."""
+"""Measured times beside the roofline, this package's prediction and a library's: rows, findings, and what would help."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from costmodel.forecast import predict
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import LEAST_CAPABILITY
 
-#: Below this many seconds the launch weighs more than the kernel.
+#: Below this many seconds the launch takes more than the kernel.
 SHORT = 20e-6
 #: A share of a layer's or a step's time that is worth a sentence.
 WORTH = 0.15
@@ -23,8 +23,8 @@ WORTH = 0.15
 
 @dataclass(frozen=True)
 class LayerRow:
-    """A measured layer. Seconds are of one call, layout copies included in `measured_seconds` and apart in `copies`; `gap` is
-    of a step, against this package's prediction. What a device or plan lacks is None."""
+    """A measured layer. Seconds are per call; `measured_seconds` includes layout copies, and `copies` has them alone. `gap` is
+    what a step takes beyond this package's prediction. A field is None where the device or the plan has no such figure."""
 
     device: str
     name: str
@@ -37,7 +37,7 @@ class LayerRow:
     copies: float
     useful_rate: float  # FLOP/s
     dense_rate: float
-    bytes_rate: float  # compulsory bytes a second
+    bytes_rate: float  # compulsory bytes per second
     roofline_seconds: float
     roofline_share: float
     bound: str
@@ -64,8 +64,8 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class NetworkRow:
-    """A network's measured step beside what is predicted. `fused_seconds` is the roofline with pointwise operators and
-    normalisation riding along; `reason` says why a row has no figures."""
+    """A network's measured step beside its predictions. `fused_seconds` is the roofline with pointwise operators and
+    normalisations fused into their neighbours. `reason` says why a row has no figures."""
 
     device: str
     model: str
@@ -99,19 +99,19 @@ class Comparison:
 
     @property
     def idle_share(self) -> float | None:
-        """Of a step, in which the GPU ran nothing; None without steps."""
+        """The share of a step in which the GPU ran nothing; None without steps."""
         return 1 - self.busy / self.wall if self.wall else None
 
     @property
     def losses(self) -> list[LayerRow]:
-        """The ten layers whose steps would gain most, the largest first."""
+        """The ten layers that would gain a step most time, the largest gain first."""
         losing = sorted((row for row in self.layers if (row.gap or 0.0) > 0), key=lambda row: -(row.gap or 0.0))
         once = {(row.name, row.passes): row for row in reversed(losing)}  # a table may have a layer many times
         return sorted(once.values(), key=lambda row: -(row.gap or 0.0))[:10]
 
     @property
     def findings(self) -> list[tuple[str, str]]:
-        """Names and words of what is below its roofline."""
+        """(name, words) of each layer that is below its roofline."""
         rows: list[LayerRow | NetworkRow] = [*self.layers, *self.networks]
         return [(row.label if isinstance(row, LayerRow) else row.model, row.finding) for row in rows if row.finding]
 
@@ -166,9 +166,9 @@ def _row(layer: MeasuredLayer, device: Device) -> LayerRow:
 
 
 def _roofline(layer: MeasuredLayer, device: Device) -> tuple[float, str]:
-    """Of all passes one after another, and the roof of the longest."""
+    """(seconds of all passes one after another, the roof of the longest)."""
     roofs = [roofline(layer.problem, device, layer.dtype, precision=layer.precision, which=which) for which in layer.passes]
-    return sum(of.seconds for of in roofs), max(roofs, key=lambda of: of.seconds).bound
+    return sum(roof.seconds for roof in roofs), max(roofs, key=lambda roof: roof.seconds).bound
 
 
 def _predicted(layer: MeasuredLayer, device: Device) -> tuple[float, float, float] | None:
@@ -213,7 +213,7 @@ def _finding(layer: MeasuredLayer, device: Device, least: float, whole: float, s
 
 
 def _advice(layer: MeasuredLayer, device: Device, least: float, predicted: float | None) -> str:
-    """One sentence on what would mend a loss."""
+    """One sentence on what would reduce a loss."""
     whole = layer.seconds + layer.copies
     if layer.copies > WORTH * whole:
         return (
@@ -236,40 +236,69 @@ def _advice(layer: MeasuredLayer, device: Device, least: float, predicted: float
 # ---- networks -------------------------------------------------------------------------------------------------------
 
 
-def network_row(of: MeasuredNetwork, device: Device, network: object, reason: str = "") -> NetworkRow:
-    """A network of a table on its trace (a `costmodel.networks.network.Network` at its batch), or the reason for none."""
+def network_row(measured: MeasuredNetwork, device: Device, network: object, reason: str = "") -> NetworkRow:
+    """A network of a table beside its trace (a `costmodel.networks.network.Network` at its batch), or the reason why not."""
     from costmodel.library.networks import riding
     from costmodel.networks.network import Network
 
-    bare = NetworkRow(device.name, of.model, of.image, of.batch, of.mode, of.layout, of.seconds, reason=reason)
+    bare = NetworkRow(
+        device.name,
+        measured.model,
+        measured.image,
+        measured.batch,
+        measured.mode,
+        measured.layout,
+        measured.seconds,
+        reason=reason,
+    )
     if not isinstance(network, Network):
         return bare
-    layers = [layer.in_dtype(of.dtype) for layer in network.layers]
-    spent = [[layer.forward, *(step.cost for step in layer.backward if of.training)] for layer in layers]
-    fused = [[layer.forward, *(step.cost for step in layer.backward if of.training)] for layer in riding(layers)]
+    layers = [layer.in_dtype(measured.dtype) for layer in network.layers]
+    spent = [[layer.forward, *(step.cost for step in layer.backward if measured.training)] for layer in layers]
+    fused = [[layer.forward, *(step.cost for step in layer.backward if measured.training)] for layer in riding(layers)]
     try:
         least, together = (
-            sum(roofline(one, device, of.dtype).seconds for costs in rows for one in costs) for rows in (spent, fused)
+            sum(roofline(one, device, measured.dtype).seconds for costs in rows for one in costs) for rows in (spent, fused)
         )
-        ours = sum(row.seconds for row in network.on(device, of.dtype, training=of.training))
-        asked = {"library": "cudnn", "mode": of.mode, "layout": of.layout}
-        theirs = sum(row.seconds for row in network.on(device, of.dtype, training=of.training, **asked))
+        ours = sum(row.seconds for row in network.on(device, measured.dtype, training=measured.training))
+        asked = {"library": "cudnn", "mode": measured.mode, "layout": measured.layout}
+        theirs = sum(row.seconds for row in network.on(device, measured.dtype, training=measured.training, **asked))
     except ValueError as error:
-        return NetworkRow(device.name, of.model, of.image, of.batch, of.mode, of.layout, of.seconds, reason=str(error))
-    floor = together if of.mode == "compiled" else least
-    finding = "" if of.seconds >= floor else (
-        f"{of.seconds / floor:.2f} of the {'fused ' if of.mode == 'compiled' else ''}roofline: another network than its name "
-        "says, its parts merged (reparameterised), a wrong batch or label, or operands in L2"
+        return NetworkRow(
+            device.name,
+            measured.model,
+            measured.image,
+            measured.batch,
+            measured.mode,
+            measured.layout,
+            measured.seconds,
+            reason=str(error),
+        )
+    floor = together if measured.mode == "compiled" else least
+    finding = "" if measured.seconds >= floor else (
+        f"{measured.seconds / floor:.2f} of the {'fused ' if measured.mode == 'compiled' else ''}roofline: another network than"
+        " its name says, its parts merged (reparameterised), a wrong batch or label, or operands in L2"
     )  # fmt: skip
     return NetworkRow(
-        device.name, of.model, of.image, of.batch, of.mode, of.layout, of.seconds, least, together, ours, theirs, finding
+        device.name,
+        measured.model,
+        measured.image,
+        measured.batch,
+        measured.mode,
+        measured.layout,
+        measured.seconds,
+        least,
+        together,
+        ours,
+        theirs,
+        finding,
     )
 
 
-def check(of: MeasuredNetwork, parameters: int, macs: int) -> str:
-    """Why a line is not of the traced network, "" where it is: `parameters` and dense `macs` an image are the trace's."""
-    if of.parameters is not None and not math.isclose(parameters / 1e6, of.parameters, rel_tol=0.02, abs_tol=0.01):
-        return f"has {of.parameters:g} M parameters, the model here {parameters / 1e6:.2f} M: another network"
-    if of.gmacs is not None and not math.isclose(macs / 1e9, of.gmacs, rel_tol=0.06, abs_tol=0.01):
-        return f"has {of.gmacs:g} GMAC, the model here {macs / 1e9:.2f}: another network or size"
+def check(measured: MeasuredNetwork, parameters: int, macs: int) -> str:
+    """Why a line is not of the traced network; "" where it is. `parameters` and dense `macs` per image are the trace's."""
+    if measured.parameters is not None and not math.isclose(parameters / 1e6, measured.parameters, rel_tol=0.02, abs_tol=0.01):
+        return f"has {measured.parameters:g} M parameters, the model here {parameters / 1e6:.2f} M: another network"
+    if measured.gmacs is not None and not math.isclose(macs / 1e9, measured.gmacs, rel_tol=0.06, abs_tol=0.01):
+        return f"has {measured.gmacs:g} GMAC, the model here {macs / 1e9:.2f}: another network or size"
     return ""

@@ -35,11 +35,14 @@ def compare(
 
     chosen = device_named(device) if device else None
     shapes = [shape_named(text) for text in input or []]
-    found = [of for path in files for of in study(path, chosen, model, shapes, most)]
+    found = [comparison for path in files for comparison in study(path, chosen, model, shapes, most)]
     outputs: dict[Path, str | bytes] = {}
     if csv is not None:
         # layers and networks have other columns: two tables where a file of each is compared
-        kinds: list[list[object]] = [[row for of in found for row in of.layers], [row for of in found for row in of.networks]]
+        kinds: list[list[object]] = [
+            [row for comparison in found for row in comparison.layers],
+            [row for comparison in found for row in comparison.networks],
+        ]
         outputs[csv] = "\n".join(export.to_csv(rows) for rows in kinds if rows)
     if html is not None:
         from costmodel.compare.page import page
@@ -50,8 +53,8 @@ def compare(
         from costmodel.reports.pictures import render
 
         form = picture_form(png, "png")
-        for number, of in enumerate(found):
-            for name, figure in drawn(of).items():
+        for number, comparison in enumerate(found):
+            for name, figure in drawn(comparison).items():
                 several = len(found) > 1
                 outputs[png.with_stem(f"{png.stem}-{name}{f'-{number + 1}' if several else ''}")] = render(figure, form)
     printed = outputs.pop(Path("-"), None)
@@ -61,7 +64,7 @@ def compare(
         typer.echo(printed, nl=False)
         return
     out = terminal.console()
-    for of in found:
-        show.show(out, of, top)
+    for comparison in found:
+        show.show(out, comparison, top)
     for path in outputs:
         out.print(f"wrote {path}", markup=False, soft_wrap=True)

@@ -26,15 +26,15 @@ class Dot:
     receptive_field: tuple[int, ...] | None = None
 
 
-def dots(of: Comparison) -> list[Dot]:
-    """Of the arithmetic that most layers have; where no plan is predicted, the roofline stands in."""
-    rows = [row for row in of.layers if row.dtype == named(of)]
+def dots(comparison: Comparison) -> list[Dot]:
+    """The dots of layers in the arithmetic that most layers have. Where no plan is predicted, the roofline is used."""
+    rows = [row for row in comparison.layers if row.dtype == named(comparison)]
     whole = sum(row.step_seconds for row in rows) or 1.0
     return [_dot(row, whole) for row in rows]
 
 
-def named(of: Comparison) -> str:
-    dtype, precision = of.arithmetic
+def named(comparison: Comparison) -> str:
+    dtype, precision = comparison.arithmetic
     return "tf32" if precision == "tf32" else dtype
 
 
@@ -44,33 +44,33 @@ def _dot(row: LayerRow, whole: float) -> Dot:
     return Dot(row.label.partition(" ")[2], row.useful_flops, row.intensity, row.bound, predicted, part, row.measured_seconds)
 
 
-def drawn(of: Comparison, theme: Theme = LIGHT, titled: bool = True) -> dict[str, Figure]:
-    """By name: "roofline" where there are layers, "time" where there are steps or layers."""
+def drawn(comparison: Comparison, theme: Theme = LIGHT, titled: bool = True) -> dict[str, Figure]:
+    """The pictures by name: "roofline" where there are layers, "time" where there are steps or layers."""
     found = {}
-    if of.layers:
-        dtype, precision = of.arithmetic
+    if comparison.layers:
+        dtype, precision = comparison.arithmetic
         found["roofline"] = blank_figure(9.2, 5.8, theme)
-        title = f"Measured (diamonds) and predicted (dots) on {of.device.name}, {named(of)}" if titled else ""
-        peak, bandwidth = of.device.rate(dtype, precision), of.device.bandwidth * 1e9
-        draw_roofline(found["roofline"].subplots(), dots(of), peak, bandwidth, title, theme)
-    bars = kinds(of)
+        title = f"Measured (diamonds) and predicted (dots) on {comparison.device.name}, {named(comparison)}" if titled else ""
+        peak, bandwidth = comparison.device.rate(dtype, precision), comparison.device.bandwidth * 1e9
+        draw_roofline(found["roofline"].subplots(), dots(comparison), peak, bandwidth, title, theme)
+    bars = kinds(comparison)
     if bars:
         found["time"] = blank_figure(9.2, 1.1 + 0.36 * len(bars), theme)
         draw_kinds(found["time"].subplots(), bars, "Where a step's time goes" if titled else "", theme)
     return found
 
 
-def kinds(of: Comparison) -> list[tuple[str, float]]:
-    """Bars of seconds, the longest first, the GPU's idle time last; without steps, the layers that take longest."""
-    if of.kinds:
-        bars = sorted(of.kinds.items(), key=lambda item: -item[1])
-        return bars + ([("GPU idle", of.wall - of.busy)] if of.idle_share else [])
-    rows = sorted(of.layers, key=lambda row: -row.step_seconds)[:12]
+def kinds(comparison: Comparison) -> list[tuple[str, float]]:
+    """Bars of seconds, the longest first and the GPU's idle time last. Without steps, the layers that take longest."""
+    if comparison.kinds:
+        bars = sorted(comparison.kinds.items(), key=lambda item: -item[1])
+        return bars + ([("GPU idle", comparison.wall - comparison.busy)] if comparison.idle_share else [])
+    rows = sorted(comparison.layers, key=lambda row: -row.step_seconds)[:12]
     return [(row.label, row.step_seconds) for row in rows]
 
 
 def draw_kinds(axes: Axes, bars: list[tuple[str, float]], title: str, theme: Theme) -> None:
-    """A bar a kind, with seconds and share at its end."""
+    """Draws one bar per kind, with seconds and share at its end."""
     dress(axes, title, theme)
     whole = sum(seconds for _, seconds in bars) or 1.0
     places = range(len(bars), 0, -1)

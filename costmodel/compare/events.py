@@ -17,8 +17,8 @@ SPACE = " \t\r\n"
 
 
 class Reader:
-    """Iterates over the events of a trace. `properties` holds the file's other entries that were met so far; all of them once
-    the events are through. Raises ValueError for a file that is no trace."""
+    """Iterates over the events of a trace. `properties` holds the file's other entries that have been read so far; after the
+    last event, all of them. Raises ValueError for a file that is no trace."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -56,7 +56,7 @@ class Reader:
                 self._next()
 
     def _events(self) -> Iterator[dict[str, Any]]:
-        """Up to the list's end, which is taken away."""
+        """The events up to the end of the list, whose bracket is consumed."""
         while (letter := self._peek()) != "]":
             if letter == ",":
                 self._next()
@@ -67,13 +67,13 @@ class Reader:
         self._next()
 
     def _value(self) -> Any:
-        """The value at hand. What the buffer holds only the beginning of is read on."""
+        """The next value. Where the buffer holds only its beginning, more is read."""
         self._peek()
         wanted = CHUNK
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._buffer, self._at)
-                if end < len(self._buffer) or self._ended:  # a number at the end may go on
+                if end < len(self._buffer) or self._ended:  # a number at the buffer's end may continue
                     self._at = end
                     return value
             except json.JSONDecodeError as error:
@@ -82,10 +82,10 @@ class Reader:
             if len(self._buffer) - self._at > 4 * CHUNK and self._broken():
                 raise ValueError(f"{self.path} is no JSON near {self._buffer[self._at : self._at + 60]!r}")
             self._more(wanted)
-            wanted *= 2  # a large value is scanned again after each read
+            wanted *= 2  # a large value is scanned again after every read
 
     def _broken(self) -> bool:
-        """Whether an event far longer than any has not ended: entries of other kinds (a stack's text) may be long."""
+        """Whether an event is not complete although it is far longer than any. Other entries (a stack's text) may be long."""
         return len(self._buffer) - self._at > 512 * CHUNK
 
     def _peek(self) -> str:

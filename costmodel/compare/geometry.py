@@ -9,7 +9,8 @@ from typing import Any
 
 from costmodel.problem import ConvProblem, Pass
 
-#: Where an operator has (x, w, stride, padding, dilation, groups, transposed, output padding) among its arguments; None: not.
+#: The positions of (x, w, stride, padding, dilation, groups, transposed, output padding) among an operator's arguments; None
+#: where it has no such argument.
 _FORWARD = {
     "conv": (0, 1, 3, 4, 5, 6, None, None),
     "conv_transpose": (0, 1, 3, 4, 7, 6, True, 5),
@@ -22,7 +23,7 @@ _FORWARD = {
     "conv_depthwise3d": (0, 1, 4, 5, 6, "depthwise", None, None),
 }
 _BACKWARD = {"convolution_backward": (1, 2, 4, 5, 6, 9, 7, 8)}
-#: Operators of older traces, by where x and w stand; they record no numbers.
+#: Operators of older traces, with the positions of x and w. These traces record no numbers.
 _OLD_BACKWARD = {"cudnn_convolution_backward": (0, 2), "thnn_conv2d_backward": (1, 2), "convolution_backward": (1, 2)}
 DTYPES = {
     "float": "float32", "double": "float64", "c10::Half": "float16", "c10::BFloat16": "bfloat16", "half": "float16",
@@ -32,7 +33,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Call:
-    """What an operator says of its convolution. `problem` is None where no stride and padding were recorded; `x`, `w` are
+    """What an operator says about its convolution. `problem` is None where no stride and padding were recorded. `x` and `w` are
     shapes."""
 
     backward: bool
@@ -55,7 +56,7 @@ def base(operator: str) -> str:
 
 
 def is_convolution(operator: str) -> bool:
-    """Whether an operator is a convolution or its gradient. Names of autograd's nodes are not."""
+    """Whether an operator is a convolution or its gradient; autograd's nodes are neither."""
     name = base(operator)
     known = {*_FORWARD, *_BACKWARD, *_OLD_BACKWARD}
     return operator.startswith("aten::") and (name in known or name.startswith(("cudnn_convolution", "slow_conv", "thnn_conv")))
@@ -64,7 +65,7 @@ def is_convolution(operator: str) -> bool:
 def read(
     operator: str, dims: Sequence[Any], strides: Sequence[Any], types: Sequence[Any], concrete: Sequence[Any]
 ) -> Call | None:
-    """The call, as far as it was recorded; None where not even the shapes were."""
+    """The call, as far as it was recorded; None where no shapes were recorded."""
     name = base(operator)
     backward = name in _BACKWARD or name in _OLD_BACKWARD
     places = (_BACKWARD if backward else _FORWARD).get(name)
@@ -108,7 +109,7 @@ def _problem(
 
 
 def _literal(values: Sequence[Any], at: Any) -> Any:
-    """The number, list or word at a place, None where nothing was recorded."""
+    """The number, list or word at a position; None where nothing was recorded."""
     if not isinstance(at, int) or at >= len(values) or values[at] in ("", None):
         return None
     value = values[at]

@@ -1,4 +1,4 @@
-"""Convolutions of a trace as measured layers: sizes, from the trace or joined from a model by order, and kinds of time."""
+"""Convolutions of a trace as measured layers. Sizes come from the trace, or from a model's convolutions in the same order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COPYING = ("contiguous", "clone", "copy", "to", "_to_copy", "empty_like")
 
 
 class _Key(NamedTuple):
-    """What calls of one layer share."""
+    """What all calls of one layer have in common."""
 
     problem: ConvProblem
     passes: tuple[Pass, ...]
@@ -35,11 +35,11 @@ class _Key(NamedTuple):
 def measured(trace: Trace, device: Device, convolutions: Sequence[Layer] | None = None) -> Measured:
     """The trace on `device`. `convolutions` are a model's, for traces that recorded no strides and paddings.
 
-    Raises ValueError where neither says what a convolution computed, or the model's convolutions are others.
+    Raises ValueError where neither says what a convolution computed, or where the model has other convolutions.
     """
     notes = list(trace.notes)
     sized = trace.convolutions
-    if any(of.call.problem is None for of in sized):
+    if any(instance.call.problem is None for instance in sized):
         sized = _joined(trace, convolutions)
         notes.append("strides and paddings are the model's: the trace recorded none, and its shapes agree with the model's")
     layers = _layers(sized, device, trace.steps, notes)
@@ -64,11 +64,11 @@ def _joined(trace: Trace, convolutions: Sequence[Layer] | None) -> list[Instance
             f"{trace.path} recorded shapes and no strides and paddings (the profiler of 2021 does not): name the network with "
             f"--model package.module:callable, or record it with a newer torch; {RECORD}"
         )
-    forward = [of for of in trace.convolutions if not of.call.backward]
-    backward = [of for of in trace.convolutions if of.call.backward]
+    forward = [instance for instance in trace.convolutions if not instance.call.backward]
+    backward = [instance for instance in trace.convolutions if instance.call.backward]
     order = list(convolutions)
     found = _in_order(trace, forward, order) + _in_order(trace, backward, order[::-1])
-    return sorted(found, key=lambda of: of.operator.start)
+    return sorted(found, key=lambda instance: instance.operator.start)
 
 
 def _in_order(trace: Trace, instances: Sequence[Instance], layers: Sequence[Layer]) -> list[Instance]:
@@ -79,33 +79,38 @@ def _in_order(trace: Trace, instances: Sequence[Instance], layers: Sequence[Laye
             "or the trace begins or ends within a step"
         )
     found = []
-    for i, of in enumerate(instances):
+    for i, instance in enumerate(instances):
         layer = layers[i % len(layers)]
         assert layer.problem is not None
         transposed = layer.which == Pass.DGRAD
         x = layer.problem.output_shape if transposed else layer.problem.input_shape
         w = layer.weight_shape or layer.problem.weight_shape
-        if (tuple(of.call.x), tuple(of.call.w)) != (tuple(x), tuple(w)):
+        if (tuple(instance.call.x), tuple(instance.call.w)) != (tuple(x), tuple(w)):
+            given = f"input {list(instance.call.x)} and weight {list(instance.call.w)}"
             raise ValueError(
-                f"{trace.path}: its {what} convolution {i + 1} has input {list(of.call.x)} and weight {list(of.call.w)}, the "
+                f"{trace.path}: its {what} convolution {i + 1} has {given}, the "
                 f"model's {layer.name} {list(x)} and {list(w)}: give the batch and size that were traced with --input"
             )
-        passes = of.call.passes if not of.call.backward else tuple(Pass(step.which) for step in layer.backward if step.which)
-        passes = passes if of.call.backward else ((Pass.DGRAD,) if transposed else (Pass.FPROP,))
-        call = replace(of.call, problem=layer.problem, transposed=transposed, passes=passes)
-        found.append(Instance(of.operator, call, of.kernels, of.inner))
+        passes = (
+            instance.call.passes
+            if not instance.call.backward
+            else tuple(Pass(step.which) for step in layer.backward if step.which)
+        )
+        passes = passes if instance.call.backward else ((Pass.DGRAD,) if transposed else (Pass.FPROP,))
+        call = replace(instance.call, problem=layer.problem, transposed=transposed, passes=passes)
+        found.append(Instance(instance.operator, call, instance.kernels, instance.inner))
     return found
 
 
 def _layers(instances: Sequence[Instance], device: Device, steps: int, notes: list[str]) -> list[MeasuredLayer]:
-    """Calls of the same sizes, passes and layout are one layer: the median of their times."""
+    """The layers: calls of the same sizes, passes and layout are one layer, whose time is their median."""
     groups: dict[_Key, list[tuple[Instance, list[Kernel]]]] = defaultdict(list)
-    for of in instances:
-        for passes, kernels in _by_pass(of):
-            dtype = of.call.dtype or _dtype(kernels, notes)
-            problem = of.call.problem
+    for instance in instances:
+        for passes, kernels in _by_pass(instance):
+            dtype = instance.call.dtype or _dtype(kernels, notes)
+            problem = instance.call.problem
             assert problem is not None
-            groups[_Key(problem, passes, of.call.transposed, dtype, of.call.layout)].append((of, kernels))
+            groups[_Key(problem, passes, instance.call.transposed, dtype, instance.call.layout)].append((instance, kernels))
     layers = []
     for (problem, passes, transposed, dtype, layout), members in groups.items():
         precision = "ieee"
@@ -115,7 +120,7 @@ def _layers(instances: Sequence[Instance], device: Device, steps: int, notes: li
             notes += [remark] if remark else []
         if layout is None:
             notes.append("the trace recorded no strides: tensors are taken to be contiguous")
-        main, copies = zip(*(_split(of, kernels) for of, kernels in members), strict=True)
+        main, copies = zip(*(_split(instance, kernels) for instance, kernels in members), strict=True)
         layers.append(
             MeasuredLayer(
                 name=_name(problem, transposed),
@@ -135,30 +140,30 @@ def _layers(instances: Sequence[Instance], device: Device, steps: int, notes: li
     return layers
 
 
-def _by_pass(of: Instance) -> list[tuple[tuple[Pass, ...], list[Kernel]]]:
-    """A backward call's kernels by gradient where the operators inside say which; else together, never guessed."""
-    own = {"backward_input": of.call.passes[0], "backward_weight": Pass.WGRAD}
+def _by_pass(instance: Instance) -> list[tuple[tuple[Pass, ...], list[Kernel]]]:
+    """A backward call's kernels by gradient, where the operators inside say which; otherwise together. Nothing is guessed."""
+    own = {"backward_input": instance.call.passes[0], "backward_weight": Pass.WGRAD}
     parts: dict[Pass | None, list[Kernel]] = defaultdict(list)
-    for kernel in of.kernels:
-        chain = " ".join(o.name for o in of.inner[id(kernel)].chain())
+    for kernel in instance.kernels:
+        chain = " ".join(o.name for o in instance.inner[id(kernel)].chain())
         parts[next((which for word, which in own.items() if word in chain), None)].append(kernel)
-    if not of.call.backward or None in parts:
-        return [(of.call.passes, of.kernels)]
+    if not instance.call.backward or None in parts:
+        return [(instance.call.passes, instance.kernels)]
     return [((which,), kernels) for which, kernels in parts.items() if which is not None]
 
 
-def _split(of: Instance, kernels: Sequence[Kernel]) -> tuple[float, float]:
-    """Microseconds of the kernels that compute, and of those that only copy."""
-    copies = sum(k.duration for k in kernels if _copies(of, k))
+def _split(instance: Instance, kernels: Sequence[Kernel]) -> tuple[float, float]:
+    """(microseconds of the kernels that compute, microseconds of those that only copy)."""
+    copies = sum(k.duration for k in kernels if _copies(instance, k))
     return sum(k.duration for k in kernels) - copies, copies
 
 
-def _copies(of: Instance, kernel: Kernel) -> bool:
-    return bool(names.LAYOUT.search(kernel.name)) or names.plain(of.inner[id(kernel)].name) in _COPYING
+def _copies(instance: Instance, kernel: Kernel) -> bool:
+    return bool(names.LAYOUT.search(kernel.name)) or names.plain(instance.inner[id(kernel)].name) in _COPYING
 
 
 def _dtype(kernels: Sequence[Kernel], notes: list[str]) -> str:
-    """By the kernels' names, where no types were recorded."""
+    """The dtype by the kernels' names, where none was recorded."""
     half = any(names.HALF.search(kernel.name) for kernel in kernels)
     dtype = "float16" if half else "float32"
     notes.append(f"types were not recorded: {dtype} by the names of kernels")
@@ -173,12 +178,12 @@ def _name(problem: ConvProblem, transposed: bool) -> str:
 
 def _kinds(trace: Trace) -> dict[str, float]:
     """Seconds of a step by kind."""
-    inside = {id(kernel): of for of in trace.convolutions for kernel in of.kernels}
+    inside = {id(kernel): instance for instance in trace.convolutions for kernel in instance.kernels}
     found = dict.fromkeys(KINDS, 0.0)
     for kernel in trace.kernels:
-        of = inside.get(id(kernel))
-        if of is not None:
-            kind = "layout copies" if _copies(of, kernel) else "convolution"
+        instance = inside.get(id(kernel))
+        if instance is not None:
+            kind = "layout copies" if _copies(instance, kernel) else "convolution"
         elif names.LAYOUT.search(kernel.name):
             kind = "layout copies"
         else:
@@ -188,7 +193,8 @@ def _kinds(trace: Trace) -> dict[str, float]:
 
 
 def _busy(kernels: Sequence[Kernel]) -> tuple[float, float]:
-    """Seconds in which a kernel ran, streams that overlap counted once, and from the first kernel to the last's end."""
+    """(seconds in which a kernel ran, where overlapping streams count once; seconds from the first kernel to the end of the
+    last)."""
     spans = sorted((kernel.start, kernel.start + kernel.duration) for kernel in kernels)
     busy, reached = 0.0, spans[0][0]
     for start, end in spans:

@@ -1,4 +1,4 @@
-"""What a GPU kernel's name and its operator say of it: the kind of operator, layout copies, algorithm, arithmetic."""
+"""What the names of a GPU kernel and its operator say: the kind of operator, layout copies, algorithm, arithmetic."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def kind_of(operator: str | None, kernel: str) -> str:
 
 
 def precision_of(names: list[str], capability: int) -> tuple[str, str]:
-    """(precision, remark) of float32 by the kernels that ran: without a word in their names, what cuDNN does by default,
-    TF32 from compute capability 8.0 on."""
+    """(precision, remark) of float32 by the names of the kernels that ran. Where these say nothing, it is cuDNN's default: TF32
+    from compute capability 8.0 on."""
     joined = " ".join(names)
     if TF32.search(joined):
         return "tf32", ""

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Measurement:
-    """What the block did, filled in at its end. Without a GPU `comparison` is None, and `forecast` is the model's rows on the
-    device asked for, of the shapes that it was called with."""
+    """What the block did; it is filled in at the block's end. Without a GPU `comparison` is None, and `forecast` has the
+    model's rows on the device asked for, for the shapes that it was called with."""
 
     comparison: Comparison | None = None
     forecast: Sequence[Timed] = ()
@@ -46,10 +46,10 @@ def measure(
     >>> with costmodel.measure(model, device="h100", show=False) as measured:  # without a GPU, the forecast
     ...     y = model(torch.zeros(1, 3, 8, 8))
 
-    Shapes are recorded, every kernel counts. `device` is what `find_device` reads; None takes the GPU that ran. `keep` is
-    where the trace (.json) is kept. `show=False` prints nothing: read `m.comparison`. Run the model once before, or the first
-    call's set-up is in the times. Where no GPU is at hand nothing is measured: the block says what is missing and shows the
-    forecast for `device` ("h100" unless given). Raises TypeError where `model` is no module.
+    Shapes are recorded, and every kernel counts. `device` is what `find_device` reads; None takes the GPU that ran. `keep` is
+    the path where the trace (.json) is kept. With `show=False` nothing is printed: read `m.comparison`. Run the model once
+    before, otherwise the times include the set-up of the first call. Without a GPU nothing is measured: the block says what is
+    missing and shows the forecast for `device` ("h100" unless given). Raises TypeError where `model` is no module.
     """
     import torch
 

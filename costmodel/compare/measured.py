@@ -1,4 +1,4 @@
-"""What was measured, whatever file it is from: layers with their times, and a step's time by kind of operator."""
+"""What was measured, for any kind of file: layers with their times, and a step's time by kind of operator."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
 
-#: Kinds of operators that a step's time is told by.
+#: The kinds of operators among which a step's time is divided.
 KINDS = (
     "convolution",
     "layout copies",
@@ -25,7 +25,7 @@ KINDS = (
 
 @dataclass(frozen=True)
 class MeasuredLayer:
-    """A convolution's time. `seconds` is of one call, all kernels of the operator but its layout copies, which are `copies`."""
+    """A convolution's time. `seconds` is the time per call of all kernels of the operator except layout copies (`copies`)."""
 
     name: str
     problem: ConvProblem
@@ -36,15 +36,15 @@ class MeasuredLayer:
     layout: str  # "channels_last" or "contiguous"
     seconds: float
     copies: float = 0.0
-    calls: float = 1.0  # a step
-    kernels: float = 1.0  # a call
-    indirect: bool = False  # Winograd or FFT, by the kernel's or the source's name
+    calls: float = 1.0  # calls per step
+    kernels: float = 1.0  # kernels per call
+    indirect: bool = False  # Winograd or FFT, as the kernel's or the source's name says
     mode: str = "eager"
     provider: str = "PyTorch"
 
     @property
     def words(self) -> str:
-        """The passes as the layer's owner calls them."""
+        """The passes from the layer's point of view: "forward", "dx", "dw"."""
         own = Pass.DGRAD if self.transposed else Pass.FPROP
         names = {own: "forward", Pass.WGRAD: "dw", (Pass.FPROP if self.transposed else Pass.DGRAD): "dx"}
         return "+".join(names[which] for which in self.passes)
@@ -68,8 +68,8 @@ class MeasuredNetwork:
 
 @dataclass(frozen=True)
 class Measured:
-    """One file on one device. `kinds` is seconds of a step by `KINDS`; `wall` a step's time, `busy` the part of it in which the
-    GPU ran a kernel; all 0 where the file has no steps."""
+    """One file on one device. `kinds` has seconds per step by `KINDS`, `wall` is a step's time, and `busy` the part of it in
+    which the GPU ran a kernel. All are 0 where the file has no steps."""
 
     source: str
     device: Device

@@ -1,4 +1,4 @@
-"""Comparisons as one HTML file that opens without a network: tables and pictures, light or dark as the reader has it."""
+"""Comparisons as one HTML file that opens without a network: tables and pictures, light or dark as the reader's system."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from costmodel.reports.units import duration, interval, share, si
 
 def page(comparisons: Sequence[Comparison]) -> str:
     """The whole file."""
-    title = f"Measured beside predicted: {', '.join(dict.fromkeys(of.device.name for of in comparisons))}"
+    title = f"Measured beside predicted: {', '.join(dict.fromkeys(comparison.device.name for comparison in comparisons))}"
     words = "Measured times are the files'. Times of this package's plans are predictions: nothing of it was measured here."
-    sections = "".join(_section(of, number) for number, of in enumerate(comparisons))
+    sections = "".join(_section(comparison, number) for number, comparison in enumerate(comparisons))
     return document(title, f'<p class="faint">{words}</p>{sections}')
 
 
-def _section(of: Comparison, number: int) -> str:
-    figures = drawn(of, INK, titled=False)
+def _section(comparison: Comparison, number: int) -> str:
+    figures = drawn(comparison, INK, titled=False)
     labels = {
         "roofline": "Layers measured and predicted, under the roofline",
         "time": "Where a step's time goes",
@@ -29,27 +29,31 @@ def _section(of: Comparison, number: int) -> str:
     pictures = "".join(
         f"<h3>{labels[name]}</h3>{inline(figure, f'{name}{number}', labels[name])}" for name, figure in figures.items()
     )
-    parts = [f"<h2>{escape(of.source)} on {escape(of.device.name)}</h2>", paragraphs(totals(of)), pictures]
-    if of.layers:
-        parts += ["<h3>Layers</h3>", _layers(of)]
-    if of.kinds:
-        parts += ["<h3>Kinds of operators</h3>", _kinds(of)]
-    if of.losses:
-        lines = [(duration(row.gap or 0.0), escape(row.label), escape(row.advice)) for row in of.losses]
+    parts = [
+        f"<h2>{escape(comparison.source)} on {escape(comparison.device.name)}</h2>",
+        paragraphs(totals(comparison)),
+        pictures,
+    ]
+    if comparison.layers:
+        parts += ["<h3>Layers</h3>", _layers(comparison)]
+    if comparison.kinds:
+        parts += ["<h3>Kinds of operators</h3>", _kinds(comparison)]
+    if comparison.losses:
+        lines = [(duration(row.gap or 0.0), escape(row.label), escape(row.advice)) for row in comparison.losses]
         parts += ["<h3>Largest losses</h3>", plain_table(("a step", "layer", "what mends it"), lines, left=(1,), wrap=(2,))]
-    if of.networks:
-        parts += ["<h3>Networks</h3>", _networks(of)]
-    if of.findings:
-        lines2 = [(escape(name), escape(words)) for name, words in of.findings]
+    if comparison.networks:
+        parts += ["<h3>Networks</h3>", _networks(comparison)]
+    if comparison.findings:
+        lines2 = [(escape(name), escape(words)) for name, words in comparison.findings]
         parts += ["<h3>Below the roofline</h3>", plain_table(("what", "why that may be"), lines2, left=(0,), wrap=(1,))]
-    return "\n".join([*parts, paragraphs(of.notes)])
+    return "\n".join([*parts, paragraphs(comparison.notes)])
 
 
-def _layers(of: Comparison) -> str:
+def _layers(comparison: Comparison) -> str:
     heads = ("layer", "pass", "calls", "measured", "copies", "useful FLOP/s", "dense FLOP/s", "B/s", "roofline", "share",
              "bound", "plan, predicted", "interval", "cudnn, predicted", "measured over plan", "gap a step")  # fmt: skip
     rows = []
-    for row in sorted(of.layers, key=lambda row: -row.step_seconds):
+    for row in sorted(comparison.layers, key=lambda row: -row.step_seconds):
         low, high = row.predicted_low, row.predicted_high
         rows.append((
             escape(row.name), row.passes, f"{row.calls:g}", si(row.measured_seconds, "s"), si(row.copies, "s"),
@@ -62,16 +66,16 @@ def _layers(of: Comparison) -> str:
     return plain_table(heads, rows, left=(0, 1))
 
 
-def _kinds(of: Comparison) -> str:
-    whole = sum(of.kinds.values())
-    rows = [(kind, duration(seconds), share(seconds / whole)) for kind, seconds in of.kinds.items()]
-    return plain_table(("kind", "a step", "share"), sorted(rows, key=lambda row: -of.kinds[row[0]]), left=(0,))
+def _kinds(comparison: Comparison) -> str:
+    whole = sum(comparison.kinds.values())
+    rows = [(kind, duration(seconds), share(seconds / whole)) for kind, seconds in comparison.kinds.items()]
+    return plain_table(("kind", "a step", "share"), sorted(rows, key=lambda row: -comparison.kinds[row[0]]), left=(0,))
 
 
-def _networks(of: Comparison) -> str:
+def _networks(comparison: Comparison) -> str:
     heads = ("network", "size", "batch", "measured", "roofline", "fused roofline", "plans, predicted", "cudnn, predicted", "")
     rows = []
-    for row in of.networks:
+    for row in comparison.networks:
         times = (row.roofline_seconds, row.fused_seconds, row.predicted_seconds, row.library_seconds)
         seconds = (duration(value) if value else "–" for value in times)
         rows.append((escape(row.model), str(row.image), str(row.batch), duration(row.measured_seconds), *seconds,

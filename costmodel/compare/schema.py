@@ -15,7 +15,7 @@ NEEDED = ("op", "n", "c", "size", "k", "kernel", "dtype", "time_us")
 
 
 def problem_of(line: Mapping[str, str]) -> tuple[ConvProblem, bool]:
-    """The problem of a line, and whether the layer is transposed. ValueError for numbers that are none."""
+    """(the problem of a line, whether the layer is transposed). Raises ValueError for fields that are no numbers."""
     size, kernel = _sizes(line["size"]), _sizes(line["kernel"])
     ones, none = (1,) * len(size), (0,) * len(size)
     stride, dilation = (_sizes(line.get(name) or "") or ones for name in ("stride", "dilation"))
@@ -31,18 +31,18 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 def passes_of(text: str, transposed: bool) -> tuple[Pass, ...]:
-    """The primitives of a layer's passes: "fprop" is the layer's own result, which a transposed one makes by dgrad."""
+    """The primitives of a layer's passes. "fprop" is the layer's own result, which a transposed layer computes by dgrad."""
     swapped = {"fprop": Pass.DGRAD, "dgrad": Pass.FPROP} if transposed else {}
     return tuple(swapped.get(part, Pass(part)) for part in (text or "fprop").split("+"))
 
 
 def precision_of(line: Mapping[str, str]) -> str:
-    """ "tf32" where the line says that this multiplies."""
+    """ "tf32" where the line says so, else "ieee"."""
     return "tf32" if (line.get("math") or "").startswith("tf32") or line["dtype"] == "tf32" else "ieee"
 
 
 def layout_of(line: Mapping[str, str]) -> str:
-    """ "channels_last" for NHWC and alike."""
+    """ "channels_last" for NHWC and its like in other ranks, else "contiguous"."""
     text = line.get("layout") or ""
     return "channels_last" if text.endswith("C") or text in ("channels_last", "nhwc") else "contiguous"
 

@@ -13,31 +13,31 @@ from costmodel.reports.terminal import optional, table
 from costmodel.reports.units import duration, share, si
 
 
-def show(out: Console, of: Comparison, top: int) -> None:
-    """Layers that take longest, totals, losses with what mends them, findings, notes."""
-    out.print(Text(f"{of.source} on {of.device.name}", style="bold"))
-    if of.layers:
-        _layers(out, of, top)
-    if of.kinds:
-        _kinds(out, of)
-    if of.networks:
-        _networks(out, of.networks, top)
-    if of.losses:
+def show(out: Console, comparison: Comparison, top: int) -> None:
+    """Prints the layers that take longest, totals, losses with advice, findings and notes."""
+    out.print(Text(f"{comparison.source} on {comparison.device.name}", style="bold"))
+    if comparison.layers:
+        _layers(out, comparison, top)
+    if comparison.kinds:
+        _kinds(out, comparison)
+    if comparison.networks:
+        _networks(out, comparison.networks, top)
+    if comparison.losses:
         out.print(Text("Largest losses against this package's prediction, of a step", style="bold"))
-        for row in of.losses:
+        for row in comparison.losses:
             out.print(f"{duration(row.gap or 0.0)}: {row.label}, {row.advice}.", markup=False)
-    for sentence in totals(of):
+    for sentence in totals(comparison):
         out.print(sentence, markup=False)
-    findings = of.findings
+    findings = comparison.findings
     if findings:
         out.print(Text(f"{len(findings)} below the roofline", style="bold red"))
         for name, words in findings[: top or None]:
             out.print(f"{name}: {words}.", markup=False)
         if top and len(findings) > top:
             out.print(f"{len(findings) - top} more; --top 0 shows all.")
-    elif of.layers or any(row.roofline_seconds for row in of.networks):
+    elif comparison.layers or any(row.roofline_seconds for row in comparison.networks):
         out.print("Nothing is below its roofline.")
-    for line in of.notes:
+    for line in comparison.notes:
         out.print(line[:1].upper() + line[1:] + ".", markup=False)
 
 
@@ -46,34 +46,35 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'s' if number != 1 else ''}"
 
 
-def totals(of: Comparison) -> list[str]:
-    """Sentences over all layers, of the medians and of the step."""
+def totals(comparison: Comparison) -> list[str]:
+    """Sentences about all layers: their medians, and the step."""
     found = []
-    ratios = [row.ratio for row in of.layers if row.ratio]
+    ratios = [row.ratio for row in comparison.layers if row.ratio]
     if ratios:
-        shares = sorted(row.roofline_share for row in of.layers)
+        shares = sorted(row.roofline_share for row in comparison.layers)
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        layers = counted(len(comparison.layers), "layer")
         found.append(
-            f"{counted(len(of.layers), 'layer')}: {share(shares[len(shares) // 2])} of the roofline in the median, {mean:.2f} "
+            f"{layers}: {share(shares[len(shares) // 2])} of the roofline in the median, {mean:.2f} "
             "times what this package's plans are predicted to take, in the geometric mean. Its kernels were not measured here."
         )
-    off = sorted(abs(row.library_seconds / row.measured_seconds - 1) for row in of.layers if row.library_seconds)
+    off = sorted(abs(row.library_seconds / row.measured_seconds - 1) for row in comparison.layers if row.library_seconds)
     if off:
         found.append(f'What library="cudnn" predicts is off by {share(off[len(off) // 2])} in the median.')
-    if of.kinds:
-        whole = sum(of.kinds.values())
-        rides = sum(of.kinds.get(kind, 0.0) for kind in ("pointwise", "normalisation"))
+    if comparison.kinds:
+        whole = sum(comparison.kinds.values())
+        rides = sum(comparison.kinds.get(kind, 0.0) for kind in ("pointwise", "normalisation"))
         found.append(
             f"Pointwise operators and normalisation take {share(rides / whole)} of the kernels' time. Were they to ride along "
             f"with their neighbours, {duration(whole - rides)} would be left of {duration(whole)}."
         )
-    if of.idle_share is not None and of.idle_share > 0:
-        found.append(f"The GPU is idle in {share(of.idle_share)} of a step of {duration(of.wall)}.")
+    if comparison.idle_share is not None and comparison.idle_share > 0:
+        found.append(f"The GPU is idle in {share(comparison.idle_share)} of a step of {duration(comparison.wall)}.")
     return found
 
 
-def _layers(out: Console, of: Comparison, top: int) -> None:
-    ordered = sorted(of.layers, key=lambda row: -row.step_seconds)
+def _layers(out: Console, comparison: Comparison, top: int) -> None:
+    ordered = sorted(comparison.layers, key=lambda row: -row.step_seconds)
     shown = table("By time in a step", gap=0)
     shown.add_column("layer", overflow="fold", width=17)
     for name in ("pass", "x", "time", "copies", "FLOP/s", "B/s", "roof", "by", "plan", "ratio"):
@@ -98,13 +99,13 @@ def _layers(out: Console, of: Comparison, top: int) -> None:
         out.print(f"{len(ordered) - top} more layers; --top 0 shows all.")
 
 
-def _kinds(out: Console, of: Comparison) -> None:
-    whole = sum(of.kinds.values())
+def _kinds(out: Console, comparison: Comparison) -> None:
+    whole = sum(comparison.kinds.values())
     shown = table("Where the kernels' time goes")
     shown.add_column("kind")
     for name in ("a step", "share"):
         shown.add_column(name, justify="right")
-    for kind, seconds in sorted(of.kinds.items(), key=lambda item: -item[1]):
+    for kind, seconds in sorted(comparison.kinds.items(), key=lambda item: -item[1]):
         shown.add_row(kind, duration(seconds), share(seconds / whole))
     out.print(shown)
 

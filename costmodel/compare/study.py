@@ -1,4 +1,5 @@
-"""Files to comparisons: which reader a file needs, and models where a trace or a table of networks asks for one."""
+"""From files to comparisons: picks the reader that a file needs, and builds models that a trace or a table of networks
+needs."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from costmodel.compare.analysis import Comparison, NetworkRow
 from costmodel.compare.measured import Measured, MeasuredNetwork
 from costmodel.device import Device, find_device
 
-#: Networks of a table that are traced unless more are asked for: a trace takes a second or more.
+#: Most networks of a table that are traced by default, because a trace takes a second or more.
 MOST = 20
 
 
@@ -23,11 +24,12 @@ def study(
     shapes: Sequence[tuple[int, ...]] = (),
     most: int = MOST,
 ) -> list[Comparison]:
-    """One comparison a GPU of the file at `path`.
+    """One comparison per GPU of the file at `path`.
 
-    `device` overrides the GPU that the file names. `model` ("package.module:callable") gives a trace without strides its sizes,
-    on inputs of `shapes` or of the traced first convolution, and a table of networks its network; else timm makes it. Of such a
-    table `most` rows are traced, spread over it; 0 for all. Raises ValueError in words for a file that cannot be compared.
+    `device` overrides the GPU that the file names. `model` ("package.module:callable") supplies the sizes of a trace that has
+    no strides, on inputs of `shapes` or of the traced first convolution, and the network of a table of networks (timm's by
+    default). `most` rows of such a table, spread over it, are traced; 0 traces all. Raises ValueError, in words, for a file
+    that cannot be compared.
     """
     if _is_trace(path):
         return [_of_trace(path, device, model, shapes)]
@@ -39,14 +41,14 @@ def study(
     return found
 
 
-def _noted(of: Comparison, notes: Sequence[str]) -> Comparison:
+def _noted(comparison: Comparison, notes: Sequence[str]) -> Comparison:
     from dataclasses import replace
 
-    return replace(of, notes=(*of.notes, *notes))
+    return replace(comparison, notes=(*comparison.notes, *notes))
 
 
 def _is_trace(path: Path) -> bool:
-    """JSON that is not one object a line."""
+    """Whether a file is JSON, but not one object per line."""
     if path.name.removesuffix(".gz").endswith((".jsonl", ".csv")):
         return False
     try:
@@ -70,10 +72,10 @@ def _of_trace(path: Path, asked: Device | None, model: str, shapes: Sequence[tup
         except ValueError as error:
             raise ValueError(f"{path} is of {read.device}: {error}") from error
     convolutions = None
-    if model and any(of.call.problem is None for of in read.convolutions):
-        first = next((of.call.x for of in read.convolutions if not of.call.backward), None)
+    if model and any(instance.call.problem is None for instance in read.convolutions):
+        first = next((instance.call.x for instance in read.convolutions if not instance.call.backward), None)
         given = list(shapes) or ([first] if first else [])
-        training = any(of.call.backward for of in read.convolutions)
+        training = any(instance.call.backward for instance in read.convolutions)
         convolutions = _traced(model, given, training).convolutions
     return analysis.compare(join.measured(read, device, convolutions))
 
@@ -99,32 +101,34 @@ def _networks(measured: Measured, model: str, most: int) -> tuple[list[NetworkRo
         given = [given[int(i * step)] for i in range(most)]
     build = _builder(model)
     rows = []
-    for of in given:
+    for each in given:
         try:
-            made = build(of)
-            network = _on_meta(made, of, torch)
-            dense = sum(layer.forward.dense_macs for layer in network.layers) // of.batch
-            reason = analysis.check(of, network.parameters, dense)
+            made = build(each)
+            network = _on_meta(made, each, torch)
+            dense = sum(layer.forward.dense_macs for layer in network.layers) // each.batch
+            reason = analysis.check(each, network.parameters, dense)
         except ValueError as error:
             network, reason = None, str(error)
-        rows.append(analysis.network_row(of, measured.device, None if reason else network, reason))
+        rows.append(analysis.network_row(each, measured.device, None if reason else network, reason))
     return rows, notes
 
 
-def _on_meta(made: Any, of: MeasuredNetwork, torch: Any) -> Any:
+def _on_meta(made: Any, measured: MeasuredNetwork, torch: Any) -> Any:
     from costmodel.networks.network import trace as network
 
-    made = made.train() if of.training else made.eval().requires_grad_(False)
-    return network(made, (of.batch, 3, of.image, of.image), train=of.training, dtype=getattr(torch, of.dtype))
+    made = made.train() if measured.training else made.eval().requires_grad_(False)
+    return network(
+        made, (measured.batch, 3, measured.image, measured.image), train=measured.training, dtype=getattr(torch, measured.dtype)
+    )
 
 
 def _builder(model: str) -> Callable[[MeasuredNetwork], Any]:
-    """What makes the network of a line: the model asked for, else timm's of that name."""
+    """What builds the network of a line: the model that was asked for, else timm's of that name."""
     from costmodel.networks.models import imported, load
 
     if model:
         made = load(model)
-        return lambda of: made
+        return lambda measured: made
     try:
         imported("torchvision")  # which timm imports
         timm = imported("timm")
@@ -134,16 +138,16 @@ def _builder(model: str) -> Callable[[MeasuredNetwork], Any]:
             "it with --model package.module:callable"
         ) from error
 
-    def build(of: MeasuredNetwork) -> Any:
+    def build(measured: MeasuredNetwork) -> Any:
         import torch
 
         try:
             with torch.device("meta"):
                 try:
-                    return timm.create_model(of.model, pretrained=False, img_size=of.image)
+                    return timm.create_model(measured.model, pretrained=False, img_size=measured.image)
                 except TypeError:  # networks that take any size have no such argument
-                    return timm.create_model(of.model, pretrained=False)
+                    return timm.create_model(measured.model, pretrained=False)
         except Exception as error:  # whatever a builder raises
-            raise ValueError(f"timm does not make {of.model!r}: {str(error).splitlines()[0]}") from error
+            raise ValueError(f"timm does not make {measured.model!r}: {str(error).splitlines()[0]}") from error
 
     return build

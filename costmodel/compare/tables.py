@@ -28,14 +28,14 @@ DTYPES = {"amp": "float16", "fp16": "float16", "float16": "float16", "half": "fl
 
 @dataclass(frozen=True)
 class Source:
-    """A GPU as a file names it, found or asked for."""
+    """A GPU as a file names it, with the device that this means or that was asked for."""
 
     device: Device | None
     reason: str = ""
 
 
 def load(path: Path, asked: Device | None) -> list[Measured]:
-    """One result a GPU. Raises ValueError for a table that is none of these, or whose GPU nobody names."""
+    """One result per GPU. Raises ValueError for a table that is none of these, or whose GPU is not named anywhere."""
     text = _text(path)
     start = text.lstrip()[:1]
     if start == "{":
@@ -97,7 +97,7 @@ def _layers(path: Path, lines: Sequence[Mapping[str, str]], asked: Device | None
 
 
 def _found(path: Path, by_gpu: Mapping[str, Sequence[MeasuredLayer]], asked: Device | None) -> list[Measured]:
-    """What GPUs are not known is said with the others; ValueError where none is."""
+    """The result of each known GPU; its notes name the unknown ones. Raises ValueError where none is known."""
     found, missing = [], []
     for name, layers in by_gpu.items():
         source = gpu(name, asked)
@@ -168,7 +168,7 @@ def _networks(path: Path, lines: Sequence[Mapping[str, str]], asked: Device | No
 
 
 def _from_name(words: Sequence[str]) -> Source:
-    """timm writes the GPU into the file's name only."""
+    """The GPU of a timm file, which is only in the file's name."""
     for word in words:
         try:
             return Source(find_device(word))

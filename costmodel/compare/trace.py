@@ -60,7 +60,7 @@ class Kernel:
 
 @dataclass(eq=False)
 class Instance:
-    """One call of a convolution, forward or backward: its outermost operator, what is known of it, and its kernels."""
+    """One call of a convolution, forward or backward: its outermost operator, what is known about it, and its kernels."""
 
     operator: Operator
     call: Call
@@ -70,7 +70,8 @@ class Instance:
 
 @dataclass
 class Trace:
-    """`steps` is how many steps of the profiler hold kernels, at least 1; `device` as the trace names it, "" where not."""
+    """A trace. `steps`: how many of the profiler's steps have kernels, at least 1. `device`: the GPU's name in the trace, or
+    ""."""
 
     path: Path
     device: str
@@ -82,8 +83,8 @@ class Trace:
 
 
 def load(path: Path) -> Trace:
-    """Raises ValueError, in words that say how to record a trace that serves, where shapes or kernels are missing, a file is of
-    a CPU or an AMD part alone, or has no times that a GPU would give."""
+    """The trace in a file. Raises ValueError where shapes or kernels are missing, where the file is only of a CPU or an AMD
+    part, or where its times are not a GPU's; the words say how to record a trace that can be read."""
     reader, operators, launches, raw, steps = Reader(path), [], {}, [], []
     dialect = "2.x"
     for event in reader:
@@ -131,19 +132,19 @@ def _operator(event: dict[str, Any]) -> Operator:
 
 
 def _profiler_steps(operators: list[Operator], steps: list[tuple[float, float]]) -> list[Operator]:
-    """The 2021 dialect files a step as an operator: it goes to `steps`."""
+    """Moves the steps, which the dialect of 2021 records as operators, to `steps`; returns the other operators."""
     kept = []
-    for of in operators:
-        if of.name.startswith("ProfilerStep#"):
-            steps.append((of.start, of.end))
+    for operator in operators:
+        if operator.name.startswith("ProfilerStep#"):
+            steps.append((operator.start, operator.end))
         else:
-            kept.append(of)
+            kept.append(operator)
     steps.sort()
     return kept
 
 
 def _refuse(path: Path, operators: Sequence[Operator], kernels: Sequence[Any], properties: Sequence[Any]) -> None:
-    names = [str(of.get("name", "")) for of in properties if isinstance(of, dict)]
+    names = [str(entry.get("name", "")) for entry in properties if isinstance(entry, dict)]
     if any("AMD" in name or "Instinct" in name or "Radeon" in name for name in names):
         raise ValueError(f"{path} is of {names[0]}: no figures of AMD parts are known, and their kernels are not joined")
     if not operators and not kernels:
@@ -152,33 +153,33 @@ def _refuse(path: Path, operators: Sequence[Operator], kernels: Sequence[Any], p
         raise ValueError(f"{path} has no GPU kernel: it was recorded on a CPU, or without CUDA activities; {RECORD}")
     if not operators:
         raise ValueError(f"{path} has kernels and no operators, so no shapes: profile the CPU's activities too; {RECORD}")
-    if not any(name in of.arguments for of in operators for name in _SHAPES):
+    if not any(name in operator.arguments for operator in operators for name in _SHAPES):
         raise ValueError(f"{path} has no shapes (record_shapes was off): {RECORD}")
 
 
 def _nest(operators: list[Operator]) -> None:
-    """Sets each operator's parent: of one thread, the innermost one that spans it."""
-    operators.sort(key=lambda of: (str(of.thread), of.start, -of.end))
+    """Sets each operator's parent: the innermost operator of the same thread that spans it."""
+    operators.sort(key=lambda operator: (str(operator.thread), operator.start, -operator.end))
     stack: list[Operator] = []
-    for of in operators:
-        while stack and (stack[-1].thread != of.thread or stack[-1].end <= of.start):
+    for operator in operators:
+        while stack and (stack[-1].thread != operator.thread or stack[-1].end <= operator.start):
             stack.pop()
-        of.parent = stack[-1] if stack else None
-        stack.append(of)
+        operator.parent = stack[-1] if stack else None
+        stack.append(operator)
 
 
 def _kernels(
     raw: list[dict[str, Any]], operators: list[Operator], launches: dict[Any, Any], properties: Sequence[Any], steps: list[Any]
 ) -> tuple[str, list[Kernel]]:
-    """The GPU's name and the kernels of the GPU that ran most (a rank of DDP runs on one)."""
-    by_id = {number: of for of in operators if (number := _id(of.arguments)) is not None}
+    """The name and the kernels of the GPU that ran most kernels (a rank of DDP runs on one)."""
+    by_id = {number: operator for operator in operators if (number := _id(operator.arguments)) is not None}
     used = Counter(event.get("args", {}).get("device", event.get("pid")) for event in raw)
     device = used.most_common(1)[0][0]
-    named = {of.get("id"): str(of.get("name", "")) for of in properties if isinstance(of, dict)}
+    named = {entry.get("id"): str(entry.get("name", "")) for entry in properties if isinstance(entry, dict)}
     name = named.get(device) or next(iter(named.values()), "")
     by_thread: dict[Any, list[Operator]] = defaultdict(list)
-    for of in operators:
-        by_thread[of.thread].append(of)
+    for operator in operators:
+        by_thread[operator.thread].append(operator)
     found = []
     for event in raw:
         arguments = event.get("args", {})
@@ -198,14 +199,14 @@ def _kernels(
 
 
 def _running(operators: Sequence[Operator], at: float) -> Operator | None:
-    """The innermost operator of a thread at a time; they are sorted by their start."""
+    """The innermost operator of a thread at a time. `operators` are sorted by their start."""
     low, high = 0, len(operators)
     while low < high:
         middle = (low + high) // 2
         low, high = (middle + 1, high) if operators[middle].start <= at else (low, middle)
     if low == 0:
         return None
-    return next((of for of in operators[low - 1].chain() if of.start <= at <= of.end), None)
+    return next((operator for operator in operators[low - 1].chain() if operator.start <= at <= operator.end), None)
 
 
 def _step(steps: Sequence[tuple[float, float]], at: float) -> int:
@@ -221,18 +222,18 @@ def _synthetic(kernels: Iterable[Kernel]) -> str:
 
 
 def _convolutions(kernels: Iterable[Kernel]) -> list[Instance]:
-    """In the order in which the host called them."""
+    """The convolutions, in the order in which the host called them."""
     found: dict[int, Instance] = {}
     for kernel in kernels:
-        chain = [of for of in kernel.operator.chain() if is_convolution(of.name)] if kernel.operator else []
+        chain = [operator for operator in kernel.operator.chain() if is_convolution(operator.name)] if kernel.operator else []
         if not chain or kernel.operator is None:
             continue
         outermost = chain[-1]
         if id(outermost) not in found:
-            calls = [call for of in chain if (call := of.call()) is not None]
+            calls = [call for operator in chain if (call := operator.call()) is not None]
             if not calls:
                 continue
-            # the innermost says in which dtype it ran, the first with numbers what it computed
+            # the innermost operator has the dtype that ran; the first with numbers says what was computed
             numbers = next((call for call in calls if call.problem is not None), calls[0])
             call = Call(
                 backward=numbers.backward,
@@ -248,4 +249,4 @@ def _convolutions(kernels: Iterable[Kernel]) -> list[Instance]:
         instance = found[id(outermost)]
         instance.kernels.append(kernel)
         instance.inner[id(kernel)] = kernel.operator
-    return sorted(found.values(), key=lambda of: of.operator.start)
+    return sorted(found.values(), key=lambda instance: instance.operator.start)

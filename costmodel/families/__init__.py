@@ -1,7 +1,7 @@
-"""The kernel families of a pass, by name, and the functions whose kernels are no family's: the one place that names them all.
+"""The kernel families of a pass, by name, and the functions that have kernels of their own: the one place that names them all.
 
-Whoever chooses, launches, counts or audits asks here. A family is a module of this package (`costmodel/families/protocol.py` is
-what it has to answer) and one of `tritonconv.families`.
+The choice, the launch, the counts and the audit ask here. A family is one module of this package, which implements
+`costmodel/families/protocol.py`, and one module of `tritonconv.families`.
 """
 
 from __future__ import annotations
@@ -14,26 +14,36 @@ if TYPE_CHECKING:
     from costmodel.families.protocol import Family
     from costmodel.tiling import Plan
 
-#: The modules that have families, each as `FAMILIES`.
+#: The modules that define families, each in a tuple `FAMILIES`.
 MODULES = ("gemm", "tma", "depthwise_choice", "band")
-#: Of their modules, those with a predicted time of their own.
+#: The modules of this package that compute a predicted time.
 TIMED = ("matrix_time", "depthwise_choice", "band")
 
 
 class Function(NamedTuple):
-    """A function of several passes in kernels of its own. `module` has their time, and their plans, if they are no family's."""
+    """A function of several passes in kernels of its own. `module` predicts their time, and defines the class of their plans
+    where they do not use a family's."""
 
     module: str
     kernels: tuple[str, ...]  # modules of `tritonconv.kernels`
-    executed: tuple[int, ...]  # as a family's
-    kin: str  # the family whose product or window its kernels have: its constants hold, until there are others
+    executed: tuple[int, ...]  # architectures whose compiled code has been executed
+    kin: str  # the family that its kernels resemble, whose constants it uses until it has its own
     plan: str = ""  # the class of its plans
+    gradients: str = ""  # the module that predicts the time of its gradients, where it is another
 
 
 FUNCTIONS = {
     "causal": Function("costmodel.causal", ("causal", "causal_backward", "causal_state"), (80, 90), "depthwise"),
     "video": Function("costmodel.video", ("video",), (80, 90), "gather", "VideoPlan"),
     "separable": Function("costmodel.separable", ("separable",), (80, 90), "patch", "SeparablePlan"),
+    "deform": Function(
+        "costmodel.deform",
+        ("deform", "deform_backward", "deform_scatter", "reduce"),
+        (80, 90),
+        "gather",
+        "DeformPlan",
+        "costmodel.deform_backward",
+    ),
 }
 
 
@@ -52,7 +62,7 @@ def family(name: str) -> Family:
 
 
 def asked() -> list[Family]:
-    """The families in the order in which a choice asks them: those that serve few calls first."""
+    """The families in the order in which a choice asks them. Those that serve few calls come first."""
     return sorted(families().values(), key=lambda each: not each.narrow)
 
 

@@ -1,10 +1,10 @@
-"""The "band" family: depthwise convolution in 2-D by tensor cores, what its kernels serve, what they issue and how long they
-take. Plain arithmetic, standard library only.
+"""The "band" family, 2-D depthwise convolution on tensor cores: what its kernels serve, what they issue, how long they take.
+Plain arithmetic, standard library only.
 
 A channel's filter is a banded (Toeplitz) matrix [pixels of a window, pixels of a block of outputs], the same for every block
-of every image. Blocks are the rows of a matrix product for each channel: fprop and dgrad multiply windows by the band, wgrad
-windows by blocks of dy, whose diagonals it sums. Windows are cut to what lies inside of the image. Pixels come and go in
-vectors of 8: a tensor whose rows are not made of such is copied to contiguous rows with zeros at their ends.
+of every image. Per channel there is one matrix product, whose rows are blocks: fprop and dgrad multiply windows by the band,
+wgrad multiplies blocks of dy by windows and sums the diagonals. Windows are cut to the image. Pixels are read and written in
+vectors of 8; a tensor whose rows are not whole vectors is copied to contiguous rows with zeros at their ends.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ __all__ = [
 
 #: Elements that a program of `table_kernel` and of wgrad's sum makes.
 TABLE_BLOCK, REDUCE_BLOCK = 1024, 128
-#: Taps of the smallest filter that plans are ranked for, 11 x 11: below, the FMA kernels are as fast within the error of both
+#: Fewest taps of a filter that plans are ranked for (11 x 11). Below that the FMA kernels are as fast within the error of both
 #: predictions.
 LEAST_TAPS = 121
-#: Instructions of a warp for each of its sums of wgrad to find their diagonals: exchanged through shared memory, then four
-#: masked additions (read off compiled kernels: 30 to 32).
+#: Warp instructions per 32 sums of wgrad to sum the diagonals: an exchange through shared memory, then four masked additions
+#: (compiled kernels take 30 to 32).
 DIAGONAL_INSTRUCTIONS = 32
-#: Most sums that a thread may hold where something follows in the same kernel, by `Call.epilogue`: what compiles without a
-#: spill. `tests/test_band_aot.py` compiles the largest.
+#: Most sums per thread that compile without a spill where the kernel also runs an epilogue, by `Call.epilogue`.
+#: `tests/test_band_aot.py` compiles the largest.
 EPILOGUE_SUMS = {"channels": 128, "tensors": 64, "heavy": 64}
 INT32_MAX = 2**31 - 1
 #: Most programs that share the blocks of one tile of wgrad.
@@ -100,8 +100,8 @@ def refusal(call: Call, plan: BandPlan, device: Device | None = None) -> str:
         return f"a tile of {plan.rows} x {window // plan.rows} pixels must hold a block of {plan.step[2]} x {plan.step[3]}"
     if plan.split < 1 or (plan.split > 1 and not wgrad):
         return f"split must be 1 for {call.which}, got {plan.split}"
-    of = shape_of(call.problem, plan.which)
-    if not counts(of, band_of(plan)) or planned(call.problem, plan).programs > INT32_MAX:
+    shape = shape_of(call.problem, plan.which)
+    if not counts(shape, band_of(plan)) or planned(call.problem, plan).programs > INT32_MAX:
         return "32 bits do not count its blocks, taps and programs"
     if not epilogue_fits(call.epilogue, plan):
         return f"{plan.block_m} x {plan.block_n} sums leave {plan.num_warps} warps no registers for what follows"
@@ -124,14 +124,14 @@ def call_refusal(call: Call, pack: tuple[str, ...] = ()) -> str:
     return ""
 
 
-def counts(of: Shape, band: Band) -> bool:
-    """Whether 32 bits count the blocks of all images, as the kernels do, and the table of a channel's taps."""
-    blocks, taps = of.images * blocks_of(of, band.box) + band.blocks, of.kernel[0] * VECTOR * of.pitch
+def counts(shape: Shape, band: Band) -> bool:
+    """Whether 32 bits can count the blocks of all images, and the elements of a channel's table of taps."""
+    blocks, taps = shape.images * blocks_of(shape, band.box) + band.blocks, shape.kernel[0] * VECTOR * shape.pitch
     return max(blocks, taps) <= INT32_MAX
 
 
 def packing(call: Call) -> tuple[str, ...]:
-    """The operands that must be copied: tensors of pixels that do not lie in vectors."""
+    """The operands that must be copied, because their rows are not whole, aligned vectors of pixels."""
     x, y = call.problem.input_shape, call.problem.output_shape
     pixels = [("a", call.a, x if call.which == Pass.FPROP else y)]
     if call.which == Pass.WGRAD:
@@ -145,18 +145,18 @@ def completed(call: Call, plan: BandPlan) -> BandPlan:
 
 
 def in_vectors(operand: Operand, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor of pixels lies in contiguous rows of whole, aligned vectors."""
+    """Whether the rows of a tensor of pixels are contiguous and made of whole, aligned vectors."""
     return operand.unit == 4 and operand.aligned and operand.outside % VECTOR == 0 and shape[-1] % VECTOR == 0
 
 
 def copies_result(call: Call) -> bool:
-    """Whether a result is made elsewhere first, as its rows are no vectors."""
+    """Whether a result is computed in another buffer first, because its rows are not whole vectors."""
     shape = call.problem.input_shape if call.which == Pass.DGRAD else call.problem.output_shape
     return call.which != Pass.WGRAD and not in_vectors(call.out, shape)
 
 
 def results_copied(call: Call) -> int:
-    """Tensors of the result's size that are copied: itself, and a residual or z."""
+    """How many tensors of the result's size are copied: the result, and a residual or z."""
     return copies_result(call) * (2 if call.epilogue in ("tensors", "heavy") else 1)
 
 
@@ -177,7 +177,7 @@ MENU = (
     (16, (2, 32), 1, 32, 4, 4),
     (16, (2, 16), 2, 16, 4, 4),
 )
-#: Tiles of wgrad, whose blocks are a trip's, of one place in as many images.
+#: Tiles of wgrad. A trip takes the block at one place of so many images.
 WGRAD_MENU = (
     (32, (4, 32), 4, 32, 8, 3),
     (32, (8, 16), 8, 16, 8, 3),
@@ -189,45 +189,45 @@ WGRAD_MENU = (
 
 
 def plans(call: Call, device: Device) -> Iterator[BandPlan]:
-    """The menu, for a device that holds it."""
+    """The plans of the menu that fit the device."""
     pack = packing(call)
     if call_refusal(call, pack) or call.problem.taps < LEAST_TAPS:
         return
-    which, of = call.which, shape_of(call.problem, call.which)
+    which, shape = call.which, shape_of(call.problem, call.which)
     for blocks, box, rows, columns, warps, stages in WGRAD_MENU if which == Pass.WGRAD else MENU:
         outputs, window, step = math.prod(box), rows * columns, (1, 1, *box)
         tile = (outputs, window, blocks) if which == Pass.WGRAD else (blocks, outputs, window)
         plan = BandPlan(which, "band", *tile, warps, stages, step=step, pack=pack, rows=rows)
         if memory_refusal(plan.tile, resources(call, plan).shared, device) or not epilogue_fits(call.epilogue, plan):
             continue
-        if not counts(of, band_of(plan)):
+        if not counts(shape, band_of(plan)):
             continue
-        ways = splits(of, band_of(plan), device) if which == Pass.WGRAD else (1,)
+        ways = splits(shape, band_of(plan), device) if which == Pass.WGRAD else (1,)
         for split in ways:
             yield replace(plan, split=split)
 
 
 def epilogue_fits(epilogue: str, plan: BandPlan) -> bool:
-    """Whether a tile leaves its threads registers for what follows it."""
+    """Whether a tile leaves its threads enough registers for the epilogue."""
     return not epilogue or plan.block_m * plan.block_n <= EPILOGUE_SUMS[epilogue] * 32 * plan.num_warps
 
 
-def splits(of: Shape, band: Band, device: Device) -> list[int]:
-    """How many programs may share wgrad's blocks."""
-    room = min(MAX_SPLIT, max(1, 4 * device.sm_count // launch_of(of, Pass.WGRAD, band, 1).programs))
-    steps = blocks_of(of, band.box) * ceil_div(of.images, band.blocks)
+def splits(shape: Shape, band: Band, device: Device) -> list[int]:
+    """The numbers of programs that may share wgrad's blocks."""
+    room = min(MAX_SPLIT, max(1, 4 * device.sm_count // launch_of(shape, Pass.WGRAD, band, 1).programs))
+    steps = blocks_of(shape, band.box) * ceil_div(shape.images, band.blocks)
     return [1 << i for i in range(room.bit_length()) if 1 << i <= steps]
 
 
 def candidates(call: Call, device: Device) -> list[BandPlan]:
-    """Every band plan worth predicting. The interpreter runs them where a plan asks for it, and so does an architecture for
-    which their code has not been executed."""
+    """Every band plan worth predicting. There is none for the interpreter, nor for an architecture whose compiled code has not
+    been executed; `plan=` still runs band kernels there."""
     return [] if device.interpreted or not is_trusted("band", device.capability) else list(plans(call, device))
 
 
 def resources(call: Call, plan: BandPlan) -> Resources:
-    """Registers, shared bytes and instructions of a trip as they were read off compiled kernels, roughly: sums, then loads with
-    their addresses and masks. `tests/test_band_aot.py` holds them against the compiler."""
+    """Registers, shared bytes and instructions per trip, estimated from compiled kernels: sums, then loads with their addresses
+    and masks. `tests/test_band_aot.py` holds the estimates against the compiler."""
     size, threads = itemsize(call.dtype), 32 * plan.num_warps
     m, n, k = plan.block_m, plan.block_n, plan.block_k
     sums, loads = m * n // threads, max(1, m * k // (VECTOR * threads)) + max(1, n * k // (VECTOR * threads))
@@ -237,32 +237,33 @@ def resources(call: Call, plan: BandPlan) -> Resources:
     return Resources(min(255, 64 + 4 * sums // 3), shared, 0, 70 + 12 * loads)
 
 
-def workspace(of: Shape, which: Pass, band: Band, split: int) -> tuple[int, ...]:
-    """The table of taps [channel, row, 8, pitch] of fprop and dgrad; wgrad's parts [split, channel, tile, wrapped rows, wrapped
-    columns, pixels of a window]."""
+def workspace(shape: Shape, which: Pass, band: Band, split: int) -> tuple[int, ...]:
+    """The shape of the memory between the two kernels of a pass. fprop and dgrad: the table of taps [channel, row, 8, pitch].
+    wgrad: partial sums [split, channel, tile, wrapped rows, wrapped columns, pixels of a window]."""
     if which != Pass.WGRAD:
-        return of.channels, of.kernel[0], VECTOR, of.pitch
-    return split, of.channels, launch_of(of, which, band, split).tiles, 2, 2, band.rows * band.columns
+        return shape.channels, shape.kernel[0], VECTOR, shape.pitch
+    return split, shape.channels, launch_of(shape, which, band, split).tiles, 2, 2, band.rows * band.columns
 
 
 def extra_bytes(call: Call, plan: BandPlan) -> int:
     """Bytes beyond the compulsory ones, each written and read: the workspace, and copies."""
-    of, which = shape_of(call.problem, plan.which), plan.which
-    elements = math.prod(workspace(of, which, band_of(plan), plan.split))
+    shape, which = shape_of(call.problem, plan.which), plan.which
+    elements = math.prod(workspace(shape, which, band_of(plan), plan.split))
     return 2 * elements * (4 if which == Pass.WGRAD else itemsize(call.dtype)) + copied_bytes(call, plan)
 
 
 def copied_bytes(call: Call, plan: BandPlan) -> int:
     """Bytes of copies of operands and result."""
-    of = shape_of(call.problem, plan.which)
-    windows, blocks = (of.images * of.channels * math.prod(n) for n in (of.inputs, of.outputs))
+    shape = shape_of(call.problem, plan.which)
+    windows, blocks = (shape.images * shape.channels * math.prod(n) for n in (shape.inputs, shape.outputs))
     a, b = (blocks, windows) if plan.which == Pass.WGRAD else (windows, 0)
     copied = a * ("a" in plan.pack) + b * ("b" in plan.pack) + blocks * results_copied(call)
     return 2 * copied * itemsize(call.dtype)
 
 
 def launches(call: Call, plan: BandPlan) -> int:
-    """Kernels of a pass: its two, a copy and another for the zeros at the ends of rows, the copies of results."""
+    """Kernels of a pass: two of its own, one per copied operand, one more where its rows end in zeros, and the copies of
+    results."""
     widths = {"a": call.problem.input_size[1], "b": call.problem.input_size[1]}
     if call.which != Pass.FPROP:
         widths["a"] = call.problem.output_size[1]
@@ -275,41 +276,41 @@ def issued_macs(problem: ConvProblem, plan: BandPlan) -> int:
 
 
 def predict(call: Call, plan: BandPlan, device: Device) -> Prediction:
-    """Launches, then the larger of the chip's time, of a program of mean length, and DRAM's; copies come before or after."""
+    """The time of the launches and copies, plus the larger of DRAM's time and the chip's, whose programs have mean length."""
     problem, launch, size = call.problem, planned(call.problem, plan), itemsize(call.dtype)
     tile = Tile(plan.block_m, plan.block_n, plan.block_k, plan.num_warps, plan.num_stages)
-    of: Kernel = kernel("band", tile, resources(call, plan), "half", size, (VECTOR, VECTOR), device)
+    tile_kernel: Kernel = kernel("band", tile, resources(call, plan), "half", size, (VECTOR, VECTOR), device)
     if plan.which == Pass.WGRAD:
-        diagonals = DIAGONAL_INSTRUCTIONS * plan.block_m * plan.block_n / 32 / (4 * of.constants.issue)
-        of = of._replace(epilogue=diagonals)
+        diagonals = DIAGONAL_INSTRUCTIONS * plan.block_m * plan.block_n / 32 / (4 * tile_kernel.constants.issue)
+        tile_kernel = tile_kernel._replace(epilogue=diagonals)
     share = (plan.block_m + plan.block_n * launch.read) / (plan.block_m + plan.block_n)
-    of = of._replace(from_l2=of.from_l2 * share, from_l2_alone=of.from_l2_alone * share)
+    tile_kernel = tile_kernel._replace(from_l2=tile_kernel.from_l2 * share, from_l2_alone=tile_kernel.from_l2_alone * share)
     moved = traffic(call).compulsory + extra_bytes(call, plan)
-    busy = on_chip(of, launch.programs, launch.trips / launch.programs, device)
-    copied = from_dram(copied_bytes(call, plan), device, of.constants)
-    dram = from_dram(moved, device, of.constants) - copied
-    launched = overhead(launches(call, plan), device, of.constants)
+    busy = on_chip(tile_kernel, launch.programs, launch.trips / launch.programs, device)
+    copied = from_dram(copied_bytes(call, plan), device, tile_kernel.constants)
+    dram = from_dram(moved, device, tile_kernel.constants) - copied
+    launched = overhead(launches(call, plan), device, tile_kernel.constants)
     total = launched + copied + max(busy, dram)
-    bound = of.bound if of.clocks >= trip_clocks(of, launch.programs, device) else "L2"
+    bound = tile_kernel.bound if tile_kernel.clocks >= trip_clocks(tile_kernel, launch.programs, device) else "L2"
     bound = "DRAM" if copied + dram > busy else bound
     bound = "launch" if launched > max(busy, dram) else bound
     if device.interpreted:
-        total, bound = interpreted(tile, launch.programs, launch.trips / launch.programs), of.bound
+        total, bound = interpreted(tile, launch.programs, launch.trips / launch.programs), tile_kernel.bound
     return Prediction(
         seconds=total,
         tiles=launch.programs,
-        waves=launch.programs / (device.sm_count * of.resident),
+        waves=launch.programs / (device.sm_count * tile_kernel.resident),
         tile_use=min(1.0, problem.macs / issued_macs(problem, plan)),
         bytes=moved,
         bound=bound,
-        low=total * of.constants.low,
-        high=total * of.constants.high,
-        source=of.constants.source + borrowed(device),
+        low=total * tile_kernel.constants.low,
+        high=total * tile_kernel.constants.high,
+        source=tile_kernel.constants.source + borrowed(device),
     )
 
 
 def at_least(call: Call, plan: BandPlan, device: Device) -> float:
-    """A floor under `predict` in seconds: launches, and DRAM for every byte."""
+    """A lower bound of `predict` in seconds: the launches, and DRAM for every byte."""
     constants = device.calibration("band")
     moved = traffic(call).compulsory + extra_bytes(call, plan)
     return overhead(launches(call, plan), device, constants) + from_dram(moved, device, constants)

@@ -17,25 +17,25 @@ from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import memory_refusal
 from costmodel.tiling import Call, Operand, Plan, itemsize, pack_refusal, reach_refusal, said
 
-#: Most channels, and filters, of a group that has several of both. From 4 on a 3x3 filter takes 36 multiply-adds an output,
-#: about as many as a GPU issues in the time that DRAM needs for two elements: beyond, tensor cores are the better way.
+#: Most channels, and most filters, of a group that has several of both. With 4 channels a 3x3 filter takes 36 multiply-adds
+#: per output, about as many as a GPU issues in the time that DRAM needs for two elements. Beyond, tensor cores are better.
 NARROW = 4
 
-#: Registers a thread that a plan may count on by `registers`. The compiler has 255 and takes what is left to load ahead; above
-#: these counts it spilled (wgrad on sm_100 at 149 by Triton 3.6, at 167 by 3.7.1).
+#: Most registers per thread, as `registers` estimates them. The compiler has 255 and uses the others to load ahead. Above these
+#: counts it spilled (wgrad on sm_100 at 149 with Triton 3.6, at 167 with 3.7.1).
 MAX_REGISTERS = 192
 MAX_REGISTERS_WGRAD_100 = 144
 MAX_REGISTERS_FUSED = 176  # Triton 3.9 keeps six values on the stack at 192
 MAX_REGISTERS_FUSED_100 = 112  # Triton 3.6 keeps a value on the stack at 116
-#: The block of wgrad's sum of parts: one element for each of 128 threads, whose sums then need no shared memory.
+#: The block of the kernel that sums wgrad's parts: one element per thread, so that the sums need no shared memory.
 REDUCE_PARTS, REDUCE_BLOCK = 16, 128
 
 
 @dataclass(frozen=True)
 class DepthwisePlan(Plan):
-    """A tile of columns x channels (wgrad: pairs of a filter and a channel) x column tiles. `split` counts the programs that
-    share wgrad's sum. `rows` is what a program walks down, in groups of output rows. `taps` are the filter rows and columns
-    that it unrolls, None for all of them in a window that slides over the rows. `pack` "b": weights are copied first."""
+    """A tile of columns x channels (wgrad: pairs of a filter and a channel) x column tiles. `split` programs share wgrad's sum.
+    A program walks down `rows` groups of output rows. `taps` are the filter rows and columns that it unrolls; with None it
+    unrolls all of them, in a window that slides down the rows. `pack` "b": the weights are copied first."""
 
     split: int = said("split", 1)
     rows: int = said("rows", 1)
@@ -47,7 +47,8 @@ class Axis(NamedTuple):
     """One axis as `kernels.window.tap_offsets` sees it: groups of outputs, each with a window on the gathered tensor.
 
     fprop: group i is output i, and its window starts at input i * stride - shift. dgrad: group i is the `stride` inputs from
-    i * stride on, and its window starts at output i - shift. `lag`: in how many groups' windows a row lies, less one.
+    i * stride on, and its window starts at output i - shift. A row of the gathered tensor lies in the windows of `lag` + 1
+    groups.
     """
 
     kernel: int
@@ -67,7 +68,8 @@ class Axis(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def axis_of(problem: ConvProblem, which: Pass, number: int, kernel: int | None = None) -> Axis:
-    """Axis `number` of a pass, of its first `kernel` taps alone where given. wgrad pairs the pixels that fprop pairs."""
+    """Axis `number` of a pass; with `kernel`, as if the filter had only its first `kernel` taps there. wgrad has fprop's axes,
+    because it pairs the same pixels."""
     k, s, d = kernel or problem.kernel_size[number], problem.stride[number], problem.dilation[number]
     low = problem.padding[number][0]
     if which != Pass.DGRAD:
@@ -85,32 +87,32 @@ def full_of(problem: ConvProblem) -> ConvProblem:
 
 
 def is_narrow(problem: ConvProblem) -> bool:
-    """Whether these kernels serve a problem: groups of one channel or of one filter, or of up to NARROW of both, whose windows
-    32 bits count."""
+    """Whether these kernels serve a problem: its groups have one channel, one filter, or up to NARROW of both, and 32 bits can
+    count the coordinates of its windows."""
     c, k = problem.channels_per_group, problem.filters_per_group
     return bool(min(c, k) == 1 or max(c, k) <= NARROW) and not reach_refusal(problem)
 
 
-class Layer(NamedTuple):
+class Shape(NamedTuple):
     """One pass of a problem as the kernels see it, with three spatial axes: what no plan changes."""
 
     which: Pass
     rank: int
     batch: int
-    channels: int  # lanes: channels of the output; for wgrad pairs of a filter and a channel that it sums
-    per_group: int  # of those, in a group
-    summed: int  # gathered channels that a lane sums
-    inputs: tuple[int, int, int]  # of the tensor that is gathered, x for wgrad
-    outputs: tuple[int, int, int]  # of the result; for wgrad of dy
-    out_group: tuple[int, int, int]  # outputs of a group, and inputs from a group's window to the next
-    in_step: tuple[int, int, int]
+    channels: int  # one per lane: channels of the output; for wgrad pairs of a filter and a channel of its group
+    per_group: int  # `channels` per group
+    summed: int  # channels of the gathered tensor that a lane sums over
+    inputs: tuple[int, int, int]  # size of the gathered tensor (x for wgrad)
+    outputs: tuple[int, int, int]  # size of the result (of dy for wgrad)
+    out_group: tuple[int, int, int]  # outputs per group
+    in_step: tuple[int, int, int]  # inputs from one group's window to the next
     kernel: tuple[int, int, int]
     stride: tuple[int, int, int]
     dilation: tuple[int, int, int]
-    tap_step: tuple[int, int, int]  # taps from one that meets a pixel to the next
-    lag: int  # of the rows, for all taps
+    tap_step: tuple[int, int, int]  # distance between neighbouring taps that meet the same pixel
+    lag: int  # `Axis.lag` of the rows, for all taps
     macs: int
-    elements: int  # that the pass moves at least
+    elements: int  # elements that the pass moves at least
     weights: int
 
     @property
@@ -119,7 +121,7 @@ class Layer(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def layer_of(problem: ConvProblem, which: Pass) -> Layer:
+def shape_of(problem: ConvProblem, which: Pass) -> Shape:
     full, dgrad = full_of(problem), which == Pass.DGRAD
     c, k, one = problem.channels_per_group, problem.filters_per_group, (1, 1, 1)
     channels, per_group, summed = {
@@ -129,7 +131,7 @@ def layer_of(problem: ConvProblem, which: Pass) -> Layer:
     }[which]
     strides = zip(full.stride, full.dilation, strict=True)
     steps = tuple(s // math.gcd(s, d) for s, d in strides) if dgrad else one
-    return Layer(
+    return Shape(
         which,
         problem.rank,
         problem.batch,
@@ -152,7 +154,7 @@ def layer_of(problem: ConvProblem, which: Pass) -> Layer:
 
 
 class Tile(NamedTuple):
-    """A plan's tile: what its code unrolls and what a thread holds, however far a program walks."""
+    """A plan's tile: what its code unrolls and what a thread holds, whatever the length of a program's walk."""
 
     columns: int
     channels: int
@@ -167,7 +169,7 @@ class Tile(NamedTuple):
 
     @property
     def each(self) -> int:
-        """Lanes of a thread."""
+        """Lanes per thread."""
         return max(1, self.channels * self.groups // (32 * self.warps))
 
 
@@ -181,99 +183,99 @@ def gathered(call: Call) -> Operand:
 
 
 def is_planes(call: Call) -> bool:
-    """Whether the gathered tensor is read along its rows: channels-first. Otherwise along its channels."""
+    """Whether the gathered tensor is read along its rows (channels-first) and not along its channels."""
     return gathered(call).unit == 4
 
 
 def load_width(call: Call, plan: DepthwisePlan) -> int:
-    """Columns of the gathered tensor that one load brings: 1 where lanes are channels."""
+    """Columns of the gathered tensor per load: 1 where lanes are channels."""
     return width_of(call, plan.block_m, plan.taps)
 
 
 def width_of(call: Call, columns: int, taps: tuple[int, int] | None) -> int:
-    """`load_width` of a tile of `columns`, of which `taps` are unrolled."""
+    """`load_width` of a tile of `columns` that unrolls `taps`."""
     if not is_planes(call):
         return 1
-    of = layer_of(call.problem, call.which)
-    step = columns // of.out_group[2] * of.in_step[2]
-    width = math.gcd(gathered(call).outside, of.inputs[2], step, max(1, 16 // itemsize(call.dtype)))
-    if taps is not None and taps[1] < of.kernel[2]:
-        width = math.gcd(width, taps[1] * of.dilation[2] // (of.stride[2] if of.which == Pass.DGRAD else 1))
+    shape = shape_of(call.problem, call.which)
+    step = columns // shape.out_group[2] * shape.in_step[2]
+    width = math.gcd(gathered(call).outside, shape.inputs[2], step, max(1, 16 // itemsize(call.dtype)))
+    if taps is not None and taps[1] < shape.kernel[2]:
+        width = math.gcd(width, taps[1] * shape.dilation[2] // (shape.stride[2] if shape.which == Pass.DGRAD else 1))
     return width & -width
 
 
 def store_width(call: Call, plan: DepthwisePlan) -> int:
-    """Columns of the output (for wgrad: of dy, which it loads) that go together."""
+    """Columns of the output per store (for wgrad: of dy per load)."""
     return together_of(call, plan.block_m)
 
 
 def together_of(call: Call, columns: int) -> int:
-    """`store_width` of a tile of `columns`: the largest power of two that divides these, every row and where it begins."""
+    """`store_width` of a tile of `columns`: the largest power of two that divides the columns, every row and its offset."""
     other = call.a if call.which == Pass.WGRAD else call.out
     if not is_planes(call) or other.unit != 4:
         return 1
-    width = math.gcd(columns, other.outside, layer_of(call.problem, call.which).outputs[2])
+    width = math.gcd(columns, other.outside, shape_of(call.problem, call.which).outputs[2])
     return width & -width
 
 
 def loads_together(call: Call, taps: tuple[int, int] | None) -> bool:
-    """Whether one load brings all channels of a pixel that a lane sums: neighbours in memory, and a power of two of them."""
-    summed, read = layer_of(call.problem, call.which).summed, gathered(call)
+    """Whether one load brings all channels of a pixel that a lane sums over: a power of two of contiguous channels."""
+    summed, read = shape_of(call.problem, call.which).summed, gathered(call)
     whole = summed > 1 and summed & (summed - 1) == 0 and summed * itemsize(call.dtype) <= 16
     return whole and taps is None and read.unit == 1 and read.outside % summed == 0
 
 
 class Launch(NamedTuple):
-    """Programs of a launch and how long each runs."""
+    """The programs of a launch, and how long each runs."""
 
     tiles_c: int
     tiles_q: int
-    repeats: int  # runs of rows, depths, images, and wgrad's taps
-    trips: int  # of a program's main loop, at most
-    splits: int  # of wgrad's rows that have work; every split has a part for each column tile
-    runs: int  # of rows in a split
+    repeats: int  # product of the runs of rows, depths, images and wgrad's blocks of taps
+    trips: int  # most trips of a program's main loop
+    splits: int  # wgrad: splits that have work; each has one part per column tile
+    runs: int  # runs of rows per split
 
     @property
     def programs(self) -> int:
         return self.tiles_c * self.tiles_q * self.repeats
 
 
-def launch_of(of: Layer, tile: Tile, rows: int, split: int) -> Launch:
-    """The launch of a tile whose programs walk `rows` groups of rows, wgrad's reduction shared `split` ways."""
-    (t, r, s), height = of.kernel, of.outputs[1]
-    tiles_c = -(-of.channels // tile.channels)
-    tiles_q = -(-of.outputs[2] // (tile.columns * tile.groups * (rows if walks_columns(of, tile.taps) else 1)))
-    if of.which == Pass.WGRAD:
+def launch_of(shape: Shape, tile: Tile, rows: int, split: int) -> Launch:
+    """The launch of a tile whose programs walk `rows` groups of rows. wgrad's reduction is shared `split` ways."""
+    (t, r, s), height = shape.kernel, shape.outputs[1]
+    tiles_c = -(-shape.channels // tile.channels)
+    tiles_q = -(-shape.outputs[2] // (tile.columns * tile.groups * (rows if walks_columns(shape, tile.taps) else 1)))
+    if shape.which == Pass.WGRAD:
         block_r, block_s = tile.taps or (r, s)
-        total = row_runs(of, rows)
+        total = row_runs(shape, rows)
         runs = -(-total // split)
         splits = -(-total // runs)
-        lag = of.lag if block_r == r else 0
-        steps = rows if walks_columns(of, tile.taps) else min(rows, height) + lag
+        lag = shape.lag if block_r == r else 0
+        steps = rows if walks_columns(shape, tile.taps) else min(rows, height) + lag
         return Launch(tiles_c, tiles_q, t * (r // block_r) * -(-s // block_s) * splits, runs * steps, splits, runs)
-    outer = of.outputs[0] * of.batch
+    outer = shape.outputs[0] * shape.batch
     if tile.taps is not None:
-        met = -(-t // of.tap_step[0]) * -(-r // of.tap_step[1]) * of.summed
+        met = -(-t // shape.tap_step[0]) * -(-r // shape.tap_step[1]) * shape.summed
         return Launch(tiles_c, tiles_q, height * outer, met * -(-s // tile.taps[1]), 1, 1)
-    if walks_columns(of, None):
+    if walks_columns(shape, None):
         return Launch(tiles_c, tiles_q, outer, rows, 1, 1)
-    groups = of.row_groups
-    return Launch(tiles_c, tiles_q, -(-groups // rows) * outer, min(rows, groups) + of.lag, 1, 1)
+    groups = shape.row_groups
+    return Launch(tiles_c, tiles_q, -(-groups // rows) * outer, min(rows, groups) + shape.lag, 1, 1)
 
 
-def walks_columns(of: Layer, taps: tuple[int, int] | None) -> bool:
+def walks_columns(shape: Shape, taps: tuple[int, int] | None) -> bool:
     """Whether a program walks `rows` tiles along a row, for want of rows: in 1-D the sliding window, and wgrad."""
-    return of.rank < 2 and (of.which == Pass.WGRAD or taps is None)
+    return shape.rank < 2 and (shape.which == Pass.WGRAD or taps is None)
 
 
-def row_runs(of: Layer, rows: int) -> int:
+def row_runs(shape: Shape, rows: int) -> int:
     """wgrad's runs of rows of dy, which its parts share out."""
-    return of.batch * of.outputs[0] * -(-of.outputs[1] // rows)
+    return shape.batch * shape.outputs[0] * -(-shape.outputs[1] // rows)
 
 
 def planned(problem: ConvProblem, plan: DepthwisePlan) -> Launch:
     """The launch of a plan."""
-    return launch_of(layer_of(problem, plan.which), tile_of(plan), plan.rows, plan.split)
+    return launch_of(shape_of(problem, plan.which), tile_of(plan), plan.rows, plan.split)
 
 
 class Work(NamedTuple):
@@ -290,26 +292,28 @@ class Work(NamedTuple):
 
 def work_of(call: Call, columns: int, taps: tuple[int, int] | None) -> Work:
     """Counts of the unrolled code of a trip."""
-    of, full = layer_of(call.problem, call.which), full_of(call.problem)
-    dgrad, width = of.which == Pass.DGRAD, width_of(call, columns, taps)
-    t, r, s = of.kernel
+    shape, full = shape_of(call.problem, call.which), full_of(call.problem)
+    dgrad, width = shape.which == Pass.DGRAD, width_of(call, columns, taps)
+    t, r, s = shape.kernel
     block_r, block_s = taps or (r, s)
-    window = axis_of(full, of.which, 2, block_s).window(columns, dgrad)
+    window = axis_of(full, shape.which, 2, block_s).window(columns, dgrad)
     loads = ceil_div(window, width) + (1 if width > 1 else 0)
-    products = columns // of.out_group[2] * block_s  # a tap meets one output of a group
-    if of.which == Pass.WGRAD:
-        rows = min(block_r, of.in_step[1])
-        lag = axis_of(full, of.which, 1, block_r).lag
+    products = columns // shape.out_group[2] * block_s  # a tap meets one output of a group
+    if shape.which == Pass.WGRAD:
+        rows = min(block_r, shape.in_step[1])
+        lag = axis_of(full, shape.which, 1, block_r).lag
         held = block_r * block_s + (lag + 1) * columns
         paired = columns // together_of(call, columns)
         return Work(held, rows * window, rows * loads, columns, paired, block_r * products, 0)
     if taps is not None:
         return Work(columns + block_s, window, loads, block_s, block_s, products, 0)
-    rows = t * min(r, of.in_step[1])
-    made = (of.lag + 1) * of.out_group[1] * columns
-    loads *= rows if loads_together(call, taps) else rows * of.summed
-    stored = of.out_group[1] * columns
-    return Work(of.summed * t * r * s + made, of.summed * rows * window, loads, 0, 0, of.summed * t * r * products, stored)
+    rows = t * min(r, shape.in_step[1])
+    made = (shape.lag + 1) * shape.out_group[1] * columns
+    loads *= rows if loads_together(call, taps) else rows * shape.summed
+    stored = shape.out_group[1] * columns
+    return Work(
+        shape.summed * t * r * s + made, shape.summed * rows * window, loads, 0, 0, shape.summed * t * r * products, stored
+    )
 
 
 def registers(call: Call, plan: DepthwisePlan) -> int:
@@ -331,9 +335,9 @@ def max_registers(call: Call, device: Device) -> int:
     return MAX_REGISTERS_WGRAD_100 if call.which == Pass.WGRAD and device.capability >= 100 else MAX_REGISTERS
 
 
-def can_slide(of: Layer) -> bool:
+def can_slide(shape: Shape) -> bool:
     """Whether a window may slide: dgrad's has no outputs in between along the depth."""
-    return of.which != Pass.DGRAD or of.stride[0] == 1
+    return shape.which != Pass.DGRAD or shape.stride[0] == 1
 
 
 def shared_bytes(call: Call, plan: DepthwisePlan) -> int:
@@ -344,7 +348,7 @@ def shared_bytes(call: Call, plan: DepthwisePlan) -> int:
 
 def refusal(call: Call, plan: DepthwisePlan, device: Device | None = None) -> str:
     """Why a depthwise plan cannot serve a call; "" where it can."""
-    problem, of = call.problem, layer_of(call.problem, call.which)
+    problem, shape = call.problem, shape_of(call.problem, call.which)
     if reason := reach_refusal(problem) or pack_refusal(plan.pack):
         return reason
     if not is_narrow(problem):
@@ -354,32 +358,32 @@ def refusal(call: Call, plan: DepthwisePlan, device: Device | None = None) -> st
             return f"{name} must be a power of two, got {block}"
     if plan.block_m < 1 or plan.rows < 1 or plan.split < 1 or (plan.split > 1 and call.which != Pass.WGRAD):
         return "columns, rows and split must be positive, and split 1 but for wgrad"
-    if plan.block_m % of.out_group[2]:
-        return f"columns must be a multiple of the stride {of.stride[2]}"
+    if plan.block_m % shape.out_group[2]:
+        return f"columns must be a multiple of the stride {shape.stride[2]}"
     if "a" in plan.pack or (plan.pack and call.which == Pass.WGRAD):
         return "only weights are copied"
     if plan.taps is None:
-        if not can_slide(of):
+        if not can_slide(shape):
             return "a sliding window serves dgrad without a stride along the depth"
     elif call.which == Pass.WGRAD:
-        if plan.taps[0] not in (1, of.kernel[1]) or plan.taps[1] < 1:
-            return f"taps must be 1 or {of.kernel[1]} rows of at least one column"
-    elif plan.taps[0] != 1 or plan.taps[1] < 1 or plan.taps[1] % of.tap_step[2]:
-        return f"taps must be 1 x a multiple of {of.tap_step[2]}"
+        if plan.taps[0] not in (1, shape.kernel[1]) or plan.taps[1] < 1:
+            return f"taps must be 1 or {shape.kernel[1]} rows of at least one column"
+    elif plan.taps[0] != 1 or plan.taps[1] < 1 or plan.taps[1] % shape.tap_step[2]:
+        return f"taps must be 1 x a multiple of {shape.tap_step[2]}"
     return memory_refusal(plan.tile, shared_bytes(call, plan), device)
 
 
 def extra_bytes(call: Call, plan: DepthwisePlan) -> int:
     """Bytes beyond the compulsory ones: the copy of the weights, wgrad's workspace, each read and written."""
-    return moved_besides(call, layer_of(call.problem, call.which), plan.pack, planned(call.problem, plan))
+    return moved_besides(call, shape_of(call.problem, call.which), plan.pack, planned(call.problem, plan))
 
 
-def moved_besides(call: Call, of: Layer, pack: tuple[str, ...], launch: Launch) -> int:
+def moved_besides(call: Call, shape: Shape, pack: tuple[str, ...], launch: Launch) -> int:
     """`extra_bytes` of a launch."""
     size = itemsize(call.dtype)
-    total = 2 * size * of.weights * len(pack)
-    if of.which == Pass.WGRAD:
-        total += 2 * max(4, size) * of.weights * launch.splits * launch.tiles_q
+    total = 2 * size * shape.weights * len(pack)
+    if shape.which == Pass.WGRAD:
+        total += 2 * max(4, size) * shape.weights * launch.splits * launch.tiles_q
     return total
 
 

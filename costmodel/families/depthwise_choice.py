@@ -1,6 +1,6 @@
-"""The "depthwise" family: its menu, the predicted time of each tile, and the least. Plain arithmetic, standard library only.
+"""The "depthwise" family: its menu, the predicted time of each tile, and the choice of the fastest.
 
-Rates are the device's datasheet times its calibration.
+Rates are those of the device's datasheet times its calibration. Plain arithmetic, standard library only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from costmodel.device import Device
 from costmodel.families.depthwise import (
     DepthwisePlan,
     Launch,
-    Layer,
+    Shape,
     Tile,
     Work,
     can_slide,
@@ -24,13 +24,13 @@ from costmodel.families.depthwise import (
     is_planes,
     issued_macs,
     launch_of,
-    layer_of,
     max_registers,
     moved_besides,
     refusal,
     registers,
     registers_a_lane,
     row_runs,
+    shape_of,
     tile_of,
     walks_columns,
     work_of,
@@ -40,15 +40,15 @@ from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import MAX_ALIGN, Call, Plan, itemsize
 from costmodel.timing import INTERPRETED_ELEMENT, INTERPRETED_TRIP, Prediction, borrowed, overhead
 
-#: Clocks of the load unit for a warp that reads one weight per lane, `taps` elements apart.
+#: Clocks that the load unit takes for a warp whose lanes each read one weight, `taps` elements apart.
 WAVEFRONT = 4
-#: Share of the terms below the largest that it does not hide.
+#: Share of the smaller terms that the largest term does not hide.
 UNHIDDEN = 0.1
-#: Taps of a filter row that the kernel for large filters unrolls.
+#: Taps per filter row that the kernel for large filters unrolls.
 CHUNK = 8
 #: Most parts of wgrad's workspace.
 MAX_PARTS = 1024
-#: (warps, lanes of a thread) of the menu.
+#: (warps, lanes per thread) of the menu.
 THREADS = ((1, 8), (1, 4), (1, 2), (1, 1), (4, 8), (4, 4), (4, 2), (4, 1))
 
 
@@ -67,19 +67,19 @@ class Option(NamedTuple):
 
 
 def candidates(call: Call, device: Device) -> list[Plan]:
-    """Every plan worth predicting: those that serve the call and fit the registers."""
-    of = layer_of(call.problem, call.which)
-    return [o.plan(call.which, *walk) for o in options(call, of, device) for walk in walks(of, o.tile, device)]
+    """Every plan worth predicting: the plans that serve the call and fit the registers."""
+    shape = shape_of(call.problem, call.which)
+    return [o.plan(call.which, *walk) for o in options(call, shape, device) for walk in walks(shape, o.tile, device)]
 
 
-def options(call: Call, of: Layer, device: Device) -> Iterator[Option]:
+def options(call: Call, shape: Shape, device: Device) -> Iterator[Option]:
     """Tiles of lanes x columns, with all taps in registers and with a few."""
     if not is_narrow(call.problem):
         return
-    most, wgrad = max_registers(call, device), of.which == Pass.WGRAD
+    most, wgrad = max_registers(call, device), shape.which == Pass.WGRAD
     leaks = wgrad and is_planes(call) and itemsize(call.dtype) == 2
-    s, step = of.kernel[2], of.tap_step[2]
-    blocks: list[tuple[int, int] | None] = [None] if can_slide(of) else []
+    s, step = shape.kernel[2], shape.tap_step[2]
+    blocks: list[tuple[int, int] | None] = [None] if can_slide(shape) else []
     if wgrad:
         blocks += [(1, size) for size in dict.fromkeys((min(s, 8), min(s, 16)))]
     else:
@@ -88,14 +88,14 @@ def options(call: Call, of: Layer, device: Device) -> Iterator[Option]:
     if not wgrad and call.b.unit != 0 and not is_planes(call) and not device.interpreted:
         packs.append(("b",))
     sized = []
-    for columns in sizes_of_columns(call, of):
+    for columns in sizes_of_columns(call, shape):
         works = ((taps, work_of(call, columns, taps)) for taps in blocks)
         sized.append((columns, [(taps, work, registers_a_lane(call, work, taps)) for taps, work in works]))
     for warps, each in THREADS:
         if device.interpreted and (warps, each) != (4, 1):
             continue
         for columns, unrolled in sized:
-            for channels, groups in lanes(call, of, columns, 32 * warps * each, each):
+            for channels, groups in lanes(call, shape, columns, 32 * warps * each, each):
                 if channels * groups < 32 and each > 1 and not device.interpreted:
                     continue
                 lanes_a_thread = max(1, channels * groups // (32 * warps))
@@ -108,36 +108,36 @@ def options(call: Call, of: Layer, device: Device) -> Iterator[Option]:
                             yield Option(Tile(columns, channels, groups, warps, taps, pack), work, needed)
 
 
-def lanes(call: Call, of: Layer, columns: int, count: int, each: int) -> list[tuple[int, int]]:
-    """How up to `count` lanes may be shared between channels and column tiles, `each` of them to a thread."""
-    tiles = 1 << (ceil_div(of.outputs[2], columns) - 1).bit_length()
-    widest = min(count, 1 << (of.channels - 1).bit_length())
+def lanes(call: Call, shape: Shape, columns: int, count: int, each: int) -> list[tuple[int, int]]:
+    """The ways (channels, column tiles) to use up to `count` lanes, of which each thread has `each`."""
+    tiles = 1 << (ceil_div(shape.outputs[2], columns) - 1).bit_length()
+    widest = min(count, 1 << (shape.channels - 1).bit_length())
     if is_planes(call):  # neighbouring columns first
         groups = min(count, tiles, 32)
         return [(min(count // groups, widest), groups)]
-    exact = min(count, of.channels & -of.channels)  # no lane without a channel, where a pixel still fills a sector
+    exact = min(count, shape.channels & -shape.channels)  # no lane lacks a channel; taken where a pixel still fills a sector
     found = [widest] if exact == widest or exact < each or exact * itemsize(call.dtype) < 32 else [widest, exact]
     return [(channels, min(count // channels, tiles)) for channels in found]
 
 
-def sizes_of_columns(call: Call, of: Layer) -> list[int]:
-    """Columns of a tile: for dgrad multiples of the stride, so that the taps of each are known."""
-    unit = of.out_group[2]
+def sizes_of_columns(call: Call, shape: Shape) -> list[int]:
+    """The possible numbers of columns of a tile. dgrad takes multiples of the stride, so that each column's taps are known."""
+    unit = shape.out_group[2]
     if is_planes(call):
         width = math.gcd(gathered(call).outside, MAX_ALIGN, max(1, 16 // itemsize(call.dtype)))
         found = {width * unit // math.gcd(width, unit), 4 * unit, 2 * unit}
-        if of.which == Pass.WGRAD and call.dtype == "float16" and of.kernel[0] > 1:
+        if shape.which == Pass.WGRAD and call.dtype == "float16" and shape.kernel[0] > 1:
             found -= {4}  # Triton 3.7.1 keeps two values of such a row on the stack, however few registers it takes
     else:
         found = {unit * n for n in (1, 2, 4, 8, 16)}
     return sorted(n for n in found if n <= 16 or n == unit)
 
 
-def walks(of: Layer, tile: Tile, device: Device) -> Iterator[tuple[int, int]]:
-    """(rows, split): each length of the walk down the rows, and for wgrad each split."""
-    groups = of.row_groups
-    if of.which != Pass.WGRAD:
-        if walks_columns(of, tile.taps):
+def walks(shape: Shape, tile: Tile, device: Device) -> Iterator[tuple[int, int]]:
+    """Every (rows, split): the lengths of the walk down the rows, and for wgrad the ways to share its sum."""
+    groups = shape.row_groups
+    if shape.which != Pass.WGRAD:
+        if walks_columns(shape, tile.taps):
             lengths = {1, 4, 16}
         else:
             lengths = {1} if tile.taps else {ceil_div(groups, n) for n in (1, 2, 4, 8)}
@@ -145,41 +145,41 @@ def walks(of: Layer, tile: Tile, device: Device) -> Iterator[tuple[int, int]]:
             yield rows, 1
         return
     lengths = {groups, ceil_div(groups, 4)}
-    if walks_columns(of, tile.taps):
-        least = ceil_div(launch_of(of, tile, 1, 1).tiles_q, MAX_PARTS)
+    if walks_columns(shape, tile.taps):
+        least = ceil_div(launch_of(shape, tile, 1, 1).tiles_q, MAX_PARTS)
         lengths = {max(least, n) for n in (1, 4, 16)}
     for rows in sorted(lengths):
-        alone = launch_of(of, tile, rows, 1)
-        most = min(row_runs(of, rows), MAX_PARTS // min(MAX_PARTS, alone.tiles_q))
+        alone = launch_of(shape, tile, rows, 1)
+        most = min(row_runs(shape, rows), MAX_PARTS // min(MAX_PARTS, alone.tiles_q))
         wanted = 1 if device.interpreted else 32 * device.sm_count // (tile.warps * alone.programs)
         for split in sorted({min(max(1, wanted // n), max(1, most)) for n in (1, 2, 4)}):
             yield rows, split
 
 
 class Rates(NamedTuple):
-    """What a thread of a tile takes on a device, however far its program walks. Clocks of one multiprocessor."""
+    """What a tile takes on a device, whatever the length of a program's walk. Clocks are those of one multiprocessor."""
 
-    prologue: float  # instructions of a warp before its loop,
-    trip: float  # and in a trip
+    prologue: float  # warp instructions before the loop
+    trip: float  # warp instructions per trip
     resident: int  # warps that fit a multiprocessor
-    l2: float  # clocks of a lane's trip by values from L2
+    l2: float  # clocks per lane and trip for values from L2
     overhead: float  # seconds of the launches
-    fixed: int  # bytes that any walk moves
+    fixed: int  # bytes that are moved whatever the walk
 
 
 class Pace(NamedTuple):
     """A device in clocks of one multiprocessor."""
 
     sm_count: int
-    a_second: float  # clocks
-    dram: float  # clocks a byte
+    a_second: float  # clocks per second
+    dram: float  # clocks per byte from DRAM
     l2: float
-    issue: float  # instructions of one scheduler
+    issue: float  # instructions per clock of one scheduler
     latency: float  # clocks of a load that nothing hides
-    warps: int  # that fit a multiprocessor,
-    blocks: int  # programs,
-    registers: int  # and 32-bit registers
-    launch: float  # seconds of a launch
+    warps: int  # most resident warps of a multiprocessor
+    blocks: int  # most resident programs of a multiprocessor
+    registers: int  # 32-bit registers of a multiprocessor
+    launch: float  # seconds per launch
 
 
 def pace_of(device: Device, family: str = "depthwise") -> Pace:
@@ -199,40 +199,44 @@ def pace_of(device: Device, family: str = "depthwise") -> Pace:
     )
 
 
-def rates_of(call: Call, of: Layer, option: Option, pace: Pace) -> Rates:
-    """Instructions, warps and traffic of a tile: functions of its columns, taps, pack and lanes a thread."""
+def rates_of(call: Call, shape: Shape, option: Option, pace: Pace) -> Rates:
+    """The rates of a tile, which depend on its columns, taps, pack and lanes per thread only."""
     tile, work, needed = option
     size, planes, each = itemsize(call.dtype), is_planes(call), tile.each
-    slides = tile.taps is None and of.which != Pass.WGRAD
-    # a load takes several lanes of a thread where those are neighbours in memory
+    slides = tile.taps is None and shape.which != Pass.WGRAD
+    # one load serves several lanes of a thread where they are neighbours in memory
     vector = each if planes else ceil_div(each * size, 16)
-    gathers, beside, share = each, vector, (of.per_group, 1)
-    if of.which == Pass.WGRAD:
+    gathers, beside, share = each, vector, (shape.per_group, 1)
+    if shape.which == Pass.WGRAD:
         c = call.problem.channels_per_group
-        gathers, beside, share = (vector if of.per_group == c else each), (vector if c == 1 else each), (of.per_group // c, c)
-    elif of.per_group == 1 and of.summed == 1:
+        gathers, beside, share = (
+            (vector if shape.per_group == c else each),
+            (vector if c == 1 else each),
+            (shape.per_group // c, c),
+        )
+    elif shape.per_group == 1 and shape.summed == 1:
         gathers = vector
-    # instructions of a warp: every load and store has its address and mask, every 16-bit value its conversion
+    # warp instructions: every load and store has an address and a mask, every 16-bit value a conversion
     narrow = 1 if size == 2 else 0
     wide = 2 if size == 8 else 1  # float64 multiplies at half the rate
     transfers = work.loads * gathers + work.beside_loads * beside + work.stored * vector
     converted = work.read + work.beside + work.stored / 2
     trip = 20 + 3 * transfers + each * (wide * work.multiply_adds + narrow * converted)
-    scattered = not (call.b.unit == 0 or tile.pack or planes)  # weights, one a lane
-    taps = math.prod(of.kernel) * of.summed if slides else 0
+    scattered = not (call.b.unit == 0 or tile.pack or planes)  # every lane reads weights of its own
+    taps = math.prod(shape.kernel) * shape.summed if slides else 0
     prologue = 100 + taps * each * (3 + WAVEFRONT * (min(31, taps * size // 4) if scattered else 0) / 4)
-    if tile.taps is not None and of.which != Pass.WGRAD:
+    if tile.taps is not None and shape.which != Pass.WGRAD:
         trip += tile.taps[1] * each * WAVEFRONT * (16 if scattered else 0) / 4
-    # lanes of a group read the same pixels; half of the rows that programs share come from the first-level cache
-    values = work.read / share[0] + (work.beside / share[1] if of.which == Pass.WGRAD else 0)
+    # the lanes of one group read the same pixels; half of the rows that programs share come from the first-level cache
+    values = work.read / share[0] + (work.beside / share[1] if shape.which == Pass.WGRAD else 0)
     resident = max(1, min(pace.warps, pace.blocks * tile.warps, pace.registers // (32 * min(255, needed))))
-    launches = 1 + len(tile.pack) + (of.which == Pass.WGRAD)
-    fixed = size * of.elements + 2 * size * of.weights * len(tile.pack)
+    launches = 1 + len(tile.pack) + (shape.which == Pass.WGRAD)
+    fixed = size * shape.elements + 2 * size * shape.weights * len(tile.pack)
     return Rates(prologue, trip, resident, values * size / 2 * pace.l2, launches * pace.launch, fixed)
 
 
 class Terms(NamedTuple):
-    """Clocks that a pass takes by each of its limits."""
+    """The clocks that a pass takes by each limit alone."""
 
     dram: float
     issue: float
@@ -249,23 +253,25 @@ def terms_of(rates: Rates, launch: Launch, tile: Tile, moved: float, pace: Pace)
     return Terms(moved * pace.dram, issue, latency, programs * trips * tile.lanes * rates.l2)
 
 
-def least_seconds(of: Layer, tile: Tile, rates: Rates, pace: Pace) -> float:
-    """A floor under `seconds_of` for any walk: each row is met once, no wave is cut short and no latency seen."""
-    trips = -(-of.channels // tile.channels) * (of.outputs[2] / (tile.columns * tile.groups)) * of.batch * of.outputs[0]
-    if of.which == Pass.WGRAD:
-        t, r, s = of.kernel
+def least_seconds(shape: Shape, tile: Tile, rates: Rates, pace: Pace) -> float:
+    """A lower bound of `seconds_of` for any walk: each row is read once, every wave is full and all latency is hidden."""
+    trips = (
+        -(-shape.channels // tile.channels) * (shape.outputs[2] / (tile.columns * tile.groups)) * shape.batch * shape.outputs[0]
+    )
+    if shape.which == Pass.WGRAD:
+        t, r, s = shape.kernel
         block_r, block_s = tile.taps or (r, s)
-        trips *= t * (r // block_r) * -(-s // block_s) * of.outputs[1]
+        trips *= t * (r // block_r) * -(-s // block_s) * shape.outputs[1]
     elif tile.taps is None:
-        trips *= of.row_groups
+        trips *= shape.row_groups
     else:
-        trips *= of.outputs[1]
+        trips *= shape.outputs[1]
     issue = trips * tile.warps / pace.sm_count * rates.trip / (4 * pace.issue)
     return seconds_of(rates, Terms(rates.fixed * pace.dram, issue, 0.0, trips * tile.lanes * rates.l2), pace)
 
 
 def seconds_of(rates: Rates, terms: Terms, pace: Pace) -> float:
-    """Launches, then the largest of the terms and a share of the others."""
+    """The launches, plus the largest term, plus a share of the others (`UNHIDDEN`)."""
     return rates.overhead + ((1 - UNHIDDEN) * max(terms) + UNHIDDEN * sum(terms)) / pace.a_second
 
 
@@ -277,17 +283,17 @@ def interpreted(work: Work, launch: Launch, lanes: int) -> float:
 
 
 def predict(call: Call, plan: DepthwisePlan, device: Device) -> Prediction:
-    """Launches, then the largest of DRAM, L2, instruction issue and exposed latency."""
-    of, tile = layer_of(call.problem, call.which), tile_of(plan)
+    """The time of the launches plus mainly the largest of DRAM, L2, instruction issue and exposed latency (`seconds_of`)."""
+    shape, tile = shape_of(call.problem, call.which), tile_of(plan)
     work = work_of(call, tile.columns, tile.taps)
-    launch = launch_of(of, tile, plan.rows, plan.split)
-    moved = itemsize(call.dtype) * of.elements + moved_besides(call, of, tile.pack, launch)
-    tile_use = min(1.0, of.macs / max(1.0, launch.programs * launch.trips * work.multiply_adds * tile.lanes))
+    launch = launch_of(shape, tile, plan.rows, plan.split)
+    moved = itemsize(call.dtype) * shape.elements + moved_besides(call, shape, tile.pack, launch)
+    tile_use = min(1.0, shape.macs / max(1.0, launch.programs * launch.trips * work.multiply_adds * tile.lanes))
     if device.interpreted:
         seconds, waves, bound = interpreted(work, launch, tile.lanes), float(launch.programs), "the interpreter"
     else:
         pace = pace_of(device)
-        rates = rates_of(call, of, Option(tile, work, registers(call, plan)), pace)
+        rates = rates_of(call, shape, Option(tile, work, registers(call, plan)), pace)
         terms = terms_of(rates, launch, tile, moved, pace)
         seconds = seconds_of(rates, terms, pace)
         waves = launch.programs * tile.warps / (device.sm_count * rates.resident)
@@ -301,36 +307,37 @@ def predict(call: Call, plan: DepthwisePlan, device: Device) -> Prediction:
 def quickest(call: Call, device: Device, below: float = math.inf) -> tuple[float, Plan | None]:
     """(predicted seconds, plan) of the candidate of least time; (below, None) where none takes less than `below`.
 
-    `predict`, with the work that candidates share done once, and tiles in the order of the least that they may take.
+    The times are those of `predict`, but work that candidates share is done once, and tiles are tried in the order of their
+    lower bounds.
     """
-    of, size, pace = layer_of(call.problem, call.which), itemsize(call.dtype), pace_of(device)
+    shape, size, pace = shape_of(call.problem, call.which), itemsize(call.dtype), pace_of(device)
     least: float = below
     best: Plan | None = None
     if device.interpreted:
-        for option in options(call, of, device):
-            for rows, split in walks(of, option.tile, device):
-                time = interpreted(option.work, launch_of(of, option.tile, rows, split), option.tile.lanes)
+        for option in options(call, shape, device):
+            for rows, split in walks(shape, option.tile, device):
+                time = interpreted(option.work, launch_of(shape, option.tile, rows, split), option.tile.lanes)
                 if time < least:
-                    least, best = time, option.plan(of.which, rows, split)
+                    least, best = time, option.plan(shape.which, rows, split)
         return least, best
     known: dict[tuple[int, tuple[int, int] | None, tuple[str, ...], int], Rates] = {}
     ranked = []
-    for number, option in enumerate(options(call, of, device)):
+    for number, option in enumerate(options(call, shape, device)):
         tile = option.tile
         key = tile.columns, tile.taps, tile.pack, tile.each
         if key not in known:
-            known[key] = rates_of(call, of, option, pace)
-        ranked.append((least_seconds(of, tile, known[key], pace), number, option, known[key]))
-    first = 0  # of candidates that take equally long the first of the menu
+            known[key] = rates_of(call, shape, option, pace)
+        ranked.append((least_seconds(shape, tile, known[key], pace), number, option, known[key]))
+    first = 0  # of candidates that take equally long, the first of the menu is taken
     for floor, number, option, rates in sorted(ranked):
         if floor > least:
             break
-        for rows, split in walks(of, option.tile, device):
-            launch = launch_of(of, option.tile, rows, split)
-            moved = size * of.elements + moved_besides(call, of, option.tile.pack, launch)
+        for rows, split in walks(shape, option.tile, device):
+            launch = launch_of(shape, option.tile, rows, split)
+            moved = size * shape.elements + moved_besides(call, shape, option.tile.pack, launch)
             time = seconds_of(rates, terms_of(rates, launch, option.tile, moved, pace), pace)
             if time < least or (time == least and number < first):
-                least, best, first = time, option.plan(of.which, rows, split), number
+                least, best, first = time, option.plan(shape.which, rows, split), number
     return least, best
 
 
@@ -342,8 +349,8 @@ class Depthwise(Family):
     executed = (80, 90)
 
     def is_for(self, problem: ConvProblem, device: Device) -> bool:
-        """Whether the kernels are candidates. The interpreter runs groups of one channel or one filter by those alone, and
-        others by them where a plan asks for it."""
+        """Whether the kernels are candidates. In the interpreter they are the only candidates for groups of one channel or one
+        filter, and none for other groups, which run on them only where `plan=` asks for it."""
         alone = 1 in (problem.channels_per_group, problem.filters_per_group)
         return is_narrow(problem) and (alone or not device.interpreted)
 

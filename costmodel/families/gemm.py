@@ -1,6 +1,6 @@
-"""The families "gather" (implicit GEMM over taps) and "patch" (windows tile the input: a plain GEMM, 1x1 included).
+"""The families "gather" (an implicit GEMM over taps) and "patch" (windows tile the input: a plain GEMM, 1x1 included).
 
-Their plans, their menu, and what they serve. Plain arithmetic, standard library only.
+This module has their plans, their menu, and what they serve. Plain arithmetic, standard library only.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ MENU: dict[str, tuple[Tile, ...]] = {
         Tile(16, 16, 16, 4, 3),
     ),
 }
-#: Most bytes of results in a tile whose epilogue compiles without a spill, by `Call.epilogue` and `matrix.access`;
-#: "folded" stands for wide operands of a contiguous result too. `tests/test_fused_aot.py` compiles the largest.
+#: Most bytes of results per tile for which a fused kernel compiles without a spill, by `Call.epilogue` and `matrix.access`.
+#: Wide operands of a contiguous result count as "folded". `tests/test_fused_aot.py` compiles the largest tiles.
 EPILOGUE_LIMIT = {
     "channels": {"wide": 32768, "folded": 32768, "narrow": 2048},
     "tensors": {"wide": 16384, "folded": 8192, "narrow": 2048},
@@ -84,10 +84,10 @@ EPILOGUE_LIMIT = {
 
 
 def epilogue_fits(epilogue: str, reach: str, tile: Tile, size: int, capability: int) -> bool:
-    """Whether a tile of results of `size` bytes each is small enough for what follows it in the same kernel.
+    """Whether a tile, whose results have `size` bytes each, leaves enough registers for an epilogue in the same kernel.
 
-    Where results are wider than 16 bits sm_80 has room for less; on sm_100 a thread takes a whole row of a 128-row accumulator
-    out of tensor memory, which leaves no registers.
+    Results wider than 16 bits leave sm_80 room for less. On sm_100 a thread takes a whole row of a 128-row accumulator out of
+    tensor memory, which leaves no registers.
     """
     if not epilogue:
         return True
@@ -99,9 +99,9 @@ def epilogue_fits(epilogue: str, reach: str, tile: Tile, size: int, capability: 
 
 @dataclass(frozen=True)
 class GatherPlan(MatrixPlan):
-    """A plan of "gather". `fold` makes the columns of a filter channels (`costmodel.recast`), so that few channels fill a tile.
-    `x3` makes each product of float32 of three in tf32, whatever the precision asked for: only where a plan is forced, since
-    ieee's last bits are lost."""
+    """A plan of "gather". `fold` turns the columns of a filter into channels (`costmodel.recast`), so that few channels fill a
+    tile. `x3` computes each float32 product as three tf32 products, whatever precision is asked for. It is used only where a
+    plan is forced, because the last bits of ieee are lost."""
 
     folds: ClassVar[bool] = True
 
@@ -111,13 +111,13 @@ class GatherPlan(MatrixPlan):
 
 @dataclass(frozen=True)
 class PatchPlan(GatherPlan):
-    """The same of "patch"."""
+    """A plan of "patch", with the same options."""
 
     patches: ClassVar[bool] = True
 
 
 class Gemm(Matrix):
-    """Either family: `plan` says which."""
+    """Both families. Each is an instance; its `plan` class says which it is."""
 
     kernels = ("fprop", "dgrad", "wgrad", "reduce")
     executed = (80, 90)
@@ -163,7 +163,7 @@ class Gemm(Matrix):
         return ""
 
     def completed(self, call: Call, plan: GatherPlan) -> Plan:
-        """With wgrad's box of pixels."""
+        """The plan with wgrad's box of pixels filled in."""
         if call.which != Pass.WGRAD or plan.step is not None:
             return plan
         return replace(plan, step=reduction_step(seen_problem(call.problem, plan), plan.block_k))

@@ -1,6 +1,7 @@
-"""What the families of matrix products share: their plans, and how a plan tiles a pass: loads, grid, trips. Plain arithmetic.
+"""What the families of matrix products share: their plans, and how a plan tiles a pass (loads, grid, trips).
 
-"gather" and "patch" (`gemm`) and "tma" multiply pixels by weights, tile by tile of their implicit matrix product.
+"gather" and "patch" (`gemm`) and "tma" multiply pixels by weights, tile by tile of an implicit matrix product. Plain
+arithmetic.
 """
 
 from __future__ import annotations
@@ -17,36 +18,39 @@ from costmodel.recast import fold_columns, fold_width, merge_groups
 from costmodel.resources import Resources, estimated, resource_key, resource_table
 from costmodel.tiling import LARGEST_BOX, MAX_ALIGN, Call, Extent, Operand, Plan, arithmetic, itemsize, said
 
-#: What must divide a row of pixels for a kernel to be told so: then it loads and stores several of them at once.
+#: Bytes of a cache line.
+LINE = 128
+#: Where this divides a row of pixels the kernel is told so, and loads and stores several pixels at once.
 ROW_ALIGN = 8
 
 
 @dataclass(frozen=True)
 class MatrixPlan(Plan):
-    """A tile of a matrix product: `block_m` x `block_n` results, `block_k` terms of each a trip.
+    """A tile of a matrix product: `block_m` x `block_n` results, `block_k` terms of each per trip.
 
-    `split` counts the programs that share one reduction: over channels in fprop, filters in dgrad, pixels in wgrad. `group_m`:
-    m tiles that are walked across every n tile before the next ones. `step` is a box of pixels (n, o, p, q): wgrad's of the
-    output, whose product is `block_k`, and that of a family of boxes of the result (of a stride phase in dgrad), whose product
-    is `block_m`. `merge` counts the groups that are laid together in one block-diagonal weight, so that narrow groups fill a
-    tile. `pack` names operands that are first copied to channels-last.
+    `split` programs share one reduction: over channels in fprop, over filters in dgrad, over pixels in wgrad. `group_m` m tiles
+    are walked across every n tile before the next ones. `step` is a box of pixels (n, o, p, q). For wgrad it is a box of the
+    output and its product is `block_k`; for fprop and dgrad of a boxed family it is a box of the result (in dgrad of one stride
+    phase) and its product is `block_m`. `merge` groups are laid together in one block-diagonal weight, so that narrow groups
+    fill a tile. `pack` names the operands that are first copied to channels-last.
     """
 
-    boxed: ClassVar[bool] = False  # operands come as boxes, in wgrad x alone
-    folds: ClassVar[bool] = False  # columns of a filter may be channels
-    patches: ClassVar[bool] = False  # taps and channels are one axis, since the windows tile the input
+    boxed: ClassVar[bool] = False  # the copy engine fetches the operands as boxes; for wgrad only x
+    folds: ClassVar[bool] = False  # the columns of a filter may become channels
+    patches: ClassVar[bool] = False  # the windows tile the input, so taps and channels are one axis
 
     split: int = said("split", 1)
     group_m: int = said("group", 8)
     step: tuple[int, int, int, int] | None = said("step", None, 4)
     merge: int = said("merge", 1)
-    fold: bool = field(default=False, init=False, repr=False)  # of the families that say so
+    fold: bool = field(default=False, init=False, repr=False)  # an option of the families with `folds`
     x3: bool = field(default=False, init=False, repr=False)
     pack: tuple[str, ...] = said("pack-", ())
 
 
 def merged(call: Call, merge: int) -> Call:
-    """The call as its kernel sees it with `merge` groups as one: wider channels, and channels-last block-diagonal weights."""
+    """The call as its kernel sees it with `merge` groups as one: more channels per group, and block-diagonal weights that are
+    channels-last."""
     if merge == 1:
         return call
     problem = merge_groups(call.problem, merge)
@@ -65,7 +69,7 @@ def merged(call: Call, merge: int) -> Call:
 
 
 def folded(call: Call) -> Call:
-    """The call as its kernel sees it with the columns of a filter as channels, in padded copies."""
+    """The call as its kernel sees it with the columns of a filter as channels; x and the weights are padded copies."""
     problem = fold_columns(call.problem)
     x = Operand(1, fold_width(call.problem), fold_width(call.problem), boxed=False)  # windows overlap
     w = Operand(1, *(math.gcd(MAX_ALIGN, problem.in_channels),) * 2)
@@ -81,19 +85,19 @@ def seen_problem(problem: ConvProblem, plan: MatrixPlan) -> ConvProblem:
 
 
 def seen(call: Call, plan: MatrixPlan) -> Call:
-    """The call as the plan's kernel sees it, but for operands that are copied to channels-last."""
+    """The call as the plan's kernel sees it, except for copies of operands to channels-last."""
     call = merged(call, plan.merge)
     return folded(call) if plan.fold else call
 
 
 def arithmetic_of(call: Call, plan: MatrixPlan) -> str:
-    """`arithmetic` under a plan, which may ask for "tf32x3"."""
+    """`arithmetic` of a call under a plan, which may ask for "tf32x3"."""
     return "tf32x3" if plan.x3 else arithmetic(call.dtype, call.precision)
 
 
 def row_align(problem: ConvProblem, which: Pass) -> int:
-    """A divisor, `ROW_ALIGN` or 1, of the row of pixels that a tile of results runs along: y's, or dx's where one stride phase
-    is all of it; of patches, which may leave a rest of dx over, dy's too."""
+    """`ROW_ALIGN` if it divides the row of pixels that a tile of results runs along, else 1. The row is that of y, or of dx
+    where one stride phase is all of it. For patches, whose dx may have pixels left over, it must divide dy's row too."""
     x, y = problem.input_size[-1], problem.output_size[-1]
     if which == Pass.WGRAD or (which == Pass.DGRAD and problem.stride[-1] != 1):
         return 1
@@ -102,8 +106,8 @@ def row_align(problem: ConvProblem, which: Pass) -> int:
 
 
 def vector_widths(call: Call, plan: MatrixPlan) -> tuple[int, int]:
-    """Elements per load of operands a and b under a plan: what alignment and the axis of stride 1 allow; a box for tma, whose
-    wgrad loads dy by threads."""
+    """Elements per load of operands a and b under a plan, as alignment and the axis of stride 1 allow. A boxed operand is
+    loaded a box at a time; threads load dy of wgrad."""
     if plan.boxed and plan.which != Pass.WGRAD:
         return LARGEST_BOX, LARGEST_BOX
     call = seen(call, plan)
@@ -147,10 +151,33 @@ def vector_widths(call: Call, plan: MatrixPlan) -> tuple[int, int]:
     return min(a, widest), LARGEST_BOX if plan.boxed else min(b, widest)
 
 
+def scattered_lines(call: Call, plan: MatrixPlan) -> tuple[float, float]:
+    """Cache lines per element of operands a and b that a warp touches where it reads them one element at a time; 0 where
+    loads are wider.
+
+    The lanes of a warp then read neighbouring results' elements: the same element of neighbouring patches, or of neighbouring
+    filters. `python -m bench validate --choice` counted such lines in channels-last patches of an odd number of channels, of
+    which Triton knows no contiguous run, and in contiguous weights, whose neighbouring filters (fprop) or channels (dgrad) lie
+    a filter or its taps apart.
+    """
+    if plan.boxed or plan.which == Pass.WGRAD:
+        return 0.0, 0.0
+    (a_width, b_width), size = vector_widths(call, plan), itemsize(call.dtype)
+    call = seen(call, plan)
+    problem, a, b = call.problem, 0.0, 0.0
+    of_patches = plan.patches and plan.which == Pass.FPROP and problem.taps > 1 and call.a.unit == 1
+    if of_patches and a_width == 1 and "a" not in plan.pack:
+        a = min(1.0, problem.stride[-1] * problem.in_channels * size / LINE)
+    if call.b.unit == 4 and b_width == 1 and "b" not in plan.pack:
+        apart = problem.taps * (problem.channels_per_group if plan.which == Pass.FPROP else 1)
+        b = min(1.0, apart * size / LINE)
+    return a, b
+
+
 def access(call: Call, plan: MatrixPlan) -> str:
-    """How a plan's kernel reaches memory, which decides its registers: "wide" where both operands come in 16-byte loads,
-    "folded" where they do and taps share an axis with the channels (patches), else "narrow". tma's results are what differs:
-    "wide" where they leave as boxes, "scattered" where each thread stores its own; but for wgrad, whose dy is."""
+    """How a plan's kernel reaches memory, which decides its registers. "wide": both operands come in 16-byte loads. "folded":
+    they do, and taps share an axis with the channels (patches). "narrow": anything else. For fprop and dgrad of a boxed family
+    the stores decide: "wide" where results leave as boxes, "scattered" where each thread stores its own."""
     if plan.boxed and plan.which != Pass.WGRAD:
         return "wide" if stores_boxes(merged(call, plan.merge)) else "scattered"
     widest = max(1, 16 // itemsize(call.dtype))
@@ -160,16 +187,17 @@ def access(call: Call, plan: MatrixPlan) -> str:
 
 
 def stores_boxes(call: Call) -> bool:
-    """Whether a box of the result may leave as one: dense channels of a single group, no stride between a phase's pixels."""
+    """Whether results may be stored as boxes: the channels are dense, there is one group, and a phase's pixels are
+    neighbours."""
     strided = call.which == Pass.DGRAD and any(s > 1 for s in call.problem.stride)
     aligned = call.out.unit == 1 and call.out.boxed and call.out.outside * itemsize(call.dtype) % 16 == 0
     return aligned and call.problem.groups == 1 and not strided
 
 
 def reduction_step(problem: ConvProblem, block_k: int, within: bool = False) -> tuple[int, int, int, int]:
-    """wgrad's box (n, o, p, q) of `block_k` output pixels, powers of two, that wastes least, and of those the widest.
+    """wgrad's box (n, o, p, q) of `block_k` output pixels, powers of two, that wastes least; of equal ones the widest.
 
-    tma's lies `within` the output along o, p and q: the kernel shifts the last box of an axis back.
+    `within` keeps it within the output along o, p and q, as boxed kernels need, which shift the last box of an axis back.
     """
     return _least_box(_boxed_sizes(problem, Pass.WGRAD), block_k.bit_length() - 1, within)
 
@@ -180,12 +208,12 @@ def reduction_steps(problem: ConvProblem, step: tuple[int, int, int, int]) -> in
 
 
 def pixel_box(problem: ConvProblem, which: Pass, pixels: int) -> tuple[int, int, int, int]:
-    """The box (n, o, p, q) of `pixels` pixels, powers of two, that wastes least, and of those the widest."""
+    """The box (n, o, p, q) of `pixels` pixels, powers of two, that wastes least; of equal ones the widest."""
     return _least_box(_boxed_sizes(problem, which), pixels.bit_length() - 1, False)
 
 
 def step_of(problem: ConvProblem, plan: MatrixPlan) -> tuple[int, int, int, int]:
-    """The box of a plan that has one: its `step`, or the best where it leaves that open."""
+    """The box of a plan that has one: its `step`, or the best one where `step` is None."""
     if plan.which == Pass.WGRAD:
         return plan.step or reduction_step(problem, plan.block_k, plan.boxed)
     return plan.step or pixel_box(problem, plan.which, plan.block_m)
@@ -198,7 +226,7 @@ def boxes(problem: ConvProblem, which: Pass, box: tuple[int, int, int, int]) -> 
 
 @lru_cache(maxsize=4096)
 def _boxed_sizes(problem: ConvProblem, which: Pass) -> tuple[int, ...]:
-    """(n, o, p, q): the output pixels, or dgrad's of the largest stride phase, with axes of size 1 in front up to three."""
+    """(n, o, p, q): the size of the output, or for dgrad of the largest stride phase, with leading axes of size 1."""
     sizes = problem.output_size
     if which == Pass.DGRAD:
         sizes = tuple(ceil_div(n, s) for n, s in zip(problem.input_size, problem.stride, strict=True))
@@ -209,7 +237,7 @@ def _boxed_sizes(problem: ConvProblem, which: Pass) -> tuple[int, ...]:
 def _least_box(sizes: tuple[int, ...], bits: int, within: bool) -> tuple[int, int, int, int]:
     covered = [[-(-size >> e) for e in range(bits + 1)] for size in sizes]  # boxes along an axis, 2^e wide
     widest = [min(bits, max(0, (2 * size - 1).bit_length() - 1)) for size in sizes[:3]] + [bits]
-    if within:  # images alone may be fewer than a box's
+    if within:  # only along the images may a box be larger than the output
         widest = [bits] + [min(bits, max(0, size.bit_length() - 1)) for size in sizes[1:]]
     best, found = math.inf, (0, 0, 0, bits)
     for q in range(widest[3], -1, -1):
@@ -225,7 +253,7 @@ def _least_box(sizes: tuple[int, ...], bits: int, within: bool) -> tuple[int, in
 
 @lru_cache(maxsize=4096)
 def extent(problem: ConvProblem, which: Pass, patches: bool) -> Extent:
-    """The extent of a pass, `patches` as `MatrixPlan` has it."""
+    """The extent of a pass; `patches` is as in `MatrixPlan`."""
     c, k, taps = problem.channels_per_group, problem.filters_per_group, problem.taps
     if which == Pass.FPROP:
         pixels = problem.batch * product(problem.output_size)
@@ -240,43 +268,43 @@ def extent(problem: ConvProblem, which: Pass, patches: bool) -> Extent:
 
 
 def grid(problem: ConvProblem, plan: MatrixPlan) -> tuple[int, int, int]:
-    """(m tiles, n tiles, repeats) of a launch; repeats are groups, phases, taps and splits."""
+    """(m tiles, n tiles, repeats) of a launch. `repeats` is the product of groups, phases, taps and splits."""
     problem = seen_problem(problem, plan)
-    of = extent(problem, plan.which, plan.patches)
-    m_tiles = ceil_div(of.m, plan.block_m)
+    covers = extent(problem, plan.which, plan.patches)
+    m_tiles = ceil_div(covers.m, plan.block_m)
     if plan.boxed and plan.which != Pass.WGRAD:
         m_tiles = boxes(problem, plan.which, step_of(problem, plan))
-    return m_tiles, ceil_div(of.n, plan.block_n), of.repeats * plan.split
+    return m_tiles, ceil_div(covers.n, plan.block_n), covers.repeats * plan.split
 
 
 def trips(problem: ConvProblem, plan: MatrixPlan) -> float:
     """Main-loop trips of one program, on average over the phases of dgrad."""
     problem = seen_problem(problem, plan)
-    of = extent(problem, plan.which, plan.patches)
+    covers = extent(problem, plan.which, plan.patches)
     if plan.which == Pass.WGRAD:
         return ceil_div(reduction_steps(problem, step_of(problem, plan)), plan.split)
-    return ceil_div(ceil_div(of.depth, plan.block_k), plan.split) * of.loops
+    return ceil_div(ceil_div(covers.depth, plan.block_k), plan.split) * covers.loops
 
 
 def shares(problem: ConvProblem, which: Pass, kind: type[MatrixPlan]) -> bool:
-    """Whether programs may share a reduction. fprop's patches have taps and channels on one axis, which is not cut."""
+    """Whether programs may share a reduction. In fprop of patches taps and channels are on one axis, which is not cut."""
     if kind.boxed:
         return which == Pass.WGRAD
     return which != Pass.FPROP or not kind.patches or problem.taps == 1
 
 
 def full_shares(blocks: int, split: int) -> int:
-    """The most programs up to `split` that share `blocks` blocks of a reduction so that none has nothing to do."""
+    """The most programs, up to `split`, that can share `blocks` blocks of a reduction without one being idle."""
     return ceil_div(blocks, ceil_div(blocks, split))
 
 
 def issued_macs(problem: ConvProblem, plan: MatrixPlan) -> int:
-    """Multiply-adds that the plan's tiles compute, those on padding, tile edges and other groups' channels included."""
+    """Multiply-adds that the plan's tiles compute, including those on padding, tile edges and other groups' channels."""
     m_tiles, n_tiles, repeats = grid(problem, plan)
     return round(m_tiles * n_tiles * repeats * trips(problem, plan) * plan.block_m * plan.block_n * plan.block_k)
 
 
 def resources_of(call: Call, plan: MatrixPlan, device: Device) -> Resources:
-    """What the kernel of a plan of the GEMM families takes: the table's row, an estimate where the plan is not in it."""
+    """What the kernel of a plan takes: the row of the table of compiled kernels, or an estimate where it has none."""
     key = resource_key(plan, arithmetic_of(call, plan), access(call, plan), device.capability)
     return resource_table().get(key) or estimated(plan.tile, itemsize(call.dtype))

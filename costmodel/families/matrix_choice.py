@@ -1,4 +1,4 @@
-"""Which tile of a matrix product a pass takes: what of a family's menu is legal, and the choice by least predicted time."""
+"""Which tile of a matrix product a pass takes: the legal part of a family's menu, and the choice by least predicted time."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from costmodel.families.matrix import (
     pixel_box,
     reduction_step,
     reduction_steps,
+    scattered_lines,
     shares,
     vector_widths,
 )
@@ -41,30 +42,31 @@ from costmodel.resources import compiled_for, estimated, memory_refusal, resourc
 from costmodel.tiling import INTERPRETED_MENU, Call, Extent, Plan, Tile, arithmetic, itemsize, pack_refusal
 from costmodel.timing import Kernel, Prediction, Traffic, kernel, read_again
 
-#: Most channels of a group of merged groups: beyond a tile's width, merging adds zeros to multiply and nothing to share.
+#: Most channels of merged groups. Beyond a tile's width merging adds zeros to multiply and shares nothing.
 MERGED_CHANNELS = 128
 
 
 class Option(NamedTuple):
-    """A compiled tile with its operands packed or not: one line of the ranking, to be split `splits` ways."""
+    """A compiled tile with its operands packed or not. The ranking tries it with each of `splits`."""
 
     kernel: Kernel
-    call: Call  # as the kernel sees it
+    call: Call  # the call as the kernel sees it
     merge: int
     fold: bool
     pack: tuple[str, ...]
     step: tuple[int, int, int, int] | None
     covers: Extent
     tiles: int
-    blocks: int  # of a reduction, to be shared out
-    loops: float  # main-loop trips for each
+    blocks: int  # blocks of one reduction, which programs may share
+    loops: float  # main-loop trips per block
     splits: list[int]
 
 
 def merges(call: Call, device: Device) -> list[int]:
-    """How many groups may be laid together: powers of two, as long as they are narrower together than the widest tile.
+    """The numbers of groups that may be laid together: powers of two, while the merged groups are narrower than a wide tile.
 
-    The interpreter, whose time goes by programs, would merge wherever it can; it does so where a plan asks for it.
+    The interpreter's time depends on the number of programs, so it would merge wherever it can. It does so only where a plan
+    asks for it.
     """
     problem = call.problem
     widest = max(problem.channels_per_group, problem.filters_per_group)
@@ -74,12 +76,12 @@ def merges(call: Call, device: Device) -> list[int]:
 
 
 def addresses_fit(call: Call, patches: bool, tile: Tile, capability: int) -> bool:
-    """Whether a tile is small enough to keep its addresses where the table of kernels does not say so.
+    """Whether a tile keeps its addresses in registers, for cases that the table of compiled kernels does not have.
 
-    Patches of tensors whose channels are not contiguous need many; 64-bit offsets, which no row of the table has, take twice
-    the registers: Triton 3.7.1 spilled on 128 x 128 tiles of a strided dgrad. Contiguous results may take a few more than the
-    table's channels-last ones, which sm_80 has not: Triton 3.6 spilled on 128 x 256. `tests/test_aot.py` compiles some of what
-    is left.
+    Patches of tensors whose channels are not contiguous need many addresses. 64-bit offsets take twice the registers: Triton
+    3.7.1 spilled on 128 x 128 tiles of a strided dgrad. Contiguous results may take a few registers more than the table's
+    channels-last ones: on sm_80 Triton 3.6 spilled on 128 x 256 tiles. `tests/test_aot.py` compiles some of the tiles that are
+    left.
     """
     tensors = (call.a, call.b, call.out)
     planes = any(operand.unit != 1 for operand in tensors)
@@ -92,7 +94,7 @@ def addresses_fit(call: Call, patches: bool, tile: Tile, capability: int) -> boo
 
 
 def packings(call: Call) -> list[tuple[str, ...]]:
-    """Which operands may be copied to channels-last first: those whose channels are not contiguous already."""
+    """The sets of operands that may be copied to channels-last first, of those whose channels are not contiguous already."""
     names = [name for name, operand in (("a", call.a), ("b", call.b)) if operand.unit != 1]
     choices: list[tuple[str, ...]] = [()]
     choices += [(name,) for name in names]
@@ -100,9 +102,9 @@ def packings(call: Call) -> list[tuple[str, ...]]:
 
 
 def splits(tiles: int, blocks: int, device: Device, full: bool) -> list[int]:
-    """How many programs may share a reduction of `blocks`: about powers of two, up to four waves of the device.
+    """The numbers of programs that may share a reduction of `blocks`: about powers of two, up to four waves of the device.
 
-    `full` lowers a number to the next that leaves no program without a block.
+    `full` lowers each number until no program is without a block.
     """
     room = max(1, 4 * device.sm_count // max(1, tiles))
     ways = [1 << i for i in range(room.bit_length()) if (1 << i) <= max(1, blocks)]
@@ -111,20 +113,28 @@ def splits(tiles: int, blocks: int, device: Device, full: bool) -> list[int]:
 
 @lru_cache(maxsize=1024)
 def compiled(
-    family: Matrix, which: Pass, kind: str, reach: str, widths: tuple[int, int], size: int, device: Device
+    family: Matrix,
+    which: Pass,
+    kind: str,
+    reach: str,
+    widths: tuple[int, int],
+    lines: tuple[float, float],
+    size: int,
+    device: Device,
 ) -> list[Kernel]:
-    """The menu's kernels that compile without a spill and fit the device, for operands reached as `families.matrix.access`."""
+    """The menu's kernels that compile without a spill and fit the device, for operands that are reached as
+    `families.matrix.access` and `families.matrix.scattered_lines` say."""
     found = []
     for tile in INTERPRETED_MENU if device.interpreted else family.tiles(which, kind):
         needs = resource_table().get(resource_key(family.plan(which, family.name, *tile), kind, reach, device.capability))
         fits = needs is not None and not needs.spills and not memory_refusal(tile, needs.shared, device)
         if fits or device.interpreted:
-            found.append(kernel(family.name, tile, needs or estimated(tile, size), kind, size, widths, device))
+            found.append(kernel(family.name, tile, needs or estimated(tile, size), kind, size, widths, device, lines))
     return found
 
 
 class Matrix(Family):
-    """What families of matrix products have in common: how they are ranked, predicted and counted."""
+    """What the families of matrix products have in common: how they are ranked, predicted and counted."""
 
     plan: type[MatrixPlan]
 
@@ -134,14 +144,14 @@ class Matrix(Family):
 
     @abstractmethod
     def is_for(self, call: Call, device: Device) -> bool:
-        """Whether tiles of this family are ranked for a call, whose groups may be merged."""
+        """Whether tiles of this family are ranked for a call (with its groups merged, where they are)."""
 
     @abstractmethod
     def fits(self, call: Call, tile: Tile, reach: str, capability: int) -> bool:
-        """Whether a tile leaves room for what the table of compiled kernels does not say: rests and what follows it."""
+        """Whether a tile passes the limits that the table of compiled kernels does not have: leftover channels, epilogues."""
 
     def recast_refusal(self, call: Call, plan: MatrixPlan) -> str:
-        """Why a call is not to be grouped, recast or copied as a plan says; "" where it may be."""
+        """Why a call cannot be grouped, recast or copied as a plan says; "" where it can."""
         if plan.group_m < 1:
             return f"group must be positive, got {plan.group_m}"
         if reason := pack_refusal(plan.pack):
@@ -151,7 +161,7 @@ class Matrix(Family):
         return ""
 
     def unserved(self, call: Call, plan: MatrixPlan, device: Device) -> str:
-        """Why no tile serves a call with the operands packed that `plan` packs; "" where one may."""
+        """Why no tile serves a call whose operands are packed as `plan` says; "" where one may."""
         return ""
 
     def options(self, call: Call, device: Device) -> Iterator[Option]:
@@ -172,8 +182,9 @@ class Matrix(Family):
             if self.unserved(call, plain, device):
                 continue
             covers, reach = extent(problem, which, self.plan.patches), access(call, plain)
-            for of in compiled(self, which, kind, reach, vector_widths(call, plain), size, device):
-                tile = of.tile
+            widths, lines = vector_widths(call, plain), scattered_lines(call, plain)
+            for tile_kernel in compiled(self, which, kind, reach, widths, lines, size, device):
+                tile = tile_kernel.tile
                 fits = device.interpreted or (
                     self.fits(call, tile, reach, device.capability)
                     and addresses_fit(call, self.plan.patches, tile, device.capability)
@@ -191,10 +202,10 @@ class Matrix(Family):
                 tiles = m_tiles * ceil_div(covers.n, tile.n) * covers.repeats
                 if shares(problem, which, self.plan):
                     ways = splits(tiles, blocks, device, which != Pass.WGRAD)
-                yield Option(of, call, merge, fold, pack, step, covers, tiles, blocks, covers.loops, ways)
+                yield Option(tile_kernel, call, merge, fold, pack, step, covers, tiles, blocks, covers.loops, ways)
 
     def plan_of(self, option: Option, split: int) -> Plan:
-        """The plan of an option that is split so."""
+        """The plan of an option whose reduction `split` programs share."""
         _, call, merge, fold, pack, step, *_ = option
         said = {"fold": True} if fold else {}
         return self.plan(call.which, self.name, *option.kernel.tile, split=split, step=step, pack=pack, merge=merge, **said)
@@ -203,24 +214,24 @@ class Matrix(Family):
         return [self.plan_of(option, split) for option in self.options(call, device) for split in option.splits]
 
     def quickest(self, call: Call, device: Device, below: float) -> tuple[float, Plan | None]:
-        """As `Family.quickest` has it: `predict`, with the work that candidates share done once."""
+        """See `Family.quickest`. The times are those of `predict`, but work that candidates share is done once."""
         size, group_m, which = itemsize(call.dtype), MatrixPlan.group_m, call.which
         best, best_split = None, 1
         shared: dict[tuple[int, bool, tuple[str, ...]], tuple[Traffic, int]] = {}
         for option in self.options(call, device):
-            of, kernels, merge, fold, pack, _, covers, tiles, blocks, loops, ways = option
+            tile_kernel, kernels, merge, fold, pack, _, covers, tiles, blocks, loops, ways = option
             if (merge, fold, pack) not in shared:
                 found, copied = recast_traffic(call, kernels, merge, fold)
                 copied += packed_bytes(kernels.problem, which, pack, size)
                 shared[merge, fold, pack] = found, found.compulsory + copied
             found, fixed = shared[merge, fold, pack]
-            if at_least(of, tiles, blocks * loops, fixed, launches(which, pack, 1, merge, fold), device) >= below:
+            if at_least(tile_kernel, tiles, blocks * loops, fixed, launches(which, pack, 1, merge, fold), device) >= below:
                 continue
             for split in ways:
                 moved = fixed + split_bytes(found, split)
-                moved += read_again(of, covers, split, group_m, kernels, found.swept, device)
+                moved += read_again(tile_kernel, covers, split, group_m, kernels, found.swept, device)
                 n_trips = ceil_div(blocks, split) * loops
-                time = seconds(of, tiles * split, n_trips, moved, launches(which, pack, split, merge, fold), device)
+                time = seconds(tile_kernel, tiles * split, n_trips, moved, launches(which, pack, split, merge, fold), device)
                 if time < below:
                     below, best, best_split = time, option, split
         return below, self.plan_of(best, best_split) if best else None

@@ -1,8 +1,9 @@
-"""Predicted time of a plan of a matrix product: traffic, copies, launches, and the larger of the chip's time and DRAM's."""
+"""Predicted time of a plan of a matrix product: its launches, plus the larger of the chip's time and DRAM's for all traffic."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from costmodel.device import Device
 from costmodel.families.matrix import (
@@ -12,6 +13,7 @@ from costmodel.families.matrix import (
     grid,
     issued_macs,
     resources_of,
+    scattered_lines,
     seen,
     trips,
     vector_widths,
@@ -45,7 +47,7 @@ def packed_bytes(problem: ConvProblem, which: Pass, pack: tuple[str, ...], size:
 
 
 def merge_bytes(problem: ConvProblem, which: Pass, merge: int, size: int) -> int:
-    """Bytes of laying groups together: block-diagonal weights are cleared, then filled; wgrad's are taken apart."""
+    """Bytes of merging groups: block-diagonal weights are cleared, then filled; a merged dw is taken apart."""
     if merge == 1:
         return 0
     weights = size * math.prod(problem.weight_shape)
@@ -53,19 +55,19 @@ def merge_bytes(problem: ConvProblem, which: Pass, merge: int, size: int) -> int
 
 
 def split_bytes(found: Traffic, split: int) -> int:
-    """Bytes of a split reduction's partial sums."""
+    """Bytes of the partial sums of a shared reduction."""
     return found.workspace * split if split > 1 else 0
 
 
 def fold_traffic(found: Traffic, problem: ConvProblem, which: Pass, size: int) -> Traffic:
-    """What a folded call moves: pixels that several windows see are counted once, as they lie in memory."""
+    """What a folded call moves. Pixels that several windows see are counted once, since they are in memory once."""
     moved, _ = fold_elements(problem, which)
     swept = size * (math.prod(folded_input(problem)) + math.prod(problem.output_shape)) if which == Pass.WGRAD else found.swept
     return found._replace(compulsory=size * moved, swept=swept)
 
 
 def recast_traffic(call: Call, kernels: Call, merge: int, fold: bool) -> tuple[Traffic, int]:
-    """(what the kernel of `call` moves, which it sees as `kernels`, bytes of the copies that make it so)."""
+    """(what the kernel of `call` moves, bytes of the copies that recast it); `kernels` is the call as the kernel sees it."""
     found, size = traffic(kernels), itemsize(call.dtype)
     copied = merge_bytes(call.problem, call.which, merge, size)
     if fold:
@@ -75,7 +77,7 @@ def recast_traffic(call: Call, kernels: Call, merge: int, fold: bool) -> tuple[T
 
 
 def extra_bytes(call: Call, plan: MatrixPlan) -> int:
-    """Bytes a plan moves beyond the compulsory ones: copies of operands and weights, partial sums."""
+    """Bytes that a plan moves beyond the compulsory ones: copies of operands and weights, partial sums."""
     kernels = seen(call, plan)
     found, copied = recast_traffic(call, kernels, plan.merge, plan.fold)
     copied += packed_bytes(kernels.problem, plan.which, plan.pack, itemsize(call.dtype))
@@ -83,55 +85,71 @@ def extra_bytes(call: Call, plan: MatrixPlan) -> int:
 
 
 def launches(which: Pass, pack: tuple[str, ...], split: int, merge: int, fold: bool = False) -> int:
-    """Kernels a pass takes: its own, one a copy, one to add up partial sums. Weights are cleared and filled where groups are
-    merged or columns folded, and wgrad's taken apart by one; the input of a fold is cleared and filled too."""
+    """Kernels of a pass: its own, one per copy, one to add partial sums. Merged or folded weights take two (clear and fill), a
+    merged or folded dw one; the input of a fold takes two as well."""
     weights = (merge > 1 or fold) * (1 if which == Pass.WGRAD else 2)
     return 1 + len(pack) + (split > 1) + weights + 2 * fold
 
 
-def seconds(of: Kernel, tiles: int, n_trips: float, moved: float, kernels: int, device: Device) -> float:
-    """A pass of `kernels` launches: their overhead, then the larger of the chip's time and DRAM's for `moved` bytes."""
+def seconds(tile_kernel: Kernel, tiles: int, n_trips: float, moved: float, kernels: int, device: Device) -> float:
+    """Seconds of a pass of `kernels` launches: their overhead, plus the larger of the chip's time and DRAM's for `moved`
+    bytes."""
     if device.interpreted:
-        return interpreted(of.tile, tiles, n_trips)
-    busy, dram = on_chip(of, tiles, n_trips, device), from_dram(moved, device, of.constants)
-    return overhead(kernels, device, of.constants) + max(busy, dram)
+        return interpreted(tile_kernel.tile, tiles, n_trips)
+    busy, dram = on_chip(tile_kernel, tiles, n_trips, device), from_dram(moved, device, tile_kernel.constants)
+    return overhead(kernels, device, tile_kernel.constants) + max(busy, dram)
 
 
-def at_least(of: Kernel, tiles: int, steps: float, moved: float, kernels: int, device: Device) -> float:
-    """A floor under `seconds` for any split, to skip what cannot win: no wave is cut short and no latency seen."""
+def at_least(tile_kernel: Kernel, tiles: int, steps: float, moved: float, kernels: int, device: Device) -> float:
+    """A lower bound of `seconds` for any split, to skip what cannot win: every wave is full and all latency is hidden."""
     if device.interpreted:
         return 0.0
-    busy = tiles * steps * max(of.clocks, of.from_l2) / (device.sm_count * device.clock * 1e6)
-    return overhead(kernels, device, of.constants) + max(busy, from_dram(moved, device, of.constants))
+    busy = tiles * steps * max(tile_kernel.clocks, tile_kernel.from_l2) / (device.sm_count * device.clock * 1e6)
+    return overhead(kernels, device, tile_kernel.constants) + max(busy, from_dram(moved, device, tile_kernel.constants))
+
+
+class Parts(NamedTuple):
+    """What the time of a pass under a plan is made of: the arguments of `seconds`."""
+
+    kernel: Kernel
+    tiles: int
+    trips: float
+    moved: int  # bytes
+    launches: int
+
+
+def parts(call: Call, plan: MatrixPlan, device: Device) -> Parts:
+    """The parts of the time of one pass under a plan."""
+    problem, kernels = call.problem, seen(call, plan)
+    covers = extent(kernels.problem, plan.which, plan.patches)
+    moved = traffic(call).compulsory + extra_bytes(call, plan)
+    needs, kind = resources_of(call, plan, device), arithmetic_of(call, plan)
+    widths, lines = vector_widths(call, plan), scattered_lines(call, plan)
+    tile_kernel = kernel(plan.family, plan.tile, needs, kind, itemsize(call.dtype), widths, device, lines)
+    swept = recast_traffic(call, kernels, plan.merge, plan.fold)[0].swept
+    moved += read_again(tile_kernel, covers, plan.split, plan.group_m, kernels, swept, device)
+    launched = launches(plan.which, plan.pack, plan.split, plan.merge, plan.fold)
+    return Parts(tile_kernel, math.prod(grid(problem, plan)), trips(problem, plan), moved, launched)
 
 
 def predict(call: Call, plan: MatrixPlan, device: Device) -> Prediction:
     """Time of one pass under a plan."""
-    problem, kernels = call.problem, seen(call, plan)
-    covers = extent(kernels.problem, plan.which, plan.patches)
-    m_tiles, n_tiles, repeats = grid(problem, plan)
-    tiles, n_trips = m_tiles * n_tiles * repeats, trips(problem, plan)
-    moved = traffic(call).compulsory + extra_bytes(call, plan)
-    issued = issued_macs(problem, plan)
-    needs, kind = resources_of(call, plan, device), arithmetic_of(call, plan)
-    of = kernel(plan.family, plan.tile, needs, kind, itemsize(call.dtype), vector_widths(call, plan), device)
-    swept = recast_traffic(call, kernels, plan.merge, plan.fold)[0].swept
-    moved += read_again(of, covers, plan.split, plan.group_m, kernels, swept, device)
-    launched = launches(plan.which, plan.pack, plan.split, plan.merge, plan.fold)
-    total = seconds(of, tiles, n_trips, moved, launched, device)
-    bound = of.bound if of.clocks >= trip_clocks(of, tiles, device) else "L2"
+    tile_kernel, tiles, n_trips, moved, launched = parts(call, plan, device)
+    issued = issued_macs(call.problem, plan)
+    total = seconds(tile_kernel, tiles, n_trips, moved, launched, device)
+    bound = tile_kernel.bound if tile_kernel.clocks >= trip_clocks(tile_kernel, tiles, device) else "L2"
     if not device.interpreted:
-        busy, dram = on_chip(of, tiles, n_trips, device), from_dram(moved, device, of.constants)
+        busy, dram = on_chip(tile_kernel, tiles, n_trips, device), from_dram(moved, device, tile_kernel.constants)
         bound = "DRAM" if dram > busy else bound
-        bound = "launch" if overhead(launched, device, of.constants) > max(busy, dram) else bound
+        bound = "launch" if overhead(launched, device, tile_kernel.constants) > max(busy, dram) else bound
     return Prediction(
         seconds=total,
         tiles=tiles,
-        waves=tiles / (device.sm_count * of.resident),
-        tile_use=problem.macs / issued if issued else 1.0,
+        waves=tiles / (device.sm_count * tile_kernel.resident),
+        tile_use=call.problem.macs / issued if issued else 1.0,
         bytes=moved,
         bound=bound,
-        low=total * of.constants.low,
-        high=total * of.constants.high,
-        source=of.constants.source + borrowed(device),
+        low=total * tile_kernel.constants.low,
+        high=total * tile_kernel.constants.high,
+        source=tile_kernel.constants.source + borrowed(device),
     )

@@ -1,4 +1,4 @@
-"""What a kernel family is to the cost model: what it serves, which of its plans a call takes, what that costs."""
+"""What the cost model asks of a kernel family: which calls it serves, which plan a call takes, and what that costs."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from costmodel.timing import Prediction
 
 
 class Counted(NamedTuple):
-    """What a plan takes of a call, without a device."""
+    """What running a call under a plan takes, on any device."""
 
-    issued_macs: int  # multiply-adds of its tiles, those on padding and tile edges included
-    extra_bytes: int  # beyond the compulsory ones: copies, workspaces
-    launches: int  # kernels, copies included
+    issued_macs: int  # multiply-adds of the tiles, including those on padding and tile edges
+    extra_bytes: int  # bytes beyond the compulsory ones: copies, workspaces
+    launches: int  # kernels, including copies
 
 
 class Family(ABC):
-    """A kernel family: the cost model's half. `tritonconv.families` has the other, which launches its plans.
+    """The cost model's half of a kernel family. `tritonconv.families` has the other half, which launches its plans.
 
-    plan: the class of its plans. kernels: the modules of `tritonconv.kernels` that it launches; what they import counts too.
-    executed: the architectures whose compiled code ran and was right, on a CPU (`bench/compiled` keeps the record). special: it
-    rests on hardware that others do without, so it is chosen by default where its code has been executed only. narrow: it
-    serves few calls, so it is asked before those that serve all; the interpreter takes the first that has a plan.
+    plan: the class of its plans. kernels: the modules of `tritonconv.kernels` that it launches (their imports belong to it
+    too). executed: the architectures whose compiled code has run correctly on a CPU (`bench/compiled` keeps the record).
+    special: the family needs hardware that others do not, so it is chosen by default only where its code has been executed.
+    narrow: it serves few calls, so it is asked before families that serve all; the interpreter takes the first family that has
+    a plan.
     """
 
     name: str
@@ -38,22 +39,22 @@ class Family(ABC):
 
     @abstractmethod
     def refusal(self, call: Call, plan: Any, device: Device | None) -> str:
-        """Why a plan of this family cannot run a call; "" where it can. Without a device its limits are not asked for."""
+        """Why a plan of this family cannot run a call; "" where it can. Without a device no limit of a device is checked."""
 
     @abstractmethod
     def candidates(self, call: Call, device: Device) -> list[Plan]:
-        """The plans worth predicting; none where a call is not for this family."""
+        """The plans worth predicting; none where this family does not serve the call."""
 
     @abstractmethod
     def predict(self, call: Call, plan: Any, device: Device) -> Prediction:
-        """The time of a plan that runs the call."""
+        """The predicted time of the call under a plan that can run it."""
 
     @abstractmethod
     def counted(self, call: Call, plan: Any) -> Counted:
-        """What a plan that runs the call takes of it."""
+        """What the call takes under a plan that can run it, without a device."""
 
     def completed(self, call: Call, plan: Any) -> Plan:
-        """A plan with what it leaves open filled in."""
+        """The plan with every option that it leaves open filled in."""
         return plan
 
     def quickest(self, call: Call, device: Device, below: float) -> tuple[float, Plan | None]:
@@ -64,18 +65,18 @@ class Family(ABC):
                 below, best = seconds, plan
         return below, best
 
-    #: What stands for each way to reach memory, "access" of the table of compiled kernels, when that table is made. "wide" is
-    #: channels-last, with channels that divide by every tile; others are contiguous, "narrow" with all masks and bounds on.
+    #: A problem for each way to reach memory ("access" in the table of compiled kernels), from which that table is made. "wide"
+    #: is channels-last, with channels that every tile divides. Others are contiguous; "narrow" needs all masks and bounds.
     samples: Mapping[str, ConvProblem] = {}
 
     def compiled(self, which: Pass, kind: str) -> Iterable[tuple[str, Tile]]:
-        """(access, tile) of the rows that the table of compiled kernels has of this family, of a pass in an arithmetic."""
+        """(access, tile) of this family's rows in the table of compiled kernels, for a pass in an arithmetic."""
         return ()
 
     def exists(self, call: Call, plan: Any, capability: int) -> bool:
-        """Whether there is such a kernel for an architecture."""
+        """Whether the plan's kernel exists for an architecture."""
         return True
 
     def shown(self, which: Pass, kind: str) -> tuple[Tile, ...]:
-        """The tiles that docs/kernels.md shows, the largest."""
+        """The tiles that docs/kernels.md shows: the largest."""
         return ()

@@ -1,9 +1,9 @@
-"""The "tma" family: what its kernels serve, and their tiles. Operands come as boxes that the copy engine of sm_90 and later
-fetches by coordinates, zeros outside of the tensor; of wgrad's x alone.
+"""The "tma" family: what its kernels serve, and their tiles. The copy engine of sm_90 and later fetches boxes of the operands
+by coordinates and fills in zeros outside the tensor. For the weight gradient only x uses TMA.
 
-A descriptor has five axes at most, the innermost contiguous, and every other stride is a multiple of 16 bytes; axes of 256
-elements at most make a box. ("CUDA driver API", cuTensorMapEncodeTiled.) Its further limits, strides below 2^40 bytes and
-axes below 2^32, no tensor in a GPU's memory exceeds.
+A descriptor has at most five axes. The innermost is contiguous, every other stride is a multiple of 16 bytes, and a box has at
+most 256 elements per axis ("CUDA driver API", cuTensorMapEncodeTiled). No tensor in a GPU's memory exceeds the further limits,
+strides below 2^40 bytes and axes below 2^32.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from costmodel.tiling import Call, Operand, Plan, Tile, arithmetic, itemsize, re
 
 #: The oldest compute capability that has a copy engine.
 LEAST_CAPABILITY = 90
-#: Elements of a box along one axis.
+#: Most elements of a box along one axis.
 MAX_AXIS = 256
 
-#: The farthest that a window, a stride or padding may reach, in pixels: `kernels.boxes.floor_div` divides coordinates of at
-#: least -2^20 strides.
+#: The farthest that a window, a stride or padding may reach, in pixels: `kernels.boxes.floor_div` is exact for coordinates of
+#: at least -2^20 strides.
 FARTHEST = 2**20
 
 #: Tiles of fprop and dgrad are pixels x channels of the result x depth.
@@ -55,7 +55,8 @@ MENU: dict[str, tuple[Tile, ...]] = {
     ),
 }
 
-#: wgrad's are filters x channels x output pixels. Its MMA transposes both operands, which a warpgroup's cannot in 32 bits.
+#: Tiles of wgrad are filters x channels x output pixels. Its MMA transposes both operands, which a warpgroup's MMA can only do
+#: in 16 bits.
 WGRAD_MENU: dict[str, tuple[Tile, ...]] = {
     "half": (
         Tile(128, 256, 64, 8, 4),
@@ -71,25 +72,25 @@ WGRAD_MENU: dict[str, tuple[Tile, ...]] = {
     ),
 }
 
-#: Most sums a thread may hold where something follows in the same kernel, by `Call.epilogue`: what compiles without a spill,
-#: whatever the result's strides. `tests/test_tma_aot.py` compiles the largest.
+#: Most sums per thread that compile without a spill where the kernel also runs an epilogue, by `Call.epilogue` and for any
+#: strides of the result. `tests/test_tma_aot.py` compiles the largest.
 EPILOGUE_SUMS = {"": 128, "channels": 128, "tensors": 64, "heavy": 64}
 
 
 def menu(which: Pass, kind: str) -> tuple[Tile, ...]:
-    """The tiles of a pass in an arithmetic, none where it has no TMA kernel."""
+    """The tiles of a pass in an arithmetic; none where there is no TMA kernel."""
     return (WGRAD_MENU if which == Pass.WGRAD else MENU).get(kind, ())
 
 
 def epilogue_fits(epilogue: str, tile: Tile) -> bool:
-    """Whether a tile leaves its threads registers for what follows it."""
+    """Whether a tile leaves its threads enough registers for the epilogue."""
     return tile.m * tile.n <= EPILOGUE_SUMS[epilogue] * 32 * tile.warps
 
 
 def call_refusal(call: Call, plan: MatrixPlan, capability: int) -> str:
-    """Why a plan's kernel cannot run a call on a compute capability (90 for 9.0): "" where it can.
+    """Why a plan's kernel cannot run a call on a compute capability (90 for 9.0); "" where it can.
 
-    `plan.block_k` of 0 leaves the depth of a tile open.
+    With a `plan.block_k` of 0 the depth of a tile is not checked.
     """
     call, size = merged(call, plan.merge), itemsize(call.dtype)
     problem, which = call.problem, call.which
@@ -118,7 +119,7 @@ def call_refusal(call: Call, plan: MatrixPlan, capability: int) -> str:
 
 
 def boxed_operands(problem: ConvProblem, which: Pass) -> tuple[tuple[str, str, int], ...]:
-    """Which operands come as boxes: "a" or "b", their name, and the channels that a copy of them would lay side by side."""
+    """The operands that are fetched as boxes: ("a" or "b", its name, the contiguous channels that a copy of it would have)."""
     x, w, dy = ("x", problem.in_channels), ("w", problem.channels_per_group), ("dy", problem.out_channels)
     return {
         Pass.FPROP: (("a", *x), ("b", *w)),
@@ -128,10 +129,10 @@ def boxed_operands(problem: ConvProblem, which: Pass) -> tuple[tuple[str, str, i
 
 
 def overhang_refusal(call: Call, block_k: int) -> str:
-    """Why a box of `block_k` channels may not reach beyond a group's last: "" where it may, or does not.
+    """Why a box of `block_k` channels may not reach beyond a group's last channel; "" where it may, or does not.
 
-    It holds zeros where nothing lies beyond; weights would cancel other data, but not an infinite element. wgrad sums over
-    pixels, and stores no column of other channels.
+    Beyond the last channel of the tensor a box holds zeros. Other data there would be multiplied by zero weights, which does
+    not cancel an infinite element. wgrad sums over pixels and stores no column of other channels, so it may reach beyond.
     """
     if call.which == Pass.WGRAD:
         return ""
@@ -149,7 +150,7 @@ def overhang_refusal(call: Call, block_k: int) -> str:
 
 
 def operand_refusal(operand: Operand, size: int) -> str:
-    """Why no descriptor describes an operand of elements of `size` bytes."""
+    """Why no descriptor can describe an operand whose elements have `size` bytes; "" where one can."""
     if operand.unit != 1:
         return "must have contiguous channels"
     if operand.outside * size % 16:
@@ -160,7 +161,7 @@ def operand_refusal(operand: Operand, size: int) -> str:
 
 
 def shape_refusal(call: Call, plan: MatrixPlan) -> str:
-    """What is wrong with a plan's tile and box: "" where nothing is."""
+    """What is wrong with a plan's tile and box; "" where nothing is."""
     for name, block in (("block_m", plan.block_m), ("block_n", plan.block_n), ("block_k", plan.block_k)):
         if not 16 <= block <= MAX_AXIS or block & (block - 1):
             return f"{name} must be a power of two from 16 to {MAX_AXIS}, got {block}"
@@ -178,7 +179,7 @@ def shape_refusal(call: Call, plan: MatrixPlan) -> str:
     return ""
 
 
-#: "scattered": a stride, and a contiguous result of odd sizes. "narrow": wgrad of a strided x.
+#: "scattered" has a stride and a contiguous result of odd sizes. "narrow" is wgrad with a strided x.
 SAMPLES = {
     "wide": ConvProblem.conv((32, 256, 56, 56), (256, 256, 3, 3), (1, 1), (1, 1), (1, 1)),
     "scattered": ConvProblem.conv((32, 320, 58, 58), (320, 320, 3, 3), (2, 2), (1, 1), (1, 1)),
@@ -194,8 +195,8 @@ class TmaPlan(MatrixPlan):
 
 
 class Tma(Matrix):
-    """The family. The interpreter takes boxes where a plan asks for them, and so does an architecture for which their code has
-    not been executed."""
+    """The family. Under the interpreter, and on an architecture whose compiled code has not been executed, TMA is used only if
+    `plan=` asks for it."""
 
     name, plan = "tma", TmaPlan
     kernels = ("tma", "wgrad", "reduce")
@@ -225,7 +226,7 @@ class Tma(Matrix):
         return memory_refusal(plan.tile, resources_of(call, plan, device).shared, device) if device else ""
 
     def completed(self, call: Call, plan: TmaPlan) -> Plan:
-        """With the box of pixels."""
+        """The plan with the box of pixels filled in."""
         return replace(plan, step=step_of(call.problem, plan))
 
     def compiled(self, which: Pass, kind: str) -> Iterator[tuple[str, Tile]]:

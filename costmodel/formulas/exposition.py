@@ -24,7 +24,7 @@ def steps(quantities: Quantities) -> tuple[Step, ...]:
 
 
 def _say(words: str, *parts: Expr) -> Line:
-    """Prose with expressions or lines in the places of {}."""
+    """Prose in which expressions or lines replace each {}."""
     shown = [part if isinstance(part, Line) else line(part) for part in parts]
     return Line(words.format(*(f"${part.latex}$" for part in shown)), words.format(*(part.plain for part in shown)))
 
@@ -39,7 +39,7 @@ def _defined(quantities: Quantities, *names: str) -> tuple[Line, ...]:
 
 
 def _axis(quantities: Quantities) -> str:
-    """The index of the first axis, which stands for all in formulas that are the same on each."""
+    """The index of the first axis, which stands for all axes in formulas that are the same for each."""
     return str(quantities.letters.stride[0])[2:]
 
 

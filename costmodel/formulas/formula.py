@@ -43,7 +43,8 @@ class Formulas(Quantities):
         return derivation.plain(self.steps)
 
     def closed_form(self, name: str) -> Expr:
-        """A quantity such as "MAC_useful" in hyper-parameters alone. Raises ValueError for a name that is not defined."""
+        """A quantity such as "MAC_useful" in terms of hyper-parameters only. Raises ValueError for a name that is not
+        defined."""
         names = {str(quantity.name): quantity.name for quantity in self.definitions if not quantity.name.is_Function}
         if name not in names:
             raise ValueError(f"name must be one of {', '.join(names)}, got {name!r}")
@@ -58,10 +59,10 @@ class Formulas(Quantities):
         return found
 
     def subs(self, problem: ConvProblem, dtype: Any = None) -> dict[str, int | Fraction]:
-        """Every quantity by name, its letters replaced by the numbers of `problem`, without rounding.
+        """Every quantity by name, with the numbers of `problem` for its letters, without rounding.
 
-        For a transposed convolution `problem` is what `ConvProblem.conv_transpose` gives. Raises ValueError where it has
-        another rank, or two paddings an axis where the formulas have one.
+        For a transposed convolution `problem` is what `ConvProblem.conv_transpose` returns. Raises ValueError where it has
+        another rank, or two paddings per axis where the formulas have one.
         """
         return self.evaluate(self.values(problem, itemsize(arithmetic_named(dtype).dtype)))
 

@@ -12,7 +12,7 @@ from costmodel.problem import padding_pairs
 
 __all__ = ["Solution", "same_padding", "solve"]
 
-#: What may be unknown, in the order in which it is taken to be.
+#: What may be unknown, in the order in which the unknown is inferred.
 UNKNOWNS = ("output", "input", "kernel", "padding", "stride", "dilation")
 
 

@@ -1,7 +1,7 @@
 """One axis of a convolution as a relation between integers, and the steps that isolate one of them.
 
-`costmodel.formulas.inverse` is the entrance. The numbers come from ConvProblem: its sizes are linear in every given but the
-stride, so their values at 0 and 1 are the coefficients.
+`costmodel.formulas.inverse` calls this module. The numbers come from ConvProblem: its sizes are linear in every argument except
+the stride, so their values at 0 and 1 give the coefficients.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Linear:
     high: int | None
 
     def interval(self) -> tuple[int | None, int | None] | None:
-        """The unknowns that satisfy it, (None, None) being all integers; None where there is none."""
+        """The interval of unknowns that satisfy it: (None, None) for all integers, None where there is none."""
         low = None if self.low is None else self.low - self.offset
         high = None if self.high is None else self.high - self.offset
         if self.scale == 0:
@@ -53,9 +53,9 @@ class Linear:
 
 @dataclass(frozen=True)
 class Solution:
-    """Every integer from `low` to `high` solves, and no other; `high` None is without end, `low` None says there is none.
+    """Exactly the integers from `low` to `high` are solutions. `high` None: there is no upper end. `low` None: there is none.
 
-    `symbol` is what the derivation calls the unknown; `reason` says why nothing solves.
+    `symbol` is the letter of the unknown in the derivation; `reason` says why there is no solution.
     """
 
     solved_for: str
@@ -93,7 +93,7 @@ class Solution:
 
 @dataclass(frozen=True)
 class Axis:
-    """The givens of one axis; the unknown holds any number. `padding` is a (low, high) pair or "same"."""
+    """The given numbers of one axis; the unknown may hold any number. `padding` is a (low, high) pair or "same"."""
 
     input: int
     kernel: int
@@ -104,7 +104,7 @@ class Axis:
     transposed: bool
 
     def span(self) -> int:
-        """Forward: the room of the last window's start, n + P - d (k - 1) - 1. Transposed: the output size."""
+        """Forward: how far the last window may start, n + P - d (k - 1) - 1. Transposed: the output size."""
         if self.transposed:
             low, high = map(int, self.padding)
             problem = ConvProblem.conv_transpose(
@@ -126,7 +126,7 @@ class Axis:
 
 
 def output_size(axis: Axis) -> Solution:
-    """The output size of the givens: nothing to isolate."""
+    """The output size from the given numbers, where nothing has to be isolated."""
     span, s = axis.span(), axis.stride
     if axis.transposed:
         output, lines = span, [_with_numbers(axis, {}), f"o = {_number(span)}"]
@@ -160,7 +160,7 @@ def _no_solution(reason: str) -> Step:
 
 
 def _with_numbers(axis: Axis, unknown: dict[str, str]) -> str:
-    """The size relation with numbers for letters; `unknown` says what stands for those not given."""
+    """The size relation with numbers for letters; `unknown` has the letters of what is not given."""
     relation = _TRANSPOSED if axis.transposed else _FORWARD
     known = {"n": axis.input, "k": axis.kernel, "s": axis.stride, "d": axis.dilation, "a": axis.output_padding}
     if isinstance(axis.padding, str):
@@ -176,7 +176,7 @@ def _number(value: int) -> str:
 
 
 def _sum(scale: int, letter: str, offset: int) -> str:
-    """scale · letter + offset as one writes it."""
+    """scale · letter + offset, as people write it."""
     if scale == 0:
         return _number(offset)
     term = {1: letter, -1: f"−{letter}"}.get(scale, f"{_number(scale)}·{letter}")
@@ -184,7 +184,7 @@ def _sum(scale: int, letter: str, offset: int) -> str:
 
 
 class Isolation:
-    """From the size relation to the interval of one unknown, a step at a time."""
+    """From the size relation to the interval of one unknown, step by step."""
 
     def __init__(self, for_: str, axis: Axis, output: int, least: int, symmetric: bool) -> None:
         self.for_, self.axis, self.output, self.least = for_, axis, output, least
@@ -202,7 +202,7 @@ class Isolation:
         self.steps.append(Step(title, Line.prose(text), tuple(map(Line.of, lines))))
 
     def numbers(self, text: str, collected: str) -> None:
-        """The relation with the numbers given, and the same with the unknown collected."""
+        """Adds the relation with the given numbers, and the same with the unknown collected."""
         letter = {"padding": "P"}.get(self.for_, self.letter)
         unknown = {letter: "2·p" if self.letter == "p" else self.letter, "o": str(self.output)}
         self.add("Numbers", text, _with_numbers(self.axis, unknown), collected)

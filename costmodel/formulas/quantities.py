@@ -1,7 +1,7 @@
-"""A convolution whose every number is a letter, and its quantities as expressions in those letters. Imports sympy.
+"""A convolution whose numbers are all letters, and its quantities as expressions in those letters. Imports sympy.
 
-The expressions come from ConvProblem and Cost themselves. To keep them readable, subclasses of ConvProblem answer what has
-been defined already by name: with `output_size` answering H_o, the same `macs` says N K C R S H_o W_o / g.
+The expressions come from ConvProblem and Cost themselves. To keep them readable, subclasses of ConvProblem return a name for
+what is defined already: where `output_size` returns H_o, the same `macs` gives N K C R S H_o W_o / g.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Letters:
     pairs: tuple[Expr, ...]
     touched: tuple[Expr, ...]
     shared: tuple[Expr, ...]  # gcd(stride, dilation)
-    reached: tuple[Expr, ...]  # functions of a tap and a number of outputs
+    reached: tuple[Expr, ...]  # functions of a tap and a number of outputs: how many of these find input
     fresh: tuple[Expr, ...]  # functions of a tap: input coordinates that no later tap reads
 
     @classmethod
@@ -88,7 +88,7 @@ class Letters:
 
 @dataclass(frozen=True)
 class _Outlined(ConvProblem):
-    """Answers the output size, and how many outputs a tap finds input under, by name."""
+    """Returns names for the output size, and for how many outputs find input under a tap."""
 
     names: Letters | None = None
     transposed: bool = False
@@ -103,13 +103,13 @@ class _Outlined(ConvProblem):
         return self.names.reached[axis](tap, count)
 
     def reached(self, axis: int, tap: Expr, count: Expr) -> Expr:
-        """What the name stands for."""
+        """The expression that the name stands for."""
         return super()._reached(axis, tap, count)
 
 
 @dataclass(frozen=True)
 class _Named(_Outlined):
-    """Answers valid pairs and touched inputs by name, too."""
+    """Returns names for valid pairs and touched inputs too."""
 
     @property
     def valid_pairs(self) -> tuple[Expr, ...]:
@@ -124,7 +124,7 @@ class _Named(_Outlined):
 
 @dataclass(frozen=True)
 class Quantity:
-    """A name, the expression it stands for in earlier names and letters, and what it is."""
+    """A name, its expression in letters and earlier names, and words on what it is."""
 
     name: Expr
     expression: Expr
@@ -136,7 +136,7 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Quantities:
-    """Everything that is counted, in order of definition, of a convolution of `rank` spatial axes."""
+    """All quantities of a convolution of `rank` spatial axes, in order of definition."""
 
     rank: int
     transposed: bool
@@ -148,7 +148,7 @@ class Quantities:
 
     @cached_property
     def problem(self) -> ConvProblem:
-        """Every field a letter; of a transposed convolution the forward problem whose dgrad it is."""
+        """The problem with a letter in every field; for a transposed convolution, the forward problem whose dgrad it is."""
         v = self.letters
         problem = self._problem(v.in_channels, v.out_channels, lambda channels: channels // v.groups)
         return replace(problem, in_channels=v.out_channels if self.transposed else v.in_channels)
@@ -164,7 +164,7 @@ class Quantities:
 
     @cached_property
     def _grouped(self) -> tuple[ConvProblem, dict[Expr, Expr]]:
-        """The problem with channels written as groups times channels of a group, so that groups divide; and the way back."""
+        """(the problem with channels written as groups times channels per group, so that groups divide; the way back)."""
         v, (c, k) = self.letters, map(_natural, ("C_g", "K_g"))
         problem = self._problem(v.groups * c, v.groups * k, lambda channels: channels / v.groups)
         return problem, {c: v.in_channels / v.groups, k: v.out_channels / v.groups}
@@ -177,7 +177,7 @@ class Quantities:
 
     @cached_property
     def costs(self) -> dict[Pass, Cost]:
-        """Cost of each pass in names, without a bias."""
+        """The cost of each pass in terms of names, without a bias."""
         named, back = self._named(_Named), self._grouped[1]
 
         def of(which: Pass) -> Cost:
@@ -221,10 +221,10 @@ class Quantities:
         return tuple(found)
 
     def _touched(self, expression: Expr, axis: int, j: Expr) -> tuple[Expr, Expr, Expr]:
-        """gcd(stride, dilation), what each tap adds, and the sum over taps, each by the name of the one before."""
+        """gcd(stride, dilation), what each tap adds, and the sum over taps, each in terms of the one before."""
         v = self.letters
         (shared,) = {e for e in sympy.preorder_traversal(expression) if type(e).__name__ == "gcd"}
-        # the common divisor divides: no floor
+        # the common divisor divides both, so no floor is needed
         expression = expression.replace(
             lambda e: isinstance(e, sympy.floor) and sympy.fraction(e.args[0])[1] == shared, lambda e: e.args[0]
         ).subs(shared, v.shared[axis])
@@ -302,7 +302,7 @@ class Quantities:
 
 
 def _as_ceiling(expression: Expr) -> Expr:
-    """floor((x + s - 1) / s), which integer arithmetic makes of a ceiling, as ceiling(x / s) again."""
+    """Turns floor((x + s - 1) / s), which is how integer arithmetic writes a ceiling, back into ceiling(x / s)."""
 
     def turned(found: Expr) -> Expr:
         above, below = sympy.fraction(found.args[0])

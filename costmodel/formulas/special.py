@@ -21,7 +21,7 @@ class Special:
     """Under `substitution` (letter: expression) and `condition`, the quantities of `claims` (name: expression)."""
 
     title: str
-    assumption: str  # in words, mathematics between dollar signs
+    assumption: str  # prose with mathematics between dollar signs
     substitution: dict[Expr, Expr]
     claims: dict[Expr, Expr] = field(default_factory=dict)
     condition: Expr = sympy.true
@@ -40,7 +40,7 @@ def specials(quantities: Quantities) -> tuple[Special, ...]:
 
 
 def _letters(letter: str, quantities: Quantities) -> tuple[Expr, ...]:
-    """One more letter an axis, such as r_h and r_w."""
+    """One more letter per axis, such as r_h and r_w."""
     axes = (str(s)[2:] for s in quantities.letters.stride)
     return tuple(sympy.Symbol(f"{letter}_{axis}", integer=True, positive=True) for axis in axes)
 

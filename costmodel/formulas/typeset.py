@@ -1,4 +1,4 @@
-"""Prints sympy expressions as LaTeX and as plain text in the order one writes them, and as Python that evaluates exactly.
+"""Prints sympy expressions as LaTeX and as plain text in the order people write them, and as Python that evaluates exactly.
 
 A symbol's name says how it is set: "p_h_lo" is p with index h and superscript lo; words of several letters stand upright.
 """
@@ -59,7 +59,7 @@ def _negative(expr: Expr) -> bool:
 
 
 def _factors(expr: Expr) -> list[Expr]:
-    """Factors of a product without a denominator: number, letters, functions, sums."""
+    """Factors of a product without a denominator, in the order: number, letters, functions, sums."""
 
     def key(factor: Expr) -> tuple[bool, bool, bool, tuple[int, int, str]]:
         base = factor.base if factor.is_Pow else factor
@@ -69,7 +69,7 @@ def _factors(expr: Expr) -> list[Expr]:
 
 
 def _terms(expr: Expr) -> list[Expr]:
-    """Terms of a sum: added ones first, numbers last of all."""
+    """Terms of a sum: added ones before subtracted ones, numbers last."""
 
     def key(term: Expr) -> tuple[bool, bool, list[tuple[int, int, str]]]:
         return (term.is_Number, _negative(term), [_rank(f) for f in _factors(term) if not f.is_Number])
@@ -167,7 +167,7 @@ def _latex_name(name: str) -> str:
 
 
 def _arguments(expr: Expr) -> list[Expr]:
-    """Arguments of a Max or Min, numbers first."""
+    """Arguments of a Max or Min, with numbers first."""
     return sorted(expr.args, key=lambda a: (not a.is_Number, a.has(sympy.floor, sympy.ceiling, sympy.Min), str(a)))
 
 
@@ -250,7 +250,7 @@ def line(*parts: Expr) -> Line:
 
 
 def compiled(arguments: Sequence[Expr], expr: Expr) -> Callable[..., int]:
-    """The expression, whole wherever its arguments are, as a Python function of ints."""
+    """The expression, which is whole wherever its arguments are, as a Python function of ints."""
     printer = _Exact({"fully_qualified_modules": False})
     function: Callable[..., int] = sympy.lambdify(arguments, expr, modules=[{"gcd": math.gcd}, "math"], printer=printer)
     return function

@@ -1,5 +1,4 @@
-"""`data/library.json`: what was fitted to published times of cuDNN and PyTorch, read when first asked for. Standard library
-only."""
+"""`data/library.json`: constants fitted to published times of cuDNN and PyTorch, read on first use. Standard library only."""
 
 from __future__ import annotations
 
@@ -14,13 +13,13 @@ from typing import Any
 from costmodel.library.alike import Row
 from costmodel.library.terms import Seen
 
-#: Which rows a GPU is judged by: other layers of a GPU that has rows, or all rows of a GPU that has none here.
+#: The held-out rows that give an interval: other layers of a GPU that has rows, or all rows of a GPU without any.
 FOLDS = ("layer", "gpu")
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Of measured over predicted time, where at least so much support was: the 5th and the 95th percentile."""
+    """The 5th and 95th percentile of measured over predicted time, for guesses with at least `support`."""
 
     support: float
     low: float
@@ -30,8 +29,8 @@ class Interval:
 
 @dataclass(frozen=True)
 class Layers:
-    """`gpus` says by arithmetic which devices have rows, `intervals` by unit ("tensor", "fma") and fold how far guesses were
-    off, the most support first."""
+    """`gpus`: the devices that have rows, by arithmetic. `intervals`: how far guesses were off, by unit ("tensor", "fma") and
+    fold, from most support to least."""
 
     rows: tuple[Row, ...]
     gpus: Mapping[str, tuple[str, ...]]
@@ -40,8 +39,8 @@ class Layers:
 
 @dataclass(frozen=True)
 class Networks:
-    """Of whole networks by layout: how many times its predicted time each kind of operator takes, and the interval of a
-    network's time by fold: "network" on a GPU that has rows, "gpu" on one that has none."""
+    """Constants of whole networks, by layout: the factor on the predicted time of each kind of operator, and the interval of a
+    network's time by fold ("network": on a GPU that has rows; "gpu": on a GPU without rows)."""
 
     weights: Mapping[str, Mapping[str, float]]
     intervals: Mapping[str, Mapping[str, Interval]]
@@ -64,9 +63,9 @@ def library() -> Library:
     return loads(path().read_text("utf-8"))
 
 
-def dumps(of: Library) -> str:
-    """As JSON with a row a line, which `loads` reads back."""
-    layers, networks = of.layers, of.networks
+def dumps(library: Library) -> str:
+    """The constants as JSON with one row per line, which `loads` reads back."""
+    layers, networks = library.layers, library.networks
     rows = [[*astuple(row.seen)[:6], int(row.seen.dilated), *_rounded(astuple(row.seen)[7:])] for row in layers.rows]
     lines = [json.dumps([*seen, round(row.log_ratio, 4), row.weight]) for seen, row in zip(rows, layers.rows, strict=True)]
     intervals = {unit: {fold: _plain(given) for fold, given in folds.items()} for unit, folds in layers.intervals.items()}

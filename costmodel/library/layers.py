@@ -1,4 +1,4 @@
-"""The time of one pass of a convolution in cuDNN or eager PyTorch, on a GPU that nobody here has measured.
+"""The time of one pass of a convolution in cuDNN or eager PyTorch, also on a GPU without published times.
 
 Standard library only."""
 
@@ -18,12 +18,12 @@ from costmodel.problem import ConvProblem, Pass
 from costmodel.timing import Prediction
 
 LIBRARIES = ("cudnn",)
-#: What an interval is widened by, at both ends, for each thing that no row has.
+#: The factor by which an interval is widened at both ends, for each property that no row has.
 STRANGE = 1.5
 
 
 def checked(name: str, layout: str, mode: str) -> None:
-    """Raises ValueError for a library, a layout or a mode that is none."""
+    """Raises ValueError for an unknown library, layout or mode."""
     for what, value, known in (("library", name, LIBRARIES), ("layout", layout, LAYOUTS), ("mode", mode, MODES)):
         if value not in known:
             raise ValueError(f"{what} must be {' or '.join(map(repr, known))}, got {value!r}")
@@ -42,35 +42,37 @@ def predict(
 ) -> Prediction:
     """Seconds that cuDNN's kernels of one pass take, layout copies included, without the host's time around them.
 
-    `source` says how many published layers are near and what none of them has. Raises ValueError for a device without the
-    rate, and for float64.
+    `source` says how many published layers are near, and which properties none of them has. Raises ValueError for a device that
+    lacks the rate, and for float64.
     """
     fitted = constants or library()
     known = fitted.layers
-    of = seen(problem, [which], dtype, precision, layout, mode)
+    asked = seen(problem, [which], dtype, precision, layout, mode)
     scale, bound = base(problem, which, device, dtype, precision)
-    found = guess(of, known.rows)
+    found = guess(asked, known.rows)
     seconds = scale * math.exp(found.log_ratio)
-    fold = "layer" if device.name in known.gpus.get(of.arithmetic, ()) else "gpu"
-    spread = interval(known.intervals["fma" if of.arithmetic == "fp32" else "tensor"][fold], found.support)
-    strange = _strange(of, known.rows)
+    fold = "layer" if device.name in known.gpus.get(asked.arithmetic, ()) else "gpu"
+    spread = interval(known.intervals["fma" if asked.arithmetic == "fp32" else "tensor"][fold], found.support)
+    strange = _strange(asked, known.rows)
     words = [f"fitted to published times of cuDNN; the interval holds nine in ten of {spread.rows} that were held out"]
     if fold == "gpu":
-        words.append(f"no row is of {device.name} in {of.arithmetic}, so it is scaled from other GPUs")
-    if of.arithmetic == "half" and not any(row.seen.kind == of.kind and row.seen.arithmetic == "half" for row in known.rows):
-        # networks in float16 say more of such a layer than layers in TF32
+        words.append(f"no row is of {device.name} in {asked.arithmetic}, so it is scaled from other GPUs")
+    if asked.arithmetic == "half" and not any(
+        row.seen.kind == asked.kind and row.seen.arithmetic == "half" for row in known.rows
+    ):
+        # networks in float16 tell more about such a layer than layers in TF32 do
         networks = fitted.networks
         parts = convolution(problem, which, device, dtype, precision)
         seconds = sum(networks.weights[layout][name] * part for name, part in parts.items() if name != "calls")
         spread = networks.intervals[layout]["gpu"]
         strange = [
-            f"no row in half is of a {of.kind} layer, so it is what networks' times leave for one, the interval wider"
+            f"no row in half is of a {asked.kind} layer, so it is what networks' times leave for one, the interval wider"
         ] * 2
         words = ["fitted to published times of networks in eager PyTorch"]
     wider = STRANGE ** len(strange)
     words += dict.fromkeys(strange)
-    least = 0.0 if of.arithmetic == "fp32" else roofline(problem, device, dtype, precision=precision, which=which).seconds
-    seconds = max(seconds, least)  # Winograd and FFT, which pass below, run on FMA units
+    least = 0.0 if asked.arithmetic == "fp32" else roofline(problem, device, dtype, precision=precision, which=which).seconds
+    seconds = max(seconds, least)  # only Winograd and FFT can be faster, and they run on FMA units
     return Prediction(
         seconds=seconds,
         tiles=0,
@@ -85,16 +87,18 @@ def predict(
 
 
 def interval(given: tuple[Interval, ...], support: float) -> Interval:
-    """Of the class with the most support that this much reaches; the last has no least."""
-    return next((of for of in given if support >= of.support), given[-1])
+    """The interval of the class with the most support that `support` reaches. The last class has no lower limit."""
+    return next((each for each in given if support >= each.support), given[-1])
 
 
-def _strange(of: Seen, rows: Sequence[Row]) -> list[str]:
-    """What no row in the same arithmetic has, each in words; the interval is wider for each."""
-    alike = [row.seen for row in rows if row.seen.arithmetic == of.arithmetic]
+def _strange(asked: Seen, rows: Sequence[Row]) -> list[str]:
+    """The properties, in words, that no row in the same arithmetic has. Each of them widens the interval."""
+    alike = [row.seen for row in rows if row.seen.arithmetic == asked.arithmetic]
     found = []
-    if of.layout not in {seen.layout for seen in alike if seen.rank == of.rank}:
-        found.append(f"no row of {of.rank}-D layers in {of.arithmetic} is of {of.layout} tensors, so the interval is wider")
-    if of.mode not in {seen.mode for seen in alike}:
-        found.append(f"no row in {of.arithmetic} is of the mode {of.mode}, so the interval is wider")
+    if asked.layout not in {seen.layout for seen in alike if seen.rank == asked.rank}:
+        found.append(
+            f"no row of {asked.rank}-D layers in {asked.arithmetic} is of {asked.layout} tensors, so the interval is wider"
+        )
+    if asked.mode not in {seen.mode for seen in alike}:
+        found.append(f"no row in {asked.arithmetic} is of the mode {asked.mode}, so the interval is wider")
     return found

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OperatorTime:
-    """Of one operator. `bound` is "arithmetic", "DRAM" or "launch", `source` where the interval comes from."""
+    """The time of one operator. `bound` is "arithmetic", "DRAM" or "launch"; `source` says where the interval comes from."""
 
     seconds: float
     bound: str
@@ -30,8 +30,8 @@ class OperatorTime:
 
 
 class LibraryClock:
-    """Predicts operators as cuDNN and PyTorch run them. Raises ValueError for a layout or a mode that is none, and for a
-    dtype without rows (float64)."""
+    """Predicts operators as cuDNN and PyTorch run them. Raises ValueError for an unknown layout or mode, and for a dtype
+    without rows (float64)."""
 
     def __init__(
         self, device: Device, name: str, *, mode: str, layout: str, dtype: str, precision: str, training: bool,
@@ -54,11 +54,12 @@ class LibraryClock:
             strange.append("no training step was timed")
         if dtype == "float32":
             strange.append("no network in float32 was timed")
-        self.wider = STRANGE ** (len(strange) - (fold == "gpu"))  # the interval of the fold is of other GPUs already
+        self.wider = STRANGE ** (len(strange) - (fold == "gpu"))  # the interval of fold "gpu" already is that of other GPUs
         self.source = "; ".join(["fitted to published times of eager PyTorch, networks in amp float16", *strange])
 
     def time(self, operator: str, which: str, problem: ConvProblem | None, spent: Cost, dtype: str) -> OperatorTime:
-        """Of one operator, forward or a gradient's, on tensors of `dtype`; `which` is a convolution's pass, else ""."""
+        """The time of one operator, forward or of a gradient, on tensors of `dtype`. `which` is a convolution's pass, else
+        ""."""
         dtype = dtype if dtype.startswith(("float", "bfloat")) else "float32"
         if problem is not None and which:
             parts = convolution(problem, Pass(which), self.device, dtype, self.precision)
@@ -78,11 +79,11 @@ class LibraryClock:
 
 
 def riding(layers: Sequence[Layer]) -> list[Layer]:
-    """The layers with the bytes that a compiler would leave them: of operators one behind the other that ride along (`FUSED`),
-    the first reads its input, the last writes its result, and each reads what else it needs (a residual, a weight).
+    """The layers with the bytes that remain after a compiler has fused chains of the operators in `FUSED`: the first reads its
+    input, the last writes its result, and each reads what else it needs (a residual, a weight).
 
-    That they follow each other is taken for that they feed each other: the trace keeps no tensors. Gradients keep half of
-    their bytes as they would in a chain of two.
+    Operators that follow each other are assumed to feed each other, because the trace keeps no tensors. Gradients keep half of
+    their bytes, as in a chain of two.
     """
     found: list[Layer] = []
     for i, layer in enumerate(layers):

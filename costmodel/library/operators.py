@@ -1,7 +1,7 @@
-"""What each operator of a network takes in eager PyTorch, as times by a device's figures that a fit gives weights to.
+"""The time of each operator of a network in eager PyTorch: terms from a device's figures, which a fit gives weights to.
 
-A convolution is its bytes at the bandwidth and its multiply-adds at the peak, by kind; another operator the same by the group
-it belongs to, and every operator one call. Standard library only.
+A convolution has a term for its bytes at the bandwidth and one for its multiply-adds at the peak, by kind. Other operators have
+the same terms, by group. Every operator also has a term for one call. Standard library only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from costmodel.library.terms import kind_of
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import itemsize
 
-#: Operators by the group whose weight they share, by torch's names without "_backward"; all others are "pointwise".
+#: The group whose weight an operator shares, by torch's name without "_backward". All others are "pointwise".
 GROUPS: dict[str, str] = {
     name: group
     for group, names in {
@@ -31,9 +31,9 @@ GROUPS: dict[str, str] = {
     }.items()
     for name in names.split()
 }
-#: What a compiler such as Inductor writes into one kernel with its neighbours.
+#: Groups that a compiler such as Inductor fuses with their neighbours.
 FUSED = ("pointwise", "batch norm", "layer norm", "group norm", "softmax", "copy")
-#: Seconds of a call that the weight of "calls" multiplies.
+#: Seconds per call, which the weight of "calls" multiplies.
 CALL = 1e-6
 
 
@@ -46,7 +46,7 @@ def group_of(operator: str) -> str:
 
 
 def convolution(problem: ConvProblem, which: Pass, device: Device, dtype: str, precision: str) -> dict[str, float]:
-    """Seconds of a convolution's pass by the name of their weight."""
+    """The terms of a convolution's pass in seconds, by the name of their weight."""
     kind = kind_of(problem)
     if kind == "dense" and math.prod(problem.stride) > 1:
         kind = "strided"
@@ -56,11 +56,11 @@ def convolution(problem: ConvProblem, which: Pass, device: Device, dtype: str, p
 
 
 def other(operator: str, spent: Cost, device: Device, dtype: str, precision: str) -> dict[str, float]:
-    """Seconds of another operator by the name of their weight. Nothing for one that moves and computes nothing."""
+    """The terms of another operator in seconds, by the name of their weight; none where it moves and computes nothing."""
     if spent == Cost():
         return {}
     group = group_of(operator)
-    # the weights of other normalisations, fitted to inference, have in them what their statistics read
+    # the weights of other normalisations were fitted to inference and include what their statistics read
     moved = spent.bytes + (spent.read_again if group == "batch norm" else 0)
     found = {f"{group} bytes": moved / (device.bandwidth * 1e9), "calls": CALL}
     if spent.useful_macs:

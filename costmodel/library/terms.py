@@ -1,8 +1,8 @@
-"""A convolution as a library sees it: what kind of layer it is, its matrix product, and the time its kind scales with.
+"""A convolution as a library sees it: its kind of layer, its matrix product, and the time that its kind scales with.
 
-`base` is a time in seconds by a device's figures alone, so that a measured time over it can be carried from one GPU to another:
-tensor cores and DRAM for dense layers; the FMA units, of whose cycles few are multiply-adds, for depthwise ones. Which of a
-device's figures a kind follows was read off layers that several GPUs have in common. Standard library only.
+`base` is a time in seconds from a device's figures only, so measured over base time carries over from one GPU to another. It
+uses tensor cores and DRAM for dense layers. For depthwise layers it uses the FMA units, few of whose cycles are multiply-adds.
+Layers that were measured on several GPUs showed which figures a kind follows. Standard library only.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from costmodel.tiling import itemsize
 KINDS = ("dense", "1x1", "few channels", "grouped", "depthwise")
 MODES = ("eager", "compiled")
 LAYOUTS = ("channels_last", "contiguous")
-#: Cycles of an FMA unit for each multiply-add of a depthwise kernel, and tensor against FMA work of a layer of few channels.
+#: Cycles of an FMA unit per multiply-add of a depthwise kernel; and of a layer with few channels, tensor-core work over FMA
+#: work.
 DEPTHWISE_CYCLES, FEW = 30.0, 3.0
-#: What a stride does to the arithmetic of a dense layer.
+#: The factor that a stride puts on the arithmetic of a dense layer.
 STRIDED = 3.0
-#: Input channels up to which a layer counts as one of few.
+#: Most input channels of a layer with few channels.
 NARROW = 4
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a layer's time is looked up by. `passes` is the primitives in it, such as "fprop" or "dgrad+wgrad"; `arithmetic`
-    "half", "tf32" or "fp32"; the sizes are logarithms to base 2 of the matrix product [m, k] x [k, n] of one group and of
-    the filter's taps and strides."""
+    """The key by which a layer's time is looked up. `passes` names its primitives, such as "fprop" or "dgrad+wgrad";
+    `arithmetic` is "half", "tf32" or "fp32". The sizes are logarithms to base 2 of the matrix product [m, k] x [k, n] of one
+    group, and of the filter's taps and strides."""
 
     kind: str
     rank: int
@@ -57,7 +58,7 @@ def kind_of(problem: ConvProblem) -> str:
 
 
 def arithmetic_of(dtype: str, precision: str) -> str:
-    """ "half", "tf32" or "fp32"; ValueError for float64, of which nothing is known."""
+    """ "half", "tf32" or "fp32". Raises ValueError for float64, of which nothing is known."""
     if dtype in ("float16", "bfloat16"):
         return "half"
     if dtype != "float32":
@@ -66,7 +67,7 @@ def arithmetic_of(dtype: str, precision: str) -> str:
 
 
 def seen(problem: ConvProblem, passes: Sequence[Pass], dtype: str, precision: str, layout: str, mode: str) -> Seen:
-    """The layer as it is looked up. Of several passes in one time the first one's matrix product stands for all."""
+    """The key of a layer. Where one time covers several passes, the matrix product is that of the first."""
     m, n, k = _gemm(problem, passes[0])
     return Seen(
         kind=kind_of(problem),
@@ -85,7 +86,7 @@ def seen(problem: ConvProblem, passes: Sequence[Pass], dtype: str, precision: st
 
 
 def _gemm(problem: ConvProblem, which: Pass) -> tuple[float, float, float]:
-    """Of one group. dgrad's reduction is the mean over its phases."""
+    """(m, n, k) of one group. For dgrad k is the mean over its phases."""
     inner, outer = problem.in_channels // problem.groups, problem.out_channels // problem.groups
     pixels = problem.batch * product(problem.output_size)
     if which == Pass.FPROP:
@@ -96,7 +97,7 @@ def _gemm(problem: ConvProblem, which: Pass) -> tuple[float, float, float]:
 
 
 def base(problem: ConvProblem, which: Pass, device: Device, dtype: str, precision: str) -> tuple[float, str]:
-    """Seconds that a pass of such a kind scales with, and the larger part, "arithmetic" or "DRAM".
+    """(seconds that a pass of this kind scales with, the larger part: "arithmetic" or "DRAM").
 
     Raises ValueError for a rate that the device lacks.
     """

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from costmodel import causal, video
+from costmodel import causal, deform, deform_backward, video
 from costmodel.calibration import PRIOR, PRIOR_SOURCE
 from costmodel.count import Cost
+from costmodel.deform import Deformation, DeformCall
 from costmodel.device import Device
 from costmodel.forecast import choose, predict
 from costmodel.problem import ConvProblem, Pass
@@ -15,12 +16,12 @@ from costmodel.tiling import channels_last
 from costmodel.timing import Prediction
 from costmodel.video import Chunk
 
-#: Element types whose peak a `Device` knows.
+#: Element types for which a `Device` may have a peak.
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 class Time(NamedTuple):
-    """Of one operator, as `costmodel.timing.Prediction` has it."""
+    """The predicted time of one operator; the fields mean what they mean in `costmodel.timing.Prediction`."""
 
     seconds: float
     bound: str
@@ -32,42 +33,48 @@ class Time(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """One operator of a pass: by which its gradient is made, or the forward result."""
+    """One operator of a pass: it computes a forward result, or (a part of) a gradient."""
 
     op: str
-    which: str  # a convolution's pass, "" for other operators
+    which: str  # the pass of a convolution; "" for other operators
     cost: Cost
-    problem: ConvProblem | None = None  # of that pass
-    call: Chunk | causal.Kind | None = None  # of a causal function, instead of a pass
+    problem: ConvProblem | None = None  # the problem of that pass
+    call: Chunk | causal.Kind | Deformation | None = None  # a call of a function with plans of its own, instead of a pass
 
 
 class Clock:
-    """Predicted time of operators on one device; a convolution met again is not planned again."""
+    """Predicts the time of operators on one device. Each different convolution is planned once."""
 
     def __init__(self, device: Device, precision: str) -> None:
         self.device = device
         self.precision = precision
-        self.planned: dict[tuple[ConvProblem, str, Chunk | causal.Kind | None, str], Time] = {}
+        self.planned: dict[tuple[ConvProblem, str, Chunk | causal.Kind | Deformation | None, str], Time] = {}
 
-    def time(self, of: Step, dtype: str) -> Time:
-        """Of one operator on tensors of `dtype`."""
-        if of.problem is None or not (of.which or of.call is not None):
-            return self._operator(of.cost, dtype)
-        key = (of.problem, of.which, of.call, dtype)
+    def time(self, step: Step, dtype: str) -> Time:
+        """The time of one operator on tensors of `dtype`."""
+        if step.problem is None or not (step.which or step.call is not None):
+            return self._operator(step.cost, dtype)
+        key = (step.problem, step.which, step.call, dtype)
         if key not in self.planned:
-            found, plan = self._convolution(of.problem, of.which, of.call, dtype)
+            found, plan = self._convolution(step.problem, step.which, step.call, dtype)
             self.planned[key] = Time(found.seconds, found.bound, found.low, found.high, found.source, plan)
         return self.planned[key]
 
     def _convolution(
-        self, problem: ConvProblem, which: str, call: Chunk | causal.Kind | None, dtype: str
+        self, problem: ConvProblem, which: str, call: Chunk | causal.Kind | Deformation | None, dtype: str
     ) -> tuple[Prediction, str]:
-        """By the plan that the library takes, and its words."""
+        """The time of a convolution under the plan that the library takes, and that plan in words."""
         device, precision = self.device, self.precision
         device.rate(dtype, precision)
         if isinstance(call, Chunk):
             own = video.select(call, dtype, precision, device)
             return video.predict(call, own, dtype, precision, device), str(own)
+        if isinstance(call, Deformation):
+            moved = DeformCall(call, dtype, precision)
+            if which == Pass.DGRAD:  # of all gradients
+                return deform_backward.predict(moved, device), str(deform_backward.select(moved, Pass.DGRAD, device))
+            best = deform.select(moved, device)
+            return deform.predict(moved, best, device), str(best)
         if call is not None:
             (taps,), (length,) = problem.kernel_size, problem.output_size
             row = causal.problem_of(problem.batch, problem.in_channels, length, taps)
@@ -78,7 +85,7 @@ class Clock:
         return predict(problem, which, plan, device, dtype=dtype, precision=precision), str(plan)
 
     def _operator(self, cost: Cost, dtype: str) -> Time:
-        """By one launch, and the longer of arithmetic and memory."""
+        """The time of any other operator: one launch, plus the longer of its arithmetic and its memory traffic."""
         if cost == Cost():
             return Time(0.0, "nothing", 0.0, 0.0, PRIOR_SOURCE)
         multiplies = dtype if dtype in DTYPES else "float32"

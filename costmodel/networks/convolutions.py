@@ -11,6 +11,8 @@ import torch
 from costmodel.algebra import product
 from costmodel.causal import Kind, problem_of
 from costmodel.count import Cost, cost
+from costmodel.deform import SAMPLE_FLOPS, Deformation
+from costmodel.deform_backward import flops as gradient_flops
 from costmodel.networks.operators import CONVOLUTIONS, ELEMENTWISE, SAME_FLOPS, aten, elements, moved_bytes, name_of
 from costmodel.problem import ConvProblem, Pass
 from costmodel.video import Chunk
@@ -25,13 +27,13 @@ class Convolution:
     which: Pass
     bias: bool
     weight: int = 1  # position of the weight among the arguments
-    after: Cost = field(default_factory=Cost)  # what follows in the same kernel
-    kept: Cost = field(default_factory=Cost)  # what it writes for the backward pass alone
+    after: Cost = field(default_factory=Cost)  # the cost of the epilogue in the same kernel
+    kept: Cost = field(default_factory=Cost)  # the cost of what is written only for the backward pass
     residual: torch.Tensor | None = None  # added to the result in the same kernel
-    call: Chunk | Kind | None = None  # a causal function's own, whose plan is another than the problem's
-    before: int = 0  # coordinates of the problem's first axis that lie before x: of a state, a cache, or made of x
-    planned: bool = True  # False: no plan's time is modelled
-    lost: int = 0  # multiply-adds with zeros between the sequences of a row
+    call: Chunk | Kind | Deformation | None = None  # the call of a function that has plans of its own
+    before: int = 0  # coordinates of the problem's first axis before x: those of a state or cache, or repeated from x
+    planned: bool = True  # False: the time of its plan is not modelled
+    lost: int = 0  # multiply-adds with the zeros between the sequences of a row
     label: str = ""
 
     @property
@@ -40,14 +42,14 @@ class Convolution:
 
     @property
     def of_input(self) -> ConvProblem:
-        """The problem with x alone as its input: what lies before x is padding."""
+        """The problem whose input is only x; what lies before x becomes padding."""
         (low, high), *others = self.problem.padding
         first, *rest = self.problem.input_size
         padding = ((low + self.before, high), *others)
         return replace(self.problem, input_size=(first - self.before, *rest), padding=padding)
 
     def cost(self, which: Pass, dtype: torch.dtype, bias: bool = False) -> Cost:
-        """Cost of a pass. A bias is added to the forward result (one FLOP an output); its gradient's sums go with wgrad."""
+        """Cost of a pass. A bias adds one FLOP per output to the forward result; the sums of its gradient count with wgrad."""
         name = str(dtype).removeprefix("torch.")
         spent = cost(self.problem, which, dtype=name, bias=bias, transposed=self.which == Pass.DGRAD)
         spent = replace(spent, useful_macs=spent.useful_macs - self.lost)
@@ -55,13 +57,13 @@ class Convolution:
 
 
 def arguments(func: Any, args: Sequence[Any]) -> dict[str, Any]:
-    """What an operator of this project is called with, by name."""
+    """The arguments of an operator of this project, by name."""
     named = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
     return named | {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)}
 
 
 def convolution(func: Any, args: Sequence[Any]) -> Convolution | None:
-    """The convolution that `func` computes, None where it is none. Serves aten, and this project's own operators."""
+    """The convolution that `func` computes; None where it computes none. It knows aten's and this project's operators."""
     packet = func._overloadpacket
     if packet in CONVOLUTIONS:
         x, w, bias, stride, padding, dilation, transposed, extra, groups = args[:9]
@@ -94,8 +96,8 @@ def convolution(func: Any, args: Sequence[Any]) -> Convolution | None:
 
 
 def _epilogue(result: Sequence[int], named: dict[str, Any], size: int) -> tuple[Cost, Cost]:
-    """What a fused operator adds to its convolution, and what it writes for the backward pass, of elements of `size` bytes:
-    each step by the tables above, tensors read once."""
+    """(cost of a fused operator's epilogue, cost of what it writes for the backward pass), for elements of `size` bytes. Each
+    step counts as in the tables of `operators`; tensors are read once."""
     given = [named[name] for name in ("scale", "shift", "residual") if named.get(name) is not None]
     activation = named.get("activation", "")
     each = len(given) + (ELEMENTWISE[SAME_FLOPS.get(activation, activation)] if activation else 0)
@@ -125,12 +127,12 @@ def _from_torch(
     return Convolution(ConvProblem.conv(x.shape, w.shape, stride, padding, dilation, groups), Pass.FPROP, bias)
 
 
-#: Convolutions in one kernel, which count one by one.
+#: The operator that computes two convolutions in one kernel. They are counted one by one.
 SEPARABLE = "tritonconv::separable"
 
 
 def taken_apart(func: Any, args: Sequence[Any]) -> torch.Tensor:
-    """Calls the two convolutions of `SEPARABLE`. What lies between them is then counted as two kernels write and read it."""
+    """Calls the two convolutions of `SEPARABLE` one after the other, so the depthwise result is counted as written and read."""
     named = arguments(func, args)
     x = named["x"]
     first = named["stride"], named["padding"], named["dilation"], x.shape[1]
@@ -145,8 +147,8 @@ def taken_apart(func: Any, args: Sequence[Any]) -> torch.Tensor:
 
 
 def _causal(named: dict[str, Any]) -> Convolution:
-    """causal_conv1d. Columns before x are a state's, which count as input, or zeros, which do not; each of several sequences
-    packed in a row begins anew. How long they are is not known here: each is taken to reach over a filter, or all to be alike.
+    """causal_conv1d. Columns before x are a state's, which count as input, or zeros, which do not. Each sequence of a packed
+    row has its own. Their lengths are not known here: sequences are assumed to be longer than a filter, or equally long.
     """
     x, w, state, starts = (named[name] for name in ("x", "w", "state", "starts"))
     (batch, channels, length), taps = x.shape, w.shape[1]
@@ -166,8 +168,8 @@ def _causal(named: dict[str, Any]) -> Convolution:
 
 
 def _update(named: dict[str, Any]) -> Convolution:
-    """causal_conv1d_update: every tap meets a column of the state or of x. Rows of the state are read and written, of a ring as
-    many columns as are used."""
+    """causal_conv1d_update. Every tap meets a column of the state or of x. Whole rows of the state are read and written; of a
+    ring only the columns that are used."""
     x, state, taps = named["x"], named["state"], named["w"].shape[1]
     columns = state.shape[2]
     touched = 2 * columns if named["before"] is None else taps - 1 + min(x.shape[2], columns)
@@ -186,7 +188,7 @@ def _update(named: dict[str, Any]) -> Convolution:
 
 
 def _video(named: dict[str, Any]) -> Convolution | None:
-    """causal_conv3d. Frames of a cache, and the first one repeated, count as input; zeros before them do not."""
+    """causal_conv3d. Frames of a cache, and repetitions of the first frame, count as input; zeros before them do not."""
     x, w, cache = named["x"], named["w"], named["cache"]
     stride, padding, dilation = (tuple(named[name]) for name in ("stride", "padding", "dilation"))
     cached = 0 if cache is None else cache.shape[2]
@@ -202,16 +204,46 @@ def _video(named: dict[str, Any]) -> Convolution | None:
     return _with_tensors(found, named, _read(named, "x", "w", "b", "cache") + made)
 
 
-CAUSAL_GRADIENT = "tritonconv::causal_backward"
+def _deform(named: dict[str, Any]) -> Convolution:
+    """deform_conv2d. Its useful multiply-adds are those of offsets of zero; what the others meet is not known here."""
+    x, w = named["x"], named["w"]
+    stride, padding, dilation = (named[name] for name in ("stride", "padding", "dilation"))
+    problem = ConvProblem.conv(x.shape, w.shape, stride, padding, dilation, x.shape[1] // w.shape[1])
+    of = Deformation(problem, named["offset"].shape[1] // (2 * problem.taps), named["mask"] is not None)
+    found = Convolution(problem, Pass.FPROP, named["b"] is not None, weight=2, call=of, label="deform_conv2d")
+    made = x.element_size() * product(problem.output_shape)
+    found = _with_tensors(found, named, _read(named, "x", "offset", "w", "b", "mask") + made)
+    return replace(found, after=found.after + Cost(other_flops=SAMPLE_FLOPS * of.samples))
+
+
+def deform_gradient(func: Any, args: Sequence[Any], out: Any) -> tuple[Convolution, Cost]:
+    """The gradients of deform_conv2d, in one operator but for the bias': the convolution, and what those that are asked for
+    cost. Bytes are those of its arguments and results; what lies between its kernels is in their predicted time."""
+    named = {"b": None, **arguments(func, args)}
+    found, dtype = _deform(named), named["x"].dtype
+    of = found.call
+    assert isinstance(of, Deformation)
+    inputs, offsets, weights, mask = named["needs"]
+    products = (inputs or offsets or mask) + weights
+    spent = replace(found, after=Cost()).cost(Pass.DGRAD, dtype)
+    others = gradient_flops(of, inputs, offsets or mask, weights) - 2 * of.macs * products
+    moved = moved_bytes(func, name_of(func), args, {}, out)
+    macs = {"useful_macs": spent.useful_macs * products, "dense_macs": spent.dense_macs * products}
+    return found, Cost(**macs, other_flops=others, bytes=moved, im2col_bytes=moved)
+
+
+#: Gradients that one operator makes together: by its name, (the convolution, what they cost).
+CAUSAL_GRADIENT, DEFORM_GRADIENT = "tritonconv::causal_backward", "tritonconv::deform_backward"
 CAUSAL: dict[str, Callable[[dict[str, Any]], Convolution | None]] = {
     "tritonconv::causal": _causal,
     "tritonconv::causal_update": _update,
     "tritonconv::video": _video,
+    "tritonconv::deform": _deform,
 }
 
 
 def _continued(x: torch.Tensor, taps: int) -> ConvProblem:
-    """The depthwise convolution of the `taps` - 1 columns before x, and of x."""
+    """The depthwise convolution of `taps` - 1 columns followed by x."""
     batch, channels, length = x.shape
     return ConvProblem.conv(
         (batch, channels, taps - 1 + length), (channels, 1, taps), (1,), (0,), (1,), channels, checked=False
@@ -219,13 +251,13 @@ def _continued(x: torch.Tensor, taps: int) -> ConvProblem:
 
 
 def _read(named: dict[str, Any], *names: str) -> int:
-    """Bytes of those arguments that are there."""
+    """Bytes of the named arguments that are given."""
     return sum(elements(named[name]) * named[name].element_size() for name in names if named[name] is not None)
 
 
 def _with_tensors(found: Convolution, named: dict[str, Any], moved: int) -> Convolution:
-    """The convolution with the activation in its kernel, and with the bytes `moved` of the operator's own tensors instead of
-    those of its problem."""
+    """The convolution with an activation in its kernel, and with `moved` bytes (those of the operator's own tensors) instead of
+    the problem's."""
     x, activation = named["x"], named.get("activation", "")
     rest = moved - found.cost(Pass.FPROP, x.dtype, found.bias).bytes
     flops = ELEMENTWISE[activation] * x.numel() if activation else 0
@@ -233,9 +265,9 @@ def _with_tensors(found: Convolution, named: dict[str, Any], moved: int) -> Conv
 
 
 def causal_gradient(func: Any, args: Sequence[Any], out: Any) -> tuple[Convolution, Cost]:
-    """The gradients of causal_conv1d, in one operator: the convolution, and what the gradients of it that are asked for cost.
+    """The gradients of causal_conv1d, which are one operator: (the convolution, the cost of the gradients that are asked for).
 
-    The value before the activation is made again, which is not counted.
+    The kernel computes the value before the activation again; that is not counted.
     """
     named = arguments(func, args)
     found, dtype = _causal({"final": False, **named}), named["x"].dtype

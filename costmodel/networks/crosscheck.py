@@ -1,8 +1,9 @@
-"""This package's counts against torch's own counter, operator by operator, with every difference explained or called so.
+"""This package's counts beside those of torch's own counter, operator by operator. Differences are explained, or said not to
+be.
 
 `torch.utils.flop_counter.FlopCounterMode` runs on the same fake tensors, forward and backward. It counts FLOP = 2 * MAC of
 matrix products and convolutions (dense, padding included), no bias and nothing else. Up to torch 2.13 at least it multiplies
-the weight gradient of a grouped convolution by the number of groups; a small convolution with two groups tells which it does.
+the weight gradient of a grouped convolution by the number of groups; a small convolution with two groups shows whether it does.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def crosscheck(
     network: Network | None = None,
     **keywords: Any,
 ) -> list[Comparison]:
-    """A row for each operator that either side counts. Arguments as for `trace`, whose result may be given as `network`.
+    """A row per operator that either side counts. The arguments are those of `trace`, whose result may be given as `network`.
 
     Raises ValueError as `trace` does.
     """
@@ -64,7 +65,7 @@ def crosscheck(
 
 
 def _operators(layers: Sequence[Layer]) -> list[tuple[str, Cost]]:
-    """Every operator of the trace under torch's name."""
+    """Every operator of the trace, by torch's name."""
     found = []
     for layer in layers:
         found.append((layer.operator, layer.forward))
@@ -97,7 +98,7 @@ def _explanation(op: str, ours: int, theirs: int, network: Network) -> str:
 
 @cache
 def counts_groups_of_weight_gradients() -> bool:
-    """Whether this torch counts the weight gradient of a convolution with two groups double."""
+    """Whether this torch counts the weight gradient of a convolution with two groups twice."""
     with FlopCounterMode(display=False) as counter:
         x = torch.empty(1, 4, 8, device="meta")
         w = torch.empty(4, 2, 3, device="meta", requires_grad=True)

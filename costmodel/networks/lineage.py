@@ -1,8 +1,8 @@
 """Follows the axes of a network's input through its operators, and with them the receptive field of every tensor.
 
-A tensor's layout lists for each dimension the factors it is made of, so an axis survives reshapes that merge dimensions,
-permutations and matrix products beside it. An axis that an operator reduces is seen whole; one that is lost to an operator not
-followed here is seen whole as an upper bound. Normalisation counts as elementwise: its statistics are no part of a field.
+A tensor's layout lists the factors of each dimension, so an axis survives reshapes that merge dimensions, permutations, and
+matrix products over other axes. An axis that an operator reduces is seen whole. An axis that is lost to an operator that is not
+followed here counts as seen whole, which is an upper bound. Normalisation counts as elementwise: its statistics are left out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Step = Callable[[Field], Field]
 
 @dataclass(frozen=True)
 class Lineage:
-    """The layout of a tensor, and for each axis of the network's input what the tensor sees of it."""
+    """The layout of a tensor, and what the tensor sees of each axis of the network's input."""
 
     layout: tuple[Dimension, ...]
     fields: tuple[Field, ...]
@@ -36,14 +36,14 @@ class Lineage:
         return [axis for _, axis in self.layout[dimension] if axis is not None]
 
     def only(self, layout: Sequence[Dimension], exact: bool = True) -> Lineage:
-        """The tensor with another layout; axes that are no longer in it are seen whole."""
+        """The tensor with another layout. Axes that are no longer in it are seen whole."""
         gone = {axis for dimension in self.layout for _, axis in dimension}
         gone -= {axis for dimension in layout for _, axis in dimension}
         fields = [receptive.everything(f, exact) if axis in gone else f for axis, f in enumerate(self.fields)]
         return Lineage(tuple(layout), tuple(fields))
 
     def stepped(self, dimension: int, size: int, step: Step) -> Lineage:
-        """The tensor after `step` along a dimension, which is followed where it is one axis by itself."""
+        """The tensor after `step` along a dimension. The step is followed only where the dimension is a single axis."""
         if len(self.layout[dimension]) > 1:
             layout = [*self.layout]
             layout[dimension] = plain(size)
@@ -90,13 +90,15 @@ class Tracker:
 
     def __init__(self) -> None:
         self.known: dict[int, Lineage] = {}
-        self.rank: int | None = None  # of the first convolution: so many last dimensions of the input are spatial
+        self.rank: int | None = (
+            None  # spatial rank of the first convolution: so many of the input's last dimensions are spatial
+        )
 
     def start(self, tensor: torch.Tensor) -> None:
         self.known[id(tensor)] = source(tensor)
 
     def fields(self, tensor: torch.Tensor) -> tuple[Field, ...] | None:
-        """Fields along the input's spatial axes, None where the tensor does not depend on the input."""
+        """The fields along the input's spatial axes; None where the tensor does not depend on the input."""
         found = self.known.get(id(tensor))
         if found is None:
             return None
@@ -104,7 +106,7 @@ class Tracker:
         return found.fields[len(found.fields) - rank :]
 
     def follow(self, func: Any, args: Sequence[Any], out: Any, convolution: Convolution | None) -> bool:
-        """Gives the results of an operator their lineage. True where branches met here whose fields do not align."""
+        """Records the lineage of an operator's results. Returns True where branches meet whose fields do not align."""
         results = operators.tensors(out)
         if convolution is not None and self.rank is None:
             self.rank = convolution.problem.rank
@@ -130,7 +132,7 @@ class Tracker:
         return self.known.get(id(value)) if isinstance(value, torch.Tensor) else None
 
     def _union(self, args: Any) -> Lineage:
-        """All that the arguments see, in the layout of the first."""
+        """The lineage of everything that the arguments see, in the layout of the first."""
         found = [self.known[id(t)] for t in operators.tensors(args) if id(t) in self.known]
         fields = tuple(receptive.merged(axis) for axis in zip(*(f.fields for f in found), strict=True))
         return Lineage(found[0].layout, fields)
@@ -143,7 +145,7 @@ class Tracker:
         position: int,
         convolution: Convolution | None,
     ) -> Lineage | None:
-        """Lineage of one result, None where the operator is not followed."""
+        """The lineage of one result; None where the operator is not followed."""
         result = results[position]
         if name == "cat":
             return self._cat(args, result)
@@ -171,7 +173,7 @@ class Tracker:
         return _rearranged(x, name, args, results, position)
 
     def _joined(self, one: Lineage, other: Lineage | None) -> Lineage:
-        """What a sum sees, in the layout of its first term."""
+        """The lineage of a sum of two terms, in the layout of the first."""
         if other is None:
             return one
         fields = tuple(receptive.merged(axis) for axis in zip(one.fields, other.fields, strict=True))
@@ -251,7 +253,7 @@ def _reduced(x: Lineage, args: Sequence[Any], result: torch.Tensor) -> Lineage:
 
 
 def _viewed(x: Lineage, result: torch.Tensor) -> Lineage:
-    """Regroups the factors for the new shape. A factor that would have to be split is lost."""
+    """The lineage after a view: the factors regrouped for the new shape. A factor that would have to be split is lost."""
     factors = [factor for dimension in x.layout for factor in dimension if factor[0] != 1 or factor[1] is not None]
     ones = [factor for factor in factors if factor[0] == 1]
     factors = [factor for factor in factors if factor[0] != 1]
@@ -260,14 +262,14 @@ def _viewed(x: Lineage, result: torch.Tensor) -> Lineage:
         taken: list[Factor] = []
         while factors and _size(tuple(taken)) < size:
             taken.append(factors.pop(0))
-        if _size(tuple(taken)) != size:  # it does not fit: this factor and its neighbours become one without an axis
+        if _size(tuple(taken)) != size:  # they do not fit: this factor and its neighbours become one factor without an axis
             excess = _size(tuple(taken))
             taken = [*plain(size)]
             if size and excess % size == 0:
                 factors.insert(0, (excess // size, None))
         layout.append(tuple(taken))
     kept = x.only(layout, exact=False)
-    # axes of size 1 have no place in the factors and stay as they are
+    # axes of size 1 are not among the factors and stay as they are
     fields = [x.fields[axis] if (1, axis) in ones else field for axis, field in enumerate(kept.fields)]
     return Lineage(kept.layout, tuple(fields))
 
@@ -296,7 +298,7 @@ def _pooled(x: Lineage, name: str, args: Sequence[Any], result: torch.Tensor) ->
 
 
 def _upsampled(x: Lineage, name: str, args: Sequence[Any], result: torch.Tensor) -> Lineage:
-    """Interpolation by the ratio of the sizes; a scale factor that torch rounds the sizes of is taken as that ratio."""
+    """Interpolation, by the ratio of the sizes. Where torch rounds a size, the ratio stands for the scale factor."""
     stepped = x
     corners = "nearest" not in name and any(value is True for value in args)
     for axis in range(2, len(x.layout)):

@@ -1,8 +1,8 @@
 """Memory of a network's activations: which tensors are alive at once, forward and through a training step.
 
-A tensor lives from the operator that makes it to the last one that reads it, views included: what a runtime needs that frees
-at once. Python may hold a tensor longer, and an allocator rounds up. The network's input counts, and so do gradients of
-activations; parameters, buffers, the parameters' gradients and the optimiser's state do not.
+A tensor is alive from the operator that makes it to the last one that reads it or a view of it, as in a runtime that frees at
+once. Python may hold a tensor longer, and an allocator rounds up. The network's input and gradients of activations count;
+parameters, buffers, the parameters' gradients and the optimiser's state do not.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from costmodel.tiling import itemsize
 
 @dataclass(frozen=True)
 class Life:
-    """The bytes of one storage, and the operators, by number, between which it is alive."""
+    """The bytes of one storage, and the numbers of the operators between which it is alive."""
 
     first: int
-    last_forward: int  # the last use before the backward pass; -1 where a backward pass alone keeps it
+    last_forward: int  # the last use before the backward pass; -1 where only a backward pass keeps it
     last: int
     bytes: int
     dtype: str
 
     def bytes_in(self, dtype: str | None) -> int:
-        """Where floating tensors are of another dtype."""
+        """The bytes, with floating tensors in `dtype`."""
         if dtype is None or not self.dtype.startswith(("float", "bfloat")):
             return self.bytes
         return self.bytes * itemsize(dtype) // itemsize(self.dtype) if self.dtype in FLOATING else self.bytes
@@ -60,7 +60,7 @@ class Memory:
 
 
 class Lives:
-    """Takes notes while operators run. A storage is told by its address, so somebody has to keep every tensor alive."""
+    """Records lives while operators run. A storage is recognised by its address, so the caller must keep every tensor alive."""
 
     def __init__(self) -> None:
         self.place = 0
@@ -68,7 +68,7 @@ class Lives:
         self.found: dict[int, Life] = {}
 
     def made(self, tensors: Iterable[object]) -> None:
-        """Tensors that are there from now on: of the input, or of an operator."""
+        """Records tensors that exist from now on: inputs, or results of an operator."""
         for tensor in tensors:
             storage = tensor.untyped_storage()  # type: ignore[attr-defined]
             if storage._cdata not in self.found:
@@ -77,7 +77,7 @@ class Lives:
         self.used(tensors)
 
     def used(self, tensors: Iterable[object]) -> None:
-        """Tensors that an operator reads, or that are the network's result."""
+        """Records tensors that an operator reads, or that are the network's result."""
         for tensor in tensors:
             address = tensor.untyped_storage()._cdata  # type: ignore[attr-defined]
             life = self.found.get(address)
@@ -86,19 +86,19 @@ class Lives:
                 self.found[address] = replace(life, last_forward=forward, last=self.place)
 
     def ran(self, read: Sequence[object], written: Sequence[object], known: Iterable[int]) -> None:
-        """An operator. `known` are addresses of parameters and buffers, which do not count."""
+        """Records an operator. `known` are the addresses of parameters and buffers, which do not count."""
         self.place += 1
         self.used(read)
         self.made([tensor for tensor in written if tensor.untyped_storage()._cdata not in known])  # type: ignore[attr-defined]
 
     def kept(self, tensors: Iterable[object]) -> None:
-        """Tensors that only a backward pass asks for."""
+        """Records tensors that are kept only for a backward pass."""
         for tensor in tensors:
             address = tensor.untyped_storage()._cdata  # type: ignore[attr-defined]
             if address in self.found:
                 self.found[address] = replace(self.found[address], last_forward=-1)
 
     def without(self, tensors: Iterable[object]) -> Memory:
-        """What was found, but for these: the gradients of parameters."""
+        """The memory without `tensors`, the gradients of parameters."""
         left = {tensor.untyped_storage()._cdata for tensor in tensors}  # type: ignore[attr-defined]
         return Memory(tuple(life for address, life in self.found.items() if address not in left))

@@ -1,6 +1,6 @@
 """Models by name: "package.module:callable", "path/to/file.py:callable" or "timm:name", imported and called.
 
-Nothing is downloaded: a factory that tries is told how to say no.
+Nothing is downloaded. Where a factory tries to, the error says which argument makes it build without weights.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import io
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -25,17 +26,17 @@ from costmodel.networks.offline import offline
 
 
 def load(name: str, **arguments: Any) -> nn.Module:
-    """The model that `name` builds, on the meta device (shapes and no weights) where it lets itself be built there.
+    """The model that `name` builds, on the meta device (shapes and no weights) where that is possible.
 
-    It is called with `arguments` alone: some builders fetch weights unless told not to (`weights_backbone=None`). A name of
-    timm's is built by `timm.create_model`. Raises ValueError in one line: no such module or attribute, a failed call, a call
-    that would download, a result that is no `nn.Module`.
+    It is called with `arguments` only: some builders fetch weights unless told not to (`weights_backbone=None`). A name of timm
+    is built by `timm.create_model`. Raises ValueError, in one line, for a missing module or attribute, a failed call, a call
+    that would download, and a result that is no `nn.Module`.
     """
     where, separator, attribute = name.rpartition(":")
     if not separator or not where or not attribute:
         hint = f"; torchvision.models:{name} or timm:{name}?" if name.isidentifier() else ""
         raise ValueError(f"model must be package.module:callable or file.py:callable, got {name!r}{hint}")
-    with offline() as asked, contextlib.redirect_stdout(sys.stderr):  # what a factory prints is not the report
+    with offline() as asked, _aside(asked):
         target, described = _found(name, where, attribute)
         if isinstance(target, nn.Module):
             return target
@@ -53,8 +54,22 @@ def load(name: str, **arguments: Any) -> nn.Module:
     return model
 
 
+@contextlib.contextmanager
+def _aside(asked: Sequence[str]) -> Iterator[None]:
+    """What a factory prints is not the report: it goes to the errors, at the end, and nowhere where the factory failed for
+    want of a download, which it says to be under way."""
+    said, built = io.StringIO(), False
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            yield
+        built = True
+    finally:
+        if built or not asked:
+            sys.stderr.write(said.getvalue())
+
+
 def _found(name: str, where: str, attribute: str) -> tuple[Any, Any]:
-    """What is to be called, and what has its signature."""
+    """(what to call, what has its signature)."""
     module = imported(where)
     if where == "timm" and not hasattr(module, attribute):
         return partial(module.create_model, attribute), module.create_model
@@ -68,10 +83,10 @@ def _found(name: str, where: str, attribute: str) -> tuple[Any, Any]:
 
 
 def _refusal(described: Any, host: str) -> str:
-    """How to tell a factory that it shall download nothing."""
+    """Words that say how to tell a factory to download nothing."""
     try:
         names = list(inspect.signature(described).parameters)
-    except (TypeError, ValueError):  # of a class written in C
+    except (TypeError, ValueError):  # a class written in C has no signature
         names = []
     weights = [word for word in names if word.startswith("weights")]
     said = [f"{word}=None" for word in weights] + [f"{word}=False" for word in names if word.startswith("pretrained")]
@@ -80,7 +95,7 @@ def _refusal(described: Any, host: str) -> str:
 
 
 def _build(target: Any, arguments: Mapping[str, Any]) -> Any:
-    """Called on the meta device first; once more with weights where it reads or places tensors while it is built."""
+    """The built model: on the meta device, or with weights where building it reads or places tensors."""
     try:
         with torch.device("meta"):
             return target(**arguments)
@@ -93,10 +108,10 @@ def _build(target: Any, arguments: Mapping[str, Any]) -> Any:
 
 
 def imported(where: str) -> ModuleType:
-    """The module of a dotted name or a file. ValueError in one line where importing it fails."""
+    """The module of a dotted name or a file. Raises ValueError, in one line, where importing it fails."""
     if where.endswith(".py"):
         return _file(Path(where))
-    # a script's own directory is importable, that of an installed command is not
+    # Python makes a script's directory importable, but not the working directory of an installed command
     with contextlib.ExitStack() as stack:
         if "" not in sys.path and str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
@@ -129,10 +144,10 @@ _TORCHVISION: list[torch.library.Library] = []
 
 
 def _patient(action: Callable[[], Any]) -> Any:
-    """The result of what imports torchvision, whoever asks for it.
+    """The result of `action`, which may import torchvision, directly or not.
 
-    torchvision built for another torch cannot load its C++ operators, and its import fails because it describes
-    torchvision::nms (and qnms), which then does not exist. Declared, they let the models, which need neither, be imported.
+    torchvision built for another torch cannot load its C++ operators. Its import then fails, because it describes
+    torchvision::nms (and qnms), which do not exist. Declaring them here lets the models, which need neither, be imported.
     """
     try:
         return action()

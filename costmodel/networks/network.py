@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from costmodel.arithmetic import Arithmetic, arithmetic_named
 from costmodel.causal import Kind
 from costmodel.count import Cost
+from costmodel.deform import Deformation
 from costmodel.device import Device, find_device
 from costmodel.networks.clock import DTYPES, Clock, Step, Time
 from costmodel.networks.memory import Memory
@@ -22,6 +23,8 @@ from costmodel.networks.receptive import Field
 from costmodel.networks.timed import Forecast, Timed
 from costmodel.problem import ConvProblem, Pass
 from costmodel.reports.notation import by
+from costmodel.reports.tables import Tables
+from costmodel.reports.units import several
 from costmodel.tiling import itemsize
 from costmodel.video import Chunk
 
@@ -36,7 +39,8 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Layer:
-    """One forward operator with its gradients. Shapes are of the first input, the convolution's weight, the first output."""
+    """One forward operator with its gradients. Shapes are those of the first input, the convolution's weight and the first
+    output."""
 
     name: str  # the module's path, with the operator where that says more
     module: str
@@ -46,15 +50,15 @@ class Layer:
     weight_shape: Shape | None
     output_shape: Shape
     dtype: str
-    parameters: int  # that this operator is the first to use
+    parameters: int  # elements of the parameters that this operator is the first to use
     problem: ConvProblem | None  # a convolution, or the problem whose dgrad a transposed one is
-    which: Pass | None  # the pass that the forward operator is; None also of a convolution that no plan is modelled for
+    which: Pass | None  # the pass that the forward operator is; None where no plan is modelled for it
     forward: Cost
     backward: tuple[Step, ...]
     fields: tuple[Field, ...] | None  # receptive field by spatial axis; None where the result does not depend on the input
     misaligned: bool  # branches meet here whose receptive fields have different centres or jumps
-    known: bool  # False: the operator is in no table, its FLOP are missing and its bytes are not
-    call: Chunk | Kind | None = None  # of a causal function, whose plan is its own
+    known: bool  # False: the operator is in no table, so its FLOP are missing (its bytes are counted)
+    call: Chunk | Kind | Deformation | None = None  # the call of a function that has plans of its own
 
     @property
     def backward_cost(self) -> Cost:
@@ -105,7 +109,7 @@ class Input:
 
 
 @dataclass(frozen=True, repr=False)
-class Network:
+class Network(Tables):
     """A traced model: `print(network)` is a summary, `network.on("h100")` its predicted time on a device.
 
     Counts are of a whole batch. `parameters` are elements, each counted once; `unknown` counts calls of operators whose FLOP
@@ -255,16 +259,18 @@ class Network:
         >>> str(small.compare(large)).splitlines()[4].split()
         ['parameters', '224', '448', '2.00']
         """
+        if not isinstance(other, Network):
+            raise TypeError(f"other must be a costmodel.Network, got {type(other).__name__}")
         return self.on(device, dtype, **more).compare(other.on(device, dtype, **more))
 
     def table_rows(self) -> Sequence[Any]:
-        """An operator a row, with its counts: what `costmodel.to_csv(network)` writes."""
+        """One row per operator, with its counts: what `to_csv` writes."""
         from costmodel.reports.rows import operator_rows
 
         return operator_rows(self)
 
     def document(self) -> dict[str, Any]:
-        """What `costmodel.to_json(network)` writes: the totals, and a row an operator."""
+        """What `to_json` writes: the totals, and one row per operator."""
         named = "name inputs batch dtype parameters trainable inference training_step unknown notes".split()
         memory = {
             "forward_activation_bytes": self.peak_activation_bytes(),
@@ -279,7 +285,8 @@ class Network:
 
     def __repr__(self) -> str:
         return (
-            f"<costmodel.Network {self.name}: {len(self.layers)} operators, {len(self.convolutions)} convolutions, "
+            f"<costmodel.Network {self.name}: {several(len(self.layers), 'operator')}, "
+            f"{several(len(self.convolutions), 'convolution')}, "
             f"{self.parameters:,} parameters, input {', '.join(map(str, self.inputs))}>"
         )
 
@@ -305,7 +312,7 @@ def trace(model: nn.Module, *inputs: Any, train: bool = False, dtype: Any = None
     >>> net.parameters, net.inference.dense_macs
     (224, 388800)
     >>> net
-    <costmodel.Network Sequential: 2 operators, 1 convolutions, 224 parameters, input 2x3x32x32>
+    <costmodel.Network Sequential: 2 operators, 1 convolution, 224 parameters, input 2x3x32x32>
     """
     from torch import nn
 
@@ -347,8 +354,8 @@ def _named(name: str, value: Any) -> list[tuple[str, Any]]:
 
 
 def _layers(records: Sequence[Record]) -> tuple[Layer, ...]:
-    """Rows with names of their own: the path of a module without submodules names its largest row, other rows have the
-    operator behind the path, and a number where that repeats."""
+    """Rows with unique names. The path of a module without submodules names its largest row; other rows append the operator to
+    the path, and a number where that repeats."""
     inside = {r.module.rpartition(".")[0] for r in records} | {""}
     largest: dict[str, Record] = {}
     for r in records:

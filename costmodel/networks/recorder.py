@@ -1,7 +1,7 @@
 """Runs a module on fake tensors and records every operator it calls, forward and backward, with the module it came from.
 
 No weight is read and nothing is computed: parameters, buffers and inputs are stand-ins with shape, dtype and device only.
-A backward operator is filed under the forward operator whose gradient it is, found by autograd's sequence number.
+A backward operator is recorded with the forward operator whose gradient it computes, which autograd's sequence number names.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Shape = tuple[int, ...]
 
 @dataclass
 class Record:
-    """One forward operator, or the gradient of one that is free itself."""
+    """One forward operator, or the gradients of an operator that costs nothing itself."""
 
     module: str
     op: str
@@ -75,7 +75,7 @@ class ModuleStack:
                 self.running.append((path, module, args))
 
             def leave(module: nn.Module, args: Any, out: Any) -> None:
-                # a module whose exception somebody caught is still on the stack
+                # a module is still on the stack if somebody caught its exception
                 while self.running.pop()[1] is not module:
                     pass
 
@@ -89,7 +89,7 @@ class ModuleStack:
 
     def refusal(self, error: Exception) -> str:
         """One line: which module did not take which shapes, and why."""
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].removesuffix(", but expected one of:")
         if isinstance(error, (DataDependentOutputException, DynamicOutputShapeException)):
             reason = f"its result depends on values, and a trace has none ({reason})"
         path, module, args = self.running[-1] if self.running else ("", self.model, ())
@@ -98,7 +98,7 @@ class ModuleStack:
 
 
 class MetaToFake(TorchDispatchMode):
-    """Meta tensors that a module keeps outside parameters and buffers join the fake tensors' device."""
+    """Moves meta tensors that a module keeps outside its parameters and buffers to the fake tensors' device."""
 
     def __init__(self, fake: FakeTensorMode) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class Recorder(TorchDispatchMode):
         self._padded: dict[
             int, tuple[torch.Tensor, list[int]]
         ] = {}  # result of a zero padding -> what was padded, and by how much
-        self._alive: list[Any] = []  # so that an id stays one tensor's
+        self._alive: list[Any] = []  # keeps tensors alive, so that no id is used twice
         self.lives = Lives()
         self.weights: frozenset[int] = frozenset()  # storages of parameters and buffers
 
@@ -180,17 +180,17 @@ class Recorder(TorchDispatchMode):
             record.weight_shape = tuple(args[found.weight].shape)
             record.forward = found.cost(found.which, written[0].dtype, found.bias)
             if found.kept != Cost():
-                record.backward.append(Step(name, "", found.kept))  # no part of inference
+                record.backward.append(Step(name, "", found.kept))  # not part of inference
         elif not record.free:
             record.forward, record.known = operators.cost_of(func, args, kwargs, out)
             if not record.known:
                 self.unknown[name] += 1
         self._note_padding(name, args, written)
-        # the node of this operator's gradient was the last one made
+        # autograd made the node of this operator's gradient last
         sequence = torch.autograd._get_sequence_nr() - 1
         owner = self._by_sequence.get(sequence)
         if owner is not None and owner.op == "clone" and owner is self.records[-1] and func._schema.is_mutable:
-            # autograd keeps a copy of what an in-place operator overwrites: no part of inference
+            # autograd keeps a copy of what an in-place operator overwrites, which is not part of inference
             record.backward.append(Step(owner.op, "", owner.forward))
             self.records.pop()
             self.lives.kept(operators.tensors(self._alive[-2]))
@@ -201,7 +201,7 @@ class Recorder(TorchDispatchMode):
         self.records.append(record)
 
     def _with_padding(self, found: convolutions.Convolution | None, args: Sequence[Any]) -> convolutions.Convolution | None:
-        """The convolution with an explicit zero padding of its input folded in, as torch writes padding="same"."""
+        """The convolution with an explicit zero padding of its input folded in. torch writes padding="same" in this way."""
         if found is None or found.which != Pass.FPROP or found.label or id(args[0]) not in self._padded:
             return found
         source, amounts = self._padded[id(args[0])]
@@ -224,6 +224,10 @@ class Recorder(TorchDispatchMode):
         if func.name() == convolutions.CAUSAL_GRADIENT:
             whole, spent = convolutions.causal_gradient(func, args, out)
             record.backward.append(Step(name, "", spent, whole.problem, whole.call))
+            return
+        if func.name() == convolutions.DEFORM_GRADIENT:
+            whole, spent = convolutions.deform_gradient(func, args, out)
+            record.backward.append(Step(name, str(Pass.DGRAD), spent, whole.problem, whole.call))
             return
         found = convolutions.convolution(func, args)
         if found is None or operators.tensors(out)[0].dtype not in operators.CONVOLUTION_DTYPES:

@@ -1,4 +1,4 @@
-"""A module on stand-ins for its weights and inputs: run forward and backward, and left as it was.
+"""Runs a module forward and backward on stand-ins for its weights and inputs, and leaves it as it was.
 
 No weight is read: parameters, buffers and inputs are fake tensors with shape, dtype and device only.
 """
@@ -12,11 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from costmodel.arithmetic import arithmetic_named
 from costmodel.networks import operators
 from costmodel.networks.recorder import MetaToFake, ModuleStack, Recorder
+
+#: Said where a model refuses what it was given, and that has a shape which may have been meant as an input.
+SHAPES = "; a shape that is a keyword or in a dictionary is passed on as it is: give torch.empty(..., device='meta') there"
 
 
 class Stage:
@@ -47,14 +50,14 @@ class Stage:
             self.inputs = tuple(self._input(i, value) for i, value in enumerate(inputs))
             self.keywords = {name: self._tensors(value) for name, value in (keywords or {}).items()}
         self.outputs: Any = None
-        self.gradients: tuple[Any, ...] = ()  # of parameters
+        self.gradients: tuple[Any, ...] = ()  # gradients of parameters
 
     def _stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
         dtype = self.dtype if self.dtype is not None and tensor.is_floating_point() else tensor.dtype
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device=self.device)
 
     def _input(self, position: int, value: Any) -> Any:
-        if isinstance(value, (tuple, list)) and value and all(isinstance(size, int) for size in value):
+        if _is_shape(value):
             if min(value) < 1:
                 raise ValueError(f"input {position} must be a shape of positive sizes, got {list(value)}")
             return torch.empty(tuple(value), dtype=self.default, device=self.device)
@@ -64,18 +67,19 @@ class Stage:
         return tree_map(lambda leaf: self._stand_in(leaf) if isinstance(leaf, torch.Tensor) else leaf, value)
 
     def forward(self) -> None:
-        """Raises ValueError, in one line, where a module does not take what it is given."""
+        """Runs the model. Raises ValueError, in one line, where a module does not take its input."""
         tied = {**self.parameters, **self.buffers}
         try:
             with self.stack:
-                # torch's own tying puts stand-ins in place of the weights of a module that has two names, for good
+                # with torch's own tying, a module that has two names would keep the stand-ins in place of its weights
                 call = torch.func.functional_call
                 self.outputs = call(self.model, tied, self.inputs, self.keywords, tie_weights=False)
         except Exception as error:  # whatever a user's forward raises
-            raise ValueError(self.stack.refusal(error)) from error
+            given = tree_leaves((self.inputs, self.keywords), is_leaf=_is_shape)
+            raise ValueError(self.stack.refusal(error) + SHAPES * any(map(_is_shape, given))) from error
 
     def backward(self) -> str:
-        """Differentiates every output by every parameter that wants it. Returns why there is no backward pass, or ""."""
+        """Differentiates every output by every parameter that requires it. Returns why there is no backward pass, or ""."""
         results = [t for t in operators.tensors(self.outputs) if t.requires_grad]
         wanted = [*{id(p): p for p in self.parameters.values() if p.requires_grad}.values()]
         if not wanted:
@@ -91,8 +95,12 @@ class Stage:
         return ""
 
 
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and bool(value) and all(isinstance(size, int) for size in value)
+
+
 def _slots(model: nn.Module, kind: str) -> list[tuple[str, torch.Tensor]]:
-    """Every place where a module keeps a parameter or a buffer, by name; a module that has several names has one place."""
+    """Every place where a module keeps a parameter or a buffer, by name. A module with several names counts once."""
     return [
         (f"{path}.{name}".lstrip("."), tensor)
         for path, module in model.named_modules()
@@ -102,14 +110,14 @@ def _slots(model: nn.Module, kind: str) -> list[tuple[str, torch.Tensor]]:
 
 
 def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
-    """Where a tensor lies: equal of two parameters that are the same memory."""
+    """A key of a tensor's memory, which is equal for two parameters that share it."""
     if nn.parameter.is_lazy(tensor):
         return (id(tensor),)
     return tensor.untyped_storage()._cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
 def distinct(model: nn.Module) -> list[nn.Parameter]:
-    """A model's parameters, those that are the same memory once."""
+    """A model's parameters. Those that share memory are listed once."""
     found: dict[tuple[Any, ...], nn.Parameter] = {}
     for parameter in model.parameters():
         found.setdefault(_place(parameter), parameter)
@@ -123,8 +131,8 @@ def torch_dtype(name: Any) -> torch.dtype | None:
 
 @contextmanager
 def settings(model: nn.Module, train: bool) -> Iterator[None]:
-    """The model in its training or inference mode, and torch without fused kernels that hide matrix products (recurrent and
-    attention layers on a CPU). All as before afterwards."""
+    """Sets the model's training or inference mode, and turns off torch's fused kernels that hide matrix products (recurrent and
+    attention layers on a CPU). Restores both."""
     before = [(module, module.training) for module in model.modules()]
     fused = torch.backends.mha.get_fastpath_enabled()
     try:
@@ -140,7 +148,7 @@ def settings(model: nn.Module, train: bool) -> Iterator[None]:
 
 
 def run(stage: Stage, mode: AbstractContextManager[Any], train: bool) -> str:
-    """Forward and backward under `mode`; why there is no backward pass, or ""."""
+    """Runs forward and backward under `mode`. Returns why there is no backward pass, or ""."""
     with settings(stage.model, train), stage.fake, MetaToFake(stage.fake), mode:
         stage.forward()
         if isinstance(mode, Recorder):

@@ -1,13 +1,14 @@
-"""What normalisations read twice: a result waits for statistics of more than a program holds, so its input is swept again.
+"""What normalisations read twice. Where the statistics are of more than a program can hold, the input is read once for them and
+again for the result.
 
-Compulsory bytes stay one read of each tensor; a predicted time takes these besides. By operator:
+The compulsory bytes count each tensor once; predicted times add these. By operator, in transfers of x's size:
 
-    batch norm in training   a channel's statistics come from every image, x is read for them and again for y: 3 transfers
-                             (of x's size), and in its gradient dy and x twice for dx: 5. With stored statistics none waits.
-    instance norm            runs as batch norm of one image whose channels are those of all images: the same.
-    group norm               a group is channels of a whole image: the same, in training or not.
-    layer norm, RMS norm     a row fits a program, which keeps it: 2 transfers, and 3 for dx. Gradients of weight and bias are
-                             sums across the rows and not along them, for which torch's second kernel reads dy and x: 5.
+    batch norm in training   A channel's statistics come from every image, so x is read twice and y written: 3 transfers. The
+                             gradient reads dy and x twice and writes dx: 5. Stored statistics need no second read.
+    instance norm            It runs as the batch norm of one image whose channels are those of all images: the same.
+    group norm               A group is some channels of a whole image: the same, in training or not.
+    layer norm, RMS norm     A program holds a whole row: 2 transfers, and 3 for dx. The gradients of weight and bias sum across
+                             rows, for which torch's second kernel reads dy and x again: 5.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ BATCH_NORM = frozenset(
     "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training _batch_norm_with_update "
     "_batch_norm_no_update cudnn_batch_norm miopen_batch_norm batch_norm".split()
 )
-#: Statistics over rows, which stay in a program, and gradients of them.
+#: Gradients of normalisations over rows, whose statistics a program holds.
 ROWS = frozenset("native_layer_norm_backward _fused_rms_norm_backward".split())
-#: Gradients whose statistics are of more than a program holds.
+#: Gradients of normalisations whose statistics are of more than a program holds.
 WIDE = frozenset(
     "native_batch_norm_backward cudnn_batch_norm_backward miopen_batch_norm_backward batch_norm_backward "
     "native_group_norm_backward".split()
@@ -53,7 +54,7 @@ def uses_batch_statistics(name: str, args: Sequence[Any]) -> bool:
 
 
 def _wanted(args: Sequence[Any]) -> tuple[bool, ...]:
-    """Which gradients are asked for, of x, weight and bias: all where an operator does not let one choose."""
+    """Which of the gradients of x, weight and bias are asked for; all of them where an operator does not let one choose."""
     masks = (tuple(value) for value in args if isinstance(value, (list, tuple)) and value and isinstance(value[0], bool))
     return next(masks, (True, True, True))
 

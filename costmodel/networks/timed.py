@@ -1,4 +1,4 @@
-"""A network on a device: a row an operator with its predicted time, and every form in which that can be shown or kept."""
+"""A network on a device: one row per operator with its predicted time, and every form in which that can be shown or kept."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, overload
 from costmodel.arithmetic import Arithmetic
 from costmodel.count import Cost
 from costmodel.device import Device
+from costmodel.reports.needed import needed
+from costmodel.reports.tables import Tables, kept
 
 if TYPE_CHECKING:
     from costmodel.networks.network import Layer, Network
@@ -19,21 +21,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Timed:
-    """A layer on a device. `share` is its part of the whole network's time."""
+    """A layer on a device. `share` is its share of the whole network's time."""
 
     layer: Layer
     cost: Cost  # forward, or forward and backward
     seconds: float
-    bound: str  # of the longest operator in the row
+    bound: str  # what bounds the longest operator in the row
     share: float
     low: float  # the interval of the seconds, added up over the operators
     high: float
     sources: frozenset[str]  # where the intervals come from
-    plan: str = ""  # of the forward result, where it is a convolution that a plan is modelled for
+    plan: str = ""  # the plan of the forward result, where it is a convolution whose plan is modelled
 
 
 @dataclass(frozen=True, repr=False)
-class Forecast(Sequence[Timed]):
+class Forecast(Sequence[Timed], Tables):
     """The sequence of a network's `Timed` rows, in the order they run, with their totals in seconds.
 
     `print(forecast)` is the table of `costmodel model`; `to_html`, `to_csv`, `to_json`, `to_markdown` and `to_latex` return
@@ -52,7 +54,7 @@ class Forecast(Sequence[Timed]):
     arithmetic: Arithmetic
     training: bool
     rows: tuple[Timed, ...] = field(repr=False)
-    planned: bool = True  # by this package's plans; False: a library's times
+    planned: bool = True  # True: the times are those of this package's plans; False: a library's times
 
     @overload
     def __getitem__(self, place: int) -> Timed: ...
@@ -95,51 +97,34 @@ class Forecast(Sequence[Timed]):
         return report_of(self, depth=depth, **more)
 
     def compare(self, other: Forecast | Network) -> SideBySide:
-        """This beside another: the same network on another device, in another arithmetic, or another network."""
+        """This beside another: the same network on another device, in another arithmetic, or another network. Raises
+        TypeError for what is neither."""
+        from costmodel.networks.network import Network
         from costmodel.reports.sidebyside import SideBySide
 
-        if not isinstance(other, Forecast):
+        if not isinstance(other, (Forecast, Network)):
+            raise TypeError(f"other must be a costmodel.Forecast or Network, got {type(other).__name__}")
+        if isinstance(other, Network):
             other = other.on(self.device, self.arithmetic.word, training=self.training)
         return SideBySide((self.report(), other.report()))
 
     def to_html(self, path: str | Path | None = None, **more: Any) -> str:
         """The report as one HTML page that opens without a network. Raises ValueError where the file cannot be written."""
-        from costmodel.reports.html import page
-
-        return _kept(page(self.report(**more)), path)
-
-    def to_csv(self, path: str | Path | None = None) -> str:
-        """A line a row, with a line of column names."""
-        return self._exported("csv", path)
-
-    def to_json(self, path: str | Path | None = None) -> str:
-        """Rows, totals, notes and the device's figures."""
-        return self._exported("json", path)
-
-    def to_markdown(self, path: str | Path | None = None) -> str:
-        """The rows as a pipe table."""
-        return self._exported("markdown", path)
-
-    def to_latex(self, path: str | Path | None = None) -> str:
-        """The rows as a tabular for the booktabs package."""
-        return self._exported("latex", path)
+        with needed():
+            from costmodel.reports.html import page
+        return kept(page(self.report(**more)), path)
 
     def table_rows(self) -> Sequence[Any]:
-        """An operator a row: what `to_csv` writes."""
+        """One row per operator: what `to_csv` writes."""
         return self.report().rows
 
     def document(self) -> Report:
         """What `to_json` writes."""
         return self.report()
 
-    def _exported(self, form: str, path: str | Path | None) -> str:
-        from costmodel.reports.export import FORMATS
-
-        return _kept(FORMATS[form](self), path)
-
     def __str__(self) -> str:
-        from costmodel.reports.terminal import printed, show_report
-
+        with needed():
+            from costmodel.reports.terminal import printed, show_report
         return printed(lambda out: show_report(out, self.report(), 20))
 
     def __repr__(self) -> str:
@@ -147,11 +132,3 @@ class Forecast(Sequence[Timed]):
             f"<costmodel.Forecast of {self.network.name} on {self.device.name}, {self.arithmetic.word}: "
             f"{self.timed} {1e3 * self.seconds:.3g} ms ({1e3 * self.low:.3g} to {1e3 * self.high:.3g})>"
         )
-
-
-def _kept(text: str, path: str | Path | None) -> str:
-    if path is not None:
-        from costmodel.reports.export import write
-
-        write(Path(path), text)
-    return text

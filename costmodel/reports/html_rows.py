@@ -81,12 +81,13 @@ def _section(heads: Sequence[str], body: Sequence[str], name: str, words: str, f
         f'<button type="button">{escape(head)}</button></th>'
         for head in heads
     )
+    kind = "sort" if folds else "sort pairs"
     fold = '<button type="button" class="tool fold">fold all</button>' if folds else ""
     return f"""<section><div class="tools">
 <input class="tool filter" type="search" placeholder="filter: layer1 conv2d" aria-label="filter rows">{fold}
 <button type="button" class="tool csv" data-name="{name}">save CSV</button>
 <span class="count faint"></span></div><p class="faint">{escape(words)}</p>
-<div class="scroll"><table class="sort"><thead><tr>{top}</tr></thead><tbody>{"".join(body)}</tbody></table></div></section>"""
+<div class="scroll"><table class="{kind}"><thead><tr>{top}</tr></thead><tbody>{"".join(body)}</tbody></table></div></section>"""
 
 
 def _inside(row: LayerRow, module: str) -> bool:

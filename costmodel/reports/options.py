@@ -141,7 +141,8 @@ def measured_times(path: Path) -> dict[str, float]:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"--measured {path}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"--measured {path} cannot be read: {reason}") from error
     if not isinstance(found, dict) or not all(isinstance(value, (int, float)) and value > 0 for value in found.values()):
         raise ValueError(f'--measured {path} must hold an object of seconds by row, such as {{"conv1": 1.2e-4}}')
     return found

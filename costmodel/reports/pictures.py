@@ -84,7 +84,7 @@ DARK = Theme("#14181d", "#e8ebef", "#a3adb8", "#343b44", "#ff9a5c", "#6cb6ff", "
 
 #: The roof that a bound belongs to, by the words `costmodel.timing` and `costmodel.bounds` use.
 ROOFS = {"compute": "compute", "arithmetic": "compute", "instruction issue": "compute"}
-ROOFS |= {"memory": "memory", "DRAM": "memory", "L2": "cache", "launch": "launch"}
+ROOFS |= {"memory": "memory", "DRAM": "memory", "L2": "cache", "cache lines": "cache", "launch": "launch"}
 MEANINGS = {"compute": "arithmetic", "memory": "memory", "cache": "L2 cache", "launch": "launch"}
 LABELS = 9
 BARS = 14

@@ -14,6 +14,7 @@ from costmodel.networks.models import load
 from costmodel.networks.network import Input, Network, trace
 from costmodel.networks.timed import Forecast, Timed
 from costmodel.reports.rows import Figure, LayerRow, figures, layer_rows, module_rows, with_measured
+from costmodel.reports.tables import Tables
 
 
 class Arguments(NamedTuple):
@@ -41,7 +42,7 @@ class Total:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Tables):
     """`rows` are operators, or modules added up; `timed` says of which work their times are."""
 
     model: str

@@ -1,4 +1,4 @@
-"""What reports say of a layer: frozen rows of plain numbers, which tables, files and pictures are made from."""
+"""The rows of reports: frozen plain numbers from which tables, files and pictures are made."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class PassRow:
     tile_waste: float | None
     bytes: int
     im2col_bytes: int
-    intensity: float  # useful FLOP a byte
+    intensity: float  # useful FLOP per byte
     ridge: float | None = None
     roof: str | None = None
     crossing_batch: int | None = None
@@ -80,7 +80,7 @@ class LayerRow:
     dense_flops: int
     other_flops: int  # of bias, normalisation, activation, pooling
     bytes: int
-    intensity: float  # useful FLOP a byte
+    intensity: float  # useful FLOP per byte
     bound: str  # the largest term of the time
     seconds: float
     share: float  # of the network's time
@@ -141,7 +141,7 @@ def figures(device: Device) -> list[Figure]:
 
 
 def pass_rows(layer: Convolution, device: Device | None, dtype: str, precision: str) -> list[PassRow]:
-    """A row a pass, the layer's own result first."""
+    """One row per pass, the layer's own result first."""
     rows = []
     for which, what in layer.passes.items():
         plan = None if device is None else choose(layer.problem, which, device, dtype=dtype, precision=precision)
@@ -202,7 +202,7 @@ def estimate(
 
 
 def operator_rows(network: Network) -> list[OperatorRow]:
-    """A row an operator, in the order they run."""
+    """One row per operator, in the order they run."""
     return [
         OperatorRow(
             name=of.name,
@@ -227,12 +227,12 @@ def operator_rows(network: Network) -> list[OperatorRow]:
 
 
 def layer_rows(timed: Sequence[Timed]) -> list[LayerRow]:
-    """A row an operator, in the order they run."""
+    """One row per operator, in the order they run."""
     return [_layer_row(of.layer.name, of.layer.op, of.layer.input_shape, [of]) for of in timed]
 
 
 def module_rows(timed: Sequence[Timed], depth: int) -> list[LayerRow]:
-    """A row for everything under the first `depth` parts of a module's path, in the order of first use."""
+    """One row per first `depth` parts of the modules' paths, in the order of first use."""
     if depth < 1:
         raise ValueError(f"depth must be at least 1, got {depth}")
     found: dict[str, list[Timed]] = {}
@@ -271,7 +271,7 @@ def _layer_row(name: str, op: str, input_shape: tuple[int, ...], members: Sequen
 
 
 def _geometry(of: Timed) -> dict[str, Any]:
-    """What a convolution is called with, in torch's numbers: of a transposed one its own padding."""
+    """The arguments of a convolution in torch's numbers; a transposed one has its own padding."""
     problem = of.layer.problem
     if problem is None:
         return {}
@@ -290,7 +290,7 @@ def _geometry(of: Timed) -> dict[str, Any]:
 
 
 def with_measured(rows: Sequence[LayerRow], measured: Mapping[str, float]) -> list[LayerRow]:
-    """The rows with measured seconds by name; ValueError for a name that is no row's."""
+    """The rows with measured seconds by name. Raises ValueError for a name that no row has."""
     strangers = sorted(set(measured) - {row.name for row in rows})
     if strangers:
         raise ValueError(f"measured time of {strangers[0]!r}: no such row, the first is {rows[0].name!r}")

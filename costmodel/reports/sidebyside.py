@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from costmodel.reports.needed import needed
+from costmodel.reports.tables import Tables, kept
 from costmodel.reports.units import duration, interval, middle, si
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Line:
-    """One quantity of every report. `ratio` is of the last report's to the first's, None where neither is a number above 0."""
+    """One quantity of every report. `ratio` is the last report's over the first's; None unless both are numbers above 0."""
 
     quantity: str
     values: tuple[float | None, ...]
@@ -35,7 +37,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class SideBySide:
+class SideBySide(Tables):
     """Two reports. `print` shows their totals, `lines` and `pairs` are rows, `to_html` makes a page of both.
 
     >>> import costmodel, torch
@@ -51,7 +53,7 @@ class SideBySide:
 
     @property
     def names(self) -> tuple[str, str]:
-        """What tells the two apart: the model, the device, the arithmetic."""
+        """Names that tell the two apart, by model, device and arithmetic."""
         first, last = self.reports
         parts: list[Callable[[Report], str]] = [lambda of: of.model, lambda of: of.device, lambda of: of.arithmetic]
         apart = [part for part in parts if part(first) != part(last)] or parts[:1]
@@ -60,7 +62,7 @@ class SideBySide:
 
     @property
     def lines(self) -> tuple[Line, ...]:
-        """Totals, a quantity a line."""
+        """The totals, one quantity per line."""
 
         def line(quantity: str, value: Callable[[Report], float | None], words: Callable[[float], str]) -> Line:
             values = tuple(value(of) for of in self.reports)
@@ -99,24 +101,15 @@ class SideBySide:
         """What a table of both holds."""
         return self.pairs
 
+    def document(self) -> dict[str, Any]:
+        """What `to_json` writes: the totals of both, and their rows in pairs."""
+        return {"names": self.names, "totals": self.lines, "rows": self.pairs}
+
     def to_html(self, path: str | Path | None = None) -> str:
         """One page with both reports. Raises ValueError where the file cannot be written."""
-        from costmodel.reports.export import write
-        from costmodel.reports.html import page
-
-        text = page(*self.reports)
-        if path is not None:
-            write(Path(path), text)
-        return text
-
-    def to_csv(self, path: str | Path | None = None) -> str:
-        """The pairs of rows, a line each."""
-        from costmodel.reports.export import to_csv, write
-
-        text = to_csv(self)
-        if path is not None:
-            write(Path(path), text)
-        return text
+        with needed():
+            from costmodel.reports.html import page
+        return kept(page(*self.reports), path)
 
     def __str__(self) -> str:
         first, last = (middle(name, 24) for name in self.names)

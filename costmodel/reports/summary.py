@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from costmodel.algebra import product
 from costmodel.reports.notation import by
-from costmodel.reports.units import duration, interval, middle, si
+from costmodel.reports.units import duration, interval, middle, several, si
 from costmodel.tiling import itemsize
 
 if TYPE_CHECKING:
@@ -31,8 +31,9 @@ def summary(network: Network, device: str = "h100", width: int | None = None) ->
     trainable = f", {si(network.trainable)} trainable" if network.trainable != network.parameters else ""
     cost, whole = network.inference, network.training_step
     least, most = (network.memory.peak(training, kind) for training in (False, True))
+    kinds = several(len(network.layers), "operator"), several(len(network.convolutions), "convolution")
     totals = [
-        ("layers", f"{len(network.layers):,} operators, {len(network.convolutions):,} of them convolutions"),
+        ("layers", f"{kinds[0]}, {kinds[1]} among them"),
         ("parameters", f"{network.parameters:,} ({si(size * network.parameters, 'B')}){trainable}"),
         ("MAC, forward pass", f"{si(cost.dense_macs)} dense, {si(cost.useful_macs)} useful; 1 MAC = 2 FLOP"),
         ("MAC, training step", f"{si(whole.dense_macs)} dense, {si(whole.useful_macs)} useful"),
@@ -48,7 +49,7 @@ def summary(network: Network, device: str = "h100", width: int | None = None) ->
 
 
 def _rows(network: Network, timed: Sequence[Timed], dtype: str) -> list[tuple[str, ...]]:
-    """A row a module, by the most parts of a path that give no more than `ROWS`."""
+    """One row per module, by as many parts of the paths as give no more than `ROWS` rows."""
     found: dict[str, list[Timed]] = {}
     for depth in count(1):
         deeper: dict[str, list[Timed]] = {}

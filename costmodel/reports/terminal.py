@@ -29,6 +29,7 @@ LIMITS = {
     "instruction issue": ("issue", "yellow"),
     "DRAM": ("DRAM", "cyan"),
     "L2": ("L2", "cyan"),
+    "cache lines": ("lines", "cyan"),
     "launch": ("launch", "dim"),
 }
 
@@ -97,7 +98,7 @@ def passes_table(rows: Sequence[PassRow]) -> Table:
         lines += [
             ("ridge, FLOP/byte", lambda row: optional(row.ridge, lambda ridge: f"{ridge:.1f}")),
             ("roof that binds", lambda row: optional(row.roof)),
-            ("computes from batch", lambda row: "never" if row.crossing_batch is None else f"{row.crossing_batch:,}"),
+            ("compute-bound from", lambda row: "never" if row.crossing_batch is None else f"batch {row.crossing_batch:,}"),
             None,
             ("roofline time", lambda row: optional(row.roofline_seconds, lambda seconds: si(seconds, "s"))),
             ("predicted time", time),
@@ -134,7 +135,10 @@ def show_passes(
         for row in rows:
             out.print(passes_table([row]))
     if device is None:
-        out.print("1 MAC = 2 FLOP. Add --device h100 for the roofline, the plan and its predicted time.")
+        out.print(
+            "1 MAC = 2 FLOP. Add --device h100, or from Python layer.table('h100'), for the roofline, the plan and its "
+            "predicted time."
+        )
         return
     sources = dict.fromkeys(row.source for row in rows if row.source)
     for source in sources:

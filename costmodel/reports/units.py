@@ -24,6 +24,11 @@ def exact(value: float, unit: str = "") -> str:
     return (f"{value:,}" if isinstance(value, int) else f"{value:g}") + (f" {unit}" if unit else "")
 
 
+def several(number: int, what: str) -> str:
+    """How many of something: several(1, "operator") is "1 operator", several(1200, "operator") "1,200 operators"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def share(value: float) -> str:
     """A part of one as a percentage: "3.1 %"."""
     return f"{100 * value:.1f} %"

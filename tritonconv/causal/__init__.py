@@ -1,17 +1,23 @@
-"""The short convolutions of state-space models: depthwise, along a sequence, each output of its own and earlier columns only.
+"""The short convolutions of state-space models: depthwise and along a sequence, where each output sees its own column and
+earlier ones only.
 
 The meaning is that of the package causal-conv1d (https://github.com/Dao-AILab/causal-conv1d, `causal_conv1d_fn` and
-`causal_conv1d_update`); this file takes its arguments. Kernels: `tritonconv.kernels.causal`.
+`causal_conv1d_update`). Kernels: `tritonconv.kernels.causal`.
 """
 
 from __future__ import annotations
 
 import torch
 
+from tritonconv import memory, recipes
 from tritonconv.causal import (
     check,
     op,  # noqa: F401  registers the ops
+    operands,
 )
+from tritonconv.causal.again import file, file_update, update_key, updated
+from tritonconv.causal.autograd import repeated
+from tritonconv.causal.pool import Rows, take_back
 
 _OPS = torch.ops.tritonconv
 _ACTIVATIONS = {None: "", "silu": "silu", "swish": "silu"}
@@ -32,28 +38,36 @@ def causal_conv1d(
     """out[b, c, t] = act(bias[c] + sum_j weight[c, j] * x[b, c, t - K + 1 + j]), zeros or `initial_state` before t = 0.
 
     x [B, C, L], weight [C, K] with K from 1 to 16, bias [C]; out has the shape of x and its memory layout. Channels-last is
-    fastest: x whose channels are neighbours in memory (`(B, L, C)` transposed) is read as it lies, and `layout="BLC"` takes x
-    and answers out as [B, L, C]. activation: None, "silu" or "swish", which is the same. float16, bfloat16, float32, float64,
-    added up in float32 (float64 for float64) and rounded once. Beside x of 16 bits, weight, bias and initial_state may be
-    float32, as SGLang and vLLM keep them: x is then written out in float32 for the call, and final has the dtype of
-    initial_state.
+    fastest: x whose channels are contiguous (`(B, L, C)` transposed) is read without a copy, and with `layout="BLC"` x and out
+    are [B, L, C]. activation: None, "silu" or "swish" (the same). The dtype is float16, bfloat16, float32 or float64; sums are
+    in float32 (float64 for float64) and rounded once. Beside x of 16 bits, weight, bias and initial_state may be float32, as
+    SGLang and vLLM keep them: x is then converted to float32 for the call, and final has the dtype of initial_state.
 
-    initial_state [B, C, K - 1]: the columns before t = 0, the oldest first. return_final_state: answers (out, final), where
+    initial_state [B, C, K - 1]: the columns before t = 0, the oldest first. return_final_state: returns (out, final), where
     final [B, C, K - 1] is the initial_state of what follows, also where L < K - 1. Both may be differentiated.
 
     seq_idx int32 [B, L]: taps that reach a column of another number add nothing, and a column of a negative number is zero.
-    cu_seqlens int32 [S + 1], rising from 0 to L: x [1, C, L] is S sequences one after another, some perhaps empty; both states
-    are then [S, C, K - 1]. Columns behind its last entry are zero. seq_idx goes with no state and not with cu_seqlens. On the
-    CPU other values raise ValueError. On CUDA they are not read back: a bound outside of 0 to L counts as 0 or L and one below
-    the bound before it as that, for the final state; which sequence a column belongs to is then anyone's guess, and memory
-    outside of the tensors is never read or written.
+    cu_seqlens int32 [S + 1], rising from 0 to L: x [1, C, L] is S sequences one after another, which may be empty; both states
+    are then [S, C, K - 1]. Columns after its last entry are zero. seq_idx cannot be combined with a state or with cu_seqlens.
+    On the CPU other values raise ValueError. On CUDA values are not read back. A bound outside 0 to L then counts as 0 or L,
+    and a bound below the one before it counts as that one, for the final state; which sequence a column belongs to is
+    undefined. Memory outside the tensors is never read or written.
 
-    Derivatives of every tensor to any order, forwards and backwards, first ones with the same bits on every run. The package
-    writes `initial_states`, `return_final_states` and takes its arguments in another order; here one row has one state.
+    Every tensor has derivatives to any order, forwards and backwards; first derivatives have the same bits on every run. The
+    package causal-conv1d calls the arguments `initial_states` and `return_final_states` and has another order; here one row has
+    one state.
 
     Raises TypeError, ValueError or RuntimeError naming the argument, before anything is launched.
     """
     function = "causal_conv1d"
+    key = None
+    if seq_idx is None and cu_seqlens is None:
+        words = function, activation, return_final_state, layout
+        key = recipes.key(words, None, x, weight, bias, initial_state)
+        if (recipe := recipes.known(key)) is not None:
+            out, final = repeated(recipe, x.transpose(1, 2) if layout == "BLC" else x, weight, bias, initial_state)
+            out = out.transpose(1, 2) if layout == "BLC" else out
+            return (out, final) if return_final_state else out
     if check.is_mixed(x, weight, bias, initial_state):
         kept = x.dtype if initial_state is None else initial_state.dtype
         x32, *rest = (None if t is None else t.float() for t in (x, weight, bias, initial_state))
@@ -68,13 +82,15 @@ def causal_conv1d(
         x = x.transpose(1, 2)
     check.causal(function, x, weight, bias, activation, initial_state, return_final_state, seq_idx, cu_seqlens)
     if cu_seqlens is not None:
-        # the sequence of each column, in two small launches: no value is read back
+        # the sequence of each column takes two small launches; no value is read back
         columns = torch.arange(x.shape[2], device=x.device, dtype=cu_seqlens.dtype)
         found = torch.bucketize(columns, cu_seqlens[1:], out_int32=True, right=True)
         seq_idx = torch.where(found < cu_seqlens.shape[0] - 1, found, -1).unsqueeze(0)
     ids = None if seq_idx is None else seq_idx.contiguous()
     starts = None if cu_seqlens is None else cu_seqlens.contiguous()
     out, final = _OPS.causal(x, weight, bias, initial_state, ids, starts, _ACTIVATIONS[activation], return_final_state)
+    if key is not None:
+        file(key, x, weight, bias, initial_state, out, _ACTIVATIONS[activation], return_final_state)
     out = out.transpose(1, 2) if layout == "BLC" else out
     return (out, final) if return_final_state else out
 
@@ -87,41 +103,66 @@ def causal_conv1d_update(
     activation: str | None = None,
     cache_seqlens: torch.Tensor | None = None,
     conv_state_indices: torch.Tensor | None = None,
+    num_accepted_tokens: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The next token of every sequence, or the next few; `conv_state` is changed in place. One kernel.
+    """The next token of every sequence, or the next few. It changes `conv_state` in place, in one kernel.
 
-    x [B, C] or [B, C, T], weight [C, K], bias [C]; out has the shape of x. conv_state [B, C, S], S at least K - 1 and 1, holds
-    the last S columns, the oldest first: what `causal_conv1d(..., return_final_state=True)` answers will do.
+    x [B, C] or [B, C, T], weight [C, K], bias [C]; out has the shape of x. conv_state [B, C, S], with S at least K - 1 and at
+    least 1, holds the last S columns, the oldest first. The final state of `causal_conv1d(..., return_final_state=True)`
+    serves.
 
-    cache_seqlens int32 [B]: how many columns each sequence has had; the state is then a ring, whose column n % S is column n of
-    the sequence. conv_state_indices int32 [B]: conv_state has more rows than B, and these are whose; a negative one answers
-    zeros and changes nothing (the package's PAD_SLOT_ID is -1), and no row may be named twice. On the CPU an index beyond the
-    rows raises IndexError, and a row named twice or a negative number of columns ValueError. On CUDA they are not read back:
-    such an index answers zeros and changes nothing, a negative number counts modulo S, and of two sequences in one row either
-    may win.
+    cache_seqlens int32 [B]: how many columns each sequence has had. The state is then a ring, whose column n % S is column n of
+    the sequence. conv_state_indices int32 [B]: conv_state has more than B rows, and these are the rows of the sequences. A
+    negative index gives zeros and changes nothing (the package's PAD_SLOT_ID is -1); no row may be named twice. On the CPU an
+    index beyond the rows raises IndexError, and a row named twice or a negative number of columns raises ValueError. On CUDA
+    values are not read back: such an index gives zeros and changes nothing, a negative number counts modulo S, and of two
+    sequences in one row either may win.
 
-    Beside x of 16 bits, weight, bias and conv_state may be float32; a float32 conv_state is changed in place as it is, and one
-    of 16 bits beside a float32 weight is copied there and back.
+    The next call takes back draft tokens that were rejected. A ring with S at least K - 1 + T goes back by smaller
+    cache_seqlens: give the number of columns that remain, and those after them are overwritten. A window with S at least K - 2
+    + T goes back by num_accepted_tokens int32 [B], from 1 to T: how many of the T tokens of the previous call, which had as
+    many, remain. Its columns are then moved first, in a few more small launches. The meaning is that of vLLM's argument.
 
-    conv_state counts as changed for autograd, as by torch's own in-place operators. RuntimeError where two of its elements are
-    one (an expanded state), where it shares memory with x, weight or bias, or where it is an inference tensor outside of
-    inference mode.
+    Beside x of 16 bits, weight, bias and conv_state may be float32. A float32 conv_state is changed in place; one of 16 bits
+    beside a float32 weight is converted and written back.
 
-    No derivatives: RuntimeError where a gradient would be recorded, or where x, conv_state, weight or bias has a tangent. Other
-    errors as `causal_conv1d`.
+    conv_state counts as changed for autograd, as with torch's own in-place operators. Raises RuntimeError where two of its
+    elements share memory (an expanded state), where it shares memory with x, weight or bias, or where it is an inference tensor
+    outside inference mode.
+
+    There are no derivatives: RuntimeError is raised where a gradient would be recorded, or where x, conv_state, weight or bias
+    has a tangent. Other errors are those of `causal_conv1d`.
     """
     function = "causal_conv1d_update"
+    key = None
+    if num_accepted_tokens is None:
+        key = update_key(x, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices)
+    if (step := recipes.known(key)) is not None:
+        made = updated(step, x, conv_state, weight, bias, cache_seqlens, conv_state_indices)
+        if made is not None:
+            return made
     if check.is_mixed(x, weight, bias, conv_state):
         wide = None if bias is None else bias.float()
         state = conv_state.float()  # the state itself where it is float32
-        y = causal_conv1d_update(x.float(), state, weight.float(), wide, activation, cache_seqlens, conv_state_indices)
+        rest = cache_seqlens, conv_state_indices, num_accepted_tokens
+        y = causal_conv1d_update(x.float(), state, weight.float(), wide, activation, *rest)
         if state is not conv_state:
             conv_state.copy_(state)
         return y.to(x.dtype)
     check.tensors(function, x=x, conv_state=conv_state, weight=weight, bias=bias)
     check.update(function, x, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices)
+    if num_accepted_tokens is not None:
+        check.accepted(function, x, conv_state, weight, num_accepted_tokens, cache_seqlens)
+        if not torch.compiler.is_compiling():
+            memory.may_be_written(function, "conv_state", conv_state, x=x, weight=weight, bias=bias)
+            operands.here(function, conv_state, None, conv_state_indices)
+        take_back(
+            Rows(conv_state.detach(), x.shape[0], conv_state_indices), x.shape[2] - num_accepted_tokens.clamp(1, x.shape[2])
+        )
     before = None if cache_seqlens is None else cache_seqlens.contiguous()
     entries = None if conv_state_indices is None else conv_state_indices.contiguous()
     tokens = x if x.dim() == 3 else x.unsqueeze(-1)
     out = _OPS.causal_update(tokens, conv_state, weight, bias, before, entries, _ACTIVATIONS[activation])
+    if key is not None:
+        file_update(key, tokens, conv_state, weight, bias, _ACTIVATIONS[activation], before, entries)
     return out if x.dim() == 3 else out.squeeze(-1)

@@ -5,8 +5,8 @@ B(dz, x, w) its gradients (dx, dw, dstate), and <.,.> the sum of products:
 
     <dz, C(x, w, state)> = <B's dx, x> + <B's dstate, state> = <B's dw, w>
 
-so that what multiplies dz in any gradient of B is C again, and what multiplies x or w is B. SiLU lies between: y = act(z) with
-z = C, and dz = dy * act'(z). `causal_backward` makes z again inside its kernel; its own derivatives make it by the op.
+so in any gradient of B the factor of dz is C again, and the factor of x or w is B. SiLU comes between: y = act(z) with z = C,
+and dz = dy * act'(z). `causal_backward` computes z again inside its kernel; its own derivatives compute z by the op.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 
+from tritonconv.again import recorded
 from tritonconv.autograd import Maybe, _below_autograd, _Primitive, added, or_zeros
+from tritonconv.causal.again import Recipe, called_backward
 
 _OPS = torch.ops.tritonconv
-Place = tuple[Maybe, Maybe]  # the sequence of each column, and where packed ones start
+Place = tuple[Maybe, Maybe]  # (the sequence of each column, the starts of packed sequences)
 
 
 def _slope(z: torch.Tensor) -> torch.Tensor:
@@ -28,7 +30,7 @@ def _slope(z: torch.Tensor) -> torch.Tensor:
 
 
 def _bend(z: torch.Tensor) -> torch.Tensor:
-    """Its second derivative."""
+    """The second derivative of SiLU."""
     s = z.sigmoid()
     return s * (1 - s) * (2 + z * (1 - 2 * s))
 
@@ -47,7 +49,7 @@ def _moved(saved: tuple[Any, ...], place: Place, tangents: tuple[Maybe, ...], fi
 
 
 class _Causal(_Primitive):
-    """Its backward makes z, the value before the activation, again: nothing is kept but the inputs."""
+    """The forward op. Its backward computes z, the value before the activation, again, so only the inputs are kept."""
 
     @staticmethod
     def forward(x: Any, w: Any, b: Any, state: Any, ids: Any, starts: Any, activation: str, final: bool) -> Any:
@@ -73,23 +75,56 @@ class _Causal(_Primitive):
 
     @staticmethod
     def backward(ctx: Any, dy: Maybe, dfinal: Maybe) -> Any:
+        return *_Causal.gradients(ctx, dy, dfinal), *(None,) * 4
+
+    @staticmethod
+    def gradients(ctx: Any, dy: Maybe, dfinal: Maybe) -> tuple[Maybe, ...]:
+        """The gradients of x, w, b and the state."""
         x, w, b, state, ids, starts = ctx.saved_tensors
         if dy is None and dfinal is None:
-            return (None,) * 8
+            return (None,) * 4
         dy = torch.zeros_like(x) if dy is None else dy
         needs_x, needs_w, needs_b, needs_state, *_ = ctx.needs_input_grad
         needs_wb = needs_w or needs_b
-        dx, dwb, dstate = _OPS.causal_backward(
-            dy, x, w, b, state, ids, starts, dfinal if ctx.final else None, ctx.activation, needs_x, needs_wb, needs_state
-        )
+        last = dfinal if ctx.final else None
+        wants = needs_x, needs_wb, needs_state
+        dwb: Any
+        dx, dwb, dstate = called_backward(_OPS.causal_backward, dy, x, w, b, state, ids, starts, last, ctx.activation, *wants)
         taps = w.shape[1]
         return (
             dx if needs_x else None,
-            dwb[:, :taps] if needs_w else None,
-            dwb[:, taps] if needs_b else None,
+            dwb.narrow(1, 0, taps) if needs_w else None,
+            dwb.select(1, taps) if needs_b else None,
             dstate if needs_state else None,
-            *(None,) * 4,
         )
+
+
+class _CausalAgain(_Primitive):
+    """`_Causal` of a call whose recipe is known."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, w: Any, b: Any, state: Any, recipe: Recipe) -> Any:
+        ctx.activation, ctx.final = recipe.activation, recipe.final
+        made = recipe.run(x, w, b, state)
+        ctx.set_materialize_grads(False)
+        if not recipe.final:
+            ctx.mark_non_differentiable(made[1])
+        ctx.save_for_backward(x, w, b, state, None, None)
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, dy: Maybe, dfinal: Maybe) -> Any:
+        return *_Causal.gradients(ctx, dy, dfinal), None
+
+
+_causal_again = recorded(_CausalAgain)
+
+
+def repeated(recipe: Recipe, x: torch.Tensor, w: torch.Tensor, b: Maybe, state: Maybe) -> tuple[torch.Tensor, torch.Tensor]:
+    """(y, final states, or nothing) of a call whose recipe is known."""
+    made: tuple[torch.Tensor, torch.Tensor]
+    made = _causal_again(x, w, b, state, recipe) if recipe.records else recipe.run(x, w, b, state)
+    return made
 
 
 class _CausalBackward(_Primitive):
@@ -133,7 +168,7 @@ class _CausalBackward(_Primitive):
 
     @staticmethod
     def backward(ctx: Any, gx: Maybe, gwb: Maybe, gstate: Maybe) -> Any:
-        """gx, gwb and gstate are what arrives at dx, dw with db behind it, and dstate."""
+        """The gradients for gx, gwb and gstate, which arrive at dx, at dw followed by db, and at dstate."""
         dy, x, w, b, state, ids, starts, _ = ctx.saved_tensors
         place, taps = (ids, starts), w.shape[1]
         needs_dy, needs_x, needs_w, needs_b, needs_state, _, _, needs_dfinal, *_ = ctx.needs_input_grad
@@ -175,10 +210,10 @@ class _CausalBackward(_Primitive):
 
 
 def causal(x: Any, w: Any, *rest: Any) -> Any:
-    """`torch.ops.tritonconv.causal` for its Autograd key, where trailing defaults do not come."""
+    """`torch.ops.tritonconv.causal` for its Autograd key, which is called without trailing defaults."""
     return _Causal.apply(x, w, *rest, *(None, None, None, None, "", False)[len(rest) :])
 
 
 def causal_backward(dy: Any, x: Any, w: Any, *rest: Any) -> Any:
-    """`torch.ops.tritonconv.causal_backward` likewise."""
+    """`torch.ops.tritonconv.causal_backward` for its Autograd key."""
     return _CausalBackward.apply(dy, x, w, *rest, *(*(None,) * 5, "", True, True, False)[len(rest) :])

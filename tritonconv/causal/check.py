@@ -17,7 +17,7 @@ def _name_shape(function: str, name: str, value: torch.Tensor, shape: Sequence[A
 
 
 def tensors(function: str, **given: Any) -> None:
-    """Kinds, dtypes and devices; `bias` and `initial_state` may be None."""
+    """Checks kinds, dtypes and devices. `bias` and `initial_state` may be None."""
     for name, value in given.items():
         if not isinstance(value, torch.Tensor) and not (value is None and name in ("bias", "initial_state")):
             raise TypeError(f"{function}(): argument {name!r} must be a Tensor, got {type(value).__name__}")
@@ -25,7 +25,7 @@ def tensors(function: str, **given: Any) -> None:
 
 
 def is_mixed(x: Any, *others: Any) -> bool:
-    """Whether x has 16 bits and the others, where there are any, its dtype or float32, at least one the latter."""
+    """Whether x has 16 bits and each given tensor has x's dtype or float32, at least one of them float32."""
     given = [other for other in others if other is not None]
     if not all(isinstance(t, torch.Tensor) for t in (x, *given)) or x.dtype not in (torch.float16, torch.bfloat16):
         return False
@@ -81,7 +81,7 @@ def causal(
     seq_idx: Any,
     cu_seqlens: Any,
 ) -> None:
-    """A call with x as [B, C, L]."""
+    """Checks a call with x as [B, C, L]."""
     _filter(function, x, weight, bias, activation)
     if not isinstance(return_final_state, bool):
         raise TypeError(
@@ -110,6 +110,64 @@ def causal(
     if initial_state is not None:
         shape = (sequences, x.shape[1], weight.shape[1] - 1)
         _name_shape(function, "initial_state", initial_state, shape, "K - 1 columns a channel of each sequence")
+
+
+def pool(function: str, x: Any, conv_state: Any, weight: Any, bias: Any, how: Any, cu_seqlens: Any) -> None:
+    """What must be known of a call before its sequences can be counted."""
+    if not is_mixed(x, weight, bias, conv_state):
+        tensors(function, x=x, conv_state=conv_state, weight=weight, bias=bias)
+    layout(function, how, x)
+    if weight.dim() != 2:
+        raise RuntimeError(f"{function}(): expected weight of 2 axes [C, K], got weight {list(weight.shape)}")
+    if cu_seqlens is not None:
+        _indices(function, "cu_seqlens", cu_seqlens, x, 1)
+
+
+def rows(
+    function: str,
+    x: torch.Tensor,
+    conv_state: torch.Tensor,
+    weight: torch.Tensor,
+    count: int,
+    channels: int,
+    cache_seqlens: Any,
+    conv_state_indices: Any,
+    has_initial_state: Any = None,
+) -> None:
+    """The states of `count` sequences, and whose they are."""
+    least = max(1, weight.shape[1] - 1)
+    fits = conv_state.dim() == 3 and conv_state.shape[1] == channels and conv_state.shape[2] >= least
+    if not fits or conv_state.shape[0] < 1 or (conv_state_indices is None and conv_state.shape[0] != count):
+        many = "any number of" if conv_state_indices is not None else count
+        raise RuntimeError(
+            f"{function}(): expected conv_state of shape [{many} rows, {channels}, at least {least}], got conv_state "
+            f"{list(conv_state.shape)}"
+        )
+    for name, value in (("cache_seqlens", cache_seqlens), ("conv_state_indices", conv_state_indices)):
+        if value is not None:
+            _indices(function, name, value, x, 1)
+            _name_shape(function, name, value, (count,), "one number a sequence of x")
+    if has_initial_state is not None:
+        if not isinstance(has_initial_state, torch.Tensor) or has_initial_state.dtype != torch.bool:
+            kind = getattr(has_initial_state, "dtype", type(has_initial_state).__name__)
+            raise TypeError(f"{function}(): argument 'has_initial_state' must be a Tensor of torch.bool, got {kind}")
+        _name_shape(function, "has_initial_state", has_initial_state, (count,), "one value a sequence of x")
+
+
+def accepted(function: str, x: torch.Tensor, conv_state: torch.Tensor, weight: torch.Tensor, value: Any, ring: Any) -> None:
+    """num_accepted_tokens of an update, whose state must have room for tokens that were not."""
+    _indices(function, "num_accepted_tokens", value, x, 1)
+    _name_shape(function, "num_accepted_tokens", value, (x.shape[0],), "one number a sequence of x")
+    if ring is not None:
+        raise RuntimeError(
+            f"{function}(): num_accepted_tokens does not go with cache_seqlens, got both: a ring goes back by smaller "
+            "cache_seqlens"
+        )
+    if x.dim() != 3 or conv_state.shape[2] < weight.shape[1] - 2 + x.shape[2]:
+        raise RuntimeError(
+            f"{function}(): num_accepted_tokens asks for x (B, C, T) and conv_state of at least K - 2 + T columns, got x "
+            f"{list(x.shape)}, weight {list(weight.shape)} and conv_state {list(conv_state.shape)}"
+        )
 
 
 def update(

@@ -1,6 +1,6 @@
 """The causal convolution by torch's operators, for CPU tensors outside Triton's interpreter. CUDA tensors never come here.
 
-Half precision is added up in float32, as the kernels do.
+Half precision is accumulated in float32, as in the kernels.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import torch
 
 from tritonconv.causal.launch import Given, allocate
 
-Wide = torch.Tensor  # in the accumulator's type
+Wide = torch.Tensor  # a tensor in the accumulator's type
 
 
 def _wide(t: torch.Tensor) -> Wide:
@@ -21,7 +21,7 @@ def _laid_out(result: Wide, like: torch.Tensor) -> torch.Tensor:
 
 
 class Places:
-    """Where the columns of x lie in their sequences."""
+    """The positions of x's columns in their sequences."""
 
     def __init__(self, x: torch.Tensor, given: Given) -> None:
         batch, _, length = x.shape
@@ -29,19 +29,19 @@ class Places:
         zero = torch.zeros((), dtype=torch.long)
         self.ids = given.ids.long() if given.ids is not None else zero.expand(batch, length)
         packed = given.starts is not None
-        #: index of the state of each column's sequence, and how far into that the column is
+        #: for each column, the number of its sequence's state, and its position in the sequence
         self.sequence = self.ids.clamp_min(0) if packed else torch.arange(batch)[:, None].expand(batch, length)
         starts = given.starts.long() if given.starts is not None else zero.expand(1)
         self.reach = self.column - (starts[self.sequence] if packed else 0)
         self.exists = self.ids >= 0
 
     def same(self, d: int) -> torch.Tensor:
-        """[B, L]: whether the column d back lies in the same sequence."""
+        """[B, L]: whether the column d columns back is in the same sequence."""
         before = torch.nn.functional.pad(self.ids, (d, 0), value=-1)[:, : self.ids.shape[1]]
         return (self.column >= d) & (before == self.ids) & self.exists
 
     def in_state(self, d: int, state: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
-        """(row, column of x, sequence, state) of what sees its own state d columns back."""
+        """(row, column of x, sequence, column of the state) of the columns that see their sequence's state d columns back."""
         if state is None:
             return ()
         row, column = ((self.reach < d).expand_as(self.ids) & self.exists).nonzero(as_tuple=True)

@@ -15,8 +15,11 @@ from tritonconv.causal import causal_conv1d, check, launch
 from tritonconv.prepared import key
 
 
-def explained(*args: Any, **kwargs: Any) -> tuple[model.ConvProblem, dict[str, Plan], dict[str, Prediction], str]:
-    """(problem, plans, predictions, words) of a call of `causal_conv1d`, forward and backward. Raises what the call would."""
+def explained(
+    number: int | None, *args: Any, **kwargs: Any
+) -> tuple[model.ConvProblem, dict[str, Plan], dict[str, Prediction], str]:
+    """(problem, plans, predictions, words) of a call of `causal_conv1d`, forward and backward, on device `number` of `host`,
+    None for where x is. Raises what the call would."""
     bound = inspect.signature(causal_conv1d).bind(*args, **kwargs)
     bound.apply_defaults()
     given = bound.arguments
@@ -27,7 +30,7 @@ def explained(*args: Any, **kwargs: Any) -> tuple[model.ConvProblem, dict[str, P
     check.causal("causal_conv1d", **given)
     batch, channels, length = x.shape
     problem = model.problem_of(batch, channels, length, weight.shape[1])
-    device = launch.device_model(host.index_of(x))
+    device = launch.device_model(host.index_of(x) if number is None else number)
     y = key(torch.empty_strided(x.shape, launch.strides_like(x.shape, x), device="meta"))
     activation = given["activation"] or ""
     call = launch.call_of(problem, x.dtype, key(x), launch.as_weight(weight), y, activation)

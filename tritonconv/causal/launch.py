@@ -1,6 +1,6 @@
 """From the tensors of a causal convolution to launches: tile, allocation, arguments, grid. Nothing is tuned or measured.
 
-x and y are [B, C, L] of any strides; where channels are neighbours in memory lanes are channels, else columns.
+x and y are [B, C, L] of any strides. Lanes are channels where the channels are contiguous, otherwise columns.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from costmodel.device import Device
 from costmodel.families.depthwise import REDUCE_BLOCK, REDUCE_PARTS, DepthwisePlan, is_planes, width_of
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import MAX_ALIGN, Call, Operand, itemsize
+from tritonconv.direct import lasting
 from tritonconv.families.depthwise import fits_int32
 from tritonconv.host import INTERPRETED, index_of
 from tritonconv.kernels.causal import Lengths, Sequences, causal_kernel
@@ -31,12 +32,19 @@ from tritonconv.layout import dense_strides, depthwise_operand
 from tritonconv.prepared import INT32_MAX, TensorKey, accumulator, key, packed_strides, wide
 from tritonconv.steps import Launch, Step
 
-#: Lanes of the kernels that go by sequence instead of by column.
+
+@functools.lru_cache(maxsize=4096)
+def step_of(kernel: Any, programs: int, **constants: Any) -> Step:
+    """A step, the same one for the same call, so that it knows the launches that were made."""
+    return Step(kernel, programs, constants)
+
+
+#: Lanes of the kernels that have a program per sequence and not per column.
 STATE_CHANNELS = 128
 
 
 class Given(NamedTuple):
-    """What a call has besides x, weight and bias."""
+    """The tensors of a call besides x, weight and bias."""
 
     state: torch.Tensor | None  # [sequences, C, K - 1]
     ids: torch.Tensor | None  # int32 [B, L], contiguous: the sequence of each column, negative for none
@@ -47,24 +55,30 @@ class Given(NamedTuple):
 
 
 def is_channels_last(x: torch.Tensor) -> bool:
-    """Whether [B, C, L] has neighbouring channels next to each other, and not neighbouring columns."""
+    """Whether the channels of [B, C, L] are contiguous and its columns are not."""
     return x.stride(1) == 1 and x.stride(2) != 1
 
 
 def strides_like(shape: Sequence[Any], like: torch.Tensor) -> tuple[int, ...]:
-    """Strides of a dense [outer, C, columns], its channels contiguous where those of `like` are."""
+    """The strides of a dense [outer, C, columns], whose channels are contiguous where those of `like` are."""
     return dense_strides(shape, (1, 2, 0) if is_channels_last(like) else (2, 1, 0))
 
 
 def allocate(shape: tuple[Any, ...], like: torch.Tensor) -> torch.Tensor:
-    """An uninitialised tensor of `shape` with those strides."""
+    """An uninitialised tensor of `shape` with the strides of `strides_like`."""
     return torch.empty_strided(shape, strides_like(shape, like), dtype=like.dtype, device=like.device)
 
 
 def packed_axes(tensor: torch.Tensor | None) -> tuple[int, int, int]:
     """The strides of three axes, packed; zeros without a tensor."""
-    outer, channel, column = (0, 0, 0) if tensor is None else tensor.stride()
+    if tensor is None:
+        none: tuple[int, int, int] = _NO_STRIDES
+        return none
+    outer, channel, column = tensor.stride()
     return pack(outer), pack(channel), pack(column)
+
+
+_NO_STRIDES = lasting((pack(0), pack(0), pack(0)))
 
 
 def as_weight(w: torch.Tensor) -> TensorKey:
@@ -73,7 +87,7 @@ def as_weight(w: torch.Tensor) -> TensorKey:
 
 
 def width_along(tensor: Operand, call: Call, columns: int) -> int:
-    """Columns of a tensor that one load brings where lanes are columns."""
+    """Columns of a tensor per load, where lanes are columns."""
     if not is_planes(call) or tensor.unit != 4:
         return 1
     width = math.gcd(tensor.outside, call.problem.input_size[0], columns, max(1, 16 // itemsize(call.dtype)))
@@ -81,7 +95,7 @@ def width_along(tensor: Operand, call: Call, columns: int) -> int:
 
 
 def call_of(problem: ConvProblem, dtype: torch.dtype, x: TensorKey, w: TensorKey, y: TensorKey, activation: str) -> Call:
-    """What the cost model wants to know of a call."""
+    """The call in the form of the cost model."""
     a, b, out = (depthwise_operand(*t) for t in (x, w, y))
     return Call(problem, Pass.FPROP, DTYPES[dtype], "ieee", a, b, out, "heavy" if activation else "")
 
@@ -94,13 +108,13 @@ def prepare(
     x: TensorKey,
     w: TensorKey,
     y: TensorKey,  # dx for the backward pass
-    dy: TensorKey | None,  # of the backward pass
+    dy: TensorKey | None,  # for the backward pass only
     bias_stride: int | None,
     activation: str,
-    features: tuple[bool, bool, bool],  # a state, ids, and those of packed sequences
-    forced: str = "",  # a plan
+    features: tuple[bool, bool, bool],  # whether there are a state, ids, and packed sequences
+    forced: str = "",  # a forced plan
 ) -> Launch:
-    """Tile, arguments and constants of the forward pass, or with `dy` of the backward pass."""
+    """Tile, arguments and constants of the forward pass, or of the backward pass where `dy` is given."""
     call = call_of(problem, dtype, x, w, y, activation)
     a, b, out = call.a, call.b, call.out
     kind = model.Kind(bool(activation), dy is not None, *features[:2])
@@ -168,10 +182,24 @@ def prepared_for(
     return prepare(problem, x.dtype, device, key(x), as_weight(w), y, dy, stride, activation, features)
 
 
+def prepared_backward(
+    dy: torch.Tensor, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, activation: str, given: Given, wants_x: bool
+) -> Launch:
+    """The launch of `backward`'s main kernel."""
+    dx = (tuple(x.shape), strides_like(x.shape, x)) if wants_x else key(x)
+    return prepared_for(x, w, b, dx, key(dy), activation, given)
+
+
 def sequences_of(given: Given, taps: int) -> Sequences:
+    if given.state is None and given.ids is None and given.starts is None:
+        one: Sequences = _ONE_SEQUENCE
+        return one
     state = given.state if taps > 1 else None
     count = 0 if given.starts is None else given.starts.shape[0] - 1
     return Sequences(state, given.ids, given.starts, packed_axes(state), pack(count))
+
+
+_ONE_SEQUENCE = lasting(Sequences(None, None, None, _NO_STRIDES, pack(0)))
 
 
 def forward(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, activation: str, given: Given) -> torch.Tensor:
@@ -179,19 +207,25 @@ def forward(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, activation
     y = allocate(tuple(x.shape), x)
     if y.numel() == 0:
         return y
-    main = prepared_for(x, w, b, key(y), None, activation, given).main
-    with on(x):
-        main.start(x, w, b, y, sequences_of(given, w.shape[1]), *main.arguments)
+    start(prepared_for(x, w, b, key(y), None, activation, given), x, w, b, y, given)
     return y
 
 
+def start(prepared: Launch, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, y: torch.Tensor, given: Given) -> None:
+    """The forward pass into y."""
+    main = prepared.main
+    with on(x):
+        main.start(x, w, b, y, sequences_of(given, w.shape[1]), *main.arguments)
+
+
 def final_state(x: torch.Tensor, taps: int, given: Given) -> torch.Tensor:
-    """[sequences, C, K - 1]: the last K - 1 columns of each sequence with its state before it."""
+    """[sequences, C, K - 1]: the last K - 1 columns of each sequence's state followed by the sequence."""
     count, channels = given.sequences(x), x.shape[1]
     final = allocate((count, channels, taps - 1), x)
     if final.numel() == 0:
         return final
-    step = Step(final_state_kernel, count * ceil_div(channels, STATE_CHANNELS), {"TAPS": taps, "CHANNELS": STATE_CHANNELS})
+    programs = count * ceil_div(channels, STATE_CHANNELS)
+    step = step_of(final_state_kernel, programs, TAPS=taps, CHANNELS=STATE_CHANNELS)
     with on(x):
         step.start(
             x,
@@ -217,75 +251,100 @@ def backward(
     wants: tuple[bool, bool, bool],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(dx [B, C, L], dw with db behind it [C, K + 1], dstate); `wants` says which, the others have no elements."""
-    (channels, taps), dfinal = w.shape, dfinal if w.shape[1] > 1 else None
     wants_x, wants_w, wants_state = wants
-    dx = allocate(tuple(x.shape), x) if wants_x else x.new_empty(0)
-    dwb = w.new_empty((channels, taps + 1)) if wants_w else w.new_empty(0)
+    dx = allocate(tuple(x.shape), x) if wants_x else None
+    dwb = w.new_empty((w.shape[0], w.shape[1] + 1)) if wants_w else None
     with on(x):
-        if x.numel() == 0:
+        if x.numel() and (wants_x or wants_w):
+            prepared = prepared_backward(dy, x, w, b, activation, given, wants_x)
+            start_backward(prepared, dy, x, w, b, dfinal, dx, dwb, given)
+        elif dwb is not None:
             dwb.zero_()
-        elif wants_x or wants_w:
-            prepared = prepared_for(x, w, b, key(dx) if wants_x else key(x), key(dy), activation, given)
-            partial = torch.empty(prepared.workspace, dtype=prepared.between, device=x.device) if wants_w else None
-            *strides, lengths = prepared.main.arguments
-            prepared.main.start(
-                dy,
-                x,
-                w,
-                b,
-                dfinal,
-                dx if wants_x else None,
-                partial,
-                sequences_of(given, taps),
-                *strides,
-                packed_axes(dfinal),
-                lengths,
-            )
-            if partial is not None:
-                sum_parts(partial, dwb)
-        if not wants_state or given.state is None:
-            return dx, dwb, x.new_empty(0)
-        dstate = allocate(tuple(given.state.shape), given.state)
-        if dstate.numel():
-            step = Step(
-                state_gradient_kernel,
-                given.sequences(x) * ceil_div(channels, STATE_CHANNELS),
-                token_constants(x, taps, activation),
-            )
-            step.start(
-                dy,
-                x,
-                w,
-                b,
-                given.state,
-                dfinal,
-                dstate,
-                given.starts,
-                packed_axes(dy),
-                packed_axes(x),
-                (pack(w.stride(0)), pack(0), pack(w.stride(1))),
-                packed_axes(given.state),
-                packed_axes(dfinal),
-                packed_axes(dstate),
-                (pack(channels), pack(x.shape[2]), pack(0 if b is None else b.stride(0))),
-            )
-    return dx, dwb, dstate
+        dstate = state_gradient(dy, x, w, b, dfinal, activation, given) if wants_state and given.state is not None else None
+    none = x.new_empty(0)
+    return none if dx is None else dx, w.new_empty(0) if dwb is None else dwb, none if dstate is None else dstate
 
 
-def token_constants(x: torch.Tensor, taps: int, activation: str) -> dict[str, Any]:
-    """The constants of the kernels that go by sequence."""
+def start_backward(
+    prepared: Launch,
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    w: torch.Tensor,
+    b: torch.Tensor | None,
+    dfinal: torch.Tensor | None,
+    dx: torch.Tensor | None,
+    dwb: torch.Tensor | None,
+    given: Given,
+) -> None:
+    """The backward pass into dx and dw with db behind it, where they are wanted."""
+    taps = w.shape[1]
+    dfinal = dfinal if taps > 1 else None
+    partial = None if dwb is None else torch.empty(prepared.workspace, dtype=prepared.between, device=x.device)
+    *strides, lengths = prepared.main.arguments
+    sequences = sequences_of(given, taps)
+    prepared.main.start(dy, x, w, b, dfinal, dx, partial, sequences, *strides, packed_axes(dfinal), lengths)
+    if partial is not None and dwb is not None:
+        sum_parts(partial, dwb)
+
+
+def state_gradient(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    w: torch.Tensor,
+    b: torch.Tensor | None,
+    dfinal: torch.Tensor | None,
+    activation: str,
+    given: Given,
+) -> torch.Tensor:
+    """dstate of a call that has a state."""
+    (channels, taps), state = w.shape, given.state
+    assert state is not None
+    dfinal = dfinal if taps > 1 else None
+    dstate = allocate(tuple(state.shape), state)
+    if dstate.numel():
+        programs = given.sequences(x) * ceil_div(channels, STATE_CHANNELS)
+        step = step_of(state_gradient_kernel, programs, **token_constants(x.dtype, taps, activation))
+        step.start(
+            dy,
+            x,
+            w,
+            b,
+            state,
+            dfinal,
+            dstate,
+            given.starts,
+            packed_axes(dy),
+            packed_axes(x),
+            (pack(w.stride(0)), pack(0), pack(w.stride(1))),
+            packed_axes(state),
+            packed_axes(dfinal),
+            packed_axes(dstate),
+            (pack(channels), pack(x.shape[2]), pack(0 if b is None else b.stride(0))),
+        )
+    return dstate
+
+
+def token_constants(dtype: torch.dtype, taps: int, activation: str) -> dict[str, Any]:
+    """The constants of the kernels that have a program per sequence."""
     return {
         "TAPS": taps,
         "ACTIVATION": activation,
-        "ACC": accumulator(DTYPES[x.dtype]),
-        "UPCAST": INTERPRETED and x.dtype == torch.bfloat16,
+        "ACC": accumulator(DTYPES[dtype]),
+        "UPCAST": INTERPRETED and dtype == torch.bfloat16,
         "CHANNELS": STATE_CHANNELS,
     }
 
 
 def sum_parts(partial: torch.Tensor, dwb: torch.Tensor) -> None:
     """dwb[c, s] = sum over parts of partial[part, s, c], in a fixed order."""
-    count, entries, channels = partial.shape
+    step = summing_step(partial.shape, dwb.dtype)
+    step.start(partial, dwb, *step.arguments)
+
+
+@functools.lru_cache(maxsize=1024)
+def summing_step(partial: Sequence[int], dtype: torch.dtype) -> Step:
+    """The kernel of `sum_parts`, for a shape of partial sums."""
+    count, entries, channels = partial
     described = ((channels, 1, entries), (entries, entries, 1))
     of = depthwise_operand(*described)
     elements = entries * channels
@@ -294,13 +353,30 @@ def sum_parts(partial: torch.Tensor, dwb: torch.Tensor) -> None:
         "PER_FILTER": 1,
         "DW_ALIGN": of.align,
         "DW_UNIT": of.unit,
-        "ACC": accumulator(DTYPES[dwb.dtype]),
-        "UPCAST": INTERPRETED and dwb.dtype == torch.bfloat16,
+        "ACC": accumulator(DTYPES[dtype]),
+        "UPCAST": INTERPRETED and dtype == torch.bfloat16,
         "BLOCK_PARTS": REDUCE_PARTS,
         "BLOCK": REDUCE_BLOCK,
     }
-    step = Step(strip_reduce_kernel, ceil_div(elements, REDUCE_BLOCK), constants)
-    step.start(partial, dwb, packed_strides(described, of), (pack(elements), pack(count), pack(channels)))
+    arguments = packed_strides(described, of), (pack(elements), pack(count), pack(channels))
+    return Step(strip_reduce_kernel, ceil_div(elements, REDUCE_BLOCK), constants, arguments)
+
+
+@functools.lru_cache(maxsize=4096)
+def update_step(
+    dtype: torch.dtype, x: TensorKey, state: TensorKey, w: TensorKey, y: TensorKey, bias_stride: int | None, activation: str
+) -> Step:
+    """The kernel of `update`; its tensors come before its arguments."""
+    (batch, channels, tokens), taps = x[0], w[0][1]
+    constants = token_constants(dtype, taps, activation) | {"STATE": state[0][2]}
+    arguments = (
+        tuple(map(pack, x[1])),
+        tuple(map(pack, state[1])),
+        (pack(w[1][0]), pack(0), pack(w[1][1])),
+        tuple(map(pack, y[1])),
+        tuple(map(pack, (channels, tokens, bias_stride or 0, state[0][0]))),
+    )
+    return Step(causal_update_kernel, batch * ceil_div(channels, STATE_CHANNELS), constants, arguments)
 
 
 def update(
@@ -314,24 +390,9 @@ def update(
 ) -> torch.Tensor:
     """y [B, C, T] of the next tokens x [B, C, T]; `state` [entries, C, >= K - 1] is changed in place."""
     y = allocate(tuple(x.shape), x)
-    if y.numel() == 0:
-        return y
-    channels = x.shape[1]
-    constants = token_constants(x, w.shape[1], activation) | {"STATE": state.shape[2]}
-    step = Step(causal_update_kernel, x.shape[0] * ceil_div(channels, STATE_CHANNELS), constants)
-    with on(x):
-        step.start(
-            x,
-            state,
-            w,
-            b,
-            y,
-            before,
-            entries,
-            packed_axes(x),
-            packed_axes(state),
-            (pack(w.stride(0)), pack(0), pack(w.stride(1))),
-            packed_axes(y),
-            (pack(channels), pack(x.shape[2]), pack(0 if b is None else b.stride(0)), pack(state.shape[0])),
-        )
+    if y.numel():
+        stride = None if b is None else b.stride(0)
+        step = update_step(x.dtype, key(x), key(state), key(w), key(y), stride, activation)
+        with on(x):
+            step.start(x, state, w, b, y, before, entries, *step.arguments)
     return y

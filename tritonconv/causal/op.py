@@ -1,8 +1,8 @@
 """The library ops of the causal convolution: schemas, fake tensors, autocast, FLOP formulas. Derivatives: `causal.autograd`.
 
-    causal(x [B, C, L], w [C, K], b, state, ids, starts, activation, final) -> (y, final states, or nothing)
-    causal_backward(dy, x, w, ..., dfinal, activation, wants) -> (dx, dw with db behind it [C, K + 1], dstate)
-    causal_update(x [B, C, T], state, w, b, before, entries, activation) -> y, and the state changed
+    causal(x [B, C, L], w [C, K], b, state, ids, starts, activation, final) -> (y, final states or no elements)
+    causal_backward(dy, x, w, ..., dfinal, activation, wants) -> (dx, dw followed by db [C, K + 1], dstate)
+    causal_update(x [B, C, T], state, w, b, before, entries, activation) -> y; it changes the state
 
 `activation` is "" or "silu". CUDA tensors run Triton kernels. CPU tensors run them where Triton's interpreter is on, else
 torch.
@@ -41,7 +41,7 @@ _OPS = torch.ops.tritonconv
 
 
 def _by(where: Any) -> tuple[Callable[..., Pair], Callable[..., Three], Callable[..., torch.Tensor]]:
-    """The three ops by a module that computes them: `launch` or `cpu`."""
+    """The three ops, computed by a module: `launch` or `cpu`."""
 
     def causal(
         x: torch.Tensor,
@@ -93,7 +93,7 @@ def _by(where: Any) -> tuple[Callable[..., Pair], Callable[..., Three], Callable
         operands.update(x, state, w, b, before, entries, activation)
         memory.may_be_written("causal_conv1d_update", "conv_state", state, x=x, weight=w, bias=b)
         if x.is_cpu:
-            operands.places(state, before, entries)
+            operands.places("causal_conv1d_update", state, before, entries)
         y: torch.Tensor = where.update(x, state, w, b, activation, before, entries)
         return y
 
@@ -156,7 +156,7 @@ def _forward_flops(x: Sequence[int], w: Sequence[int], *_: Any, out_shape: Any =
 
 
 def _backward_flops(dy: Sequence[int], x: Sequence[int], w: Sequence[int], *rest: Any, out_shape: Any = None, **__: Any) -> int:
-    wants = (*rest[6:8], *(True, True)[len(rest[6:8]) :])  # of x and w
+    wants = (*rest[6:8], *(True, True)[len(rest[6:8]) :])  # whether the gradients of x and w are wanted
     return flops(x[0], x[1], x[2], w[1]) * sum(wants)
 
 
@@ -179,7 +179,7 @@ def _update(x: Any, state: Any, w: Any, b: Any = None, *rest: Any) -> Any:
 
 
 def _written(x: Any, state: Any, *rest: Any) -> Any:
-    """The state's version counts on, so that a backward pass that saved it before raises, as for torch's own in-place ops."""
+    """Increments the state's version, so that a backward pass that saved it before raises, as for torch's own in-place ops."""
     if not state.is_inference():
         torch.autograd.graph.increment_version(state)
     with private.below_in_place():
@@ -187,7 +187,7 @@ def _written(x: Any, state: Any, *rest: Any) -> Any:
 
 
 def _negated(*args: Any) -> Any:
-    """Views that are their memory's negative, as the imaginary part of a conjugate, written out, and the state written back."""
+    """Materialises negated views (such as the imaginary part of a conjugate), and writes the state back."""
     x, state, *rest = (t.resolve_neg() if isinstance(t, torch.Tensor) else t for t in args)
     y = _OPS.causal_update(x, state, *rest)
     if args[1].is_neg():
@@ -199,7 +199,7 @@ _AUTOCAST = private.autocast_keys("cuda", "cpu")
 
 
 def _update_autocast(x: torch.Tensor, state: torch.Tensor, w: torch.Tensor, *rest: Any) -> torch.Tensor:
-    """The state is changed in place, so it is the state whose dtype counts."""
+    """Autocast to the state's dtype, because the state is changed in place."""
     b = (rest[0].to(state.dtype), *rest[1:]) if rest and rest[0] is not None else rest
     with private.without(_AUTOCAST):
         y: torch.Tensor = _OPS.causal_update(x.to(state.dtype), state, w.to(state.dtype), *b)

@@ -1,6 +1,6 @@
-"""What the ops of the causal convolution ask of their arguments: shapes of real and fake tensors, values of those on the CPU.
+"""What the ops of the causal convolution require of their arguments: shapes of real and fake tensors, and values on the CPU.
 
-A GPU's numbers are not read back: its kernels mask what lies outside (`kernels.causal_state`).
+Values on a GPU are not read back; the kernels mask what lies outside (`kernels.causal_state`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from costmodel.causal import MAX_TAPS
+from tritonconv import private
 from tritonconv.operands import Maybe, alike, axes, numbers, shaped, word
 
 SILU = ("silu",)
@@ -40,7 +41,7 @@ def call(
     dy: Maybe = None,
     dfinal: Maybe = None,
 ) -> None:
-    """Of `causal`, and with dy and dfinal of `causal_backward`."""
+    """Checks the arguments of `causal`, or with dy and dfinal those of `causal_backward`."""
     alike(op, x, w, b, state, dy, dfinal)
     _filter(op, x, w, b, activation)
     sequences = x.shape[0]
@@ -61,7 +62,7 @@ def call(
 def update(
     x: torch.Tensor, state: torch.Tensor, w: torch.Tensor, b: Maybe, before: Maybe, entries: Maybe, activation: str
 ) -> None:
-    """Of `causal_update`."""
+    """Checks the arguments of `causal_update`."""
     op = "causal_update"
     alike(op, x, state, w, b)
     _filter(op, x, w, b, activation)
@@ -78,7 +79,8 @@ def update(
 
 
 def values(x: torch.Tensor, ids: Maybe, starts: Maybe) -> None:
-    """ValueError unless starts rise from 0 to at most the columns of x, IndexError for ids beyond them: on the CPU."""
+    """On the CPU, raises ValueError unless starts rise from 0 to at most the columns of x, and IndexError for ids beyond
+    them."""
     if starts is None:
         return
     bounds, length = starts.tolist(), x.shape[2]
@@ -98,9 +100,16 @@ def values(x: torch.Tensor, ids: Maybe, starts: Maybe) -> None:
         raise IndexError(f"tritonconv: ids must lie below {len(bounds) - 1}, the sequences of starts, got {int(ids.max())}")
 
 
-def places(state: torch.Tensor, before: Maybe, entries: Maybe) -> None:
-    """IndexError for entries beyond the states, ValueError for one that is named twice or a negative count: on the CPU."""
-    function, rows = "causal_conv1d_update", state.shape[0]
+def here(function: str, state: torch.Tensor, before: Maybe, entries: Maybe) -> None:
+    """`places`, where the tensors are the CPU's and have values."""
+    if state.is_cpu and not isinstance(state, private.FakeTensor):
+        places(function, state, before, entries)
+
+
+def places(function: str, state: torch.Tensor, before: Maybe, entries: Maybe) -> None:
+    """On the CPU, raises IndexError for entries beyond the states, and ValueError for an entry named twice or a negative
+    count."""
+    rows = state.shape[0]
     if before is not None and before.numel() and int(before.min()) < 0:
         at = int(before.argmin())
         raise ValueError(f"{function}(): cache_seqlens must be at least 0, got cache_seqlens[{at}] = {int(before[at])}")

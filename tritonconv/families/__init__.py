@@ -1,6 +1,6 @@
-"""The kernel families of a pass, by name, as `tritonconv` launches and explains them.
+"""The kernel families of a pass, by name: how `tritonconv` launches and explains them.
 
-`costmodel.families` has the other half: what a family serves and costs.
+`costmodel.families` has the other half: which calls a family serves, and what they cost.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tritonconv.families.protocol import Launcher
 
-#: The modules that launch families, each with them as `LAUNCHERS`.
+#: The modules that launch families, each with a tuple `LAUNCHERS`.
 MODULES = ("gemm", "tma", "depthwise", "band")
 
 
 @cache
 def launchers() -> dict[str, Launcher]:
-    """What launches each family, by its name. A test may put one more into it."""
+    """The launcher of each family, by name. A test may add one to the dictionary."""
     found = [launcher for module in MODULES for launcher in import_module(f"{__name__}.{module}").LAUNCHERS]
     return {launcher.name: launcher for launcher in found}

@@ -1,7 +1,8 @@
-"""Launches of the band kernels: scalars, constexprs and grids, and the launches themselves, two to a pass."""
+"""Launches of the band kernels, two per pass: scalars, constexprs and grids, and copies to whole vectors."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,18 +18,18 @@ from tritonconv.kernels.band import Band, band_kernel, table_kernel
 from tritonconv.kernels.band_wgrad import diagonal_kernel, diagonal_reduce_kernel
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.kernels.index import pack
-from tritonconv.layout import depthwise_operand, vectored_copy, vectored_strides
+from tritonconv.layout import dense_strides, depthwise_operand
 from tritonconv.prepared import INT32_MAX, FusedKey, TensorKey, follow, packed_strides
 from tritonconv.steps import Copies, Launch, Step
 
 
-def fits_int32(of: band.Shape, *images: TensorKey) -> bool:
-    """Whether 32-bit offsets reach every pixel of a channel in all images, masked ones beyond them included, and 32 bits hold
-    the step to the next channel."""
-    beyond = 2 * (max(of.kernel) + max(map(abs, of.low)) + 256)
-    for shape, (outer, channel, *steps) in images:
-        spatial = sum((n + beyond) * step for n, step in zip(shape[2:], steps, strict=True))
-        if max((shape[0] + 1) * outer + spatial, channel) > INT32_MAX:
+def fits_int32(shape: band.Shape, *images: TensorKey) -> bool:
+    """Whether 32-bit offsets reach every pixel of a channel in all images, including masked pixels beyond, and whether 32 bits
+    hold the step to the next channel."""
+    beyond = 2 * (max(shape.kernel) + max(map(abs, shape.low)) + 256)
+    for extents, (outer, channel, *steps) in images:
+        spatial = sum((n + beyond) * step for n, step in zip(extents[2:], steps, strict=True))
+        if max((extents[0] + 1) * outer + spatial, channel) > INT32_MAX:
             return False
     return True
 
@@ -43,9 +44,10 @@ def launch(
     fused: FusedKey | None,
     upcast: bool,
 ) -> Launch:
-    """Scalars, constexprs and grids: of the product, and of the kernel before it or, for wgrad, after it."""
+    """The launch: scalars, constexprs and grids of the product and of the second kernel, which runs before it or, for wgrad,
+    after it."""
     which, problem = plan.which, call.problem
-    of, tile, counted = band.shape_of(problem, which), band.band_of(plan), band.planned(problem, plan)
+    shape, tile, counted = band.shape_of(problem, which), band.band_of(plan), band.planned(problem, plan)
     if counted.programs > INT32_MAX:
         raise RuntimeError(
             f"{which} of {problem} needs {counted.programs} programs, more than a CUDA grid of {INT32_MAX} holds"
@@ -61,34 +63,34 @@ def launch(
         *map(
             pack,
             (
-                of.images,
-                of.inputs[0],
-                of.inputs[1] // band.VECTOR,
-                of.outputs[0],
-                of.outputs[1] // band.VECTOR,
-                of.low[0],
-                of.lead // band.VECTOR,
+                shape.images,
+                shape.inputs[0],
+                shape.inputs[1] // band.VECTOR,
+                shape.outputs[0],
+                shape.outputs[1] // band.VECTOR,
+                shape.low[0],
+                shape.lead // band.VECTOR,
                 counted.tiles,
                 bias_stride or 0,
             ),
         )
     )
     shared: dict[str, Any] = {
-        "KERNEL": of.kernel,
+        "KERNEL": shape.kernel,
         "BOX": tile.box,
         "ROWS": tile.rows,
-        "GAP": of.gap,
+        "GAP": shape.gap,
         "UPCAST": upcast,
     }
     constants = shared | {
-        "INDEX": tl.int32 if fits_int32(of, x_key, y_key, *over) else tl.int64,
+        "INDEX": tl.int32 if fits_int32(shape, x_key, y_key, *over) else tl.int64,
         "BLOCK_M": plan.block_m,
         "BLOCK_N": plan.block_n,
         "BLOCK_K": plan.block_k,
         "num_warps": plan.num_warps,
         "num_stages": plan.num_stages,
     }
-    workspace = band.workspace(of, which, tile, plan.split)
+    workspace = band.workspace(shape, which, tile, plan.split)
     vectors = Operand(4, band.VECTOR, band.VECTOR)
     x_strides, y_strides = packed_strides(x_key, vectors), packed_strides(y_key, vectors)
     w_strides = packed_strides(w_key, replace(w, align=w.outside))
@@ -101,14 +103,14 @@ def launch(
             "BLOCK": band.REDUCE_BLOCK,
         }
         programs = ceil_div(product(problem.weight_shape), band.REDUCE_BLOCK)
-        after = Step(diagonal_reduce_kernel, programs, reduce, (w_strides, extents, pack(of.channels)), ("workspace", "out"))
+        after = Step(diagonal_reduce_kernel, programs, reduce, (w_strides, extents, pack(shape.channels)), ("workspace", "out"))
         constants["SPLIT"] = plan.split
         main = Step(diagonal_kernel, counted.programs, constants, (x_strides, y_strides, extents), ("a", "b", "workspace"))
         return Launch(plan, main, after=(after,), workspace=workspace, between=torch.float32)
     chunks = ceil_div(product(workspace[1:]), band.TABLE_BLOCK)
-    weights = {"KERNEL": of.kernel, "FLIP": which == Pass.DGRAD, "W_ALIGN": w.outside, "W_UNIT": w.unit}
+    weights = {"KERNEL": shape.kernel, "FLIP": which == Pass.DGRAD, "W_ALIGN": w.outside, "W_UNIT": w.unit}
     weights |= {"CHUNKS": chunks, "BLOCK": band.TABLE_BLOCK}
-    before = Step(table_kernel, of.channels * chunks, weights, (w_strides,), ("b", "workspace"))
+    before = Step(table_kernel, shape.channels * chunks, weights, (w_strides,), ("b", "workspace"))
     follows, fused_constants = follow(fused, depthwise_operand)
     constants |= {"HAS_BIAS": bias_stride is not None, "FUSED": fused is not None, **fused_constants}
     tensors = ("a", "workspace", "bias", "out")
@@ -116,10 +118,24 @@ def launch(
     return Launch(plan, main, (before,), workspace=workspace, between=getattr(torch, call.dtype), fused=follows)
 
 
+def vectored_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides of a contiguous tensor whose rows are whole vectors of pixels, longer than its last axis if need be."""
+    return dense_strides((*shape[:-1], band.rounded_up(shape[-1])), range(len(shape) - 1, -1, -1))
+
+
+def vectored_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy with `vectored_strides`; zeros follow each row."""
+    *outer, width = tensor.shape
+    rows = tensor.new_empty((*outer, band.rounded_up(width)))
+    rows[..., width:].zero_()
+    rows[..., :width] = tensor
+    return rows[..., :width]
+
+
 @dataclass(frozen=True)
 class Vectored(Copies):
-    """Operands copied to contiguous rows of whole vectors, and where `elsewhere` the result made in such rows, with what lies
-    beside it."""
+    """Operands are copied to contiguous rows of whole vectors. With `elsewhere` the result, and the tensors of its epilogue,
+    are made in such rows too."""
 
     pack: tuple[str, ...]
     elsewhere: bool = False

@@ -16,11 +16,11 @@ from costmodel.families.depthwise import (
     DepthwisePlan,
     axis_of,
     is_planes,
-    layer_of,
     load_width,
     loads_together,
     planned,
     row_runs,
+    shape_of,
     store_width,
 )
 from costmodel.problem import ConvProblem, Pass, ceil_div, product
@@ -37,30 +37,30 @@ from tritonconv.steps import Copies, Launch, Step
 
 
 def fits_int32(problem: ConvProblem, plan: DepthwisePlan, *, images: Iterable[TensorKey], weights: TensorKey | None) -> bool:
-    """Whether 32-bit offsets reach every element of one image of each of `images` [N, C, *spatial], masked columns and rows
-    beyond it included, and of all of `weights` (for wgrad: a part of its workspace; None where a kernel reads them in 64 bits).
-    """
+    """Whether 32-bit offsets reach every element of one image of each of `images` [N, C, *spatial], including masked columns
+    and rows beyond it, and every element of `weights` (for wgrad: of one part of its workspace). `weights` is None where a
+    kernel reads them with 64-bit offsets."""
     beyond = 2 * (max((*problem.effective_kernel, *problem.stride)) + plan.block_m * plan.block_k * plan.rows)
     beyond += max(abs(p) for pair in problem.padding for p in pair)
     per_group = problem.channels_per_group, problem.filters_per_group
-    # lanes without a channel have filters, or pairs of a filter and a channel, beyond the last
+    # lanes without a channel address filters, or pairs of a filter and a channel, beyond the last
     if weights is not None:
         (filters, *inner), (outer, *steps) = weights
         reach = sum((n - 1) * stride for n, stride in zip(inner, steps, strict=True))
         if reach + (filters + plan.block_n * max(per_group)) * outer > INT32_MAX:
             return False
     for shape, strides in images:
-        # an axis of one element has no stride (`packed_strides`); it and an expanded one have coordinates all the same
+        # an axis of one element has no stride (`packed_strides`), but it has coordinates, as an expanded one has
         _, channel, *steps = (0 if n == 1 else stride for n, stride in zip(shape, strides, strict=True))
         spatial = sum((n + beyond) * max(step, 1) for n, step in zip(shape[2:], steps, strict=True))
-        # a lane without a channel may lie a group's channels further
+        # a lane without a channel may address up to one group's channels further
         if spatial + (shape[1] + plan.block_n * max(per_group)) * channel > INT32_MAX:
             return False
     return True
 
 
 def of_all_groups(operand: Operand) -> Operand:
-    """What is known of all groups at once, which these kernels read as one."""
+    """The operand over all groups together, because these kernels read all groups as one."""
     return replace(operand, align=operand.outside)
 
 
@@ -74,10 +74,10 @@ def launch(
     fused: FusedKey | None,
     upcast: bool,
 ) -> Launch:
-    """Scalars, constexprs and grid of a launch. `call` describes the operands as they now lie."""
+    """The launch: scalars, constexprs and grid. `call` describes the operands after all copies."""
     call = replace(call, a=of_all_groups(call.a), b=of_all_groups(call.b), out=of_all_groups(call.out))
     which, problem = plan.which, call.problem
-    full, shape, counted = problem.with_unit_axes(), layer_of(problem, which), planned(problem, plan)
+    full, shape, counted = problem.with_unit_axes(), shape_of(problem, which), planned(problem, plan)
     dgrad, wgrad = which == Pass.DGRAD, which == Pass.WGRAD
     images: tuple[TensorKey, ...] = (a, b) if wgrad else (a, out)
     part = (shape.channels, problem.taps), (1, shape.channels)
@@ -197,7 +197,7 @@ def launch(
 
 @dataclass(frozen=True)
 class Copied(Copies):
-    """Weights with neighbouring filters next to each other."""
+    """The weights are copied so that neighbouring filters are next to each other."""
 
     def operands(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return a, filters_last_copy(b)
@@ -217,7 +217,7 @@ class Depthwise(Launcher):
         return Laid(plan, call.problem, a, (b[0], filters_last_strides(b[0])), out, plan.pack, Copied())
 
     def words(self, call: Call, plan: DepthwisePlan) -> list[str]:
-        of, counted = layer_of(call.problem, plan.which), planned(call.problem, plan)
+        shape, counted = shape_of(call.problem, plan.which), planned(call.problem, plan)
         pairs = plan.which == Pass.WGRAD and call.problem.channels_per_group > 1
         unit = "pairs of a filter and a channel" if pairs else "channels"
         tile = f"{plan.block_n} {unit} x {plan.block_k} tiles of {plan.block_m} columns"
@@ -232,9 +232,9 @@ class Depthwise(Launcher):
         else:
             lines.append(f"  {plan.taps[0]} x {plan.taps[1]} taps at a time")
         name = named(("b" if plan.which == Pass.WGRAD else "a",), plan.which)
-        if of.summed > 1:
+        if shape.summed > 1:
             together = ", in one load" if loads_together(call, plan.taps) else ""
-            lines.append(f"  each channel sums the {of.summed} of its group in {name}{together}")
+            lines.append(f"  each channel sums the {shape.summed} of its group in {name}{together}")
         width = load_width(call, plan)
         lines.append(f"  {name} is read along its {'rows' if is_planes(call) else 'channels'}, {width} columns a load")
         if plan.pack:

@@ -35,21 +35,22 @@ from tritonconv.prepared import (
 )
 from tritonconv.steps import Launch, Step
 
-#: Which of the three tensors a, b and the result of a pass holds weights.
+#: Which of the three tensors of a pass (a, b, the result) holds the weights.
 WEIGHT = {Pass.FPROP: 1, Pass.DGRAD: 1, Pass.WGRAD: 2}
-#: Bytes of one share that a program of a reduction's second stage reads, 16 a thread, so that the lanes of a warp leave no gap;
-#: and the most channels of them: where pixels lie side by side in the result, no more than whole sectors of 32 bytes ask for.
+#: Bytes of one share that a program of a reduction's second stage reads: 16 per thread, so that the lanes of a warp leave no
+#: gap. And most channels of them; where neighbouring pixels are contiguous in the result, only as many as whole 32-byte sectors
+#: need.
 REDUCE_BYTES, REDUCE_CHANNELS = 2048, 128
 REDUCE_PLANES = {False: 32, True: 8}  # whether channels are a multiple of 8, and pixels more than a filter's few taps
-#: A tile as large as any of the menu along every axis.
+#: A tile that is at least as large as any of the menu along every axis.
 LARGEST = Tile(*map(max, zip(*itertools.chain(*MENU.values()), strict=True)))
 
 
 def fits_int32(problem: ConvProblem, plan: MatrixPlan, *tensors: TensorKey) -> bool:
-    """Whether 32-bit offsets reach everything a program touches from its 64-bit base pointer.
+    """Whether 32-bit offsets reach everything that a program touches from its 64-bit base pointer.
 
-    `tensors` are a, b, the result, and what is laid over it. A program walks over all filters of a group, and a few images.
-    """
+    `tensors` are a, b, the result, and the tensors of the epilogue. A program walks over all filters of a group and a few
+    images."""
     which, full = plan.which, problem.with_unit_axes()
     pixels = (
         product(full.output_size)
@@ -86,22 +87,23 @@ def launch(
     fused: FusedKey | None,
     upcast: bool,
 ) -> Launch:
-    """Scalars, constexprs and grids of a launch whose operands already lie as the plan wants them.
+    """Scalars, constexprs and grids of a launch, for operands in the layout that the plan needs.
 
-    Where programs share a reduction, their sums go to a channels-last workspace, and a second kernel does what follows them.
+    Where programs share a reduction, their sums go to a channels-last workspace, and a second kernel adds them and runs the
+    epilogue.
     """
     if plan.split == 1:
         follows, constants = follow(fused, lambda shape, strides: operand(shape, strides, call.problem.groups, 1))
         return Launch(plan, sums(plan, call, a, b, out, bias_stride, fused, constants, upcast), fused=follows)
     main = sums(plan, call, a, b, out, None, None, {}, upcast)
     steps = call.problem.with_unit_axes().stride if plan.which == Pass.DGRAD else (1, 1, 1)
-    follows, reduce = reduction(plan, out, max(4, itemsize(call.dtype)), steps, bias_stride, fused, upcast)
+    follows, reduce = reduction(plan.which, plan.split, out, max(4, itemsize(call.dtype)), steps, bias_stride, fused, upcast)
     workspace = (plan.split, *phased(out[0], steps))
     return Launch(plan, main, after=(reduce,), workspace=workspace, between=wide(getattr(torch, call.dtype)), fused=follows)
 
 
 def phased(shape: tuple[int, ...], steps: tuple[int, ...]) -> tuple[int, ...]:
-    """(phases, pixels of a phase, channels) of a result: phases are its pixels' residues modulo `steps`."""
+    """(phases, pixels per phase, channels) of a result. The phases are its pixels' residues modulo `steps`."""
     spatial = (*(1,) * (5 - len(shape)), *shape[2:])
     return product(steps), shape[0] * product(ceil_div(n, s) for n, s in zip(spatial, steps, strict=True)), shape[1]
 
@@ -117,7 +119,7 @@ def sums(
     fused_constants: dict[str, Any],
     upcast: bool,
 ) -> Step:
-    """The implicit GEMM."""
+    """The kernel of the implicit GEMM."""
     which, problem = plan.which, call.problem
     in_a, in_b, in_out = call.a, call.b, call.out
     full = problem.with_unit_axes()
@@ -233,7 +235,8 @@ def sums(
 
 
 def reduction(
-    plan: MatrixPlan,
+    which: Pass,
+    split: int,
     out: TensorKey,
     size: int,
     steps: tuple[int, ...],
@@ -241,16 +244,16 @@ def reduction(
     fused: FusedKey | None,
     upcast: bool,
 ) -> tuple[tuple[Any, ...], Step]:
-    """(the last fields of `Fused`, a kernel): it adds up `plan.split` partial sums of `out`, `size` bytes each, whose pixels
+    """(the last fields of `Fused`, a kernel): it adds up `split` partial sums of `out`, `size` bytes each, whose pixels
     lie by their residues modulo `steps`, and does what follows them."""
     (images, channels, *spatial), described = out[0], operand(*out, 1, 1)
     phases, pixels, _ = phased(out[0], steps)
     align = math.gcd(channels, MAX_ALIGN)
-    most = REDUCE_CHANNELS if described.unit == 1 else REDUCE_PLANES[align % 8 == 0 and plan.which != Pass.WGRAD]
+    most = REDUCE_CHANNELS if described.unit == 1 else REDUCE_PLANES[align % 8 == 0 and which != Pass.WGRAD]
     block_n = min(most, 1 << (channels - 1).bit_length())
     block_m = REDUCE_BYTES // size // block_n
     fused_arguments, constants = follow(fused, lambda shape, strides: operand(shape, strides, 1, 1))
-    sizes = (images, channels // align, *(1,) * (3 - len(spatial)), *spatial, bias_stride or 0, plan.split)
+    sizes = (images, channels // align, *(1,) * (3 - len(spatial)), *spatial, bias_stride or 0, split)
     constants |= {
         "OUT_ALIGN": described.align,
         "OUT_UNIT": described.unit,
@@ -268,7 +271,7 @@ def reduction(
 
 
 class Gemm(Launcher):
-    """Either family."""
+    """The launcher of both families."""
 
     def __init__(self, name: str, title: str, patches: bool) -> None:
         self.name, self.title, self.patches = name, title, patches

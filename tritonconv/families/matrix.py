@@ -1,4 +1,4 @@
-"""What the families of matrix products share: how a call is recast for them, copied and back, and the words for it."""
+"""What the families of matrix products share: how a call is recast and copied for them, and the words for their plans."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def recasts_weights(plan: MatrixPlan) -> bool:
 
 @dataclass(frozen=True)
 class Recast(Copies):
-    """Weights laid together or folded, columns written out, operands copied to channels-last."""
+    """Weights are laid together or folded, columns written out, and operands copied to channels-last."""
 
     plan: MatrixPlan
     problem: ConvProblem
@@ -77,11 +77,12 @@ def recast(plan: MatrixPlan, call: Call, a: TensorKey, b: TensorKey, out: Tensor
     copied = (*plan.pack, "b") if weights and not wgrad else plan.pack
     plain = replace(plan, merge=1)
     plain = replace(plain, fold=False) if plan.fold else plain
-    return Laid(plain, problem, a, b, out, copied, Recast(plan, call.problem))
+    copies = Recast(plan, call.problem) if weights or plan.pack else Copies()
+    return Laid(plain, problem, a, b, out, copied, copies)
 
 
 def phases(call: Call) -> str:
-    """dgrad's stride phases, in words."""
+    """Words on dgrad's stride phases."""
     if call.which != Pass.DGRAD:
         return ""
     found = call.problem.phases()
@@ -91,7 +92,7 @@ def phases(call: Call) -> str:
 
 
 def described(call: Call, plan: MatrixPlan, loads: str) -> list[str]:
-    """A plan in words; `loads` is the line that says how operands are read."""
+    """A plan in words. `loads` is the line that says how operands are read."""
     problem = call.problem
     m, n, repeats = grid(problem, plan)
     lines = [

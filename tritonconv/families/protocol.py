@@ -1,4 +1,4 @@
-"""What a kernel family is to `tritonconv`: how its plans are launched, and the words of `explain` for them."""
+"""What `tritonconv` asks of a kernel family: how its plans are launched, and the words of `explain` for them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tritonconv.steps import Copies, Launch
 
 
 class Laid(NamedTuple):
-    """A call as the kernels of a plan see it: the plan, the problem, how a, b and the result lie, which of a and b are copies,
-    and what makes these."""
+    """A call as the kernels of a plan see it: the plan, the problem, shape and strides of a, b and the result, which of a and b
+    are copies, and what makes the copies."""
 
     plan: Any
     problem: ConvProblem
@@ -26,7 +26,7 @@ class Laid(NamedTuple):
 
 
 class Launcher(ABC):
-    """A kernel family: the half that launches. `title` says in a few words what its kernels do."""
+    """The half of a kernel family that launches its plans. `title` says in a few words what its kernels do."""
 
     name: str
     title: str
@@ -43,19 +43,19 @@ class Launcher(ABC):
         fused: FusedKey | None,
         upcast: bool,
     ) -> Launch:
-        """The kernels of a plan, for operands that lie as it wants them and that `call` describes. `upcast`: the interpreter
+        """The launch of a plan, for operands in the layout that it needs, which `call` describes. `upcast`: the interpreter
         multiplies bfloat16 in float32."""
 
     @abstractmethod
     def words(self, call: Call, plan: Any) -> list[str]:
-        """A plan's tile, programs and copies, a line each."""
+        """Words on a plan's tile, programs and copies, one line each."""
 
     def laid(self, plan: Any, call: Call, a: TensorKey, b: TensorKey, out: TensorKey) -> Laid:
         """The call as the plan's kernels see it."""
         return Laid(plan, call.problem, a, b, out)
 
     def launches(self, constants: Mapping[str, Any]) -> bool:
-        """Whether a launch of a kernel that several families have is of this one, by the constants of the kernel."""
+        """Whether a launch with these constants, of a kernel that several families have, belongs to this family."""
         return True
 
     def kernels_of(self, which: Pass) -> str:
@@ -63,11 +63,11 @@ class Launcher(ABC):
         return self.name
 
     def remark(self, call: Call, plan: Any) -> str:
-        """What is said behind `title` on its line."""
+        """Words that follow `title` on its line."""
         return ""
 
     def fused_in(self, plan: Any) -> str:
-        """The kernel that runs an epilogue, in words."""
+        """Words on which kernel runs an epilogue."""
         return "the same kernel"
 
 
@@ -76,5 +76,5 @@ OPERANDS = {Pass.FPROP: ("x", "w"), Pass.DGRAD: ("dy", "w"), Pass.WGRAD: ("dy", 
 
 
 def named(letters: tuple[str, ...], which: Pass) -> str:
-    """The operands of `plan.pack` by their names, as a sentence has them."""
+    """The names of the operands in `plan.pack`, joined as in a sentence."""
     return " and ".join(OPERANDS[which]["ab".index(letter)] for letter in letters)

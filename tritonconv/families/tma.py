@@ -1,6 +1,6 @@
 """Launches of the TMA kernels: descriptors, arguments, grid, words.
 
-A descriptor is made for each call, since it holds the tensor's address; what it says besides is prepared once.
+A descriptor is made for each call, because it holds the tensor's address. Everything else about it is prepared once.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from tritonconv.steps import Box, Launch, Step
 
 
 def described(tensor: TensorKey, size: int, block: list[int], stride: tuple[int, ...] = ()) -> Box:
-    """The descriptor of a tensor [outer, channel, *spatial] as [outer, *spatial, channel], to be read in steps of `stride`.
+    """The descriptor of a tensor [outer, channel, *spatial] as [outer, *spatial, channel], for reading in steps of `stride`.
 
-    An axis of stride s becomes two, [n / s, s]; the last one's second joins the channels. `block` is the box's, of these axes.
-    Axes of size 1 may have any stride in torch: here they get one that steps over what lies within.
+    An axis of stride s becomes two axes, [n / s, s]; the second part of the last axis joins the channels. `block` is the box
+    along these axes. Axes of size 1 may have any stride in torch; here they get one that steps over what lies within.
     """
     shape, strides = tensor
     step = stride or (1,) * (len(shape) - 2)
@@ -58,8 +58,8 @@ def described(tensor: TensorKey, size: int, block: list[int], stride: tuple[int,
     return sizes, steps, block
 
 
-def taken(box: tuple[int, int, int, int], stride: tuple[int, ...], channels: int) -> list[int]:
-    """The extents of a box of pixels and channels along the axes of `described`."""
+def extents_of(box: tuple[int, int, int, int], stride: tuple[int, ...], channels: int) -> list[int]:
+    """The extents of a box of pixels and channels, along the axes of `described`."""
     extents = [box[0]]
     for axis, by in zip(box[4 - len(stride) : 3], stride[:-1], strict=True):
         extents += [axis, 1] if by > 1 else [axis]
@@ -69,8 +69,8 @@ def taken(box: tuple[int, int, int, int], stride: tuple[int, ...], channels: int
 def weights(tensor: TensorKey, size: int, block: list[int]) -> Box:
     """The descriptor of w [K, C / G, *kernel] as [K, (*kernel, C / G)].
 
-    Where channels leave a rest in a box of fprop, the box holds the next tap's weights there, for x to multiply by zeros. An
-    infinite one becomes a NaN then, in results of its own filter, which it makes infinite anyway.
+    Where the channel count is not a multiple of fprop's box, the box also holds weights of the next tap, which are multiplied
+    by zeros of x. An infinite one then gives NaN, but only in results of its own filter, which it makes infinite anyway.
     """
     (filters, *rest), strides = tensor
     row, unit = math.prod(rest), 16 // size
@@ -99,15 +99,15 @@ def launch(
     fused: FusedKey | None,
     upcast: bool,
 ) -> Launch:
-    """Descriptors, scalars, constexprs and grid of a launch whose operands already lie as the plan wants them.
+    """Descriptors, scalars, constexprs and grid of a launch, for operands in the layout that the plan needs.
 
-    wgrad's is the gather's, but that x comes as boxes.
+    wgrad's launch is the gather's, except that x is read as boxes.
     """
     which, problem, size = plan.which, call.problem, itemsize(call.dtype)
     if which == Pass.WGRAD:
         step = step_of(problem, plan)
         gathered = gemm.launch(replace(plan, step=step), call, a, b, out, bias_stride, fused, upcast)
-        x = described(b, size, taken(step, problem.stride, plan.block_n), problem.stride)
+        x = described(b, size, extents_of(step, problem.stride, plan.block_n), problem.stride)
         main = replace(gathered.main, constants=gathered.main.constants | {"BOXED": True}, boxes={"b": x})
         return replace(gathered, plan=plan, main=main)
     full, rank, dgrad = problem.with_unit_axes(), problem.rank, which == Pass.DGRAD
@@ -121,7 +121,7 @@ def launch(
     stride = (1,) * rank if dgrad else problem.stride
     store = stores_boxes(call)
     boxes = {
-        "a": described(a, size, taken(box, stride, plan.block_k), stride),
+        "a": described(a, size, extents_of(box, stride, plan.block_k), stride),
         "b": weights(b, size, [plan.block_k, plan.block_n] if dgrad else [plan.block_n, plan.block_k]),
     }
     if store:

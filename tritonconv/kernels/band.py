@@ -1,4 +1,4 @@
-"""Depthwise convolution in 2-D by tensor cores: a channel's filter as a banded matrix that meets windows of pixels."""
+"""2-D depthwise convolution on tensor cores: a channel's filter is a banded matrix that multiplies windows of pixels."""
 
 from typing import NamedTuple
 
@@ -10,17 +10,17 @@ from tritonconv.kernels.index import inside, load_inside, strides, unpack
 
 
 class Band(NamedTuple):
-    """Sizes of a launch, packed. "in" is the tensor whose windows are read, "out" the one that lies in blocks: y, or dx for
-    dgrad, dy for wgrad."""
+    """Sizes of a launch, packed. "in" is the tensor whose windows are read, "out" the one that is split into blocks: y,
+    or dx for dgrad, dy for wgrad."""
 
     images: int
     in_h: int
     in_w: int  # in vectors of 8
     out_h: int
     out_w: int  # likewise
-    low: int  # rows that a window starts above its block,
-    lead: int  # and columns before it, rounded up to a multiple of 8 and divided by it
-    tiles: int  # programs of a channel
+    low: int  # rows by which a window starts above its block
+    lead: int  # columns by which it starts before its block, rounded up to a multiple of 8 and divided by 8
+    tiles: int  # programs per channel
     b: int  # stride of the bias
 
 
@@ -39,11 +39,13 @@ def table_kernel(
     FLIP: tl.constexpr,  # dgrad: taps in reverse
     W_ALIGN: tl.constexpr,
     W_UNIT: tl.constexpr,
-    CHUNKS: tl.constexpr,  # programs of a channel
+    CHUNKS: tl.constexpr,  # programs per channel
     BLOCK: tl.constexpr,
 ):
-    """table[c, r, d, e] = w[c, 0, r, e + d - 8], 0 beyond the taps: a row of taps in eight positions, so that whichever column
-    of the band asks, its 8 neighbours are one aligned vector."""
+    """table[c, r, d, e] = w[c, 0, r, e + d - 8], 0 beyond the taps.
+
+    A row of taps is stored in eight positions, so that 8 neighbouring elements of any column of the band are one aligned
+    vector."""
     R: tl.constexpr = KERNEL[0]
     S: tl.constexpr = KERNEL[1]
     PITCH: tl.constexpr = pitch(S)
@@ -82,8 +84,8 @@ def band_kernel(
     sizes,  # Band
     KERNEL: tl.constexpr,  # (R, S)
     BOX: tl.constexpr,  # rows and columns of a block of outputs
-    ROWS: tl.constexpr,  # of a window, in a trip
-    GAP: tl.constexpr,  # by how many columns a window starts early
+    ROWS: tl.constexpr,  # rows of a window per trip
+    GAP: tl.constexpr,  # columns by which a window starts early
     HAS_BIAS: tl.constexpr,
     INDEX: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -154,7 +156,7 @@ def band_kernel(
     c = first_j
     for i in range(trips):
         c = tl.multiple_of(c, 8)
-        # two comparisons for each bound of columns, not one unsigned: so Triton sees that a vector is inside or not as one
+        # Two comparisons per bound, not one unsigned: Triton then sees that a vector lies inside or outside as a whole.
         x_mask = inside(h + t, in_h) & (j + c >= 0) & (j + c < in_w)
         mask = inside(tap_row + t, R) & (position + c >= 0) & (position + c < PITCH)
         x = load_inside(x_ptrs, t.to(INDEX) * x_h + c, x_mask, x_kept, i < trips, CLAMP)

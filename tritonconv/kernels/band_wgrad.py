@@ -1,5 +1,5 @@
-"""Weight gradient of a depthwise convolution in 2-D by tensor cores: products of blocks of dy and windows of x, summed along
-their diagonals."""
+"""Weight gradient of a 2-D depthwise convolution on tensor cores: products of blocks of dy and windows of x, summed along their
+diagonals."""
 
 import triton
 import triton.language as tl
@@ -33,8 +33,8 @@ def diagonal_kernel(
     sizes,  # kernels.band.Band
     KERNEL: tl.constexpr,  # (R, S)
     BOX: tl.constexpr,  # rows and columns of a block of dy
-    ROWS: tl.constexpr,  # of a window, in a tile
-    GAP: tl.constexpr,  # by how many columns a window starts early
+    ROWS: tl.constexpr,  # rows of a window per tile
+    GAP: tl.constexpr,  # columns by which a window starts early
     SPLIT: tl.constexpr,
     INDEX: tl.constexpr,
     UPCAST: tl.constexpr,

@@ -1,4 +1,4 @@
-"""Boxes of pixels that TMA copies: by coordinates, zeros outside of the tensor."""
+"""Boxes of pixels that TMA copies by coordinates, with zeros outside the tensor."""
 
 import triton
 import triton.language as tl
@@ -18,10 +18,11 @@ def floor_div(value, DIVISOR: tl.constexpr):
 
 @triton.jit
 def load_pixels(a, image, at, channel, fold, corner, STRIDE: tl.constexpr, RANK: tl.constexpr):
-    """The box of `a` whose first pixel lies at corner * STRIDE + at; everything outside of the tensor is zero.
+    """The box of `a` whose first pixel lies at corner * STRIDE + at; everything outside the tensor is zero.
 
-    A strided axis is two, [size / stride, stride]: the second one's index is the same for the whole box. That of the columns
-    is folded into the channels, `fold` elements from one to the next, since a descriptor has five axes at most.
+    The descriptor splits a strided axis in two, [size / stride, stride]; the index on the second one is the same for the whole
+    box. A descriptor has five axes at most, so the second axis of the columns is folded into the channels, with `fold` elements
+    per column.
     """
     i_w = floor_div(at[2], STRIDE[2])
     channel += (at[2] - i_w * STRIDE[2]) * fold

@@ -1,4 +1,4 @@
-"""The causal depthwise convolution of sequences. A lane is a channel, or a run of columns of one (`kernels.window`)."""
+"""Causal depthwise convolution of sequences. A lane is a channel, or a run of columns of one channel (`kernels.window`)."""
 
 from typing import Any, NamedTuple
 
@@ -11,9 +11,9 @@ from tritonconv.kernels.window import column_masks, lanes_of, place_of, read_row
 
 
 class Sequences(NamedTuple):
-    """What a call has besides x, w and b. Pointers are None where there is nothing."""
+    """The operands of a call besides x, w and b. Pointers are None where there is no such operand."""
 
-    state: Any  # [sequence, C, TAPS - 1], what came before each sequence
+    state: Any  # [sequence, C, TAPS - 1], the columns before each sequence
     ids: Any  # int32 [B, L], the sequence of each column, negative for none
     starts: Any  # int32 [sequences + 1], where each starts in a packed row; None where a row is a sequence
     state_strides: tuple[int, int, int]  # packed
@@ -26,12 +26,12 @@ class Lengths(NamedTuple):
     channels: int  # divided by their alignment
     length: int
     b: int  # stride of the bias
-    rows: int  # tiles of columns that a program walks
+    rows: int  # tiles of columns that a program computes
 
 
 @triton.constexpr_function
 def early_of(BEFORE, WIDTH):
-    """By how many loads of WIDTH columns a window starts early that begins BEFORE columns before its tile."""
+    """Loads of WIDTH columns by which a window starts early if it needs BEFORE columns before its tile."""
     return (BEFORE + WIDTH - 1) // WIDTH
 
 
@@ -79,7 +79,7 @@ def with_state(window, ptrs, step, column, lanes, COUNT: tl.constexpr, TAPS: tl.
 
 @triton.jit
 def seen(
-    window,  # COUNT + TAPS - 1 columns from TAPS - 1 before `column` on
+    window,  # COUNT + TAPS - 1 columns, the first one TAPS - 1 before `column`
     ids,  # their sequences
     sequences,  # Sequences
     state_ptrs,  # [LANES] at sequence 0, state 0
@@ -88,22 +88,22 @@ def seen(
     COUNT: tl.constexpr,
     TAPS: tl.constexpr,
     IDS: tl.constexpr,
-    PACKED: tl.constexpr,  # with a state
+    PACKED: tl.constexpr,  # rows hold several sequences, each with a state
     ACC: tl.constexpr,
 ):
     """Entry j * TAPS + d: what column j sees d columns back. Zero in another sequence; its own state where it has one."""
-    found = ()
+    columns_seen = ()
     for j in tl.static_range(COUNT):
         for d in tl.static_range(TAPS):
             value = window[j + TAPS - 1 - d]
             if IDS and d > 0:
                 value = tl.where(ids[j + TAPS - 1 - d] == ids[j + TAPS - 1], value, 0.0)
-            found = found + (value,)
+            columns_seen = columns_seen + (value,)
     if PACKED:
         changes = tl.max((ids[0] != ids[COUNT + TAPS - 2] + tl.zeros_like(lanes).to(tl.int32)).to(tl.int32), 0)
         if changes > 0:  # few tiles meet the start of a sequence
-            found = before_starts(found, ids, sequences, state_ptrs, column, lanes, COUNT, TAPS, ACC)
-    return found
+            columns_seen = before_starts(columns_seen, ids, sequences, state_ptrs, column, lanes, COUNT, TAPS, ACC)
+    return columns_seen
 
 
 @triton.jit
@@ -111,7 +111,7 @@ def before_starts(
     values, ids, sequences, state_ptrs, column, lanes, COUNT: tl.constexpr, TAPS: tl.constexpr, ACC: tl.constexpr
 ):
     """The values of `seen`, with a sequence's state where a column sees what lies before its start."""
-    found = ()
+    columns_seen = ()
     for j in tl.static_range(COUNT):
         own = ids[j + TAPS - 1]
         known = (own >= 0) & (own < unpack(sequences.count))
@@ -124,8 +124,8 @@ def before_starts(
                 mask = tl.where(known & (place >= 0) & (place < TAPS - 1), lanes, False)
                 at = state + place * unpack(sequences.state_strides[2]).to(tl.int64)
                 value += tl.load(state_ptrs + at, mask=mask, other=0.0).to(ACC)
-            found = found + (value,)
-    return found
+            columns_seen = columns_seen + (value,)
+    return columns_seen
 
 
 @triton.jit
@@ -173,7 +173,7 @@ def causal_kernel(
     ACTIVATION: tl.constexpr,
     HAS_STATE: tl.constexpr,
     IDS: tl.constexpr,
-    PACKED: tl.constexpr,  # and those are of sequences packed in one row
+    PACKED: tl.constexpr,  # the ids are of sequences packed in one row
     X_ALIGN: tl.constexpr,
     X_UNIT: tl.constexpr,
     W_ALIGN: tl.constexpr,
@@ -182,18 +182,19 @@ def causal_kernel(
     Y_UNIT: tl.constexpr,
     C_ALIGN: tl.constexpr,
     EVEN_C: tl.constexpr,  # every lane has a channel
-    X_WIDTH: tl.constexpr,  # columns a load brings
-    Y_WIDTH: tl.constexpr,  # columns a store takes: a power of two that divides COLUMNS and the length
+    X_WIDTH: tl.constexpr,  # columns per load
+    Y_WIDTH: tl.constexpr,  # columns per store, a power of two that divides COLUMNS and the length
     ACC: tl.constexpr,
     INDEX: tl.constexpr,
     UPCAST: tl.constexpr,
-    CHANNELS: tl.constexpr,  # channels of a program,
-    GROUPS: tl.constexpr,  # column tiles,
-    COLUMNS: tl.constexpr,  # and columns of a tile
+    CHANNELS: tl.constexpr,  # channels per program
+    GROUPS: tl.constexpr,  # column tiles per program
+    COLUMNS: tl.constexpr,  # columns per tile
 ):
     """y[n, c, t] = act(b[c] + sum over d < TAPS of w[c, TAPS - 1 - d] * seen[n, c, t - d])
 
-    seen is x within t's sequence, before it the sequence's state, or zero. A program walks along a row, tile by tile.
+    `seen` is x within the sequence of t; before its start it is the sequence's state, or zero. A program walks along a row,
+    tile by tile.
     """
     LANES: tl.constexpr = CHANNELS * GROUPS
     LANED: tl.constexpr = GROUPS > 1 or not EVEN_C

@@ -1,4 +1,4 @@
-"""Gradients of the causal convolution: of x, and in partial sums of the weight and the bias."""
+"""Gradients of the causal convolution: the gradient of x, and partial sums of those of the weight and the bias."""
 
 import triton
 import triton.language as tl
@@ -27,8 +27,8 @@ def causal_backward_kernel(
     w_ptr,
     b_ptr,
     dfinal_ptr,  # [sequence, C, TAPS - 1], the gradient of the final states; None without one
-    dx_ptr,  # None where nobody asks
-    partial_ptr,  # workspace [part, TAPS + 1, C] in the accumulator's type, the bias last; None where nobody asks
+    dx_ptr,  # None where dx is not needed
+    partial_ptr,  # workspace [part, TAPS + 1, C] in the accumulator's type, the bias last; None where neither is needed
     sequences,  # Sequences
     dy_strides,  # Strides of dy [B, C, L]
     x_strides,  # Strides of x
@@ -51,9 +51,9 @@ def causal_backward_kernel(
     DX_UNIT: tl.constexpr,
     C_ALIGN: tl.constexpr,
     EVEN_C: tl.constexpr,
-    DY_WIDTH: tl.constexpr,  # columns a load brings
+    DY_WIDTH: tl.constexpr,  # columns per load of dy
     X_WIDTH: tl.constexpr,
-    DX_WIDTH: tl.constexpr,  # columns a store takes: 1 or COLUMNS
+    DX_WIDTH: tl.constexpr,  # columns per store: 1 or COLUMNS
     ACC: tl.constexpr,
     INDEX: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -61,13 +61,13 @@ def causal_backward_kernel(
     GROUPS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """With z what the activation was of, made again, and dz = dy * act'(z), all d < TAPS within one sequence:
+    """z is the value before the activation, recomputed, dz = dy * act'(z), and every d < TAPS stays within one sequence:
 
     dx[n, c, t] = sum over d of w[c, TAPS - 1 - d] * dz[n, c, t + d], plus dfinal where t is one of the last TAPS - 1
     partial[part, TAPS - 1 - d, c] = sum over a program's columns t of dz[n, c, t] * seen[n, c, t - d]
     partial[part, TAPS, c] = sum over them of dz[n, c, t]
 
-    A tile makes dz of its own columns and of the TAPS - 1 behind them.
+    A tile computes dz for its own columns and for the TAPS - 1 after them.
     """
     LANES: tl.constexpr = CHANNELS * GROUPS
     LANED: tl.constexpr = GROUPS > 1 or not EVEN_C
@@ -125,7 +125,7 @@ def causal_backward_kernel(
         if ACTIVATION != "":
             z = summed(values, weights, start, READ, TAPS)
             passed = ()
-            for j in tl.static_range(MADE):  # behind the end z means nothing and may be infinite
+            for j in tl.static_range(MADE):  # after the end z is meaningless and may be infinite
                 passed = passed + (tl.where(within(here + j, length), through(dz[j], z[j], ACTIVATION), 0.0),)
             dz = passed
         if IDS:

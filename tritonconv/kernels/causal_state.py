@@ -1,4 +1,4 @@
-"""What a sequence leaves behind and what it began with: final states, gradients of initial ones, and single tokens."""
+"""States of the causal convolution: final states, gradients of initial states, and updates by single tokens."""
 
 import triton
 import triton.language as tl
@@ -126,8 +126,8 @@ def causal_update_kernel(
     w_ptr,
     b_ptr,
     y_ptr,
-    before_ptr,  # int32 [B], tokens that each sequence has had: its state is a ring; None where it is a window
-    entry_ptr,  # int32 [B], which state is whose, none where it is no entry; None where they go by number
+    before_ptr,  # int32 [B], tokens that each sequence has had if its state is a ring; None if it is a window
+    entry_ptr,  # int32 [B], the state of each sequence, or a value that is no entry; None where state n is sequence n's
     x_strides,  # packed, of three axes, as all here
     state_strides,
     w_strides,

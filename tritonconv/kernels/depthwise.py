@@ -1,4 +1,4 @@
-"""Convolution of narrow groups and its input gradient whose taps fit in registers: a window slides down the rows."""
+"""Forward pass and input gradient of narrow groups whose taps fit in registers: a window slides down the rows."""
 
 import triton
 import triton.language as tl
@@ -40,9 +40,9 @@ def slide_kernel(
     LAG: tl.constexpr,  # groups of output rows that wait for more input rows
     DGRAD: tl.constexpr,
     RANK: tl.constexpr,
-    PER_GROUP: tl.constexpr,  # channels of a group that the pass makes: of y, or of dx for dgrad
-    SUMMED: tl.constexpr,  # and that each of them sums: of x, or of dy for dgrad
-    TOGETHER: tl.constexpr,  # those come in one load
+    PER_GROUP: tl.constexpr,  # channels of a group that the pass computes: of y, or of dx for dgrad
+    SUMMED: tl.constexpr,  # channels that each of them sums: of x, or of dy for dgrad
+    TOGETHER: tl.constexpr,  # one load brings the summed channels of a pixel
     X_ALIGN: tl.constexpr,
     X_UNIT: tl.constexpr,
     W_ALIGN: tl.constexpr,
@@ -51,16 +51,16 @@ def slide_kernel(
     Y_UNIT: tl.constexpr,
     C_ALIGN: tl.constexpr,
     EVEN_C: tl.constexpr,  # every lane has a channel
-    X_WIDTH: tl.constexpr,  # columns a load brings and, below, LEAD: by how many it starts early
-    LEAD: tl.constexpr,
-    Y_WIDTH: tl.constexpr,  # columns a store takes: a power of two that divides COLUMNS and the width
+    X_WIDTH: tl.constexpr,  # columns that a load brings
+    LEAD: tl.constexpr,  # columns by which the first load starts early
+    Y_WIDTH: tl.constexpr,  # columns per store, a power of two that divides COLUMNS and the width
     HAS_BIAS: tl.constexpr,
     ACC: tl.constexpr,
     INDEX: tl.constexpr,
     UPCAST: tl.constexpr,
-    CHANNELS: tl.constexpr,  # channels of a program,
-    GROUPS: tl.constexpr,  # column tiles,
-    COLUMNS: tl.constexpr,  # and columns of a tile
+    CHANNELS: tl.constexpr,  # channels per program
+    GROUPS: tl.constexpr,  # column tiles per program
+    COLUMNS: tl.constexpr,  # columns per tile
     fused=None,  # kernels.epilogue.Fused
     FUSED: tl.constexpr = False,
     ACTIVATION: tl.constexpr = "",
@@ -85,7 +85,7 @@ def slide_kernel(
     IN_D: tl.constexpr = 1 if DGRAD else STRIDE[0]
     IN_H: tl.constexpr = 1 if DGRAD else STRIDE[1]  # input rows of a step
     IN_W: tl.constexpr = 1 if DGRAD else STRIDE[2]
-    # the offset in the window at which output e of a group meets tap r, -1 where it does not: ROWS[e * R + r], COLS[j * S + s]
+    # ROWS[e * R + r] and COLS[j * S + s]: the offset in the window at which output e of a group meets tap r, -1 if it does not.
     ROWS: tl.constexpr = tap_offsets(OUT_H, R, STRIDE[1], DILATION[1], PHASE[1], REACH[1], DGRAD)
     COLS: tl.constexpr = tap_offsets(COLUMNS, S, STRIDE[2], DILATION[2], PHASE[2], REACH[2], DGRAD)
     DEPTHS: tl.constexpr = tap_offsets(1, T, STRIDE[0], DILATION[0], PHASE[0], REACH[0], DGRAD)

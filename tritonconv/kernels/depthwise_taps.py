@@ -1,4 +1,4 @@
-"""Convolution of narrow groups and its input gradient for filters of any size: a loop over the taps, a few of them unrolled."""
+"""Forward pass and input gradient of narrow groups for filters of any size: a loop over the taps, a few of them unrolled."""
 
 import triton
 import triton.language as tl
@@ -59,7 +59,7 @@ def add_taps(
     OFFSETS: tl.constexpr,
     COLUMNS: tl.constexpr,
     TAPS: tl.constexpr,
-    RADIX: tl.constexpr,  # taps that OFFSETS counts for a column
+    RADIX: tl.constexpr,  # entries of OFFSETS per column
     X_WIDTH: tl.constexpr,
     LEAD: tl.constexpr,
     LANED: tl.constexpr,
@@ -95,15 +95,15 @@ def taps_kernel(
     KERNEL: tl.constexpr,  # (T, R, S)
     STRIDE: tl.constexpr,
     DILATION: tl.constexpr,
-    PHASE: tl.constexpr,  # of the columns, as are REACH and LEAD
+    PHASE: tl.constexpr,  # PHASE, REACH and LEAD are those of the columns
     REACH: tl.constexpr,
     STEP: tl.constexpr,  # (t, r): taps from one that meets a pixel to the next; fprop: 1
-    CHUNK: tl.constexpr,  # taps of a filter row that are unrolled, and the input columns they span
-    CHUNK_SPAN: tl.constexpr,
+    CHUNK: tl.constexpr,  # taps of a filter row that are unrolled
+    CHUNK_SPAN: tl.constexpr,  # input columns that they span
     DGRAD: tl.constexpr,
     RANK: tl.constexpr,
-    PER_GROUP: tl.constexpr,  # channels of a group that the pass makes, and that each of them sums
-    SUMMED: tl.constexpr,
+    PER_GROUP: tl.constexpr,  # channels of a group that the pass computes
+    SUMMED: tl.constexpr,  # channels that each of them sums
     X_ALIGN: tl.constexpr,
     X_UNIT: tl.constexpr,
     W_ALIGN: tl.constexpr,
@@ -129,7 +129,7 @@ def taps_kernel(
     R_ALIGN: tl.constexpr = 1,
     R_UNIT: tl.constexpr = 1,
 ):
-    """What `slide_kernel` computes, for filters, dilations or sums over channels whose taps or waiting rows no registers hold.
+    """Computes what `slide_kernel` does, for filters, dilations or channel sums that do not fit in registers.
 
     A program makes one output row, a loop over (channel of the group, t, r, chunk of s) with CHUNK taps unrolled: a
     window of input columns and CHUNK weights are read, and every weight meets every column.

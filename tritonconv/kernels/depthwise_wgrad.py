@@ -20,26 +20,26 @@ def strip_kernel(
     KERNEL: tl.constexpr,  # (T, R, S)
     STRIDE: tl.constexpr,
     DILATION: tl.constexpr,
-    BLOCK_R: tl.constexpr,  # filter rows of a program: R or 1,
-    BLOCK_S: tl.constexpr,  # and taps of each
+    BLOCK_R: tl.constexpr,  # filter rows per program: R or 1
+    BLOCK_S: tl.constexpr,  # taps per filter row of a program
     LAG: tl.constexpr,  # rows of dy that wait for more rows of x
     RANK: tl.constexpr,
-    PER_FILTER: tl.constexpr,  # channels of x that a filter sums, C / G,
-    FILTERS: tl.constexpr,  # and filters of a group, K / G
+    PER_FILTER: tl.constexpr,  # channels of x that a filter sums, C / G
+    FILTERS: tl.constexpr,  # filters per group, K / G
     DY_ALIGN: tl.constexpr,
     DY_UNIT: tl.constexpr,
     X_ALIGN: tl.constexpr,
     X_UNIT: tl.constexpr,
     C_ALIGN: tl.constexpr,  # of K * C / G
     EVEN_C: tl.constexpr,
-    X_WIDTH: tl.constexpr,  # columns a load of x brings, and by how many it starts early
-    LEAD: tl.constexpr,
+    X_WIDTH: tl.constexpr,  # columns that a load of x brings
+    LEAD: tl.constexpr,  # columns by which the first load starts early
     DY_WIDTH: tl.constexpr,
     ACC: tl.constexpr,
     INDEX: tl.constexpr,
-    CHANNELS: tl.constexpr,  # pairs (k, i) of a program,
-    GROUPS: tl.constexpr,  # column tiles,
-    COLUMNS: tl.constexpr,  # and columns of a tile
+    CHANNELS: tl.constexpr,  # pairs (k, i) per program
+    GROUPS: tl.constexpr,  # column tiles per program
+    COLUMNS: tl.constexpr,  # columns per tile
 ):
     """partial[strip, (t, r, s), (k, i)] = sum over the rows and columns of a strip of dy[n, k, o, p, q] * x[n, group(k) * C / G
     + i, o*s_d - low_d + t*d_d, p*.., q*..]
@@ -195,7 +195,7 @@ def strip_reduce_kernel(
 ):
     """dw[k, i, t, r, s] = sum over strips of partial[strip, (t, r, s), (k, i)]
 
-    BLOCK_PARTS sums side by side, always in the same order.
+    The kernel keeps BLOCK_PARTS sums side by side and always adds in the same order.
     """
     elements = unpack(sizes[0])
     parts = unpack(sizes[1])

@@ -19,7 +19,7 @@ def axis_phase(
     u = number // STEP
     residue = ((first * DILATION + u - low) % STRIDE + STRIDE) % STRIDE
     taps = tl.where(u == 0, (KERNEL - first + STEP - 1) // STEP, 0).to(tl.int32)
-    base = (residue + low - first * DILATION - u) // STRIDE  # exact where the phase has taps
+    base = (residue + low - first * DILATION - u) // STRIDE  # an exact division where the phase has taps
     return residue, first, taps, base
 
 
@@ -41,11 +41,11 @@ def placed(
     PATCH: tl.constexpr,
     INDEX: tl.constexpr,
 ):
-    """(pointer to channel `first` of the image, [BLOCK_M] and [BLOCK_N] offsets) of dx, or of what is laid over it."""
+    """(pointer to channel `first` of the image, [BLOCK_M] and [BLOCK_N] offsets) of dx, or of a tensor of its shape."""
     s_n, s_c, s_d, s_h, s_w = strides(packed, ALIGN, UNIT, INDEX)
     base = ptr + image * wide(packed.outer, ALIGN, UNIT == 0)
     base += first * wide(packed.channel, ALIGN, UNIT == 1)
-    # the offset is the sum of one per row and one per column, which keeps few registers alive
+    # The offset is the sum of one per row and one per column, which keeps few registers alive.
     row = n * s_n + pixel[2] * (STRIDE[2] * s_w)
     column = c * s_c
     if PATCH:
@@ -78,12 +78,12 @@ def dgrad_kernel(
     dx_strides,  # Strides of dx [N, C, D, H, W]
     sizes,  # Sizes
     groups,  # packed
-    shared,  # reduce.Shared, None where a program adds up all filters; dx is then the workspace of partial sums
+    shared,  # reduce.Shared, in which case dx is the workspace of partial sums; None where one program sums all filters
     KERNEL: tl.constexpr,  # (T, R, S)
     STRIDE: tl.constexpr,
     DILATION: tl.constexpr,
-    STEP: tl.constexpr,  # taps from one tap of a phase to its next: stride / gcd(stride, dilation)
-    DELTA: tl.constexpr,  # and the output pixels between them: dilation / gcd(stride, dilation)
+    STEP: tl.constexpr,  # taps between neighbouring taps of a phase: stride / gcd(stride, dilation)
+    DELTA: tl.constexpr,  # output pixels between these taps: dilation / gcd(stride, dilation)
     COUNTS: tl.constexpr,  # most taps of a phase: ceil(kernel / step)
     EMPTY: tl.constexpr,  # some phase has no tap
     RANK: tl.constexpr,
@@ -122,9 +122,9 @@ def dgrad_kernel(
     w[k, c, t, r, s] * dy[n, k, o, p, q]
 
     The pixels of one stride phase (d, h, w all congruent modulo the stride) meet the same taps, so a phase is a stride-1
-    gather and no multiply-add meets a structural zero. All phases run in one launch, most taps first; a phase without taps
-    still writes its pixels (the bias). GEMM axes: m = pixels of the phase, n = c, k = (taps of the phase, k).
-    PATCH has one phase: m = patches and n = (c, t, r, s), the whole patch.
+    gather, and no work is spent on the zeros that striding inserts. All phases run in one launch, those with most taps first;
+    a phase without taps still writes its pixels (the bias). GEMM axes: m = pixels of the phase, n = c, k = (taps of the phase,
+    k). PATCH has one phase: m = patches and n = (c, t, r, s), the whole patch.
     """
     y_n, y_k, y_o, y_p, y_q = strides(dy_strides, DY_ALIGN, DY_UNIT, INDEX)
     w_k, w_c, w_t, w_r, w_s = strides(w_strides, W_ALIGN, W_UNIT, INDEX)
@@ -179,30 +179,30 @@ def dgrad_kernel(
             w_kept = (w_base, place[None, :] + offs_k[:, None] * w_k, w_inside[None, :])
         acc = gather_gemm(
             acc,
-            dy_base + (offset[:, None] + offs_k[None, :] * y_k),
-            w_base + ((c * w_c + t * w_t + r * w_r + s * w_s)[None, :] + offs_k[:, None] * w_k),
-            rows,
-            columns,
-            tl.zeros((BLOCK_M,), tl.int32),
-            (i_d, i_h, i_w),
-            size,
-            (0, 0, 0),
-            (1, 1, 1),
-            (y_o, y_p, y_q, y_k),
-            (w_t, w_r, w_s, w_k),
-            filters,
-            (1, 1, 1),
-            "none",
-            1,
-            EVEN_K,
-            EVEN_N,
-            BLOCK_K,
-            INDEX,
-            PRECISION,
-            UPCAST,
-            dy_kept,
-            w_kept,
-            CLAMP,
+            a_ptrs=dy_base + (offset[:, None] + offs_k[None, :] * y_k),
+            b_ptrs=w_base + ((c * w_c + t * w_t + r * w_r + s * w_s)[None, :] + offs_k[:, None] * w_k),
+            rows=rows,
+            columns=columns,
+            bits=tl.zeros((BLOCK_M,), tl.int32),
+            start=(i_d, i_h, i_w),
+            size=size,
+            step=(0, 0, 0),
+            counts=(1, 1, 1),
+            a_step=(y_o, y_p, y_q, y_k),
+            b_step=(w_t, w_r, w_s, w_k),
+            channels=filters,
+            COUNTS=(1, 1, 1),
+            BOUNDS="none",
+            RANK=1,
+            EVEN_K=EVEN_K,
+            EVEN_N=EVEN_N,
+            BLOCK_K=BLOCK_K,
+            INDEX=INDEX,
+            PRECISION=PRECISION,
+            UPCAST=UPCAST,
+            a_kept=dy_kept,
+            b_kept=w_kept,
+            CLAMP=CLAMP,
         )
     else:
         number_w = phase % STRIDE[2]
@@ -229,11 +229,11 @@ def dgrad_kernel(
             offset += o * y_o
             w_first += first_t * w_t
         rows = exists
-        taken = columns
+        used_columns = columns
         if EMPTY:
             has_taps = taps_t * taps_r * taps_s > 0
             rows = tl.where(has_taps, rows, False)  # Triton 3.9's interpreter takes no block & scalar
-            taken = tl.where(has_taps, taken, False)
+            used_columns = tl.where(has_taps, used_columns, False)
         step = (-DELTA[0], -DELTA[1], -DELTA[2])
         bits = tl.zeros((BLOCK_M,), tl.int32)
         if BOUNDS == "bits":
@@ -246,30 +246,30 @@ def dgrad_kernel(
             w_kept = (w_base, w_offset, ((offs_n % C_ALIGN) * w_c)[None, :])
         acc = gather_gemm(
             acc,
-            dy_base + (offset[:, None] + offs_k[None, :] * y_k),
-            w_base + w_first + (offs_n[None, :] * w_c + offs_k[:, None] * w_k),
-            rows,
-            taken,
-            bits,
-            (o, p, q),
-            size,
-            step,
-            (taps_t, taps_r, taps_s),
-            (y_o * step[0], y_p * step[1], y_q * step[2], y_k),
-            (w_t * STEP[0], w_r * STEP[1], w_s * STEP[2], w_k),
-            filters,
-            COUNTS,
-            BOUNDS,
-            RANK,
-            EVEN_K,
-            EVEN_N,
-            BLOCK_K,
-            INDEX,
-            PRECISION,
-            UPCAST,
-            dy_kept,
-            w_kept,
-            CLAMP,
+            a_ptrs=dy_base + (offset[:, None] + offs_k[None, :] * y_k),
+            b_ptrs=w_base + w_first + (offs_n[None, :] * w_c + offs_k[:, None] * w_k),
+            rows=rows,
+            columns=used_columns,
+            bits=bits,
+            start=(o, p, q),
+            size=size,
+            step=step,
+            counts=(taps_t, taps_r, taps_s),
+            a_step=(y_o * step[0], y_p * step[1], y_q * step[2], y_k),
+            b_step=(w_t * STEP[0], w_r * STEP[1], w_s * STEP[2], w_k),
+            channels=filters,
+            COUNTS=COUNTS,
+            BOUNDS=BOUNDS,
+            RANK=RANK,
+            EVEN_K=EVEN_K,
+            EVEN_N=EVEN_N,
+            BLOCK_K=BLOCK_K,
+            INDEX=INDEX,
+            PRECISION=PRECISION,
+            UPCAST=UPCAST,
+            a_kept=dy_kept,
+            b_kept=w_kept,
+            CLAMP=CLAMP,
         )
         c = offs_n
     first = group * channels

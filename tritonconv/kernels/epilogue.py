@@ -1,4 +1,4 @@
-"""The end of every kernel: what comes after the sum, in the accumulator's precision, then one rounding to the output type.
+"""The end of every kernel: the epilogue in the accumulator's precision, then one rounding to the output type.
 
 A kernel of any algorithm ends with `add_bias`, or with `finish` where FUSED, then `rounded` and its store. The depthwise
 kernels, whose lanes are channels, take scale and shift earlier and end with `conclude`.
@@ -11,8 +11,8 @@ import triton.language as tl
 
 from tritonconv.kernels.index import unpack
 
-#: Whether a tile of pixels x channels is stored transposed where pixels lie side by side. Where Triton knows no run of memory
-#: along either axis (rows of 7 or 28 pixels) it hands neighbouring threads the last axis, since 3.7; 3.6 hands them the first.
+#: Whether a tile [pixels, channels] is stored transposed where pixels are contiguous. Where Triton knows of no contiguous run
+#: along either axis (rows of 7 or 28 pixels), Triton 3.7 and later gives neighbouring threads the last axis, 3.6 the first.
 TRANSPOSED = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7))
 
 
@@ -22,7 +22,7 @@ class Fused(NamedTuple):
     scale: Any  # [C_out]
     shift: Any  # [C_out]
     residual: Any  # of the output's shape
-    z: Any  # where the value before the activation is kept; of the output's shape and strides
+    z: Any  # receives the value before the activation; of the output's shape and strides
     scale_stride: int  # packed
     shift_stride: int  # packed
     residual_strides: Any  # index.Strides, of alignment R_ALIGN and unit axis R_UNIT
@@ -38,7 +38,7 @@ def add_bias(acc, b_ptr, offset, mask, HAS_BIAS: tl.constexpr):
 
 @triton.jit
 def per_channel(ptr, stride, channel, exists, DTYPE: tl.constexpr, INDEX: tl.constexpr = tl.int64):
-    """Values [C_out] of a packed stride, where `channel` says."""
+    """The values at `channel` of a tensor [C_out] with a packed stride."""
     return tl.load(ptr + channel * unpack(stride).to(INDEX), mask=exists, other=0.0).to(DTYPE)
 
 
@@ -46,24 +46,24 @@ def per_channel(ptr, stride, channel, exists, DTYPE: tl.constexpr, INDEX: tl.con
 def finish(
     acc,  # sums, of any shape
     channel,  # output channel of each, of a shape that broadcasts against acc
-    exists,  # likewise: whether it is one
+    exists,  # whether that channel exists, of the same shape
     b_ptr,
     b_stride,  # packed
-    residual_ptrs,  # where the residual of each lies; None without one
-    z_ptrs,  # where to keep the value before the activation; None if nobody asks
-    mask,  # which of acc exist
+    residual_ptrs,  # pointers to the residual of each; None without one
+    z_ptrs,  # pointers that receive the value before the activation; None where it is not needed
+    mask,  # which elements of acc exist
     fused,  # Fused
     HAS_BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     SLOPE: tl.constexpr,
     EMULATE_BF16: tl.constexpr,
-    INDEX: tl.constexpr = tl.int64,  # of offsets of values per channel
-    R_TRANSPOSED: tl.constexpr = False,  # how the residual is read
-    Z_TRANSPOSED: tl.constexpr = False,  # and z written
+    INDEX: tl.constexpr = tl.int64,  # type of offsets into the values per channel
+    R_TRANSPOSED: tl.constexpr = False,  # the residual is read transposed
+    Z_TRANSPOSED: tl.constexpr = False,  # z is written transposed
 ):
     """act((acc + b[channel]) * scale[channel] + shift[channel] + residual)
 
-    What a channel adds is summed up before it meets the tile, which keeps fewer registers alive.
+    The terms of a channel are summed before they are added to the tile, which keeps fewer registers alive.
     """
     if HAS_BIAS:
         added = per_channel(b_ptr, b_stride, channel, exists, acc.dtype, INDEX)
@@ -95,7 +95,7 @@ def conclude(
     R_TRANSPOSED: tl.constexpr = False,
     Z_TRANSPOSED: tl.constexpr = False,
 ):
-    """act(acc + residual); acc + residual is kept at `z_ptrs` where there are any"""
+    """act(acc + residual); acc + residual is stored at `z_ptrs` if given."""
     if residual_ptrs is not None:
         if R_TRANSPOSED:
             acc += load_transposed(residual_ptrs, mask).to(acc.dtype)
@@ -111,7 +111,7 @@ def conclude(
 
 @triton.jit
 def activated(z, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
-    """The activation by its name in `tritonconv.activation.ACTIVATIONS`. A NaN stays one."""
+    """The activation by its name in `tritonconv.epilogue.ACTIVATIONS`. A NaN stays one."""
     if ACTIVATION == "relu":
         z = tl.where(z < 0.0, 0.0, z)
     elif ACTIVATION == "relu6":
@@ -178,14 +178,14 @@ def rounded(acc, DTYPE: tl.constexpr, EMULATE_BF16: tl.constexpr):
 
 @triton.jit
 def load_transposed(ptrs, mask):
-    """What lies at `ptrs` [BLOCK_M, BLOCK_N], 0 where masked, read as `store_transposed` writes."""
+    """The values at `ptrs` [BLOCK_M, BLOCK_N], 0 where masked, read in the order in which `store_transposed` writes."""
     return tl.trans(tl.load(tl.trans(ptrs), mask=tl.trans(mask), other=0.0))
 
 
 @triton.jit
 def store_transposed(ptrs, tile, mask):
-    """Puts a tile [BLOCK_M, BLOCK_N] at `ptrs`, neighbouring threads on neighbouring pixels.
+    """Stores a tile [BLOCK_M, BLOCK_N] at `ptrs`, with neighbouring threads on neighbouring pixels.
 
-    So a warp writes one run of a contiguous result, and a thread has few pixels to place: otherwise their addresses spill.
+    A warp then writes one contiguous run, and a thread holds few pixels, whose addresses would otherwise spill.
     """
     tl.store(tl.trans(ptrs), tl.trans(tile), mask=tl.trans(mask))

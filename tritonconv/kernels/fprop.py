@@ -22,7 +22,7 @@ def placed(
     RANK: tl.constexpr,
     INDEX: tl.constexpr,
 ):
-    """(pointer to filter `first` of the image, [BLOCK_M] offsets, step from filter to filter) of y, or what is laid over it."""
+    """(pointer to filter `first` of the image, [BLOCK_M] offsets, step per filter) of y, or of a tensor of y's shape."""
     y_n, y_k, y_o, y_p, y_q = strides(packed, ALIGN, UNIT, INDEX)
     base = ptr + image * wide(packed.outer, ALIGN, UNIT == 0)
     base += first * wide(packed.channel, ALIGN, UNIT == 1)
@@ -44,7 +44,7 @@ def fprop_kernel(
     w_strides,  # Strides of w [K, C / G, T, R, S]
     y_strides,  # Strides of y [N, K, O, P, Q]
     sizes,  # Sizes
-    shared,  # reduce.Shared, None where a program adds up all channels; y is then the workspace of partial sums
+    shared,  # reduce.Shared, in which case y is the workspace of partial sums; None where one program sums all channels
     KERNEL: tl.constexpr,  # (T, R, S)
     STRIDE: tl.constexpr,
     DILATION: tl.constexpr,
@@ -103,7 +103,7 @@ def fprop_kernel(
     if shared is not None:
         part = rest // unpack(shared.groups)
         x_base, w_base, channels = share_of(part, shared, x_base, w_base, channels, x_c, w_c, BLOCK_K)
-    # coordinate of tap 0; patches have no padding, and a constant 0 keeps the alignment of their rows
+    # The coordinate of tap 0. Patches have no padding, and a constant 0 keeps the alignment of their rows known.
     w0 = q * STRIDE[2] - (0 if PATCH else unpack(sizes.low_w))  # [BLOCK_M]
     offset = n * x_n + w0 * x_w
     h0 = w0
@@ -152,30 +152,30 @@ def fprop_kernel(
             w_kept = (w_base, offs_n[None, :] * w_k + offs_k[:, None] * w_c, w_inside)
         acc = gather_gemm(
             acc,
-            x_base + (offset[:, None] + offs_k[None, :] * x_c),
-            w_base + (offs_n[None, :] * w_k + offs_k[:, None] * w_c),
-            rows,
-            columns,
-            bits,
-            (d0, h0, w0),
-            size,
-            DILATION,
-            KERNEL,
-            (x_d * DILATION[0], x_h * DILATION[1], x_w * DILATION[2], x_c),
-            (w_t, w_r, w_s, w_c),
-            channels,
-            KERNEL,
-            BOUNDS,
-            RANK,
-            EVEN_K,
-            EVEN_N,
-            BLOCK_K,
-            INDEX,
-            PRECISION,
-            UPCAST,
-            x_kept,
-            w_kept,
-            CLAMP,
+            a_ptrs=x_base + (offset[:, None] + offs_k[None, :] * x_c),
+            b_ptrs=w_base + (offs_n[None, :] * w_k + offs_k[:, None] * w_c),
+            rows=rows,
+            columns=columns,
+            bits=bits,
+            start=(d0, h0, w0),
+            size=size,
+            step=DILATION,
+            counts=KERNEL,
+            a_step=(x_d * DILATION[0], x_h * DILATION[1], x_w * DILATION[2], x_c),
+            b_step=(w_t, w_r, w_s, w_c),
+            channels=channels,
+            COUNTS=KERNEL,
+            BOUNDS=BOUNDS,
+            RANK=RANK,
+            EVEN_K=EVEN_K,
+            EVEN_N=EVEN_N,
+            BLOCK_K=BLOCK_K,
+            INDEX=INDEX,
+            PRECISION=PRECISION,
+            UPCAST=UPCAST,
+            a_kept=x_kept,
+            b_kept=w_kept,
+            CLAMP=CLAMP,
         )
 
     first = group * filters

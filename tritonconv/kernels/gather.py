@@ -30,14 +30,14 @@ def gather_gemm(
     INDEX: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
-    a_kept,  # as `load_inside` takes them where CLAMP: masked lanes get offsets [1, BLOCK_K] in the gathered tensor
-    b_kept,  # and [BLOCK_K, 1] or [1, BLOCK_N] in the weights
+    a_kept,  # with CLAMP the `kept` of `load_inside`: masked lanes get offsets [1, BLOCK_K] in the gathered tensor
+    b_kept,  # likewise for the weights: offsets [BLOCK_K, 1] or [1, BLOCK_N]
     CLAMP: tl.constexpr,
 ):
     """acc[m, n] += sum over taps and channels of a[m shifted by tap, c] * b[tap, c, n]
 
-    One flat loop, channels fastest; everything but two scalar offsets is hoisted out of it. The trip count is at least 1,
-    which keeps Triton 3.6 from waiting after every tensor-core instruction; a tile without taps has all its loads masked.
+    One flat loop, channels fastest; everything but two scalar offsets is hoisted out of it. The trip count is at least 1, since
+    Triton 3.6 otherwise waits after every tensor-core instruction. A tile without taps has all its loads masked.
     """
     SINGLE: tl.constexpr = COUNTS[0] * COUNTS[1] * COUNTS[2] == 1
     k = tl.arange(0, BLOCK_K)
@@ -84,7 +84,7 @@ def gather_gemm(
         acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
         c += BLOCK_K
         if not SINGLE:
-            # past the last channel, the next tap along s, then r, then t
+            # After the last channel comes the next tap along s, then r, then t.
             wrap = c >= channels
             c = tl.where(wrap, 0, c)
             s += tl.where(wrap, 1, 0)
@@ -124,8 +124,8 @@ def patch_gemm(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
-    a_kept,  # where CLAMP: base of a_rows and their offsets from it
-    b_kept,  # likewise of b_columns
+    a_kept,  # with CLAMP: base of a_rows and their offsets from it
+    b_kept,  # likewise for b_columns
     C_ALIGN: tl.constexpr,
     CLAMP: tl.constexpr,
 ):

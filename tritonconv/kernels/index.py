@@ -81,7 +81,7 @@ def wide(packed_stride, ALIGN: tl.constexpr, IS_UNIT: tl.constexpr):
 
 @triton.jit
 def tile_of(pid, tiles_m, tiles_n, GROUP_M: tl.constexpr):
-    """(m tile, n tile, rest) of a program: n tiles of GROUP_M m tiles run together, so that both operands stay in L2."""
+    """(m tile, n tile, rest) of a program: all n tiles of GROUP_M m tiles run together, so that both operands stay in L2."""
     per_rest = tiles_m * tiles_n
     rest = pid // per_rest
     pid = pid % per_rest
@@ -180,7 +180,7 @@ def fold_taps(index, channels, KERNEL: tl.constexpr, CHANNELS_LAST: tl.constexpr
 
 @triton.jit
 def inside_of(index, ALIGN: tl.constexpr, KERNEL: tl.constexpr, CHANNELS_LAST: tl.constexpr, c_step, s_step):
-    """Offsets that stay in the first pixel (or row of taps) of an axis that `fold_taps` reads, in runs of memory like it."""
+    """Offsets within the first pixel (or row of taps) of an axis that `fold_taps` splits, contiguous in the same runs."""
     RUN: tl.constexpr = KERNEL[2] & -KERNEL[2]  # the largest power of two that divides a row of taps
     if CHANNELS_LAST or KERNEL[0] * KERNEL[1] * KERNEL[2] == 1:
         return (index % ALIGN) * c_step
@@ -190,17 +190,18 @@ def inside_of(index, ALIGN: tl.constexpr, KERNEL: tl.constexpr, CHANNELS_LAST: t
 
 @triton.jit
 def load_inside(ptrs, move, mask, kept, live, CLAMP: tl.constexpr):
-    """What lies at ptrs + move, 0 where masked off. With CLAMP, kept = (base of ptrs, their offsets from it, offsets inside of
-    the tensor): masked lanes have addresses in it, and so have all in a trip that is not `live`, which a pipeline begins behind
-    the last one.
+    """The values at ptrs + move, 0 where masked off.
 
-    Triton copies a masked-off element by cp.async of no bytes from its own address, which machine code for sm_100 may follow:
-    where that lies outside of every tensor, it is an illegal access. Offsets are selected, not pointers, for Triton would
-    take the bytes that divide a selected pointer for elements, and halve the copies.
+    With CLAMP, kept = (base of ptrs, their offsets from it, offsets inside the tensor): masked lanes use an address inside the
+    tensor. So do all lanes of a trip that is not `live`, which a software pipeline starts after the last one.
+
+    Triton copies a masked-off element by a cp.async of zero bytes from the element's own address. Machine code for sm_100 may
+    read that address, and where it lies outside every tensor this is an illegal access. The kernel selects offsets, not
+    pointers: Triton takes the divisibility of a selected pointer in bytes for one in elements, and would halve the copies.
     """
     if CLAMP:
         offset = tl.where(tl.where(live, mask, False), kept[1] + move, kept[2])
-        found = tl.load(kept[0] + offset, mask=mask, other=0.0)
+        value = tl.load(kept[0] + offset, mask=mask, other=0.0)
     else:
-        found = tl.load(ptrs + move, mask=mask, other=0.0)
-    return found
+        value = tl.load(ptrs + move, mask=mask, other=0.0)
+    return value

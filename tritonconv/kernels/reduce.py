@@ -1,4 +1,4 @@
-"""The second stage of a shared reduction: partial sums added in a fixed order, then what ends every kernel."""
+"""The second stage of a shared reduction: it adds partial sums in a fixed order, then ends as every kernel does."""
 
 from typing import NamedTuple
 
@@ -13,8 +13,8 @@ class Shared(NamedTuple):
     """How programs share a reduction over channels (fprop) or filters (dgrad). Packed."""
 
     groups: int
-    depth: int  # what one program adds up, in blocks
-    pixels: int  # of a stride phase, over the batch: rows of the workspace
+    depth: int  # blocks of channels or filters that one program sums
+    pixels: int  # pixels of a stride phase over the batch, which are the rows of the workspace
 
 
 class Results(NamedTuple):
@@ -40,7 +40,7 @@ def share_of(
     b_step,
     BLOCK_K: tl.constexpr,
 ):
-    """(a, b, length) of share `part`: pointers to its first channel or filter, and how many of them it adds up."""
+    """(a, b, length) of share `part`: pointers to its first channel or filter, and the number of them that it sums."""
     depth = unpack(shared.depth) * BLOCK_K
     start = part * depth
     left = length - start
@@ -54,7 +54,7 @@ def store_share(
     acc,  # [BLOCK_M, BLOCK_N]
     partial_ptr,  # workspace [shares, phases, pixels of a phase, C]
     plane,  # share * phases + phase
-    phase,  # what is added to it [BLOCK_N], 0 where a tile lies in one phase
+    phase,  # [BLOCK_N] added to `plane` per column, 0 where the tile lies in one phase
     pid_m,
     c,  # [BLOCK_N] channel, over all groups
     columns,  # [BLOCK_N]
@@ -62,7 +62,8 @@ def store_share(
     shared,  # Shared
     BLOCK_M: tl.constexpr,
 ):
-    """Keeps a tile of partial sums. Its rows are counted, not placed: addresses would cost more registers than the sums."""
+    """Stores a tile of partial sums. The workspace numbers the rows in order, since addresses per pixel would cost more
+    registers than the sums."""
     pixels = unpack(shared.pixels).to(tl.int64)
     start = pid_m.to(tl.int64) * BLOCK_M
     base = partial_ptr + (plane.to(tl.int64) * pixels + start) * channels
@@ -82,7 +83,7 @@ def reduce_kernel(
     OUT_UNIT: tl.constexpr,
     C_ALIGN: tl.constexpr,
     HAS_BIAS: tl.constexpr,
-    STRIDE: tl.constexpr,  # pixel i of phase j is pixel i * stride + j of out
+    STRIDE: tl.constexpr,  # pixel i of phase j is pixel i * STRIDE + j of out
     RANK: tl.constexpr,
     UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -95,7 +96,8 @@ def reduce_kernel(
 ):
     """out[n, c, d, h, w] = act((b[c] + sum over i of partial[i, phase, n, .., c]) * scale[c] + shift[c] + residual[n, c, ..])
 
-    The shares are added in the order of i: the same bits on every run. One program writes BLOCK_M pixels of BLOCK_N channels.
+    The shares are added in the order of i, so every run gives the same bits. One program writes BLOCK_M pixels of
+    BLOCK_N channels.
     """
     PHASES: tl.constexpr = STRIDE[0] * STRIDE[1] * STRIDE[2]
     channels = unpack(results.c) * C_ALIGN
@@ -131,12 +133,12 @@ def reduce_kernel(
         partial += PHASES * pixels * channels
         acc += tl.load(partial, mask=mask, other=0.0)
 
-    place = laid(out_strides, OUT_ALIGN, OUT_UNIT, image, n, (d, h, w), c, RANK)
+    place = offsets_of(out_strides, OUT_ALIGN, OUT_UNIT, image, n, (d, h, w), c, RANK)
     if fused is not None:
         r_ptrs = None
         z_ptrs = None
         if fused.residual is not None:
-            r_ptrs = fused.residual + laid(fused.residual_strides, R_ALIGN, R_UNIT, image, n, (d, h, w), c, RANK)
+            r_ptrs = fused.residual + offsets_of(fused.residual_strides, R_ALIGN, R_UNIT, image, n, (d, h, w), c, RANK)
         if fused.z is not None:
             z_ptrs = fused.z + place
         acc = finish(
@@ -167,7 +169,7 @@ def reduce_kernel(
 
 
 @triton.jit
-def laid(packed, ALIGN: tl.constexpr, UNIT: tl.constexpr, image, n, pixel, c, RANK: tl.constexpr):
+def offsets_of(packed, ALIGN: tl.constexpr, UNIT: tl.constexpr, image, n, pixel, c, RANK: tl.constexpr):
     """[BLOCK_M, BLOCK_N] offsets of pixels and channels in a tensor [N, C, D, H, W] of packed strides."""
     s_n, s_c, s_d, s_h, s_w = strides(packed, ALIGN, UNIT, tl.int64)
     row = image * wide(packed.outer, ALIGN, UNIT == 0) + n * s_n + pixel[2] * s_w

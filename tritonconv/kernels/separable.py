@@ -1,4 +1,4 @@
-"""A depthwise convolution and the pointwise one behind it in one kernel: what lies between them stays on the chip."""
+"""A depthwise convolution and the pointwise one after it in one kernel: the result between them stays on the chip."""
 
 import triton
 import triton.language as tl
@@ -37,7 +37,7 @@ def interleaved(parts, COUNT: tl.constexpr):
 
 @triton.jit
 def placed(ptr, packed, ALIGN: tl.constexpr, UNIT: tl.constexpr, image, filters, pixel, INDEX: tl.constexpr):
-    """Pointers [BLOCK_N, BLOCK_M] to filters of pixels (n, p, q) [BLOCK_M] of y, or of what is laid over it."""
+    """Pointers [BLOCK_N, BLOCK_M] to filters of pixels (n, p, q) [BLOCK_M] of y, or of a tensor of its shape."""
     y_n, y_k, _, y_p, y_q = strides(packed, ALIGN, UNIT, INDEX)
     base = ptr + image * wide(packed.outer, ALIGN, UNIT == 0)
     return base + (filters[:, None] * y_k + (pixel[0] * y_n + pixel[1] * y_p + pixel[2] * y_q)[None, :])
@@ -73,8 +73,8 @@ def separable_kernel(
     EVEN_C: tl.constexpr,
     HAS_B1: tl.constexpr,
     HAS_B2: tl.constexpr,
-    BETWEEN: tl.constexpr,  # the activation between the two,
-    ACTIVATION: tl.constexpr,  # and the one behind them
+    BETWEEN: tl.constexpr,  # the activation between the two convolutions
+    ACTIVATION: tl.constexpr,  # the activation after the second
     SLOPE: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -111,7 +111,7 @@ def separable_kernel(
     channels = unpack(sizes.c) * C_ALIGN
     filters = unpack(sizes.k) * K_ALIGN
     tiles_n = tl.cdiv(filters, BLOCK_N)
-    pid_m = tl.program_id(0) // tiles_n  # the tiles of the same pixels run together, and x stays in L2
+    pid_m = tl.program_id(0) // tiles_n  # the tiles of the same pixels run together, so x stays in L2
     pid_n = tl.program_id(0) % tiles_n
     strips_h = tl.cdiv(unpack(sizes.p), ROWS)
     strips_w = tl.cdiv(unpack(sizes.q), COLUMNS)

@@ -21,12 +21,12 @@ def box_gemm(
     image,
     corner,  # (d, h, w) of the box
     first,  # (d, h, w) coordinate that tap 0 adds
-    step,  # and the step from tap to tap
+    step,  # (d, h, w) coordinate step per tap
     counts,  # (t, r, s) taps
     channel,  # of a, the group's first
-    fold,  # elements between the columns that are folded into a's channels
-    row,  # of w, where the weights of tap 0 begin
-    column,
+    fold,  # elements per column that is folded into a's channels (`load_pixels`)
+    row,  # row of w where the weights of tap 0 begin
+    column,  # column of w where they begin
     w_step,  # (t, r, s) columns from tap to tap
     depth,  # channels of a that a group sums over
     STRIDE: tl.constexpr,
@@ -93,7 +93,7 @@ def placed(
     BLOCK_N: tl.constexpr,
     INDEX: tl.constexpr,
 ):
-    """[BLOCK_N, BLOCK_M] pointers into the result, or what is laid over it."""
+    """[BLOCK_N, BLOCK_M] pointers into the result, or into a tensor of its shape."""
     s_n, s_c, s_d, s_h, s_w = strides(packed, ALIGN, UNIT, INDEX)
     base = ptr + image * wide(packed.outer, ALIGN, UNIT == 0) + channel * wide(packed.channel, ALIGN, UNIT == 1)
     base += corner[2] * wide(packed.width, ALIGN, UNIT == 4)
@@ -112,7 +112,7 @@ def tma_kernel(
     a,  # descriptor of x, or of dy for DGRAD
     w,  # descriptor of w [K, (*kernel, C / G)]
     b_ptr,
-    out,  # y or dx: a pointer, or where STORE a descriptor
+    out,  # y or dx: a pointer, or with STORE a descriptor
     out_strides,  # Strides of out
     sizes,  # Sizes
     groups,  # packed
@@ -126,7 +126,7 @@ def tma_kernel(
     RANK: tl.constexpr,
     DGRAD: tl.constexpr,
     BOX: tl.constexpr,  # (n, d, h, w) pixels of the result, BLOCK_M together; dgrad: of a phase
-    STORE: tl.constexpr,  # the result leaves as a box too
+    STORE: tl.constexpr,  # TMA stores the result as a box too
     OUT_ALIGN: tl.constexpr,
     OUT_UNIT: tl.constexpr,
     C_ALIGN: tl.constexpr,
@@ -149,9 +149,10 @@ def tma_kernel(
 ):
     """y[n, k, o, p, q] as `fprop_kernel`, or dx[n, c, d, h, w] as `dgrad_kernel` (DGRAD), from boxes.
 
-    A program writes BLOCK_N channels of one box of BLOCK_M pixels. Both passes are a stride-1 walk over taps: fprop's stride
-    is in its descriptor, and a phase of dgrad has none. Padding and dilation are coordinates. Boxes reach beyond the tensors,
-    where everything is zero; the sum over the channels of one group may not reach into the next (`costmodel.tma.serves`).
+    A program writes BLOCK_N channels of one box of BLOCK_M pixels. Both passes walk over the taps with stride 1: fprop's
+    stride is in its descriptor, and a phase of dgrad has none. Padding and dilation are coordinates. Boxes may reach beyond the
+    tensors, where everything is zero; the sum over the channels of one group may not reach into the next
+    (`costmodel.families.tma`).
     """
     channels = unpack(sizes.c) * C_ALIGN
     filters = unpack(sizes.k) * K_ALIGN
@@ -197,33 +198,33 @@ def tma_kernel(
         step = (-DELTA[0], -DELTA[1], -DELTA[2])
         from_image = image
         row = group * filters
-        if EMPTY:  # without taps: one trip outside of both tensors, where all is zero
+        if EMPTY:  # without taps the one trip is outside both tensors, where all is zero
             has_taps = taps_t * taps_r * taps_s > 0
             from_image = tl.where(has_taps, image, unpack(sizes.n))
             row = tl.where(has_taps, row, n_groups * filters)
         acc = box_gemm(
             acc,
-            a,
-            w,
-            from_image,
-            (i_d, i_h, i_w),
-            (base_o, base_p, base_q),
-            step,
-            (taps_t, taps_r, taps_s),
-            group * filters,
-            0,
-            row,
-            ((first_t * KERNEL[1] + first_r) * KERNEL[2] + first_s) * channels + first_n,
-            (STEP[0] * w_t, STEP[1] * w_r, STEP[2] * channels),
-            depth,
-            (1, 1, 1),
-            RANK,
-            True,
-            BLOCK_M,
-            BLOCK_N,
-            BLOCK_K,
-            PRECISION,
-            UPCAST,
+            a=a,
+            w=w,
+            image=from_image,
+            corner=(i_d, i_h, i_w),
+            first=(base_o, base_p, base_q),
+            step=step,
+            counts=(taps_t, taps_r, taps_s),
+            channel=group * filters,
+            fold=0,
+            row=row,
+            column=((first_t * KERNEL[1] + first_r) * KERNEL[2] + first_s) * channels + first_n,
+            w_step=(STEP[0] * w_t, STEP[1] * w_r, STEP[2] * channels),
+            depth=depth,
+            STRIDE=(1, 1, 1),
+            RANK=RANK,
+            DGRAD=True,
+            BLOCK_M=BLOCK_M,
+            BLOCK_N=BLOCK_N,
+            BLOCK_K=BLOCK_K,
+            PRECISION=PRECISION,
+            UPCAST=UPCAST,
         )
         i_d = i_d * STRIDE[0] + d_0
         i_h = i_h * STRIDE[1] + h_0
@@ -231,27 +232,27 @@ def tma_kernel(
     else:
         acc = box_gemm(
             acc,
-            a,
-            w,
-            image,
-            (i_d, i_h, i_w),
-            (-low[0], -low[1], -low[2]),
-            DILATION,
-            KERNEL,
-            group * channels,
-            unpack(fold),
-            group * filters + first_n,
-            0,
-            (w_t, w_r, channels),
-            depth,
-            STRIDE,
-            RANK,
-            False,
-            BLOCK_M,
-            BLOCK_N,
-            BLOCK_K,
-            PRECISION,
-            UPCAST,
+            a=a,
+            w=w,
+            image=image,
+            corner=(i_d, i_h, i_w),
+            first=(-low[0], -low[1], -low[2]),
+            step=DILATION,
+            counts=KERNEL,
+            channel=group * channels,
+            fold=unpack(fold),
+            row=group * filters + first_n,
+            column=0,
+            w_step=(w_t, w_r, channels),
+            depth=depth,
+            STRIDE=STRIDE,
+            RANK=RANK,
+            DGRAD=False,
+            BLOCK_M=BLOCK_M,
+            BLOCK_N=BLOCK_N,
+            BLOCK_K=BLOCK_K,
+            PRECISION=PRECISION,
+            UPCAST=UPCAST,
         )
 
     first = group * results + first_n

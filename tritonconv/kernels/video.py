@@ -1,4 +1,4 @@
-"""Causal convolution of a chunk of frames: frames before it come from a cache, and the next cache is written beside."""
+"""Causal convolution of a chunk of frames: a cache supplies the frames before it, and the kernel writes the next cache."""
 
 from typing import NamedTuple
 
@@ -10,31 +10,32 @@ from tritonconv.kernels.index import inside, load_inside, strides, tile_of, unpa
 
 
 class Frames(NamedTuple):
-    """Sizes, packed; c and what counts elements of x are divided by C_ALIGN first, k by K_ALIGN."""
+    """Sizes, packed. c, x_n and cache_n are divided by C_ALIGN first, k by K_ALIGN."""
 
-    h: int  # of a frame of x
-    w: int
+    h: int  # height of a frame of x
+    w: int  # width of a frame of x
     c: int
     k: int
     o: int  # frames of the result
-    p: int  # its size
-    q: int
-    cached: int  # frames of the cache; with those of x behind them they are the known frames
-    known: int
+    p: int  # height of the result
+    q: int  # width of the result
+    cached: int  # frames of the cache
+    known: int  # known frames: those of the cache, then those of x
     front: int  # frames before the first known one that the first result sees
     low_h: int
     low_w: int
-    x_n: int  # strides from image to image
-    cache_n: int
+    x_n: int  # stride of x per image
+    cache_n: int  # stride of the cache per image
     kept: int  # frames of the next cache
     b: int  # stride of the bias
-    tiles_m: int  # of all results
-    programs: int  # that compute them; those behind fill the next cache
+    tiles_m: int  # m tiles of all results
+    programs: int  # programs that compute results; the ones after them fill the next cache
 
 
 @triton.jit
 def frame_at(known, cached, x_base, cache_base, frame_size, REPLICATE: tl.constexpr):
-    """Where a known frame begins, a scalar; frames before the first are the first again, or, masked by who asks, not read."""
+    """A scalar pointer to a known frame. With REPLICATE, frames before the first are the first one; otherwise the caller masks
+    them."""
     if REPLICATE:
         known = tl.maximum(known, 0)
     return tl.where(known < cached, cache_base, x_base) + known * frame_size
@@ -42,7 +43,7 @@ def frame_at(known, cached, x_base, cache_base, frame_size, REPLICATE: tl.conste
 
 @triton.jit
 def copy_frames(
-    pid,  # of the programs that copy
+    pid,  # number of the program among those that copy
     next_ptr,  # [N, kept, frame_size]
     x_ptr,
     cache_ptr,
@@ -55,7 +56,7 @@ def copy_frames(
     REPLICATE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """next[n, j] = known frame `known - kept + j` of image n; before the first one the first again, or zeros"""
+    """next[n, j] = known frame `known - kept + j` of image n; frames before the first are the first one, or zeros."""
     offs = pid % tl.cdiv(frame_size, BLOCK) * BLOCK + tl.arange(0, BLOCK)
     place = (pid // tl.cdiv(frame_size, BLOCK)).to(tl.int64)
     image = place // kept
@@ -70,7 +71,7 @@ def copy_frames(
 
 @triton.jit
 def seen_at(corner, r, s, DILATION: tl.constexpr, width, pixel, INDEX: tl.constexpr):
-    """Offset in a frame of the pixel that tap (r, s) sees of a magnified one, from where the tile's own pixel lies."""
+    """Offset in a frame, relative to the tile's own pixel, of the pixel that tap (r, s) sees in the upsampled frame."""
     h = (corner[0] + r * DILATION[1]) >> 1
     return (h.to(INDEX) * width + ((corner[1] + s * DILATION[2]) >> 1)) * pixel
 
@@ -78,8 +79,8 @@ def seen_at(corner, r, s, DILATION: tl.constexpr, width, pixel, INDEX: tl.conste
 @triton.jit
 def frames_gemm(
     acc,  # [BLOCK_M, BLOCK_N]
-    x_base,  # of the image, where known frame 0 would be if it were in x
-    cache_base,  # of the image, known frame 0
+    x_base,  # pointer to where known frame 0 of the image would be if it were in x
+    cache_base,  # pointer to known frame 0 of the image
     x_ptrs,  # [BLOCK_M, BLOCK_K] at tap (0, 0), channel 0 of known frame 0
     w_ptrs,  # [BLOCK_K, BLOCK_N] at tap 0, channel 0
     rows,  # [BLOCK_M] whether the pixel exists
@@ -92,7 +93,7 @@ def frames_gemm(
     first,  # tap in time to start with
     cached,
     channels,
-    width,  # of a frame of x
+    width,  # width of a frame of x
     frame_size,
     KERNEL: tl.constexpr,
     DILATION: tl.constexpr,
@@ -107,22 +108,22 @@ def frames_gemm(
     REACH: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
-    x_kept,  # as `load_inside` takes them where CLAMP
+    x_kept,  # with CLAMP the `kept` of `load_inside`
     w_kept,
     CLAMP: tl.constexpr,
 ):
     """acc[m, n] += sum over t >= first, r, s, c of frame[t][m shifted by (r, s), c] * w[n, t, r, s, c]
 
-    One flat loop, channels fastest; a frame is a scalar, so that no pixel knows which tensor it comes from.
+    One flat loop, channels fastest. The frame is a scalar, so no pixel needs to know which tensor it comes from.
     """
     TAPS: tl.constexpr = KERNEL[1] * KERNEL[2]
     UNIT: tl.constexpr = x_ptrs.dtype.element_ty.primitive_bitwidth // 8 * C_ALIGN  # bytes of C_ALIGN elements
     k = tl.arange(0, BLOCK_K)
     blocks = tl.cdiv(channels, BLOCK_K)
     known = frame + first * DILATION[0]
-    # offsets in x are counted in C_ALIGN elements, so that 32 bits reach from the cache to x
+    # Offsets in x count units of C_ALIGN elements, so that 32 bits reach from the cache to x.
     pixel = (channels // C_ALIGN).to(REACH)
-    back = (blocks - 1) * (BLOCK_K // C_ALIGN)  # to the first block of channels from the last
+    back = (blocks - 1) * (BLOCK_K // C_ALIGN)  # from the last block of channels to the first
     frame_units = frame_size // C_ALIGN
     jump = ((x_base.to(tl.int64) - cache_base.to(tl.int64)) // UNIT).to(REACH)
     left_t = tl.cdiv(cached - known, DILATION[0])  # taps in time that see the cache
@@ -175,7 +176,7 @@ def frames_gemm(
             w = w.to(tl.float32)
         acc = tl.dot(x, w, acc, input_precision=PRECISION, out_dtype=acc.dtype)
         c += BLOCK_K
-        # past the last channel, the next tap along s, then r, then t
+        # After the last channel comes the next tap along s, then r, then t.
         wrap = c >= channels
         c = tl.where(wrap, 0, c)
         if EVEN_K:
@@ -202,7 +203,7 @@ def frames_gemm(
             ahead = tl.maximum(known + DILATION[0], 0) - tl.maximum(known, 0)
             over += (ahead * frame_units).to(REACH)
             known += tl.where(wrap, DILATION[0], 0)
-        over = tl.where(left_t == 1, over + jump, over)  # from the last tap that sees the cache to x
+        over = tl.where(left_t == 1, over + jump, over)  # after the last tap that sees the cache, jump to x
         left_t -= tl.where(wrap, 1, 0)
         x_tap += tl.where(wrap, over, step)
     return acc
@@ -221,7 +222,7 @@ def video_kernel(
     KERNEL: tl.constexpr,  # (T, R, S)
     STRIDE: tl.constexpr,
     DILATION: tl.constexpr,
-    UP: tl.constexpr,  # x is seen magnified in height and width by this, each pixel repeated: 1 or 2
+    UP: tl.constexpr,  # 1 or 2: x is upsampled by this in height and width, each pixel repeated
     REPLICATE: tl.constexpr,
     BOUNDS: tl.constexpr,  # how a tap outside a frame is found: "none", "bits", "range"
     C_ALIGN: tl.constexpr,
@@ -233,8 +234,8 @@ def video_kernel(
     HAS_BIAS: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
-    INDEX: tl.constexpr,  # of offsets in a frame, in the weights and in a frame of y
-    REACH: tl.constexpr,  # of offsets from frame to frame, in C_ALIGN elements
+    INDEX: tl.constexpr,  # type of offsets in a frame, in the weights and in a frame of y
+    REACH: tl.constexpr,  # type of offsets between frames, in units of C_ALIGN elements
     UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -245,8 +246,9 @@ def video_kernel(
 ):
     """y[n, k, o, p, q] = b[k] + sum over c, t, r, s of w[k, c, t, r, s] * known[n, c, o*s_t - front + t*d_t, p*.., q*..]
 
-    known = cache, then x. GEMM axes: m = (p, q) of one frame of y (with UP, those of one parity), n = k, k = (t, r, s, c).
-    One program writes one [BLOCK_M, BLOCK_N] tile of y, or behind the last of them a block of the next cache.
+    known = the frames of the cache, then those of x. GEMM axes: m = (p, q) of one frame of y (with UP, those of one parity),
+    n = k, k = (t, r, s, c). One program writes one [BLOCK_M, BLOCK_N] tile of y; programs after the last tile write blocks of
+    the next cache.
     """
     height = unpack(sizes.h)
     width = unpack(sizes.w)
@@ -310,7 +312,7 @@ def video_kernel(
     frame = o * STRIDE[0] - unpack(sizes.front)  # known frame at tap 0
     first = 0
     if not REPLICATE:
-        first = tl.maximum(0, tl.cdiv(-frame, DILATION[0]))  # nothing is there before it
+        first = tl.maximum(0, tl.cdiv(-frame, DILATION[0]))  # earlier taps see zeros only
     offs_k = tl.arange(0, BLOCK_K)
     depth = channels * (KERNEL[0] * KERNEL[1] * KERNEL[2])
     x_kept = None
@@ -320,38 +322,38 @@ def video_kernel(
         w_kept = (w_ptr, offs_n[None, :].to(INDEX) * depth + offs_k[:, None], (offs_k % C_ALIGN)[:, None])
     acc = frames_gemm(
         tl.zeros((BLOCK_M, BLOCK_N), ACC),
-        x_ptr + image * x_n - cached * frame_size,
-        cache_ptr + image * cache_n,
-        cache_ptr + image * cache_n + (offset[:, None] + offs_k[None, :]),
-        w_ptr + (offs_n[None, :].to(INDEX) * depth + offs_k[:, None]),
-        rows,
-        columns,
-        bits,
-        (h0, w0),
-        size,
-        corner,
-        frame,
-        first,
-        cached,
-        channels,
-        width,
-        frame_size,
-        KERNEL,
-        DILATION,
-        UP,
-        REPLICATE,
-        BOUNDS,
-        C_ALIGN,
-        EVEN_K,
-        EVEN_N,
-        BLOCK_K,
-        INDEX,
-        REACH,
-        PRECISION,
-        UPCAST,
-        x_kept,
-        w_kept,
-        CLAMP,
+        x_base=x_ptr + image * x_n - cached * frame_size,
+        cache_base=cache_ptr + image * cache_n,
+        x_ptrs=cache_ptr + image * cache_n + (offset[:, None] + offs_k[None, :]),
+        w_ptrs=w_ptr + (offs_n[None, :].to(INDEX) * depth + offs_k[:, None]),
+        rows=rows,
+        columns=columns,
+        bits=bits,
+        start=(h0, w0),
+        size=size,
+        corner=corner,
+        frame=frame,
+        first=first,
+        cached=cached,
+        channels=channels,
+        width=width,
+        frame_size=frame_size,
+        KERNEL=KERNEL,
+        DILATION=DILATION,
+        UP=UP,
+        REPLICATE=REPLICATE,
+        BOUNDS=BOUNDS,
+        C_ALIGN=C_ALIGN,
+        EVEN_K=EVEN_K,
+        EVEN_N=EVEN_N,
+        BLOCK_K=BLOCK_K,
+        INDEX=INDEX,
+        REACH=REACH,
+        PRECISION=PRECISION,
+        UPCAST=UPCAST,
+        x_kept=x_kept,
+        w_kept=w_kept,
+        CLAMP=CLAMP,
     )
 
     acc = add_bias(acc, b_ptr, offs_n * unpack(sizes.b).to(INDEX), columns, HAS_BIAS)

@@ -10,10 +10,11 @@ from tritonconv.kernels.index import fold_taps, inside, inside_of, load_inside, 
 
 @triton.jit
 def new_pixels(start, i, size, BOX: tl.constexpr, WITHIN: tl.constexpr):
-    """(first, mask) of the box from `start` on an axis: which of its pixels first + i exist.
+    """(first, mask) of the box that starts at `start` on an axis: which of its pixels first + i count.
 
-    WITHIN shifts the last box back to lie within the axis (BOX <= size) and masks what the box before it had. An infinite x
-    then meets a zero of dy only where the sum has it as a term; x past the output's last pixel is no term of this tap's.
+    WITHIN shifts the last box back so that it lies within the axis (BOX <= size), and masks the pixels that the box before it
+    had. Masked zeros of dy then multiply only pixels that belong to this tap's sum, so no inf * 0 appears that the exact sum
+    lacks.
     """
     first = start
     mask = i < size - start
@@ -26,8 +27,8 @@ def new_pixels(start, i, size, BOX: tl.constexpr, WITHIN: tl.constexpr):
 @triton.jit
 def wgrad_kernel(
     dy_ptr,
-    x,  # a pointer, or where BOXED a descriptor as `load_pixels` takes it
-    dw_ptr,  # dw, or where SPLIT the workspace [splits, K, T, R, S, C / G] in the accumulator's type
+    x,  # a pointer, or with BOXED a descriptor as `load_pixels` takes it
+    dw_ptr,  # dw, or with SPLIT the workspace [splits, K, T, R, S, C / G] in the accumulator's type
     dy_strides,  # Strides of dy [N, K, O, P, Q]
     x_strides,  # Strides of x [N, C, D, H, W]
     dw_strides,  # Strides of dw [K, C / G, T, R, S]
@@ -37,7 +38,7 @@ def wgrad_kernel(
     STRIDE: tl.constexpr,
     DILATION: tl.constexpr,
     RANK: tl.constexpr,
-    PATCH: tl.constexpr,  # windows tile the input: taps join the channels on the n axis
+    PATCH: tl.constexpr,  # windows tile the input: the n axis holds taps and channels
     BOUNDS: tl.constexpr,  # "none" or "range"
     DY_ALIGN: tl.constexpr,
     DY_UNIT: tl.constexpr,
@@ -66,8 +67,8 @@ def wgrad_kernel(
     GEMM axes: m = k, n = c (one tap per program; (c, t, r, s) where PATCH), k = output pixels. The pixels are walked in boxes
     of STEP with carried scalars, so the loop holds no division; every offset inside a box is hoisted.
 
-    Where BOXED, a box of x is one copy by coordinates, with neither mask nor addresses: of its columns those of other channels
-    are not stored, and all its pixels are the tap's (`new_pixels`), or images beyond the last, which are zero.
+    With BOXED, one copy by coordinates brings a box of x, without masks or addresses. Its columns may hold channels of other
+    groups, which are not stored. Its pixels all belong to the tap (`new_pixels`), or to images beyond the last, which are zero.
     """
     BOX_O: tl.constexpr = STEP[1]
     BOX_P: tl.constexpr = STEP[2]
@@ -111,15 +112,15 @@ def wgrad_kernel(
     columns = offs_n < columns_total  # [BLOCK_N]
     c, t, r, s = fold_taps(offs_n, channels, KERNEL if PATCH else (1, 1, 1), X_FOLD)  # [BLOCK_N]
 
-    # the box: pixel i of a step is (n0 + i_n, o0 + i_o, p0 + i_p, q0 + i_q)
+    # The box: pixel i of a step is (n0 + i_n, o0 + i_o, p0 + i_p, q0 + i_q)
     i = tl.arange(0, BLOCK_K)
     i_q = i % BOX_Q
     i_p = (i // BOX_Q) % BOX_P
     i_o = (i // (BOX_Q * BOX_P)) % BOX_O
     i_n = i // (BOX_Q * BOX_P * BOX_O)
     dy_offset = i_n * y_n + i_q * y_q
-    x_offset = i_n * x_n + i_q * (STRIDE[2] * x_w)  # not used where BOXED, as all of x's
-    # patches have neither a tap of their own nor padding, and a constant 0 keeps the alignment of their rows
+    x_offset = i_n * x_n + i_q * (STRIDE[2] * x_w)  # like all offsets of x, unused with BOXED
+    # Patches have neither a tap of their own nor padding, and a constant 0 keeps the alignment of their rows known.
     w_shift = 0 if PATCH else tap_s.to(INDEX) * DILATION[2] - unpack(sizes.low_w)
     x_tap = w_shift * x_w
     h_shift = w_shift
@@ -206,17 +207,17 @@ def wgrad_kernel(
             at = (tl.cast(d_shift, tl.int32), tl.cast(h_shift, tl.int32), tl.cast(w_shift, tl.int32))
             channel = group * channels + pid_n * BLOCK_N
             pixels_x = load_pixels(x, n0, at, channel, x_w.to(tl.int32), (o1, p1, q1), STRIDE, RANK)
-            taken = pixels_x.reshape(BLOCK_K, BLOCK_N)
+            x_tile = pixels_x.reshape(BLOCK_K, BLOCK_N)
         else:
             x_mask = x_pixels[:, None]
             if not EVEN_N:
                 x_mask = x_mask & columns[None, :]
-            taken = load_inside(x_ptrs, x_start, x_mask, x_kept, step < steps, CLAMP)
+            x_tile = load_inside(x_ptrs, x_start, x_mask, x_kept, step < steps, CLAMP)
         if UPCAST:  # the interpreter multiplies raw bfloat16 bits
             dy = dy.to(tl.float32)
-            taken = taken.to(tl.float32)
-        acc = tl.dot(dy, taken, acc, input_precision=PRECISION, out_dtype=ACC)
-        # next box; past the last along q, the next along p, then o, then n
+            x_tile = x_tile.to(tl.float32)
+        acc = tl.dot(dy, x_tile, acc, input_precision=PRECISION, out_dtype=ACC)
+        # The next box along q; after the last one, the next along p, then o, then n.
         q0 += BOX_Q
         wrap = q0 >= size_q
         q0 = tl.where(wrap, 0, q0)

@@ -27,15 +27,15 @@ class Extents(NamedTuple):
     shift_h: int
     shift_w: int  # divided by the load width, rounded up
     b: int  # stride of the bias
-    rows: int  # groups of output rows a program makes
+    rows: int  # groups of output rows that a program computes
 
 
 @triton.constexpr_function
 def tap_offsets(OUTPUTS, KERNEL, STRIDE, DILATION, PHASE, REACH, DGRAD):
-    """Entry j * KERNEL + tap: where the input pixel that output j meets at a tap lies in the window, -1 if they never meet.
+    """Entry j * KERNEL + tap: the position in the window of the input pixel that output j meets at a tap, -1 if there is none.
 
-    fprop: the window of outputs 0, 1, ... starts at input -low. dgrad: outputs 0, 1, ... are input pixels, from one that is
-    `phase` above a multiple of the stride, and the window is of dy.
+    fprop: the window of outputs 0, 1, ... starts at input -low. dgrad: outputs 0, 1, ... are pixels of dx, the first one PHASE
+    above a multiple of the stride, and the window lies in dy.
     """
     offsets = []
     for j in range(OUTPUTS):
@@ -50,7 +50,7 @@ def tap_offsets(OUTPUTS, KERNEL, STRIDE, DILATION, PHASE, REACH, DGRAD):
 
 @triton.constexpr_function
 def first_taps(OFFSETS, KERNEL, TAPS):
-    """The entries of `tap_offsets` of the first TAPS taps alone."""
+    """The entries of `tap_offsets` for the first TAPS taps."""
     return tuple(OFFSETS[j * KERNEL + tap] for j in range(len(OFFSETS) // KERNEL) for tap in range(TAPS))
 
 
@@ -85,7 +85,7 @@ def within(coordinate, size):
 
 @triton.jit
 def lanes_of(tile, CHANNELS: tl.constexpr, GROUPS: tl.constexpr, PLANES: tl.constexpr):
-    """(channel, column tile) of every lane of a program; the column tile is a scalar where a program has but one."""
+    """(channel, column tile) of every lane of a program; the column tile is a scalar where a program has only one."""
     lane = tl.arange(0, CHANNELS * GROUPS)
     if GROUPS == 1:
         channel = lane
@@ -101,9 +101,9 @@ def lanes_of(tile, CHANNELS: tl.constexpr, GROUPS: tl.constexpr, PLANES: tl.cons
 
 @triton.jit
 def place_of(pid, channels, columns, CHANNELS: tl.constexpr):
-    """(tile of channels, tile of columns, rest) of a program, channels fastest: one pixel is one run of memory.
+    """(tile of channels, tile of columns, rest) of a program, channels fastest, since the channels of a pixel are contiguous.
 
-    `columns`: how many column tiles there are.
+    `columns`: the number of column tiles.
     """
     tiles_c = tl.cdiv(channels, CHANNELS)
     pid_c = pid % tiles_c
@@ -122,7 +122,7 @@ def spread(base, offset, step, WIDTH: tl.constexpr):
 
 @triton.jit
 def weights_of(channel, w_k, w_c, PER_GROUP: tl.constexpr, SUMMED: tl.constexpr, DGRAD: tl.constexpr):
-    """(offset [LANES] of the weights that an output channel meets, step from one channel that it sums to the next).
+    """(offset [LANES] of the weights that an output channel meets, step per channel that it sums).
 
     w [K, C / G, ...]: fprop sums the channels of a filter, dgrad the filters of its group.
     """
@@ -138,10 +138,10 @@ def weights_of(channel, w_k, w_c, PER_GROUP: tl.constexpr, SUMMED: tl.constexpr,
 @triton.jit
 def zeros(COUNT: tl.constexpr, LANES: tl.constexpr, ACC: tl.constexpr):
     """COUNT tensors [LANES] of zeros."""
-    found = ()
+    tensors = ()
     for _ in tl.static_range(COUNT):
-        found = found + (tl.zeros((LANES,), ACC),)
-    return found
+        tensors = tensors + (tl.zeros((LANES,), ACC),)
+    return tensors
 
 
 @triton.jit
@@ -185,7 +185,7 @@ def column_masks(first, size, lanes, COUNT: tl.constexpr, WIDTH: tl.constexpr, L
     """COUNT masks of the columns from `first` on, WIDTH to a mask: scalars, [LANES], or with WIDTH > 1 [LANES, 1].
 
     LANED: the mask is per lane, because `first` is, or because some lanes do not exist. `first` and `size` are multiples of
-    WIDTH (`costmodel.depthwise.load_width`, `store_width`).
+    WIDTH (`costmodel.families.depthwise.load_width`, `store_width`).
     """
     masks = ()
     for i in tl.static_range(COUNT):
@@ -213,8 +213,8 @@ def read_row(
 ):
     """The WINDOW columns of one input row, zero outside, in the accumulator's type.
 
-    OFFSETS: which columns are used. WIDTH > 1: ptrs is [LANES, WIDTH] and starts LEAD columns
-    early, at a multiple of WIDTH, so that one load brings WIDTH columns.
+    OFFSETS: which columns are used. WIDTH > 1: ptrs is [LANES, WIDTH] and starts LEAD columns early, at a multiple of WIDTH, so
+    that one load brings WIDTH columns.
     """
     row = ()
     if WIDTH == 1:
@@ -249,7 +249,7 @@ def read_channels(
 ):
     """`read_row` of each of SUMMED channels: [(channel, column)].
 
-    TOGETHER: ptrs is [LANES, SUMMED], the channels of a pixel lie next to each other and come in one load.
+    TOGETHER: ptrs is [LANES, SUMMED], since the channels of a pixel are contiguous and one load brings them.
     """
     rows = ()
     if TOGETHER:
@@ -277,7 +277,7 @@ def read_channels(
 def added_by_channel(
     b_ptr, b_stride, scale, fused, channel, lanes, HAS_BIAS: tl.constexpr, FUSED: tl.constexpr, ACC: tl.constexpr
 ):
-    """b * scale + shift [LANES]: what a lane's channel adds to its scaled sums. `scale` is None where there is none."""
+    """b * scale + shift [LANES], which is added to the scaled sums of a lane's channel. `scale` is None without a scale."""
     added = tl.zeros((channel.shape[0],), ACC)
     if HAS_BIAS:
         added = per_channel(b_ptr, b_stride, channel, lanes, ACC)
@@ -315,9 +315,9 @@ def store_row(
     row,  # COLUMNS tensors [LANES]
     masks,
     row_ok,
-    r_ptrs,  # of the residual, as `ptrs`; None without one
+    r_ptrs,  # pointers to the residual, of the shape of `ptrs`; None without one
     r_step,
-    z_ptrs,  # of the value before the activation; None if nobody asks
+    z_ptrs,  # pointers that receive the value before the activation; None where it is not needed
     z_step,
     DTYPE: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -326,7 +326,7 @@ def store_row(
     SLOPE: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """One output row, finished and rounded once."""
+    """Applies the epilogue to one output row, rounds it once and stores it."""
     for j in tl.static_range(COLUMNS // WIDTH):
         piece = row[j] if WIDTH == 1 else join_columns(row[j * WIDTH : (j + 1) * WIDTH], WIDTH)
         mask = tl.where(row_ok, masks[j], False)

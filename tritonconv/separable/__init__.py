@@ -1,4 +1,4 @@
-"""A depthwise convolution and the pointwise one behind it, as one function: one kernel where that is predicted to be faster.
+"""A depthwise convolution followed by a pointwise one, as one function: one kernel where that is predicted to be faster.
 
 Kernel: `tritonconv.kernels.separable`; the choice: `costmodel.separable`.
 """
@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import torch
 
+from costmodel.problem import Pass
 from costmodel.separable import Pair
-from costmodel.tiling import Plan
-from tritonconv import check
+from tritonconv import check, plans
 from tritonconv.functional import Size
 from tritonconv.invariant import by_image, is_on
 from tritonconv.op import flat
-from tritonconv.separable import op  # which registers the op
+from tritonconv.plans import Explanation, Plans
+from tritonconv.separable import op  # the import registers the op
 from tritonconv.separable.launch import APART, FUSED
 
 _NAME = "depthwise_separable_conv2d"
+#: Passes for which the function takes no plan.
+_IDLE = dict.fromkeys((Pass.DGRAD, Pass.WGRAD), "gradients take the plans of conv2d")
 
 
 def checked(
@@ -32,9 +35,9 @@ def checked(
     pointwise_activation: str | None,
     negative_slope: float,
     residual: torch.Tensor | None,
-    plan: Plan | str | None,
+    plan: Plans,
 ) -> Pair:
-    """The two problems of a call. TypeError, ValueError and RuntimeError, each naming the argument."""
+    """The two problems of a call. Raises TypeError, ValueError and RuntimeError, each naming the argument."""
     others = {"pointwise_weight": pointwise_weight, "pointwise_bias": pointwise_bias, "residual": residual}
     if not isinstance(pointwise_weight, torch.Tensor):
         raise TypeError(f"{_NAME}(): argument 'pointwise_weight' must be a Tensor, got {type(pointwise_weight).__name__}")
@@ -63,9 +66,17 @@ def checked(
     shape = pair.pointwise.output_shape
     check.epilogue(_NAME, 2, problem.output_shape, activation, negative_slope, None, None, None)
     check.epilogue(_NAME, 2, shape if batched else shape[1:], pointwise_activation, negative_slope, None, None, residual)
-    if not (plan is None or isinstance(plan, Plan) or plan in (FUSED, APART)):
-        raise TypeError(f"{_NAME}(): plan must be None, {FUSED!r}, {APART!r} or a Plan, got plan={plan!r}")
+    plan_text(plan)
     return pair
+
+
+def plan_text(plan: Plans) -> str:
+    """`plan` as the op takes it: "fused" and "apart" are words of their own."""
+    if isinstance(plan, Explanation) and "depthwise" in plan.plans:
+        return APART
+    if plan in (FUSED, APART):
+        return str(plan)
+    return plans.text(plan, _NAME, Pass.FPROP, _IDLE, "separable") or ("" if plan is None else FUSED)
 
 
 def depthwise_separable_conv2d(
@@ -82,19 +93,19 @@ def depthwise_separable_conv2d(
     pointwise_activation: str | None = None,
     negative_slope: float = 0.01,
     residual: torch.Tensor | None = None,
-    plan: Plan | str | None = None,
+    plan: Plans = None,
 ) -> torch.Tensor:
     """act2(conv(act1(conv(input, depthwise_weight) + depthwise_bias), pointwise_weight) + pointwise_bias + residual)
 
-    input [N, C, H, W] or [C, H, W], depthwise_weight [C, 1, R, S], pointwise_weight [K, C, 1, 1], biases [C] and [K],
-    residual as the result [N, K, P, Q], of any strides. stride, padding and dilation are the depthwise convolution's, as
-    `torch.nn.functional.conv2d` takes them. activation stands between the two convolutions, pointwise_activation behind the
-    second: None or a name of `tritonconv.epilogue.ACTIVATIONS`; negative_slope is leaky_relu's.
+    input [N, C, H, W] or [C, H, W], depthwise_weight [C, 1, R, S], pointwise_weight [K, C, 1, 1], biases [C] and [K]; residual
+    has the shape of the result [N, K, P, Q] and any strides. stride, padding and dilation are those of the depthwise
+    convolution, as in `torch.nn.functional.conv2d`. activation follows the depthwise convolution and pointwise_activation the
+    pointwise one: None or a name of `tritonconv.epilogue.ACTIVATIONS`. negative_slope is that of leaky_relu.
 
-    One kernel, which never writes what lies between, or two, whichever has the least predicted time; the result is the same
-    but for the order of the second convolution's sums, because what lies between is rounded to input's dtype in both. plan
-    forces "fused", "apart", or a `Plan` of the family "separable". Gradients of every tensor, to any order; the backward pass
-    makes what lies between again.
+    Runs one fused or two separate kernels, whichever is predicted to be faster. They differ only in the order of the pointwise
+    sum, because both round the depthwise result to input's dtype. plan forces "fused", "apart", or a `Plan` of "separable"
+    (also as words, or what `explain` returned). Every tensor has gradients, to any order; the backward pass computes the
+    depthwise result again.
 
     Raises TypeError, ValueError and RuntimeError as `tritonconv.conv2d_fused` does.
     """
@@ -104,7 +115,7 @@ def depthwise_separable_conv2d(
     if input.dim() == 3:
         x, residual = x.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
     problem = pair.depthwise
-    words = (activation or "", pointwise_activation or "", float(negative_slope), "" if plan is None else str(plan))
+    words = (activation or "", pointwise_activation or "", float(negative_slope), plan_text(plan))
 
     def made(images: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
         place = (problem.stride, flat(problem.padding), problem.dilation)

@@ -15,18 +15,19 @@ from tritonconv.host import index_of
 from tritonconv.launch import DTYPES, device_model, fp32_precision
 from tritonconv.layout import output_strides
 from tritonconv.prepared import FusedKey, TensorKey, key
-from tritonconv.separable import checked, depthwise_separable_conv2d, launch
+from tritonconv.separable import checked, depthwise_separable_conv2d, launch, plan_text
 
 
-def explained(*args: Any, **kwargs: Any) -> tuple[ConvProblem, dict[str, Plan], dict[str, Prediction], str]:
+def explained(number: int | None, *args: Any, **kwargs: Any) -> tuple[ConvProblem, dict[str, Plan], dict[str, Prediction], str]:
     """(the depthwise problem, plans, predictions, words) of a call of `depthwise_separable_conv2d`, forward. One kernel's plan
-    is named "separable", two kernels' "depthwise" and "pointwise". Raises what the call would."""
+    is named "separable", two kernels' "depthwise" and "pointwise". `number` is a device's of `host`, None for where input is.
+    Raises what the call would."""
     bound = inspect.signature(depthwise_separable_conv2d).bind(*args, **kwargs)
     bound.apply_defaults()
     given = dict(bound.arguments)
     pair = checked(**given)
     x, w1, w2, residual = (given[name] for name in ("input", "depthwise_weight", "pointwise_weight", "residual"))
-    dtype, device = check.cast_dtype(x), device_model(index_of(x))
+    dtype, device = check.cast_dtype(x), device_model(index_of(x) if number is None else number)
     x = x if x.dim() == 4 else x.unsqueeze(0)
     over: TensorKey | None = None
     if residual is not None:
@@ -39,7 +40,7 @@ def explained(*args: Any, **kwargs: Any) -> tuple[ConvProblem, dict[str, Plan], 
     lines = [f"depthwise_separable_conv2d: {pair}, {Arithmetic(DTYPES[dtype], fp32_precision()).words}"]
     if not (pair.pointwise.macs and pair.depthwise.macs):
         return pair.depthwise, {}, {}, "\n".join([*lines, "nothing to multiply: no kernel is launched"])
-    forced = "" if given["plan"] is None else str(given["plan"])
+    forced = plan_text(given["plan"])
     plan = launch.chosen(call, device, forced)
     one, two = launch.chosen(call, device, launch.FUSED) if model.candidates(call, device) else None, model.apart(call, device)
     found = None if (plan or one) is None else model.predict(call, plan or one, device)  # type: ignore[arg-type]
@@ -66,6 +67,7 @@ def explained(*args: Any, **kwargs: Any) -> tuple[ConvProblem, dict[str, Plan], 
     tiles, trips = model.grid(pair, plan), -(-pair.depthwise.in_channels // plan.block_k)
     lines += [
         f"one kernel runs{', forced by plan=' if forced else ''} ({device.name})",
+        f"  plan {plan}",
         f"  {plan.block_m} pixels x {plan.block_n} filters, {plan.block_k} channels at a time, {plan.num_warps} warps; "
         f"{tiles[0]} x {tiles[1]} programs of {trips} trips",
         f"  a thread makes strips of {rows} x {columns} pixels of {model.work_of(call, plan).channels} channels a load",

@@ -23,13 +23,13 @@ from tritonconv.layout import allocate, depthwise_operand, filters_last_copy, fi
 from tritonconv.prepared import INT32_MAX, FusedKey, TensorKey, accumulator, key, packed_strides
 from tritonconv.steps import Launch, Step
 
-#: `plan` words beside a plan of the family: one kernel with the tile of least predicted time, or two kernels.
+#: The words of `plan` besides those of a plan: one kernel with the tile of least predicted time, or two kernels.
 FUSED, APART = "fused", "apart"
 
 
 def fits_int32(pair: Pair, plan: SeparablePlan, x: TensorKey, w1: TensorKey, w2: TensorKey, *results: TensorKey) -> bool:
-    """Whether 32-bit offsets reach everything from a program's first image, what is masked included. A strip may begin before
-    its image and end behind it, by no more than its window; channels and filters go in whole blocks."""
+    """Whether 32-bit offsets reach everything from a program's first image, masked elements included. A strip may begin before
+    its image and end behind it by no more than its window; channels and filters are read in whole blocks."""
     (rows, columns), (p, q) = model.strip(plan), pair.depthwise.output_size
     strips = product(-(-n // size) for n, size in ((p, rows), (q, columns)))
     images = min(pair.depthwise.batch, plan.block_m // (rows * columns) // max(1, strips) + 2)
@@ -65,7 +65,7 @@ def described(
     between: FusedKey,
     after: FusedKey,
 ) -> PairCall:
-    """What the cost model wants to know of a call."""
+    """The call in the form of the cost model."""
     z = channels_of(pair, x, w1)
     lie = (operand(*x, 1, 1), depthwise_operand(*w1), operand(*z, 1, 1), operand(*w2, 1, 1), operand(*y, 1, 1))
     kinds = (
@@ -75,7 +75,7 @@ def described(
 
 
 def channels_of(pair: Pair, x: TensorKey, w1: TensorKey) -> TensorKey:
-    """Shape and strides of what lies between the two convolutions, were it in memory."""
+    """The shape and strides that the depthwise result would have in memory."""
     shape = pair.depthwise.output_shape
     return shape, output_strides(shape, *(torch.empty_strided(*t, device="meta") for t in (x, w1)))
 
@@ -96,7 +96,7 @@ def prepare_call(
     after: FusedKey,
     forced: str,
 ) -> Launch | None:
-    """The launch of a call, None where two kernels are to run."""
+    """The launch of a call; None where two kernels should run."""
     plan = chosen(described(pair, dtype, precision, x, w1, w2, y, between, after), device_model(device), forced)
     if plan is None:
         return None
@@ -107,7 +107,7 @@ def prepare_call(
 
 
 def chosen(call: PairCall, device: Device, forced: str) -> SeparablePlan | None:
-    """The plan of one kernel, None for two. ValueError for a forced plan that cannot run the call."""
+    """The plan of one kernel; None for two kernels. Raises ValueError for a forced plan that cannot run the call."""
     if forced == APART:
         return None
     if forced and forced != FUSED:
@@ -132,13 +132,13 @@ def prepare(
     after: FusedKey,
     capability: int,
 ) -> Launch:
-    """Scalars, constexprs and grid of a launch whose weights already lie as the plan wants them."""
+    """Scalars, constexprs and grid of a launch, for weights in the layout that the plan needs."""
     pair, (rows, columns), residual = call.pair, model.strip(plan), after.residual
     problem, channels, filters = pair.depthwise, pair.depthwise.in_channels, pair.filters
     c_align, k_align = math.gcd(channels, MAX_ALIGN), math.gcd(filters, MAX_ALIGN)
     full, results = problem.with_unit_axes(), (y, *(() if residual is None else (residual,)))
     small = fits_int32(pair, plan, x, w1, w2, *results)
-    # a bias is as long as the channels of x or of y, and a block more
+    # a bias has as many elements as x or y has channels; masked reads reach up to a block further
     small = small and (channels + plan.block_k) * (b1 or 0) <= INT32_MAX and (filters + plan.block_n) * (b2 or 0) <= INT32_MAX
     sizes = (
         problem.batch,
@@ -206,7 +206,8 @@ def fused(
     slope: float,
     forced: str,
 ) -> torch.Tensor | None:
-    """y [N, K, P, Q] by one kernel; None where two are to compute it: by prediction, by a word, or as nothing is summed."""
+    """y [N, K, P, Q] by one kernel. None where two kernels should compute it: because they are predicted to be faster, because
+    `plan` says so, or because nothing is summed."""
     if product(pair.pointwise.output_shape) == 0 or pair.depthwise.in_channels == 0:
         return None
     y = allocate(pair.pointwise.output_shape, x, w1, w2)

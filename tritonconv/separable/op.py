@@ -2,8 +2,8 @@
 
     separable(x [N, C, H, W], w1 [C, 1, R, S], w2 [K, C, 1, 1], b1, b2, residual, ..., between, activation, slope, plan) -> y
 
-`between` and `activation` are "" for none; `plan` is "", "fused", "apart" or a plan of the family "separable". Two kernels are
-`fprop` or `fprop_fused` twice. The backward pass makes what lies between the convolutions again, whichever ran.
+`between` and `activation` are "" for none. `plan` is "", "fused", "apart" or a plan of "separable". Two kernels are `fprop` or
+`fprop_fused` twice. The backward pass computes the depthwise result again, also where two kernels ran.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ _POINTWISE: tuple[Any, ...] = ((1, 1), (0, 0, 0, 0), (1, 1), 1)
 
 
 def pair_of(x: Ints, w1: Ints, w2: Ints, stride: Ints, padding: Ints, dilation: Ints) -> Pair:
-    """The two problems of the op's arguments, tensors as shapes. RuntimeError where they do not fit together."""
+    """The two problems of the op's arguments, with shapes in place of tensors. Raises RuntimeError where they do not fit
+    together."""
     if len(x) != 4 or len(w1) != 4 or tuple(w1[:2]) != (x[1], 1) or tuple(w2[1:]) != (x[1], 1, 1) or x[1] < 1:
         raise RuntimeError(
             f"tritonconv::separable: expected x [N, C, H, W], w1 [C, 1, R, S] and w2 [K, C, 1, 1], got x {list(x)}, w1 "
@@ -64,7 +65,7 @@ def checked(
     between: str,
     activation: str,
 ) -> Pair:
-    """`pair_of` the shapes, and what all that is read must be."""
+    """`pair_of` for the op's tensors, whose shapes, dtypes and devices are checked."""
     operands.alike("separable", x, w1, w2, b1, b2, residual)
     make = pair_of if isinstance(x, private.FakeTensor) else _known_pair  # symbols cannot be hashed
     pair = make(x.shape, w1.shape, w2.shape, *map(tuple, window))
@@ -86,7 +87,7 @@ def _followed(
     slope: float,
     keep: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(y, z) of one of the two convolutions as an op of its own."""
+    """(y, z) of one of the two convolutions, computed by its own op."""
     if not activation and residual is None:
         y = _OPS.fprop(x, w, b, *window)
         return y, y
@@ -135,8 +136,10 @@ def _flops(
 
 
 class _Separable(_Primitive):
-    """With z = between(conv(x, w1) + b1) and y = act(conv(z, w2) + b2 + residual): z is made again, and what the activations'
-    derivatives are taken from; of y's size nothing is kept but y, where its activation's derivative is."""
+    """The op with its derivatives, where z = between(conv(x, w1) + b1) and y = act(conv(z, w2) + b2 + residual).
+
+    The backward pass computes z again, and whatever else the activations' derivatives need. Of y's size only y is kept, where
+    the derivative of its activation is computed from y."""
 
     @staticmethod
     def forward(*args: Any) -> Any:
@@ -166,7 +169,7 @@ class _Separable(_Primitive):
         ty: Maybe,
         *_: Any,
     ) -> Maybe:
-        """Through one convolution and then the other; `ty` comes as residual's."""
+        """The tangents, through one convolution and then the other. `ty` is that of the residual."""
         x, w1, w2, b1, b2, residual, y = saved
         keep = needs_z(ctx.between, ctx.slope)
         z, before = _followed(x, w1, b1, ctx.window, None, ctx.between, ctx.slope, keep)

@@ -1,15 +1,16 @@
-"""The causal convolution of video VAEs, chunk by chunk: frames before a chunk come from a cache, and the next is written too.
+"""The causal convolution of video VAEs, chunk by chunk: it reads the frames before a chunk from a cache and writes the next
+cache.
 
-What it stands for: torch.cat of the cache and the chunk, F.pad, conv3d, its bias, and the clone of the last frames, as in
-diffusers' WanCausalConv3d (zeros) and CogVideoXCausalConv3d (the first frame again). Kernel: `tritonconv.kernels.video`.
+It replaces torch.cat of the cache and the chunk, F.pad, conv3d, its bias, and the clone of the last frames, as in diffusers'
+WanCausalConv3d (zeros) and CogVideoXCausalConv3d (the first frame repeated). Kernel: `tritonconv.kernels.video`.
 """
 
 from __future__ import annotations
 
 import torch
 
-from tritonconv.functional import Plans, _plan_text
 from tritonconv.invariant import by_image, is_on
+from tritonconv.plans import Plans
 from tritonconv.video import (
     check,
     op,  # noqa: F401  registers the op
@@ -32,34 +33,36 @@ def causal_conv3d(
     time_padding: str = "zeros",
     plan: Plans = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """(y, next_cache), or y where return_cache is False: result o sees the frames up to o * stride_t of the chunk x, no later.
+    """(y, next_cache), or y where return_cache is False. Result o sees the frames of the chunk x up to o * stride_t, none
+    later.
 
     x [N, C, T, H, W], weight [K, C, t, r, s], bias [K], y [N, K, O, P, Q]. With D = (t - 1) * dilation_t, result o sees frames
-    o * stride_t - D to o * stride_t. padding is of height and width only, zeros on both sides: an int, (h, w) or "same".
+    o * stride_t - D to o * stride_t. padding is for height and width only, with zeros on both sides: an int, (h, w) or "same".
 
-    cache [N, C, F, H, W], F from 0 to D: the frames before frame 0, the newest last. What lies before the oldest of them is
-    zero (time_padding "zeros") or the oldest known frame again ("replicate"). With "valid" nothing is made up: windows begin
-    at the oldest frame of the cache, so result o sees frames o * stride_t - F to o * stride_t - F + D, and none that x does
-    not reach, perhaps none at all.
+    cache [N, C, F, H, W], F from 0 to D: the frames before frame 0, the newest last. Frames before the oldest of them are zero
+    (time_padding "zeros") or repeat the oldest known frame ("replicate"). With "valid" there is no padding in time: windows
+    begin at the oldest frame of the cache, so result o sees frames o * stride_t - F to o * stride_t - F + D, and there are only
+    results whose frames all exist, perhaps none.
 
-    next_cache is what makes the next chunk go on where this one ends; it never shares memory with x or cache. It holds the
-    last D frames of cache and x, with those that were made up before them where there are fewer: always D, whatever F. Chunks
-    but the last are then a multiple of stride_t frames (of the last one ask no cache). With "valid" it holds the frames from
-    the next window's first one on, at most D, and chunks may have any length: Wan's downsampler is
-    t = 3, stride_t = 2 with "valid" and one cached frame.
+    next_cache lets the next chunk go on where this one ends; it never shares memory with x or cache. It holds the last D frames
+    of cache and x, preceded by padding frames where there are fewer, so it always has D frames. All chunks but the last must
+    then have a multiple of stride_t frames (do not ask for a cache of the last one). With "valid" it holds the frames from the
+    next window's first one on, at most D, and chunks may have any length: Wan's downsampler is t = 3, stride_t = 2 with "valid"
+    and one cached frame.
 
-    upsample=2: the convolution of every frame magnified twice, F.interpolate(scale_factor=(1, 2, 2)), "nearest", without
-    making it; stride is then 1 in height and width.
+    upsample=2: the convolution of every frame magnified twice, F.interpolate(scale_factor=(1, 2, 2)), "nearest", which is not
+    written; stride must then be 1 in height and width.
 
-    float16, bfloat16, float32 (as `torch.backends.cudnn.conv.fp32_precision` says), float64; added up in float32 (float64) and
-    rounded once. Fast are channels-last x, weight and cache (`memory_format=torch.channels_last_3d`), read as they lie; others
-    are copied so first (`tritonconv.explain` names them). next_cache is channels-last, y as torch's conv3d would answer it.
-    Gradients of any order of x, weight, bias and cache, also through next_cache; they write the known frames out.
+    The dtype is float16, bfloat16, float32 (multiplied as `torch.backends.cudnn.conv.fp32_precision` says) or float64; sums are
+    in float32 (float64 for float64) and rounded once. Channels-last x, weight and cache
+    (`memory_format=torch.channels_last_3d`) are read without a copy; others are copied first (`tritonconv.explain` names them).
+    next_cache is channels-last, and y has the layout of torch's conv3d. x, weight, bias and cache have gradients of any order,
+    also through next_cache; gradients write the known frames out.
 
     Raises TypeError, ValueError or RuntimeError naming the argument, before anything is launched.
     """
     window = check.call(x, weight, bias, stride, padding, cache, return_cache, dilation, upsample, time_padding)
-    words = _plan_text(plan)
+    words = check.plan_text(plan)
 
     def made(images: torch.Tensor, before: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         result: tuple[torch.Tensor, torch.Tensor] = _OPS.video(images, weight, bias, before, *window, return_cache, words)

@@ -7,13 +7,23 @@ from typing import Any
 
 import torch
 
-from costmodel.problem import padding_pairs
+from costmodel.problem import Pass, padding_pairs
 from costmodel.tiling import FARTHEST
 from costmodel.video import TIME_PADDING, Chunk
+from tritonconv import plans
 from tritonconv.check import _bias, alike, as_int, ints, is_int
 
 NAME = "causal_conv3d"
 Window = tuple[tuple[int, ...], list[int], tuple[int, ...], int, str]
+
+
+#: Passes for which the function takes no plan.
+_IDLE = dict.fromkeys((Pass.DGRAD, Pass.WGRAD), "gradients take the plans of conv3d")
+
+
+def plan_text(plan: plans.Plans) -> str:
+    """`plan` as the op takes it."""
+    return plans.text(plan, NAME, Pass.FPROP, _IDLE, "video")
 
 
 def _tensors(x: Any, weight: Any, bias: Any, cache: Any) -> None:
@@ -56,7 +66,7 @@ def _padding(padding: Any, weight: torch.Tensor, stride: tuple[int, ...], dilati
 
 
 def known(chunk: Chunk, x: Sequence[Any], cache: Sequence[Any] | None) -> None:
-    """Whether the cache holds frames of x's shape, no more than a window sees, and a window fits on a padded frame."""
+    """Checks that the cache holds frames of x's shape, no more than a window sees, and that a window fits on a padded frame."""
     if cache is not None:
         if (*cache[:2], *cache[3:]) != (*x[:2], *x[3:]) or cache[2] > chunk.reach:
             words = ", ".join(map(str, (x[0], x[1], f"0 to {chunk.reach}", *x[3:])))
@@ -70,7 +80,7 @@ def known(chunk: Chunk, x: Sequence[Any], cache: Sequence[Any] | None) -> None:
 
 
 def follows(chunk: Chunk, x: Sequence[Any]) -> None:
-    """Whether the next chunk can go on where this one ends."""
+    """Checks that the next chunk can go on where this one ends."""
     stride = chunk.problem.stride[0]
     if not chunk.valid and x[2] % stride:
         raise RuntimeError(
@@ -96,7 +106,7 @@ def call(
     upsample: Any,
     time_padding: Any,
 ) -> Window:
-    """stride, padding, dilation, upsample and time_padding as the op takes them."""
+    """The checked stride, padding, dilation, upsample and time_padding, as the op takes them."""
     _tensors(x, weight, bias, cache)
     stride = ints(NAME, "stride", stride, 3, 1)
     dilation = ints(NAME, "dilation", dilation, 3, 1)

@@ -1,6 +1,7 @@
-"""The causal convolution of video by torch's operators: the known frames written out, padded, convolved.
+"""The causal convolution of video by torch's operators: the known frames are written out, padded and convolved.
 
-For CPU tensors outside Triton's interpreter, and the frames that gradients need. CUDA tensors are never convolved here.
+It serves CPU tensors outside Triton's interpreter, and writes the frames that gradients need. CUDA tensors are never convolved
+here.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from tritonconv.layout import allocate_channels_last
 
 
 def known_frames(chunk: Chunk, x: torch.Tensor, cache: torch.Tensor | None) -> torch.Tensor:
-    """[N, C, front + known, H, W]: the cache, then x, and before them what stands for the frames that nobody has."""
+    """[N, C, front + known, H, W]: the padding frames, then the cache, then x."""
     line = x if cache is None else torch.cat([cache, x], 2)
     first = line[:, :, :1] if chunk.replicate else torch.zeros_like(line[:, :, :1])
     return torch.cat([first.expand(-1, -1, chunk.front, -1, -1), line], 2)
 
 
 def magnified(chunk: Chunk, frames: torch.Tensor) -> torch.Tensor:
-    """Every pixel `chunk.upsample` times along height and width: F.interpolate's "nearest"."""
+    """The frames with every pixel repeated `chunk.upsample` times along height and width, as F.interpolate's "nearest"."""
     if chunk.upsample == 1:
         return frames
     return frames.repeat_interleave(chunk.upsample, 3).repeat_interleave(chunk.upsample, 4)
@@ -35,7 +36,7 @@ def forward(
     keeps: bool,
     forced: str = "",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(y, the next cache, or nothing where it is not asked for)."""
+    """(y, the next cache); the cache has no elements where it is not asked for."""
     line = known_frames(chunk, x, cache)
     if 0 in chunk.output_shape:
         y = x.new_empty(chunk.output_shape)

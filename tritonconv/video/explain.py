@@ -10,7 +10,6 @@ from costmodel.arithmetic import Arithmetic
 from costmodel.tiling import Plan, itemsize
 from costmodel.timing import Prediction
 from tritonconv.check import cast_dtype
-from tritonconv.functional import _plan_text
 from tritonconv.host import index_of, runs_kernels
 from tritonconv.launch import DTYPES, device_model, fp32_precision
 from tritonconv.layout import operand, output_strides
@@ -18,19 +17,22 @@ from tritonconv.video import causal_conv3d, check, launch
 from tritonconv.video.op import chunk_of
 
 
-def explained(*args: Any, **kwargs: Any) -> tuple[model.ConvProblem, dict[str, Plan], dict[str, Prediction], str]:
-    """(problem, plans, predictions, words) of a call of `causal_conv3d`, forward. Raises what the call would."""
+def explained(
+    number: int | None, *args: Any, **kwargs: Any
+) -> tuple[model.ConvProblem, dict[str, Plan], dict[str, Prediction], str]:
+    """(problem, plans, predictions, words) of a call of `causal_conv3d`, forward, on device `number` of `host`, None for where
+    x is. Raises what the call would."""
     bound = inspect.signature(causal_conv3d).bind(*args, **kwargs)
     bound.apply_defaults()
     given = dict(bound.arguments)
-    forced = _plan_text(given.pop("plan"))
+    forced = check.plan_text(given.pop("plan"))
     window = check.call(**given)
     x, weight, cache = given["x"], given["weight"], given["cache"]
     chunk = chunk_of(x.shape, weight.shape, None if cache is None else cache.shape, *window)
     dtype, precision = DTYPES[cast_dtype(x)], fp32_precision()
-    device = device_model(index_of(x))
+    device = device_model(index_of(x) if number is None else number)
     lines = [f"causal_conv3d: {chunk}, {Arithmetic(dtype, precision).words}"]
-    if not x.is_cuda and not runs_kernels():
+    if number is None and not x.is_cuda and not runs_kernels():
         lines.append("CPU tensors: torch's own convolution computes them; what Triton's interpreter would run:")
     if 0 in chunk.output_shape:
         return chunk.problem, {}, {}, "\n".join([*lines, "nothing to multiply"])
@@ -45,6 +47,7 @@ def explained(*args: Any, **kwargs: Any) -> tuple[model.ConvProblem, dict[str, P
     m_tiles, n_tiles = model.tiles(chunk, plan)
     lines += [
         "forward: implicit GEMM, a gather over the taps of known frames",
+        f"  plan {plan}",
         f"  tile {plan.block_m}x{plan.block_n}x{plan.block_k}, {plan.num_warps} warps, {plan.num_stages} stages; "
         f"{m_tiles} x {n_tiles} programs of {model.trips(chunk, plan):g} trips",
     ]

@@ -1,6 +1,6 @@
 """From the tensors of a causal convolution of video to a launch: plan, copies, allocation, arguments, grid.
 
-The kernel reads channels-last frames, one behind another; what lies otherwise is copied first (`lies`).
+The kernel reads dense channels-last frames; other tensors are copied first (`is_readable`).
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ from tritonconv.layout import allocate, allocate_channels_last, channels_last_co
 from tritonconv.prepared import INT32_MAX, TensorKey, accumulator, key, packed_strides
 from tritonconv.steps import Launch, Step, clamped
 
-#: Most bytes of the unit that the kernel counts x and cache in.
+#: Most bytes of the unit in which the kernel counts offsets in x and the cache.
 UNIT_BYTES = 32
 
 
 def aligned_channels(channels: int, size: int) -> int:
-    """Elements of `size` bytes, a divisor of the channels, in which the kernel counts: the more, the farther 32 bits reach."""
+    """The elements per unit in which the kernel counts offsets, a divisor of the channels. The more there are, the farther 32
+    bits reach. Elements have `size` bytes."""
     return math.gcd(channels, UNIT_BYTES // size)
 
 
-def lies(tensor: torch.Tensor, batch_dense: bool = False) -> bool:
-    """Whether the kernel reads a tensor as it lies: each [C, T, H, W] is channels-last and dense; images, unless they are
-    dense too, and the first of them lie on whole units of the kernel."""
+def is_readable(tensor: torch.Tensor, batch_dense: bool = False) -> bool:
+    """Whether the kernel can read a tensor without a copy: each [C, T, H, W] is channels-last and dense, and images begin at
+    whole units of the kernel. With `batch_dense` the images must be dense too."""
     shape, strides, size = tensor.shape, tensor.stride(), tensor.element_size()
     dense, unit = channels_last_strides(shape), aligned_channels(shape[1], size)
     for axis, (n, stride) in enumerate(zip(shape, strides, strict=True)):
@@ -48,32 +49,32 @@ def lies(tensor: torch.Tensor, batch_dense: bool = False) -> bool:
 
 
 def copied(x: torch.Tensor, weight: torch.Tensor, cache: torch.Tensor | None) -> tuple[str, ...]:
-    """The names of the tensors that are laid out anew before the launch."""
+    """The names of the tensors that are copied before the launch."""
     given = {"x": x, "cache": cache}
-    found = [name for name, t in given.items() if t is not None and t.numel() and not lies(t)]
-    return (*found, *(() if lies(weight, True) else ("weight",)))
+    found = [name for name, t in given.items() if t is not None and t.numel() and not is_readable(t)]
+    return (*found, *(() if is_readable(weight, True) else ("weight",)))
 
 
 def laid(tensor: torch.Tensor, batch_dense: bool = False) -> torch.Tensor:
-    """The tensor, or a channels-last copy where the kernel cannot read it as it lies."""
-    return tensor if lies(tensor, batch_dense) else channels_last_copy(tensor)
+    """The tensor, or a channels-last copy where the kernel cannot read it."""
+    return tensor if is_readable(tensor, batch_dense) else channels_last_copy(tensor)
 
 
-def near(chunk: Chunk, x: torch.Tensor, before: torch.Tensor) -> bool:
-    """Whether 32 bits count the units from the first frame of the cache to every frame of x, and from that to all it knows."""
+def is_near(chunk: Chunk, x: torch.Tensor, before: torch.Tensor) -> bool:
+    """Whether every frame of cache and x is within 2^31 units of the cache's first frame."""
     size = x.element_size()
     unit = aligned_channels(x.shape[1], size)
     frame = x.shape[1] * product(x.shape[3:])
     apart = x.data_ptr() // size - before.data_ptr() // size - chunk.cached * frame
     last = apart + (x.shape[0] - 1) * (x.stride(0) - before.stride(0))
     rows, columns = (n - 1 for n in chunk.problem.effective_kernel[1:])
-    window = (rows * x.shape[4] + columns) * x.shape[1]  # past a frame, where padding is wider than it
+    window = (rows * x.shape[4] + columns) * x.shape[1]  # how far windows reach beyond a frame
     reached = (chunk.known + chunk.front + 2 * chunk.reach + 4) * frame + 2 * window
     return (max(abs(apart), abs(last)) + reached) // unit <= INT32_MAX
 
 
 def fits_int32(chunk: Chunk, y: TensorKey) -> bool:
-    """Whether 32-bit offsets reach all of a frame of x with what windows hang over, all weights, and a frame of y."""
+    """Whether 32-bit offsets reach a whole frame of x with the overhang of windows, all weights, and a whole frame of y."""
     problem = chunk.problem
     slack = max((*problem.effective_kernel, *problem.stride)) + max(abs(p) for pair in problem.padding[1:] for p in pair)
     rows, columns = (n + 2 * slack + LARGEST.m for n in problem.input_size[1:])
@@ -90,13 +91,13 @@ def prepare(
     precision: str,
     device: Device,
     y: TensorKey,
-    images: tuple[int, int],  # strides of x and the cache from image to image
+    images: tuple[int, int],  # strides from image to image, in x and in the cache
     bias_stride: int | None,
-    keeps: bool,  # a next cache is asked for
-    near: bool,  # x and the cache, as `near` says
+    keeps: bool,  # whether a next cache is asked for
+    near: bool,  # `is_near` of x and the cache
     forced: str,
 ) -> Launch:
-    """Plan, arguments and constants of a launch whose operands lie as the kernel reads them."""
+    """Plan, arguments and constants of a launch, for operands that the kernel can read."""
     problem, out = chunk.problem, operand(*y, 1, 1)
     small = fits_int32(chunk, y) and problem.out_channels * (bias_stride or 0) <= INT32_MAX
     if forced:
@@ -173,7 +174,7 @@ def forward(
     keeps: bool,
     forced: str = "",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(y, the next cache, or nothing where it is not asked for) in one launch."""
+    """(y, the next cache) in one launch; the cache has no elements where it is not asked for."""
     y = allocate(chunk.output_shape, x, w)
     after = allocate_channels_last(chunk.next_shape, x) if keeps else x.new_empty(0)
     keeps = after.numel() > 0
@@ -190,7 +191,7 @@ def forward(
         (x.stride(0), before.stride(0)) if x.shape[0] > 1 else (0, 0),
         None if b is None else b.stride(0),
         keeps,
-        near(chunk, x, before),
+        is_near(chunk, x, before),
         forced,
     ).main
     with on(x):

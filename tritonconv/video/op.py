@@ -4,7 +4,8 @@
           keeps, plan) -> (y [N, K, O, P, Q], the next cache, or nothing)
 
 `padding` is (low, high) of height, then of width. CUDA tensors run one Triton kernel. CPU tensors run it where Triton's
-interpreter is on, else torch. The gradients are the other ops' on the known frames written out, so they go to any order.
+interpreter is on, otherwise torch. Gradients are those of the other ops on the written-out known frames, so they exist to any
+order.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _OPS = torch.ops.tritonconv
 def chunk_of(
     x: Ints, w: Ints, cache: Ints | None, stride: Ints, padding: Ints, dilation: Ints, upsample: int, time_padding: str
 ) -> Chunk:
-    """The call of an op's arguments, tensors as shapes."""
+    """The call for an op's arguments, with shapes in place of tensors."""
     cached = 0 if cache is None else cache[2]
     return Chunk.of(x, w, cached, tuple(stride), tuple(padding), tuple(dilation), upsample, time_padding)
 
@@ -56,8 +57,8 @@ def checked_chunk(
     time_padding: str,
     keeps: bool,
 ) -> Chunk:
-    """`chunk_of` shapes of five axes. RuntimeError or ValueError where they do not fit together."""
-    operands.window("video", 3, stride, (0, 0, *padding), dilation)  # no padding in time
+    """`chunk_of` for shapes of five axes. Raises RuntimeError or ValueError where they do not fit together."""
+    operands.window("video", 3, stride, (0, 0, *padding), dilation)  # there is no padding in time
     operands.sizes("video", "the weight's size", w, 5, 1)
     operands.word("video", "time_padding", time_padding or "none", TIME_PADDING)
     if upsample not in (1, 2) or (upsample == 2 and (stride[1], stride[2]) != (1, 1)):
@@ -115,7 +116,7 @@ def _fake(chunk: Chunk, x: torch.Tensor, w: torch.Tensor, b: Maybe, cache: Maybe
 
 
 def _flops(x: Ints, w: Ints, b: Any, cache: Ints | None, *window: Any, out_shape: Any = None, **_: Any) -> int:
-    """Dense FLOP, 2 * MAC, of the frames with those that stand for none; bias not counted."""
+    """Dense FLOP (2 * MAC), including padding frames; the bias is not counted."""
     chunk = chunk_of(x, w, cache, *window[:5])
     return chunk.flops
 
@@ -140,7 +141,7 @@ class _Video(_Primitive):
 
     @classmethod
     def tangents(cls, ctx: Any, saved: tuple[Any, ...], tx: Maybe, tw: Maybe, tb: Maybe, tcache: Maybe, *_: Any) -> Any:
-        """y is linear in the frames, of cache and x, and in the weight; the next cache is some of the frames."""
+        """The tangents. y is linear in the frames of cache and x and in the weight; the next cache is a part of the frames."""
         x, w, cache, y, after = saved
         *window, keeps, plan = ctx.window
         ty = tafter = None
@@ -156,14 +157,14 @@ class _Video(_Primitive):
 
     @staticmethod
     def backward(ctx: Any, dy: Maybe, dafter: Maybe) -> Any:
-        """Through y to the frames that are written out, and what the next cache took from them; then to whose they are."""
+        """The gradients. They go through y and the next cache to the written-out frames, and from there to cache and x."""
         x, cache, w = ctx.saved_tensors
         chunk = chunk_of(*ctx.shapes, *ctx.window[:5])
         needs_x, needs_w, needs_b, needs_cache, *_ = ctx.needs_input_grad
-        of = chunk.spatial
-        window = of.stride, flat(of.padding), of.dilation, of.groups
+        spatial = chunk.spatial
+        window = spatial.stride, flat(spatial.padding), spatial.dilation, spatial.groups
         dx = dw = db = dcache = dline = None
-        if dy is not None and 0 in chunk.output_shape:  # no result, and so zeros, as of torch's own
+        if dy is not None and 0 in chunk.output_shape:  # without a result the gradients are zeros, as torch's are
             batch, channels, *_ = chunk.next_shape
             if needs_x or needs_cache:
                 dline = dy.new_zeros((batch, channels, chunk.front + chunk.known, *chunk.frame))
@@ -171,12 +172,12 @@ class _Video(_Primitive):
             db = dy.new_zeros(ctx.shapes[1][:1]) if needs_b else None
         elif dy is not None:
             if needs_x or needs_cache:
-                dline = _OPS.dgrad(dy, w, None, of.input_size, *window)
+                dline = _OPS.dgrad(dy, w, None, spatial.input_size, *window)
                 if chunk.upsample > 1:
                     pairs = (*dline.shape[:3], chunk.frame[0], chunk.upsample, chunk.frame[1], chunk.upsample)
                     dline = dline.reshape(pairs).sum((4, 6))
             if needs_w:
-                dw = _OPS.wgrad(dy, magnified(chunk, known_frames(chunk, x, cache)), of.kernel_size, *window)
+                dw = _OPS.wgrad(dy, magnified(chunk, known_frames(chunk, x, cache)), spatial.kernel_size, *window)
             db = _bias_gradient(dy) if needs_b else None
         if dafter is not None and (needs_x or needs_cache):
             taken = F.pad(dafter, (0, 0, 0, 0, chunk.front + chunk.known - chunk.kept, 0))

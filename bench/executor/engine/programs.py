@@ -1,4 +1,4 @@
-"""Programs one after the other, the warps of each by turns; barriers, deadlock, the order of warps."""
+"""Runs programs one after the other, and the warps of each in turns; barriers, deadlock, the order of warps."""
 
 from bench.executor.engine.faults import fault
 from bench.executor.engine.run import run_warp
@@ -76,7 +76,7 @@ def random(state):
 
 @routine("int64(S,int64,int64)")
 def place_program(state, slot, value):
-    """A number of the program into all lanes of a slot of all warps."""
+    """Writes a number of the program into all lanes of a slot of all warps."""
     if slot != NONE:
         for warp in range(state[WARPS]):
             target = u32(state[REGISTERS] + warp * state[REGISTER_BYTES] + slot)
@@ -87,7 +87,7 @@ def place_program(state, slot, value):
 
 @routine("int64(S,int64)")
 def begin(state, program):
-    """Fresh registers, memory, clocks and queues for a program."""
+    """Gives a program fresh registers, memory, clocks and queues."""
     state[PROGRAM] = program
     warps, size = state[WARPS], state[REGISTER_BYTES]
     copy(state[REGISTERS], state[IMAGE], warps * size)
@@ -122,7 +122,7 @@ def begin(state, program):
 
 @routine("int64(S)")
 def release(state):
-    """Let the warps of full barriers go on, their clocks joined. Answers whether any did."""
+    """Lets the warps of full barriers go on, with their clocks joined. Returns whether any did."""
     warps, any_released = state[WARPS], 0
     alive = 0
     for warp in range(warps):
@@ -211,7 +211,7 @@ def run_program(state, program):
 
 @routine("int64(S)")
 def launch(state):
-    """Run the programs of a launch in their order. Answers 0, or 1 where a fault stopped it."""
+    """Runs the programs of a launch in their order. Returns 0, or 1 where a fault stopped it."""
     order = i64(state[ORDER])
     for k in range(state[N_ORDER]):
         run_program(state, order[k])

@@ -1,7 +1,7 @@
-"""The heart: one warp runs until it has to wait; the warps of a program by turns; programs one after the other.
+"""Runs one warp until it has to wait.
 
-Lanes that part at a branch meet again at the branch's immediate post-dominator, which decoding has found: a stack holds
-the lanes that wait, with where they go on and where they are to meet the others.
+Lanes that part at a branch meet again at the branch's immediate post-dominator, which decoding has found. A stack holds the
+lanes that wait, with the row where they go on and the row where they meet the others.
 """
 
 from bench.executor.arithmetic import arithmetic
@@ -97,7 +97,7 @@ active, warp_barrier, barrier = warps.active, warps.warp_barrier, warps.barrier
 
 @routine("int64(S,int64,int64,int64,int64,int64,int64)")
 def act(state, op, n, warp, mask, registers, predicates):
-    """Do what is no arithmetic; answers whether the warp goes on (0), pauses (1) or the launch stops (2)."""
+    """Executes an operation that is no arithmetic. Returns whether the warp goes on (0), pauses (1) or the launch stops (2)."""
     if op == LOAD_GLOBAL:
         return load_global(state, n, warp, mask, registers, predicates)
     if op == STORE_GLOBAL:
@@ -165,7 +165,7 @@ def act(state, op, n, warp, mask, registers, predicates):
 
 @routine("int64(S,int64)")
 def retire(state, warp):
-    """A warp ends: nothing that it issued may still be in flight."""
+    """Ends a warp. Nothing that it issued may still be in flight."""
     me = i64(state[WARP_STATES] + warp * WARP * 8)
     me[STATUS] = 2
     last = me[PC]
@@ -180,7 +180,7 @@ def retire(state, warp):
 
 @routine("int64(S,int64,int64)")
 def run_warp(state, warp, budget):
-    """Run a warp until it pauses, ends or has spent its budget of rows. Answers how many rows it ran."""
+    """Runs a warp until it pauses, ends or has used its budget of rows. Returns how many rows it ran."""
     me = i64(state[WARP_STATES] + warp * WARP * 8)
     registers = state[REGISTERS] + warp * state[REGISTER_BYTES]
     predicates = state[PREDICATE_WORDS] + warp * state[PREDICATES] * 4
@@ -188,7 +188,7 @@ def run_warp(state, warp, budget):
     pc, mask, rejoin = me[PC], me[MASK], me[REJOIN]
     steps = 0
     while steps < budget:
-        while pc == rejoin or mask == 0:  # the lanes of this path are done: the next path, or all together again
+        while pc == rejoin or mask == 0:  # the lanes of this path are done: take the next path, or all lanes together again
             if me[DEPTH] == 0:
                 if mask == 0:
                     me[STEPS] += steps

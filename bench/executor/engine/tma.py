@@ -233,7 +233,7 @@ def land_box(state, slot):
 
 @routine("int64(S,int64,int64)")
 def land_loads(state, address, entry):
-    """All loads of an mbarrier land; bytes are in order for everyone at the next barrier only if that ends the phase."""
+    """Lands all loads of an mbarrier. At the next barrier their bytes are in order for everyone only if that ends the phase."""
     barrier = i64(entry)
     arriving = pending_loads(state, address)
     if arriving == 0:

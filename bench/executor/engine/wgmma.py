@@ -169,7 +169,7 @@ def multiply(state, at, warp):
 
 @routine("int64(S,int64,int64,int64)")
 def accumulator_of(state, n, warp, registers):
-    """Which set of accumulators a product adds to; a new one takes its registers' values and leaves "not a number" there."""
+    """The set of accumulators that a product adds to. A new set takes its registers' values and leaves NaN there."""
     row = i64(state[CODE] + n * ROW * 8)
     slots, count = i64(state[EXTRAS] + row[EXTRA] * 8), row[COUNT] // 2
     free = -1
@@ -244,7 +244,7 @@ def wgmma_commit(state, n, warp, mask, registers, predicates):
 
 @routine("int64(S,int64,int64,int64,int64,int64)")
 def wgmma_wait(state, n, warp, mask, registers, predicates):
-    """All groups but the last few are computed; accumulators that no other product adds to return to their registers."""
+    """Computes all groups but the last few. Accumulators that no other product adds to return to their registers."""
     row = i64(state[CODE] + n * ROW * 8)
     me = i64(state[WARP_STATES] + warp * WARP * 8)
     while me[PRODUCT_FIRST] < me[PRODUCT_NEXT]:

@@ -1,0 +1,335 @@
+"""Deformable convolution: what a call is, what it counts, and the tile that its forward kernel takes. Plain arithmetic,
+standard library only. `costmodel.deform_backward` has the gradients.
+
+A place is where a tap of an output pixel samples: one per (image, output pixel, tap, offset group). A sample is one channel
+there, made of four pixels. Zhu et al. 2018, "Deformable ConvNets v2" (arXiv:1811.11168); v1 has no mask (arXiv:1703.06211).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from costmodel.algebra import ceil_div, product
+from costmodel.device import Device
+from costmodel.problem import ConvProblem, Pass
+from costmodel.resources import Resources, memory_refusal
+from costmodel.tiling import (
+    INTERPRETED_MENU,
+    LARGEST_BOX,
+    Operand,
+    Plan,
+    Tile,
+    arithmetic,
+    itemsize,
+    pack_refusal,
+    said,
+    tile_refusal,
+)
+from costmodel.timing import Kernel, Prediction, borrowed, from_dram, interpreted, kernel, on_chip, overhead, trip_clocks
+
+FAMILY = "deform"
+#: FLOP per sample: four multiplications and three additions. The weights of the four pixels, and the mask in them, belong to a
+#: place and are shared by its channels; they are not counted.
+SAMPLE_FLOPS = 7
+#: Warp instructions that find a place: its pixels, their offsets and masks, and what the place counts in each.
+PLACE = 77
+#: Pixels that a sample is made of.
+CORNERS = 4
+#: Operands of whole 16 bytes, channels-last.
+DENSE = Operand()
+#: Registers that there are for a thread.
+REGISTERS = 255
+#: Tiles by arithmetic. Each compiles without a spill for every architecture (`tests/test_deform_aot.py`).
+MENU = {
+    "half": (Tile(128, 128, 32, 8, 2), Tile(64, 128, 32, 4, 2), Tile(64, 64, 32, 4, 2), Tile(64, 32, 32, 4, 3)),
+    "tf32": (Tile(64, 64, 32, 4, 2), Tile(64, 32, 32, 4, 2)),
+    "fp32": (Tile(64, 32, 16, 4, 2), Tile(32, 32, 16, 4, 2)),
+    "fp64": (Tile(32, 32, 16, 4, 2),),
+}
+
+
+#: The tiles of all kernels where a load brings less than 8 bytes: as many addresses as samples leave few registers.
+NARROW = {name: Tile(32, 32, 16, 4, 2) for name in ("half", "tf32", "fp32")} | {"fp64": Tile(16, 16, 16, 4, 2)}
+
+
+@dataclass(frozen=True)
+class DeformPlan(Plan):
+    """A plan of "deform". fprop: `block_m` pixels x `block_n` filters, `block_k` channels at a time. dgrad: `block_m` pixels x
+    `block_n` channels, `block_k` filters at a time. wgrad: `block_m` filters x `block_n` channels, `block_k` pixels at a time,
+    in `split` shares. `pack` names what is copied to channels-last first: "a" the input, and in the gradients that of the
+    output too, "b" the weight."""
+
+    split: int = said("split", 1)
+    group_m: int = said("group", 8)
+    pack: tuple[str, ...] = said("pack-", ())
+
+
+@dataclass(frozen=True)
+class Deformation:
+    """A call: the convolution whose grid the offsets deform, the number of offset groups, and whether there is a mask.
+
+    >>> problem = ConvProblem.conv((2, 8, 9, 9), (16, 8, 3, 3), (1, 1), (1, 1), (1, 1))
+    >>> call = Deformation(problem, 2, True)
+    >>> call.offset_shape, call.mask_shape, call.samples, call.flops == problem.flops + 7 * call.samples
+    ((2, 36, 9, 9), (2, 18, 9, 9), 11664, True)
+    """
+
+    problem: ConvProblem
+    offset_groups: Any = 1
+    masked: bool = False
+
+    @property
+    def shared(self) -> Any:
+        """Channels of an offset group."""
+        return self.problem.in_channels // self.offset_groups
+
+    @property
+    def run(self) -> int:
+        """Channels that one weight group and one offset group have in common: both are whole numbers of such runs."""
+        return math.gcd(self.problem.channels_per_group, self.shared)
+
+    @property
+    def offset_shape(self) -> tuple[Any, ...]:
+        problem = self.problem
+        return (problem.batch, 2 * self.offset_groups * problem.taps, *problem.output_size)
+
+    @property
+    def mask_shape(self) -> tuple[Any, ...]:
+        problem = self.problem
+        return (problem.batch, self.offset_groups * problem.taps, *problem.output_size)
+
+    @property
+    def pixels(self) -> Any:
+        """Output pixels of the batch."""
+        return self.problem.batch * product(self.problem.output_size)
+
+    @property
+    def places(self) -> Any:
+        return product(self.mask_shape)
+
+    @property
+    def samples(self) -> Any:
+        return self.pixels * self.problem.taps * self.problem.in_channels
+
+    @property
+    def macs(self) -> Any:
+        """Multiply-adds of the product of samples and weights."""
+        return self.problem.macs
+
+    @property
+    def flops(self) -> Any:
+        """FLOP of one forward pass that the formula asks for: two a multiply-add, and `SAMPLE_FLOPS` a sample."""
+        return 2 * self.macs + SAMPLE_FLOPS * self.samples
+
+    def __str__(self) -> str:
+        parts = [str(self.problem)] + [f"{self.offset_groups} offset groups"] * (self.offset_groups != 1)
+        return ", ".join(parts + ["modulated"] * self.masked)
+
+
+def elements(of: Deformation) -> dict[str, int]:
+    """Elements of each tensor of a call."""
+    problem = of.problem
+    return {
+        "input": product(problem.input_shape),
+        "offset": product(of.offset_shape),
+        "mask": of.places if of.masked else 0,
+        "weight": product(problem.weight_shape),
+        "output": product(problem.output_shape),
+    }
+
+
+def compulsory(of: Deformation, size: int) -> int:
+    """Bytes that a forward pass moves at least: each tensor once, `size` bytes an element."""
+    return size * sum(elements(of).values())
+
+
+def column_bytes(of: Deformation, size: int) -> int:
+    """Bytes that writing all samples to memory and reading them back would add: what torchvision's im2col moves."""
+    return 2 * size * of.samples
+
+
+@dataclass(frozen=True)
+class DeformCall:
+    """A call to plan: how its operands lie, as `costmodel.tiling.Call` says it. `x` and `w` as given, before a copy."""
+
+    of: Deformation
+    dtype: str
+    precision: str = "ieee"
+    x: Operand = DENSE
+    w: Operand = DENSE
+    y: Operand = DENSE
+
+
+def refusal(call: DeformCall, plan: Plan, device: Device) -> str:
+    """Why the forward kernel cannot run a call under a plan; "" where it can."""
+    if plan.which != Pass.FPROP or not isinstance(plan, DeformPlan):
+        return f"a deformable convolution takes plans fprop:{FAMILY}, got {plan.which}:{plan.family}"
+    if plan.split != 1:
+        return f"only wgrad splits its sums, got split {plan.split}"
+    return block_refusal(plan) or memory_refusal(plan.tile, resources(call, plan).shared, device)
+
+
+def block_refusal(plan: DeformPlan) -> str:
+    """What no pass can run."""
+    for name, block in (("block_m", plan.block_m), ("block_n", plan.block_n), ("block_k", plan.block_k)):
+        if block < 16 or block & (block - 1):
+            return f"{name} must be a power of two of at least 16, got {block}"
+    if plan.group_m < 1:
+        return f"group must be positive, got {plan.group_m}"
+    return pack_refusal(plan.pack) or tile_refusal(plan)
+
+
+def checked(call: DeformCall, plan: Plan, device: Device) -> DeformPlan:
+    """A forced plan. Raises ValueError where it cannot run the call."""
+    if reason := refusal(call, plan, device):
+        raise ValueError(f"plan {plan} cannot run {call.of}: {reason}")
+    assert isinstance(plan, DeformPlan)
+    return plan
+
+
+def tiles(of: Deformation, plan: DeformPlan) -> tuple[int, int]:
+    """(m tiles, n tiles over all weight groups) of the forward kernel."""
+    problem = of.problem
+    return ceil_div(of.pixels, plan.block_m), problem.groups * ceil_div(problem.filters_per_group, plan.block_n)
+
+
+def trips(of: Deformation, plan: DeformPlan) -> int:
+    """Trips of the forward kernel's inner loop, over all runs and taps of a weight group."""
+    return of.problem.channels_per_group // of.run * of.problem.taps * ceil_div(of.run, plan.block_k)
+
+
+def widths(call: DeformCall, plan: DeformPlan) -> tuple[int, int]:
+    """Elements that a load brings of a pixel's channels and of a filter's."""
+    most = max(1, 16 // itemsize(call.dtype))
+    channels = math.gcd(call.of.run, most)
+
+    def of(operand: Operand, name: str) -> int:
+        if name in plan.pack:
+            return channels
+        return math.gcd(channels, operand.align) if operand.unit == 1 else 1
+
+    return of(call.x, "a"), of(call.w, "b")
+
+
+class Trip(NamedTuple):
+    """What one trip of a kernel's inner loop does, a share of what its outer loop does included."""
+
+    samples: float  # rows x channels of samples that it makes, or whose pixels it reads
+    rows: float  # places that it finds
+    across: int  # channels of a place that it samples
+    others: float  # elements that it reads besides, of the operands that are not sampled
+
+
+def trip_of(call: DeformCall, plan: DeformPlan) -> Trip:
+    """A trip of the forward, columns (dgrad) or weight kernel."""
+    (m, n, k, *_), of = plan.tile, call.of
+    if plan.which == Pass.WGRAD:
+        return Trip(k * n, k, n, m * k)
+    if plan.which == Pass.DGRAD:  # the pixels are read once a block of channels, behind the filters
+        trips = ceil_div(of.problem.filters_per_group, k)
+        return Trip(m * n / trips, m / (trips * max(1, ceil_div(of.shared, n))), n, (m + n) * k)
+    return Trip(m * k, m / ceil_div(of.run, k), k, n * k)
+
+
+def trip_instructions(call: DeformCall, plan: DeformPlan) -> float:
+    """Warp instructions per trip: four loads a sample with their addresses, conversions and sums; places, which the lanes along
+    the channels find together; the other operands, which wgrad reads across; the product. `tests/test_deform_aot.py` holds
+    them against compiled kernels."""
+    m, n, k, warps, _ = plan.tile
+    trip, size, threads = trip_of(call, plan), itemsize(call.dtype), 32 * warps
+    width, other = widths(call, plan)
+    convert = 1.0 if size == 2 else 0.0  # a 16-bit value takes a conversion, and the sample half of one
+    found = 85 + trip.samples / threads * (CORNERS * (4 / width + convert + (2 if size == 8 else 1)) + convert / 2)
+    found += PLACE * trip.rows / threads * max(1.0, trip.across / width)
+    found += trip.others / threads * (13 if plan.which == Pass.WGRAD else 6 / other)
+    if arithmetic(call.dtype, call.precision) == "fp32":
+        found += m * n * k / threads
+    return found
+
+
+def takes_all_registers(call: DeformCall) -> bool:
+    """Whether kernels are compiled with leave to take all `REGISTERS`. On tensor cores ptxas else spills some of 130 to stay
+    within 128; where it has no matrix instructions, the leave itself makes it spill."""
+    return arithmetic(call.dtype, call.precision) in ("half", "tf32")
+
+
+def resources(call: DeformCall, plan: DeformPlan) -> Resources:
+    """What the forward kernel needs. Shared memory has the samples of a trip once and its weights once a stage."""
+    size, (m, n, k, warps, stages) = itemsize(call.dtype), plan.tile
+    held = m * n // (32 * warps) * (2 if size == 8 else 1)
+    shared = (m + stages * n) * k * size
+    return Resources(min(REGISTERS, 96 + held), shared, 0, round(trip_instructions(call, plan)))
+
+
+def narrow(call: DeformCall, names: str = "ab") -> tuple[str, ...]:
+    """The operands whose channels are not contiguous, which a plan for a GPU copies: the kernel's registers do not hold an
+    address for each of its samples."""
+    return tuple(name for name, operand in (("a", call.x), ("b", call.w)) if operand.unit != 1 and name in names)
+
+
+def fitting(call: DeformCall, which: Pass, menu: tuple[Tile, ...], pack: tuple[str, ...]) -> list[DeformPlan]:
+    """Plans of a menu's tiles, or of `NARROW` where a load of samples brings less than 8 bytes."""
+    found = [DeformPlan(which, FAMILY, *tile, pack=pack) for tile in menu]
+    if widths(call, found[0])[0] * itemsize(call.dtype) >= 8:
+        return found
+    kind = "fp64" if which == Pass.DGRAD else arithmetic(call.dtype, call.precision)  # columns: the four pixels are in flight
+    return [DeformPlan(which, FAMILY, *NARROW[kind], pack=pack)]
+
+
+def candidates(call: DeformCall, device: Device) -> list[DeformPlan]:
+    """The menu's tiles, with the copies that they need."""
+    kind = arithmetic(call.dtype, call.precision)
+    if device.interpreted:
+        return [DeformPlan(Pass.FPROP, FAMILY, *tile) for tile in INTERPRETED_MENU]
+    found = fitting(call, Pass.FPROP, MENU[kind], narrow(call))
+    return [plan for plan in found if not refusal(call, plan, device)]
+
+
+def kernel_of(call: DeformCall, plan: DeformPlan, device: Device) -> Kernel:
+    """The kernel of a plan of any pass. A sample's four pixels are taken to come from L2 each: where they lie is not known
+    before a run. Loads depend on loads, so that their latency is hidden by other programs only."""
+    m, n, k, *_ = plan.tile
+    kind, size, trip = arithmetic(call.dtype, call.precision), itemsize(call.dtype), trip_of(call, plan)
+    of = kernel(FAMILY, plan.tile, resources(call, plan), kind, size, (LARGEST_BOX, LARGEST_BOX), device)
+    share = (CORNERS * trip.samples + trip.others) / ((m + n) * k)
+    latency = of.constants.latency * (1 if plan.which == Pass.DGRAD else 2)
+    return of._replace(from_l2=of.from_l2 * share, from_l2_alone=of.from_l2_alone * share, exposed=latency)
+
+
+def predict(call: DeformCall, plan: DeformPlan, device: Device) -> Prediction:
+    """Seconds of a forward pass under a plan, with the copies before it."""
+    size, of = itemsize(call.dtype), kernel_of(call, plan, device)
+    tiles_m, tiles_n = tiles(call.of, plan)
+    count, each = tiles_m * tiles_n, trips(call.of, plan)
+    named = {"a": "input", "b": "weight"}
+    moved = compulsory(call.of, size) + sum(2 * size * elements(call.of)[named[name]] for name in plan.pack)
+    issued = count * each * plan.block_m * plan.block_n * plan.block_k
+    if device.interpreted:
+        total, bound = CORNERS * interpreted(plan.tile, count, each), of.bound
+    else:
+        busy, dram = on_chip(of, count, each, device), from_dram(moved, device, of.constants)
+        start = overhead(1 + len(plan.pack), device, of.constants)
+        total, bound = start + max(busy, dram), of.bound if of.clocks >= trip_clocks(of, count, device) else "L2"
+        bound = "DRAM" if dram > busy else bound
+        bound = "launch" if start > max(busy, dram) else bound
+    return Prediction(
+        seconds=total,
+        tiles=count,
+        waves=count / (device.sm_count * of.resident),
+        tile_use=min(1.0, call.of.macs / max(1, issued)),
+        bytes=moved,
+        bound=bound,
+        low=total * of.constants.low,
+        high=total * of.constants.high,
+        source=of.constants.source + borrowed(device),
+    )
+
+
+def select(call: DeformCall, device: Device) -> DeformPlan:
+    """The candidate of least predicted time. RuntimeError where the device's shared memory has room for none."""
+    found = candidates(call, device)
+    if not found:
+        raise RuntimeError(f"no tile of a deformable convolution fits {device.name}: {call.of}")
+    return min(found, key=lambda plan: predict(call, plan, device).seconds)

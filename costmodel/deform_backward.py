@@ -1,0 +1,209 @@
+"""Gradients of the deformable convolution: the tiles that their kernels take, the memory between them, and how long they take.
+
+Four parts, of which a call runs those that its gradients need: columns (gradients of the samples, and of offset and mask),
+sort (places by pixel), scatter (input), weights. Plain arithmetic, standard library only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from costmodel.algebra import ceil_div, product
+from costmodel.deform import (
+    CORNERS,
+    FAMILY,
+    SAMPLE_FLOPS,
+    Deformation,
+    DeformCall,
+    DeformPlan,
+    block_refusal,
+    compulsory,
+    elements,
+    fitting,
+    kernel_of,
+    narrow,
+    resources,
+    widths,
+)
+from costmodel.device import Device
+from costmodel.problem import Pass
+from costmodel.resources import memory_refusal
+from costmodel.tiling import Plan, Tile, arithmetic, itemsize
+from costmodel.timing import Prediction, borrowed, from_dram, interpreted, on_chip, overhead
+
+#: Tiles by arithmetic, as those of `costmodel.deform`, of the columns kernel and of the weight's.
+COLUMNS = {
+    "half": (Tile(64, 64, 32, 8, 2), Tile(64, 32, 32, 8, 2)),
+    "tf32": (Tile(64, 32, 32, 8, 2),),
+    "fp32": (Tile(32, 16, 16, 4, 2),),
+    "fp64": (Tile(32, 16, 16, 4, 2),),
+}
+WEIGHTS = {
+    "half": (Tile(128, 64, 32, 8, 2), Tile(64, 64, 32, 8, 2)),
+    "tf32": (Tile(64, 64, 32, 8, 2), Tile(64, 32, 32, 8, 2)),
+    "fp32": (Tile(32, 16, 16, 4, 2),),
+    "fp64": (Tile(32, 16, 16, 4, 2),),
+}
+#: The interpreter's time goes by programs and trips. Both are of its menu, which fits always.
+INTERPRETED = {Pass.DGRAD: Tile(512, 64, 64, 4, 3), Pass.WGRAD: Tile(128, 64, 256, 4, 3)}
+#: Pixels and channels of a program of the scatter kernel, and places of one of the targets kernel.
+SCATTER, TARGETS = (16, 64), 256
+#: Bytes of workspace at which a batch is taken in parts: each part's images have their columns, and the lists of its pixels.
+WORKSPACE = 1 << 28
+#: Bytes that torch.sort moves per entry: radix sort of 32-bit numbers with 64-bit places, four passes that read and write both.
+SORTED = 4 * 2 * (4 + 8)
+
+
+def workspace(of: Deformation, size: int) -> int:
+    """Bytes between the kernels for the input's gradient of one image: columns in the accumulator's type, and of each of a
+    place's four pixels its number twice (given and sorted), its position and its weight."""
+    inner = max(4, size)
+    return (of.samples * inner + CORNERS * of.places * (4 + 4 + 8 + inner)) // max(1, of.problem.batch)
+
+
+def images_at_a_time(of: Deformation, size: int) -> int:
+    """Images whose workspace fits `WORKSPACE`, at least one."""
+    return max(1, min(of.problem.batch, WORKSPACE // max(1, workspace(of, size))))
+
+
+def refusal(call: DeformCall, plan: Plan, which: Pass, device: Device) -> str:
+    """Why a kernel of the backward pass cannot run a call under a plan; "" where it can."""
+    if plan.which != which or not isinstance(plan, DeformPlan):
+        return f"the gradients of a deformable convolution take plans {which}:{FAMILY}, got {plan.which}:{plan.family}"
+    if plan.split < 1 or (plan.split > 1 and which != Pass.WGRAD):
+        return f"only wgrad splits its sums, in at least 1 share, got split {plan.split}"
+    return block_refusal(plan) or memory_refusal(plan.tile, resources(call, plan).shared, device)
+
+
+def checked(call: DeformCall, plan: Plan, which: Pass, device: Device) -> DeformPlan:
+    """A forced plan. Raises ValueError where it cannot run the call."""
+    if reason := refusal(call, plan, which, device):
+        raise ValueError(f"plan {plan} cannot run {call.of}: {reason}")
+    assert isinstance(plan, DeformPlan)
+    return plan
+
+
+def candidates(call: DeformCall, which: Pass, device: Device) -> list[DeformPlan]:
+    """Plans of the columns kernel (dgrad) or of the weight's gradient (wgrad), split into as many shares of the pixels as give
+    each multiprocessor two programs."""
+    kind = arithmetic(call.dtype, call.precision)
+    if device.interpreted:
+        return [DeformPlan(which, FAMILY, *INTERPRETED[which])]
+    pack = ("a",) * (call.x.unit != 1 or call.y.unit != 1) + narrow(call, "b") * (which == Pass.DGRAD)
+    found = fitting(call, which, (WEIGHTS if which == Pass.WGRAD else COLUMNS)[kind], pack)
+    if which == Pass.WGRAD:
+        return [replace(plan, split=shares(call.of, plan, device)) for plan in found]
+    # four pixels of a block of channels are in flight: wide blocks need loads of 16 bytes
+    whole = [p for p in found if widths(call, p)[0] * itemsize(call.dtype) == 16 and not call.of.run % p.block_n]
+    return [plan for plan in found if plan in whole or plan is found[-1]]
+
+
+def shares(of: Deformation, plan: DeformPlan, device: Device) -> int:
+    """Programs among which the pixels of a weight's gradient are shared out, none of them without a trip."""
+    trips = ceil_div(of.pixels, plan.block_k)
+    wanted = ceil_div(2 * device.sm_count, weights_tiles(of, plan))
+    return ceil_div(trips, ceil_div(trips, min(wanted, trips))) if trips else 1
+
+
+def select(call: DeformCall, which: Pass, device: Device) -> DeformPlan:
+    """The candidate of least predicted time."""
+    return min(candidates(call, which, device), key=lambda plan: busy(call, plan, device))
+
+
+def columns_tiles(of: Deformation, plan: DeformPlan) -> int:
+    return of.offset_groups * of.problem.taps * ceil_div(of.pixels, plan.block_m)
+
+
+def columns_trips(of: Deformation, plan: DeformPlan) -> int:
+    """Trips of the inner loop of one program of the columns kernel: blocks of channels times blocks of filters."""
+    blocks = of.shared // of.run * ceil_div(of.run, plan.block_n)
+    return blocks * ceil_div(of.problem.filters_per_group, plan.block_k)
+
+
+def weights_tiles(of: Deformation, plan: DeformPlan) -> int:
+    """Programs of one share of the pixels."""
+    problem = of.problem
+    runs = problem.in_channels // of.run
+    return runs * problem.taps * ceil_div(of.run, plan.block_n) * ceil_div(problem.filters_per_group, plan.block_m)
+
+
+def flops(of: Deformation, inputs: bool = True, places: bool = True, weights: bool = True) -> int:
+    """FLOP of the gradients that are asked for: a product for the samples' gradients and one for the weight's; a sample again
+    for the weight; to the four pixels a multiplication and an addition each; for offset and mask the product of the sample's
+    gradient with the four pixels."""
+    found = 2 * of.macs * ((inputs or places) + weights)
+    return int(found + of.samples * (SAMPLE_FLOPS * weights + 2 * CORNERS * inputs + 2 * CORNERS * places))
+
+
+def busy(call: DeformCall, plan: DeformPlan, device: Device) -> float:
+    """Seconds on the chip of the columns kernel or of the weight's, a second stage of the sums and copies before included."""
+    of, weights = call.of, plan.which == Pass.WGRAD
+    if weights:
+        count, trips = weights_tiles(of, plan) * plan.split, ceil_div(ceil_div(of.pixels, plan.block_k), plan.split)
+    else:
+        count, trips = columns_tiles(of, plan), columns_trips(of, plan)
+    if device.interpreted:
+        return interpreted(plan.tile, count, trips)
+    size = itemsize(call.dtype)
+    kernel = kernel_of(call, plan, device)
+    second = from_dram(share_bytes(of, plan, size) + copy_bytes(of, plan, size), device, kernel.constants)
+    return on_chip(kernel, count, max(1, trips), device) + second
+
+
+def share_bytes(of: Deformation, plan: DeformPlan, size: int) -> int:
+    """Bytes of partial sums of a weight's gradient, written and read."""
+    return 2 * max(4, size) * plan.split * elements(of)["weight"] if plan.split > 1 else 0
+
+
+def copy_bytes(of: Deformation, plan: DeformPlan, size: int) -> int:
+    """Bytes of the copies that a plan asks for."""
+    sizes = elements(of)
+    copied = ("a" in plan.pack) * (sizes["input"] + sizes["output"]) + ("b" in plan.pack) * sizes["weight"]
+    return 2 * size * copied
+
+
+def parts(call: DeformCall, device: Device) -> dict[str, tuple[float, int]]:
+    """(seconds, bytes of DRAM) of each of the four parts, the launches left out."""
+    of, size = call.of, itemsize(call.dtype)
+    inner, sizes, constants = max(4, size), elements(of), device.calibration(FAMILY)
+    columns, weights = (select(call, which, device) for which in (Pass.DGRAD, Pass.WGRAD))
+    entries, everything = CORNERS * of.places, compulsory(of, size)
+    moved = {
+        "columns": everything + size * (sizes["offset"] + sizes["mask"]) + inner * of.samples + copy_bytes(of, columns, size),
+        "sort": entries * (SORTED + 4 + inner),
+        # a column is read by the four pixels that it belongs to, which lie next to each other and find it in L2
+        "scatter": inner * of.samples + entries * (8 + inner) + size * sizes["input"],
+        "weights": everything + share_bytes(of, weights, size),
+    }
+    times = {"columns": busy(call, columns, device), "weights": busy(call, weights, device)}
+    return {
+        name: (max(times.get(name, 0.0), 0.0 if device.interpreted else from_dram(count, device, constants)), count)
+        for name, count in moved.items()
+    }
+
+
+def predict(call: DeformCall, device: Device) -> Prediction:
+    """Seconds of a backward pass of all five tensors, the bias' sum left out."""
+    of, size = call.of, itemsize(call.dtype)
+    found = parts(call, device)
+    columns, weights = (select(call, which, device) for which in (Pass.DGRAD, Pass.WGRAD))
+    constants = device.calibration(FAMILY)
+    portions = ceil_div(of.problem.batch, images_at_a_time(of, size))
+    # columns, targets, the sort's passes, a search for the bounds, scatter; weights and their second stage
+    launches = portions * 10 + 1 + (weights.split > 1)
+    seconds = sum(each for each, _ in found.values())
+    start = 0.0 if device.interpreted else overhead(launches, device, constants)
+    longest = max(found, key=lambda name: found[name][0])
+    count = columns_tiles(of, columns)
+    issued = count * columns_trips(of, columns) * product(columns.tile[:3])
+    return Prediction(
+        seconds=seconds + start,
+        tiles=count,
+        waves=count / device.sm_count,
+        tile_use=min(1.0, of.macs / max(1, issued)),
+        bytes=sum(each for _, each in found.values()),
+        bound="launch" if start > seconds else longest,
+        low=(seconds + start) * constants.low,
+        high=(seconds + start) * constants.high,
+        source=constants.source + borrowed(device),
+    )

@@ -1,0 +1,183 @@
+"""From the tensors of a deformable convolution to one launch: plan, copies, arguments, grid. Nothing is measured."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+
+from costmodel import deform as model
+from costmodel.algebra import product
+from costmodel.deform import Deformation, DeformCall, DeformPlan
+from costmodel.problem import Pass
+from costmodel.tiling import MAX_ALIGN, Operand
+from tritonconv.host import INTERPRETED, index_of
+from tritonconv.kernels.deform import Deformed, deform_kernel
+from tritonconv.kernels.index import pack
+from tritonconv.launch import DTYPES, device_model, fp32_precision, on
+from tritonconv.layout import allocate, channels_last_copy, channels_last_strides, operand
+from tritonconv.plans import plan_for
+from tritonconv.prepared import INT32_MAX, TensorKey, accumulator, key, packed_strides
+from tritonconv.steps import Launch, Step, clamped
+
+
+def described(of: Deformation, dtype: torch.dtype, precision: str, x: TensorKey, w: TensorKey, y: TensorKey) -> DeformCall:
+    """What the cost model wants to know of a call."""
+    problem = of.problem
+    lie = (operand(*x, problem.groups, 1), operand(*w, problem.groups, 0), operand(*y, problem.groups, 1))
+    return DeformCall(of, DTYPES[dtype], precision, *lie)
+
+
+def chosen(call: DeformCall, device: Any, forced: str) -> DeformPlan:
+    """The plan of a forward pass. ValueError for a forced one that cannot run it."""
+    plan = plan_for(Pass.FPROP, forced)
+    return model.select(call, device) if plan is None else model.checked(call, plan, device)
+
+
+def refuse_far(of: Deformation, images: int, block: int, **tensors: TensorKey | None) -> None:
+    """RuntimeError unless 32-bit offsets reach everything from a program's first image: `images` of each tensor that has
+    images, all of the weight, and a block of channels or filters more."""
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        shape, strides = tensor
+        outer = shape[0] + block if name == "weight" else min(shape[0], images)
+        sizes = (outer, shape[1] + block, *shape[2:])
+        if (reach := sum(n * abs(stride) for n, stride in zip(sizes, strides, strict=True))) > INT32_MAX:
+            raise RuntimeError(
+                f"deform_conv2d(): {name} of shape {list(shape)} and strides {list(strides)} reaches {reach} elements from an "
+                f"image's first, and the kernels count {INT32_MAX}; pass fewer channels or smaller images at a time"
+            )
+    pixels = max(product(of.problem.output_size), product(of.problem.input_size))
+    if pixels * of.offset_groups * of.problem.taps + block > INT32_MAX:
+        raise RuntimeError(f"deform_conv2d(): an image of {pixels} pixels has more places than 32 bits count: {of}")
+
+
+def images_of(pixels: int, block: int) -> int:
+    """The most images that a block of pixels may touch."""
+    return block // max(1, pixels) + 2
+
+
+def sizes_of(of: Deformation, aligns: tuple[int, int], bias_stride: int, tiles: int) -> Deformed:
+    """The sizes of a call as the kernels take them."""
+    problem, (c_align, k_align) = of.problem, aligns
+    (low_h, _), (low_w, _) = problem.padding
+    channels = (problem.channels_per_group // c_align, problem.filters_per_group // k_align)
+    sizes = (*channels, of.run // c_align, of.shared // c_align, of.offset_groups, low_h, low_w, bias_stride, tiles)
+    return Deformed(*map(pack, (problem.batch, *problem.input_size, *problem.output_size, *sizes)))
+
+
+def aligns_of(of: Deformation) -> tuple[int, int]:
+    """What divides the channels of a run, and the filters of a group."""
+    return math.gcd(of.run, MAX_ALIGN), math.gcd(of.problem.filters_per_group, MAX_ALIGN)
+
+
+def laid(**tensors: tuple[TensorKey, Operand] | None) -> tuple[list[Any], dict[str, Any]]:
+    """(packed strides in order, the constants that say how each lies); None where there is no tensor."""
+    strides: list[Any] = []
+    constants: dict[str, Any] = {}
+    for name, lies in tensors.items():
+        strides.append(None if lies is None else packed_strides(*lies))
+        constants |= {
+            f"{name}_ALIGN": 1 if lies is None else lies[1].align,
+            f"{name}_UNIT": -1 if lies is None else lies[1].unit,
+        }
+    return strides, constants
+
+
+def arithmetic_constants(call: DeformCall) -> dict[str, Any]:
+    return {
+        "KERNEL": call.of.problem.kernel_size,
+        "STRIDE": call.of.problem.stride,
+        "DILATION": call.of.problem.dilation,
+        "ACC": accumulator(call.dtype),
+        "PRECISION": call.precision if call.dtype == "float32" else "ieee",
+        "UPCAST": INTERPRETED and call.dtype == "bfloat16",
+        **({"maxnreg": model.REGISTERS} if model.takes_all_registers(call) else {}),
+    }
+
+
+@functools.lru_cache(maxsize=1024)
+def prepare(
+    of: Deformation,
+    dtype: torch.dtype,
+    precision: str,
+    device: int,
+    x: TensorKey,
+    offset: TensorKey,
+    w: TensorKey,
+    y: TensorKey,
+    mask: TensorKey | None,
+    bias_stride: int | None,
+    forced: str,
+) -> Launch:
+    """Plan, arguments and constants of a forward launch, whose plan says what is copied before. RuntimeError where 32 bits do
+    not reach."""
+    plan = chosen(described(of, dtype, precision, x, w, y), device_model(device), forced)
+    x = (x[0], channels_last_strides(x[0])) if "a" in plan.pack else x
+    w = (w[0], channels_last_strides(w[0])) if "b" in plan.pack else w
+    call = described(of, dtype, precision, x, w, y)
+    problem, block = of.problem, max(plan.block_m, plan.block_n, plan.block_k)
+    images = images_of(product(problem.output_size), plan.block_m)
+    refuse_far(of, images, block, input=x, offset=offset, weight=w, mask=mask, output=y)
+    if (problem.out_channels + block) * (bias_stride or 0) > INT32_MAX:
+        raise RuntimeError(f"deform_conv2d(): bias of stride {bias_stride} reaches farther than 32 bits count")
+    tiles_m, tiles_n = model.tiles(of, plan)
+    if tiles_m * tiles_n > INT32_MAX:
+        raise RuntimeError(f"{of} needs {tiles_m * tiles_n} programs, more than a CUDA grid of {INT32_MAX} holds")
+    lies = {name: None if t is None else (t, operand(*t, 1, 1)) for name, t in (("OFFSET", offset), ("MASK", mask))}
+    strides, constants = laid(X=(x, call.x), **lies, W=(w, call.w), Y=(y, call.y))
+    c_align, k_align = aligns = aligns_of(of)
+    constants |= arithmetic_constants(call) | {
+        "C_ALIGN": c_align,
+        "K_ALIGN": k_align,
+        "EVEN_K": of.run % plan.block_k == 0,
+        "EVEN_N": problem.filters_per_group % plan.block_n == 0,
+        "HAS_MASK": mask is not None,
+        "HAS_BIAS": bias_stride is not None,
+        "BLOCK_M": plan.block_m,
+        "BLOCK_N": plan.block_n,
+        "BLOCK_K": plan.block_k,
+        "GROUP_M": plan.group_m,
+        "num_warps": plan.num_warps,
+        "num_stages": plan.num_stages,
+    }
+    arguments = (*strides, sizes_of(of, aligns, bias_stride or 0, tiles_m))
+    return clamped(Launch(plan, Step(deform_kernel, tiles_m * tiles_n, constants, arguments)), device_model(device).capability)
+
+
+def forward(
+    of: Deformation,
+    x: torch.Tensor,
+    offset: torch.Tensor,
+    w: torch.Tensor,
+    b: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    forced: str = "",
+) -> torch.Tensor:
+    """y [N, K, P, Q] by one kernel."""
+    y = allocate(of.problem.output_shape, x, w)
+    if not y.numel():
+        return y
+    prepared = prepare(
+        of,
+        x.dtype,
+        fp32_precision(),
+        index_of(x),
+        key(x),
+        key(offset),
+        key(w),
+        key(y),
+        None if mask is None else key(mask),
+        None if b is None else b.stride(0),
+        forced,
+    )
+    assert isinstance(prepared.plan, DeformPlan)
+    packed, main = prepared.plan.pack, prepared.main
+    with on(x):
+        x = channels_last_copy(x) if "a" in packed else x
+        w = channels_last_copy(w) if "b" in packed else w
+        main.start(x, offset, mask, w, b, y, *main.arguments)
+    return y

@@ -1,0 +1,106 @@
+"""Launches that were made before, repeated without Triton's binder, which costs more than the rest of a launch.
+
+An ordinary launch binds its arguments, asks of each what the compiler may assume (its type, whether a number is 1 or a multiple
+of 16, whether a pointer is a multiple of 16), looks up the kernel compiled for that, and starts it. `key` asks the same of the
+arguments of this package's kernels and no more, since their numbers do not change from call to call; `repeatable` keeps the
+compiled kernel of an ordinary launch, and how its other arguments follow. The ordinary launch serves wherever a hook, a
+debugging or an instrumenting mode is to see launches, and under Triton's interpreter, which compiles nothing.
+
+A compiled kernel is started as `triton.compiler.CompiledKernel.__getitem__` starts it (Triton 3.6 to 3.9), but for the
+metadata that only hooks read.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from triton import knobs
+from triton.compiler import CompiledKernel
+from triton.runtime import driver
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from tritonconv import host
+
+#: Starts a kernel: it takes the number of the current device and the values that differ from call to call.
+Repeat = Callable[..., None]
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+#: Whether Triton asks a hook on the stages of a compilation for its part of a kernel's key, as 3.7 and newer do.
+_ASKS_HOOK = host.TRITON >= (3, 7)
+#: Arguments that live as long as the process, by their ids.
+_LASTING: dict[int, Any] = {}
+
+
+def lasting(value: Any) -> Any:
+    """An argument that is the same object at every launch, from here on known by its id."""
+    _LASTING[id(value)] = value
+    return value
+
+
+def _kind(value: Any) -> Hashable:
+    """All that a launch needs to know of an argument besides its address."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return value.dtype, value.data_ptr() % 16 == 0
+    if kind is TensorDescriptor:
+        base = value.base
+        rounds = getattr(value, "round_f32_to_tf32", None)  # which 3.6 has not
+        return base.dtype, base.data_ptr() % 16 == 0, tuple(value.block_shape), value.padding, rounds
+    if kind is int:
+        return value == 1, value % 16 == 0, -(2**31) <= value < 2**31, value < 2**63
+    return kind, value
+
+
+def key(kernel: Any, own: frozenset[int], values: Sequence[Any], named: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """What decides which compiled kernel runs, the current device first; None where the ordinary launch serves.
+
+    `own` are the ids of values that live as long as what keeps the answer. Of a tuple the entries are looked at, which may be
+    tensors, and no further.
+    """
+    runtime, compilation = knobs.runtime, knobs.compilation
+    if host.INTERPRETED or runtime.debug or kernel.debug or kernel.pre_run_hooks or compilation.instrumentation_mode:
+        return None
+    for hook in (runtime.launch_enter_hook, runtime.launch_exit_hook):  # chains of functions, or what replaced one
+        if hook is not None and getattr(hook, "calls", True):
+            return None
+    inspects = runtime.add_stages_inspection_hook
+    found: list[Hashable] = [
+        driver.active.get_current_device(),
+        getattr(compilation, "fpsan_homomorphic_casts", None),
+        inspects() if inspects is not None and _ASKS_HOOK else inspects,
+    ]
+    for value in (*values, *named.values()) if named else values:
+        if value is None:
+            found.append(None)
+        elif id(value) in own or id(value) in _LASTING:
+            found.append(id(value))
+        elif type(value) is torch.Tensor:
+            found.append((value.dtype, value.data_ptr() % 16 == 0))
+        elif isinstance(value, tuple):
+            found.append((type(value), *[None if v is None else _kind(v) for v in value]))
+        else:
+            found.append(_kind(value))
+    return tuple(found)
+
+
+def repeatable(
+    kernel: Any, compiled: Any, programs: int, values: Sequence[Any], named: Mapping[str, Any], constants: Mapping[str, Any]
+) -> Repeat | None:
+    """What repeats the launch that ran `compiled`; None where Triton compiled nothing, or for a GPU that is not NVIDIA's."""
+    if not isinstance(compiled, CompiledKernel) or compiled.metadata.target.backend != "cuda":
+        return None
+    parameters = list(kernel.signature.parameters.values())[len(values) :]
+    given = {**constants, **named}
+    rest = [given.get(p.name, None if p.default is inspect.Parameter.empty else p.default) for p in parameters]
+    at = next((i for i, p in enumerate(parameters) if p.name in named), None)
+    before, after = (tuple(rest), ()) if at is None else (tuple(rest[:at]), tuple(rest[at + 1 :]))
+    run, function, packed = compiled.run, compiled.function, compiled.packed_metadata
+
+    def repeat(device: int, *values: Any, **named: Any) -> None:
+        stream = driver.active.get_current_stream(device)
+        run(programs, 1, 1, stream, function, packed, None, None, None, *values, *before, *named.values(), *after)
+
+    setattr(repeat, "compiled", compiled)  # noqa: B010, kept alive: Triton 3.8 unloads the code of a kernel that nobody holds
+    return repeat

@@ -1,0 +1,179 @@
+"""`explain` of a module: every convolution that it calls, with the plan that it takes here or on a named device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from costmodel.networks.operators import tensors
+from costmodel.networks.recorder import MetaToFake, ModuleStack
+from costmodel.networks.stage import Stage, settings
+from costmodel.problem import Pass
+from tritonconv import host, launch, op
+from tritonconv.causal.explain import explained as explained_causal
+from tritonconv.epilogue import Epilogue
+from tritonconv.explain import explained
+from tritonconv.functional import After
+from tritonconv.plans import Explanation
+from tritonconv.separable.explain import explained as explained_separable
+from tritonconv.swap import is_convolution
+from tritonconv.use import SERVED, refusal
+from tritonconv.video.explain import explained as explained_video
+
+
+@dataclass(frozen=True)
+class ExplainedCall:
+    """A convolution of a model: the module that calls it, what `explain` finds of it, or why no kernel of this package serves
+    it, in `reason`."""
+
+    layer: str
+    found: Explanation | None
+    reason: str = ""
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Predicted seconds, of the forward pass and of the gradients too; the result of `explain` names its passes so."""
+        times = [each.seconds for each in self.found.predictions.values()] if self.found else []
+        together = self.found is not None and "pointwise" in self.found.predictions
+        return (sum(times) if together else sum(times[:1])), sum(times)
+
+
+@dataclass(frozen=True)
+class ModelExplanation:
+    """The convolutions that a model calls, in the order they run; `str` is a table."""
+
+    name: str
+    device: str
+    calls: tuple[ExplainedCall, ...]
+
+    def __str__(self) -> str:
+        forward, every = (1e6 * sum(call.seconds[place] for call in self.calls) for place in (0, 1))
+        heads = ("layer", "convolution", "plan of the forward pass", "us", "with gradients")
+        rows: list[tuple[str, ...]] = [heads]
+        for call in self.calls:
+            layer = call.layer or "(the model)"
+            if call.found is None:
+                rows.append((layer, call.reason, "", "", ""))
+                continue
+            plans = ", ".join(map(str, call.found.plans.values() if "pointwise" in call.found.plans else _first(call.found)))
+            plans = "torch's, where= says so" if [*call.found.plans][:1] == [*call.found.left][:1] != [] else plans
+            times = (f"{1e6 * seconds:.3g}" if call.found.plans else "" for seconds in call.seconds)
+            name, _, what = call.found.words.splitlines()[0].partition(": ")
+            rows.append(
+                (layer, what if what.startswith(f"{name} ") else f"{name} {what}", plans or "nothing to multiply", *times)
+            )
+        widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
+        lines = [
+            f"{self.name} on {self.device}: {len(self.calls)} convolutions, {forward:.4g} us predicted, {every:.4g} us with "
+            "the gradients of all operands"
+        ]
+        for row in rows:
+            aligned = zip((str.ljust, str.ljust, str.ljust, str.rjust, str.rjust), row, widths, strict=True)
+            lines.append("  ".join(align(cell, width) for align, cell, width in aligned).rstrip())
+        return "\n".join(lines)
+
+
+def _first(found: Explanation) -> list[Any]:
+    return [*found.plans.values()][:1]
+
+
+class _Calls(TorchFunctionMode):
+    """Keeps the ops of this package that are called, and has torch's convolutions call them, on stand-ins."""
+
+    def __init__(self, stack: ModuleStack) -> None:
+        super().__init__()
+        self.stack = stack
+        self.calls: list[tuple[str, str, tuple[Any, ...], bool]] = []
+        self.torchs = False
+        self.left: list[tuple[int, ExplainedCall]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in SERVED:
+            input = args[0] if args else kwargs.get("input")
+            reason = refusal(input, args[1] if len(args) > 1 else kwargs.get("weight"))
+            if not reason:
+                self.torchs = True
+                with self:  # which then meets the op
+                    return SERVED[func](*args, **kwargs)
+            self.left.append((len(self.calls), ExplainedCall(self.stack.path, None, f"torch's, {reason}")))
+        name = str(func)
+        if name.startswith("tritonconv."):
+            self.calls.append((self.stack.path, name.split(".")[1], args, self.torchs))
+            self.torchs = False
+        return func(*args, **kwargs)
+
+
+def explained_model(number: int | None, model: nn.Module, *inputs: Any, **keywords: Any) -> Explanation | ModelExplanation:
+    """What `explain` answers of a module: of a convolution layer its one call."""
+    stage = Stage(model, inputs, None, keywords)
+    calls = _Calls(stage.stack)
+    with settings(model, model.training), stage.fake, MetaToFake(stage.fake), calls:
+        stage.forward()
+    index = _where(model, inputs, keywords) if number is None else number
+    found = [_explained(index, *call) for call in calls.calls]
+    for place, left in reversed(calls.left):
+        found.insert(place, left)
+    if is_convolution(model) and len(found) == 1 and found[0].found is not None:
+        return found[0].found
+    return ModelExplanation(type(model).__name__, launch.device_model(index).name, tuple(found))
+
+
+def _where(*given: Any) -> int:
+    """The device of a model's tensors, as `host` counts."""
+    held = (value.parameters() if isinstance(value, nn.Module) else tensors(value) for value in given)
+    return next((host.index_of(t) for each in held for t in each if t.is_cuda), host.index_of(torch.empty(0)))
+
+
+def _explained(number: int, layer: str, name: str, given: Sequence[Any], torchs: bool) -> ExplainedCall:
+    """One op's call."""
+    args = [*map(_lying, given)]
+    if name.removesuffix("_fused") in ("fprop", "dgrad"):
+        return ExplainedCall(layer, _convolution(number, name, args, torchs))
+    if name == "causal":
+        x, w, b, state, ids, _, activation, final = args
+        return ExplainedCall(layer, Explanation(*explained_causal(number, x, w, b, activation or None, state, final, ids)))
+    if name == "video":
+        x, w, b, cache, stride, padding, dilation, upsample, time_padding, keeps, plan = args
+        window = {"dilation": tuple(dilation), "upsample": upsample, "time_padding": time_padding, "plan": plan or None}
+        sides = tuple(padding[::2])
+        return ExplainedCall(
+            layer, Explanation(*explained_video(number, x, w, b, tuple(stride), sides, cache, keeps, **window))
+        )
+    if name == "separable":
+        return ExplainedCall(layer, Explanation(*_separable(number, *args)))
+    return ExplainedCall(layer, None, f"{name}: one kernel, there is no plan to choose")
+
+
+def _lying(value: Any) -> Any:
+    """A tensor without memory that lies as a stand-in does."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+    return made.requires_grad_(value.requires_grad)
+
+
+def _convolution(number: int, name: str, args: Sequence[Any], torchs: bool) -> Explanation:
+    of = op._PRIMITIVES[name.removesuffix("_fused")]
+    a, w, *rest = args
+    problem, plan, after = op._problem(of, a, w, rest), "".join(rest[of.arguments - 2 :]) if name == of.name else "", After()
+    if name != of.name:
+        scale, shift, residual, activation, slope, _ = Epilogue(*rest[of.arguments - 2 :][: len(Epilogue._fields)])
+        plan = rest[of.arguments - 2 + len(Epilogue._fields)]
+        after = After(activation or None, slope, scale, shift, residual)
+    words = f"conv{'_transpose' * (of.name == 'dgrad')}{problem.rank}d{'_fused' * (name != of.name)}"
+    return explained(words, problem, Pass(of.name), (a, w, rest[0]), after, plan, number, torchs)
+
+
+def _separable(
+    number: int, x: Any, w1: Any, w2: Any, b1: Any, b2: Any, residual: Any, stride: Any, padding: Any, dilation: Any,
+    between: str, activation: str, slope: float, plan: str,
+) -> Any:  # fmt: skip
+    window = (tuple(stride), tuple(padding[::2]), tuple(dilation))
+    follows = {"activation": between or None, "pointwise_activation": activation or None, "negative_slope": slope}
+    return explained_separable(number, x, w1, w2, b1, b2, *window, **follows, residual=residual, plan=plan or None)

@@ -1,0 +1,183 @@
+"""What `plan=` may be: plans, their words, a family's name, a dictionary by pass, what `explain` found.
+
+Ops take it as text: `str(plan)` joined by ";", or "fprop:tma" where a family is named and the tile is left to the cost model.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from costmodel.device import Device
+from costmodel.families import families, family
+from costmodel.legality import checked
+from costmodel.problem import ConvProblem, Pass
+from costmodel.tiling import Call, Plan
+from costmodel.timing import Prediction
+from tritonconv import private
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` found: the problem, and per pass ("fprop", "dgrad", "wgrad") the plan, its prediction, whose times are
+    seconds and whose traffic is bytes, and the words for both, which `print` shows. `left` names the passes that an open
+    `tritonconv.use(where=...)` leaves to torch. `plan=` takes one.
+
+    >>> import torch, tritonconv
+    >>> found = tritonconv.explain(tritonconv.conv2d, torch.ones(1, 8, 6, 6), torch.ones(16, 8, 3, 3), padding=1)
+    >>> [*found.plans], found.problem.output_shape, found.predictions["fprop"].seconds > 0
+    (['fprop', 'dgrad', 'wgrad'], (1, 16, 6, 6), True)
+    >>> print(found)  # doctest: +ELLIPSIS
+    conv2d: conv2d n1 c8 6x6 -> 16 k3x3 p1,1, float32...
+    """
+
+    problem: ConvProblem
+    plans: dict[str, Plan]
+    predictions: dict[str, Prediction]
+    words: str
+    left: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.words
+
+
+Plans = Plan | str | Mapping[str, Any] | Explanation | Iterable[Any] | None
+
+#: What stands between the words of a plan: ":" in `str(plan)`, blanks and lines in the tables of `costmodel layer`.
+_BETWEEN = re.compile(r"[\s:;,]+")
+#: A plan in what `explain` prints.
+_SHOWN = re.compile(r"^ *plan (\S+:\S+)$", re.MULTILINE)
+
+
+@private.constant
+def text(plan: Plans, function: str, forward: Pass = Pass.FPROP, idle: Mapping[Pass, str] | None = None, own: str = "") -> str:
+    """`plan=` of a function as its op takes it. `forward` is the pass that the function's result is; `idle` says of passes that
+    this call never runs why. `own` is the family of a function that has no other, where its name alone forces nothing.
+
+    TypeError where it is no plan, ValueError for words that name none, for two plans of a pass, and where none is of a pass
+    that runs; several may be those of a whole step. `torch.compile` takes the result as a constant.
+    """
+    if plan is None:
+        return ""
+    try:
+        found = _flat(plan, forward, own)
+    except ValueError as error:
+        raise ValueError(f"{function}(): {error}") from None
+    except TypeError as error:
+        raise TypeError(f"{function}(): {error}, got plan={plan!r}") from None
+    idle = idle or {}
+    if found and all(which in idle for which, _ in found):
+        which, word = found[0]
+        raise ValueError(f"{function}(): plan {word!r} is for {which}, which does not run: {idle[which]}")
+    passes = [which for which, _ in found]
+    for which in passes:
+        if passes.count(which) > 1:
+            both = " and ".join(repr(word) for each, word in found if each == which)
+            raise ValueError(f"{function}(): plan has {passes.count(which)} plans of {which}: {both}")
+    return ";".join(word for which, word in found if word != f"{which}:{own}")
+
+
+def _flat(plan: Any, forward: Pass, own: str) -> list[tuple[Pass, str]]:
+    """(pass, text) of each plan."""
+    if isinstance(plan, Plan):
+        return [(plan.which, str(plan))]
+    if isinstance(plan, str):
+        return _read(plan, forward, own)
+    if isinstance(plan, Explanation):
+        plan = plan.plans
+    if isinstance(plan, Mapping):
+        return [each for name, value in plan.items() for each in _of_pass(name, value, forward, own)]
+    if isinstance(plan, Iterable):
+        return [each for value in plan for each in _flat(value, forward, own)]
+    raise TypeError(
+        "argument 'plan' must be a costmodel.tiling.Plan, its words, a family's name, what tritonconv.explain answered, "
+        "several, or a dictionary of them by pass"
+    )
+
+
+def _of_pass(name: Any, value: Any, forward: Pass, own: str) -> list[tuple[Pass, str]]:
+    """The plan of a dictionary under a pass's name."""
+    which = forward if name in ("forward", own) else name
+    if which not in [*Pass]:
+        raise ValueError(f"plan names the pass {name!r}, passes are forward, {', '.join(Pass)}")
+    which = Pass(which)
+    if isinstance(value, (str, Plan)):
+        found = _flat(value, which, own)
+        if {each for each, _ in found} == {*Pass}:  # a family's name, here of this pass alone
+            found = [each for each in found if each[0] == which]
+        if len(found) == 1 and found[0][0] == which:
+            return found
+    raise ValueError(f"plan of {name} must be one plan of {which}, its words or a family's name, got {value!r}")
+
+
+@functools.lru_cache(maxsize=1024)
+def _read(said: str, forward: Pass, own: str) -> list[tuple[Pass, str]]:
+    """The plans of a text: several begin with their passes, one without is the forward pass's. A family's name alone is that
+    family in every pass. What `explain` prints is read too, as is a column of `costmodel layer`."""
+    words = [word for word in _BETWEEN.split(" ".join(_SHOWN.findall(said)) or said) if word not in ("", "plan")]
+    groups: list[list[str]] = []
+    for word in words:
+        if word in [*Pass] or not groups:
+            groups.append([])
+        groups[-1].append(word)
+    if not words:
+        raise ValueError(f"plan {said!r} has no words: None leaves the choice to the cost model")
+    if len(groups) == 1 and len(words) == 1 and words[0] not in [*Pass]:
+        name = _known(said, words[0], own)
+        return [(which, f"{which}:{name}") for which in Pass]
+    return [_one(said, group if group[0] in [*Pass] else [str(forward), *group], own) for group in groups]
+
+
+def _one(said: str, words: list[str], own: str) -> tuple[Pass, str]:
+    if len(words) == 2:
+        return Pass(words[0]), f"{words[0]}:{_known(said, words[1], own)}"
+    plan = Plan.parse(":".join(words))
+    return plan.which, str(plan)
+
+
+def _known(said: str, name: str, own: str) -> str:
+    """A family's name. ValueError for another word."""
+    known = (own,) if own else tuple(families())
+    if name not in known:
+        raise ValueError(
+            f"plan {said!r} names no family and is no plan: families are {', '.join(known)}, a plan is of the form "
+            "fprop:gather:128x64x64:w4:s4, as tritonconv.explain shows"
+        )
+    return name
+
+
+def is_forced(which: Pass, given: str) -> bool:
+    """Whether an op's `plan` says anything of a pass."""
+    return any(word.partition(":")[0] == which for word in given.split(";"))
+
+
+def plan_for(which: Pass, given: str) -> Plan | None:
+    """The plan that an op's `plan` forces on a pass of a function without families; None where it says nothing of the pass."""
+    return next((Plan.parse(word) for word in given.split(";") if word.partition(":")[0] == which), None)
+
+
+def forced(call: Call, given: str, device: Device) -> Plan | None:
+    """The plan that an op's `plan` forces on a pass: as it says, or the one of least predicted time of a family that it names;
+    None where it says nothing of this pass. ValueError where it cannot run the call."""
+    for word in filter(None, given.split(";")):
+        which, _, rest = word.partition(":")
+        if which not in [*Pass]:
+            Plan.parse(word)  # which says what it is not: only an op that is called by itself brings such a word
+        if which == call.which:
+            return checked(call, Plan.parse(word), device) if ":" in rest else _least(call, rest, device)
+    return None
+
+
+def _least(call: Call, name: str, device: Device) -> Plan:
+    _, found = family(name).quickest(call, device, math.inf)
+    if found is None:
+        raise ValueError(
+            f"plan names the family {name!r}, which has no plan of its own choice for {call.which} of {call.problem} in "
+            f"{call.dtype} on {device.name}: give its tile, as in {call.which}:{name}:64x64x32, or plan= a dictionary of "
+            "other passes"
+        )
+    return found

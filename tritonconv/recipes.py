@@ -1,0 +1,199 @@
+"""What a call takes that was made before: checks, problem, strides of the result and plan are those of the first time.
+
+`key` says all that these depend on, and nothing else, so that a call whose key is known was checked and planned when it was
+filed: function and raw arguments, shapes, strides, dtypes, devices and alignment of the tensors, the precision of float32, the
+batch-invariant region, the device model with its calibration, and what the dispatcher of torch goes by, in this thread and of
+each tensor. A call that someone else is to see has no key, or one that is never filed, and takes the ordinary way: a mode, a
+transform, a subclass of Tensor, autocast, a tracer, a profiler, torch.compile. No key holds a tensor.
+
+Deterministic mode changes no answer: the kernels have no atomics, and what they do not write nobody reads.
+"""
+
+from __future__ import annotations
+
+import functools
+import marshal
+import threading
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+import torch
+
+from costmodel.device import Device
+from costmodel.problem import ConvProblem, Pass
+from costmodel.tiling import Plan
+from tritonconv import host, invariant, launch, private
+from tritonconv.epilogue import Epilogue
+from tritonconv.layout import output_strides
+from tritonconv.steps import Launch
+
+Maybe = torch.Tensor | None
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+#: Calls that are remembered; the oldest makes room.
+MOST = 4096
+
+
+def key(words: tuple[Any, ...], plan: Any, *tensors: Any) -> tuple[Hashable, ...] | None:
+    """All that decides what a call does; None for one that is to take the ordinary way."""
+    if torch.compiler.is_compiling() or private.is_observed():
+        return None
+    try:
+        if plan is not None:
+            plans = plan if type(plan) in (list, tuple) else (plan,)  # what can be read once only is left to the ordinary way
+            words = (*words, tuple(map(_written, plans)))
+        first = tensors[0]
+        device = host.computes(first)
+        if device is None:
+            return None
+        found: list[Hashable] = [
+            marshal.dumps(words, 2),  # in which 1, True and 1.0 are three, and what is not Python's own raises ValueError
+            private.thread_keys(),
+            torch.is_grad_enabled(),
+            invariant.is_on(),
+            id(launch.device_model(device)),  # whose calibration chooses plans; `_MODELS` keeps it
+            private.fp32_precision() if first.dtype is torch.float32 else None,
+        ]
+        for t in tensors:
+            if t is None:
+                found.append(None)
+                continue
+            if type(t) not in _PLAIN:
+                return None
+            found += (
+                t.shape,
+                t.stride(),
+                t.dtype,
+                t.device,
+                t.requires_grad,
+                t.data_ptr() % 16,
+                private.dispatch_keys(t).raw_repr(),
+            )
+    except (AttributeError, RuntimeError, TypeError, ValueError):  # no tensor, one without memory, an argument of no plain type
+        return None
+    return tuple(found)
+
+
+@functools.lru_cache(maxsize=4096)
+def _written(plan: Any) -> str:
+    """A forced plan in words. TypeError for anything else, such as a dictionary."""
+    if not isinstance(plan, (Plan, str)):
+        raise TypeError
+    return str(plan)
+
+
+def _are_plain(words: Any) -> bool:
+    """Whether arguments that `marshal` wrote out are Python's own: those of others it writes as bytes, and says not whose."""
+    if isinstance(words, (tuple, list)):
+        return all(map(_are_plain, words))
+    return not isinstance(words, bytes)
+
+
+class Recipe(NamedTuple):
+    """A call of an op without its tensors."""
+
+    which: Pass
+    launch: Launch
+    shape: tuple[int, ...]  # of the result
+    strides: tuple[int, ...]
+    records: bool  # autograd is to record the call
+    window: tuple[Any, ...]  # the op's arguments from the input's size or the stride on, forced plans last
+    on_cpu: bool
+    fused: bool
+    activation: str = ""
+    slope: float = 0.01
+    keep: bool = False  # z is answered too
+
+    def allocate(self, a: torch.Tensor) -> torch.Tensor:
+        return torch.empty_strided(self.shape, self.strides, dtype=a.dtype, device=a.device)
+
+    def run(self, a: torch.Tensor, b: torch.Tensor, bias: Maybe) -> torch.Tensor:
+        """The result. Nothing is recorded."""
+        out = self.allocate(a)
+        if self.on_cpu:
+            with host.turn():
+                launch.perform(self.launch, a, b, out, bias)
+        else:
+            launch.perform(self.launch, a, b, out, bias)
+        return out
+
+    def run_fused(
+        self, a: torch.Tensor, b: torch.Tensor, bias: Maybe, scale: Maybe, shift: Maybe, residual: Maybe
+    ) -> tuple[torch.Tensor, Maybe]:
+        """(y, z) of a call with an epilogue; z is None where it is not kept."""
+        epilogue = Epilogue(scale, shift, residual, self.activation, self.slope, self.keep)
+        out = self.allocate(a)
+        z = self.allocate(a) if self.keep else None
+        if self.on_cpu:
+            with host.turn():
+                launch.perform(self.launch, a, b, out, bias, epilogue, z)
+        else:
+            launch.perform(self.launch, a, b, out, bias, epilogue, z)
+        return out, z
+
+
+_KNOWN: dict[tuple[Hashable, ...], Any] = {}
+#: The cost model's devices that calls were kept for, by their ids.
+_MODELS: dict[int, Device] = {}
+_lock = threading.Lock()
+
+
+def known(found: tuple[Hashable, ...] | None) -> Any:
+    """What was kept under a key, if anything was."""
+    return None if found is None else _KNOWN.get(found)
+
+
+def forget() -> None:
+    """Drops all recipes, for those who change what launches are made of."""
+    _KNOWN.clear()
+
+
+def may_keep(found: tuple[Hashable, ...], *tensors: Maybe) -> bool:
+    """Whether a call with this key, on these tensors, goes to a kernel of this package and is seen by nobody else."""
+    given = [t for t in tensors if t is not None]
+    if not _are_plain(marshal.loads(found[0])):  # type: ignore[arg-type]
+        return False
+    model = launch.device_model(host.index_of(given[0]))
+    _MODELS[id(model)] = model
+    return private.is_dispatched_plainly(records(*given), *given)
+
+
+def records(*arguments: Any) -> bool:
+    """Whether autograd records a call with these arguments."""
+    return torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in arguments)
+
+
+def keep(found: tuple[Hashable, ...], recipe: Any) -> None:
+    """Keeps a recipe, for which `may_keep` was asked."""
+    with _lock:
+        while len(_KNOWN) >= MOST:
+            del _KNOWN[next(iter(_KNOWN))]
+        _KNOWN[found] = recipe
+
+
+def file(
+    found: tuple[Hashable, ...],
+    which: Pass,
+    problem: ConvProblem,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    bias: Maybe,
+    window: tuple[Any, ...],
+    plan: str,
+    epilogue: Epilogue | None = None,
+) -> None:
+    """Keeps what a call took that has just been made the ordinary way; nothing where the ordinary way is to be taken again."""
+    tensors = (a, b, bias, *(() if epilogue is None else epilogue[:3]))
+    shape = {Pass.FPROP: problem.output_shape, Pass.DGRAD: problem.input_shape, Pass.WGRAD: problem.weight_shape}[which]
+    alone, forced = invariant.unmarked(plan)
+    # a predicate of `tritonconv.use` is asked at each call
+    if not problem.macs or 0 in shape or forced.startswith("where=") or not may_keep(found, *tensors):
+        return
+    if alone and which != Pass.WGRAD and problem.batch > 1:
+        fixed = invariant.fixed(which, problem, a, b, bias, forced, epilogue)
+        if fixed is None:
+            return
+        forced = fixed
+    strides = output_strides(shape, a, b)
+    prepared = launch.prepared_for(which, problem, a, b, (tuple(shape), strides), bias, forced, epilogue)
+    after = (False,) if epilogue is None else (True, *epilogue[3:])
+    keep(found, Recipe(which, prepared, tuple(shape), strides, records(*tensors), (*window, plan), a.is_cpu, *after))
