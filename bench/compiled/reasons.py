@@ -189,20 +189,21 @@ REASONS = (
         "read",
         ("targets_kernel",),
         holds("deform"),
-        "Offsets and mask of one tap, of 195 to 182 pixels that begin anywhere in a sector, read once by a program per tap.",
+        "A thread has two neighbouring pixels, whose offsets and factors it loads one at a time: a request asks for every "
+        "second element, so each sector is asked for twice, and rows of 182 pixels begin anywhere in one.",
     ),
     Reason(
         "written",
         ("targets_kernel",),
         holds("deform"),
-        "Four numbers and four weights per place, in planes of 364 pixels: both ends of a run share their sectors with others.",
+        "As above: a thread stores the numbers and weights of its two neighbouring pixels one at a time.",
     ),
     Reason(
         "read",
         ("scatter_kernel",),
         holds("deform"),
-        "The list of a pixel begins anywhere, and each place in it has channels of its own: 64 bytes of a 16-bit type, which "
-        "need not begin at a sector.",
+        "A thread sums eight channels, in float32 a sector, which it loads in two halves: each request asks for half of every "
+        "sector.",
     ),
     Reason(
         "read",
@@ -210,12 +211,22 @@ REASONS = (
         holds("deform", "tf32"),
         "`wgmma` takes operands of tf32 with k side by side alone, as in wgrad: pixels are copied element by element.",
     ),
-    Reason("shared written", ("weights_kernel",), holds("deform", "tf32"), "As above, the other side of it."),
+    Reason(
+        "shared written",
+        ("weights_kernel",),
+        holds("deform", "tf32"),
+        "Samples are stored with pixels side by side, as `wgmma` of tf32 wants them, by lanes that hold neighbouring channels.",
+    ),
     Reason(
         "shared read",
-        ("deform_kernel", "columns_kernel", "weights_kernel"),
-        holds("deform"),
-        "float32 and float64: Triton gives operands of products without tensor cores no swizzle, as in fprop above, and "
-        "hands samples from the threads that made them to the product.",
+        ("deform_kernel", "columns_kernel"),
+        holds("deform", "fp32"),
+        "float32 without tensor cores: Triton gives the operands of scalar products no swizzle, as in fprop above.",
+    ),
+    Reason(
+        "shared read",
+        ("weights_kernel",),
+        holds("deform", "fp64"),
+        "Operands of `mma` in float64 are read by `ld.shared.b64`, twice as many lanes to a bank as its width takes.",
     ),
 )

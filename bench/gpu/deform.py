@@ -34,7 +34,7 @@ def deform_item(name: str, numbers: str, last: bool = True) -> Item:
 
     def inputs(device: str) -> Tensors:
         offset = tensor(moved, rows(moved), dtype, device, 1)
-        if device != "meta":  # quarters and odd eighths of a pixel, which every type holds and where the derivative is one
+        if device != "meta":  # odd sixteenths of a pixel up to 3: every type holds them, and there is a derivative
             offset.mul_(8).round_().clamp_(-24, 24).div_(8).add_(0.0625)
         return [
             tensor(shape, strides(shape), dtype, device, 0),
