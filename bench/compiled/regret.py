@@ -89,7 +89,7 @@ def works() -> list[tuple[str, Work]]:
             if layer.op.startswith("conv"):
                 work = line_of(layer, which, DTYPE).work
                 if isinstance(select(call_of(work), device), MatrixPlan):
-                    served.append((f"{layer.suite}/{layer.layer}", work))
+                    served.append((f"{layer.suite}/{layer.layer or work.problem}", work))
         found += spread(served, LAYERS)
     return found
 
@@ -219,6 +219,7 @@ def page(given: Sequence[ChoiceRow]) -> str:
     off = np.array([plan.counted / plan.predicted for regret in found for plan in regret.plans])
     table = [
         (
+            f"{regret.ratio:.2f}",
             regret.layer,
             regret.which,
             str(len(regret.plans)),
@@ -226,7 +227,6 @@ def page(given: Sequence[ChoiceRow]) -> str:
             f"{1e6 * regret.chosen.counted:.1f}",
             f"`{regret.best.plan}`",
             f"{1e6 * regret.best.counted:.1f}",
-            f"{regret.ratio:.2f}",
         )
         for regret in found
     ]
@@ -243,7 +243,7 @@ def page(given: Sequence[ChoiceRow]) -> str:
         f"Candidates are those of matrix products that are predicted to take at most {WITHIN:g} times the chosen plan's time, "
         f"{CANDIDATES} at most. Depthwise plans and weight gradients are left out: there the work of a program depends on the "
         "image.",
-        markdown_table(("layer", "pass", "plans", "chosen", "counted us", "best", "counted us", "regret"), table),
+        markdown_table(("regret", "layer", "pass", "plans", "chosen", "counted us", "best", "counted us"), table),
     ]
     return "\n\n".join(paragraphs) + "\n"
 
