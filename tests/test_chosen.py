@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from bench.compiled import suite
 from bench.compiled.chosen import chosen, code_of, far, key_of, prepared_for, reach, sizes, smaller
 from bench.work import Work
 from bench.workloads import load
@@ -105,3 +106,9 @@ def test_every_convolution_of_the_workloads_is_asked_for():
     layers = [layer for layer in load() if layer.op.startswith("conv")]
     assert len(layers) == 1044
     assert {line_of(layers[0], which, "float16").work.which for which in BOTH} == set(Pass)
+
+
+def test_files_of_tma_plans_are_asked_of_hopper_alone():
+    pairs = suite.pairs()
+    assert ("tests/test_tma.py", 90) in pairs and ("tests/test_tma.py", 80) not in pairs
+    assert set(suite.NEED) <= set(suite.FILES) and len(pairs) == 2 * len(suite.FILES) - len(suite.NEED)
