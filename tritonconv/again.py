@@ -1,8 +1,8 @@
-"""Calls whose recipe is known, which autograd is to record or nobody is.
+"""Runs calls whose recipe is known, with or without a record of autograd.
 
-No level of torch.func and no forward mode differentiates such a call (`tritonconv.recipes`), so that the classes here have no
-`setup_context`, and are applied without what `Function.apply` does for torch.func. Their gradients are those of an ordinary
-call.
+No level of torch.func and no forward mode differentiates such a call (`tritonconv.recipes`). So the classes here have no
+`setup_context`, and they are applied without what `Function.apply` does for torch.func. Their gradients are those of an
+ordinary call.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class _FusedAgain(_Primitive):
 
 
 def recorded(function: type[torch.autograd.Function]) -> Any:
-    """`Function.apply` where no function of torch.func runs, and none is asked for by name."""
+    """`Function.apply` without its part for torch.func, which does not run here."""
     return super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
 
@@ -69,7 +69,7 @@ _fprop_again, _dgrad_again, _fused_again = map(recorded, (_FpropAgain, _DgradAga
 
 
 def repeated(recipe: Recipe, a: torch.Tensor, w: torch.Tensor, b: Maybe, *after: Maybe) -> torch.Tensor:
-    """The result of a call whose recipe is known; `after` are scale, shift and residual."""
+    """The result of a call whose recipe is known; `after` holds scale, shift and residual."""
     if recipe.fused:
         made = _fused_again(a, w, b, *after, recipe) if recipe.records else recipe.run_fused(a, w, b, *after)
         y: torch.Tensor = made[0] if isinstance(made, tuple) else made

@@ -1,4 +1,4 @@
-"""Derivatives of the three primitives, each made of the three again, so that they can be differentiated to any order.
+"""Derivatives of the three primitives. Each consists of the three again, so that it can be differentiated to any order.
 
 | op | gradients |
 |---|---|
@@ -6,9 +6,9 @@
 | dgrad(dy, w) | fprop(g, w), wgrad(dy, g) |
 | wgrad(dy, x) | fprop(x, g), dgrad(dy, g) |
 
-Each op is linear in either of its tensors, so forward mode (`jvp`) is the same op twice: fprop(tx, w) + fprop(x, tw).
+Each op is linear in either of its tensors, so forward mode (`jvp`) calls the same op twice: fprop(tx, w) + fprop(x, tw).
 
-Registered at the ops' Autograd key, so that a direct `torch.ops` call is differentiable too.
+They are registered at the ops' Autograd key, so that a direct call of `torch.ops` is differentiable too.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def _below_autograd(op: Any, *args: Any) -> torch.Tensor:
 
 
 def has_tangent(*tensors: torch.Tensor | None) -> bool:
-    """Whether forward mode differentiates by any of these tensors, at the level of torch.func that is being run."""
+    """Whether forward mode differentiates by any of these tensors, at the current level of torch.func."""
     if not private.is_differentiated_forwards():
         return False
     return any(t is not None and private.tangent_parts(t)[1] is not None for t in tensors)
 
 
 def added(*terms: torch.Tensor | None) -> torch.Tensor | None:
-    """The sum of those that are not None; None where all are."""
+    """The sum of the tensors that are not None, or None if there is none."""
     found = None
     for term in terms:
         if term is not None:
@@ -56,7 +56,7 @@ def added(*terms: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def or_zeros(tangent: Maybe, of: Maybe) -> Maybe:
-    """The tangent of a tensor, written out where it is None; None where there is no tensor."""
+    """The tangent of a tensor, with zeros in the place of None. None if there is no tensor."""
     return torch.zeros_like(of) if tangent is None and of is not None else tangent
 
 
@@ -65,9 +65,9 @@ class _Primitive(torch.autograd.Function):
     def apply(cls, *args: Any) -> Any:
         """`Function.apply` for a kernel of the Autograd key.
 
-        There the levels of torch.func are the dispatcher's affair, as for torch's own operators: one level is recorded here,
-        and the call below Autograd goes on to the next. It also spares a call of `inspect.signature`, which costs more than
-        the rest of `Function.apply` together, and all of it where nothing is recorded.
+        At that key the dispatcher goes through the levels of torch.func, as it does for torch's own operators: this call
+        records one level, and the call below Autograd goes on to the next. `apply` also leaves out `inspect.signature`, which
+        costs more than the rest of `Function.apply`; and where nothing is recorded it leaves out all of it.
         """
         if not private.transforms_are_active():
             if not private.is_differentiated_forwards() and not recipes.records(*args):
@@ -78,11 +78,11 @@ class _Primitive(torch.autograd.Function):
 
     @classmethod
     def jvp(cls, ctx: Any, *tangents: Maybe) -> Any:
-        """The tangents of the results, from `cls.tangents`. Those of arguments are None where they are zero; those of results
-        may not be, but for results that are not differentiable.
+        """The tangents of the results, from `cls.tangents`. The tangent of an argument is None if it is zero; the tangent of a
+        result may be None only if the result is not differentiable.
 
-        torch calls it with forward mode turned off, and then the outer levels of torch.func see none of its arithmetic. With
-        the mode on again, this level's own tangents are taken from what was saved.
+        torch calls `jvp` with forward mode turned off, so that the outer levels of torch.func would see none of its
+        arithmetic. Here the mode is on again, and this level's own tangents are taken from what was saved.
         """
         with private.forward_mode(True):
             saved = (None if t is None else private.tangent_parts(t)[0] for t in ctx.saved_tensors)
@@ -90,12 +90,13 @@ class _Primitive(torch.autograd.Function):
 
     @classmethod
     def tangents(cls, *args: Any, **kwargs: Any) -> Any:
-        """Of ctx, what `save_for_forward` was given, and the tangents of the arguments."""
+        """The tangents of the results, from what `save_for_forward` kept in ctx and from the tangents of the arguments."""
         raise NotImplementedError(f"{cls.__name__} has no forward mode")
 
 
 def as_parameter(dw: torch.Tensor, strides: tuple[Any, ...]) -> torch.Tensor:
-    """A weight's gradient under the weight's strides where it lies so but for axes of one element: DDP compares all of them."""
+    """A weight's gradient with the weight's own strides, if they differ along axes of one element only. DDP compares all
+    strides."""
     if dw.stride() == strides or torch.compiler.is_compiling() or private.transforms_are_active():
         return dw
     same = all(n == 1 or s == t for n, s, t in zip(dw.shape, dw.stride(), strides, strict=True))
@@ -105,7 +106,7 @@ def as_parameter(dw: torch.Tensor, strides: tuple[Any, ...]) -> torch.Tensor:
 def bilinear(
     op: Any, tensors: tuple[Any, Any], tangents: tuple[Maybe, Maybe], bias: Maybe, result: torch.Tensor, rest: tuple[Any, ...]
 ) -> Maybe:
-    """The tangent of `result` = op(a, w, b, *rest): op(ta, w) + op(a, tw) + tb, whose tangents are None where they are zero."""
+    """The tangent of `result` = op(a, w, b, *rest), which is op(ta, w) + op(a, tw) + tb. A tangent that is zero is None."""
     (a, w), (ta, tw) = tensors, tangents
     if ta is None and tw is None:
         return None if bias is None else torch.zeros_like(result) + per_channel(bias, result.dim() - 2)
@@ -116,28 +117,29 @@ def bilinear(
 
 
 def called(name: str, a: torch.Tensor, b: torch.Tensor, *place: Any) -> torch.Tensor:
-    """The op of this name, without a bias, which looks up what it took the last time; `place` are its other arguments."""
+    """The result of the op of this name without a bias, by the recipe of its last call if there is one; `place` holds its other
+    arguments."""
     key = recipes.key((name, *place), None, a, b)
     recipe = recipes.known(key)
     if recipe is not None:
         try:
             return recipe.run(a, b, None)
-        except torch.OutOfMemoryError:  # the op knows of another plan
+        except torch.OutOfMemoryError:  # the ordinary call of the op takes another plan
             pass
     op = getattr(_OPS, name)
     made: torch.Tensor = op(a, b, *place) if name == "wgrad" else op(a, b, None, *place)
     if key is not None and not recipes.records(a, b):
-        *window, plan = place if isinstance(place[-1], str) else (*place, "")  # a default does not come
+        *window, plan = place if isinstance(place[-1], str) else (*place, "")  # torch leaves out defaults
         problem = known_problem(name, a, b, tuple(window))
         recipes.file(key, Pass(name), problem, a, b, None, tuple(window), plan)
     return made
 
 
-Arguments = tuple[Any, ...]  # of `called`
+Arguments = tuple[Any, ...]  # the arguments of `called`
 
 
 def both(first: Arguments, second: Arguments) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `called` answers of two passes that share a tensor: the gradients of a layer, looked up at once."""
+    """The results of `called` for two passes that share a tensor, the gradients of a layer, with one look-up for both."""
     (one, a, b, *place), (other, c, d, *_) = first, second
     key = recipes.key((one, other, *place, *second[3:]), None, a, b, c if c is not a else d)
     pair = recipes.known(key)
@@ -155,7 +157,7 @@ def both(first: Arguments, second: Arguments) -> tuple[torch.Tensor, torch.Tenso
 
 
 def gradients_of(needs_a: bool, needs_w: bool, first: Arguments, second: Arguments) -> tuple[Maybe, Maybe]:
-    """Those of a layer's input and weights that are needed, by the arguments of `called` for either."""
+    """The gradients of a layer's input and weights, as far as they are needed. `called` takes the arguments of each."""
     if needs_a and needs_w:
         return both(first, second)
     return called(*first) if needs_a else None, called(*second) if needs_w else None
@@ -182,7 +184,7 @@ class _Fprop(_Primitive):
 
     @staticmethod
     def gradients(ctx: Any, g: Maybe) -> tuple[Maybe, Maybe, Maybe]:
-        """Those of x, w and b."""
+        """The gradients of x, w and b."""
         if g is None:
             return None, None, None
         x, w = ctx.saved_tensors
@@ -220,7 +222,7 @@ class _Dgrad(_Primitive):
 
     @staticmethod
     def gradients(ctx: Any, g: Maybe) -> tuple[Maybe, Maybe, Maybe]:
-        """Those of dy, w and b."""
+        """The gradients of dy, w and b."""
         if g is None:
             return None, None, None
         dy, w = ctx.saved_tensors

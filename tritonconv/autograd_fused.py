@@ -1,11 +1,12 @@
-"""Derivatives of the passes with an epilogue, made of the three primitives and of themselves.
+"""Derivatives of the passes with an epilogue. They consist of the three primitives and of the fused passes themselves.
 
 | op | gradients |
 |---|---|
 | fprop_fused(x, w) | with dz = the activation's gradient: dgrad(dz, scale * w), scale * wgrad(dz, x), ... |
 | dgrad_fused(dy, w) | fprop(dz, scale * w), scale * wgrad(dy, dz), ... |
 
-Forward mode is two fused calls, the first one's result the residual of the second, and the activation's derivative.
+Forward mode takes two fused calls, of which the second adds the result of the first as its residual, and the activation's
+derivative.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from tritonconv.op import LIBRARY
 class _Fused(_Primitive):
     """A pass with an epilogue: y = act(z), z = (sums + b) * scale + shift + residual, where sums is linear in a and in w.
 
-    With dz = dy * act', the residual's gradient is dz, shift's is dz summed over all but the channels, and b's is scale times
-    that. The gradient of the sums is scale * dz. Its scale is moved to where it is small: into the weight for a's gradient,
-    out of dw, the weight gradient for dz, for w's. And scale's own gradient, the sum of dz * (sums + b), is the sum of w * dw,
-    plus b times shift's. So nothing of the output's size is kept or made for scale.
-    z is an output of its own, so that second derivatives can flow through it where first ones were taken from it.
+    Let dz = dy * act'. The residual's gradient is dz, shift's is dz summed over everything but the channels, and b's is scale
+    times that sum. The gradient of the sums is scale * dz. The factor scale is applied where tensors are small: for the
+    gradient of a it multiplies the weight, and for the gradient of w it multiplies dw, the weight gradient of dz. The gradient
+    of scale itself, the sum of dz * (sums + b), is the sum of w * dw plus b times shift's gradient. So scale needs no further
+    tensor of the output's size.
+    z is an output of its own, so that second derivatives can flow through it if first derivatives were taken from it.
     """
 
     which = Pass.FPROP
@@ -48,7 +50,7 @@ class _Fused(_Primitive):
         keep: bool = False,
         plan: str = "",
     ) -> Any:
-        """`apply`, with z kept where a gradient will want it."""
+        """`apply`, which keeps z if a gradient will need it."""
         operands.word(f"{cls.which}_fused", "activation", activation, ACTIVATIONS)
         tensors = (a, w, b, scale, shift, residual)
         wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
@@ -74,7 +76,7 @@ class _Fused(_Primitive):
 
     @staticmethod
     def kept(ctx: Any, a: Any, w: Any, b: Any, scale: Any, y: Any, z: Any) -> Maybe:
-        """Saves what `gradients` takes, and answers y or z, whichever the activation's derivative is taken from."""
+        """Saves what `gradients` takes, and returns y or z, whichever the activation's derivative is computed from."""
         needs_a, needs_w, needs_b, needs_scale, *_ = ctx.needs_input_grad
         ctx.set_materialize_grads(False)
         ctx.has_z = z is not None and z.numel() > 0
@@ -106,8 +108,9 @@ class _Fused(_Primitive):
         tz: Maybe,
         *_: Any,
     ) -> Any:
-        """Where a, w and b have tangents and scale has one: scale * (S(ta, w) + S(a, tw) + tb) + tscale * (S(a, w) + b) + ...,
-        S linear in both, so what goes with a is one call, of the weight scale * tw + tscale * w. `tz` comes as residual's."""
+        """The tangent is scale * (S(ta, w) + S(a, tw) + tb) + tscale * (S(a, w) + b) + ..., where S, the sums, is linear in
+        both of its arguments. So one call serves both terms in a, with the weight scale * tw + tscale * w. `tz` begins as the
+        residual's tangent."""
         a, w, b, scale, at, y = saved
         groups = ctx.window[-1]
         weight, shift = tw, tb
@@ -130,7 +133,7 @@ class _Fused(_Primitive):
             tz, shift = followed(a, weight, None, shift, tz), None
         if shift is not None:
             tz = added(per_channel(shift, y.dim() - 2).expand(y.shape), tz)
-        assert tz is not None  # else nothing had a tangent
+        assert tz is not None  # some argument had a tangent, or torch would not have called
         ty = ACTIVATIONS[ctx.activation].backward(tz, at, ctx.slope) if ctx.activation else tz
         return ty, tz if ctx.has_z else None
 
@@ -140,7 +143,7 @@ class _Fused(_Primitive):
 
     @classmethod
     def gradients(cls, ctx: Any, dy: torch.Tensor | None, dz: torch.Tensor | None) -> tuple[Maybe, ...]:
-        """Those of a, w, b, scale, shift and residual."""
+        """The gradients of a, w, b, scale, shift and residual."""
         a, w, b, scale, at = ctx.saved_tensors
         needs_a, needs_w, needs_b, needs_scale, needs_shift, needs_residual, *_ = ctx.needs_input_grad
         if dy is not None:

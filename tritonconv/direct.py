@@ -1,13 +1,14 @@
-"""Launches that were made before, repeated without Triton's binder, which costs more than the rest of a launch.
+"""Repeats launches that were made before without Triton's binder, which costs more than the rest of a launch.
 
-An ordinary launch binds its arguments, asks of each what the compiler may assume (its type, whether a number is 1 or a multiple
-of 16, whether a pointer is a multiple of 16), looks up the kernel compiled for that, and starts it. `key` asks the same of the
-arguments of this package's kernels and no more, since their numbers do not change from call to call; `repeatable` keeps the
-compiled kernel of an ordinary launch, and how its other arguments follow. The ordinary launch serves wherever a hook, a
-debugging or an instrumenting mode is to see launches, and under Triton's interpreter, which compiles nothing.
+An ordinary launch binds its arguments and finds out what the compiler may assume about each: its type, whether a number is 1 or
+a multiple of 16, whether a pointer is a multiple of 16. Then it looks up the kernel that was compiled for these assumptions,
+and starts it. `key` finds out the same about the arguments of this package's kernels, but not about their numbers, which do not
+change from call to call. `repeatable` keeps the compiled kernel of an ordinary launch and its other arguments. The ordinary
+launch is taken wherever a hook, a debugging mode or an instrumenting mode has to see launches, and under Triton's interpreter,
+which compiles nothing.
 
-A compiled kernel is started as `triton.compiler.CompiledKernel.__getitem__` starts it (Triton 3.6 to 3.9), but for the
-metadata that only hooks read.
+A compiled kernel is started as `triton.compiler.CompiledKernel.__getitem__` starts it (Triton 3.6 to 3.9), without the metadata
+that only hooks read.
 """
 
 from __future__ import annotations
@@ -24,29 +25,29 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from tritonconv import host
 
-#: Starts a kernel: it takes the number of the current device and the values that differ from call to call.
+#: A function that starts a kernel. It takes the number of the current device and the values that differ from call to call.
 Repeat = Callable[..., None]
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
-#: Whether Triton asks a hook on the stages of a compilation for its part of a kernel's key, as 3.7 and newer do.
+#: Whether Triton asks a hook on the stages of a compilation for its part of a kernel's key. Versions 3.7 and newer do.
 _ASKS_HOOK = host.TRITON >= (3, 7)
 #: Arguments that live as long as the process, by their ids.
 _LASTING: dict[int, Any] = {}
 
 
 def lasting(value: Any) -> Any:
-    """An argument that is the same object at every launch, from here on known by its id."""
+    """The argument itself, which is the same object at every launch and is known by its id from here on."""
     _LASTING[id(value)] = value
     return value
 
 
 def _kind(value: Any) -> Hashable:
-    """All that a launch needs to know of an argument besides its address."""
+    """Everything that a launch needs to know about an argument besides its address."""
     kind = type(value)
     if kind in _PLAIN:
         return value.dtype, value.data_ptr() % 16 == 0
     if kind is TensorDescriptor:
         base = value.base
-        rounds = getattr(value, "round_f32_to_tf32", None)  # which 3.6 has not
+        rounds = getattr(value, "round_f32_to_tf32", None)  # Triton 3.6 does not have this attribute
         return base.dtype, base.data_ptr() % 16 == 0, tuple(value.block_shape), value.padding, rounds
     if kind is int:
         return value == 1, value % 16 == 0, -(2**31) <= value < 2**31, value < 2**63
@@ -54,10 +55,10 @@ def _kind(value: Any) -> Hashable:
 
 
 def key(kernel: Any, own: frozenset[int], values: Sequence[Any], named: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    """What decides which compiled kernel runs, the current device first; None where the ordinary launch serves.
+    """The facts that decide which compiled kernel runs, the current device first; None if the ordinary launch is to be taken.
 
-    `own` are the ids of values that live as long as what keeps the answer. Of a tuple the entries are looked at, which may be
-    tensors, and no further.
+    `own` holds the ids of values that live as long as whoever keeps the result. The entries of a tuple, which may be tensors,
+    are looked at, but not the entries of tuples within it.
     """
     runtime, compilation = knobs.runtime, knobs.compilation
     if host.INTERPRETED or runtime.debug or kernel.debug or kernel.pre_run_hooks or compilation.instrumentation_mode:
@@ -88,7 +89,7 @@ def key(kernel: Any, own: frozenset[int], values: Sequence[Any], named: Mapping[
 def repeatable(
     kernel: Any, compiled: Any, programs: int, values: Sequence[Any], named: Mapping[str, Any], constants: Mapping[str, Any]
 ) -> Repeat | None:
-    """What repeats the launch that ran `compiled`; None where Triton compiled nothing, or for a GPU that is not NVIDIA's."""
+    """A function that repeats the launch of `compiled`; None if Triton compiled nothing, or for a GPU that is not NVIDIA's."""
     if not isinstance(compiled, CompiledKernel) or compiled.metadata.target.backend != "cuda":
         return None
     parameters = list(kernel.signature.parameters.values())[len(values) :]

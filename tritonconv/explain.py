@@ -52,18 +52,22 @@ def explain(function: Callable[..., Any], *args: Any, device: str | Device | Non
 def explain(function: Any, *args: Any, device: str | Device | None = None, **kwargs: Any) -> Explanation | ModelExplanation:
     """The plans of a call `function(*args, **kwargs)`, forward and backward. Runs nothing.
 
-    function: one of tritonconv's six functions, plain or fused, or one of torch's that they stand for (as
-    `tritonconv.use()` would run it); `causal_conv1d` or `deform_conv2d`; `causal_conv3d` or `depthwise_separable_conv2d`,
-    forward; a convolution layer; or any other `torch.nn.Module`, of which every convolution is explained in the order they
-    run. Modules are run on stand-ins, so their inputs may be shapes, as of `costmodel.trace`. Tensors may be on the meta
-    device.
+    function: one of these.
 
-    In a region of `tritonconv.use(where=...)`, what it leaves to torch of torch's own calls is said.
+    - One of tritonconv's six functions, plain or fused, or torch's function of that name, which is explained as
+      `tritonconv.use()` would run it.
+    - `causal_conv1d` or `deform_conv2d`; or `causal_conv3d` or `depthwise_separable_conv2d`, whose forward pass is explained.
+    - A `torch.nn.Module`. Every convolution that it calls is explained, in the order they run. Modules run on stand-ins, so
+      their inputs may be shapes, as in `costmodel.trace`.
 
-    device: whose plans are asked for, as `costmodel` names it ("h100", a TOML file, a `Device`), on any machine. None is where
-    the tensors are; for CPU tensors that is Triton's interpreter. Tensors are taken to lie as they do here.
+    Tensors may be on the meta device. Inside a region of `tritonconv.use(where=...)` the answer says which of torch's calls
+    the region leaves to torch.
 
-    Raises what the call itself would raise, TypeError for what is no such function, ValueError for an unknown device and
+    device: the GPU whose plans are asked for, as `costmodel` names it ("h100", a TOML file, a `Device`). It need not be in
+    this machine. None means the device of the tensors; for CPU tensors that is Triton's interpreter. The strides and the
+    alignment of the tensors are those of the given ones.
+
+    Raises what the call itself would raise, TypeError if `function` is none of the above, ValueError for an unknown device and
     RuntimeError for one that is too old.
     """
     number = None if device is None else _number(device)

@@ -1,4 +1,4 @@
-"""`explain` of a module: every convolution that it calls, with the plan that it takes here or on a named device."""
+"""`explain` for a module: every convolution that it calls, with the plan that it takes here or on a named device."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from tritonconv.video.explain import explained as explained_video
 
 @dataclass(frozen=True)
 class ExplainedCall:
-    """A convolution of a model: the module that calls it, what `explain` finds of it, or why no kernel of this package serves
-    it, in `reason`."""
+    """One convolution of a model: the module that calls it, and what `explain` says about it. Where no kernel of this package
+    serves it, `reason` says why."""
 
     layer: str
     found: Explanation | None
@@ -37,7 +37,7 @@ class ExplainedCall:
 
     @property
     def seconds(self) -> tuple[float, float]:
-        """Predicted seconds, of the forward pass and of the gradients too; the result of `explain` names its passes so."""
+        """The predicted seconds of each pass by its name: the forward pass, and the gradients."""
         times = [each.seconds for each in self.found.predictions.values()] if self.found else []
         together = self.found is not None and "pointwise" in self.found.predictions
         return (sum(times) if together else sum(times[:1])), sum(times)
@@ -83,7 +83,7 @@ def _first(found: Explanation) -> list[Any]:
 
 
 class _Calls(TorchFunctionMode):
-    """Keeps the ops of this package that are called, and has torch's convolutions call them, on stand-ins."""
+    """Runs a model on stand-ins, has torch's convolutions call this package's ops, and keeps the ops that were called."""
 
     def __init__(self, stack: ModuleStack) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class _Calls(TorchFunctionMode):
             reason = refusal(input, args[1] if len(args) > 1 else kwargs.get("weight"))
             if not reason:
                 self.torchs = True
-                with self:  # which then meets the op
+                with self:  # so that this mode sees the op too
                     return SERVED[func](*args, **kwargs)
             self.left.append((len(self.calls), ExplainedCall(self.stack.path, None, f"torch's, {reason}")))
         name = str(func)
@@ -110,7 +110,7 @@ class _Calls(TorchFunctionMode):
 
 
 def explained_model(number: int | None, model: nn.Module, *inputs: Any, **keywords: Any) -> Explanation | ModelExplanation:
-    """What `explain` answers of a module: of a convolution layer its one call."""
+    """What `explain` answers for a module. For a convolution layer that is its one call."""
     stage = Stage(model, inputs, None, keywords)
     calls = _Calls(stage.stack)
     with settings(model, model.training), stage.fake, MetaToFake(stage.fake), calls:
@@ -125,13 +125,13 @@ def explained_model(number: int | None, model: nn.Module, *inputs: Any, **keywor
 
 
 def _where(*given: Any) -> int:
-    """The device of a model's tensors, as `host` counts."""
+    """The device of a model's tensors, by the number that `host` gives it."""
     held = (value.parameters() if isinstance(value, nn.Module) else tensors(value) for value in given)
     return next((host.index_of(t) for each in held for t in each if t.is_cuda), host.index_of(torch.empty(0)))
 
 
 def _explained(number: int, layer: str, name: str, given: Sequence[Any], torchs: bool) -> ExplainedCall:
-    """One op's call."""
+    """What `explain` says about one call of an op."""
     args = [*map(_lying, given)]
     if name.removesuffix("_fused") in ("fprop", "dgrad"):
         return ExplainedCall(layer, _convolution(number, name, args, torchs))
@@ -151,7 +151,7 @@ def _explained(number: int, layer: str, name: str, given: Sequence[Any], torchs:
 
 
 def _lying(value: Any) -> Any:
-    """A tensor without memory that lies as a stand-in does."""
+    """A tensor on the meta device with the strides of a stand-in."""
     if not isinstance(value, torch.Tensor):
         return value
     made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")

@@ -1,6 +1,6 @@
-"""What `plan=` may be: plans, their words, a family's name, a dictionary by pass, what `explain` found.
+"""The forms of `plan=`: plans, their words, a family's name, a dictionary by pass, or the result of `explain`.
 
-Ops take it as text: `str(plan)` joined by ";", or "fprop:tma" where a family is named and the tile is left to the cost model.
+Ops take a plan as text: `str(plan)` of each, joined by ";". "fprop:tma" names a family and leaves the tile to the cost model.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from tritonconv import private
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` found: the problem, and per pass ("fprop", "dgrad", "wgrad") the plan, its prediction, whose times are
-    seconds and whose traffic is bytes, and the words for both, which `print` shows. `left` names the passes that an open
-    `tritonconv.use(where=...)` leaves to torch. `plan=` takes one.
+    """The result of `explain`.
+
+    It holds the problem, and for each pass ("fprop", "dgrad", "wgrad") the plan, its prediction (times in seconds, traffic in
+    bytes) and the words for both, which `print` shows. `left` names the passes that an open `tritonconv.use(where=...)` leaves
+    to torch. `plan=` takes an Explanation too.
 
     >>> import torch, tritonconv
     >>> found = tritonconv.explain(tritonconv.conv2d, torch.ones(1, 8, 6, 6), torch.ones(16, 8, 3, 3), padding=1)
@@ -55,11 +57,14 @@ _SHOWN = re.compile(r"^ *plan (\S+:\S+)$", re.MULTILINE)
 
 @private.constant
 def text(plan: Plans, function: str, forward: Pass = Pass.FPROP, idle: Mapping[Pass, str] | None = None, own: str = "") -> str:
-    """`plan=` of a function as its op takes it. `forward` is the pass that the function's result is; `idle` says of passes that
-    this call never runs why. `own` is the family of a function that has no other, where its name alone forces nothing.
+    """The argument `plan=` of a function, as its op takes it.
 
-    TypeError where it is no plan, ValueError for words that name none, for two plans of a pass, and where none is of a pass
-    that runs; several may be those of a whole step. `torch.compile` takes the result as a constant.
+    `forward` is the pass that computes the function's result. `idle` says why a pass never runs in this call. `own` is the
+    family of a function that has only one; its name alone forces nothing.
+
+    Raises TypeError for what is no plan. Raises ValueError for words that name no plan, for two plans of one pass, and if no
+    plan is of a pass that runs; plans of other passes may stand beside it, since one value may serve a whole training step.
+    `torch.compile` takes the result as a constant.
     """
     if plan is None:
         return ""
@@ -82,7 +87,7 @@ def text(plan: Plans, function: str, forward: Pass = Pass.FPROP, idle: Mapping[P
 
 
 def _flat(plan: Any, forward: Pass, own: str) -> list[tuple[Pass, str]]:
-    """(pass, text) of each plan."""
+    """The pair (pass, text) of each plan."""
     if isinstance(plan, Plan):
         return [(plan.which, str(plan))]
     if isinstance(plan, str):
@@ -100,14 +105,14 @@ def _flat(plan: Any, forward: Pass, own: str) -> list[tuple[Pass, str]]:
 
 
 def _of_pass(name: Any, value: Any, forward: Pass, own: str) -> list[tuple[Pass, str]]:
-    """The plan of a dictionary under a pass's name."""
+    """The plan that a dictionary holds under the name of a pass."""
     which = forward if name in ("forward", own) else name
     if which not in [*Pass]:
         raise ValueError(f"plan names the pass {name!r}, passes are forward, {', '.join(Pass)}")
     which = Pass(which)
     if isinstance(value, (str, Plan)):
         found = _flat(value, which, own)
-        if {each for each, _ in found} == {*Pass}:  # a family's name, here of this pass alone
+        if {each for each, _ in found} == {*Pass}:  # a family's name, which here stands for this pass alone
             found = [each for each in found if each[0] == which]
         if len(found) == 1 and found[0][0] == which:
             return found
@@ -116,8 +121,10 @@ def _of_pass(name: Any, value: Any, forward: Pass, own: str) -> list[tuple[Pass,
 
 @functools.lru_cache(maxsize=1024)
 def _read(said: str, forward: Pass, own: str) -> list[tuple[Pass, str]]:
-    """The plans of a text: several begin with their passes, one without is the forward pass's. A family's name alone is that
-    family in every pass. What `explain` prints is read too, as is a column of `costmodel layer`."""
+    """The plans that a text names.
+
+    A plan that does not begin with its pass is the forward pass's. A family's name alone means that family in every pass. What
+    `explain` prints and a column of `costmodel layer` are read too."""
     words = [word for word in _BETWEEN.split(" ".join(_SHOWN.findall(said)) or said) if word not in ("", "plan")]
     groups: list[list[str]] = []
     for word in words:
@@ -140,7 +147,7 @@ def _one(said: str, words: list[str], own: str) -> tuple[Pass, str]:
 
 
 def _known(said: str, name: str, own: str) -> str:
-    """A family's name. ValueError for another word."""
+    """The word, if it is a family's name. Raises ValueError for another one."""
     known = (own,) if own else tuple(families())
     if name not in known:
         raise ValueError(
@@ -151,18 +158,20 @@ def _known(said: str, name: str, own: str) -> str:
 
 
 def is_forced(which: Pass, given: str) -> bool:
-    """Whether an op's `plan` says anything of a pass."""
+    """Whether an op's `plan` says anything about a pass."""
     return any(word.partition(":")[0] == which for word in given.split(";"))
 
 
 def plan_for(which: Pass, given: str) -> Plan | None:
-    """The plan that an op's `plan` forces on a pass of a function without families; None where it says nothing of the pass."""
+    """The plan that an op's `plan` forces on a pass of a function without families, or None if it says nothing about the
+    pass."""
     return next((Plan.parse(word) for word in given.split(";") if word.partition(":")[0] == which), None)
 
 
 def forced(call: Call, given: str, device: Device) -> Plan | None:
-    """The plan that an op's `plan` forces on a pass: as it says, or the one of least predicted time of a family that it names;
-    None where it says nothing of this pass. ValueError where it cannot run the call."""
+    """The plan that an op's `plan` forces on a pass, or None if it says nothing about this pass.
+
+    For a family's name that is the family's plan of least predicted time. Raises ValueError if the plan cannot run the call."""
     for word in filter(None, given.split(";")):
         which, _, rest = word.partition(":")
         if which not in [*Pass]:

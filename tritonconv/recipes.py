@@ -1,12 +1,13 @@
-"""What a call takes that was made before: checks, problem, strides of the result and plan are those of the first time.
+"""Recipes: the checks, the problem, the strides of the result and the plan of a call are kept for the next call like it.
 
-`key` says all that these depend on, and nothing else, so that a call whose key is known was checked and planned when it was
-filed: function and raw arguments, shapes, strides, dtypes, devices and alignment of the tensors, the precision of float32, the
-batch-invariant region, the device model with its calibration, and what the dispatcher of torch goes by, in this thread and of
-each tensor. A call that someone else is to see has no key, or one that is never filed, and takes the ordinary way: a mode, a
-transform, a subclass of Tensor, autocast, a tracer, a profiler, torch.compile. No key holds a tensor.
+`key` consists of everything that these depend on, and of nothing else: the function and its raw arguments; shapes, strides,
+dtypes, devices and alignment of the tensors; the precision of float32; the batch-invariant region; the device model with its
+calibration; and what torch's dispatcher goes by, in this thread and for each tensor. So a call whose key is known was checked
+and planned when the recipe was kept. A call that someone else has to see (a mode, a transform, a subclass of Tensor, autocast,
+a tracer, a profiler, torch.compile) has no key, or a key that no recipe is kept under, and takes the ordinary way. No key holds
+a tensor.
 
-Deterministic mode changes no answer: the kernels have no atomics, and what they do not write nobody reads.
+Deterministic mode changes no result: the kernels have no atomics, and nobody reads memory that they do not write.
 """
 
 from __future__ import annotations
@@ -29,28 +30,28 @@ from tritonconv.steps import Launch
 
 Maybe = torch.Tensor | None
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
-#: Calls that are remembered; the oldest makes room.
+#: Most calls that are remembered. Beyond that the oldest is dropped.
 MOST = 4096
 
 
 def key(words: tuple[Any, ...], plan: Any, *tensors: Any) -> tuple[Hashable, ...] | None:
-    """All that decides what a call does; None for one that is to take the ordinary way."""
+    """Everything that decides what a call does; None for a call that has to take the ordinary way."""
     if torch.compiler.is_compiling() or private.is_observed():
         return None
     try:
         if plan is not None:
-            plans = plan if type(plan) in (list, tuple) else (plan,)  # what can be read once only is left to the ordinary way
+            plans = plan if type(plan) in (list, tuple) else (plan,)  # no iterator, which can be read once
             words = (*words, tuple(map(_written, plans)))
         first = tensors[0]
         device = host.computes(first)
         if device is None:
             return None
         found: list[Hashable] = [
-            marshal.dumps(words, 2),  # in which 1, True and 1.0 are three, and what is not Python's own raises ValueError
+            marshal.dumps(words, 2),  # tells 1, True and 1.0 apart; ValueError for types not Python's own
             private.thread_keys(),
             torch.is_grad_enabled(),
             invariant.is_on(),
-            id(launch.device_model(device)),  # whose calibration chooses plans; `_MODELS` keeps it
+            id(launch.device_model(device)),  # its calibration chooses plans; `_MODELS` keeps it alive
             private.fp32_precision() if first.dtype is torch.float32 else None,
         ]
         for t in tensors:
@@ -68,46 +69,52 @@ def key(words: tuple[Any, ...], plan: Any, *tensors: Any) -> tuple[Hashable, ...
                 t.data_ptr() % 16,
                 private.dispatch_keys(t).raw_repr(),
             )
-    except (AttributeError, RuntimeError, TypeError, ValueError):  # no tensor, one without memory, an argument of no plain type
+    except (
+        AttributeError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ):  # no tensor, no memory, no plain argument
         return None
     return tuple(found)
 
 
 @functools.lru_cache(maxsize=4096)
 def _written(plan: Any) -> str:
-    """A forced plan in words. TypeError for anything else, such as a dictionary."""
+    """A forced plan in words. Raises TypeError for anything else, such as a dictionary."""
     if not isinstance(plan, (Plan, str)):
         raise TypeError
     return str(plan)
 
 
 def _are_plain(words: Any) -> bool:
-    """Whether arguments that `marshal` wrote out are Python's own: those of others it writes as bytes, and says not whose."""
+    """Whether arguments that `marshal` wrote out are of Python's own types. It writes other buffers as bytes and does not say
+    so."""
     if isinstance(words, (tuple, list)):
         return all(map(_are_plain, words))
     return not isinstance(words, bytes)
 
 
 class Recipe(NamedTuple):
-    """A call of an op without its tensors."""
+    """A call of an op, without its tensors."""
 
     which: Pass
     launch: Launch
-    shape: tuple[int, ...]  # of the result
+    shape: tuple[int, ...]  # shape of the result
     strides: tuple[int, ...]
-    records: bool  # autograd is to record the call
-    window: tuple[Any, ...]  # the op's arguments from the input's size or the stride on, forced plans last
+    records: bool  # whether autograd records the call
+    window: tuple[Any, ...]  # the op's arguments after its tensors, forced plans last
     on_cpu: bool
     fused: bool
     activation: str = ""
     slope: float = 0.01
-    keep: bool = False  # z is answered too
+    keep: bool = False  # whether z is returned too
 
     def allocate(self, a: torch.Tensor) -> torch.Tensor:
         return torch.empty_strided(self.shape, self.strides, dtype=a.dtype, device=a.device)
 
     def run(self, a: torch.Tensor, b: torch.Tensor, bias: Maybe) -> torch.Tensor:
-        """The result. Nothing is recorded."""
+        """Runs the call and returns the result. Autograd records nothing."""
         out = self.allocate(a)
         if self.on_cpu:
             with host.turn():
@@ -119,7 +126,7 @@ class Recipe(NamedTuple):
     def run_fused(
         self, a: torch.Tensor, b: torch.Tensor, bias: Maybe, scale: Maybe, shift: Maybe, residual: Maybe
     ) -> tuple[torch.Tensor, Maybe]:
-        """(y, z) of a call with an epilogue; z is None where it is not kept."""
+        """Runs a call with an epilogue and returns (y, z). z is None if it is not kept."""
         epilogue = Epilogue(scale, shift, residual, self.activation, self.slope, self.keep)
         out = self.allocate(a)
         z = self.allocate(a) if self.keep else None
@@ -132,23 +139,23 @@ class Recipe(NamedTuple):
 
 
 _KNOWN: dict[tuple[Hashable, ...], Any] = {}
-#: The cost model's devices that calls were kept for, by their ids.
+#: The cost model's devices that recipes were kept for, by their ids.
 _MODELS: dict[int, Device] = {}
 _lock = threading.Lock()
 
 
 def known(found: tuple[Hashable, ...] | None) -> Any:
-    """What was kept under a key, if anything was."""
+    """The recipe that was kept under a key, or None."""
     return None if found is None else _KNOWN.get(found)
 
 
 def forget() -> None:
-    """Drops all recipes, for those who change what launches are made of."""
+    """Drops all recipes. Whoever changes how launches are made calls it."""
     _KNOWN.clear()
 
 
 def may_keep(found: tuple[Hashable, ...], *tensors: Maybe) -> bool:
-    """Whether a call with this key, on these tensors, goes to a kernel of this package and is seen by nobody else."""
+    """Whether a call with this key, on these tensors, goes to a kernel of this package and nobody else sees it."""
     given = [t for t in tensors if t is not None]
     if not _are_plain(marshal.loads(found[0])):  # type: ignore[arg-type]
         return False
@@ -163,7 +170,7 @@ def records(*arguments: Any) -> bool:
 
 
 def keep(found: tuple[Hashable, ...], recipe: Any) -> None:
-    """Keeps a recipe, for which `may_keep` was asked."""
+    """Keeps a recipe. The caller has asked `may_keep`."""
     with _lock:
         while len(_KNOWN) >= MOST:
             del _KNOWN[next(iter(_KNOWN))]
@@ -181,11 +188,11 @@ def file(
     plan: str,
     epilogue: Epilogue | None = None,
 ) -> None:
-    """Keeps what a call took that has just been made the ordinary way; nothing where the ordinary way is to be taken again."""
+    """Keeps the recipe of a call that has just been made the ordinary way, unless such a call has to take that way again."""
     tensors = (a, b, bias, *(() if epilogue is None else epilogue[:3]))
     shape = {Pass.FPROP: problem.output_shape, Pass.DGRAD: problem.input_shape, Pass.WGRAD: problem.weight_shape}[which]
     alone, forced = invariant.unmarked(plan)
-    # a predicate of `tritonconv.use` is asked at each call
+    # a predicate of `tritonconv.use` has to be asked at each call
     if not problem.macs or 0 in shape or forced.startswith("where=") or not may_keep(found, *tensors):
         return
     if alone and which != Pass.WGRAD and problem.batch > 1:

@@ -27,7 +27,7 @@ def by_rank(
     input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: Any, output_padding: Any,
     groups: Any, *_: Any,
 ) -> tuple[Callable[..., torch.Tensor], tuple[Any, ...]]:  # fmt: skip
-    """What a call of `torch.convolution` is of the six: the function and its arguments."""
+    """The one of the six functions that a call of `torch.convolution` is, and its arguments."""
     rank = weight.dim() - 2
     window: tuple[Any, ...]
     if transposed:
@@ -39,7 +39,7 @@ def by_rank(
 
 
 def _by_rank(*args: Any, plan: Any = None, **named: Any) -> torch.Tensor:
-    """`torch.convolution` as one of the six."""
+    """A call of `torch.convolution`, made as one of the six functions."""
     ours, given = by_rank(*args, **named)
     return ours(*given, plan=plan)
 
@@ -49,7 +49,7 @@ def _plain(value: Any) -> Any:
 
 
 def _served() -> dict[Any, Callable[..., torch.Tensor]]:
-    """torch's functions -> ours."""
+    """Our function for each of torch's."""
     table: dict[Any, Callable[..., torch.Tensor]] = {torch.convolution: _by_rank}
     for name in ("convolution", "_convolution"):
         packet = getattr(_ATEN, name)
@@ -67,7 +67,7 @@ SERVED = _served()
 
 
 def refusal(input: Any, weight: Any) -> str:
-    """Why a call of torch's convolution stays torch's; "" for one that the kernels take, or refuse in words."""
+    """Why torch computes a call itself; "" for a call that the kernels take, or that they refuse with an error."""
     for tensor in (input, weight):
         if not isinstance(tensor, torch.Tensor):
             return "its arguments are no tensors"
@@ -81,7 +81,7 @@ def refusal(input: Any, weight: Any) -> str:
 
 
 class Region(TorchFunctionMode):
-    """A region in which torch's convolutions are ours; `reached` says whether any was."""
+    """A region in which our kernels compute torch's convolutions; `reached` says whether it met one."""
 
     def __init__(self, plan: Asked | None = None, record: Record | None = None) -> None:
         super().__init__()
@@ -109,19 +109,20 @@ class Region(TorchFunctionMode):
 
 
 class use(Region):
-    """A region in which torch's convolutions are tritonconv's: `with tritonconv.use(): ...`.
+    """A region in which tritonconv's kernels compute torch's convolutions: `with tritonconv.use(): ...`.
 
-    Reached are `torch.nn.functional.conv*`, `torch.conv*`, `torch.convolution` and `torch.ops.aten.conv*`, wherever the region
-    calls them: in modules and their subclasses, in functions, in the recomputation of checkpointed parts inside `backward()`,
-    and under `torch.compile(fullgraph=True)`. Not reached are scripted modules, other threads than the one that entered it,
+    The region reaches `torch.nn.functional.conv*`, `torch.conv*`, `torch.convolution` and `torch.ops.aten.conv*` wherever they
+    are called: in modules and their subclasses, in functions, in the recomputation of checkpointed parts inside `backward()`,
+    and under `torch.compile(fullgraph=True)`. It does not reach scripted modules, other threads than the one that entered it,
     and convolutions that C++ code calls; `use.install()` reaches those on a GPU.
 
-    where: which calls, the rest stay torch's. A function of a `tritonconv.where.Call` (problem, which, dtype, device, layout)
-    that is asked about each pass, backward ones too, when it runs; or the rows that `python -m bench run` recorded (their path,
-    or the rows), which takes what was measured faster here. TypeError for anything else.
+    where: the calls to take; torch computes the rest. It is a function of a `tritonconv.where.Call` (problem, which, dtype,
+    device, layout), which is asked about each pass, forward or backward, when it runs. Or it is the rows that
+    `python -m bench run` recorded (their path, or the rows), and then the calls are taken that were measured faster here.
+    Raises TypeError for anything else.
 
-    What came of it is in `record`, whose `str` is a table. Without `where` it counts forward calls that were not compiled.
-    Calls of other dtypes and layouts than the kernels take stay torch's, and the table says so.
+    `record` says what came of the calls, and its `str` is a table. Without `where` it counts forward calls that were not
+    compiled. torch computes calls of dtypes and layouts that the kernels do not take, and the table says so.
 
     >>> import torch, tritonconv
     >>> with tritonconv.use() as used:
@@ -169,11 +170,11 @@ def _backward(
 
 
 def _differentiated(mode: Region, func: Any, *args: Any, **kwargs: Any) -> Any:
-    """`torch.autograd.backward` or `grad` with the mode on while the engine runs, so that what it recomputes is served too.
+    """`torch.autograd.backward` or `grad`, with the mode on while the engine runs, so that recomputed parts are served too.
 
-    torch takes a mode off the stack before it calls `__torch_function__`, and its two functions hand themselves over to any
-    mode that is on, so neither can be called with it on. They are called without, as copies that find an engine which turns
-    it on.
+    torch takes a mode off the stack before it calls `__torch_function__`, and both functions hand themselves over to any mode
+    that is on, so neither can be called with the mode on. Copies of them are called without it, and these copies see an engine
+    that turns the mode on.
     """
     engine = func.__globals__["_engine_run_backward"]
 
