@@ -20,7 +20,7 @@ from costmodel.problem import ConvProblem, Pass
 
 @dataclass(frozen=True)
 class Roofline:
-    """The least time of some work on a device, in seconds, and the two roofs it comes from. `roofline` makes it.
+    """The least time of some work on a device in seconds, and the two roofs that set it. `roofline` makes it.
 
     >>> roof = roofline(Cost(useful_macs=10**9, bytes=10**6), "h100", "fp16")
     >>> roof.bound, roof.seconds == roof.compute_seconds
@@ -47,7 +47,7 @@ class IntensityLimits:
 
 
 def _roofs(device: Device | str, dtype: Any, precision: str, unit: str | None) -> tuple[str, float, float]:
-    """The dtype meant, the peak in FLOP/s and the bandwidth in B/s."""
+    """The dtype that is meant, the peak in FLOP/s and the bandwidth in B/s."""
     device = find_device(device)
     kind = arithmetic_named(dtype, None if unit else device, precision)
     return kind.dtype, device.rate(kind.dtype, kind.precision, unit), float(round(device.bandwidth * 1e9))
@@ -69,11 +69,11 @@ def roofline(
 ) -> Roofline:
     """The least time of `work`: max(useful FLOP / peak, compulsory bytes / bandwidth).
 
-    `work` is a cost in `dtype`, or a problem, whose pass `which` is taken. `device` is a `Device` or what `find_device` reads.
-    `dtype` is a name such as "bf16", "float16" or "tf32", or a torch.dtype; None is bfloat16, or float16 where that is lacking.
-    `precision` ("ieee" or "tf32") matters for float32. `unit` is "tensor" or "fma"; the default is tensor cores where they
-    multiply `dtype`. Depthwise layers are fairer held against "fma". Bias and other FLOP that are no multiply-adds are left
-    out. Raises ValueError for an unknown device or a rate that it lacks.
+    `work` is a cost in `dtype`, or a problem, of which the pass `which` is taken. `device` is a `Device` or a text for
+    `find_device`. `dtype` is a name such as "bf16", "float16" or "tf32", or a torch.dtype; None means bfloat16, or float16 on a
+    device that lacks it. `precision` ("ieee" or "tf32") matters for float32. `unit` is "tensor" or "fma"; by default it is the
+    tensor cores if they multiply `dtype`. It is fairer to hold depthwise layers against "fma". Bias and other FLOP that are no
+    multiply-adds are left out. Raises ValueError for an unknown device or a rate that it lacks.
 
     >>> layer = ConvProblem.conv((32, 64, 56, 56), (64, 64, 3, 3), (1, 1), (1, 1), (1, 1))
     >>> roof = roofline(layer, "h100")
@@ -117,7 +117,7 @@ def crossing_batch(
     precision: str = "ieee",
     unit: str | None = None,
 ) -> int | None:
-    """The least batch at which the peak binds and no longer the bandwidth; None where no batch is large enough.
+    """The least batch at which the peak binds and no longer the bandwidth, or None if no batch is large enough.
 
     FLOP are f * n and bytes b * n + w (w the weights) at batch n, so the ridge p / q is reached from n = w p / (f q - b p) on.
     Arguments and errors are those of `roofline`.

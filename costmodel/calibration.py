@@ -1,5 +1,5 @@
-"""What measurements say about a GPU that its datasheet does not: constants of each kernel family, how far predictions were off,
-and which plans were fastest. Standard library only.
+"""What measurements say about a GPU and its datasheet does not: constants of each kernel family, how far predictions were off,
+and which plans were fastest. This module needs the standard library only.
 
 A device has one table (JSON), which `python -m bench calibrate` writes. The package ships tables in `data/calibration/`. A
 user's own table, in the cache directory, is used where the environment variable TRITONCONV_CALIBRATION asks for it:
@@ -86,7 +86,7 @@ def _within(name: str, value: float, low: float, high: float) -> None:
 
 @dataclass(frozen=True)
 class Table:
-    """All measurements of a device that predictions and choices use.
+    """The measurements of a device that predictions and choices use.
 
     `plans` says for a call (`costmodel.plan.call_key`) which plan was measured fastest, as (plan, hash of its family).
     """
@@ -96,8 +96,8 @@ class Table:
     plans: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def current(self) -> tuple[tuple[str, Calibration], ...]:
-        """The families' calibrations. A stale one (other kernels or other arithmetic) becomes the default; its source says
-        so."""
+        """The families' calibrations. A stale one (of other kernels or other arithmetic) becomes the default, and its source
+        says so."""
         return tuple((family, self._current(family, measured)) for family, measured in sorted(self.families.items()))
 
     def _current(self, family: str, measured: Measured) -> Calibration:
@@ -200,7 +200,7 @@ def write(table: Table, path: Path) -> None:
 
 
 def table_of(device: str) -> Table | None:
-    """The table that applies to a device, as the environment asks; None where there is none."""
+    """The table that the environment asks for on a device, or None."""
     asked = os.environ.get("TRITONCONV_CALIBRATION", "")
     if asked == "none":
         return None

@@ -1,7 +1,7 @@
-"""What a pass costs: multiply-adds counted three ways, and bytes. Costs add up; every field may be a sympy expression.
+"""The cost of a pass: multiply-adds counted in three ways, and bytes. Costs add up; every field may be a sympy expression.
 
-A MAC is one multiply-add; FLOP = 2 * MAC. `useful` leaves padding zeros out, `dense` counts every tap of every output (what
-other tools print), `issued` is what a plan's tiles compute.
+A MAC is one multiply-add, and FLOP = 2 * MAC. `useful` leaves out products with padding zeros, `dense` counts every tap of
+every output (as other tools do), and `issued` counts what a plan's tiles compute.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from costmodel.tiling import Call, Plan, itemsize
 
 @dataclass(frozen=True)
 class Cost:
-    """Work of one pass, or of many added up. `issued_macs` is None where a part has no plan.
+    """The work of one pass, or the sum of many. `issued_macs` is None if a part has no plan.
 
     >>> spent = Cost(useful_macs=10, dense_macs=12, bytes=4)
     >>> (spent + spent).dense_flops, 3 * spent == spent + spent + spent, spent.intensity
@@ -30,7 +30,7 @@ class Cost:
     dense_macs: Size = 0
     issued_macs: Size | None = None
     bias_flops: Size = 0  # additions of a bias, or the sums of its gradient
-    other_flops: Size = 0  # what is not a multiply-add of a convolution or matrix product
+    other_flops: Size = 0  # all but the multiply-adds of convolutions and matrix products
     bytes: Size = 0  # compulsory: every tensor moved once
     im2col_bytes: Size = 0  # the same with the column matrix written and read
     read_again: Size = 0  # beyond the compulsory ones, where a result waits for a sum over what was read
@@ -119,7 +119,7 @@ def cost(
 
 
 def _issued(problem: ConvProblem, dtype: str, plan: Plan) -> int:
-    """The multiply-adds that a plan issues. A cost knows neither strides nor the precision of float32, so they are assumed to
+    """The multiply-adds that a plan issues. A cost knows neither strides nor the precision of float32, so both are assumed to
     be those that the plan asks for."""
     call = Call(problem, plan.which, dtype, "tf32")
     return family(plan.family).counted(call, checked(call, plan)).issued_macs

@@ -21,13 +21,13 @@ from costmodel.calibration import DEFAULT, Calibration, Table, for_another_devic
 from costmodel.device_names import plain, unknown, whole
 from costmodel.families import FUNCTIONS
 
-#: The table by driver name; `devices()` under the name of a constant, read on first use.
+#: The table by driver name: `devices()` as a constant, which is read on first use.
 DEVICES: Mapping[str, Device]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """One GPU model. Rates are TFLOP/s and GB/s, sizes bytes, clocks MHz; None where the part has no such unit.
+    """One GPU model. Rates are in TFLOP/s and GB/s, sizes in bytes, clocks in MHz. A rate is None if the part has no such unit.
 
     >>> find_device("h100").sm_count, find_device("h100").rate("bf16") / 1e12
     (132, 989.4)
@@ -42,7 +42,7 @@ class Device:
     bf16: float | None = None
     fp16_acc16: float | None = None  # tensor cores, float16 accumulation, where that is faster (GeForce)
     tf32: float | None = None
-    fp32: float | None = None  # FMA units
+    fp32: float | None = None  # of the FMA units
     fp64: float | None = None
     fp64_tensor: float | None = None
     bandwidth: float  # of the memory
@@ -73,7 +73,7 @@ class Device:
         return "bfloat16" if self.bf16 is not None or self.interpreted else "float16"
 
     def calibration(self, family: str) -> Calibration:
-        """The constants of a kernel family, else those of the one that it is like; the defaults where nothing was measured."""
+        """The constants of a kernel family, or of the family that it is like. They are the defaults if neither was measured."""
         known = dict(self.calibrations)
         if family not in known and family in FUNCTIONS:
             kin = FUNCTIONS[family].kin
@@ -81,13 +81,14 @@ class Device:
         return known.get(family, DEFAULT)
 
     def calibrated(self, table: Table | None) -> Device:
-        """This device with the constants and the fastest plans of a table; as it is where there is none."""
+        """This device with the constants and the fastest plans of a table, or unchanged if there is no table."""
         if table is None:
             return self
         return replace(self, calibrations=table.current(), fastest=table.fastest())
 
     def source(self, figure: str) -> str:
-        """Where a figure is from, by its field's name; "" where the device lacks it. KeyError for a name that is none."""
+        """The source of a figure, by its field's name; "" if the device lacks the figure. Raises KeyError for an unknown
+        name."""
         if figure not in FIGURES:
             raise KeyError(figure)
         return dict(self.sources).get(figure, "")
@@ -128,14 +129,14 @@ _UNITS = {
 }
 #: The peaks, which follow the multiprocessors and the clock.
 RATES = ("fp16", "bf16", "fp16_acc16", "tf32", "fp32", "fp64", "fp64_tensor")
-#: Those that a user asks for by a dtype.
+#: The peaks that a user asks for by a dtype.
 NAMED_RATES = ("fp16", "bf16", "tf32", "fp32", "fp64")
 #: Every field that is a number with a source.
 _OTHER = ("name", "half_rate", "names", "aliases", "sources", "interpreted", "calibrations", "fastest")
 FIGURES = tuple(f.name for f in fields(Device) if f.name not in _OTHER)
 _WHOLE = tuple(f.name for f in fields(Device) if f.type == "int")
 
-#: Triton's interpreter on a CPU. Only the time of a trip counts there (`costmodel.timing`), no limit of a GPU applies.
+#: Triton's interpreter on a CPU. Only the time of a trip counts there (`costmodel.timing`); no limit of a GPU applies.
 INTERPRETER = Device(
     name="interpreter",
     capability=90,
@@ -165,22 +166,23 @@ def __getattr__(name: str) -> Any:
 
 @cache
 def devices() -> Mapping[str, Device]:
-    """Every part of the table, by the first of its driver names, with what has been measured of it."""
+    """Every part of the table by the first of its driver names, with the measurements of it."""
     found = [_new({"name": row["names"][0], **row}, f"device {key}") for key, row in table()["device"].items()]
     return MappingProxyType({device.name: device.calibrated(table_of(device.name)) for device in found})
 
 
 def listed(name: str) -> Device | None:
-    """The table's entry of the driver's name `name`, or of the part that it is a slice of; None where there is none."""
+    """The table's entry for the driver's name `name`, or for the part that it is a slice of; None if there is none."""
     sought = plain(whole(name))
     return next((d for d in devices().values() if any(plain(known) == sought for known in d.names)), None)
 
 
 def find(name: str, capability: int, sm_count: int) -> Device:
-    """The table's entry for a driver's device name; a part with other multiprocessors, or an unknown one, is scaled.
+    """The table's entry for a driver's device name. A part with other multiprocessors and an unknown part are scaled.
 
-    It is scaled from the entry of its name, else from the first of the newest capability up to its own, a GeForce part where
-    it is one. Never fails, so that any GPU has a model to plan with.
+    A part is scaled from the entry of its name. If there is none, it is scaled from the first entry of the newest compute
+    capability up to its own, and a GeForce part from a GeForce part. This never fails, so that every GPU has a model to plan
+    with.
     """
     base = listed(name)
     if base is not None and base.sm_count == sm_count:
@@ -216,12 +218,12 @@ def find(name: str, capability: int, sm_count: int) -> Device:
 
 
 def _constants_of(base: Device) -> dict[str, Any]:
-    """The measurements of `base` that a device made from it keeps: the constants, without their interval."""
+    """The measurements that a device made from `base` keeps: the constants, without their interval."""
     return {"calibrations": for_another_device(base.calibrations, base.name), "fastest": {}}
 
 
 def _merged(base: Device | None, origins: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """Sources of `base` with those of changed figures over them."""
+    """The sources of `base`, replaced by those of the changed figures."""
     return tuple(((dict(base.sources) if base else {}) | dict(origins)).items())
 
 
@@ -229,9 +231,9 @@ def _merged(base: Device | None, origins: Mapping[str, str]) -> tuple[tuple[str,
 
 
 def find_device(text: str | Device) -> Device:
-    """The device that a user means: an alias ("h100"), a driver's name, or the path of a TOML file (`load`). A name that only
-    resembles one is unknown, and the nearest are offered. A `Device` is returned as it is.
+    """The device that a user means by an alias ("h100"), a driver's name, or the path of a TOML file (`load`).
 
+    A name that only resembles one of the table is unknown, and the error offers the nearest. A `Device` is returned as it is.
     Figures to change may follow: "h100,bandwidth=3000,sm_count=100" (as in `changed`). Raises ValueError for anything else.
 
     >>> find_device("a100").name, find_device("h100,bandwidth=3000").bandwidth
@@ -263,7 +265,7 @@ def _named(text: str) -> Device:
 
 
 def load(path: str | Path) -> Device:
-    """The device that a TOML file describes, in the form of a table of `data/devices.toml`, or `base = "h100"` and changes.
+    """The device that a TOML file describes: a table as in `data/devices.toml`, or `base = "h100"` and changes.
 
     Without a base it needs name, capability, sm_count, clock, bandwidth, l2_bytes and l2_bandwidth; peaks that it leaves out
     are derived from the compute capability. Raises ValueError for a file that is no such description.
@@ -307,7 +309,7 @@ def changed(device: Device, changes: Mapping[str, Any], origin: str) -> Device:
 
 
 def _new(row: Mapping[str, Any], origin: str) -> Device:
-    """A device from its own description alone."""
+    """A device that is made from its own description alone."""
     values, origins = _checked(row, origin)
     needed = ("name", "capability", "sm_count", "clock", "bandwidth", "l2_bytes", "l2_bandwidth")
     missing = [name for name in needed if name not in values]
@@ -322,7 +324,7 @@ def _new(row: Mapping[str, Any], origin: str) -> Device:
 
 
 def _checked(row: Mapping[str, Any], origin: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The fields of a description and the source of each figure; ValueError names what is wrong."""
+    """The fields of a description and the source of each figure. Raises ValueError, which names what is wrong."""
     values: dict[str, Any] = {}
     for name, value in row.items():
         if name in ("names", "aliases"):
@@ -352,7 +354,7 @@ def _checked(row: Mapping[str, Any], origin: str) -> tuple[dict[str, Any], dict[
 
 
 def _number(name: str, value: Any, origin: str) -> int | float:
-    """A figure's value as its field's type; ValueError where it is none or not positive."""
+    """A figure's value as its field's type. Raises ValueError if it is no number or not positive."""
     if name not in FIGURES:
         raise ValueError(f"{origin}: unknown figure {name!r}{unknown(name, FIGURES, FIGURES, 1)}")
     whole = name in _WHOLE

@@ -1,4 +1,4 @@
-"""The stride phases of the input gradient: dgrad of a strided convolution as convolutions of stride 1, one a residue."""
+"""The stride phases of the input gradient: dgrad of a strided convolution as convolutions of stride 1, one per residue."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from costmodel.algebra import Size, ceil_div, product
 
 
 class AxisPhase(NamedTuple):
-    """Along one axis: the input coordinates `residue + i * stride` and the taps that reach them.
+    """The input coordinates `residue + i * stride` along one axis, and the taps that reach them.
 
     Tap number `t` (0 <= t < taps) is filter tap `first + t * step` and reads the output coordinate `i + base - t * delta`.
     """
@@ -24,7 +24,7 @@ class AxisPhase(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """One stride-1 convolution of dgrad: an `AxisPhase` per spatial axis. `ConvProblem.phases` makes them.
+    """One stride-1 convolution of dgrad, with an `AxisPhase` for each spatial axis. `ConvProblem.phases` makes them.
 
     >>> from costmodel.problem import ConvProblem
     >>> [phase.taps for phase in ConvProblem.conv((1, 4, 9), (4, 4, 3), (2,), (1,), (1,)).phases()]

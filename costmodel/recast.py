@@ -1,4 +1,4 @@
-"""A convolution recast as another one that a kernel serves better: groups laid together, filter columns as channels."""
+"""Recasts a convolution as another one that a kernel serves better: groups laid together, filter columns as channels."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def folded_input(problem: ConvProblem) -> tuple[int, ...]:
 
 
 def fold_elements(problem: ConvProblem, which: Pass) -> tuple[int, int]:
-    """(elements that the kernel moves at least, elements that the copies before and after it move)."""
+    """The pair (elements that the kernel moves at least, elements that the copies before and after it move)."""
     x, padded = product(problem.input_shape), product(folded_input(problem))
     w, folded = product(problem.weight_shape), product(fold_columns(problem).weight_shape)
     weights = folded + w if which == Pass.WGRAD else w + 2 * folded  # a copy clears the padding first

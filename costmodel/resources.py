@@ -58,7 +58,8 @@ def resource_table() -> dict[str, Resources]:
 
 #: The architectures whose machine code the table describes.
 COMPILED = (80, 90, 100)
-#: The least compute capability (80 for 8.0) that tritonconv runs on, which is Triton's. Older parts are only predicted for.
+#: The least compute capability (80 for 8.0) that tritonconv runs on, which is also Triton's. For older parts there are only
+#: predictions.
 LEAST_CAPABILITY = 80
 
 
