@@ -1,8 +1,8 @@
-"""`causal_conv3d` in the place of the causal layers of diffusers' video VAEs (Wan, Qwen-Image, CogVideoX), and `deform_conv2d`
-in that of torchvision's DeformConv2d.
+"""Puts `causal_conv3d` into the causal layers of diffusers' video VAEs (Wan, Qwen-Image, CogVideoX), and `deform_conv2d` into
+torchvision's DeformConv2d.
 
-The video layers join the cache, pad and convolve in steps. All are found by the name of the class and checked by what they
-hold; nothing of diffusers or torchvision is imported.
+The video layers concatenate the cache, pad and convolve one after another. A layer is recognised by the name of its class and
+checked by its attributes; nothing of diffusers or torchvision is imported.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from tritonconv.video import causal_conv3d
 
 
 class Adapted:
-    """A layer whose forward is `function` where that computes the same; elsewhere its own."""
+    """A layer whose forward is `function` if that computes the same, and its own otherwise."""
 
     function: ClassVar[str] = "causal_conv3d"
 
 
 def adapter(part: nn.Module) -> type[Adapted] | None:
-    """What takes over the forward of a layer; None for any other."""
+    """The function that takes over the forward of a layer, or None."""
     kind: Any = type(part)
     names = [each.__name__ for each in kind.__mro__]
     if "WanCausalConv3d" in names or "QwenImageCausalConv3d" in names:
@@ -53,7 +53,7 @@ def _takes(part: Any, *names: str) -> bool:
 
 
 def _is_cached(part: Any) -> bool:
-    """Wan's and Qwen-Image's: a Conv3d without padding of its own, and `_padding` as F.pad takes it."""
+    """Whether a layer is Wan's or Qwen-Image's: a Conv3d without padding of its own, with `_padding` as F.pad takes it."""
     padding = part.__dict__.get("_padding")
     sound = isinstance(part, nn.Conv3d) and part.groups == 1 and part.padding_mode == "zeros"
     even = isinstance(padding, tuple) and len(padding) == 6 and padding[0] == padding[1] and padding[2] == padding[3]
@@ -61,7 +61,7 @@ def _is_cached(part: Any) -> bool:
 
 
 def _is_repeated(part: Any) -> bool:
-    """CogVideoX's: a module around a Conv3d, which repeats the first frame before the first chunk."""
+    """Whether a layer is CogVideoX's: a module around a Conv3d, which repeats the first frame before the first chunk."""
     conv = getattr(part, "conv", None)
     if not isinstance(conv, nn.Conv3d) or getattr(part, "pad_mode", "") == "replicate" or conv._forward_hooks:
         return False

@@ -15,7 +15,7 @@ from tritonconv.video import causal_conv3d
 
 
 def _lazy(torchs: Any, becomes: Any) -> Any:
-    """torch's lazy layer over ours, which it becomes at its first call."""
+    """torch's lazy layer that becomes ours at its first call."""
     rank = int(torchs.__name__[-2])
     doc = f"""`torch.nn.{torchs.__name__}`, which becomes `tritonconv.nn.{becomes.__name__}` at its first call.
 
@@ -41,10 +41,10 @@ LazyConvTranspose3d = _lazy(nn.LazyConvTranspose3d, ConvTranspose3d)
 class CausalConv1d(nn.Module):
     """`tritonconv.causal_conv1d` with its parameters: a depthwise filter of `kernel_size` taps (1 to 16) along a sequence.
 
-    x [B, C, L] -> [B, C, L], or (that, final state [B, C, K - 1]) where `return_final_state`; `initial_state` is that
-    of what came before. `step(x, state)` takes the next token [B, C], or the next few [B, C, T], and changes `state` in place.
-    Parameters weight [C, K] and bias [C], initialised as torch's depthwise `Conv1d`. activation: None or "silu". Raises what
-    those functions raise.
+    x [B, C, L] -> [B, C, L], or with `return_final_state` (that, final state [B, C, K - 1]); `initial_state` is the final state
+    of the sequence before. `step(x, state)` takes the next token [B, C], or the next few [B, C, T], and changes `state` in
+    place. Parameters weight [C, K] and bias [C], initialised as torch's depthwise `Conv1d`. activation: None or "silu". Raises
+    what those functions raise.
 
     >>> import torch, tritonconv
     >>> layer = tritonconv.nn.CausalConv1d(8, 4, activation="silu").requires_grad_(False)
@@ -85,7 +85,7 @@ class CausalConv1d(nn.Module):
 class CausalConv3d(nn.Conv3d):
     """`tritonconv.causal_conv3d` with its parameters, which are those of `torch.nn.Conv3d`: chunks of video, one after another.
 
-    x [N, C, T, H, W] -> y, or (y, the next chunk's cache) where `return_cache`. padding is of height and width: an int, (h, w)
+    x [N, C, T, H, W] -> y, or with `return_cache` (y, the next chunk's cache). padding is of height and width: an int, (h, w)
     or "same"; time_padding "zeros", "replicate" or "valid". Raises what that function raises.
 
     >>> import torch, tritonconv
@@ -158,7 +158,7 @@ class _ConvBnAct(nn.Module):
 
 
 def _example(rank: int) -> str:
-    """What is said of the block of a rank."""
+    """The docstring of the block of a rank."""
     return f"""{_ConvBnAct.__doc__}
     >>> import torch, tritonconv
     >>> block = tritonconv.nn.ConvBnAct{rank}d(4, 8, 3, padding=1, activation="silu").eval()

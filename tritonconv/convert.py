@@ -1,4 +1,4 @@
-"""A model's convolutions replaced by tritonconv's, a table of what was replaced and what was not, and the way back."""
+"""Replaces a model's convolutions by tritonconv's, reports which were replaced, and gives torch's back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tritonconv.swap import is_convolution, refusal
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution of a model: its path, its class, whether our kernels compute it, and why not where they do not."""
+    """One convolution of a model: its path, its class, whether our kernels compute it, and the reason if they do not."""
 
     name: str
     kind: str
@@ -33,7 +33,7 @@ class Report:
 
     @property
     def left(self) -> tuple[Layer, ...]:
-        """Those that torch computes."""
+        """The convolutions that torch computes."""
         return tuple(layer for layer in self.layers if not layer.replaced)
 
     def __str__(self) -> str:
@@ -54,24 +54,25 @@ def convert(
     fuse: bool = False,
     strict: bool = False,
 ) -> Model:
-    """`model` with its convolutions computed by tritonconv's kernels: a copy, or the model itself where `inplace`.
+    """`model` with its convolutions computed by tritonconv's kernels. It is a copy, or with `inplace` the model itself.
 
-    Replaced are torch's six classes and their subclasses: parametrized and weight-normed layers, pruned ones,
-    quantisation-aware ones, those whose `forward` a hook has bound to the instance, and those with a forward of their own, in
-    which torch's convolutions are ours (as in `tritonconv.use`). The causal layers of diffusers' Wan, Qwen-Image and CogVideoX
-    VAEs call `causal_conv3d`, torchvision's DeformConv2d `deform_conv2d`. A module that is no convolution and calls torch's
-    functions itself is left as it is; `report` names it. `only(name, layer)` says of each layer whether to replace it.
+    It replaces torch's six classes and their subclasses: parametrized, weight-normed, pruned and quantisation-aware layers,
+    layers whose `forward` a hook has bound to the instance, and layers with a forward of their own, inside which our kernels
+    compute torch's convolutions (as in `tritonconv.use`). The causal layers of diffusers' Wan, Qwen-Image and CogVideoX VAEs
+    call `causal_conv3d`, and torchvision's DeformConv2d calls `deform_conv2d`. A module that is no convolution and calls
+    torch's functions itself stays as it is, and `report` names it. `only(name, layer)` says for each layer whether to replace
+    it.
 
     The copy is a model of its own over the same memory: values that change in place (an optimizer's step, `load_state_dict`)
-    show in both, and `.to(...)` changes one alone. `state_dict` has the same keys. `revert` gives torch's classes back.
+    show in both, while `.to(...)` changes one alone. `state_dict` has the same keys. `revert` gives torch's classes back.
 
-    `fuse` folds what follows a convolution into it: a batch norm, a sum with a residual, an activation of a model in eval
-    mode, as far as torch.fx proves that nothing else sees what lies between. Parts of the model where it does become
-    `torch.fx.GraphModule`s, with the same `state_dict`; a part that torch.fx cannot trace keeps its class.
+    `fuse` takes a model in eval mode and folds into a convolution what follows it: a batch norm, a sum with a residual, an
+    activation, as far as torch.fx proves that nothing else reads the values in between. The changed parts of the model become
+    `torch.fx.GraphModule`s with the same `state_dict`. A part that torch.fx cannot trace keeps its class.
 
-    Raises TypeError for what is no module, ValueError for `fuse` together with `inplace` or in training mode, and with `strict`
-    ValueError with the table of `report` where a convolution that `only` admits is left to torch; with `inplace` the model is
-    then unchanged.
+    Raises TypeError for what is no module, and ValueError for `fuse` together with `inplace` or in training mode. With `strict`
+    it raises ValueError with the table of `report` if a convolution that `only` admits is left to torch; with `inplace` the
+    model is then unchanged.
 
     >>> import torch, tritonconv
     >>> net = tritonconv.convert(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU()))
@@ -105,9 +106,9 @@ def convert(
 
 
 def revert(model: Model) -> Model:
-    """`model` itself with torch's classes in place of ours; the way back from `convert`. TypeError for what is no module.
+    """Undoes `convert`: returns `model` itself with torch's classes in place of ours. Raises TypeError for what is no module.
 
-    What `fuse=True` made a graph of becomes the module that it was.
+    A graph that `fuse=True` made becomes the module that it was.
     """
     _is_module("revert", model)
     model = fold.original(model)
@@ -148,7 +149,7 @@ def report(model: nn.Module, wanted: set[int] | None = None) -> Report:
 
 
 def _stays(part: nn.Module) -> str:
-    """Why a module that is no convolution by its class, and computes one, is torch's; "" for any other."""
+    """Why torch computes the convolution of a module that is no convolution by its class; "" for any other module."""
     if is_convolution(part):
         return ""
     if isinstance(part, torch.jit.ScriptModule):

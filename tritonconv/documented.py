@@ -1,5 +1,5 @@
-"""What `help` shows of the public functions beyond their own first lines: one text for what the twelve convolutions share, and
-an example and a source for each of the others. The examples run as doctests.
+"""The text that `help` shows of the public functions after their own first lines: one text for what the twelve convolutions
+share, and an example and a source for each of the others. The examples run as doctests.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ EPILOGUE = """y = act((conv(input, weight) + bias) * scale[c] + shift[c] + resid
     says."""
 PLAIN = "The result is what torch answers, of input [N, C, ...] batched or not."
 
-#: An example, and where the meaning is from, by name.
+#: An example and the source of the definition, by the function's name.
 MORE = {
     "causal_conv1d": """
 
@@ -117,7 +117,7 @@ MORE = {
 
 
 def _convolution(name: str) -> str:
-    """What all twelve say, in the numbers of one."""
+    """The text that all twelve share, with the sizes of one."""
     plain, fused = name.removesuffix("_fused"), name.endswith("_fused")
     rank, transposed = int(plain[-2]), "transpose" in plain
     named = "" if transposed else ', padding also "same" or "valid"'
@@ -137,7 +137,7 @@ def _convolution(name: str) -> str:
 
 
 def complete(functions: dict[str, Callable[..., Any]]) -> None:
-    """Put what is written here behind the first lines of each function, by its name."""
+    """Appends the text of this module to the docstring of each function, by its name."""
     for name, function in functions.items():
         more = MORE[name] if name in MORE else _convolution(name)
         own = (function.__doc__ or "").rstrip().removesuffix("; see this module's docstring.").removesuffix(".")

@@ -26,7 +26,7 @@ def traced(layer: Any, input: Any, *arguments: Any, **keywords: Any) -> Any:
 
 
 class Replacement:
-    """What all six have in common besides torch's class: their name, and what torch's tracers need."""
+    """The part that all six share besides torch's class: their name, and what torch's tracers need."""
 
     function: Callable[..., torch.Tensor]
 
@@ -47,14 +47,14 @@ class Replacement:
 
 
 class _Convolution(Replacement):
-    """What differs from torch's ConvNd."""
+    """The difference from torch's ConvNd."""
 
     def _conv_forward(self: Any, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         made: torch.Tensor = self.by(self.function, input, weight, bias)
         return made
 
     def by(self: Any, function: Any, input: torch.Tensor, weight: Any, bias: Any, **after: Any) -> torch.Tensor:
-        """The result of a function with the layer's arguments; `after` are further arguments of the function."""
+        """The result of a function with the layer's arguments; `after` holds further arguments of the function."""
         padding = self.padding
         if self.padding_mode != "zeros":
             input = functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
@@ -84,11 +84,11 @@ class _ByFunction:
 
 
 class _Transposed(Replacement, _ByFunction):
-    """What differs from torch's ConvTransposeNd, which has no padding mode but zeros."""
+    """The difference from torch's ConvTransposeNd, which has no padding mode but zeros."""
 
 
 def _documented(function: Callable[..., torch.Tensor]) -> str:
-    """What is said of the module on one of the six functions."""
+    """The docstring of the module on one of the six functions."""
     rank, transposed = int(function.__name__[-2]), "transpose" in function.__name__
     name = f"Conv{'Transpose' * transposed}{rank}d"
     axes = ", ".join("DHW"[-rank:]) if rank > 1 else "L"

@@ -183,7 +183,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 def _split(of: _Primitive, a: torch.Tensor, b: torch.Tensor, rest: Sequence[Any]) -> tuple[ConvProblem, Epilogue, str]:
-    """(problem, epilogue, forced plans) of a fused op's arguments, which come without trailing defaults."""
+    """The triple (problem, epilogue, forced plans) of a fused op's arguments, which come without trailing defaults."""
     after = rest[of.arguments - 2 :]
     size = len(Epilogue._fields)
     problem, epilogue = _problem(of, a, b, rest), Epilogue(*after[:size])

@@ -1,4 +1,4 @@
-"""Which calls `tritonconv.use` serves. A predicate is asked when a call runs, so a compiled graph asks it too.
+"""Decides which calls `tritonconv.use` serves. A predicate is asked when a call runs, so a compiled graph asks it too.
 
 An op whose `plan` is "where=3" asks the predicate that was filed under number 3, and runs torch's convolution where it says no.
 """
@@ -42,7 +42,7 @@ Predicate = Callable[[Call], bool]
 
 
 class Made(NamedTuple):
-    """A call in words, who computed it and, where that was torch, why."""
+    """A call in words, who computed it and, if that was torch, why."""
 
     what: str
     by: str
@@ -56,7 +56,7 @@ class Record:
         self.counts: Counter[Made] = Counter()
 
     def add(self, what: str, reason: str = "") -> None:
-        """Counts a call. With a reason it is one that torch computed."""
+        """Counts a call. A reason says why torch computed it."""
         with _lock:
             self.counts[Made(what, "torch" if reason else "tritonconv", reason)] += 1
 
@@ -75,7 +75,7 @@ class Record:
         return "\n".join(lines)
 
 
-#: The filed predicates, by number. They are kept, because compiled graphs refer to them.
+#: The filed predicates by number. They are kept because compiled graphs refer to them.
 _PREDICATES: list[Predicate] = []
 
 
@@ -111,7 +111,7 @@ def closed(record: Record) -> None:
 
 
 def leaves(problem: ConvProblem, which: Pass, tensor: torch.Tensor) -> bool:
-    """Whether the region that this thread is in leaves a pass to torch, as far as it asks; nothing is recorded."""
+    """Whether the region that this thread is in leaves a pass to torch. Nothing is recorded."""
     words = [each.word for each in _OPEN if each.thread == threading.get_ident()]
     if not words:
         return False
@@ -119,7 +119,7 @@ def leaves(problem: ConvProblem, which: Pass, tensor: torch.Tensor) -> bool:
 
 
 def asked(plan: str, problem: ConvProblem, which: Pass, tensor: torch.Tensor) -> tuple[bool, str]:
-    """(whether torch computes a call of an op, the rest of `plan` for ours)."""
+    """The pair (whether torch computes a call of an op, the rest of `plan` for our kernels)."""
     if not plan.startswith(_PREFIX):
         return False, plan
     ours = bool(_PREDICATES[int(plan.removeprefix(_PREFIX))](call_of(problem, which, tensor)))
@@ -138,9 +138,10 @@ def call_of(problem: ConvProblem, which: Pass, tensor: torch.Tensor) -> Call:
 
 
 def predicate(where: Any) -> Predicate:
-    """`where` as a predicate. It is a predicate, or the rows that `bench run` recorded (a path of *.jsonl, or the rows).
+    """The predicate that `where` means. `where` is a predicate, or the rows that `bench run` recorded (a path of *.jsonl, or
+    the rows).
 
-    Raises TypeError for anything else, ValueError for rows that lack a field.
+    Raises TypeError for anything else, and ValueError for rows that lack a field.
     """
     if callable(where):
         return where
@@ -157,7 +158,7 @@ def _lines(path: Path) -> Iterable[dict[str, Any]]:
 
 
 class Faster:
-    """A predicate: calls whose fastest row of tritonconv is faster than the fastest row of cuDNN, on the GPU at hand.
+    """The predicate that takes a call if, on the GPU at hand, tritonconv's fastest row of it is faster than cuDNN's.
 
     A call is torch's where there is no row of its pass, dtype and layout.
     """

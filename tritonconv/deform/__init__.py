@@ -32,30 +32,32 @@ def deform_conv2d(
     *,
     plan: Plans = None,
 ) -> torch.Tensor:
-    """The deformable convolution of version 2, or without mask of version 1, as `torchvision.ops.deform_conv2d`.
+    """The deformable convolution of version 2, and without mask that of version 1, as `torchvision.ops.deform_conv2d`.
 
-    input [N, C, H, W], offset [N, 2 D R S, P, Q], weight [K, C / G, R, S], bias [K], mask [N, D R S, P, Q], result
-    [N, K, P, Q], all of any strides. D offset groups share out the channels of the input, and G weight groups its channels and
-    the filters; both follow from the shapes. Channels 2 i and 2 i + 1 of offset are what tap i (of group i // (R S)) is moved
-    by along height and width, in pixels; mask multiplies what it samples.
+    input [N, C, H, W], offset [N, 2 D R S, P, Q], weight [K, C / G, R, S], bias [K] and mask [N, D R S, P, Q] give the result
+    [N, K, P, Q]. All may have any strides. The channels of the input are divided among D offset groups, and channels and
+    filters among G weight groups; D and G follow from the shapes. Channels 2 i and 2 i + 1 of offset hold the distance in
+    pixels by which tap i (of offset group i // (R S)) moves along height and width. mask multiplies the sample of each tap.
 
-    A place between pixels is interpolated bilinearly from the four around it. Pixels outside of the image are zero, and so is
-    a place at -1 or less, or at the image's size or more, on either axis. A NaN among a tap's offsets makes its samples NaN,
-    unless the other coordinate is outside; it adds nothing to input's gradient. Of an offset that is a whole number the
-    gradient is that towards larger ones.
+    A position between pixels is interpolated bilinearly from the four pixels around it. Pixels outside of the image are zero. A
+    position is outside if it is at -1 or less, or at the image's size or more, along either axis; its sample is zero. If one of
+    a tap's offsets is NaN, its samples are NaN, unless the other coordinate is outside, and they add nothing to the gradient of
+    input. At a whole number the gradient of offset is the one towards larger offsets.
 
-    float16, bfloat16, float32 (as `torch.backends.cudnn.conv.fp32_precision` says), float64; places are found in float32
-    (float64), the integers of the grid apart from the offset, so that they lose nothing in large images. offset and mask may
-    be float32 whatever input is, and autocast leaves them as they are. Sums are those of float32 (float64) and are rounded
-    once; a sample is rounded to input's dtype before the product. Samples are never written to memory.
+    dtypes: float16, bfloat16, float32 (multiplied as `torch.backends.cudnn.conv.fp32_precision` says) and float64. Positions
+    are computed in float32 (float64 for float64), with the integer part of the grid kept apart from the offset, so that they
+    stay exact in large images. offset and mask may be float32 whatever the dtype of input, and autocast leaves them alone. A
+    sample is rounded to input's dtype before the product. Sums are float32 (float64) and are rounded once. Samples are never
+    written to memory.
 
-    Gradients of all five tensors, the same bits on every run; they have none of their own. Input's takes workspace
-    (`docs/design/deform.md`).
+    All five tensors have gradients, with the same bits on every run. The gradients have none of their own. The gradient of
+    input needs workspace (`docs/design/deform.md`).
 
-    Raises torchvision's types, naming the argument, before anything is launched: TypeError for what is no tensor, int or plan,
-    ValueError for an input that is not of four axes, RuntimeError for all else. A kernel larger than the padded input is
-    refused always, also where torchvision's rounding lets one through. The meaning is that of Zhu et al. 2018, "Deformable
-    ConvNets v2" (arXiv:1811.11168).
+    Raises torchvision's exception types, naming the argument, before anything is launched: TypeError for what is no tensor, int
+    or plan, ValueError for an input that does not have four axes, and RuntimeError for everything else. A kernel larger than
+    the padded input is always refused, also where torchvision's rounding lets one through.
+
+    Source: Zhu et al. 2018, "Deformable ConvNets v2" (arXiv:1811.11168).
 
     >>> import torch, tritonconv
     >>> x, w = torch.arange(16.0).view(1, 1, 4, 4), torch.ones(1, 1, 1, 1)

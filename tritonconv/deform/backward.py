@@ -1,8 +1,8 @@
-"""From the tensors of a deformable convolution and the output's gradient to the launches of the other gradients.
+"""Launches the gradients of a deformable convolution, from its tensors and the gradient of its output.
 
-Columns, targets, torch's sort, scatter; and the weight's gradient, with a second stage where its pixels are shared out. The
-input's gradient is made for some images at a time (`costmodel.deform_backward.images_at_a_time`), whose bits do not depend on
-how many those are.
+The gradient of input takes columns, targets, torch's sort and scatter. It is computed for a few images at a time
+(`costmodel.deform_backward.images_at_a_time`), and its bits do not depend on how many those are. The gradient of weight takes a
+second stage if several programs share its pixels.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ Needs = Sequence[bool]
 
 
 def described(of: Deformation, dtype: torch.dtype, precision: str, x: TensorKey, w: TensorKey, dy: TensorKey) -> DeformCall:
-    """What the cost model wants to know of a backward pass. The channels of a run and the filters of a group stay together."""
+    """The description of a backward pass for the cost model. The channels of a run and the filters of a group stay together."""
     groups = of.problem.groups
     return DeformCall(of, DTYPES[dtype], precision, operand(*x, groups, 1), operand(*w, groups, 0), operand(*dy, groups, 1))
 
 
 def chosen(call: DeformCall, which: Pass, device: int, forced: str) -> DeformPlan:
-    """The plan of one of the two kernels that multiply: forced, or of least predicted time."""
+    """The plan of one of the two kernels that multiply: the forced one, or the one of least predicted time."""
     plan, of = plan_for(which, forced), device_model(device)
     return model.select(call, which, of) if plan is None else model.checked(call, plan, which, of)
 
@@ -77,7 +77,7 @@ def _inside(plan: DeformPlan, step: Step, device: int) -> Step:
 
 
 def _laid_key(tensor: TensorKey, copied: bool) -> TensorKey:
-    """How what `_laid` answers lies."""
+    """Shape and strides of the result of `_laid`."""
     return (tensor[0], channels_last_strides(tensor[0])) if copied and operand(*tensor, 1, 1).unit != 1 else tensor
 
 
@@ -92,8 +92,8 @@ def columns_step(
     offset: TensorKey,
     w: TensorKey,
     mask: TensorKey | None,
-    offsets: bool,  # the gradients of offset and mask are asked for
-    columns: bool,  # those of the samples are
+    offsets: bool,  # whether the gradients of offset and mask are needed
+    columns: bool,  # whether the gradients of the samples are needed
     forced: str,
 ) -> Step:
     """The launch of `columns_kernel`."""
@@ -139,7 +139,7 @@ def scatter_steps(of: Deformation, dtype: torch.dtype, offset: TensorKey, mask: 
 
 @dataclass(frozen=True)
 class Weights:
-    """The launches of the weight's gradient: sums, and where `split` programs share them what adds those up."""
+    """The launches of the weight's gradient: the sums, and with `split` programs per sum the kernel that adds them up."""
 
     split: int
     sums: Step
@@ -187,13 +187,13 @@ def weights_steps(
 def plans(
     of: Deformation, dtype: torch.dtype, precision: str, device: int, dy: TensorKey, x: TensorKey, w: TensorKey, forced: str
 ) -> tuple[DeformPlan, DeformPlan]:
-    """The plans of dgrad and wgrad for operands as they lie, which say what is copied first."""
+    """The plans of dgrad and wgrad for these operands. The plans say what is copied first."""
     call = described(of, dtype, precision, x, w, dy)
     return chosen(call, Pass.DGRAD, device, forced), chosen(call, Pass.WGRAD, device, forced)
 
 
 def _laid(tensor: torch.Tensor, copied: bool) -> torch.Tensor:
-    """The tensor, or where a plan copies it one whose channels are contiguous."""
+    """The tensor itself, or the copy with contiguous channels that a plan asks for."""
     return channels_last_copy(tensor) if copied and operand(*key(tensor), 1, 1).unit != 1 else tensor
 
 
@@ -204,7 +204,7 @@ def _maybe_key(tensor: Maybe) -> TensorKey | None:
 def allocated(
     x: torch.Tensor, offset: torch.Tensor, w: torch.Tensor, mask: Maybe, needs: Needs
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(dx, doffset, dw, dmask) without values; of no elements where none is asked for."""
+    """(dx, doffset, dw, dmask) without values. A gradient that is not needed has no elements."""
     nothing = x.new_empty(0)
     return (
         allocate(x.shape, x, w) if needs[0] else nothing,
@@ -269,7 +269,7 @@ def _columns(
     needs: Needs,
     forced: str,
 ) -> torch.Tensor:
-    """The gradients of the samples [pixels, taps, C], where input's is asked for, and those of offset and mask."""
+    """The gradients of offset and mask, and if input's is needed those of the samples [pixels, taps, C]."""
     problem, keys = of.problem, (key(dy), key(x), key(offset), key(w), _maybe_key(mask))
     columns = dy.new_empty((of.pixels, problem.taps, problem.in_channels) if needs[0] else 0, dtype=wide(x.dtype))
     step = columns_step(of, x.dtype, fp32_precision(), index_of(x), *keys, places, bool(needs[0]), forced)
@@ -278,7 +278,7 @@ def _columns(
 
 
 def _scatter(of: Deformation, columns: torch.Tensor, offset: torch.Tensor, mask: Maybe, dx: torch.Tensor) -> None:
-    """The gradient of the images, of those of the samples."""
+    """The gradient of the images, from the gradients of the samples."""
     entries, numbers = 4 * of.places, of.offset_groups * of.problem.batch * product(of.problem.input_size)
     if max(entries, numbers) + model.TARGETS > INT32_MAX:
         raise RuntimeError(

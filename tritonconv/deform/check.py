@@ -55,7 +55,7 @@ def described(
     dilation: tuple[Any, ...],
     name: str = f"{NAME}()",
 ) -> Deformation:
-    """The call of tensors of four axes. RuntimeError where their shapes do not go together; the groups follow from them."""
+    """The call of tensors of four axes, whose shapes set the groups. Raises RuntimeError if the shapes do not go together."""
     channels, per_group, taps = input.shape[1], weight.shape[1], weight.shape[2] * weight.shape[3]
     if channels % per_group or weight.shape[0] % (channels // per_group):
         raise RuntimeError(
@@ -83,14 +83,14 @@ def described(
 
 
 def _pair(name: str, value: Any, least: int) -> tuple[Any, ...]:
-    """One number for both axes, or two; ValueError for other counts, as torchvision raises it."""
+    """Two numbers, from one for both axes or from two. Raises ValueError for other counts, as torchvision does."""
     if isinstance(value, (tuple, list)) and len(value) != 2:
         raise ValueError(f"{NAME}(): expected {name} to be an int or 2 ints, got {len(value)}: {name}={value}")
     return ints(NAME, name, value, 2, least)
 
 
 def call(input: Any, offset: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, mask: Any) -> Window:
-    """stride, padding and dilation as the op takes them."""
+    """The values of stride, padding and dilation, as the op takes them."""
     _tensors(input, offset, weight, bias, mask)
     window = _pair("stride", stride, 1), _pair("padding", padding, 0), _pair("dilation", dilation, 1)
     of = described(input, offset, weight, mask, *window)

@@ -21,7 +21,8 @@ Four = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Places(NamedTuple):
-    """Where taps sample: tensors [N, D, T, P Q], T the taps, or four of them, one for each pixel around a place."""
+    """The positions of samples. Tensors are [N, D, T, P Q], where T counts the taps; or there are four, one for each pixel
+    around a position."""
 
     shares: tuple[torch.Tensor, torch.Tensor]  # how far a place lies behind its first row and column
     pixels: tuple[torch.Tensor, ...]  # numbers of pixels of an image

@@ -1,4 +1,4 @@
-"""Which tiles a deformable convolution and its gradients take, what lies between their kernels, and what it costs, in words."""
+"""Says which tiles a deformable convolution and its gradients take, what runs between their kernels, and what it costs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the tensors of a deformable convolution to one launch: plan, copies, arguments, grid. Nothing is measured."""
+"""Makes one launch from the tensors of a deformable convolution: plan, copies, arguments, grid. Nothing is measured."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from tritonconv.steps import Launch, Step, clamped
 
 
 def described(of: Deformation, dtype: torch.dtype, precision: str, x: TensorKey, w: TensorKey, y: TensorKey) -> DeformCall:
-    """What the cost model wants to know of a call."""
+    """The description of a call for the cost model."""
     problem = of.problem
     lie = (operand(*x, problem.groups, 1), operand(*w, problem.groups, 0), operand(*y, problem.groups, 1))
     return DeformCall(of, DTYPES[dtype], precision, *lie)
 
 
 def chosen(call: DeformCall, device: Any, forced: str) -> DeformPlan:
-    """The plan of a forward pass. ValueError for a forced one that cannot run it."""
+    """The plan of a forward pass. Raises ValueError for a forced plan that cannot run it."""
     plan = plan_for(Pass.FPROP, forced)
     return model.select(call, device) if plan is None else model.checked(call, plan, device)
 
@@ -70,12 +70,12 @@ def sizes_of(of: Deformation, aligns: tuple[int, int], bias_stride: int, tiles: 
 
 
 def aligns_of(of: Deformation) -> tuple[int, int]:
-    """What divides the channels of a run, and the filters of a group."""
+    """The powers of two that divide the channels of a run and the filters of a group."""
     return math.gcd(of.run, MAX_ALIGN), math.gcd(of.problem.filters_per_group, MAX_ALIGN)
 
 
 def laid(**tensors: tuple[TensorKey, Operand] | None) -> tuple[list[Any], dict[str, Any]]:
-    """(packed strides in order, the constants that say how each lies); None where there is no tensor."""
+    """(packed strides in order, the constants that describe the layout of each); None in the place of a missing tensor."""
     strides: list[Any] = []
     constants: dict[str, Any] = {}
     for name, lies in tensors.items():

@@ -42,7 +42,7 @@ _SCHEMAS = (
 def _checked(
     op: str, x: torch.Tensor, offset: torch.Tensor, w: torch.Tensor, mask: Maybe, window: tuple[Ints, ...], *others: Maybe
 ) -> Deformation:
-    """The call of an op's arguments. RuntimeError where they do not fit together."""
+    """The call that an op's arguments describe. Raises RuntimeError if they do not go together."""
     operands.alike(op, x, w, *others)
     for name, tensor in (("x", x), ("offset", offset), ("w", w), ("mask", mask)):
         if tensor is not None:
