@@ -5,14 +5,18 @@ from dataclasses import replace
 import pytest
 
 from bench.compiled import regret
-from bench.compiled.regret import ChoiceRow, Regret, Timed
+from bench.compiled.counted_time import Counts, Timed, timed, trips
+from bench.compiled.regret import ChoiceRow, Regret
 from bench.providers.ours import call_of
 from bench.work import Work
 from costmodel.device import DEVICES
+from costmodel.families.depthwise import DepthwisePlan, shape_of, tile_of, work_of
+from costmodel.families.depthwise_lines import touched_lines
 from costmodel.families.gemm import GatherPlan
 from costmodel.families.matrix import scattered_lines
 from costmodel.plan import predict, select
 from costmodel.problem import ConvProblem, Pass
+from costmodel.reports.notation import parse
 
 H200 = DEVICES["NVIDIA H200"]
 VIT = ConvProblem.conv((32, 3, 224, 224), (768, 3, 16, 16), (16, 16), (0, 0), (1, 1))
@@ -46,7 +50,7 @@ def test_regret_is_over_the_least_counted_time():
 def test_the_largest_count_sets_a_programs_clocks(counts, bound):
     of = work(ConvProblem.conv((32, 256, 56, 56), (256, 256, 3, 3), (1, 1), (1, 1), (1, 1)))
     plan = str(select(call_of(of), H200))
-    found, least = (regret.timed(row(of.problem, plan, **given), of) for given in (counts, {}))
+    found, least = (regret.timed_row(row(of.problem, plan, **given), of) for given in (counts, {}))
     assert found.bound == bound
     assert found.counted == least.counted if bound == "arithmetic" else found.counted > least.counted
     assert found.predicted == predict(call_of(of), select(call_of(of), H200), H200).seconds
@@ -55,8 +59,42 @@ def test_the_largest_count_sets_a_programs_clocks(counts, bound):
 def test_counts_double_the_time_where_they_bind():
     of = work(ConvProblem.conv((256, 256, 56, 56), (256, 256, 3, 3), (1, 1), (1, 1), (1, 1)))
     plan = str(select(call_of(of), H200))
-    once, twice = (regret.timed(row(of.problem, plan, lines=lines), of).counted for lines in (1e6, 2e6))
+    once, twice = (regret.timed_row(row(of.problem, plan, lines=lines), of).counted for lines in (1e6, 2e6))
     assert twice == pytest.approx(2 * once, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("problem", "which"),
+    [
+        (ConvProblem.conv((256, 256, 14, 14), (256, 256, 3, 3), (1, 1), (1, 1), (1, 1)), Pass.WGRAD),
+        (ConvProblem.conv((256, 96, 56, 56), (96, 1, 3, 3), (1, 1), (1, 1), (1, 1), 96), Pass.FPROP),
+        (ConvProblem.conv((256, 96, 56, 56), (96, 1, 3, 3), (1, 1), (1, 1), (1, 1), 96), Pass.WGRAD),
+    ],
+)
+def test_counts_of_a_shorter_loop_are_scaled_to_the_layers(problem, which):
+    call = call_of(work(problem, which))
+    plan = select(call, H200)
+    whole = trips(problem, plan)
+    once = timed(call, plan, Counts(8e6, 0.0, 0.0, whole), H200)
+    half = timed(call, plan, Counts(4e6, 0.0, 0.0, whole / 2), H200)
+    assert half.counted == pytest.approx(once.counted) and once.bound in ("instruction issue", "latency")
+    assert timed(call, plan, Counts(8e6, 0.0, 0.0, whole / 2), H200).counted > 1.9 * once.counted
+
+
+def test_lines_and_wavefronts_bind_a_depthwise_kernel_too():
+    problem = ConvProblem.conv((256, 96, 56, 56), (96, 1, 3, 3), (1, 1), (1, 1), (1, 1), 96)
+    call = call_of(work(problem))
+    plan = select(call, H200)
+    least = timed(call, plan, Counts(1.0, 0.0, 0.0, trips(problem, plan)), H200)
+    for counts, bound in ((Counts(1.0, 1e5, 0.0, 0.0), "cache lines"), (Counts(1.0, 0.0, 1e5, 0.0), "shared memory")):
+        bounded = timed(call, plan, counts, H200)
+        assert bounded.bound == bound and bounded.counted > 2 * least.counted
+
+
+def test_what_comes_before_and_after_the_loop_is_left_out():
+    short, long = (Counts(100.0 + 10 * n, 5.0 + n, 2.0, n) for n in (4, 12))
+    assert long.beyond(short) == Counts(80.0, 8.0, 0.0, 8)
+    assert long.beyond(short).at(4) == Counts(40.0, 4.0, 0.0, 4)
 
 
 def test_the_page_is_made_from_the_rows():
@@ -88,3 +126,31 @@ def test_a_patch_embedding_takes_folded_columns():
     assert select(call_of(work(VIT)), H200).fold
     patch = GatherPlan.parse("fprop:patch:128x128x64:w8:s3")
     assert predict(call_of(work(VIT)), patch, H200).bound == "cache lines"
+
+
+@pytest.mark.parametrize(
+    ("problem", "plan", "layout", "lines"),
+    [
+        # Counted: 55,018 lines in 288 trips. Each of 32 lanes reads 6 pixels, 4 pixels of 64 bytes away from its neighbour's.
+        ("conv3d n2 c1 128x128x128 -> 32 k3x3x3 p1,1,1", "dgrad:depthwise:4x1x32:w1:s3:taps1x3", "channels_last", 192),
+        # Counted: 3,103 in 8 trips. 32 column tiles store 8 pixels of 32 bytes each, two channels a lane; x has one channel.
+        ("conv2d n16 c1 48x480 -> 16 k3x3 p1,1", "fprop:depthwise:8x2x32:w1:s3:rows6", "channels_last", 256),
+        # Counted: 1,013.8 in 34 trips. A warp has the 64 neighbouring channels of a pixel: a line.
+        ("conv2d n64 c384 64x64 -> 384 k3x3 p1,1 g384", "fprop:depthwise:8x64x1:w1:s3:rows32", "channels_last", 18),
+        ("conv2d n64 c384 64x64 -> 384 k3x3 p1,1 g384", "fprop:depthwise:8x4x16:w1:s3:rows32", "contiguous", 0),
+    ],
+)
+def test_lanes_that_are_no_neighbours_touch_a_line_each(problem, plan, layout, lines):
+    parsed = DepthwisePlan.parse(plan)
+    call = call_of(work(parse(problem).problem, parsed.which, layout=layout))
+    tile = tile_of(parsed)
+    assert touched_lines(call, shape_of(call.problem, call.which), tile, work_of(call, tile.columns, tile.taps)) == lines
+
+
+def test_one_channel_in_32_columns_is_left_to_a_matrix_product():
+    """By counts the depthwise kernel takes eight times what its instructions take, since every lane reads a line of its own."""
+    first = parse("conv3d n2 c1 128x128x128 -> 32 k3x3x3 p1,1,1").problem
+    call = call_of(work(first, Pass.DGRAD))
+    assert isinstance(select(call, H200), GatherPlan)
+    forced = DepthwisePlan.parse("dgrad:depthwise:4x1x32:w1:s3:taps1x3:pack-b")
+    assert predict(call, forced, H200).bound == "cache lines"

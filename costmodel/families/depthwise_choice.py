@@ -35,6 +35,7 @@ from costmodel.families.depthwise import (
     walks_columns,
     work_of,
 )
+from costmodel.families.depthwise_lines import touched_lines
 from costmodel.families.protocol import Counted, Family
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import MAX_ALIGN, Call, Plan, itemsize
@@ -161,6 +162,7 @@ class Rates(NamedTuple):
 
     prologue: float  # warp instructions before the loop
     trip: float  # warp instructions per trip
+    lines: float  # cache lines that a warp touches per trip
     resident: int  # warps that fit a multiprocessor
     l2: float  # clocks per lane and trip for values from L2
     overhead: float  # seconds of the launches
@@ -232,14 +234,15 @@ def rates_of(call: Call, shape: Shape, option: Option, pace: Pace) -> Rates:
     resident = max(1, min(pace.warps, pace.blocks * tile.warps, pace.registers // (32 * min(255, needed))))
     launches = 1 + len(tile.pack) + (shape.which == Pass.WGRAD)
     fixed = size * shape.elements + 2 * size * shape.weights * len(tile.pack)
-    return Rates(prologue, trip, resident, values * size / 2 * pace.l2, launches * pace.launch, fixed)
+    lines = touched_lines(call, shape, tile, work)
+    return Rates(prologue, trip, lines, resident, values * size / 2 * pace.l2, launches * pace.launch, fixed)
 
 
 class Terms(NamedTuple):
-    """The clocks that a pass takes by each limit alone."""
+    """The clocks that a pass takes by each limit alone. The unit that loads and the schedulers work side by side."""
 
     dram: float
-    issue: float
+    issue: float  # or cache lines, where those take longer
     latency: float
     l2: float
 
@@ -248,7 +251,7 @@ def terms_of(rates: Rates, launch: Launch, tile: Tile, moved: float, pace: Pace)
     """The clocks of a launch that moves `moved` bytes."""
     programs, trips = launch.programs, launch.trips
     warps_per_sm = -(-programs * tile.warps // pace.sm_count)
-    issue = warps_per_sm * (rates.prologue + trips * rates.trip) / (4 * pace.issue)
+    issue = warps_per_sm * max((rates.prologue + trips * rates.trip) / (4 * pace.issue), trips * rates.lines)
     latency = -(-warps_per_sm // rates.resident) * (2 * pace.latency + trips * (pace.latency + rates.trip))
     return Terms(moved * pace.dram, issue, latency, programs * trips * tile.lanes * rates.l2)
 
@@ -266,7 +269,7 @@ def least_seconds(shape: Shape, tile: Tile, rates: Rates, pace: Pace) -> float:
         trips *= shape.row_groups
     else:
         trips *= shape.outputs[1]
-    issue = trips * tile.warps / pace.sm_count * rates.trip / (4 * pace.issue)
+    issue = trips * tile.warps / pace.sm_count * max(rates.trip / (4 * pace.issue), rates.lines)
     return seconds_of(rates, Terms(rates.fixed * pace.dram, issue, 0.0, trips * tile.lanes * rates.l2), pace)
 
 
@@ -297,7 +300,8 @@ def predict(call: Call, plan: DepthwisePlan, device: Device) -> Prediction:
         terms = terms_of(rates, launch, tile, moved, pace)
         seconds = seconds_of(rates, terms, pace)
         waves = launch.programs * tile.warps / (device.sm_count * rates.resident)
-        bound = ("DRAM", "instruction issue", "latency", "L2")[terms.index(max(terms))]
+        issue = "cache lines" if rates.lines * 4 * pace.issue > rates.trip else "instruction issue"
+        bound = ("DRAM", issue, "latency", "L2")[terms.index(max(terms))]
         bound = "launch" if rates.overhead > seconds - rates.overhead else bound
     constants = device.calibration("depthwise")
     interval = constants.low * seconds, constants.high * seconds
