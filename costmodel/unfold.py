@@ -253,7 +253,7 @@ def trip_of(call: UnfoldCall, plan: UnfoldPlan) -> Trip:
         found = 16 + each / width * (14 + 5 * tested) + exchanged
         return Trip(found, 4 * each * LANES * size / LINE)
     width = _width(call.columns, size, each)
-    found = 12 + each * (4 + 7 * tested)
+    found = 16 + each * (5 + 7 * tested)
     return Trip(found, each * (_spread(call.image, size, problem.stride[-1] * width) + LANES * size / LINE))
 
 
