@@ -64,15 +64,18 @@ def test_every_device_has_plans_that_can_run(name):
                     assert all(Plan.parse(str(plan)) == plan for plan in plans)
 
 
-def test_a_prediction_is_bandwidths_and_grows_with_the_batch():
-    for layer in LAYERS:
+@pytest.mark.parametrize("dtype, most", [("bfloat16", 3), ("float32", 1.6)])
+def test_a_large_batch_takes_about_the_time_of_its_bytes(dtype, most):
+    """In 16 bits, instructions to an element are nearly as many as DRAM leaves time for, and more for three channels. Patches,
+    whose pixels lie lines apart, are left out."""
+    for layer in LAYERS[:4]:
         for which in (Pass.FPROP, Pass.DGRAD):
-            call, twice = (each.call(which) for each in (layer, replace(layer, batch=64 * layer.batch)))
+            call, twice = (each.call(which, dtype) for each in (layer, replace(layer, batch=64 * layer.batch)))
             plan = model.select(twice, H200)
             found = model.predict(twice, plan, H200)
             floor = found.bytes / (H200.bandwidth * 1e9)
-            assert floor < found.seconds < 2.5 * floor  # nothing of it is arithmetic
-            assert found.bytes == twice.of.compulsory(2, which)
+            assert floor < found.seconds < most * floor
+            assert found.bytes == twice.of.compulsory(2 if dtype == "bfloat16" else 4, which)
             assert model.predict(call, model.select(call, H200), H200).seconds < found.seconds
 
 
@@ -113,6 +116,6 @@ def test_a_network_counts_their_bytes():
     """Each tensor once, and an addition for each element of the columns, as of torch's own."""
     net = torch.nn.Sequential(tritonconv.nn.Unfold(2), tritonconv.nn.Fold((4, 4), 2))
     found = costmodel.trace(net, (1, 2, 4, 4))
-    windows, sums = (record.forward for record in found.records)
+    windows, sums = (layer.forward for layer in found.layers)
     assert not found.unknown and windows.bytes == sums.bytes
     assert (windows.other_flops, sums.other_flops) == (0, 8 * 9)
