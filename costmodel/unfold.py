@@ -251,7 +251,8 @@ def trip_of(call: UnfoldCall, plan: UnfoldPlan) -> Trip:
         width = min(math.gcd(call.image.align, problem.in_channels, max(1, 16 // size)), each)
         exchanged = 3 * each if size > 2 else 0
         found = 16 + each / width * (14 + 5 * tested) + exchanged
-        return Trip(found, 4 * each * LANES * size / LINE)
+        run = min(LINE, size * min(plan.block_n, problem.in_channels))  # bytes of a pixel that lie side by side
+        return Trip(found, each * LANES * size * (1 / run + 3 / LINE))
     width = _width(call.columns, size, each)
     found = 16 + each * (5 + 7 * tested)
     return Trip(found, each * (_spread(call.image, size, problem.stride[-1] * width) + LANES * size / LINE))
