@@ -372,5 +372,13 @@ def deform() -> None:
     typer.echo(table())
 
 
+@app.command(rich_help_panel=MAINTAINERS)
+def unfold() -> None:
+    """Print docs' table of windows as columns, and back, in published networks, from the cost model."""
+    from bench.unfold import table
+
+    typer.echo(table())
+
+
 if __name__ == "__main__":
     app()

@@ -27,6 +27,8 @@ FUNCTIONS = {
     "targets_kernel": "deform targets",
     "scatter_kernel": "deform scatter",
     "weights_kernel": "deform weights",
+    "unfold_kernel": "unfold",
+    "fold_kernel": "fold",
 }
 _PLAIN = ("fprop_kernel", "dgrad_kernel", "wgrad_kernel")
 _start, _run = Step.start, Launch.run

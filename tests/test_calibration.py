@@ -10,7 +10,8 @@ import pytest
 
 from bench.deform import LAYERS as DEFORMABLE
 from bench.separable import LAYERS
-from costmodel import calibration, causal, deform, fingerprints, separable, video
+from bench.unfold import LAYERS as WINDOWS
+from costmodel import calibration, causal, deform, fingerprints, separable, unfold, video
 from costmodel.calibration import DEFAULT, PRIOR, PRIOR_SOURCE, Calibration, Measured, Table, dumps, loads
 from costmodel.device import find, find_device
 from costmodel.fingerprints import family_hash, model_hash
@@ -230,6 +231,7 @@ def test_an_edit_of_the_arithmetic_makes_what_was_fitted_to_it_stale(monkeypatch
         "separable",
         "deform",
         "deform_backward",
+        "unfold",
         "problem",
         "algebra",
         "tiling",
@@ -266,6 +268,7 @@ def test_every_module_with_a_predicted_time_is_hashed():
 
 PAIR = LAYERS[2].call()
 MOVED = DEFORMABLE[0].call()
+SPLIT = WINDOWS[0].call(Pass.FPROP)
 CHUNK = video.Chunk.of((1, 384, 1, 60, 104), (384, 384, 3, 3, 3), 2, padding=(1,) * 4)
 ROW = channels_last(causal.problem_of(8, 2048, 2048, 4), Pass.FPROP, "bfloat16")
 #: Functions that no row of a pass measures: the family whose constants theirs are, and the prediction of a device.
@@ -276,6 +279,7 @@ FUNCTIONS = {
         lambda d: video.predict(CHUNK, video.candidates(CHUNK, "bfloat16", "ieee", d)[0], "bfloat16", "ieee", d),
     ),
     "deform": ("gather", lambda d: deform.predict(MOVED, deform.candidates(MOVED, d)[0], d)),
+    "unfold": ("depthwise", lambda d: unfold.predict(SPLIT, unfold.candidates(SPLIT, d)[0], d)),
     "causal": (
         "depthwise",
         lambda d: causal.predict(ROW, causal.candidates(ROW, d, causal.Kind())[0], d, causal.Kind()),

@@ -9,6 +9,7 @@ import deformed
 import epilogues
 import pytest
 import torch
+import unfolded
 from cases import Case
 from pairs import Example as Pair
 from pairs import assert_close as assert_pair_close
@@ -218,3 +219,15 @@ def test_deform(arch, name, dtype, executed):
     deformed.assert_all_close(of, got, want, 8 * torch.finfo(dtype).eps)
     kernels = ["deform_kernel", "weights_kernel", "columns_kernel", "targets_kernel", "scatter_kernel"]
     assert [name for name in executed if name != "reduce_kernel"] == [*kernels, "deform_kernel"]
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("name, dtype, laid", [("2-D", torch.bfloat16, True), ("kernel < stride", torch.float32, False)])
+def test_unfold(arch, name, dtype, laid, executed):
+    """Both ways, of channels-last and of contiguous tensors, by the plans that a GPU takes."""
+
+    def last(t):
+        return t.transpose(1, -1).contiguous().transpose(1, -1) if laid else t
+
+    unfolded.check(name, dtype, laid=last)
+    assert executed == ["unfold_kernel", "fold_kernel"]

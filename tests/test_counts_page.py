@@ -9,7 +9,8 @@ from bench.compiled import store
 from bench.compiled.counts_page import COLUMNS, GOAL, PAGE, REASONS, above, all_rows, line, marks, page, ratio, words
 from bench.compiled.source import every_kernel
 from bench.compiled.store import Access, CountRow
-from bench.gpu.convolutions import FAMILIES, LAYOUTS
+from bench.gpu.convolutions import FAMILIES, LAYOUTS, NUMBERS, serves
+from costmodel import families
 from costmodel.problem import Pass
 
 NONE = Access(0, 0, 0, 0, 0, 0, 0)
@@ -26,11 +27,9 @@ def test_the_page_says_what_the_rows_say():
 
 def test_every_family_pass_layout_and_type_was_counted():
     found = {(row.call, row.arch) for row in all_rows()}
-    for (family, (_, numbers)), which, layout in itertools.product(FAMILIES.items(), Pass, LAYOUTS):
-        for word in numbers:
-            alone = family == "tma" and (layout != "channels_last" or (word == "tf32" and which != Pass.FPROP))
-            for arch in () if alone else (90,) if family == "tma" else (80, 90):
-                assert (f"{family} {which} {word} {layout}", arch) in found
+    for name, which, word, layout in itertools.product(FAMILIES, Pass, NUMBERS, LAYOUTS):
+        for arch in families.executed(name) if serves(name, which, word, layout) else ():
+            assert (f"{name} {which} {word} {layout}", arch) in found
     assert {row.kernel for row in all_rows()} == set(every_kernel())
 
 

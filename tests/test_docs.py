@@ -34,6 +34,10 @@ SMALL = {
     "4096": "16",
     "384": "8",
     "60, 104": "6, 6",
+    "256, 256, 3, 3": "16, 16, 3, 3",
+    "2, 256, 50, 76": "1, 16, 6, 6",
+    "2, 18, 50, 76": "1, 18, 6, 6",
+    "2, 9, 50, 76": "1, 9, 6, 6",
 }
 #: The one block that is a fragment: it shows names of bench.executor, and `tests/test_executor_instructions.py` calls them so.
 FRAGMENT = "program = decode(ptx)"

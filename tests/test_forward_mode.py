@@ -59,6 +59,8 @@ WAYS = {
     "fprop": (lambda x, w, b: OPS.fprop(x, w, b, *PLACE), ((1, 4, 5), (2, 2, 2), (2,))),
     "dgrad": (lambda dy, w, b: OPS.dgrad(dy, w, b, [5], *PLACE), ((1, 2, 3), (2, 2, 2), (4,))),
     "wgrad": (lambda dy, x: OPS.wgrad(dy, x, [2], *PLACE), ((1, 2, 3), (1, 4, 5))),
+    "unfold": (lambda x: OPS.unfold(x, [2, 1], [1, 1], [1, 0], [1, 2]), ((1, 2, 2, 3),)),
+    "fold": (lambda y: OPS.fold(y, [2, 3], [2, 1], [1, 1], [1, 0], [1, 2]), ((1, 4, 6),)),
     "fprop_fused silu": (of("silu"), FUSED),
     "dgrad_fused gelu": (of_transposed("gelu"), FUSED_TRANSPOSED),
     **{f"separable {a} {b}": (separable(a, b), PAIR) for a, b in (("silu", "tanh"), ("", "gelu"))},
@@ -107,7 +109,7 @@ def test_no_op_is_forgotten() -> None:
 def test_gradcheck(way, by_torch) -> None:
     call, shapes = WAYS[way]
     tensors = tuple(t.requires_grad_() for t in values(shapes))
-    backwards = way.startswith("causal")  # the others' derivatives backwards have tests of their own
+    backwards = way.startswith(("causal", "unfold", "fold"))  # the others' derivatives backwards have tests of their own
     assert gradcheck(call, tensors, check_forward_ad=True, check_backward_ad=backwards, fast_mode=True)
     options = {"check_rev_over_rev": backwards, "check_undefined_grad": False, "fast_mode": True}
     assert gradgradcheck(call, tensors, check_fwd_over_rev=True, **options)

@@ -125,4 +125,4 @@ def test_every_family_of_a_plan_has_sources():
     from tritonconv.families import launchers
 
     assert list(families.families()) == list(launchers())
-    assert set(families.every()) == {*launchers(), "causal", "deform", "separable", "video"}
+    assert set(families.every()) == {*launchers(), "causal", "deform", "separable", "unfold", "video"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import os
@@ -19,7 +20,7 @@ import stage_items
 import torch
 
 from bench.gpu import bits, calls, counters, functions, stages, supervise
-from bench.gpu.convolutions import EPILOGUES, FAMILIES, LAYERS, chosen, forced, fused_item, pass_item, work_of
+from bench.gpu.convolutions import EPILOGUES, FAMILIES, LAYERS, NUMBERS, chosen, forced, fused_item, pass_item, serves, work_of
 from bench.gpu.functions import CHUNKS, MODES, PAIRS, causal_backward, causal_forward, causal_update, separable_item, video_item
 from bench.gpu.item import Result, launch_only, perform
 from bench.gpu.stages import STAGES, Context, Stage
@@ -27,6 +28,7 @@ from bench.gpu.supervise import Lost, Tally
 from bench.prepared.ahead import ahead
 from bench.tolerance import Expected, activated_share, share
 from costmodel.device import DEVICES
+from costmodel.families import families
 from costmodel.problem import Pass
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs in the interpreter")
@@ -252,12 +254,22 @@ def test_prepared_kernels_may_be_missing_or_useless(tmp_path):
 
 def test_the_first_stage_has_every_family_pass_dtype_and_kind():
     names = set(calls.items())
-    for family, (_, numbers) in FAMILIES.items():
-        for word in numbers:
-            for which in Pass if (family, word) != ("tma", "tf32") else (Pass.FPROP,):
-                assert f"{family} {which} {word} channels_last" in names
-                assert family == "tma" or f"{family} {which} {word} contiguous" in names
-        assert {f"{family} {kind} fp16" for kind in EPILOGUES} <= names
+    assert {*FAMILIES} == {*families()}
+    for name, which in itertools.product(FAMILIES, Pass):
+        for word in ("fp16", "bf16"):
+            assert f"{name} {which} {word} channels_last" in names
+            assert name == "tma" or f"{name} {which} {word} contiguous" in names
+        assert {f"{name} {kind} fp16" for kind in EPILOGUES} <= names
+    served = {name: {word for word in NUMBERS if serves(name, Pass.WGRAD, word, "channels_last")} for name in FAMILIES}
+    halves = {"fp16", "bf16"}
+    assert served == {
+        "gather": {*NUMBERS},
+        "patch": {*NUMBERS},
+        "tma": halves,
+        "depthwise": {*NUMBERS} - {"tf32"},
+        "band": halves,
+    }
+    assert serves("tma", Pass.FPROP, "tf32", "channels_last") and not serves("tma", Pass.FPROP, "fp32", "channels_last")
     assert {f"{name} {which} fp16 channels_last" for name in LAYERS for which in Pass} <= names
     for numbers in ("fp16", "bf16", "fp32", "fp64"):
         assert {f"causal state {numbers} channels_last", f"causal update {numbers}"} <= names

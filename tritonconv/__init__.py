@@ -8,6 +8,7 @@ from tritonconv import batching as batching
 from tritonconv import nn
 from tritonconv.causal import causal_conv1d, causal_conv1d_update
 from tritonconv.causal.prefill import causal_conv1d_prefill
+from tritonconv.columns import fold, unfold
 from tritonconv.convert import convert, report, revert
 from tritonconv.decompose import decompositions
 from tritonconv.deform import deform_conv2d
@@ -52,12 +53,14 @@ __all__ = [
     "deform_conv2d",
     "depthwise_separable_conv2d",
     "explain",
+    "fold",
     "nn",
     "report",
     "revert",
+    "unfold",
     "use",
 ]
 
 #: They say all of it themselves.
-_WHOLE = ("Explanation", "__version__", "batch_invariant", "convert", "decompositions", "deform_conv2d", "nn", "use")
+_WHOLE = "Explanation __version__ batch_invariant convert decompositions deform_conv2d fold nn unfold use".split()
 _complete({name: globals()[name] for name in __all__ if name not in _WHOLE})

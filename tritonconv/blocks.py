@@ -9,7 +9,7 @@ from torch import nn
 
 from tritonconv.causal import causal_conv1d, causal_conv1d_update
 from tritonconv.epilogue import ACTIVATIONS
-from tritonconv.fold import Follows, followed
+from tritonconv.folding import Follows, followed
 from tritonconv.layers import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from tritonconv.video import causal_conv3d
 

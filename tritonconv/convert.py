@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tritonconv import fold, swap
+from tritonconv import folding, swap
 from tritonconv import layers as ours
 from tritonconv.adapters import Adapted, adapter, is_deformable
 from tritonconv.modelcopy import Model, sharing_copy
@@ -102,7 +102,7 @@ def convert(
     for part, found in chosen:
         if found is not None and not isinstance(part, Adapted):
             swap.adapt(part, found)
-    return fold.folded(converted) if fuse else converted
+    return folding.folded(converted) if fuse else converted
 
 
 def revert(model: Model) -> Model:
@@ -111,7 +111,7 @@ def revert(model: Model) -> Model:
     A graph that `fuse=True` made becomes the module that it was.
     """
     _is_module("revert", model)
-    model = fold.original(model)
+    model = folding.original(model)
     for part in model.modules():
         if isinstance(part, (ours.Replacement, Adapted)):
             swap.restore(part)
@@ -133,7 +133,7 @@ def report(model: nn.Module, wanted: set[int] | None = None) -> Report:
             if isinstance(part, Adapted):
                 reason = f"as {part.function}"
             elif replaced:
-                reason = "in a forward of its own" if swap.own_forward(part) else fold.words(part)
+                reason = "in a forward of its own" if swap.own_forward(part) else folding.words(part)
             elif wanted is None:
                 reason = why or "not converted"
             else:

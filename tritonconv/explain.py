@@ -19,6 +19,8 @@ from costmodel.timing import Prediction
 from tritonconv import check, functional, fused, host, launch, plans, where
 from tritonconv.causal import causal_conv1d
 from tritonconv.causal.explain import explained as explained_causal
+from tritonconv.columns import fold, unfold
+from tritonconv.columns.explain import of_fold, of_unfold
 from tritonconv.deform import deform_conv2d
 from tritonconv.deform.explain import explained as explained_deform
 from tritonconv.epilogue import Epilogue, needs_z
@@ -40,6 +42,8 @@ _OWN: dict[Any, Callable[..., Any]] = {
     causal_conv3d: explained_video,
     deform_conv2d: explained_deform,
     depthwise_separable_conv2d: explained_separable,
+    fold: of_fold,
+    unfold: of_unfold,
 }
 
 
@@ -56,7 +60,8 @@ def explain(function: Any, *args: Any, device: str | Device | None = None, **kwa
 
     - One of tritonconv's six functions, plain or fused, or torch's function of that name, which is explained as
       `tritonconv.use()` would run it.
-    - `causal_conv1d` or `deform_conv2d`; or `causal_conv3d` or `depthwise_separable_conv2d`, whose forward pass is explained.
+    - `causal_conv1d`, `deform_conv2d`, `fold` or `unfold`; or `causal_conv3d` or `depthwise_separable_conv2d`, whose forward
+      pass is explained.
     - A `torch.nn.Module`. Every convolution that it calls is explained, in the order they run. Modules run on stand-ins, so
       their inputs may be shapes, as in `costmodel.trace`.
 
@@ -88,7 +93,7 @@ def explain(function: Any, *args: Any, device: str | Device | None = None, **kwa
     if ours is not function:
         raise TypeError(
             "explain() takes one of tritonconv's six functions, plain or fused, torch's own convolutions, causal_conv1d, "
-            f"causal_conv3d, deform_conv2d, depthwise_separable_conv2d or a module, got {function!r}"
+            f"causal_conv3d, deform_conv2d, depthwise_separable_conv2d, fold, unfold or a module, got {function!r}"
         )
     bound = inspect.signature(ours).bind(*args, **kwargs)
     bound.apply_defaults()

@@ -1,4 +1,5 @@
-"""Modules on the kernels: torch's six convolutions under torch's names, lazy ones, causal ones, a deformable one, blocks."""
+"""Modules on the kernels: torch's six convolutions under torch's names, lazy ones, causal ones, a deformable one, blocks;
+and windows as columns."""
 
 from tritonconv.blocks import (
     CausalConv1d,
@@ -13,6 +14,7 @@ from tritonconv.blocks import (
     LazyConvTranspose2d,
     LazyConvTranspose3d,
 )
+from tritonconv.columns.module import Fold, Unfold
 from tritonconv.deform.module import DeformConv2d
 from tritonconv.layers import (
     Conv1d,
@@ -38,10 +40,12 @@ __all__ = [
     "ConvTranspose3d",
     "DeformConv2d",
     "DepthwiseSeparableConv2d",
+    "Fold",
     "LazyConv1d",
     "LazyConv2d",
     "LazyConv3d",
     "LazyConvTranspose1d",
     "LazyConvTranspose2d",
     "LazyConvTranspose3d",
+    "Unfold",
 ]

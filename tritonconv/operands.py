@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from costmodel.problem import ConvProblem
+from tritonconv.check import DTYPES
 
 Maybe = torch.Tensor | None
 
@@ -37,6 +38,13 @@ def shaped(op: str, name: str, tensor: Maybe, *shape: Any) -> None:
 def axes(op: str, name: str, tensor: torch.Tensor, count: int) -> None:
     if tensor.dim() != count:
         raise RuntimeError(f"tritonconv::{op}: expected {name} of {count} axes, got {name} {list(tensor.shape)}")
+
+
+def floating(op: str, name: str, tensor: torch.Tensor) -> None:
+    """Raises RuntimeError unless a tensor is of a dtype that there are kernels for."""
+    if tensor.dtype not in DTYPES:
+        kinds = ", ".join(map(str, DTYPES))
+        raise RuntimeError(f"tritonconv::{op}: expected {name} of {kinds}, got {tensor.dtype}")
 
 
 def numbers(op: str, name: str, tensor: Maybe, first: torch.Tensor, *shape: Any) -> None:

@@ -172,6 +172,29 @@ def flatten_regions(x: Tensor, kernel_size: Sequence[int], stride: Ints = 1, pad
     return torch.stack(rows, dim=1)
 
 
+def fold_regions(
+    rows: Tensor, n: Sequence[int], kernel_size: Sequence[int], stride: Ints = 1, padding: Ints = 0, dilation: Ints = 1
+) -> Tensor:
+    """col2im, the transpose of :func:`flatten_regions`: every region is added to the image at its place, padding is dropped.
+
+    Shapes [batch, prod(m), c * prod(k)] -> [batch, c, *n].
+
+    >>> fold_regions(flatten_regions(torch.ones(1, 1, 3, 3), (2, 2)), (3, 3), (2, 2))[0, 0]
+    tensor([[1., 2., 1.],
+            [2., 4., 2.],
+            [1., 2., 1.]])
+    """
+    m = output_size(n, kernel_size, stride, padding, dilation)
+    strides, pads, dilations = (_per_dim(value, len(m)) for value in (stride, padding, dilation))
+    padded = [size + 2 * p for size, p in zip(n, pads, strict=True)]
+    x = rows.new_zeros(len(rows), rows.shape[2] // math.prod(kernel_size), *padded)
+    for row, position in enumerate(product(*map(range, m))):
+        steps = zip(position, kernel_size, strides, dilations, strict=True)
+        region = [slice(i * s, i * s + d * (k - 1) + 1, d) for i, k, s, d in steps]
+        x[:, :, *region] += rows[:, row].view(*x.shape[:2], *kernel_size)
+    return x[:, :, *[slice(p, p + size) for size, p in zip(n, pads, strict=True)]]
+
+
 def conv_im2col(
     x: Tensor,
     weight: Tensor,

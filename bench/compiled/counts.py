@@ -23,6 +23,7 @@ from bench.gpu.convolutions import LAYOUTS, NUMBERS, family_items, forced, pass_
 from bench.gpu.deform import deform_item
 from bench.gpu.functions import causal_backward, causal_forward, causal_update, separable_item, video_item
 from bench.gpu.item import Item
+from bench.gpu.unfold import unfold_item
 from bench.providers.contender import Unserved
 from bench.work import float32_in
 from costmodel.device import DEVICES
@@ -85,6 +86,7 @@ def items() -> Iterator[Item]:
             if word != "tf32":
                 yield causal_forward("state", word, last)
                 yield causal_backward("state", word, last, "silu")
+                yield unfold_item("3x3", word, last)
             yield video_item("cached", word, last)
         if word != "tf32":
             yield causal_update(word)

@@ -229,4 +229,25 @@ REASONS = (
         holds("deform", "fp64"),
         "Operands of `mma` in float64 are read by `ld.shared.b64`, twice as many lanes to a bank as its width takes.",
     ),
+    Reason(
+        "read",
+        ("unfold_kernel",),
+        holds("unfold", "contiguous"),
+        "Windows begin anywhere, so pixels are loaded one at a time by threads that store two or four neighbouring places at "
+        "once: a request asks for every second or fourth element of its sectors, and the next finds them in the first-level "
+        "cache.",
+    ),
+    Reason(
+        "read",
+        ("unfold_kernel",),
+        holds("unfold", "channels_last"),
+        "A block of so small a call has 16 bytes of the channels of a pixel, half a sector.",
+    ),
+    Reason(
+        "read",
+        ("fold_kernel",),
+        holds("unfold", "channels_last"),
+        "Columns whose rows are contiguous: each lane's place lies a row from the next, in a sector of its own. A copy of the "
+        "columns, which larger calls take first, would be a second launch.",
+    ),
 )

@@ -33,6 +33,7 @@ FILES = tuple(
         "separable",
         "deform",
         "deform_gradients",
+        "unfold",
         "causal",
         "video",
         "video_op",

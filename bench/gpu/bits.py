@@ -8,16 +8,18 @@ in sign.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 
-from bench.gpu.convolutions import FAMILIES, LAYERS, chosen, forced, of_family, pass_item, work_of
+from bench.gpu.convolutions import FAMILIES, LAYERS, chosen, forced, of_family, pass_item, serves, work_of
 from bench.gpu.functions import CHUNKS, causal_tensors
 from bench.gpu.item import Item, Tensors
 from bench.work import Work, float64_pass
+from costmodel.families import families
 from costmodel.problem import Pass
 from tritonconv.causal import cpu as sequences
 from tritonconv.causal.launch import Given
@@ -27,7 +29,7 @@ from tritonconv.video.op import chunk_of
 
 _OPS = torch.ops.tritonconv
 LARGEST = 2  # the largest whole number
-GATHER = FAMILIES["gather"][0]
+GATHER = FAMILIES["gather"]
 
 #: (layer, layout, type, plan). In the plans of "stem" and of the groups the kernel's weights are not the call's.
 FORCED = {
@@ -35,7 +37,7 @@ FORCED = {
     "shared dgrad": (LAYERS["stride 2"], "channels_last", "fp16", "dgrad:gather:64x64x32:w4:s4:split2"),
     "shared wgrad": (GATHER, "channels_last", "fp16", "wgrad:gather:64x64x32:w4:s4:split5"),
     "shared wgrad contiguous": (GATHER, "contiguous", "fp16", "wgrad:gather:64x64x32:w4:s4:split3"),
-    "shared wgrad of boxes": (FAMILIES["tma"][0], "channels_last", "fp16", "wgrad:tma:64x64x64:w4:s4:split3"),
+    "shared wgrad of boxes": (FAMILIES["tma"], "channels_last", "fp16", "wgrad:tma:64x64x64:w4:s4:split3"),
     "packed fprop": (GATHER, "contiguous", "fp16", "fprop:gather:64x64x32:w4:s4:pack-a:pack-b"),
     "packed dgrad": (GATHER, "contiguous", "fp16", "dgrad:gather:64x64x32:w4:s4:pack-a:pack-b"),
     "packed wgrad": (GATHER, "contiguous", "fp16", "wgrad:gather:64x64x32:w4:s4:split2:pack-a:pack-b"),
@@ -160,11 +162,10 @@ def in_order() -> Iterator[Item]:
     for name, (text, layout, numbers, plan) in FORCED.items():
         work = work_of(text, Pass(plan.split(":")[0]), numbers, layout)
         yield whole_item(pass_item(name, work, partial(forced, plan)), work)
-    for family, (text, served) in FAMILIES.items():
-        for numbers in ("fp16", "fp32"):
-            for which in Pass if numbers in served else ():
-                work = work_of(text, which, numbers, "channels_last")
-                yield whole_item(pass_item(f"{family} {which} {numbers}", work, partial(of_family, family)), work)
+    for name, numbers, which in itertools.product(families(), ("fp16", "fp32"), Pass):
+        if serves(name, which, numbers, "channels_last"):
+            work = work_of(FAMILIES[name], which, numbers, "channels_last")
+            yield whole_item(pass_item(f"{name} {which} {numbers}", work, partial(of_family, name)), work)
     for name, text in LAYERS.items():
         for which in Pass:
             work = work_of(text, which, "fp16", "channels_last")

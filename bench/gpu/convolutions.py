@@ -14,6 +14,8 @@ from bench.providers.contender import Unserved
 from bench.providers.ours import call_of, contender
 from bench.tolerance import Expected, activated_share, share
 from bench.work import Work
+from costmodel.device import DEVICES
+from costmodel.families import families, family
 from costmodel.plan import candidates, predict, select
 from costmodel.problem import Pass
 from costmodel.reports.notation import parse
@@ -31,14 +33,16 @@ NUMBERS = {
 }
 LAYOUTS = ("channels_last", "contiguous")
 
-#: For each family a layer that it serves, and the types it computes in.
+#: For each family a layer that it serves. A new family adds its own.
 FAMILIES = {
-    "gather": ("conv2d n4 c64 15x13 -> 96 k3 p1", tuple(NUMBERS)),
-    "patch": ("conv2d n4 c64 15x13 -> 96 k1", tuple(NUMBERS)),
-    "tma": ("conv2d n4 c64 14x12 -> 96 k3 p1", ("fp16", "bf16", "tf32")),
-    "depthwise": ("conv2d n4 c64 15x13 -> 64 k3 p1 g64", ("fp16", "bf16", "fp32", "fp64")),
-    "band": ("conv2d n4 c16 32x32 -> 16 k31 p15 g16", ("fp16", "bf16")),
+    "gather": "conv2d n4 c64 15x13 -> 96 k3 p1",
+    "patch": "conv2d n4 c64 15x13 -> 96 k1",
+    "tma": "conv2d n4 c64 14x12 -> 96 k3 p1",
+    "depthwise": "conv2d n4 c64 15x13 -> 64 k3 p1 g64",
+    "band": "conv2d n4 c16 32x32 -> 16 k31 p15 g16",
 }
+#: A GPU on which each family serves all that it can.
+SERVING = "NVIDIA H200"
 #: Layers of other kinds, by the plan that the library chooses.
 LAYERS = {
     "odd": "conv2d n3 c37 15x17 -> 53 k5x3 s2x3 p2x0 d1x2",
@@ -62,13 +66,27 @@ LAYERS = {
 Choice = Callable[[Call], Plan]
 
 
-def of_family(family: str, call: Call) -> Plan:
+def of_family(name: str, call: Call) -> Plan:
     """The plan of least predicted time within a family. Raises `Unserved` where the current GPU has none."""
     device = model_of_device()
-    found = [plan for plan in candidates(call, device) if plan.family == family]
-    if not found:
-        raise Unserved(f"no {family} plan serves this call on {device.name}")
-    return min(found, key=lambda plan: predict(call, plan, device).seconds)
+    plans = [plan for plan in candidates(call, device) if plan.family == name]
+    if not plans:
+        raise Unserved(f"no {name} plan serves this call on {device.name}")
+    return min(plans, key=lambda plan: predict(call, plan, device).seconds)
+
+
+@cache
+def serves(name: str, which: Pass, numbers: str, layout: str) -> bool:
+    """Whether a family has plans for its layer on `SERVING` that are worth a try: in tf32 others than for exact float32, and
+    for contiguous tensors one without a copy, since behind copies the kernels are those of channels-last ones."""
+
+    def plans(numbers: str) -> list[Any]:
+        call = call_of(work_of(FAMILIES[name], which, numbers, layout))
+        return family(name).candidates(call, DEVICES[SERVING])
+
+    if numbers == "tf32" and plans("fp32") == plans("tf32"):
+        return False
+    return any(layout == "channels_last" or not plan.pack for plan in plans(numbers))
 
 
 def chosen(call: Call) -> Plan:
@@ -183,23 +201,20 @@ def fused_item(name: str, work: Work, kind: str, choice: Choice) -> Item:
 
 def family_items(numbers: Sequence[str], layouts: Sequence[str]) -> Iterator[Item]:
     """Every family and pass in some types and layouts."""
-    for family, (text, served) in FAMILIES.items():
+    for name in families():
         for word, layout, which in itertools.product(numbers, layouts, Pass):
-            if word not in served or (word == "tf32" and family == "tma" and which != Pass.FPROP):
-                continue
-            if family == "tma" and layout != "channels_last":
-                continue
-            name = f"{family} {which} {word} {layout}"
-            yield pass_item(name, work_of(text, which, word, layout), partial(of_family, family))
+            if serves(name, which, word, layout):
+                work = work_of(FAMILIES[name], which, word, layout)
+                yield pass_item(f"{name} {which} {word} {layout}", work, partial(of_family, name))
 
 
 def fused_items(numbers: str) -> Iterator[Item]:
     """Every family with every kind of epilogue, and a transposed layer."""
     for kind in EPILOGUES:
-        for family, (text, served) in FAMILIES.items():
-            if numbers in served:
-                work = work_of(text, Pass.FPROP, numbers, "channels_last")
-                yield fused_item(f"{family} {kind} {numbers}", work, kind, partial(of_family, family))
+        for name in families():
+            if serves(name, Pass.FPROP, numbers, "channels_last"):
+                work = work_of(FAMILIES[name], Pass.FPROP, numbers, "channels_last")
+                yield fused_item(f"{name} {kind} {numbers}", work, kind, partial(of_family, name))
         work = work_of(LAYERS["transposed"], Pass.DGRAD, numbers, "channels_last")
         yield fused_item(f"transposed {kind} {numbers}", work, kind, chosen)
 

@@ -44,6 +44,7 @@ FUNCTIONS = {
         "DeformPlan",
         "costmodel.deform_backward",
     ),
+    "unfold": Function("costmodel.unfold", ("unfold",), (80, 90), "depthwise", "UnfoldPlan"),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from costmodel.families.depthwise import (
     REDUCE_PARTS,
     DepthwisePlan,
     axis_of,
+    is_narrow,
     is_planes,
     load_width,
     loads_together,
@@ -210,6 +211,9 @@ class Depthwise(Launcher):
 
     def launch(self, plan: DepthwisePlan, *given: Any) -> Launch:
         return launch(plan, *given)
+
+    def describes(self, problem: ConvProblem) -> Callable[..., Operand] | None:
+        return depthwise_operand if is_narrow(problem) else None
 
     def laid(self, plan: DepthwisePlan, call: Call, a: TensorKey, b: TensorKey, out: TensorKey) -> Laid:
         if not plan.pack:

@@ -72,11 +72,6 @@ def fits_int32(problem: ConvProblem, plan: MatrixPlan, *tensors: TensorKey) -> b
     return True
 
 
-def is_far(problem: ConvProblem, which: Pass, *tensors: TensorKey) -> bool:
-    """Whether a program of the largest tile of the menu needs 64-bit offsets, for a, b and the result of a pass."""
-    return not fits_int32(problem, GatherPlan(which, "gather", *LARGEST), *tensors)
-
-
 def launch(
     plan: MatrixPlan,
     call: Call,
@@ -281,6 +276,9 @@ class Gemm(Launcher):
 
     def laid(self, plan: MatrixPlan, call: Call, a: TensorKey, b: TensorKey, out: TensorKey) -> Laid:
         return recast(plan, call, a, b, out)
+
+    def is_far(self, problem: ConvProblem, which: Pass, a: TensorKey, b: TensorKey, out: TensorKey) -> bool:
+        return not self.patches and not fits_int32(problem, GatherPlan(which, self.name, *LARGEST), a, b, out)
 
     def launches(self, constants: Mapping[str, Any]) -> bool:
         return bool(constants.get("PATCH")) == self.patches and not constants.get("BOXED")

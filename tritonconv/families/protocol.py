@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import Call
+from costmodel.tiling import Call, Operand
 from tritonconv.prepared import FusedKey, TensorKey
 from tritonconv.steps import Copies, Launch
 
@@ -53,6 +53,15 @@ class Launcher(ABC):
     def laid(self, plan: Any, call: Call, a: TensorKey, b: TensorKey, out: TensorKey) -> Laid:
         """The call as the plan's kernels see it."""
         return Laid(plan, call.problem, a, b, out)
+
+    def describes(self, problem: ConvProblem) -> Callable[..., Operand] | None:
+        """What says how a tensor of a problem lies, as `layout.operand` does, where this family may run the problem and its
+        kernels may assume more than that says; None elsewhere."""
+        return None
+
+    def is_far(self, problem: ConvProblem, which: Pass, a: TensorKey, b: TensorKey, out: TensorKey) -> bool:
+        """Whether a program of this family's largest tile needs 64-bit offsets, where the choice of a plan asks for that."""
+        return False
 
     def launches(self, constants: Mapping[str, Any]) -> bool:
         """Whether a launch with these constants, of a kernel that several families have, belongs to this family."""

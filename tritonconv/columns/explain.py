@@ -1,0 +1,87 @@
+"""Which tiles `unfold` and `fold` take, and what they cost, in words."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from costmodel import executed
+from costmodel import unfold as model
+from costmodel.problem import ConvProblem, Pass
+from costmodel.tiling import Plan, itemsize
+from costmodel.timing import Prediction
+from costmodel.unfold import Unfolding
+from tritonconv.columns import check, fold, launch, unfold
+from tritonconv.host import index_of, runs_kernels
+from tritonconv.launch import DTYPES, device_model
+from tritonconv.plans import text as plan_text
+from tritonconv.prepared import key
+
+Found = tuple[ConvProblem, dict[str, Plan], dict[str, Prediction], str]
+
+
+def of_unfold(number: int | None, *args: Any, **kwargs: Any) -> Found:
+    """(problem, plans, predictions, words) of a call of `unfold`: "fprop", and "dgrad", its gradient. `number` is a device's of
+    `host`, None for where input is. Raises what the call would."""
+    given = _bound(unfold, args, kwargs)
+    forced = plan_text(given.pop("plan"), "unfold", own=model.FAMILY)
+    batched, window = check.unfold(**given)
+    x = given["input"] if batched else given["input"].unsqueeze(0)
+    of = check.image("unfold()", x, *window)
+    return _explained("unfold", Pass.FPROP, of, x, number, forced)
+
+
+def of_fold(number: int | None, *args: Any, **kwargs: Any) -> Found:
+    """The same of a call of `fold`: "dgrad", and "fprop", its gradient."""
+    given = _bound(fold, args, kwargs)
+    forced = plan_text(given.pop("plan"), "fold", Pass.DGRAD, own=model.FAMILY)
+    batched, window = check.fold(**given)
+    y = given["input"] if batched else given["input"].unsqueeze(0)
+    of = check.columns("fold()", y, *window)
+    return _explained("fold", Pass.DGRAD, of, y, number, forced)
+
+
+def _bound(function: Callable[..., Any], args: Any, kwargs: Any) -> dict[str, Any]:
+    bound = inspect.signature(function).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+def _explained(name: str, forward: Pass, of: Unfolding, source: Any, number: int | None, forced: str) -> Found:
+    device = device_model(index_of(source) if number is None else number)
+    dtype, size = source.dtype, itemsize(DTYPES[source.dtype])
+    lines = [f"{name}: {of}, {DTYPES[dtype]}"]
+    if number is None and not source.is_cuda and not runs_kernels():
+        lines.append(
+            "CPU tensors: torch's operators compute them (device= plans for a GPU); what Triton's interpreter would run:"
+        )
+    if not of.problem.batch:
+        return of.problem, {}, {}, "\n".join([*lines, "nothing to move: no kernel is launched"])
+    plans: dict[str, Plan] = {}
+    predictions: dict[str, Prediction] = {}
+    for which in (forward, Pass.DGRAD if forward == Pass.FPROP else Pass.FPROP):
+        lies = [launch.contiguous(of.problem.input_shape), launch.contiguous(of.columns_shape)]
+        if which == forward:
+            lies[forward == Pass.DGRAD] = key(source)
+        call = launch.described(of, which, dtype, lies[0], lies[1])
+        plan = launch.chosen(call, device, forced)
+        found = model.predict(call, plan, device)
+        plans[str(which)], predictions[str(which)] = plan, found
+        what = "windows written as columns" if which == Pass.FPROP else "columns summed into pixels, no atomics"
+        points = "places" if which == Pass.FPROP else "pixels"
+        role = "" if which == forward else ", the gradient of a contiguous tensor"
+        why = "forced by plan=" if str(plan) in forced.split(";") else f"of {len(model.candidates(call, device))} candidates"
+        lines += [
+            f"{which}: {what}{role}",
+            f"  plan {plan}",
+            f"  {plan.block_m} {points} x {plan.block_n} channels, {model.trips(call, plan)} taps a program; "
+            f"{found.tiles} programs; {of.compulsory(size, which) / 1e6:.3g} MB",
+            *["  input copied first, so that it is contiguous"] * len(plan.pack),
+            f"  {why}: {found.seconds * 1e6:.3g} us, bound by {found.bound} ({device.name})",
+        ]
+        if not device.interpreted:
+            lines.append(f"  from {found.low * 1e6:.3g} to {found.high * 1e6:.3g} us, {found.source}")
+    if not device.interpreted:
+        lines.append(f"{executed.words(model.FAMILY, device.capability)}")
+    return of.problem, plans, predictions, "\n".join(lines)

@@ -1,0 +1,132 @@
+"""From an image or its columns to one launch: plan, arguments, grid. Nothing is measured."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+import triton.language as tl
+
+from costmodel import unfold as model
+from costmodel.algebra import product
+from costmodel.device import Device
+from costmodel.problem import Pass
+from costmodel.tiling import MAX_ALIGN
+from costmodel.unfold import UnfoldCall, Unfolding, UnfoldPlan
+from tritonconv.host import INTERPRETED, index_of
+from tritonconv.kernels.index import pack
+from tritonconv.kernels.unfold import Unfolded, fold_kernel, unfold_kernel
+from tritonconv.launch import DTYPES, device_model, on
+from tritonconv.layout import dense_strides, depthwise_operand
+from tritonconv.plans import plan_for
+from tritonconv.prepared import INT32_MAX, TensorKey, accumulator, key, packed_strides
+from tritonconv.steps import Launch, Step
+
+
+def contiguous(shape: tuple[int, ...]) -> TensorKey:
+    """Shape and strides of a contiguous tensor."""
+    return shape, dense_strides(shape, range(len(shape) - 1, -1, -1))
+
+
+def described(of: Unfolding, which: Pass, dtype: torch.dtype, image: TensorKey, columns: TensorKey) -> UnfoldCall:
+    """What the cost model wants to know of a call."""
+    return UnfoldCall(of, which, DTYPES[dtype], depthwise_operand(*image), depthwise_operand(*columns))
+
+
+def chosen(call: UnfoldCall, device: Device, forced: str) -> UnfoldPlan:
+    """The plan of a call. ValueError for a forced one that cannot run it."""
+    plan = plan_for(call.which, forced)
+    return model.select(call, device) if plan is None else model.checked(call, plan)
+
+
+def reach(of: Unfolding, plan: UnfoldPlan, image: TensorKey, columns: TensorKey) -> int:
+    """The largest number that a program counts: an offset from its first channel, or a coordinate of a padded image."""
+    problem, farthest = of.problem, 0
+    for channels, (shape, strides) in ((plan.block_n, image), (plan.block_n * problem.taps, columns)):
+        rest = sum(n * abs(stride) for n, stride in zip(shape[2:], strides[2:], strict=True))
+        farthest = max(farthest, channels * abs(strides[1]) + rest)
+    places = max(product(problem.output_size), product(problem.input_size)) + plan.block_m
+    window = max(problem.padded_size) + 2 * problem.farthest
+    return max(farthest, places, window, max(problem.stride) ** 2)
+
+
+@functools.lru_cache(maxsize=1024)
+def prepare(
+    of: Unfolding, which: Pass, dtype: torch.dtype, device: int, image: TensorKey, columns: TensorKey, forced: str
+) -> Launch:
+    """Plan, arguments and constants of a launch. RuntimeError where a grid does not hold the programs."""
+    call = described(of, which, dtype, image, columns)
+    plan = chosen(call, device_model(device), forced)
+    if plan.pack:
+        image, columns = (contiguous(image[0]), columns) if which == Pass.FPROP else (image, contiguous(columns[0]))
+        call = described(of, which, dtype, image, columns)
+    whole = of.problem.with_unit_axes()
+    count, (tiles, _), shares = model.programs(call, plan), model.blocks(call, plan), model.shares(call, plan)
+    if count > INT32_MAX:
+        raise RuntimeError(f"{of} needs {count} programs, more than a CUDA grid of {INT32_MAX} holds")
+    lows = (low for low, _ in whole.padding)
+    c_align, m_align = math.gcd(whole.in_channels, MAX_ALIGN), math.gcd(call.points, MAX_ALIGN)
+    numbers = (
+        whole.in_channels // c_align,
+        call.points // m_align,
+        *whole.input_size,
+        *whole.output_size,
+        *lows,
+        *(tiles, shares, min(plan.block_k, whole.taps)),
+    )
+    sizes = Unfolded(*map(pack, numbers))
+    constants: dict[str, Any] = {
+        "KERNEL": whole.kernel_size,
+        "STRIDE": whole.stride,
+        "DILATION": whole.dilation,
+        "RANK": of.problem.rank,
+        "INDEX": tl.int32 if reach(of, plan, image, columns) <= INT32_MAX else tl.int64,
+        "X_ALIGN": call.image.align,
+        "X_UNIT": call.image.unit,
+        "Y_ALIGN": call.columns.align,
+        "Y_UNIT": call.columns.unit,
+        "C_ALIGN": c_align,
+        "M_ALIGN": m_align,
+        "BLOCK_M": plan.block_m,
+        "BLOCK_N": plan.block_n,
+        "num_warps": plan.num_warps,
+        "num_stages": plan.num_stages,
+    }
+    x, y = packed_strides(image, call.image), packed_strides(columns, call.columns)
+    if which == Pass.FPROP:
+        return Launch(plan, Step(unfold_kernel, count, constants | {"PADDED": of.problem.needs_bounds}, (x, y, sizes)))
+    constants |= {
+        "PERIOD": model.periods(whole),
+        "INVERSE": model.inverses(whole),
+        "ACC": accumulator(call.dtype),
+        "UPCAST": INTERPRETED and call.dtype == "bfloat16",
+    }
+    return Launch(plan, Step(fold_kernel, count, constants, (y, x, sizes)))
+
+
+def _run(of: Unfolding, which: Pass, source: torch.Tensor, result: torch.Tensor, forced: str) -> torch.Tensor:
+    if not result.numel():
+        return result
+    image, columns = (source, result) if which == Pass.FPROP else (result, source)
+    made = prepare(of, which, source.dtype, index_of(source), key(image), key(columns), forced)
+    assert isinstance(made.plan, UnfoldPlan)
+    with on(source):
+        made.main.start(source.contiguous() if made.plan.pack else source, result, *made.main.arguments)
+    return result
+
+
+def allocated(of: Unfolding, which: Pass, source: torch.Tensor) -> torch.Tensor:
+    """The result without values: contiguous, as torch's is."""
+    return source.new_empty(of.columns_shape if which == Pass.FPROP else of.problem.input_shape)
+
+
+def unfold(of: Unfolding, x: torch.Tensor, forced: str = "") -> torch.Tensor:
+    """The columns [N, C * taps, L] of x [N, C, *size]."""
+    return _run(of, Pass.FPROP, x, allocated(of, Pass.FPROP, x), forced)
+
+
+def fold(of: Unfolding, y: torch.Tensor, forced: str = "") -> torch.Tensor:
+    """The image [N, C, *size] of columns y [N, C * taps, L]."""
+    return _run(of, Pass.DGRAD, y, allocated(of, Pass.DGRAD, y), forced)
