@@ -304,7 +304,7 @@ def predict(call: UnfoldCall, plan: UnfoldPlan, device: Device) -> Prediction:
         walk = (2 + rows) * pace.latency + each * (CACHED + trip.instructions)
         latency = -(-warps // resident) * walk
         terms = choice.Terms(moved * pace.dram, max(issue, lines), latency, (from_l2(call) + copied) * pace.l2)
-        rates = choice.Rates(PROLOGUE, trip.instructions, resident, 0.0, start, moved)
+        rates = choice.Rates(PROLOGUE, trip.instructions, trip.lines, resident, 0.0, start, moved)
         seconds = choice.seconds_of(rates, terms, pace)
         waves = count * plan.num_warps / (device.sm_count * resident)
         names = ("DRAM", "cache lines" if lines > issue else "instruction issue", "latency", "L2")
