@@ -44,7 +44,7 @@ class Layer:
         return f"{self.channels} x {sizes}, k{self.kernel} s{self.stride} p{self.padding}"
 
     @property
-    def of(self) -> Unfolding:
+    def unfolding(self) -> Unfolding:
         rank = len(self.size)
         window = ((n,) * rank for n in (self.kernel, self.dilation, self.padding, self.stride))
         return Unfolding.of((self.batch, self.channels, *self.size), *window)
@@ -52,7 +52,7 @@ class Layer:
     def keys(self, last: bool = False) -> tuple[TensorKey, TensorKey]:
         """Shape and strides of the image and of the columns; `last`: channels of the image, or rows of the columns, are
         contiguous."""
-        shapes = self.of.problem.input_shape, self.of.columns_shape
+        shapes = self.unfolding.problem.input_shape, self.unfolding.columns_shape
         image, columns = ((shape, channels_last_strides(shape)) if last else contiguous(shape) for shape in shapes)
         return image, columns
 
@@ -63,7 +63,7 @@ class Layer:
 
     def call(self, which: Pass, dtype: str = "bfloat16", last: bool = False) -> UnfoldCall:
         """What the cost model is asked."""
-        return launch.described(self.of, which, getattr(torch, dtype), *self.lies(which, last))
+        return launch.described(self.unfolding, which, getattr(torch, dtype), *self.lies(which, last))
 
 
 #: The soft splits of T2T-ViT-14 (Yuan et al. 2021, arXiv:2101.11986, figure 4), the soft composition of FuseFormer (Liu et al.
@@ -90,7 +90,7 @@ def planned_for(device: Device) -> Iterator[None]:
 def step(layer: Layer, which: Pass, arch: int, dtype: torch.dtype = torch.bfloat16, last: bool = False, plan: str = "") -> Step:
     """The launch of a layer with the plan of an architecture's GPU."""
     with planned_for(find_device(GPU[arch])):
-        return launch.prepare(layer.of, which, dtype, 0, *layer.lies(which, last), plan).main
+        return launch.prepare(layer.unfolding, which, dtype, 0, *layer.lies(which, last), plan).main
 
 
 def compiled(

@@ -60,18 +60,18 @@ def arithmetic_named(dtype: Any = None, device: Device | None = None, precision:
     remark = ""
     if dtype is None:
         name = DEFAULT if device is None else device.default_dtype
-        found = (name, "ieee")
+        known = (name, "ieee")
         if name != DEFAULT:
             remark = f"{name} is taken, since {device.name} has no bfloat16" if device is not None else ""
     else:
         name = str(dtype).removeprefix("torch.").lower()
         if name not in NAMES:
             raise ValueError(f"dtype {name!r} is unknown: one of {', '.join(NAMES)}, or such a torch.dtype")
-        found = NAMES[name]
+        known = NAMES[name]
     if precision not in ("ieee", "tf32"):
         raise ValueError(f"precision must be 'ieee' or 'tf32', got {precision!r}")
-    if precision == "tf32" and found[0] == "float32":
-        found = NAMES["tf32"]
+    if precision == "tf32" and known[0] == "float32":
+        known = NAMES["tf32"]
     if device is not None:
-        device.rate(*found)
-    return Arithmetic(*found, remark)
+        device.rate(*known)
+    return Arithmetic(*known, remark)

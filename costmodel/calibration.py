@@ -111,7 +111,7 @@ class Table:
 
     def fastest(self) -> dict[str, str]:
         """`call_key` -> plan, for the kernels as they are now."""
-        return {key: plan for key, (plan, of) in self.plans.items() if is_current(plan.split(":")[1], of)}
+        return {key: plan for key, (plan, sources) in self.plans.items() if is_current(plan.split(":")[1], sources)}
 
 
 def for_another_device(calibrations: tuple[tuple[str, Calibration], ...], owner: str) -> tuple[tuple[str, Calibration], ...]:
@@ -151,7 +151,7 @@ def loads(text: str, origin: str) -> Table:
     try:
         row = json.loads(text)
         families = {name: _family(values) for name, values in row["families"].items()}
-        plans = {key: (str(plan), str(of)) for key, (plan, of) in row["plans"].items()}
+        plans = {key: (str(plan), str(sources)) for key, (plan, sources) in row["plans"].items()}
         if broken := [plan for plan, _ in plans.values() if plan.count(":") < 2]:
             raise ValueError(f"{broken[0]!r} is no plan")
         return Table(str(row["device"]), families, plans)

@@ -128,33 +128,33 @@ class Deformation:
         return ", ".join(parts + ["modulated"] * self.masked)
 
 
-def elements(of: Deformation) -> dict[str, int]:
+def elements(deformation: Deformation) -> dict[str, int]:
     """Elements of each tensor of a call."""
-    problem = of.problem
+    problem = deformation.problem
     return {
         "input": product(problem.input_shape),
-        "offset": product(of.offset_shape),
-        "mask": of.places if of.masked else 0,
+        "offset": product(deformation.offset_shape),
+        "mask": deformation.places if deformation.masked else 0,
         "weight": product(problem.weight_shape),
         "output": product(problem.output_shape),
     }
 
 
-def compulsory(of: Deformation, size: int) -> int:
+def compulsory(deformation: Deformation, size: int) -> int:
     """Bytes that a forward pass moves at least: each tensor once, `size` bytes an element."""
-    return size * sum(elements(of).values())
+    return size * sum(elements(deformation).values())
 
 
-def column_bytes(of: Deformation, size: int) -> int:
+def column_bytes(deformation: Deformation, size: int) -> int:
     """Bytes that writing all samples to memory and reading them back would add: what torchvision's im2col moves."""
-    return 2 * size * of.samples
+    return 2 * size * deformation.samples
 
 
 @dataclass(frozen=True)
 class DeformCall:
     """A call to plan: how its operands lie, as `costmodel.tiling.Call` says it. `x` and `w` as given, before a copy."""
 
-    of: Deformation
+    deformation: Deformation
     dtype: str
     precision: str = "ieee"
     x: Operand = DENSE
@@ -184,26 +184,31 @@ def block_refusal(plan: DeformPlan) -> str:
 def checked(call: DeformCall, plan: Plan, device: Device) -> DeformPlan:
     """A forced plan. Raises ValueError where it cannot run the call."""
     if reason := refusal(call, plan, device):
-        raise ValueError(f"plan {plan} cannot run {call.of}: {reason}")
+        raise ValueError(f"plan {plan} cannot run {call.deformation}: {reason}")
     assert isinstance(plan, DeformPlan)
     return plan
 
 
-def tiles(of: Deformation, plan: DeformPlan) -> tuple[int, int]:
+def tiles(deformation: Deformation, plan: DeformPlan) -> tuple[int, int]:
     """(m tiles, n tiles over all weight groups) of the forward kernel."""
-    problem = of.problem
-    return ceil_div(of.pixels, plan.block_m), problem.groups * ceil_div(problem.filters_per_group, plan.block_n)
+    problem = deformation.problem
+    return ceil_div(deformation.pixels, plan.block_m), problem.groups * ceil_div(problem.filters_per_group, plan.block_n)
 
 
-def trips(of: Deformation, plan: DeformPlan) -> int:
+def trips(deformation: Deformation, plan: DeformPlan) -> int:
     """Trips of the forward kernel's inner loop, over all runs and taps of a weight group."""
-    return of.problem.channels_per_group // of.run * of.problem.taps * ceil_div(of.run, plan.block_k)
+    return (
+        deformation.problem.channels_per_group
+        // deformation.run
+        * deformation.problem.taps
+        * ceil_div(deformation.run, plan.block_k)
+    )
 
 
 def widths(call: DeformCall, plan: DeformPlan) -> tuple[int, int]:
     """Elements that a load brings of a pixel's channels and of a filter's."""
     most = max(1, 16 // itemsize(call.dtype))
-    channels = math.gcd(call.of.run, most)
+    channels = math.gcd(call.deformation.run, most)
 
     def of(operand: Operand, name: str) -> int:
         if name in plan.pack:
@@ -224,13 +229,13 @@ class Trip(NamedTuple):
 
 def trip_of(call: DeformCall, plan: DeformPlan) -> Trip:
     """A trip of the forward, columns (dgrad) or weight kernel."""
-    (m, n, k, *_), of = plan.tile, call.of
+    (m, n, k, *_), deformation = plan.tile, call.deformation
     if plan.which == Pass.WGRAD:
         return Trip(k * n, k, n, m * k)
     if plan.which == Pass.DGRAD:  # the pixels are read once a block of channels, behind the filters
-        trips = ceil_div(of.problem.filters_per_group, k)
-        return Trip(m * n / trips, m / (trips * max(1, ceil_div(of.shared, n))), n, (m + n) * k)
-    return Trip(m * k, m / ceil_div(of.run, k), k, n * k)
+        trips = ceil_div(deformation.problem.filters_per_group, k)
+        return Trip(m * n / trips, m / (trips * max(1, ceil_div(deformation.shared, n))), n, (m + n) * k)
+    return Trip(m * k, m / ceil_div(deformation.run, k), k, n * k)
 
 
 def trip_instructions(call: DeformCall, plan: DeformPlan) -> float:
@@ -292,38 +297,43 @@ def kernel_of(call: DeformCall, plan: DeformPlan, device: Device) -> Kernel:
     before a run. Loads depend on loads, so that their latency is hidden by other programs only."""
     m, n, k, *_ = plan.tile
     kind, size, trip = arithmetic(call.dtype, call.precision), itemsize(call.dtype), trip_of(call, plan)
-    of = kernel(FAMILY, plan.tile, resources(call, plan), kind, size, (LARGEST_BOX, LARGEST_BOX), device)
+    tile_kernel = kernel(FAMILY, plan.tile, resources(call, plan), kind, size, (LARGEST_BOX, LARGEST_BOX), device)
     share = (CORNERS * trip.samples + trip.others) / ((m + n) * k)
-    latency = of.constants.latency * (1 if plan.which == Pass.DGRAD else 2)
-    return of._replace(from_l2=of.from_l2 * share, from_l2_alone=of.from_l2_alone * share, exposed=latency)
+    latency = tile_kernel.constants.latency * (1 if plan.which == Pass.DGRAD else 2)
+    return tile_kernel._replace(
+        from_l2=tile_kernel.from_l2 * share, from_l2_alone=tile_kernel.from_l2_alone * share, exposed=latency
+    )
 
 
 def predict(call: DeformCall, plan: DeformPlan, device: Device) -> Prediction:
     """Seconds of a forward pass under a plan, with the copies before it."""
-    size, of = itemsize(call.dtype), kernel_of(call, plan, device)
-    tiles_m, tiles_n = tiles(call.of, plan)
-    count, each = tiles_m * tiles_n, trips(call.of, plan)
+    size, tile_kernel = itemsize(call.dtype), kernel_of(call, plan, device)
+    tiles_m, tiles_n = tiles(call.deformation, plan)
+    count, each = tiles_m * tiles_n, trips(call.deformation, plan)
     named = {"a": "input", "b": "weight"}
-    moved = compulsory(call.of, size) + sum(2 * size * elements(call.of)[named[name]] for name in plan.pack)
+    moved = compulsory(call.deformation, size) + sum(2 * size * elements(call.deformation)[named[name]] for name in plan.pack)
     issued = count * each * plan.block_m * plan.block_n * plan.block_k
     if device.interpreted:
-        total, bound = CORNERS * interpreted(plan.tile, count, each), of.bound
+        total, bound = CORNERS * interpreted(plan.tile, count, each), tile_kernel.bound
     else:
-        busy, dram = on_chip(of, count, each, device), from_dram(moved, device, of.constants)
-        start = overhead(1 + len(plan.pack), device, of.constants)
-        total, bound = start + max(busy, dram), of.bound if of.clocks >= trip_clocks(of, count, device) else "L2"
+        busy, dram = on_chip(tile_kernel, count, each, device), from_dram(moved, device, tile_kernel.constants)
+        start = overhead(1 + len(plan.pack), device, tile_kernel.constants)
+        total, bound = (
+            start + max(busy, dram),
+            tile_kernel.bound if tile_kernel.clocks >= trip_clocks(tile_kernel, count, device) else "L2",
+        )
         bound = "DRAM" if dram > busy else bound
         bound = "launch" if start > max(busy, dram) else bound
     return Prediction(
         seconds=total,
         tiles=count,
-        waves=count / (device.sm_count * of.resident),
-        tile_use=min(1.0, call.of.macs / max(1, issued)),
+        waves=count / (device.sm_count * tile_kernel.resident),
+        tile_use=min(1.0, call.deformation.macs / max(1, issued)),
         bytes=moved,
         bound=bound,
-        low=total * of.constants.low,
-        high=total * of.constants.high,
-        source=of.constants.source + borrowed(device),
+        low=total * tile_kernel.constants.low,
+        high=total * tile_kernel.constants.high,
+        source=tile_kernel.constants.source + borrowed(device),
     )
 
 
@@ -331,5 +341,5 @@ def select(call: DeformCall, device: Device) -> DeformPlan:
     """The candidate of least predicted time. RuntimeError where the device's shared memory has room for none."""
     found = candidates(call, device)
     if not found:
-        raise RuntimeError(f"no tile of a deformable convolution fits {device.name}: {call.of}")
+        raise RuntimeError(f"no tile of a deformable convolution fits {device.name}: {call.deformation}")
     return min(found, key=lambda plan: predict(call, plan, device).seconds)

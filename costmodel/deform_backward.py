@@ -54,16 +54,18 @@ WORKSPACE = 1 << 28
 SORTED = 4 * 2 * (4 + 8)
 
 
-def workspace(of: Deformation, size: int) -> int:
+def workspace(deformation: Deformation, size: int) -> int:
     """Bytes between the kernels for the input's gradient of one image: columns in the accumulator's type, and of each of a
     place's four pixels its number twice (given and sorted), its position and its weight."""
     inner = max(4, size)
-    return (of.samples * inner + CORNERS * of.places * (4 + 4 + 8 + inner)) // max(1, of.problem.batch)
+    return (deformation.samples * inner + CORNERS * deformation.places * (4 + 4 + 8 + inner)) // max(
+        1, deformation.problem.batch
+    )
 
 
-def images_at_a_time(of: Deformation, size: int) -> int:
+def images_at_a_time(deformation: Deformation, size: int) -> int:
     """Images whose workspace fits `WORKSPACE`, at least one."""
-    return max(1, min(of.problem.batch, WORKSPACE // max(1, workspace(of, size))))
+    return max(1, min(deformation.problem.batch, WORKSPACE // max(1, workspace(deformation, size))))
 
 
 def refusal(call: DeformCall, plan: Plan, which: Pass, device: Device) -> str:
@@ -78,7 +80,7 @@ def refusal(call: DeformCall, plan: Plan, which: Pass, device: Device) -> str:
 def checked(call: DeformCall, plan: Plan, which: Pass, device: Device) -> DeformPlan:
     """A forced plan. Raises ValueError where it cannot run the call."""
     if reason := refusal(call, plan, which, device):
-        raise ValueError(f"plan {plan} cannot run {call.of}: {reason}")
+        raise ValueError(f"plan {plan} cannot run {call.deformation}: {reason}")
     assert isinstance(plan, DeformPlan)
     return plan
 
@@ -92,16 +94,16 @@ def candidates(call: DeformCall, which: Pass, device: Device) -> list[DeformPlan
     pack = ("a",) * (call.x.unit != 1 or call.y.unit != 1) + narrow(call, "b") * (which == Pass.DGRAD)
     found = fitting(call, which, (WEIGHTS if which == Pass.WGRAD else COLUMNS)[kind], pack)
     if which == Pass.WGRAD:
-        return [replace(plan, split=shares(call.of, plan, device)) for plan in found]
+        return [replace(plan, split=shares(call.deformation, plan, device)) for plan in found]
     # four pixels of a block of channels are in flight: wide blocks need loads of 16 bytes
-    whole = [p for p in found if widths(call, p)[0] * itemsize(call.dtype) == 16 and not call.of.run % p.block_n]
+    whole = [p for p in found if widths(call, p)[0] * itemsize(call.dtype) == 16 and not call.deformation.run % p.block_n]
     return [plan for plan in found if plan in whole or plan is found[-1]]
 
 
-def shares(of: Deformation, plan: DeformPlan, device: Device) -> int:
+def shares(deformation: Deformation, plan: DeformPlan, device: Device) -> int:
     """Programs among which the pixels of a weight's gradient are shared out, none of them without a trip."""
-    trips = ceil_div(of.pixels, plan.block_k)
-    wanted = ceil_div(2 * device.sm_count, weights_tiles(of, plan))
+    trips = ceil_div(deformation.pixels, plan.block_k)
+    wanted = ceil_div(2 * device.sm_count, weights_tiles(deformation, plan))
     return ceil_div(trips, ceil_div(trips, min(wanted, trips))) if trips else 1
 
 
@@ -110,70 +112,76 @@ def select(call: DeformCall, which: Pass, device: Device) -> DeformPlan:
     return min(candidates(call, which, device), key=lambda plan: busy(call, plan, device))
 
 
-def columns_tiles(of: Deformation, plan: DeformPlan) -> int:
-    return of.offset_groups * of.problem.taps * ceil_div(of.pixels, plan.block_m)
+def columns_tiles(deformation: Deformation, plan: DeformPlan) -> int:
+    return deformation.offset_groups * deformation.problem.taps * ceil_div(deformation.pixels, plan.block_m)
 
 
-def columns_trips(of: Deformation, plan: DeformPlan) -> int:
+def columns_trips(deformation: Deformation, plan: DeformPlan) -> int:
     """Trips of the inner loop of one program of the columns kernel: blocks of channels times blocks of filters."""
-    blocks = of.shared // of.run * ceil_div(of.run, plan.block_n)
-    return blocks * ceil_div(of.problem.filters_per_group, plan.block_k)
+    blocks = deformation.shared // deformation.run * ceil_div(deformation.run, plan.block_n)
+    return blocks * ceil_div(deformation.problem.filters_per_group, plan.block_k)
 
 
-def weights_tiles(of: Deformation, plan: DeformPlan) -> int:
+def weights_tiles(deformation: Deformation, plan: DeformPlan) -> int:
     """Programs of one share of the pixels."""
-    problem = of.problem
-    runs = problem.in_channels // of.run
-    return runs * problem.taps * ceil_div(of.run, plan.block_n) * ceil_div(problem.filters_per_group, plan.block_m)
+    problem = deformation.problem
+    runs = problem.in_channels // deformation.run
+    return runs * problem.taps * ceil_div(deformation.run, plan.block_n) * ceil_div(problem.filters_per_group, plan.block_m)
 
 
-def flops(of: Deformation, inputs: bool = True, places: bool = True, weights: bool = True) -> int:
+def flops(deformation: Deformation, inputs: bool = True, places: bool = True, weights: bool = True) -> int:
     """FLOP of the gradients that are asked for: a product for the samples' gradients and one for the weight's; a sample again
     for the weight; to the four pixels a multiplication and an addition each; for offset and mask the product of the sample's
     gradient with the four pixels."""
-    found = 2 * of.macs * ((inputs or places) + weights)
-    return int(found + of.samples * (SAMPLE_FLOPS * weights + 2 * CORNERS * inputs + 2 * CORNERS * places))
+    found = 2 * deformation.macs * ((inputs or places) + weights)
+    return int(found + deformation.samples * (SAMPLE_FLOPS * weights + 2 * CORNERS * inputs + 2 * CORNERS * places))
 
 
 def busy(call: DeformCall, plan: DeformPlan, device: Device) -> float:
     """Seconds on the chip of the columns kernel or of the weight's, a second stage of the sums and copies before included."""
-    of, weights = call.of, plan.which == Pass.WGRAD
+    deformation, weights = call.deformation, plan.which == Pass.WGRAD
     if weights:
-        count, trips = weights_tiles(of, plan) * plan.split, ceil_div(ceil_div(of.pixels, plan.block_k), plan.split)
+        count, trips = (
+            weights_tiles(deformation, plan) * plan.split,
+            ceil_div(ceil_div(deformation.pixels, plan.block_k), plan.split),
+        )
     else:
-        count, trips = columns_tiles(of, plan), columns_trips(of, plan)
+        count, trips = columns_tiles(deformation, plan), columns_trips(deformation, plan)
     if device.interpreted:
         return interpreted(plan.tile, count, trips)
     size = itemsize(call.dtype)
     kernel = kernel_of(call, plan, device)
-    second = from_dram(share_bytes(of, plan, size) + copy_bytes(of, plan, size), device, kernel.constants)
+    second = from_dram(share_bytes(deformation, plan, size) + copy_bytes(deformation, plan, size), device, kernel.constants)
     return on_chip(kernel, count, max(1, trips), device) + second
 
 
-def share_bytes(of: Deformation, plan: DeformPlan, size: int) -> int:
+def share_bytes(deformation: Deformation, plan: DeformPlan, size: int) -> int:
     """Bytes of partial sums of a weight's gradient, written and read."""
-    return 2 * max(4, size) * plan.split * elements(of)["weight"] if plan.split > 1 else 0
+    return 2 * max(4, size) * plan.split * elements(deformation)["weight"] if plan.split > 1 else 0
 
 
-def copy_bytes(of: Deformation, plan: DeformPlan, size: int) -> int:
+def copy_bytes(deformation: Deformation, plan: DeformPlan, size: int) -> int:
     """Bytes of the copies that a plan asks for."""
-    sizes = elements(of)
+    sizes = elements(deformation)
     copied = ("a" in plan.pack) * (sizes["input"] + sizes["output"]) + ("b" in plan.pack) * sizes["weight"]
     return 2 * size * copied
 
 
 def parts(call: DeformCall, device: Device) -> dict[str, tuple[float, int]]:
     """(seconds, bytes of DRAM) of each of the four parts, the launches left out."""
-    of, size = call.of, itemsize(call.dtype)
-    inner, sizes, constants = max(4, size), elements(of), device.calibration(FAMILY)
+    deformation, size = call.deformation, itemsize(call.dtype)
+    inner, sizes, constants = max(4, size), elements(deformation), device.calibration(FAMILY)
     columns, weights = (select(call, which, device) for which in (Pass.DGRAD, Pass.WGRAD))
-    entries, everything = CORNERS * of.places, compulsory(of, size)
+    entries, everything = CORNERS * deformation.places, compulsory(deformation, size)
     moved = {
-        "columns": everything + size * (sizes["offset"] + sizes["mask"]) + inner * of.samples + copy_bytes(of, columns, size),
+        "columns": everything
+        + size * (sizes["offset"] + sizes["mask"])
+        + inner * deformation.samples
+        + copy_bytes(deformation, columns, size),
         "sort": entries * (SORTED + 4 + inner),
         # a column is read by the four pixels that it belongs to, which lie next to each other and find it in L2
-        "scatter": inner * of.samples + entries * (8 + inner) + size * sizes["input"],
-        "weights": everything + share_bytes(of, weights, size),
+        "scatter": inner * deformation.samples + entries * (8 + inner) + size * sizes["input"],
+        "weights": everything + share_bytes(deformation, weights, size),
     }
     times = {"columns": busy(call, columns, device), "weights": busy(call, weights, device)}
     return {
@@ -184,23 +192,23 @@ def parts(call: DeformCall, device: Device) -> dict[str, tuple[float, int]]:
 
 def predict(call: DeformCall, device: Device) -> Prediction:
     """Seconds of a backward pass of all five tensors, the bias' sum left out."""
-    of, size = call.of, itemsize(call.dtype)
+    deformation, size = call.deformation, itemsize(call.dtype)
     found = parts(call, device)
     columns, weights = (select(call, which, device) for which in (Pass.DGRAD, Pass.WGRAD))
     constants = device.calibration(FAMILY)
-    portions = ceil_div(of.problem.batch, images_at_a_time(of, size))
+    portions = ceil_div(deformation.problem.batch, images_at_a_time(deformation, size))
     # columns, targets, the sort's passes, a search for the bounds, scatter; weights and their second stage
     launches = portions * 10 + 1 + (weights.split > 1)
     seconds = sum(each for each, _ in found.values())
     start = 0.0 if device.interpreted else overhead(launches, device, constants)
     longest = max(found, key=lambda name: found[name][0])
-    count = columns_tiles(of, columns)
-    issued = count * columns_trips(of, columns) * product(columns.tile[:3])
+    count = columns_tiles(deformation, columns)
+    issued = count * columns_trips(deformation, columns) * product(columns.tile[:3])
     return Prediction(
         seconds=seconds + start,
         tiles=count,
         waves=count / device.sm_count,
-        tile_use=min(1.0, of.macs / max(1, issued)),
+        tile_use=min(1.0, deformation.macs / max(1, issued)),
         bytes=sum(each for _, each in found.values()),
         bound="launch" if start > seconds else longest,
         low=(seconds + start) * constants.low,

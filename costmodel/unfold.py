@@ -106,7 +106,7 @@ class Unfolding:
 class UnfoldCall:
     """A call to plan: how the image and the columns lie, as `costmodel.tiling.Operand` says it."""
 
-    of: Unfolding
+    unfolding: Unfolding
     which: Pass
     dtype: str
     image: Operand = ROWS
@@ -115,7 +115,7 @@ class UnfoldCall:
     @property
     def elements(self) -> int:
         """Elements of what the kernel reads."""
-        return int(product(self.of.problem.input_shape if self.which == Pass.FPROP else self.of.columns_shape))
+        return int(product(self.unfolding.problem.input_shape if self.which == Pass.FPROP else self.unfolding.columns_shape))
 
     @property
     def source(self) -> Operand:
@@ -127,15 +127,15 @@ class UnfoldCall:
         if not pack:
             return self
         if self.which == Pass.DGRAD:
-            return replace(self, columns=Operand(4, math.gcd(MAX_ALIGN, self.of.places)))
-        sizes = self.of.problem.input_size
+            return replace(self, columns=Operand(4, math.gcd(MAX_ALIGN, self.unfolding.places)))
+        sizes = self.unfolding.problem.input_size
         align = math.gcd(MAX_ALIGN, *(product(sizes[axis:]) for axis in range(len(sizes))))
         return replace(self, image=Operand(4, align))
 
     @property
     def points(self) -> int:
         """Places that unfold writes in each image, or pixels that fold does."""
-        problem = self.of.problem
+        problem = self.unfolding.problem
         return int(product(problem.output_size if self.which == Pass.FPROP else problem.input_size))
 
 
@@ -152,7 +152,7 @@ def inverses(problem: ConvProblem) -> tuple[int, ...]:
 
 def trips(call: UnfoldCall, plan: UnfoldPlan) -> int:
     """Trips of a program's loop: the taps of its share, or those that may meet a pixel."""
-    problem = call.of.problem
+    problem = call.unfolding.problem
     if call.which == Pass.FPROP:
         return min(plan.block_k, problem.taps)
     return product(ceil_div(n, period) for n, period in zip(problem.kernel_size, periods(problem), strict=True))
@@ -160,16 +160,16 @@ def trips(call: UnfoldCall, plan: UnfoldPlan) -> int:
 
 def shares(call: UnfoldCall, plan: UnfoldPlan) -> int:
     """Programs that share the taps of a block."""
-    return ceil_div(call.of.problem.taps, plan.block_k) if call.which == Pass.FPROP else 1
+    return ceil_div(call.unfolding.problem.taps, plan.block_k) if call.which == Pass.FPROP else 1
 
 
 def blocks(call: UnfoldCall, plan: UnfoldPlan) -> tuple[int, int]:
     """(blocks of places or pixels, blocks of channels) of an image."""
-    return ceil_div(call.points, plan.block_m), ceil_div(call.of.problem.in_channels, plan.block_n)
+    return ceil_div(call.points, plan.block_m), ceil_div(call.unfolding.problem.in_channels, plan.block_n)
 
 
 def programs(call: UnfoldCall, plan: UnfoldPlan) -> int:
-    return call.of.problem.batch * shares(call, plan) * product(blocks(call, plan))
+    return call.unfolding.problem.batch * shares(call, plan) * product(blocks(call, plan))
 
 
 def refusal(call: UnfoldCall, plan: Plan) -> str:
@@ -191,7 +191,7 @@ def refusal(call: UnfoldCall, plan: Plan) -> str:
 def checked(call: UnfoldCall, plan: Plan) -> UnfoldPlan:
     """A forced plan. Raises ValueError where it cannot run the call."""
     if reason := refusal(call, plan):
-        raise ValueError(f"plan {plan} cannot run {call.of}: {reason}")
+        raise ValueError(f"plan {plan} cannot run {call.unfolding}: {reason}")
     assert isinstance(plan, UnfoldPlan)
     return plan
 
@@ -207,7 +207,7 @@ def candidates(call: UnfoldCall, device: Device) -> list[UnfoldPlan]:
 
 
 def _menu(call: UnfoldCall, device: Device) -> list[UnfoldPlan]:
-    problem = call.of.problem
+    problem = call.unfolding.problem
     places, channels = (1 << (int(n) - 1).bit_length() for n in (call.points, problem.in_channels))
     if device.interpreted:
         m = min(places, INTERPRETED_PLACES)
@@ -239,7 +239,7 @@ def trip_of(call: UnfoldCall, plan: UnfoldPlan) -> Trip:
     """A trip of a program's loop. Threads lie along what the trip stores (unfold) or loads (fold) contiguously; where an
     image's channels are contiguous, unfold exchanges its elements through shared memory. `tests/test_unfold_aot.py` holds the
     instructions against compiled kernels."""
-    size, problem = itemsize(call.dtype), call.of.problem
+    size, problem = itemsize(call.dtype), call.unfolding.problem
     each = max(1.0, plan.block_m * plan.block_n / (LANES * plan.num_warps))  # elements of a thread
     rank, tested = problem.rank, problem.rank * problem.needs_bounds
     if call.which == Pass.DGRAD:
@@ -274,10 +274,10 @@ PROLOGUE = 200
 
 def from_l2(call: UnfoldCall) -> float:
     """Bytes that multiprocessors exchange with the L2 cache. Taps of a row that see the same pixels read it once."""
-    size, problem = itemsize(call.dtype), call.of.problem
+    size, problem = itemsize(call.dtype), call.unfolding.problem
     if call.which == Pass.DGRAD:
-        return float(call.of.compulsory(size, call.which))
-    columns, taps = product(call.of.columns_shape), problem.kernel_size[-1]
+        return float(call.unfolding.compulsory(size, call.which))
+    columns, taps = product(call.unfolding.columns_shape), problem.kernel_size[-1]
     return float(size * columns * (1 + min(1.0, problem.stride[-1] / taps)))
 
 
@@ -285,10 +285,10 @@ def from_l2(call: UnfoldCall) -> float:
 def predict(call: UnfoldCall, plan: UnfoldPlan, device: Device) -> Prediction:
     """Seconds of a call under a plan: the launch, plus mainly the largest of DRAM, L2, instruction issue, cache lines and
     exposed latency (`depthwise_choice.seconds_of`)."""
-    problem, size = call.of.problem, itemsize(call.dtype)
+    problem, size = call.unfolding.problem, itemsize(call.dtype)
     constants, count, each = device.calibration(FAMILY), programs(call, plan), trips(call, plan)
     copied = 2 * size * call.elements * len(plan.pack)
-    moved, block = int(call.of.compulsory(size, call.which)) + copied, plan.block_m * plan.block_n
+    moved, block = int(call.unfolding.compulsory(size, call.which)) + copied, plan.block_m * plan.block_n
     use = min(1.0, problem.batch * problem.in_channels * call.points / max(1, count / shares(call, plan) * block))
     if device.interpreted:
         seconds = count * (1 + each) * (INTERPRETED_TRIP + block * INTERPRETED_ELEMENT)

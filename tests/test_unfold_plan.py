@@ -75,7 +75,7 @@ def test_a_large_batch_takes_about_the_time_of_its_bytes(dtype, most):
             found = model.predict(twice, plan, H200)
             floor = found.bytes / (H200.bandwidth * 1e9)
             assert floor < found.seconds < most * floor
-            assert found.bytes == twice.of.compulsory(2 if dtype == "bfloat16" else 4, which)
+            assert found.bytes == twice.unfolding.compulsory(2 if dtype == "bfloat16" else 4, which)
             assert model.predict(call, model.select(call, H200), H200).seconds < found.seconds
 
 
@@ -92,7 +92,7 @@ def test_columns_of_transposed_tokens_are_copied_first():
     assert plan.pack == ("a",) and call.columns.unit == 1
     direct = replace(plan, pack=())
     found, alone = model.predict(call, plan, H200), model.predict(call, direct, H200)
-    assert found.bytes - alone.bytes == 2 * 2 * math.prod(LAYERS[2].of.columns_shape) and found.seconds < alone.seconds
+    assert found.bytes - alone.bytes == 2 * 2 * math.prod(LAYERS[2].unfolding.columns_shape) and found.seconds < alone.seconds
 
 
 @pytest.mark.interpreter

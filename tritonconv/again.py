@@ -56,8 +56,8 @@ class _FusedAgain(_Primitive):
 
     @staticmethod
     def backward(ctx: Any, dy: Maybe, dz: Maybe = None) -> Any:
-        of = _FusedFprop if ctx.which == Pass.FPROP else _FusedDgrad
-        return *of.gradients(ctx, dy, dz), None
+        primitive = _FusedFprop if ctx.which == Pass.FPROP else _FusedDgrad
+        return *primitive.gradients(ctx, dy, dz), None
 
 
 def recorded(function: type[torch.autograd.Function]) -> Any:

@@ -48,16 +48,16 @@ def has_tangent(*tensors: torch.Tensor | None) -> bool:
 
 def added(*terms: torch.Tensor | None) -> torch.Tensor | None:
     """The sum of the tensors that are not None, or None if there is none."""
-    found = None
+    total = None
     for term in terms:
         if term is not None:
-            found = term if found is None else found + term
-    return found
+            total = term if total is None else total + term
+    return total
 
 
-def or_zeros(tangent: Maybe, of: Maybe) -> Maybe:
+def or_zeros(tangent: Maybe, primal: Maybe) -> Maybe:
     """The tangent of a tensor, with zeros in the place of None. None if there is no tensor."""
-    return torch.zeros_like(of) if tangent is None and of is not None else tangent
+    return torch.zeros_like(primal) if tangent is None and primal is not None else tangent
 
 
 class _Primitive(torch.autograd.Function):
@@ -150,9 +150,9 @@ def both(first: Arguments, second: Arguments) -> tuple[torch.Tensor, torch.Tenso
             pass
     made = called(*first), called(*second)
     if key is not None:
-        found = [recipes.known(recipes.key((name, *rest), None, a, b)) for name, a, b, *rest in (first, second)]
-        if None not in found:
-            recipes.keep(key, tuple(found))
+        halves = [recipes.known(recipes.key((name, *rest), None, a, b)) for name, a, b, *rest in (first, second)]
+        if None not in halves:
+            recipes.keep(key, tuple(halves))
     return made
 
 

@@ -159,8 +159,8 @@ class _Fused(_Primitive):
         scaled = w if scale is None or not needs_a else w * over_weight(scale, cls.which, w, groups)
         first = ("dgrad", dz, scaled, input_size, *window) if forward else ("fprop", dz, scaled, *window)
         second = ("wgrad", *((dz, a) if forward else (a, dz)), kernel_size, *window)
-        found: Any = gradients_of(needs_a, needs_w or needs_scale, first, second)
-        da, dw = found
+        pair: Any = gradients_of(needs_a, needs_w or needs_scale, first, second)
+        da, dw = pair
         if needs_b or needs_scale or needs_shift:
             dshift = _bias_gradient(dz)
         if needs_scale:

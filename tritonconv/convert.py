@@ -99,9 +99,9 @@ def convert(
         part = converted.get_submodule(name)
         if not isinstance(part, ours.Replacement):
             swap.replace(part)
-    for part, found in chosen:
-        if found is not None and not isinstance(part, Adapted):
-            swap.adapt(part, found)
+    for part, kind in chosen:
+        if kind is not None and not isinstance(part, Adapted):
+            swap.adapt(part, kind)
     return folding.folded(converted) if fuse else converted
 
 
@@ -157,8 +157,8 @@ def _stays(part: nn.Module) -> str:
         return "it is scripted: convert the model before it is" if scripted else ""
     if type(part).__module__.startswith("torch.ao.nn.quantized") and "Conv" in type(part).__name__:
         return "it is quantised, and multiplies integers"
-    found = swap.calls_functional(part)
-    return f"its forward calls {found} itself: tritonconv.use() reaches that" if found else ""
+    called = swap.calls_functional(part)
+    return f"its forward calls {called} itself: tritonconv.use() reaches that" if called else ""
 
 
 def _is_module(function: str, module: object) -> None:

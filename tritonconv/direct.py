@@ -67,23 +67,23 @@ def key(kernel: Any, own: frozenset[int], values: Sequence[Any], named: Mapping[
         if hook is not None and getattr(hook, "calls", True):
             return None
     inspects = runtime.add_stages_inspection_hook
-    found: list[Hashable] = [
+    parts: list[Hashable] = [
         driver.active.get_current_device(),
         getattr(compilation, "fpsan_homomorphic_casts", None),
         inspects() if inspects is not None and _ASKS_HOOK else inspects,
     ]
     for value in (*values, *named.values()) if named else values:
         if value is None:
-            found.append(None)
+            parts.append(None)
         elif id(value) in own or id(value) in _LASTING:
-            found.append(id(value))
+            parts.append(id(value))
         elif type(value) is torch.Tensor:
-            found.append((value.dtype, value.data_ptr() % 16 == 0))
+            parts.append((value.dtype, value.data_ptr() % 16 == 0))
         elif isinstance(value, tuple):
-            found.append((type(value), *[None if v is None else _kind(v) for v in value]))
+            parts.append((type(value), *[None if v is None else _kind(v) for v in value]))
         else:
-            found.append(_kind(value))
-    return tuple(found)
+            parts.append(_kind(value))
+    return tuple(parts)
 
 
 def repeatable(

@@ -121,9 +121,9 @@ def explain(function: Any, *args: Any, device: str | Device | None = None, **kwa
 
 def _number(device: str | Device) -> int:
     """The number of `host` for a device that a user names."""
-    found = find_device(device)
-    host.is_new_enough(found.name, found.capability)
-    return host.number_of(found)
+    gpu = find_device(device)
+    host.is_new_enough(gpu.name, gpu.capability)
+    return host.number_of(gpu)
 
 
 def explained(
@@ -161,7 +161,7 @@ def explained(
     precision = launch.fp32_precision()
     passes = [forward, Pass.DGRAD if forward == Pass.FPROP else Pass.FPROP, Pass.WGRAD]
     left: list[str] = []
-    found, predictions, lines = {}, {}, [f"{name}: {problem}, {Arithmetic(launch.DTYPES[dtype], precision).words}"]
+    by_pass, predictions, lines = {}, {}, [f"{name}: {problem}, {Arithmetic(launch.DTYPES[dtype], precision).words}"]
     if number is None and not x.is_cuda and not host.runs_kernels():
         lines.append(
             "CPU tensors: torch's own convolution computes them (device= plans for a GPU); what Triton's interpreter would run:"
@@ -173,7 +173,7 @@ def explained(
         call = Call(problem, which, launch.DTYPES[dtype], precision, *described, follows)
         model = launch.device_model(index)
         prediction = predict(call, chosen, model)
-        found[str(which)], predictions[str(which)] = chosen, prediction
+        by_pass[str(which)], predictions[str(which)] = chosen, prediction
         lines += _words(call, chosen, prediction, model, plans.is_forced(which, plan))
         if torchs and where.leaves(problem, which, x):
             left.append(str(which))
@@ -185,27 +185,27 @@ def explained(
                 lines.append("  the value before the activation is kept for the backward pass")
     if not problem.macs:
         lines.append("nothing to multiply: no kernel is launched")
-    return Explanation(problem, found, predictions, "\n".join(lines), tuple(left))
+    return Explanation(problem, by_pass, predictions, "\n".join(lines), tuple(left))
 
 
-def _words(call: Call, plan: Plan, found: Prediction, device: Device, forced: bool) -> list[str]:
+def _words(call: Call, plan: Plan, prediction: Prediction, device: Device, forced: bool) -> list[str]:
     launcher = launchers()[plan.family]
     title = f"{call.which}: {launcher.title}{launcher.remark(call, plan)}"
-    return [title, f"  plan {plan}", *launcher.words(call, plan), *_cost_words(call, plan, found, device, forced)]
+    return [title, f"  plan {plan}", *launcher.words(call, plan), *_cost_words(call, plan, prediction, device, forced)]
 
 
-def _cost_words(call: Call, plan: Plan, found: Prediction, device: Device, forced: bool) -> list[str]:
+def _cost_words(call: Call, plan: Plan, prediction: Prediction, device: Device, forced: bool) -> list[str]:
     lines, choices, known = [], len(candidates(call, device)), measured(call, device) is not None
     if extra := family(plan.family).counted(call, plan).extra_bytes:
-        lines.append(f"  {extra / 1e6:.3g} MB moved beyond the compulsory {(found.bytes - extra) / 1e6:.3g} MB")
+        lines.append(f"  {extra / 1e6:.3g} MB moved beyond the compulsory {(prediction.bytes - extra) / 1e6:.3g} MB")
     why = "forced by plan="
     if not forced:
         why = f"{'measured fastest' if known else 'least predicted time'} of {choices} candidates"
     lines.append(
-        f"  {why}: {found.seconds * 1e6:.3g} us, bound by {found.bound}; {found.waves:.2g} waves, "
-        f"{found.tile_use:.0%} of the issued multiply-adds needed ({device.name})"
+        f"  {why}: {prediction.seconds * 1e6:.3g} us, bound by {prediction.bound}; {prediction.waves:.2g} waves, "
+        f"{prediction.tile_use:.0%} of the issued multiply-adds needed ({device.name})"
     )
     if not device.interpreted:
         lines.append(f"  {executed.words(plan.family, device.capability)}")
-        lines.append(f"  from {found.low * 1e6:.3g} to {found.high * 1e6:.3g} us, {found.source}")
+        lines.append(f"  from {prediction.low * 1e6:.3g} to {prediction.high * 1e6:.3g} us, {prediction.source}")
     return lines

@@ -78,8 +78,8 @@ class ModelExplanation:
         return "\n".join(lines)
 
 
-def _first(found: Explanation) -> list[Any]:
-    return [*found.plans.values()][:1]
+def _first(explanation: Explanation) -> list[Any]:
+    return [*explanation.plans.values()][:1]
 
 
 class _Calls(TorchFunctionMode):
@@ -116,12 +116,12 @@ def explained_model(number: int | None, model: nn.Module, *inputs: Any, **keywor
     with settings(model, model.training), stage.fake, MetaToFake(stage.fake), calls:
         stage.forward()
     index = _where(model, inputs, keywords) if number is None else number
-    found = [_explained(index, *call) for call in calls.calls]
+    explained = [_explained(index, *call) for call in calls.calls]
     for place, left in reversed(calls.left):
-        found.insert(place, left)
-    if is_convolution(model) and len(found) == 1 and found[0].found is not None:
-        return found[0].found
-    return ModelExplanation(type(model).__name__, launch.device_model(index).name, tuple(found))
+        explained.insert(place, left)
+    if is_convolution(model) and len(explained) == 1 and explained[0].found is not None:
+        return explained[0].found
+    return ModelExplanation(type(model).__name__, launch.device_model(index).name, tuple(explained))
 
 
 def _where(*given: Any) -> int:
@@ -159,15 +159,19 @@ def _lying(value: Any) -> Any:
 
 
 def _convolution(number: int, name: str, args: Sequence[Any], torchs: bool) -> Explanation:
-    of = op._PRIMITIVES[name.removesuffix("_fused")]
+    primitive = op._PRIMITIVES[name.removesuffix("_fused")]
     a, w, *rest = args
-    problem, plan, after = op._problem(of, a, w, rest), "".join(rest[of.arguments - 2 :]) if name == of.name else "", After()
-    if name != of.name:
-        scale, shift, residual, activation, slope, _ = Epilogue(*rest[of.arguments - 2 :][: len(Epilogue._fields)])
-        plan = rest[of.arguments - 2 + len(Epilogue._fields)]
+    problem, plan, after = (
+        op._problem(primitive, a, w, rest),
+        "".join(rest[primitive.arguments - 2 :]) if name == primitive.name else "",
+        After(),
+    )
+    if name != primitive.name:
+        scale, shift, residual, activation, slope, _ = Epilogue(*rest[primitive.arguments - 2 :][: len(Epilogue._fields)])
+        plan = rest[primitive.arguments - 2 + len(Epilogue._fields)]
         after = After(activation or None, slope, scale, shift, residual)
-    words = f"conv{'_transpose' * (of.name == 'dgrad')}{problem.rank}d{'_fused' * (name != of.name)}"
-    return explained(words, problem, Pass(of.name), (a, w, rest[0]), after, plan, number, torchs)
+    words = f"conv{'_transpose' * (primitive.name == 'dgrad')}{problem.rank}d{'_fused' * (name != primitive.name)}"
+    return explained(words, problem, Pass(primitive.name), (a, w, rest[0]), after, plan, number, torchs)
 
 
 def _separable(

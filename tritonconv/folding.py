@@ -143,9 +143,9 @@ def original(model: Any) -> Any:
     elif isinstance(model, GraphModule) and any(isinstance(part, Folded) for part in model.modules()):
         raise ValueError("revert(): this is a copy of a folded model, which has no way back: revert the one it was copied of")
     for name, part in list(model.named_children()):
-        found = original(part)
-        if found is not part:
-            setattr(model, name, found)
+        restored = original(part)
+        if restored is not part:
+            setattr(model, name, restored)
     for part in model.modules():
         if isinstance(part, Folded):
             part.__class__ = type(part).__mro__[2]
@@ -169,9 +169,9 @@ def folded(model: Any) -> Any:
     if made is not None:
         return made
     for name, part in list(model.named_children()):
-        found = folded(part)
-        if found is not part:
-            setattr(model, name, found)
+        replaced = folded(part)
+        if replaced is not part:
+            setattr(model, name, replaced)
     return model
 
 
@@ -269,7 +269,7 @@ _KINDS = (ours.Conv1d, ours.Conv2d, ours.Conv3d, ours.ConvTranspose1d, ours.Conv
 
 def _chain(node: Node, parts: dict[str, nn.Module], taken: set[Node]) -> _Plan | None:
     """The longest chain behind one convolution that nothing else reads from; None where there is nothing to fold."""
-    found: list[_Plan] = []
+    steps: list[_Plan] = []
     norm: tuple[nn.Module, ...] = ()
     chain: tuple[Node, ...] = ()
     words: tuple[str, ...] = ()
@@ -280,7 +280,7 @@ def _chain(node: Node, parts: dict[str, nn.Module], taken: set[Node]) -> _Plan |
         chain, words = (*chain, user), (*words, word)
         if norm or activation:
             follows = Follows(norm, activation, slope, "with " + ", ".join(words))
-            found.append(_Plan(node, user, chain, residual, follows))
+            steps.append(_Plan(node, user, chain, residual, follows))
 
     user = _only_user(node, taken)
     part = _module(user, parts)
@@ -295,7 +295,7 @@ def _chain(node: Node, parts: dict[str, nn.Module], taken: set[Node]) -> _Plan |
     activation, slope = _activation(user, parts)
     if user is not None and activation is not None:
         taken_over(user, activation, activation, slope)
-    sound = [plan for plan in found if not _changed_between(node, plan.last, {node, *plan.taken}, parts)]
+    sound = [plan for plan in steps if not _changed_between(node, plan.last, {node, *plan.taken}, parts)]
     return sound[-1] if sound else None
 
 

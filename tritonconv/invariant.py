@@ -86,12 +86,12 @@ def fixed(
     """
     residual = None if epilogue is None or epilogue.residual is None else epilogue.residual[:1]
     first = None if epilogue is None else epilogue._replace(residual=residual)
-    found = str(chosen(which, replace(problem, batch=1), a[:1], b, bias, plan, first, is_aligned(a)))
+    words = str(chosen(which, replace(problem, batch=1), a[:1], b, bias, plan, first, is_aligned(a)))
     try:
-        chosen(which, problem, a, b, bias, found, epilogue)
+        chosen(which, problem, a, b, bias, words, epilogue)
     except ValueError:
         return None
-    return found
+    return words
 
 
 def chosen(

@@ -55,10 +55,10 @@ def device_model(index: int) -> Device:
     """The cost model's description of device `index` of `host.index_of`. Raises RuntimeError where a CUDA device is too old."""
     if index < 0:
         return host.model(index)
-    found = torch.cuda.get_device_properties(index)
-    capability = found.major * 10 + found.minor
-    host.is_new_enough(found.name, capability)
-    return find(found.name, capability, found.multi_processor_count)
+    properties = torch.cuda.get_device_properties(index)
+    capability = properties.major * 10 + properties.minor
+    host.is_new_enough(properties.name, capability)
+    return find(properties.name, capability, properties.multi_processor_count)
 
 
 def choose(

@@ -14,10 +14,10 @@ def _span(tensor: torch.Tensor) -> tuple[int, int]:
 
 def _places(tensor: torch.Tensor) -> torch.Tensor:
     """The addresses of a tensor's elements, counted in elements from address 0."""
-    found = torch.zeros((), dtype=torch.int64)
+    places = torch.zeros((), dtype=torch.int64)
     for n, step in zip(tensor.shape, tensor.stride(), strict=True):
-        found = found.unsqueeze(-1) + torch.arange(n) * step
-    return found.flatten() + tensor.data_ptr() // tensor.element_size()
+        places = places.unsqueeze(-1) + torch.arange(n) * step
+    return places.flatten() + tensor.data_ptr() // tensor.element_size()
 
 
 def _is_nested(tensor: torch.Tensor) -> bool:

@@ -44,9 +44,9 @@ def rebuilt(value: Any, swap: Callable[[Any], Any], seen: frozenset[int] = froze
         function, arguments = again(value.func), tuple(map(again, value.args))
         named = {name: again(argument) for name, argument in value.keywords.items()}
         held = {name: again(attribute) for name, attribute in vars(value).items()}
-        found = [function, *arguments, *named.values(), *held.values()]
+        pieces = [function, *arguments, *named.values(), *held.values()]
         before = [value.func, *value.args, *value.keywords.values(), *vars(value).values()]
-        if all(a is b for a, b in zip(found, before, strict=True)):
+        if all(a is b for a, b in zip(pieces, before, strict=True)):
             return value
         partial = functools.partial(function, *arguments, **named)
         vars(partial).update(held)
@@ -60,12 +60,12 @@ def _function(value: types.FunctionType, again: Callable[[Any], Any]) -> types.F
     cells, changed = [], False
     for cell in value.__closure__ or ():
         try:
-            found = again(cell.cell_contents)
+            copied = again(cell.cell_contents)
         except ValueError:  # the cell is still empty
             cells.append(cell)
             continue
-        changed = changed or found is not cell.cell_contents
-        cells.append(types.CellType(found))
+        changed = changed or copied is not cell.cell_contents
+        cells.append(types.CellType(copied))
     held = {name: again(attribute) for name, attribute in vars(value).items()}
     if not changed and all(held[name] is attribute for name, attribute in vars(value).items()):
         return value
@@ -146,8 +146,8 @@ class _Duplicate:
             return self.remember(value, self.parameter(value)) if isinstance(value, nn.Parameter) else value
         if isinstance(value, weakref.ref):
             target = value()
-            found = None if target is None else self.memo.get(id(target), target)
-            return value if found is target else weakref.ref(found)
+            known = None if target is None else self.memo.get(id(target), target)
+            return value if known is target else weakref.ref(known)
         if isinstance(value, Callables):
             return self.remember(value, rebuilt(value, self.swapped))
         return self.container(value)
@@ -186,14 +186,14 @@ class _Duplicate:
 
     def by_protocol(self, value: Any) -> Any:
         """`copy.deepcopy`, or the object itself where it refuses."""
-        found: dict[int, Any] = {}
-        memo: Any = ChainMap(found, self.memo)  # so that a failed attempt leaves nothing behind
+        copies: dict[int, Any] = {}
+        memo: Any = ChainMap(copies, self.memo)  # so that a failed attempt leaves nothing behind
         try:
             made = copy.deepcopy(value, memo)
         except Exception:  # an object that cannot be copied may raise anything
             return value
-        self.alive += found.pop(id(memo), [])
-        self.memo |= found
+        self.alive += copies.pop(id(memo), [])
+        self.memo |= copies
         return made
 
     def parameter(self, value: nn.Parameter) -> Any:

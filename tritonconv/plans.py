@@ -69,21 +69,21 @@ def text(plan: Plans, function: str, forward: Pass = Pass.FPROP, idle: Mapping[P
     if plan is None:
         return ""
     try:
-        found = _flat(plan, forward, own)
+        named = _flat(plan, forward, own)
     except ValueError as error:
         raise ValueError(f"{function}(): {error}") from None
     except TypeError as error:
         raise TypeError(f"{function}(): {error}, got plan={plan!r}") from None
     idle = idle or {}
-    if found and all(which in idle for which, _ in found):
-        which, word = found[0]
+    if named and all(which in idle for which, _ in named):
+        which, word = named[0]
         raise ValueError(f"{function}(): plan {word!r} is for {which}, which does not run: {idle[which]}")
-    passes = [which for which, _ in found]
+    passes = [which for which, _ in named]
     for which in passes:
         if passes.count(which) > 1:
-            both = " and ".join(repr(word) for each, word in found if each == which)
+            both = " and ".join(repr(word) for each, word in named if each == which)
             raise ValueError(f"{function}(): plan has {passes.count(which)} plans of {which}: {both}")
-    return ";".join(word for which, word in found if word != f"{which}:{own}")
+    return ";".join(word for which, word in named if word != f"{which}:{own}")
 
 
 def _flat(plan: Any, forward: Pass, own: str) -> list[tuple[Pass, str]]:
@@ -111,11 +111,11 @@ def _of_pass(name: Any, value: Any, forward: Pass, own: str) -> list[tuple[Pass,
         raise ValueError(f"plan names the pass {name!r}, passes are forward, {', '.join(Pass)}")
     which = Pass(which)
     if isinstance(value, (str, Plan)):
-        found = _flat(value, which, own)
-        if {each for each, _ in found} == {*Pass}:  # a family's name, which here stands for this pass alone
-            found = [each for each in found if each[0] == which]
-        if len(found) == 1 and found[0][0] == which:
-            return found
+        read = _flat(value, which, own)
+        if {each for each, _ in read} == {*Pass}:  # a family's name, which here stands for this pass alone
+            read = [each for each in read if each[0] == which]
+        if len(read) == 1 and read[0][0] == which:
+            return read
     raise ValueError(f"plan of {name} must be one plan of {which}, its words or a family's name, got {value!r}")
 
 
@@ -182,11 +182,11 @@ def forced(call: Call, given: str, device: Device) -> Plan | None:
 
 
 def _least(call: Call, name: str, device: Device) -> Plan:
-    _, found = family(name).quickest(call, device, math.inf)
-    if found is None:
+    _, plan = family(name).quickest(call, device, math.inf)
+    if plan is None:
         raise ValueError(
             f"plan names the family {name!r}, which has no plan of its own choice for {call.which} of {call.problem} in "
             f"{call.dtype} on {device.name}: give its tile, as in {call.which}:{name}:64x64x32, or plan= a dictionary of "
             "other passes"
         )
-    return found
+    return plan

@@ -75,9 +75,9 @@ def thread_keys() -> tuple[int, int]:
 def is_dispatched_plainly(records: bool, *tensors: torch.Tensor) -> bool:
     """Whether an op called on these tensors now would go to its CPU or CUDA kernel, by way of its autograd kernel at most; with
     `records`, by way of that indeed."""
-    found = functools.reduce(operator.or_, map(dispatch_keys, tensors), _include()) - _exclude()
-    passes = found.has(_KEYS.AutogradCPU) or found.has(_KEYS.AutogradCUDA) or not records
-    return passes and (found | _PLAIN_KEYS) == _PLAIN_KEYS
+    keys = functools.reduce(operator.or_, map(dispatch_keys, tensors), _include()) - _exclude()
+    passes = keys.has(_KEYS.AutogradCPU) or keys.has(_KEYS.AutogradCUDA) or not records
+    return passes and (keys | _PLAIN_KEYS) == _PLAIN_KEYS
 
 
 def is_observed() -> bool:
@@ -87,8 +87,8 @@ def is_observed() -> bool:
 
 def fp32_precision() -> str:
     """`torch.backends.cudnn.conv.fp32_precision`, at a tenth of its cost."""
-    found: str = torch._C._get_fp32_precision_getter("cuda", "conv")
-    return found
+    precision: str = torch._C._get_fp32_precision_getter("cuda", "conv")
+    return precision
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -102,8 +102,8 @@ def constant(function: Function) -> Function:
 
 def forward_mode(on: bool) -> AbstractContextManager[Any]:
     """A context in which forward mode is on or off."""
-    found: AbstractContextManager[Any] = forward_ad._set_fwd_grad_enabled(on)
-    return found
+    context: AbstractContextManager[Any] = forward_ad._set_fwd_grad_enabled(on)
+    return context
 
 
 def is_differentiated_forwards() -> bool:
@@ -113,8 +113,8 @@ def is_differentiated_forwards() -> bool:
 
 def tangent_parts(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(primal, tangent or None) of a tensor at the outermost level."""
-    found: tuple[torch.Tensor, torch.Tensor | None] = torch._VF._unpack_dual(tensor, level=0)
-    return found
+    parts: tuple[torch.Tensor, torch.Tensor | None] = torch._VF._unpack_dual(tensor, level=0)
+    return parts
 
 
 def autocast_keys(*devices: str) -> Any:

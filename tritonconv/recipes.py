@@ -46,7 +46,7 @@ def key(words: tuple[Any, ...], plan: Any, *tensors: Any) -> tuple[Hashable, ...
         device = host.computes(first)
         if device is None:
             return None
-        found: list[Hashable] = [
+        parts: list[Hashable] = [
             marshal.dumps(words, 2),  # tells 1, True and 1.0 apart; ValueError for types not Python's own
             private.thread_keys(),
             torch.is_grad_enabled(),
@@ -56,11 +56,11 @@ def key(words: tuple[Any, ...], plan: Any, *tensors: Any) -> tuple[Hashable, ...
         ]
         for t in tensors:
             if t is None:
-                found.append(None)
+                parts.append(None)
                 continue
             if type(t) not in _PLAIN:
                 return None
-            found += (
+            parts += (
                 t.shape,
                 t.stride(),
                 t.dtype,
@@ -76,7 +76,7 @@ def key(words: tuple[Any, ...], plan: Any, *tensors: Any) -> tuple[Hashable, ...
         ValueError,
     ):  # no tensor, no memory, no plain argument
         return None
-    return tuple(found)
+    return tuple(parts)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -144,9 +144,9 @@ _MODELS: dict[int, Device] = {}
 _lock = threading.Lock()
 
 
-def known(found: tuple[Hashable, ...] | None) -> Any:
+def known(key: tuple[Hashable, ...] | None) -> Any:
     """The recipe that was kept under a key, or None."""
-    return None if found is None else _KNOWN.get(found)
+    return None if key is None else _KNOWN.get(key)
 
 
 def forget() -> None:
@@ -154,10 +154,10 @@ def forget() -> None:
     _KNOWN.clear()
 
 
-def may_keep(found: tuple[Hashable, ...], *tensors: Maybe) -> bool:
+def may_keep(key: tuple[Hashable, ...], *tensors: Maybe) -> bool:
     """Whether a call with this key, on these tensors, goes to a kernel of this package and nobody else sees it."""
     given = [t for t in tensors if t is not None]
-    if not _are_plain(marshal.loads(found[0])):  # type: ignore[arg-type]
+    if not _are_plain(marshal.loads(key[0])):  # type: ignore[arg-type]
         return False
     model = launch.device_model(host.index_of(given[0]))
     _MODELS[id(model)] = model
@@ -169,16 +169,16 @@ def records(*arguments: Any) -> bool:
     return torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in arguments)
 
 
-def keep(found: tuple[Hashable, ...], recipe: Any) -> None:
+def keep(key: tuple[Hashable, ...], recipe: Any) -> None:
     """Keeps a recipe. The caller has asked `may_keep`."""
     with _lock:
         while len(_KNOWN) >= MOST:
             del _KNOWN[next(iter(_KNOWN))]
-        _KNOWN[found] = recipe
+        _KNOWN[key] = recipe
 
 
 def file(
-    found: tuple[Hashable, ...],
+    key: tuple[Hashable, ...],
     which: Pass,
     problem: ConvProblem,
     a: torch.Tensor,
@@ -193,7 +193,7 @@ def file(
     shape = {Pass.FPROP: problem.output_shape, Pass.DGRAD: problem.input_shape, Pass.WGRAD: problem.weight_shape}[which]
     alone, forced = invariant.unmarked(plan)
     # a predicate of `tritonconv.use` has to be asked at each call
-    if not problem.macs or 0 in shape or forced.startswith("where=") or not may_keep(found, *tensors):
+    if not problem.macs or 0 in shape or forced.startswith("where=") or not may_keep(key, *tensors):
         return
     if alone and which != Pass.WGRAD and problem.batch > 1:
         fixed = invariant.fixed(which, problem, a, b, bias, forced, epilogue)
@@ -203,4 +203,4 @@ def file(
     strides = output_strides(shape, a, b)
     prepared = launch.prepared_for(which, problem, a, b, (tuple(shape), strides), bias, forced, epilogue)
     after = (False,) if epilogue is None else (True, *epilogue[3:])
-    keep(found, Recipe(which, prepared, tuple(shape), strides, records(*tensors), (*window, plan), a.is_cpu, *after))
+    keep(key, Recipe(which, prepared, tuple(shape), strides, records(*tensors), (*window, plan), a.is_cpu, *after))

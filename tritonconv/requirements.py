@@ -9,14 +9,14 @@ from __future__ import annotations
 TRITON = (3, 6)
 
 
-def check_triton(found: str | None) -> None:
+def check_triton(version: str | None) -> None:
     """Raises ImportError, in words, where Triton is missing (None) or older than the language of the kernels."""
     needed = ".".join(map(str, TRITON))
     brings = f"tritonconv needs Triton {needed} or newer, which torch 2.11 and newer for GPUs brings"
-    if found is None:
+    if version is None:
         raise ImportError(f"{brings}; there is none here: install such a torch, or beside torch for CPUs pip install triton")
-    if tuple(int(part) for part in found.split("+")[0].split(".")[:2]) < TRITON:
-        raise ImportError(f"{brings}; here is Triton {found}: update torch, or triton beside torch for CPUs")
+    if tuple(int(part) for part in version.split("+")[0].split(".")[:2]) < TRITON:
+        raise ImportError(f"{brings}; here is Triton {version}: update torch, or triton beside torch for CPUs")
 
 
 def installed() -> str | None:

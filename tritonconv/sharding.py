@@ -35,12 +35,12 @@ def _linear(place: int, out: Placement, inner: Placement) -> Callable[..., Any]:
         def row(result: Placement, first: Placement, second: Placement, bias: Placement) -> Any:
             return [result], [first, second, None if b is None else bias, *others]
 
-        found = [row(_KEPT, _KEPT, _KEPT, _KEPT), row(_BATCH, _BATCH, _KEPT, _KEPT)]
+        choices = [row(_KEPT, _KEPT, _KEPT, _KEPT), row(_BATCH, _BATCH, _KEPT, _KEPT)]
         if _groups(args, place) == 1:
-            found.append(row(_CHANNELS, _KEPT, out, _BATCH))
+            choices.append(row(_CHANNELS, _KEPT, out, _BATCH))
             if b is None:
-                found.append(row(Partial(), _CHANNELS, inner, _KEPT))
-        return found
+                choices.append(row(Partial(), _CHANNELS, inner, _KEPT))
+        return choices
 
     return rows
 
@@ -48,11 +48,11 @@ def _linear(place: int, out: Placement, inner: Placement) -> Callable[..., Any]:
 def _wgrad(*args: Any) -> Rows:
     _, _, *rest = args
     others: list[Placement | None] = [None] * len(rest)
-    found: Rows = [([_KEPT], [_KEPT, _KEPT, *others]), ([Partial()], [_BATCH, _BATCH, *others])]
+    choices: Rows = [([_KEPT], [_KEPT, _KEPT, *others]), ([Partial()], [_BATCH, _BATCH, *others])]
     if _groups(args, 6) == 1:
-        found.append(([_ROWS], [_CHANNELS, _KEPT, *others]))
-        found.append(([_CHANNELS], [_KEPT, _CHANNELS, *others]))
-    return found
+        choices.append(([_ROWS], [_CHANNELS, _KEPT, *others]))
+        choices.append(([_CHANNELS], [_KEPT, _CHANNELS, *others]))
+    return choices
 
 
 def _fused(place: int, out: Placement) -> Callable[..., Any]:
@@ -67,10 +67,10 @@ def _fused(place: int, out: Placement) -> Callable[..., Any]:
             inputs = [None if t is None else p for p, t in zip(wanted, tensors, strict=True)]
             return [result, result if keep else _KEPT], [*inputs, *(None,) * len(args)][: len(args)]
 
-        found = [row(_KEPT, _KEPT, _KEPT, _KEPT, _KEPT), row(_BATCH, _BATCH, _KEPT, _KEPT, _BATCH)]
+        choices = [row(_KEPT, _KEPT, _KEPT, _KEPT, _KEPT), row(_BATCH, _BATCH, _KEPT, _KEPT, _BATCH)]
         if _groups(args, place) == 1:
-            found.append(row(_CHANNELS, _KEPT, out, _BATCH, _CHANNELS))
-        return found
+            choices.append(row(_CHANNELS, _KEPT, out, _BATCH, _CHANNELS))
+        return choices
 
     return rows
 

@@ -36,30 +36,30 @@ _MADE: dict[type[nn.Module], type[nn.Module]] = {}
 _REACHED = "_tritonconv_reached"
 
 
-def adapt(part: nn.Module, found: type[Adapted]) -> None:
+def adapt(part: nn.Module, mixin: type[Adapted]) -> None:
     """A layer, which `replace` has made ours where it is a convolution, runs the forward of what `adapter` found for it."""
-    _exchange(part, _adapted(type(part), found))
+    _exchange(part, _adapted(type(part), mixin))
 
 
 #: Classes of layers -> what `adapt` makes of them.
 _ADAPTED: dict[type[nn.Module], Any] = {}
 
 
-def _adapted(kind: Any, found: type[Adapted]) -> Any:
+def _adapted(kind: Any, mixin: type[Adapted]) -> Any:
     if kind not in _ADAPTED:
         names = {"__module__": kind.__module__, "__doc__": kind.__doc__, "__reduce_ex__": _reduced_adapted}
-        _ADAPTED[kind] = type(kind.__name__, (found, kind), names)
+        _ADAPTED[kind] = type(kind.__name__, (mixin, kind), names)
     return _ADAPTED[kind]
 
 
 def _reduced_adapted(self: Any, protocol: Any) -> Any:
-    found, kind = type(self).__bases__
+    mixin, kind = type(self).__bases__
     origin = next((old for old, made in _MADE.items() if made is kind), kind)
-    return _adapted_instance, (origin, found), self.__getstate__()
+    return _adapted_instance, (origin, mixin), self.__getstate__()
 
 
-def _adapted_instance(kind: Any, found: type[Adapted]) -> Any:
-    made = _adapted(_replacement(kind) if issubclass(kind, ConvNd) else kind, found)
+def _adapted_instance(kind: Any, mixin: type[Adapted]) -> Any:
+    made = _adapted(_replacement(kind) if issubclass(kind, ConvNd) else kind, mixin)
     return made.__new__(made)
 
 
@@ -133,9 +133,9 @@ def calls_functional(part: nn.Module) -> str:
         return ", ".join(sorted({_function_name(node.target) for node in part.graph.nodes if _serves(node.target)}))
     if type(part).__module__.startswith(("torch.", "tritonconv.")) and "forward" not in part.__dict__:
         return ""
-    found: set[str] = set()
-    _named_in(_bare(part.forward), part, found, set())
-    return ", ".join(sorted(found))
+    names: set[str] = set()
+    _named_in(_bare(part.forward), part, names, set())
+    return ", ".join(sorted(names))
 
 
 def _function_name(target: Any) -> str:
@@ -147,7 +147,7 @@ def _serves(value: Any) -> bool:
     return isinstance(value, Hashable) and value in SERVED
 
 
-def _named_in(function: Any, part: nn.Module, found: set[str], seen: set[int]) -> None:
+def _named_in(function: Any, part: nn.Module, names: set[str], seen: set[int]) -> None:
     """Adds torch's convolutions that a function's code names, and those that the functions and methods it names do."""
     code = getattr(function, "__code__", None)
     if code is None or id(code) in seen or str(function.__module__).startswith(("torch.", "tritonconv.")):
@@ -161,10 +161,10 @@ def _named_in(function: Any, part: nn.Module, found: set[str], seen: set[int]) -
             value = function.__globals__.get(name)
             # a layer or method of the module's own may be called as one of torch's functions
             if _serves(value) or (name in _NAMES and not hasattr(part, name)):
-                found.add(_function_name(value) if _serves(value) else name)
+                names.add(_function_name(value) if _serves(value) else name)
             for each in (value, *(vars(kind).get(name) for kind in type(part).__mro__)):
                 if isinstance(each, types.FunctionType):
-                    _named_in(each, part, found, seen)
+                    _named_in(each, part, names, seen)
 
 
 def _base(kind: type[nn.Module]) -> type[nn.Module] | None:

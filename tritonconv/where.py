@@ -174,11 +174,15 @@ class Faster:
                 if isinstance(problem, dict):
                     problem = ConvProblem(**{name: _tuples(value) for name, value in problem.items()})
                 key = (problem, str(values["which"]), values["dtype"], values["layout"], values["gpu"])
-                of = times.setdefault(key, {})
-                of[values["provider"]] = min(values["median_us"], of.get(values["provider"], float("inf")))
+                fastest = times.setdefault(key, {})
+                fastest[values["provider"]] = min(values["median_us"], fastest.get(values["provider"], float("inf")))
             except KeyError as missing:
                 raise ValueError(f"use(): a row of 'where' lacks the field {missing}") from None
-        self._faster = {key for key, of in times.items() if of.get("tritonconv", float("inf")) < of.get("cudnn", float("-inf"))}
+        self._faster = {
+            key
+            for key, fastest in times.items()
+            if fastest.get("tritonconv", float("inf")) < fastest.get("cudnn", float("-inf"))
+        }
 
     def __call__(self, call: Call) -> bool:
         name = str(call.dtype).removeprefix("torch.")

@@ -35,11 +35,11 @@ def fitting(
     try:
         return run(plan)
     except torch.OutOfMemoryError:
-        found: Any = chosen(which, problem, a, b, bias, plan, epilogue)  # every family shares by `split`
-        if found.split == 1:
+        first: Any = chosen(which, problem, a, b, bias, plan, epilogue)  # every family shares by `split`
+        if first.split == 1:
             raise
-    alone = replace(found, split=1)
-    _say(f"{which} of {problem}: no memory for {found.split} partial sums, so it runs as {alone}")
+    alone = replace(first, split=1)
+    _say(f"{which} of {problem}: no memory for {first.split} partial sums, so it runs as {alone}")
     return run(str(alone))
 
 

@@ -173,7 +173,7 @@ def _roofline(layer: MeasuredLayer, device: Device) -> tuple[float, str]:
 
 def _predicted(layer: MeasuredLayer, device: Device) -> tuple[float, float, float] | None:
     found = [_ours(layer.problem, which, device, layer.dtype, layer.precision) for which in layer.passes]
-    whole = [of for of in found if of is not None]
+    whole = [prediction for prediction in found if prediction is not None]
     if len(whole) < len(found):
         return None
     seconds, low, high = (sum(column) for column in zip(*whole, strict=True))
@@ -183,10 +183,10 @@ def _predicted(layer: MeasuredLayer, device: Device) -> tuple[float, float, floa
 @cache
 def _ours(problem: ConvProblem, which: Pass, device: Device, dtype: str, precision: str) -> tuple[float, float, float] | None:
     try:
-        of = predict(problem, which, None, device, dtype=dtype, precision=precision)
+        prediction = predict(problem, which, None, device, dtype=dtype, precision=precision)
     except ValueError:  # a device or size that no plan serves
         return None
-    return of.seconds, of.low, of.high
+    return prediction.seconds, prediction.low, prediction.high
 
 
 def _library(layer: MeasuredLayer, device: Device) -> float | None:

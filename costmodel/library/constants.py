@@ -85,18 +85,20 @@ def _rounded(values: Sequence[float]) -> list[float]:
 
 
 def _plain(intervals: Sequence[Interval]) -> list[list[float]]:
-    return [[of.support, round(of.low, 3), round(of.high, 3), of.rows] for of in intervals]
+    return [[interval.support, round(interval.low, 3), round(interval.high, 3), interval.rows] for interval in intervals]
 
 
 def loads(text: str) -> Library:
     found: dict[str, Any] = json.loads(text)
     rows = [Row(_seen(row[:12]), row[12], row[13]) for row in found["layers rows"]]
     intervals = {
-        unit: {fold: tuple(Interval(*of) for of in given) for fold, given in folds.items()}
+        unit: {fold: tuple(Interval(*interval) for interval in given) for fold, given in folds.items()}
         for unit, folds in found["layers intervals"].items()
     }
     layers = Layers(tuple(rows), {k: tuple(v) for k, v in found["layers gpus"].items()}, intervals)
-    spread = {layout: {fold: Interval(*of) for fold, of in w.items()} for layout, w in found["networks intervals"].items()}
+    spread = {
+        layout: {fold: Interval(*interval) for fold, interval in w.items()} for layout, w in found["networks intervals"].items()
+    }
     return Library(layers, Networks(found["networks weights"], spread, tuple(found["networks gpus"])))
 
 

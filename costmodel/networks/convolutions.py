@@ -199,8 +199,8 @@ def _video(named: dict[str, Any]) -> Convolution | None:
     found = Convolution(
         problem, Pass.FPROP, named["b"] is not None, call=chunk, before=before, label=f"causal_conv{problem.rank}d"
     )
-    of = elements_of(chunk)
-    made = x.element_size() * (of["y"] + of["next"] * named["keeps"])
+    elements = elements_of(chunk)
+    made = x.element_size() * (elements["y"] + elements["next"] * named["keeps"])
     return _with_tensors(found, named, _read(named, "x", "w", "b", "cache") + made)
 
 
@@ -209,11 +209,11 @@ def _deform(named: dict[str, Any]) -> Convolution:
     x, w = named["x"], named["w"]
     stride, padding, dilation = (named[name] for name in ("stride", "padding", "dilation"))
     problem = ConvProblem.conv(x.shape, w.shape, stride, padding, dilation, x.shape[1] // w.shape[1])
-    of = Deformation(problem, named["offset"].shape[1] // (2 * problem.taps), named["mask"] is not None)
-    found = Convolution(problem, Pass.FPROP, named["b"] is not None, weight=2, call=of, label="deform_conv2d")
+    deformation = Deformation(problem, named["offset"].shape[1] // (2 * problem.taps), named["mask"] is not None)
+    found = Convolution(problem, Pass.FPROP, named["b"] is not None, weight=2, call=deformation, label="deform_conv2d")
     made = x.element_size() * product(problem.output_shape)
     found = _with_tensors(found, named, _read(named, "x", "offset", "w", "b", "mask") + made)
-    return replace(found, after=found.after + Cost(other_flops=SAMPLE_FLOPS * of.samples))
+    return replace(found, after=found.after + Cost(other_flops=SAMPLE_FLOPS * deformation.samples))
 
 
 def deform_gradient(func: Any, args: Sequence[Any], out: Any) -> tuple[Convolution, Cost]:
@@ -221,12 +221,12 @@ def deform_gradient(func: Any, args: Sequence[Any], out: Any) -> tuple[Convoluti
     cost. Bytes are those of its arguments and results; what lies between its kernels is in their predicted time."""
     named = {"b": None, **arguments(func, args)}
     found, dtype = _deform(named), named["x"].dtype
-    of = found.call
-    assert isinstance(of, Deformation)
+    deformation = found.call
+    assert isinstance(deformation, Deformation)
     inputs, offsets, weights, mask = named["needs"]
     products = (inputs or offsets or mask) + weights
     spent = replace(found, after=Cost()).cost(Pass.DGRAD, dtype)
-    others = gradient_flops(of, inputs, offsets or mask, weights) - 2 * of.macs * products
+    others = gradient_flops(deformation, inputs, offsets or mask, weights) - 2 * deformation.macs * products
     moved = moved_bytes(func, name_of(func), args, {}, out)
     macs = {"useful_macs": spent.useful_macs * products, "dense_macs": spent.dense_macs * products}
     return found, Cost(**macs, other_flops=others, bytes=moved, im2col_bytes=moved)

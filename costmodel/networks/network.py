@@ -327,7 +327,7 @@ def trace(model: nn.Module, *inputs: Any, train: bool = False, dtype: Any = None
     notes += [f"branches with different receptive centres meet at {layer.name}" for layer in layers if layer.misaligned]
     parameters = distinct(model)
     named = [("", tensor) for tensor in tensors(stage.inputs)]
-    named += [of for name, value in stage.keywords.items() for of in _named(name, value)]
+    named += [pair for name, value in stage.keywords.items() for pair in _named(name, value)]
     first = next((tensor for _, tensor in named), None)
     return Network(
         name=type(model).__name__,
@@ -338,7 +338,7 @@ def trace(model: nn.Module, *inputs: Any, train: bool = False, dtype: Any = None
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
         unknown=dict(recorder.unknown),
         notes=tuple(notes),
-        inputs=tuple(Input(tuple(of.shape), str(of.dtype).removeprefix("torch."), name) for name, of in named),
+        inputs=tuple(Input(tuple(t.shape), str(t.dtype).removeprefix("torch."), name) for name, t in named),
         memory=recorder.lives.without(tensors(stage.gradients)),
         asked=dtype is not None,
     )
@@ -349,7 +349,7 @@ def _named(name: str, value: Any) -> list[tuple[str, Any]]:
     from costmodel.networks.operators import tensors
 
     if isinstance(value, Mapping):
-        return [of for key, inner in value.items() for of in _named(f"{name}.{key}", inner)]
+        return [pair for key, inner in value.items() for pair in _named(f"{name}.{key}", inner)]
     return [(name, tensor) for tensor in tensors(value)]
 
 

@@ -160,8 +160,8 @@ def layer(
         peak = None if chosen is None else chosen.rate(kind, precision)
         guesses = estimate(repeats * once, repeats * step, rates, rows, chosen, repeats, peak)
         work = [
-            (what, of.dense_macs / named.problem.batch, repeats * of.dense_macs)
-            for what, of in (("forward", once), ("training", step))
+            (what, spent.dense_macs / named.problem.batch, repeats * spent.dense_macs)
+            for what, spent in (("forward", once), ("training", step))
         ]
     if form == "json":
         typer.echo(

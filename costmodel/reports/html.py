@@ -86,22 +86,25 @@ convolution gets above the line.</p>
 
 def _comparison(both: SideBySide) -> str:
     first, last = both.names
-    lines = [(escape(of.quantity), *map(escape, of.words), "–" if of.ratio is None else f"{of.ratio:.2f}") for of in both.lines]
+    lines = [
+        (escape(line.quantity), *map(escape, line.words), "–" if line.ratio is None else f"{line.ratio:.2f}")
+        for line in both.lines
+    ]
     heads = ("", escape(first), escape(last), "ratio")
     inputs = escape(", ".join(map(str, both.reports[0].inputs)))
     words = f'<p class="faint">Input {inputs}. Times are predicted by arithmetic.</p>'
     parts = [words, plain_table(heads, lines, left=(0,)), "<h2>Row by row</h2>", pairs(both)]
     for picture, label in (("roofline", "Roofline"), ("time", "Where the time goes")):
         drawn = (
-            f"<div><h3>{escape(name)}</h3>{_figure(of, picture, f'{label}: {name}', mark)}</div>"
-            for of, name, mark in zip(both.reports, both.names, "ab", strict=True)
+            f"<div><h3>{escape(name)}</h3>{_figure(report, picture, f'{label}: {name}', mark)}</div>"
+            for report, name, mark in zip(both.reports, both.names, "ab", strict=True)
         )
         parts.append(f'<h2>{label}</h2><div class="beside">{"".join(drawn)}</div>')
-    for of, name, mark in zip(both.reports, both.names, "ab", strict=True):
+    for report, name, mark in zip(both.reports, both.names, "ab", strict=True):
         parts.append(
-            f"<h2>{escape(name)}</h2>{_unknown(of)}{paragraphs(of.notes)}{operators(of, mark)}"
-            f"<details><summary>Totals, torch's counter, assumptions, figures of the device</summary>{_totals(of)}{_checks(of)}"
-            f"{paragraphs(of.assumptions)}{_sources(of)}</details>"
+            f"<h2>{escape(name)}</h2>{_unknown(report)}{paragraphs(report.notes)}{operators(report, mark)}"
+            f"<details><summary>Totals, torch's counter, assumptions, figures of the device</summary>{_totals(report)}"
+            f"{_checks(report)}{paragraphs(report.assumptions)}{_sources(report)}</details>"
         )
     return document(f"{first} beside {last}", "\n".join(parts))
 
@@ -190,7 +193,7 @@ def _checks(report: Report) -> str:
 
 
 def _sources(report: Report) -> str:
-    rows = [(of.figure, exact(of.value, of.unit), escape(of.source)) for of in report.figures]
+    rows = [(row.figure, exact(row.value, row.unit), escape(row.source)) for row in report.figures]
     return plain_table(("figure", "value", "source"), rows, left=(0,), wrap=(2,))
 
 

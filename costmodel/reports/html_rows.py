@@ -67,11 +67,11 @@ def pairs(both: SideBySide) -> str:
     first, last = both.names
     heads = ["layer", "operator", first, last, "ratio"]
     body = []
-    for of in both.pairs:
-        ratio = '<td data-v="0">–' if of.ratio is None else f'<td data-v="{of.ratio}">{of.ratio:.2f}'
-        times = (f'<td data-v="{t or 0}">{si(t, "s") if t else "–"}' for t in (of.first_seconds, of.last_seconds))
-        cells = [_name(of.name, 0), f'<td class="left op">{escape(of.op)}', *times, ratio]
-        body.append(f'<tr data-path="{escape(of.name)}">' + "</td>".join(cells) + "</td></tr>")
+    for pair in both.pairs:
+        ratio = '<td data-v="0">–' if pair.ratio is None else f'<td data-v="{pair.ratio}">{pair.ratio:.2f}'
+        times = (f'<td data-v="{t or 0}">{si(t, "s") if t else "–"}' for t in (pair.first_seconds, pair.last_seconds))
+        cells = [_name(pair.name, 0), f'<td class="left op">{escape(pair.op)}', *times, ratio]
+        body.append(f'<tr data-path="{escape(pair.name)}">' + "</td>".join(cells) + "</td></tr>")
     return _section(heads, body, "side-by-side.csv", f"The ratio is {last} to {first}.", False)
 
 

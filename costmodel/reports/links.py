@@ -36,10 +36,10 @@ def told(figure: Figure) -> dict[str, str]:
 
 
 def words_of(members: Sequence[Any]) -> str:
-    heaviest = max(members, key=lambda of: of.seconds)
+    heaviest = max(members, key=lambda member: member.seconds)
     others = f" and {len(members) - 1} alike" if len(members) > 1 else ""
     rate = si(heaviest.useful_flops / heaviest.seconds, "FLOP/s")
-    part = share(sum(of.share for of in members))
+    part = share(sum(member.share for member in members))
     return (
         f"{heaviest.name}{others}: {si(heaviest.seconds, 's')}, {rate}, {heaviest.intensity:.1f} FLOP/byte, {part} of the time"
     )

@@ -163,7 +163,8 @@ def draw_roofline(
         size, colour = _area(part), getattr(theme, roof)
         dot = axes.scatter([x], [rate], s=size, color=colour, alpha=0.75, edgecolors=theme.paper, linewidths=0.8, zorder=4)
         if linked:
-            tell(dot, f"{linked}{places[id(max(members, key=lambda of: of.seconds))]}", words_of(members))
+            longest = max(members, key=lambda member: member.seconds)
+            tell(dot, f"{linked}{places[id(longest)]}", words_of(members))
         for member in members:
             if member.measured_seconds:
                 measured = member.useful_flops / member.measured_seconds

@@ -179,7 +179,7 @@ def report_of(
             "Peak activations are the tensors alive at once, each from the operator that makes it to the last one that reads "
             "it, the input among them and the parameters not.",
             plans,
-            f"The interval of the time: {'; or '.join(sorted(frozenset[str]().union(*(of.sources for of in forecast))))}.",
+            f"The interval of the time: {'; or '.join(sorted({source for layer in forecast for source in layer.sources}))}.",
         ),
         figures=tuple(figures(device)),
         checks=None if checks is None else tuple(checks),
@@ -202,13 +202,13 @@ def _totals(
 ) -> list[Total]:
     def total(what: str, spent: Cost, steps: float | None) -> Total:
         """`steps`: how many times the rows' time it takes; None where the rows time other work."""
-        time, low, high = (None, None, None) if steps is None else (steps * of for of in timing)
+        time, low, high = (None, None, None) if steps is None else (steps * seconds for seconds in timing)
         least = roofline(spent, device, dtype, precision=precision).seconds
         others = spent.other_flops + spent.bias_flops
         flops = spent.useful_flops, spent.dense_flops
         return Total(what, spent.useful_macs, spent.dense_macs, *flops, others, spent.bytes, least, time, low, high)
 
-    timing = sum(of.seconds for of in timed), sum(of.low for of in timed), sum(of.high for of in timed)
+    timing = sum(layer.seconds for layer in timed), sum(layer.low for layer in timed), sum(layer.high for layer in timed)
     found = [
         total("forward pass", network.inference, None if training else 1.0),
         total("training step", network.training_step, 1.0 if training else None),

@@ -205,30 +205,30 @@ def operator_rows(network: Network) -> list[OperatorRow]:
     """One row per operator, in the order they run."""
     return [
         OperatorRow(
-            name=of.name,
-            op=of.op,
-            input_shape=of.input_shape,
-            weight_shape=of.weight_shape,
-            output_shape=of.output_shape,
-            dtype=of.dtype,
-            parameters=of.parameters,
-            useful_macs=of.forward.useful_macs,
-            dense_macs=of.forward.dense_macs,
-            other_flops=of.forward.other_flops + of.forward.bias_flops,
-            bytes=of.forward.bytes,
-            backward_useful_macs=of.backward_cost.useful_macs,
-            backward_dense_macs=of.backward_cost.dense_macs,
-            backward_bytes=of.backward_cost.bytes,
-            known=of.known,
-            receptive_field=tuple(field.size for field in of.fields) if of.fields else None,
+            name=layer.name,
+            op=layer.op,
+            input_shape=layer.input_shape,
+            weight_shape=layer.weight_shape,
+            output_shape=layer.output_shape,
+            dtype=layer.dtype,
+            parameters=layer.parameters,
+            useful_macs=layer.forward.useful_macs,
+            dense_macs=layer.forward.dense_macs,
+            other_flops=layer.forward.other_flops + layer.forward.bias_flops,
+            bytes=layer.forward.bytes,
+            backward_useful_macs=layer.backward_cost.useful_macs,
+            backward_dense_macs=layer.backward_cost.dense_macs,
+            backward_bytes=layer.backward_cost.bytes,
+            known=layer.known,
+            receptive_field=tuple(field.size for field in layer.fields) if layer.fields else None,
         )
-        for of in network.layers
+        for layer in network.layers
     ]
 
 
 def layer_rows(timed: Sequence[Timed]) -> list[LayerRow]:
     """One row per operator, in the order they run."""
-    return [_layer_row(of.layer.name, of.layer.op, of.layer.input_shape, [of]) for of in timed]
+    return [_layer_row(each.layer.name, each.layer.op, each.layer.input_shape, [each]) for each in timed]
 
 
 def module_rows(timed: Sequence[Timed], depth: int) -> list[LayerRow]:
@@ -236,9 +236,9 @@ def module_rows(timed: Sequence[Timed], depth: int) -> list[LayerRow]:
     if depth < 1:
         raise ValueError(f"depth must be at least 1, got {depth}")
     found: dict[str, list[Timed]] = {}
-    for of in timed:
-        name = ".".join(of.layer.module.split(".")[:depth]) or of.layer.name
-        found.setdefault(name, []).append(of)
+    for each in timed:
+        name = ".".join(each.layer.module.split(".")[:depth]) or each.layer.name
+        found.setdefault(name, []).append(each)
     return [
         _layer_row(name, f"{len(m)} operators" if len(m) > 1 else m[0].layer.op, m[0].layer.input_shape, m)
         for name, m in found.items()
@@ -246,14 +246,14 @@ def module_rows(timed: Sequence[Timed], depth: int) -> list[LayerRow]:
 
 
 def _layer_row(name: str, op: str, input_shape: tuple[int, ...], members: Sequence[Timed]) -> LayerRow:
-    total = sum((of.cost for of in members), Cost())
-    fields = [of.layer.fields for of in members if of.layer.fields]
+    total = sum((member.cost for member in members), Cost())
+    fields = [member.layer.fields for member in members if member.layer.fields]
     return LayerRow(
         name=name,
         op=op,
         input_shape=input_shape,
         output_shape=members[-1].layer.output_shape,
-        parameters=sum(of.layer.parameters for of in members),
+        parameters=sum(member.layer.parameters for member in members),
         useful_macs=total.useful_macs,
         dense_macs=total.dense_macs,
         useful_flops=total.useful_flops,
@@ -261,22 +261,22 @@ def _layer_row(name: str, op: str, input_shape: tuple[int, ...], members: Sequen
         other_flops=total.other_flops + total.bias_flops,
         bytes=total.bytes,
         intensity=total.intensity if total.bytes else 0.0,
-        bound=max(members, key=lambda of: of.seconds).bound,
-        seconds=sum(of.seconds for of in members),
-        share=sum(of.share for of in members),
-        known=all(of.layer.known for of in members),
+        bound=max(members, key=lambda member: member.seconds).bound,
+        seconds=sum(member.seconds for member in members),
+        share=sum(member.share for member in members),
+        known=all(member.layer.known for member in members),
         receptive_field=tuple(field.size for field in fields[-1]) if fields else None,
         **(_geometry(members[0]) if len(members) == 1 else {}),
     )
 
 
-def _geometry(of: Timed) -> dict[str, Any]:
+def _geometry(timed: Timed) -> dict[str, Any]:
     """The arguments of a convolution in torch's numbers; a transposed one has its own padding."""
-    problem = of.layer.problem
+    problem = timed.layer.problem
     if problem is None:
         return {}
     ends = [
-        str(low) if low == high or of.layer.op.startswith("conv_transpose") else f"{low}:{high}"
+        str(low) if low == high or timed.layer.op.startswith("conv_transpose") else f"{low}:{high}"
         for low, high in problem.padding
     ]
     return {
@@ -285,7 +285,7 @@ def _geometry(of: Timed) -> dict[str, Any]:
         "padding": "x".join(ends),
         "dilation": problem.dilation,
         "groups": problem.groups,
-        "plan": of.plan or None,
+        "plan": timed.plan or None,
     }
 
 

@@ -55,9 +55,13 @@ class SideBySide(Tables):
     def names(self) -> tuple[str, str]:
         """Names that tell the two apart, by model, device and arithmetic."""
         first, last = self.reports
-        parts: list[Callable[[Report], str]] = [lambda of: of.model, lambda of: of.device, lambda of: of.arithmetic]
+        parts: list[Callable[[Report], str]] = [
+            lambda report: report.model,
+            lambda report: report.device,
+            lambda report: report.arithmetic,
+        ]
         apart = [part for part in parts if part(first) != part(last)] or parts[:1]
-        names = [", ".join(part(of) for part in apart) for of in self.reports]
+        names = [", ".join(part(report) for part in apart) for report in self.reports]
         return names[0], names[1]
 
     @property
@@ -65,31 +69,31 @@ class SideBySide(Tables):
         """The totals, one quantity per line."""
 
         def line(quantity: str, value: Callable[[Report], float | None], words: Callable[[float], str]) -> Line:
-            values = tuple(value(of) for of in self.reports)
+            values = tuple(value(report) for report in self.reports)
             first, last = values
             ratio = last / first if first and last else None
             return Line(quantity, values, tuple("–" if v is None else words(v) for v in values), ratio)
 
         found = [
-            line("operators", lambda of: of.operators, lambda v: f"{v:,}"),
-            line("convolutions", lambda of: of.convolutions, lambda v: f"{v:,}"),
-            line("parameters", lambda of: of.parameters, si),
-            line("dense MAC, forward", lambda of: of.totals[0].dense_macs, si),
-            line("useful MAC, forward", lambda of: of.totals[0].useful_macs, si),
-            line("bytes, forward", lambda of: of.totals[0].bytes, lambda v: si(v, "B")),
-            line("peak activations, forward", lambda of: of.forward_memory, lambda v: si(v, "B")),
-            line("peak activations, training", lambda of: of.training_memory, lambda v: si(v, "B")),
-            line("roofline, forward", lambda of: of.totals[0].roofline_seconds, duration),
-            line("roofline, training step", lambda of: of.totals[1].roofline_seconds, duration),
+            line("operators", lambda report: report.operators, lambda v: f"{v:,}"),
+            line("convolutions", lambda report: report.convolutions, lambda v: f"{v:,}"),
+            line("parameters", lambda report: report.parameters, si),
+            line("dense MAC, forward", lambda report: report.totals[0].dense_macs, si),
+            line("useful MAC, forward", lambda report: report.totals[0].useful_macs, si),
+            line("bytes, forward", lambda report: report.totals[0].bytes, lambda v: si(v, "B")),
+            line("peak activations, forward", lambda report: report.forward_memory, lambda v: si(v, "B")),
+            line("peak activations, training", lambda report: report.training_memory, lambda v: si(v, "B")),
+            line("roofline, forward", lambda report: report.totals[0].roofline_seconds, duration),
+            line("roofline, training step", lambda report: report.totals[1].roofline_seconds, duration),
         ]
-        for timed in dict.fromkeys(of.timed for of in self.reports):
-            found.append(line(f"predicted {timed}", lambda of, timed=timed: of.seconds_of(timed), duration))  # type: ignore[misc]
+        for timed in dict.fromkeys(report.timed for report in self.reports):
+            found.append(line(f"predicted {timed}", lambda report, timed=timed: report.seconds_of(timed), duration))  # type: ignore[misc]
         return tuple(found)
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
         """Rows by name: those of the first report in their order, then those that only the last one has."""
-        first, last = ({row.name: row for row in of.rows} for of in self.reports)
+        first, last = ({row.name: row for row in report.rows} for report in self.reports)
         found = []
         for name in dict.fromkeys([*first, *last]):
             times = [rows[name].seconds if name in rows else None for rows in (first, last)]
@@ -114,16 +118,16 @@ class SideBySide(Tables):
     def __str__(self) -> str:
         first, last = (middle(name, 24) for name in self.names)
         rows: list[Sequence[str]] = [("", first, last, "ratio")]
-        rows += [(of.quantity, *of.words, "–" if of.ratio is None else f"{of.ratio:.2f}") for of in self.lines]
+        rows += [(line.quantity, *line.words, "–" if line.ratio is None else f"{line.ratio:.2f}") for line in self.lines]
         widths = [max(len(row[place]) for row in rows) for place in range(4)]
         made = [
             "  ".join([f"{row[0]:<{widths[0]}}", *(f"{cell:>{size}}" for cell, size in zip(row[1:], widths[1:], strict=True))])
             for row in rows
         ]
         spread = [
-            f"{name}: predicted {of.timed}, interval {interval(total.low, total.high)}"
-            for name, of in zip(self.names, self.reports, strict=True)
-            for total in of.totals
+            f"{name}: predicted {report.timed}, interval {interval(total.low, total.high)}"
+            for name, report in zip(self.names, self.reports, strict=True)
+            for total in report.totals
             if total.low is not None and total.high is not None
         ]
         return "\n".join([made[0], "─" * (sum(widths) + 6), *made[1:], *dict.fromkeys(spread)])

@@ -84,8 +84,8 @@ def causal_conv1d(
     if cu_seqlens is not None:
         # the sequence of each column takes two small launches; no value is read back
         columns = torch.arange(x.shape[2], device=x.device, dtype=cu_seqlens.dtype)
-        found = torch.bucketize(columns, cu_seqlens[1:], out_int32=True, right=True)
-        seq_idx = torch.where(found < cu_seqlens.shape[0] - 1, found, -1).unsqueeze(0)
+        owners = torch.bucketize(columns, cu_seqlens[1:], out_int32=True, right=True)
+        seq_idx = torch.where(owners < cu_seqlens.shape[0] - 1, owners, -1).unsqueeze(0)
     ids = None if seq_idx is None else seq_idx.contiguous()
     starts = None if cu_seqlens is None else cu_seqlens.contiguous()
     out, final = _OPS.causal(x, weight, bias, initial_state, ids, starts, _ACTIVATIONS[activation], return_final_state)

@@ -43,14 +43,14 @@ class Recipe(NamedTuple):
 
 
 def file(
-    found: Any, x: torch.Tensor, w: torch.Tensor, b: Maybe, state: Maybe, y: torch.Tensor, activation: str, final: bool
+    key: Any, x: torch.Tensor, w: torch.Tensor, b: Maybe, state: Maybe, y: torch.Tensor, activation: str, final: bool
 ) -> None:
     """Keeps what a call took that has just been made the ordinary way and answered y, where it may be repeated."""
-    if y.numel() == 0 or not recipes.may_keep(found, x, w, b, state):
+    if y.numel() == 0 or not recipes.may_keep(key, x, w, b, state):
         return
     prepared = launch.prepared_for(x, w, b, launch.key(y), None, activation, Given(state, *_GIVEN))
     records = recipes.records(x, w, b, state)
-    recipes.keep(found, Recipe(prepared, y.stride(), activation, final, records, x.is_cpu))
+    recipes.keep(key, Recipe(prepared, y.stride(), activation, final, records, x.is_cpu))
 
 
 class Backward(NamedTuple):
@@ -86,8 +86,8 @@ def called_backward(op: Any, *arguments: Any) -> tuple[Maybe, Maybe, Maybe]:
     if ids is None and starts is None:
         key = recipes.key(("causal_backward", activation, *wants), None, *tensors)
     if (recipe := recipes.known(key)) is not None:
-        found: tuple[Maybe, Maybe, Maybe] = recipe.run(*tensors)
-        return found
+        gradients: tuple[Maybe, Maybe, Maybe] = recipe.run(*tensors)
+        return gradients
     made: tuple[Maybe, Maybe, Maybe] = op(*arguments)
     if key is not None and x.numel() and any(wants[:2]) and recipes.may_keep(key, *tensors) and not recipes.records(*tensors):
         prepared = launch.prepared_backward(dy, x, w, b, activation, Given(state, *_GIVEN), wants[0])
@@ -121,12 +121,12 @@ def updated(step: Step, x: torch.Tensor, state: torch.Tensor, w: torch.Tensor, b
 
 
 def file_update(
-    found: Any, x: torch.Tensor, state: torch.Tensor, w: torch.Tensor, b: Maybe, activation: str, *numbers: Maybe
+    key: Any, x: torch.Tensor, state: torch.Tensor, w: torch.Tensor, b: Maybe, activation: str, *numbers: Maybe
 ) -> None:
     """Keeps the kernel of an update [B, C, T] that has just been made the ordinary way, where it may be repeated."""
-    if x.numel() == 0 or not recipes.may_keep(found, x, state, w, b, *numbers):
+    if x.numel() == 0 or not recipes.may_keep(key, x, state, w, b, *numbers):
         return
     y = tuple(x.shape), launch.strides_like(x.shape, x)
     stride = None if b is None else b.stride(0)
     step = launch.update_step(x.dtype, launch.key(x), launch.key(state), launch.key(w), y, stride, activation)
-    recipes.keep(found, step)
+    recipes.keep(key, step)

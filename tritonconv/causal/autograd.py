@@ -162,8 +162,8 @@ class _CausalBackward(_Primitive):
             if ctx.wants[1]:  # the bias's gradient, the sum of dz, does not depend on x
                 dwb = torch.cat([dwb[:, :-1], torch.zeros_like(dwb[:, -1:])], 1)
             made.append((dx, dwb, dstate))
-        found = (added(*column) for column in zip(*made, strict=True)) if made else (None,) * 3
-        results = zip(found, saved[-3:], ctx.wants, strict=True)
+        sums = (added(*column) for column in zip(*made, strict=True)) if made else (None,) * 3
+        results = zip(sums, saved[-3:], ctx.wants, strict=True)
         return tuple(or_zeros(t, result) if wanted else None for t, result, wanted in results)
 
     @staticmethod

@@ -44,7 +44,7 @@ def explained(
         kind = model.Kind(bool(activation), backward, given["initial_state"] is not None, ids)
         plan = model.select(call, device, kind)
         plans[name] = plan
-        found = predictions[name] = model.predict(call, plan, device, kind)
+        prediction = predictions[name] = model.predict(call, plan, device, kind)
         launched = model.launch(call, plan)
         lines += [
             f"{name}: depthwise, multiply-adds in registers",
@@ -54,9 +54,9 @@ def explained(
         if backward:
             lines.append(f"  {model.parts(call, plan)} partial sums of every tap and bias, added in a fixed order")
         lines.append(
-            f"  least predicted time of {len(model.candidates(call, device, kind))} candidates: {found.seconds * 1e6:.3g} us, "
-            f"bound by {found.bound}, {found.bytes / 1e6:.3g} MB ({device.name})"
+            f"  least predicted time of {len(model.candidates(call, device, kind))} candidates: "
+            f"{prediction.seconds * 1e6:.3g} us, bound by {prediction.bound}, {prediction.bytes / 1e6:.3g} MB ({device.name})"
         )
         if not device.interpreted:
-            lines.append(f"  from {found.low * 1e6:.3g} to {found.high * 1e6:.3g} us, {found.source}")
+            lines.append(f"  from {prediction.low * 1e6:.3g} to {prediction.high * 1e6:.3g} us, {prediction.source}")
     return problem, plans, predictions, "\n".join(lines)

@@ -346,19 +346,19 @@ def summing_step(partial: Sequence[int], dtype: torch.dtype) -> Step:
     """The kernel of `sum_parts`, for a shape of partial sums."""
     count, entries, channels = partial
     described = ((channels, 1, entries), (entries, entries, 1))
-    of = depthwise_operand(*described)
+    operand = depthwise_operand(*described)
     elements = entries * channels
     constants = {
         "KERNEL": (1, 1, entries),
         "PER_FILTER": 1,
-        "DW_ALIGN": of.align,
-        "DW_UNIT": of.unit,
+        "DW_ALIGN": operand.align,
+        "DW_UNIT": operand.unit,
         "ACC": accumulator(DTYPES[dtype]),
         "UPCAST": INTERPRETED and dtype == torch.bfloat16,
         "BLOCK_PARTS": REDUCE_PARTS,
         "BLOCK": REDUCE_BLOCK,
     }
-    arguments = packed_strides(described, of), (pack(elements), pack(count), pack(channels))
+    arguments = packed_strides(described, operand), (pack(elements), pack(count), pack(channels))
     return Step(strip_reduce_kernel, ceil_div(elements, REDUCE_BLOCK), constants, arguments)
 
 

@@ -78,8 +78,8 @@ def _by(where: Any) -> tuple[Callable[..., Pair], Callable[..., Three], Callable
         if x.is_cpu:
             operands.values(x, ids, starts)
         wants = wants_x, wants_w, wants_state
-        found: Three = where.backward(dy, x, w, b, dfinal, activation, Given(state, ids, starts), wants)
-        return found
+        gradients: Three = where.backward(dy, x, w, b, dfinal, activation, Given(state, ids, starts), wants)
+        return gradients
 
     def update(
         x: torch.Tensor,

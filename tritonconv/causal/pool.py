@@ -17,10 +17,10 @@ class Rows:
 
     def read(self, columns: torch.Tensor, known: torch.Tensor | None = None) -> torch.Tensor:
         """[B, C, n]: the columns [B, n] of each row, zeros where `known` bool [B] is False."""
-        found = self.pool[self.row[:, None], :, columns].transpose(1, 2)
+        values = self.pool[self.row[:, None], :, columns].transpose(1, 2)
         for kept in (self.here, known):
-            found = found if kept is None else torch.where(kept[:, None, None], found, 0)
-        return found
+            values = values if kept is None else torch.where(kept[:, None, None], values, 0)
+        return values
 
     def write(self, columns: torch.Tensor, values: torch.Tensor) -> None:
         """Puts values [B, C, n] into the columns [B, n] of each row."""

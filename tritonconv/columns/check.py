@@ -77,16 +77,16 @@ def columns(function: str, y: torch.Tensor, output_size: Sequence[Any], *window:
             f"whose {rows} rows are no multiple of {taps}"
         )
     try:
-        of = Unfolding.of((batch, rows // taps, *output_size), *window)
+        unfolding = Unfolding.of((batch, rows // taps, *output_size), *window)
     except ShapeError as error:
         raise RuntimeError(f"{function}: {error} (output_size={tuple(output_size)}, {_said(*window)})") from None
-    if places != of.places:
-        counts = " * ".join(map(str, of.problem.output_size))
+    if places != unfolding.places:
+        counts = " * ".join(map(str, unfolding.problem.output_size))
         raise RuntimeError(
-            f"{function}: expected input with {counts} = {of.places} windows for output_size={tuple(output_size)}, "
+            f"{function}: expected input with {counts} = {unfolding.places} windows for output_size={tuple(output_size)}, "
             f"{_said(*window)}, got input {list(y.shape)} with {places}"
         )
-    return of
+    return unfolding
 
 
 def _not_empty(function: str, input: torch.Tensor, batched: bool) -> None:
@@ -107,8 +107,8 @@ def unfold(input: Any, kernel_size: Any, dilation: Any, padding: Any, stride: An
         )
     batched = input.dim() == rank + 2
     _not_empty("unfold", input, batched)
-    of = image("unfold()", input if batched else input.unsqueeze(0), *window)
-    _countable("unfold", input, of.columns_shape, kernel_size=kernel_size, padding=padding)
+    unfolding = image("unfold()", input if batched else input.unsqueeze(0), *window)
+    _countable("unfold", input, unfolding.columns_shape, kernel_size=kernel_size, padding=padding)
     return batched, window
 
 
@@ -124,6 +124,6 @@ def fold(
         raise RuntimeError(f"fold(): expected 2D (unbatched) or 3D (batched) input, got input {list(input.shape)}")
     batched = input.dim() == 3
     _not_empty("fold", input, batched)
-    of = columns("fold()", input if batched else input.unsqueeze(0), size, *window)
-    _countable("fold", input, of.problem.input_shape, output_size=output_size)
+    unfolding = columns("fold()", input if batched else input.unsqueeze(0), size, *window)
+    _countable("fold", input, unfolding.problem.input_shape, output_size=output_size)
     return batched, (size, *window)

@@ -16,20 +16,20 @@ from costmodel.unfold import Unfolding
 from tritonconv.prepared import wide
 
 
-def unfold(of: Unfolding, x: torch.Tensor, plan: str = "") -> torch.Tensor:
+def unfold(unfolding: Unfolding, x: torch.Tensor, plan: str = "") -> torch.Tensor:
     """The columns [N, C * taps, L] of x [N, C, *size]."""
-    problem = of.problem
+    problem = unfolding.problem
     padded = F.pad(x, [p for pair in reversed(problem.padding) for p in pair]).contiguous()
     batch, channel, *axes = padded.stride()
     taps = (a * d for a, d in zip(axes, problem.dilation, strict=True))
     places = (a * s for a, s in zip(axes, problem.stride, strict=True))
     shape = (*padded.shape[:2], *problem.kernel_size, *problem.output_size)
-    return padded.as_strided(shape, (batch, channel, *taps, *places)).reshape(of.columns_shape)
+    return padded.as_strided(shape, (batch, channel, *taps, *places)).reshape(unfolding.columns_shape)
 
 
-def fold(of: Unfolding, y: torch.Tensor, plan: str = "") -> torch.Tensor:
+def fold(unfolding: Unfolding, y: torch.Tensor, plan: str = "") -> torch.Tensor:
     """The image [N, C, *size] of columns y [N, C * taps, L], whose taps are added in their order."""
-    problem = of.problem
+    problem = unfolding.problem
     shape = (problem.batch, problem.in_channels, *problem.padded_size)
     made = torch.zeros(shape, dtype=wide(y.dtype), device=y.device)
     each = y.reshape(*shape[:2], *problem.kernel_size, *problem.output_size)

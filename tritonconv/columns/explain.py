@@ -28,8 +28,8 @@ def of_unfold(number: int | None, *args: Any, **kwargs: Any) -> Found:
     forced = plan_text(given.pop("plan"), "unfold", own=model.FAMILY)
     batched, window = check.unfold(**given)
     x = given["input"] if batched else given["input"].unsqueeze(0)
-    of = check.image("unfold()", x, *window)
-    return _explained("unfold", Pass.FPROP, of, x, number, forced)
+    unfolding = check.image("unfold()", x, *window)
+    return _explained("unfold", Pass.FPROP, unfolding, x, number, forced)
 
 
 def of_fold(number: int | None, *args: Any, **kwargs: Any) -> Found:
@@ -38,8 +38,8 @@ def of_fold(number: int | None, *args: Any, **kwargs: Any) -> Found:
     forced = plan_text(given.pop("plan"), "fold", Pass.DGRAD, own=model.FAMILY)
     batched, window = check.fold(**given)
     y = given["input"] if batched else given["input"].unsqueeze(0)
-    of = check.columns("fold()", y, *window)
-    return _explained("fold", Pass.DGRAD, of, y, number, forced)
+    unfolding = check.columns("fold()", y, *window)
+    return _explained("fold", Pass.DGRAD, unfolding, y, number, forced)
 
 
 def _bound(function: Callable[..., Any], args: Any, kwargs: Any) -> dict[str, Any]:
@@ -48,26 +48,26 @@ def _bound(function: Callable[..., Any], args: Any, kwargs: Any) -> dict[str, An
     return dict(bound.arguments)
 
 
-def _explained(name: str, forward: Pass, of: Unfolding, source: Any, number: int | None, forced: str) -> Found:
+def _explained(name: str, forward: Pass, unfolding: Unfolding, source: Any, number: int | None, forced: str) -> Found:
     device = device_model(index_of(source) if number is None else number)
     dtype, size = source.dtype, itemsize(DTYPES[source.dtype])
-    lines = [f"{name}: {of}, {DTYPES[dtype]}"]
+    lines = [f"{name}: {unfolding}, {DTYPES[dtype]}"]
     if number is None and not source.is_cuda and not runs_kernels():
         lines.append(
             "CPU tensors: torch's operators compute them (device= plans for a GPU); what Triton's interpreter would run:"
         )
-    if not of.problem.batch:
-        return of.problem, {}, {}, "\n".join([*lines, "nothing to move: no kernel is launched"])
+    if not unfolding.problem.batch:
+        return unfolding.problem, {}, {}, "\n".join([*lines, "nothing to move: no kernel is launched"])
     plans: dict[str, Plan] = {}
     predictions: dict[str, Prediction] = {}
     for which in (forward, Pass.DGRAD if forward == Pass.FPROP else Pass.FPROP):
-        lies = [launch.contiguous(of.problem.input_shape), launch.contiguous(of.columns_shape)]
+        lies = [launch.contiguous(unfolding.problem.input_shape), launch.contiguous(unfolding.columns_shape)]
         if which == forward:
             lies[forward == Pass.DGRAD] = key(source)
-        call = launch.described(of, which, dtype, lies[0], lies[1])
+        call = launch.described(unfolding, which, dtype, lies[0], lies[1])
         plan = launch.chosen(call, device, forced)
-        found = model.predict(call, plan, device)
-        plans[str(which)], predictions[str(which)] = plan, found
+        prediction = model.predict(call, plan, device)
+        plans[str(which)], predictions[str(which)] = plan, prediction
         what = "windows written as columns" if which == Pass.FPROP else "columns summed into pixels, no atomics"
         points = "places" if which == Pass.FPROP else "pixels"
         role = "" if which == forward else ", the gradient of a contiguous tensor"
@@ -76,12 +76,12 @@ def _explained(name: str, forward: Pass, of: Unfolding, source: Any, number: int
             f"{which}: {what}{role}",
             f"  plan {plan}",
             f"  {plan.block_m} {points} x {plan.block_n} channels, {model.trips(call, plan)} taps a program; "
-            f"{found.tiles} programs; {of.compulsory(size, which) / 1e6:.3g} MB",
+            f"{prediction.tiles} programs; {unfolding.compulsory(size, which) / 1e6:.3g} MB",
             *["  input copied first, so that it is contiguous"] * len(plan.pack),
-            f"  {why}: {found.seconds * 1e6:.3g} us, bound by {found.bound} ({device.name})",
+            f"  {why}: {prediction.seconds * 1e6:.3g} us, bound by {prediction.bound} ({device.name})",
         ]
         if not device.interpreted:
-            lines.append(f"  from {found.low * 1e6:.3g} to {found.high * 1e6:.3g} us, {found.source}")
+            lines.append(f"  from {prediction.low * 1e6:.3g} to {prediction.high * 1e6:.3g} us, {prediction.source}")
     if not device.interpreted:
         lines.append(f"{executed.words(model.FAMILY, device.capability)}")
-    return of.problem, plans, predictions, "\n".join(lines)
+    return unfolding.problem, plans, predictions, "\n".join(lines)

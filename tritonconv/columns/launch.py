@@ -30,9 +30,9 @@ def contiguous(shape: tuple[int, ...]) -> TensorKey:
     return shape, dense_strides(shape, range(len(shape) - 1, -1, -1))
 
 
-def described(of: Unfolding, which: Pass, dtype: torch.dtype, image: TensorKey, columns: TensorKey) -> UnfoldCall:
+def described(unfolding: Unfolding, which: Pass, dtype: torch.dtype, image: TensorKey, columns: TensorKey) -> UnfoldCall:
     """What the cost model wants to know of a call."""
-    return UnfoldCall(of, which, DTYPES[dtype], depthwise_operand(*image), depthwise_operand(*columns))
+    return UnfoldCall(unfolding, which, DTYPES[dtype], depthwise_operand(*image), depthwise_operand(*columns))
 
 
 def chosen(call: UnfoldCall, device: Device, forced: str) -> UnfoldPlan:
@@ -41,9 +41,9 @@ def chosen(call: UnfoldCall, device: Device, forced: str) -> UnfoldPlan:
     return model.select(call, device) if plan is None else model.checked(call, plan)
 
 
-def reach(of: Unfolding, plan: UnfoldPlan, image: TensorKey, columns: TensorKey) -> int:
+def reach(unfolding: Unfolding, plan: UnfoldPlan, image: TensorKey, columns: TensorKey) -> int:
     """The largest number that a program counts: an offset from its first channel, or a coordinate of a padded image."""
-    problem, farthest = of.problem, 0
+    problem, farthest = unfolding.problem, 0
     for channels, (shape, strides) in ((plan.block_n, image), (plan.block_n * problem.taps, columns)):
         rest = sum(n * abs(stride) for n, stride in zip(shape[2:], strides[2:], strict=True))
         farthest = max(farthest, channels * abs(strides[1]) + rest)
@@ -54,18 +54,18 @@ def reach(of: Unfolding, plan: UnfoldPlan, image: TensorKey, columns: TensorKey)
 
 @functools.lru_cache(maxsize=1024)
 def prepare(
-    of: Unfolding, which: Pass, dtype: torch.dtype, device: int, image: TensorKey, columns: TensorKey, forced: str
+    unfolding: Unfolding, which: Pass, dtype: torch.dtype, device: int, image: TensorKey, columns: TensorKey, forced: str
 ) -> Launch:
     """Plan, arguments and constants of a launch. RuntimeError where a grid does not hold the programs."""
-    call = described(of, which, dtype, image, columns)
+    call = described(unfolding, which, dtype, image, columns)
     plan = chosen(call, device_model(device), forced)
     if plan.pack:
         image, columns = (contiguous(image[0]), columns) if which == Pass.FPROP else (image, contiguous(columns[0]))
-        call = described(of, which, dtype, image, columns)
-    whole = of.problem.with_unit_axes()
+        call = described(unfolding, which, dtype, image, columns)
+    whole = unfolding.problem.with_unit_axes()
     count, (tiles, _), shares = model.programs(call, plan), model.blocks(call, plan), model.shares(call, plan)
     if count > INT32_MAX:
-        raise RuntimeError(f"{of} needs {count} programs, more than a CUDA grid of {INT32_MAX} holds")
+        raise RuntimeError(f"{unfolding} needs {count} programs, more than a CUDA grid of {INT32_MAX} holds")
     lows = (low for low, _ in whole.padding)
     c_align, m_align = math.gcd(whole.in_channels, MAX_ALIGN), math.gcd(call.points, MAX_ALIGN)
     numbers = (
@@ -81,8 +81,8 @@ def prepare(
         "KERNEL": whole.kernel_size,
         "STRIDE": whole.stride,
         "DILATION": whole.dilation,
-        "RANK": of.problem.rank,
-        "INDEX": tl.int32 if reach(of, plan, image, columns) <= INT32_MAX else tl.int64,
+        "RANK": unfolding.problem.rank,
+        "INDEX": tl.int32 if reach(unfolding, plan, image, columns) <= INT32_MAX else tl.int64,
         "X_ALIGN": call.image.align,
         "X_UNIT": call.image.unit,
         "Y_ALIGN": call.columns.align,
@@ -96,7 +96,7 @@ def prepare(
     }
     x, y = packed_strides(image, call.image), packed_strides(columns, call.columns)
     if which == Pass.FPROP:
-        return Launch(plan, Step(unfold_kernel, count, constants | {"PADDED": of.problem.needs_bounds}, (x, y, sizes)))
+        return Launch(plan, Step(unfold_kernel, count, constants | {"PADDED": unfolding.problem.needs_bounds}, (x, y, sizes)))
     constants |= {
         "PERIOD": model.periods(whole),
         "INVERSE": model.inverses(whole),
@@ -106,27 +106,27 @@ def prepare(
     return Launch(plan, Step(fold_kernel, count, constants, (y, x, sizes)))
 
 
-def _run(of: Unfolding, which: Pass, source: torch.Tensor, result: torch.Tensor, forced: str) -> torch.Tensor:
+def _run(unfolding: Unfolding, which: Pass, source: torch.Tensor, result: torch.Tensor, forced: str) -> torch.Tensor:
     if not result.numel():
         return result
     image, columns = (source, result) if which == Pass.FPROP else (result, source)
-    made = prepare(of, which, source.dtype, index_of(source), key(image), key(columns), forced)
+    made = prepare(unfolding, which, source.dtype, index_of(source), key(image), key(columns), forced)
     assert isinstance(made.plan, UnfoldPlan)
     with on(source):
         made.main.start(source.contiguous() if made.plan.pack else source, result, *made.main.arguments)
     return result
 
 
-def allocated(of: Unfolding, which: Pass, source: torch.Tensor) -> torch.Tensor:
+def allocated(unfolding: Unfolding, which: Pass, source: torch.Tensor) -> torch.Tensor:
     """The result without values: contiguous, as torch's is."""
-    return source.new_empty(of.columns_shape if which == Pass.FPROP else of.problem.input_shape)
+    return source.new_empty(unfolding.columns_shape if which == Pass.FPROP else unfolding.problem.input_shape)
 
 
-def unfold(of: Unfolding, x: torch.Tensor, forced: str = "") -> torch.Tensor:
+def unfold(unfolding: Unfolding, x: torch.Tensor, forced: str = "") -> torch.Tensor:
     """The columns [N, C * taps, L] of x [N, C, *size]."""
-    return _run(of, Pass.FPROP, x, allocated(of, Pass.FPROP, x), forced)
+    return _run(unfolding, Pass.FPROP, x, allocated(unfolding, Pass.FPROP, x), forced)
 
 
-def fold(of: Unfolding, y: torch.Tensor, forced: str = "") -> torch.Tensor:
+def fold(unfolding: Unfolding, y: torch.Tensor, forced: str = "") -> torch.Tensor:
     """The image [N, C, *size] of columns y [N, C * taps, L]."""
-    return _run(of, Pass.DGRAD, y, allocated(of, Pass.DGRAD, y), forced)
+    return _run(unfolding, Pass.DGRAD, y, allocated(unfolding, Pass.DGRAD, y), forced)

@@ -69,8 +69,8 @@ def _fold_by(where: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
 
 
 def _fake(which: Pass) -> Callable[..., torch.Tensor]:
-    def call(of: Unfolding, source: torch.Tensor, plan: str) -> torch.Tensor:
-        return launch.allocated(of, which, source)
+    def call(unfolding: Unfolding, source: torch.Tensor, plan: str) -> torch.Tensor:
+        return launch.allocated(unfolding, which, source)
 
     return call
 

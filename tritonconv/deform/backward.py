@@ -34,22 +34,26 @@ Maybe = torch.Tensor | None
 Needs = Sequence[bool]
 
 
-def described(of: Deformation, dtype: torch.dtype, precision: str, x: TensorKey, w: TensorKey, dy: TensorKey) -> DeformCall:
+def described(
+    deformation: Deformation, dtype: torch.dtype, precision: str, x: TensorKey, w: TensorKey, dy: TensorKey
+) -> DeformCall:
     """The description of a backward pass for the cost model. The channels of a run and the filters of a group stay together."""
-    groups = of.problem.groups
-    return DeformCall(of, DTYPES[dtype], precision, operand(*x, groups, 1), operand(*w, groups, 0), operand(*dy, groups, 1))
+    groups = deformation.problem.groups
+    return DeformCall(
+        deformation, DTYPES[dtype], precision, operand(*x, groups, 1), operand(*w, groups, 0), operand(*dy, groups, 1)
+    )
 
 
 def chosen(call: DeformCall, which: Pass, device: int, forced: str) -> DeformPlan:
     """The plan of one of the two kernels that multiply: the forced one, or the one of least predicted time."""
-    plan, of = plan_for(which, forced), device_model(device)
-    return model.select(call, which, of) if plan is None else model.checked(call, plan, which, of)
+    plan, gpu = plan_for(which, forced), device_model(device)
+    return model.select(call, which, gpu) if plan is None else model.checked(call, plan, which, gpu)
 
 
-def _sizes(of: Deformation, tiles: int, programs: int) -> Any:
+def _sizes(deformation: Deformation, tiles: int, programs: int) -> Any:
     if programs > INT32_MAX:
-        raise RuntimeError(f"a gradient of {of} needs {programs} programs, more than a CUDA grid of {INT32_MAX} holds")
-    return sizes_of(of, aligns_of(of), 0, tiles)
+        raise RuntimeError(f"a gradient of {deformation} needs {programs} programs, more than a CUDA grid of {INT32_MAX} holds")
+    return sizes_of(deformation, aligns_of(deformation), 0, tiles)
 
 
 def _beside(offset: TensorKey, mask: TensorKey | None) -> dict[str, Any]:
@@ -57,12 +61,12 @@ def _beside(offset: TensorKey, mask: TensorKey | None) -> dict[str, Any]:
     return {"OFFSET": (offset, operand(*offset, 1, 1)), "MASK": None if mask is None else (mask, operand(*mask, 1, 1))}
 
 
-def _tile(plan: DeformPlan, of: Deformation) -> dict[str, Any]:
-    c_align, k_align = aligns_of(of)
+def _tile(plan: DeformPlan, deformation: Deformation) -> dict[str, Any]:
+    c_align, k_align = aligns_of(deformation)
     return {
         "C_ALIGN": c_align,
         "K_ALIGN": k_align,
-        "EVEN_N": of.run % plan.block_n == 0,
+        "EVEN_N": deformation.run % plan.block_n == 0,
         "BLOCK_M": plan.block_m,
         "BLOCK_N": plan.block_n,
         "BLOCK_K": plan.block_k,
@@ -83,7 +87,7 @@ def _laid_key(tensor: TensorKey, copied: bool) -> TensorKey:
 
 @functools.lru_cache(maxsize=1024)
 def columns_step(
-    of: Deformation,
+    deformation: Deformation,
     dtype: torch.dtype,
     precision: str,
     device: int,
@@ -97,44 +101,46 @@ def columns_step(
     forced: str,
 ) -> Step:
     """The launch of `columns_kernel`."""
-    call = described(of, dtype, precision, x, w, dy)
+    call = described(deformation, dtype, precision, x, w, dy)
     plan = chosen(call, Pass.DGRAD, device, forced)
     dy, x, w = _laid_key(dy, "a" in plan.pack), _laid_key(x, "a" in plan.pack), _laid_key(w, "b" in plan.pack)
-    call = described(of, dtype, precision, x, w, dy)
+    call = described(deformation, dtype, precision, x, w, dy)
     block = max(plan.block_m, plan.block_n, plan.block_k)
-    images = images_of(product(of.problem.output_size), plan.block_m)
-    refuse_far(of, images, block, input=x, offset=offset, weight=w, mask=mask, **{"the output's gradient": dy})
-    tiles, programs = ceil_div(of.pixels, plan.block_m), model.columns_tiles(of, plan)
+    images = images_of(product(deformation.problem.output_size), plan.block_m)
+    refuse_far(deformation, images, block, input=x, offset=offset, weight=w, mask=mask, **{"the output's gradient": dy})
+    tiles, programs = ceil_div(deformation.pixels, plan.block_m), model.columns_tiles(deformation, plan)
     strides, constants = laid(DY=(dy, call.y), X=(x, call.x), **_beside(offset, mask), W=(w, call.w))
-    constants |= arithmetic_constants(call) | _tile(plan, of)
+    constants |= arithmetic_constants(call) | _tile(plan, deformation)
     constants |= {
-        "EVEN_K": of.problem.filters_per_group % plan.block_k == 0,
+        "EVEN_K": deformation.problem.filters_per_group % plan.block_k == 0,
         "HAS_MASK": mask is not None,
         "OFFSETS": offsets,
         "COLUMNS": columns,
         "GROUP_M": plan.group_m,
     }
-    return _inside(plan, Step(columns_kernel, programs, constants, (*strides, _sizes(of, tiles, programs))), device)
+    return _inside(plan, Step(columns_kernel, programs, constants, (*strides, _sizes(deformation, tiles, programs))), device)
 
 
 @functools.lru_cache(maxsize=1024)
-def scatter_steps(of: Deformation, dtype: torch.dtype, offset: TensorKey, mask: TensorKey | None, dx: TensorKey) -> list[Step]:
+def scatter_steps(
+    deformation: Deformation, dtype: torch.dtype, offset: TensorKey, mask: TensorKey | None, dx: TensorKey
+) -> list[Step]:
     """The launches of `targets_kernel` and `scatter_kernel`."""
-    problem, name = of.problem, DTYPES[dtype]
+    problem, name = deformation.problem, DTYPES[dtype]
     shape = {"KERNEL": problem.kernel_size, "ACC": accumulator(name)}
-    tiles = ceil_div(of.pixels, model.TARGETS)
+    tiles = ceil_div(deformation.pixels, model.TARGETS)
     strides, constants = laid(**_beside(offset, mask))
     constants |= shape | {"STRIDE": problem.stride, "DILATION": problem.dilation, "HAS_MASK": mask is not None}
     constants["BLOCK"] = model.TARGETS
-    programs = tiles * of.offset_groups * problem.taps
-    targets = Step(targets_kernel, programs, constants, (*strides, _sizes(of, tiles, programs)))
+    programs = tiles * deformation.offset_groups * problem.taps
+    targets = Step(targets_kernel, programs, constants, (*strides, _sizes(deformation, tiles, programs)))
     block_m, block_n = model.SCATTER
     tiles = ceil_div(problem.batch * product(problem.input_size), block_m)
     strides, constants = laid(DX=(dx, operand(*dx, 1, 1)))
-    constants |= shape | {"C_ALIGN": aligns_of(of)[0], "EVEN_N": of.shared % block_n == 0, "BLOCK_M": block_m}
-    constants |= {"BLOCK_N": block_n, "UPCAST": arithmetic_constants(DeformCall(of, name))["UPCAST"]}
-    programs = tiles * of.offset_groups * ceil_div(of.shared, block_n)
-    return [targets, Step(scatter_kernel, programs, constants, (*strides, _sizes(of, tiles, programs)))]
+    constants |= shape | {"C_ALIGN": aligns_of(deformation)[0], "EVEN_N": deformation.shared % block_n == 0, "BLOCK_M": block_m}
+    constants |= {"BLOCK_N": block_n, "UPCAST": arithmetic_constants(DeformCall(deformation, name))["UPCAST"]}
+    programs = tiles * deformation.offset_groups * ceil_div(deformation.shared, block_n)
+    return [targets, Step(scatter_kernel, programs, constants, (*strides, _sizes(deformation, tiles, programs)))]
 
 
 @dataclass(frozen=True)
@@ -148,7 +154,7 @@ class Weights:
 
 @functools.lru_cache(maxsize=1024)
 def weights_steps(
-    of: Deformation,
+    deformation: Deformation,
     dtype: torch.dtype,
     precision: str,
     device: int,
@@ -159,23 +165,23 @@ def weights_steps(
     dw: TensorKey,
     forced: str,
 ) -> Weights:
-    call = described(of, dtype, precision, x, dw, dy)
+    call = described(deformation, dtype, precision, x, dw, dy)
     plan = chosen(call, Pass.WGRAD, device, forced)
     dy, x = _laid_key(dy, "a" in plan.pack), _laid_key(x, "a" in plan.pack)
-    call = described(of, dtype, precision, x, dw, dy)
+    call = described(deformation, dtype, precision, x, dw, dy)
     block = max(plan.block_m, plan.block_n, plan.block_k)
-    images = images_of(product(of.problem.output_size), plan.block_k)
-    refuse_far(of, images, block, input=x, offset=offset, weight=dw, mask=mask, **{"the output's gradient": dy})
-    trips = ceil_div(ceil_div(of.pixels, plan.block_k), plan.split)
-    programs = model.weights_tiles(of, plan) * plan.split
+    images = images_of(product(deformation.problem.output_size), plan.block_k)
+    refuse_far(deformation, images, block, input=x, offset=offset, weight=dw, mask=mask, **{"the output's gradient": dy})
+    trips = ceil_div(ceil_div(deformation.pixels, plan.block_k), plan.split)
+    programs = model.weights_tiles(deformation, plan) * plan.split
     strides, constants = laid(DY=(dy, call.y), X=(x, call.x), **_beside(offset, mask), DW=(dw, call.w))
-    constants |= arithmetic_constants(call) | _tile(plan, of)
+    constants |= arithmetic_constants(call) | _tile(plan, deformation)
     constants |= {
-        "EVEN_M": of.problem.filters_per_group % plan.block_m == 0,
+        "EVEN_M": deformation.problem.filters_per_group % plan.block_m == 0,
         "HAS_MASK": mask is not None,
         "SPLIT": plan.split > 1,
     }
-    sums = _inside(plan, Step(weights_kernel, programs, constants, (*strides, _sizes(of, trips, programs))), device)
+    sums = _inside(plan, Step(weights_kernel, programs, constants, (*strides, _sizes(deformation, trips, programs))), device)
     if plan.split == 1:
         return Weights(1, sums, None)
     size = max(4, itemsize(call.dtype))
@@ -185,10 +191,17 @@ def weights_steps(
 
 @functools.lru_cache(maxsize=1024)
 def plans(
-    of: Deformation, dtype: torch.dtype, precision: str, device: int, dy: TensorKey, x: TensorKey, w: TensorKey, forced: str
+    deformation: Deformation,
+    dtype: torch.dtype,
+    precision: str,
+    device: int,
+    dy: TensorKey,
+    x: TensorKey,
+    w: TensorKey,
+    forced: str,
 ) -> tuple[DeformPlan, DeformPlan]:
     """The plans of dgrad and wgrad for these operands. The plans say what is copied first."""
-    call = described(of, dtype, precision, x, w, dy)
+    call = described(deformation, dtype, precision, x, w, dy)
     return chosen(call, Pass.DGRAD, device, forced), chosen(call, Pass.WGRAD, device, forced)
 
 
@@ -215,7 +228,7 @@ def allocated(
 
 
 def backward(
-    of: Deformation,
+    deformation: Deformation,
     dy: torch.Tensor,
     x: torch.Tensor,
     offset: torch.Tensor,
@@ -226,17 +239,17 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """(dx, doffset, dw, dmask), those that `needs` asks for."""
     dx, doffset, dw, dmask = made = allocated(x, offset, w, mask, needs)
-    if not of.pixels:
+    if not deformation.pixels:
         for tensor in made:
             tensor.zero_()
         return made
     with on(x):
-        dgrad, wgrad = plans(of, x.dtype, fp32_precision(), index_of(x), key(dy), key(x), key(w), forced)
+        dgrad, wgrad = plans(deformation, x.dtype, fp32_precision(), index_of(x), key(dy), key(x), key(w), forced)
         samples = bool(needs[0] or needs[1] or needs[3])
         copied = (needs[2] and "a" in wgrad.pack) or (samples and "a" in dgrad.pack)
         dy, x, w = _laid(dy, copied), _laid(x, copied), _laid(w, samples and "b" in dgrad.pack)
         if needs[2]:
-            _weights(of, dy, x, offset, mask, dw, str(wgrad))
+            _weights(deformation, dy, x, offset, mask, dw, str(wgrad))
         if not samples:
             return made
         places = needs[1] or needs[3]
@@ -244,10 +257,10 @@ def backward(
             doffset = offset.new_empty(offset.shape)
         if places and mask is not None and not needs[3]:
             dmask = mask.new_empty(mask.shape)
-        step = model.images_at_a_time(of, x.element_size()) if needs[0] else of.problem.batch
-        for first in range(0, of.problem.batch, step):
-            part = slice(first, min(first + step, of.problem.batch))
-            some = replace(of, problem=replace(of.problem, batch=part.stop - part.start))
+        step = model.images_at_a_time(deformation, x.element_size()) if needs[0] else deformation.problem.batch
+        for first in range(0, deformation.problem.batch, step):
+            part = slice(first, min(first + step, deformation.problem.batch))
+            some = replace(deformation, problem=replace(deformation.problem, batch=part.stop - part.start))
             factors = None if mask is None else mask[part]
             given = (dy[part], x[part], offset[part], w, factors, doffset[part], dmask[part])
             columns = _columns(some, *given, places, needs, str(dgrad))
@@ -257,7 +270,7 @@ def backward(
 
 
 def _columns(
-    of: Deformation,
+    deformation: Deformation,
     dy: torch.Tensor,
     x: torch.Tensor,
     offset: torch.Tensor,
@@ -270,21 +283,25 @@ def _columns(
     forced: str,
 ) -> torch.Tensor:
     """The gradients of offset and mask, and if input's is needed those of the samples [pixels, taps, C]."""
-    problem, keys = of.problem, (key(dy), key(x), key(offset), key(w), _maybe_key(mask))
-    columns = dy.new_empty((of.pixels, problem.taps, problem.in_channels) if needs[0] else 0, dtype=wide(x.dtype))
-    step = columns_step(of, x.dtype, fp32_precision(), index_of(x), *keys, places, bool(needs[0]), forced)
+    problem, keys = deformation.problem, (key(dy), key(x), key(offset), key(w), _maybe_key(mask))
+    columns = dy.new_empty((deformation.pixels, problem.taps, problem.in_channels) if needs[0] else 0, dtype=wide(x.dtype))
+    step = columns_step(deformation, x.dtype, fp32_precision(), index_of(x), *keys, places, bool(needs[0]), forced)
     step.start(dy, x, offset, mask, w, doffset, dmask, columns, *step.arguments)
     return columns
 
 
-def _scatter(of: Deformation, columns: torch.Tensor, offset: torch.Tensor, mask: Maybe, dx: torch.Tensor) -> None:
+def _scatter(deformation: Deformation, columns: torch.Tensor, offset: torch.Tensor, mask: Maybe, dx: torch.Tensor) -> None:
     """The gradient of the images, from the gradients of the samples."""
-    entries, numbers = 4 * of.places, of.offset_groups * of.problem.batch * product(of.problem.input_size)
+    entries, numbers = (
+        4 * deformation.places,
+        deformation.offset_groups * deformation.problem.batch * product(deformation.problem.input_size),
+    )
     if max(entries, numbers) + model.TARGETS > INT32_MAX:
         raise RuntimeError(
-            f"deform_conv2d(): input's gradient sorts {entries} entries into {numbers} pixels, more than 32 bits count: {of}"
+            f"deform_conv2d(): input's gradient sorts {entries} entries into {numbers} pixels, more than 32 bits "
+            f"count: {deformation}"
         )
-    targets, scatter = scatter_steps(of, dx.dtype, key(offset), _maybe_key(mask), key(dx))
+    targets, scatter = scatter_steps(deformation, dx.dtype, key(offset), _maybe_key(mask), key(dx))
     number = torch.empty(entries, dtype=torch.int32, device=dx.device)
     weights = torch.empty(entries, dtype=columns.dtype, device=dx.device)
     targets.start(offset, mask, number, weights, *targets.arguments)
@@ -295,10 +312,16 @@ def _scatter(of: Deformation, columns: torch.Tensor, offset: torch.Tensor, mask:
 
 
 def _weights(
-    of: Deformation, dy: torch.Tensor, x: torch.Tensor, offset: torch.Tensor, mask: Maybe, dw: torch.Tensor, forced: str
+    deformation: Deformation,
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    offset: torch.Tensor,
+    mask: Maybe,
+    dw: torch.Tensor,
+    forced: str,
 ) -> None:
     steps = weights_steps(
-        of, x.dtype, fp32_precision(), index_of(x), key(dy), key(x), key(offset), _maybe_key(mask), key(dw), forced
+        deformation, x.dtype, fp32_precision(), index_of(x), key(dy), key(x), key(offset), _maybe_key(mask), key(dw), forced
     )
     if steps.reduce is None:
         steps.sums.start(dy, x, offset, mask, dw, *steps.sums.arguments)

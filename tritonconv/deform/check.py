@@ -72,14 +72,14 @@ def described(
         problem = ConvProblem.conv(input.shape, weight.shape, stride, padding, dilation, channels // per_group)
     except ShapeError as error:
         raise RuntimeError(f"{name}: {error} (input {list(input.shape)}, {padding=}, {dilation=})") from None
-    of = Deformation(problem, groups, mask is not None)
-    for what, tensor, shape in (("offset", offset, of.offset_shape), ("mask", mask, of.mask_shape)):
+    deformation = Deformation(problem, groups, mask is not None)
+    for what, tensor, shape in (("offset", offset, deformation.offset_shape), ("mask", mask, deformation.mask_shape)):
         if tensor is not None and tuple(tensor.shape) != shape:
             raise RuntimeError(
                 f"{name}: expected {what} of shape {list(shape)} for input {list(input.shape)}, weight {list(weight.shape)}, "
                 f"{stride=}, {padding=}, {dilation=} and {groups} offset groups, got {what} {list(tensor.shape)}"
             )
-    return of
+    return deformation
 
 
 def _pair(name: str, value: Any, least: int) -> tuple[Any, ...]:
@@ -93,9 +93,9 @@ def call(input: Any, offset: Any, weight: Any, bias: Any, stride: Any, padding: 
     """The values of stride, padding and dilation, as the op takes them."""
     _tensors(input, offset, weight, bias, mask)
     window = _pair("stride", stride, 1), _pair("padding", padding, 0), _pair("dilation", dilation, 1)
-    of = described(input, offset, weight, mask, *window)
+    deformation = described(input, offset, weight, mask, *window)
     _bias(NAME, bias, weight.shape[0], weight)
-    _countable(NAME, input, of.problem.output_shape, stride=stride, padding=padding, dilation=dilation)
-    if all(isinstance(n, int) for n in (*weight.shape, *window[0])) and (reason := reach_refusal(of.problem)):
+    _countable(NAME, input, deformation.problem.output_shape, stride=stride, padding=padding, dilation=dilation)
+    if all(isinstance(n, int) for n in (*weight.shape, *window[0])) and (reason := reach_refusal(deformation.problem)):
         raise RuntimeError(f"{NAME}(): {reason}: weight {list(weight.shape)}, {stride=}, {padding=}, {dilation=}")
     return window

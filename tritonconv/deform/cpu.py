@@ -35,9 +35,9 @@ class Places(NamedTuple):
         return (1 - h) * (1 - w), (1 - h) * w, h * (1 - w), h * w
 
 
-def _axis(of: Deformation, offset: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _axis(deformation: Deformation, offset: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(the pixel at or before each coordinate, the rest) along one axis, as `kernels.deform.coordinate` finds them."""
-    problem = of.problem
+    problem = deformation.problem
     taps = torch.arange(problem.kernel_size[axis]) * problem.dilation[axis]
     outputs = torch.arange(problem.output_size[axis]) * problem.stride[axis] - problem.padding[axis][0]
     grid = taps.view(-1, 1, 1, 1) + outputs.view(1, 1, -1, 1)  # [tap, 1, output, 1]
@@ -48,12 +48,12 @@ def _axis(of: Deformation, offset: torch.Tensor, axis: int) -> tuple[torch.Tenso
     return torch.where(offset.isnan(), 0, low), offset - whole
 
 
-def places(of: Deformation, offset: torch.Tensor, border: bool = True) -> Places:
+def places(deformation: Deformation, offset: torch.Tensor, border: bool = True) -> Places:
     """Where every tap samples. `border`: a place at -1 is outside, as it is for all but the gradient of the offset."""
-    problem = of.problem
-    each = offset.reshape(problem.batch, of.offset_groups, problem.taps, 2, -1)
+    problem = deformation.problem
+    each = offset.reshape(problem.batch, deformation.offset_groups, problem.taps, 2, -1)
     size = problem.input_size
-    (h, share_h), (w, share_w) = (_axis(of, each[:, :, :, axis], axis) for axis in (0, 1))
+    (h, share_h), (w, share_w) = (_axis(deformation, each[:, :, :, axis], axis) for axis in (0, 1))
     live = torch.ones_like(h, dtype=torch.bool)
     for low, share, n in ((h, share_h, size[0]), (w, share_w, size[1])):
         live &= (low < n) & ((low >= 0) | ((low == -1) & (share != 0 if border else True)))
@@ -63,24 +63,26 @@ def places(of: Deformation, offset: torch.Tensor, border: bool = True) -> Places
     return Places((share_h, share_w), pixels, exist, live)
 
 
-def corner(of: Deformation, images: torch.Tensor, at: Places, i: int) -> torch.Tensor:
+def corner(deformation: Deformation, images: torch.Tensor, at: Places, i: int) -> torch.Tensor:
     """[N, D, channels of a group, T, P Q] the values of one pixel around each place, 0 where there is none."""
-    problem = of.problem
-    flat = images.reshape(problem.batch, of.offset_groups, of.shared, 1, -1).expand(-1, -1, -1, problem.taps, -1)
-    index = at.pixels[i].unsqueeze(2).expand(-1, -1, of.shared, -1, -1)
+    problem = deformation.problem
+    flat = images.reshape(problem.batch, deformation.offset_groups, deformation.shared, 1, -1).expand(
+        -1, -1, -1, problem.taps, -1
+    )
+    index = at.pixels[i].unsqueeze(2).expand(-1, -1, deformation.shared, -1, -1)
     return torch.where(at.exist[i].unsqueeze(2), flat.gather(-1, index), 0)
 
 
-def samples(of: Deformation, images: torch.Tensor, at: Places) -> torch.Tensor:
+def samples(deformation: Deformation, images: torch.Tensor, at: Places) -> torch.Tensor:
     """[N, D, channels of a group, T, P Q], without mask."""
-    return sum(w.unsqueeze(2) * corner(of, images, at, i) for i, w in enumerate(at.weights))  # type: ignore[return-value]
+    return sum(w.unsqueeze(2) * corner(deformation, images, at, i) for i, w in enumerate(at.weights))  # type: ignore[return-value]
 
 
-def _columns(of: Deformation, sampled: torch.Tensor, mask: Maybe) -> torch.Tensor:
+def _columns(deformation: Deformation, sampled: torch.Tensor, mask: Maybe) -> torch.Tensor:
     """[N, G, channels of a weight group * T, P Q], the mask multiplied in."""
-    problem = of.problem
+    problem = deformation.problem
     if mask is not None:
-        sampled = sampled * mask.reshape(problem.batch, of.offset_groups, 1, problem.taps, -1)
+        sampled = sampled * mask.reshape(problem.batch, deformation.offset_groups, 1, problem.taps, -1)
     return sampled.reshape(problem.batch, problem.groups, problem.channels_per_group * problem.taps, -1)
 
 
@@ -89,21 +91,21 @@ def _widened(*tensors: Maybe, dtype: torch.dtype) -> list[Maybe]:
 
 
 def forward(
-    of: Deformation, x: torch.Tensor, offset: torch.Tensor, w: torch.Tensor, b: Maybe, mask: Maybe, forced: str = ""
+    deformation: Deformation, x: torch.Tensor, offset: torch.Tensor, w: torch.Tensor, b: Maybe, mask: Maybe, forced: str = ""
 ) -> torch.Tensor:
-    problem = of.problem
+    problem = deformation.problem
     y = allocate(problem.output_shape, x, w)
     if not y.numel():
         return y
     images, moved, weight, bias, factors = _widened(x, offset, w, b, mask, dtype=x.dtype)
     assert images is not None and moved is not None and weight is not None
-    columns = _columns(of, samples(of, images, places(of, moved)), factors)
+    columns = _columns(deformation, samples(deformation, images, places(deformation, moved)), factors)
     made = torch.matmul(weight.reshape(problem.groups, problem.filters_per_group, -1), columns).reshape(y.shape)
     return y.copy_(made if bias is None else made + bias.view(-1, 1, 1))
 
 
 def backward(
-    of: Deformation,
+    deformation: Deformation,
     dy: torch.Tensor,
     x: torch.Tensor,
     offset: torch.Tensor,
@@ -114,39 +116,39 @@ def backward(
 ) -> Four:
     """(dx, doffset, dw, dmask), those that `needs` asks for."""
     made = allocated(x, offset, w, mask, needs)
-    if not of.pixels:
+    if not deformation.pixels:
         for tensor in made:
             tensor.zero_()
         return made
-    problem = of.problem
+    problem = deformation.problem
     g, images, moved, weight, factors = _widened(dy, x, offset, w, mask, dtype=x.dtype)
     assert g is not None and images is not None and moved is not None and weight is not None
     g = g.reshape(problem.batch, problem.groups, problem.filters_per_group, -1)
-    at = places(of, moved)
-    found: list[Maybe] = [None] * 4
+    at = places(deformation, moved)
+    gradients: list[Maybe] = [None] * 4
     if needs[2]:
-        columns = _columns(of, samples(of, images, at), factors)
-        found[2] = torch.matmul(g, columns.transpose(-1, -2)).sum(0)
+        columns = _columns(deformation, samples(deformation, images, at), factors)
+        gradients[2] = torch.matmul(g, columns.transpose(-1, -2)).sum(0)
     if needs[0] or needs[1] or needs[3]:
         flat = weight.reshape(problem.groups, problem.filters_per_group, -1)
-        grid = (problem.batch, of.offset_groups, of.shared, problem.taps, -1)
+        grid = (problem.batch, deformation.offset_groups, deformation.shared, problem.taps, -1)
         columns = torch.matmul(flat.transpose(-1, -2), g).reshape(grid)
         factor = None if factors is None else factors.reshape(*grid[:2], problem.taps, -1)
         if needs[0]:
-            found[0] = _scattered(of, columns, at, factor)
+            gradients[0] = _scattered(deformation, columns, at, factor)
         if needs[1] or needs[3]:
-            found[1], found[3] = _of_places(of, images, columns, places(of, moved, False), factor)
-    for tensor, value in zip(made, found, strict=True):
+            gradients[1], gradients[3] = _of_places(deformation, images, columns, places(deformation, moved, False), factor)
+    for tensor, value in zip(made, gradients, strict=True):
         if tensor.numel() and value is not None:
             tensor.copy_(value.reshape(tensor.shape))
     return made
 
 
-def _scattered(of: Deformation, columns: torch.Tensor, at: Places, factor: Maybe) -> torch.Tensor:
+def _scattered(deformation: Deformation, columns: torch.Tensor, at: Places, factor: Maybe) -> torch.Tensor:
     """The gradient of the images: each sample's, to the four pixels that it is made of."""
-    problem = of.problem
+    problem = deformation.problem
     pixels = problem.input_size[0] * problem.input_size[1]
-    made = columns.new_zeros((problem.batch, of.offset_groups, of.shared, pixels))
+    made = columns.new_zeros((problem.batch, deformation.offset_groups, deformation.shared, pixels))
     for share, pixel, exists in zip(at.weights, at.pixels, at.exist, strict=True):
         counts = exists & (share > 0)  # which a NaN is not
         share = share if factor is None else share * factor
@@ -157,10 +159,12 @@ def _scattered(of: Deformation, columns: torch.Tensor, at: Places, factor: Maybe
 
 
 def _of_places(
-    of: Deformation, images: torch.Tensor, columns: torch.Tensor, at: Places, factor: Maybe
+    deformation: Deformation, images: torch.Tensor, columns: torch.Tensor, at: Places, factor: Maybe
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients of offset [N, D, T, 2, P Q] and mask [N, D, T, P Q]."""
-    a, b, c, d = ((torch.where(e.unsqueeze(2), columns, 0) * corner(of, images, at, i)).sum(2) for i, e in enumerate(at.exist))
+    a, b, c, d = (
+        (torch.where(e.unsqueeze(2), columns, 0) * corner(deformation, images, at, i)).sum(2) for i, e in enumerate(at.exist)
+    )
     h, w = (torch.where(at.live, share, 0) for share in at.shares)
     by_h = (1 - w) * (c - a) + w * (d - b) + (h - h)  # NaN where the place is none, whichever coordinate is
     by_w = (1 - h) * (b - a) + h * (d - c) + (w - w)

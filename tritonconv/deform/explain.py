@@ -30,51 +30,51 @@ def explained(number: int | None, *args: Any, **kwargs: Any) -> tuple[ConvProble
     forced = plan_text(given.pop("plan"), "deform_conv2d", own="deform")
     window = check.call(**given)
     x, offset, weight, mask = (given[name] for name in ("input", "offset", "weight", "mask"))
-    of = check.described(x, offset, weight, mask, *window)
+    deformation = check.described(x, offset, weight, mask, *window)
     dtype, precision, index = cast_dtype(x), fp32_precision(), index_of(x) if number is None else number
     device, size = device_model(index), itemsize(DTYPES[dtype])
-    lines = [f"deform_conv2d: {of}, {Arithmetic(DTYPES[dtype], precision).words}"]
+    lines = [f"deform_conv2d: {deformation}, {Arithmetic(DTYPES[dtype], precision).words}"]
     if number is None and not x.is_cuda and not runs_kernels():
         lines.append(
             "CPU tensors: torch's operators compute them (device= plans for a GPU); what Triton's interpreter would run:"
         )
-    if not of.pixels:
-        return of.problem, {}, {}, "\n".join([*lines, "nothing to multiply: no kernel is launched"])
-    y = of.problem.output_shape, output_strides(of.problem.output_shape, x, weight)
-    call = launch.described(of, dtype, precision, key(x), key(weight), y)
+    if not deformation.pixels:
+        return deformation.problem, {}, {}, "\n".join([*lines, "nothing to multiply: no kernel is launched"])
+    y = deformation.problem.output_shape, output_strides(deformation.problem.output_shape, x, weight)
+    call = launch.described(deformation, dtype, precision, key(x), key(weight), y)
     plan = launch.chosen(call, device, forced)
-    dgrad, wgrad = backward.plans(of, dtype, precision, index, y, key(x), key(weight), forced)
+    dgrad, wgrad = backward.plans(deformation, dtype, precision, index, y, key(x), key(weight), forced)
     plans = {"fprop": plan, "dgrad": dgrad, "wgrad": wgrad}
-    found = model.predict(call, plan, device)
-    m_tiles, n_tiles = model.tiles(of, plan)
+    prediction = model.predict(call, plan, device)
+    m_tiles, n_tiles = model.tiles(deformation, plan)
     lines += [
         "fprop: samples straight into the product, no column buffer",
         f"  tile {plan.block_m}x{plan.block_n}x{plan.block_k}, {plan.num_warps} warps, {plan.num_stages} stages; "
-        f"{m_tiles} x {n_tiles} programs of {model.trips(of, plan)} trips",
-        f"  {of.places} places, {of.run} channels in a run; torchvision's columns would move "
-        f"{model.column_bytes(of, size) / 1e6:.3g} MB more",
+        f"{m_tiles} x {n_tiles} programs of {model.trips(deformation, plan)} trips",
+        f"  {deformation.places} places, {deformation.run} channels in a run; torchvision's columns would move "
+        f"{model.column_bytes(deformation, size) / 1e6:.3g} MB more",
         *_copied(plan, {"a": "input", "b": "weight"}),
     ]
     why = "forced by plan=" if forced else f"least predicted time of {len(model.candidates(call, device))} candidates"
     lines.append(
-        f"  {why}: {found.seconds * 1e6:.3g} us, bound by {found.bound}; {found.waves:.2g} waves, "
-        f"{found.tile_use:.0%} of the issued multiply-adds needed ({device.name})"
+        f"  {why}: {prediction.seconds * 1e6:.3g} us, bound by {prediction.bound}; {prediction.waves:.2g} waves, "
+        f"{prediction.tile_use:.0%} of the issued multiply-adds needed ({device.name})"
     )
     gradients, parts = deform_backward.predict(call, device), deform_backward.parts(call, device)
-    at_once = deform_backward.images_at_a_time(of, size)
+    at_once = deform_backward.images_at_a_time(deformation, size)
     lines += [
         "gradients: of samples, offset and mask in one kernel; the input's by a sort of places; no atomics",
         f"  dgrad {dgrad}; wgrad {wgrad}",
         *_copied(dgrad, {"a": "input and gradient", "b": "weight"}),
-        f"  {at_once * deform_backward.workspace(of, size) / 1e6:.3g} MB of workspace, {at_once} images at a time",
+        f"  {at_once * deform_backward.workspace(deformation, size) / 1e6:.3g} MB of workspace, {at_once} images at a time",
         f"  {gradients.seconds * 1e6:.3g} us: "
         + ", ".join(f"{name} {seconds * 1e6:.3g}" for name, (seconds, _) in parts.items()),
     ]
     if not device.interpreted:
         lines.append(f"  {executed.words(model.FAMILY, device.capability)}")
-        lines.append(f"  forward from {found.low * 1e6:.3g} to {found.high * 1e6:.3g} us, {found.source}")
-    predictions = {str(Pass.FPROP): found, str(Pass.DGRAD): gradients}
-    return of.problem, dict(plans), predictions, "\n".join(lines)
+        lines.append(f"  forward from {prediction.low * 1e6:.3g} to {prediction.high * 1e6:.3g} us, {prediction.source}")
+    predictions = {str(Pass.FPROP): prediction, str(Pass.DGRAD): gradients}
+    return deformation.problem, dict(plans), predictions, "\n".join(lines)
 
 
 def _copied(plan: model.DeformPlan, names: dict[str, str]) -> list[str]:

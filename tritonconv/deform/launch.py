@@ -23,11 +23,13 @@ from tritonconv.prepared import INT32_MAX, TensorKey, accumulator, key, packed_s
 from tritonconv.steps import Launch, Step, clamped
 
 
-def described(of: Deformation, dtype: torch.dtype, precision: str, x: TensorKey, w: TensorKey, y: TensorKey) -> DeformCall:
+def described(
+    deformation: Deformation, dtype: torch.dtype, precision: str, x: TensorKey, w: TensorKey, y: TensorKey
+) -> DeformCall:
     """The description of a call for the cost model."""
-    problem = of.problem
+    problem = deformation.problem
     lie = (operand(*x, problem.groups, 1), operand(*w, problem.groups, 0), operand(*y, problem.groups, 1))
-    return DeformCall(of, DTYPES[dtype], precision, *lie)
+    return DeformCall(deformation, DTYPES[dtype], precision, *lie)
 
 
 def chosen(call: DeformCall, device: Any, forced: str) -> DeformPlan:
@@ -36,7 +38,7 @@ def chosen(call: DeformCall, device: Any, forced: str) -> DeformPlan:
     return model.select(call, device) if plan is None else model.checked(call, plan, device)
 
 
-def refuse_far(of: Deformation, images: int, block: int, **tensors: TensorKey | None) -> None:
+def refuse_far(deformation: Deformation, images: int, block: int, **tensors: TensorKey | None) -> None:
     """RuntimeError unless 32-bit offsets reach everything from a program's first image: `images` of each tensor that has
     images, all of the weight, and a block of channels or filters more."""
     for name, tensor in tensors.items():
@@ -50,9 +52,9 @@ def refuse_far(of: Deformation, images: int, block: int, **tensors: TensorKey | 
                 f"deform_conv2d(): {name} of shape {list(shape)} and strides {list(strides)} reaches {reach} elements from an "
                 f"image's first, and the kernels count {INT32_MAX}; pass fewer channels or smaller images at a time"
             )
-    pixels = max(product(of.problem.output_size), product(of.problem.input_size))
-    if pixels * of.offset_groups * of.problem.taps + block > INT32_MAX:
-        raise RuntimeError(f"deform_conv2d(): an image of {pixels} pixels has more places than 32 bits count: {of}")
+    pixels = max(product(deformation.problem.output_size), product(deformation.problem.input_size))
+    if pixels * deformation.offset_groups * deformation.problem.taps + block > INT32_MAX:
+        raise RuntimeError(f"deform_conv2d(): an image of {pixels} pixels has more places than 32 bits count: {deformation}")
 
 
 def images_of(pixels: int, block: int) -> int:
@@ -60,18 +62,27 @@ def images_of(pixels: int, block: int) -> int:
     return block // max(1, pixels) + 2
 
 
-def sizes_of(of: Deformation, aligns: tuple[int, int], bias_stride: int, tiles: int) -> Deformed:
+def sizes_of(deformation: Deformation, aligns: tuple[int, int], bias_stride: int, tiles: int) -> Deformed:
     """The sizes of a call as the kernels take them."""
-    problem, (c_align, k_align) = of.problem, aligns
+    problem, (c_align, k_align) = deformation.problem, aligns
     (low_h, _), (low_w, _) = problem.padding
     channels = (problem.channels_per_group // c_align, problem.filters_per_group // k_align)
-    sizes = (*channels, of.run // c_align, of.shared // c_align, of.offset_groups, low_h, low_w, bias_stride, tiles)
+    sizes = (
+        *channels,
+        deformation.run // c_align,
+        deformation.shared // c_align,
+        deformation.offset_groups,
+        low_h,
+        low_w,
+        bias_stride,
+        tiles,
+    )
     return Deformed(*map(pack, (problem.batch, *problem.input_size, *problem.output_size, *sizes)))
 
 
-def aligns_of(of: Deformation) -> tuple[int, int]:
+def aligns_of(deformation: Deformation) -> tuple[int, int]:
     """The powers of two that divide the channels of a run and the filters of a group."""
-    return math.gcd(of.run, MAX_ALIGN), math.gcd(of.problem.filters_per_group, MAX_ALIGN)
+    return math.gcd(deformation.run, MAX_ALIGN), math.gcd(deformation.problem.filters_per_group, MAX_ALIGN)
 
 
 def laid(**tensors: tuple[TensorKey, Operand] | None) -> tuple[list[Any], dict[str, Any]]:
@@ -89,9 +100,9 @@ def laid(**tensors: tuple[TensorKey, Operand] | None) -> tuple[list[Any], dict[s
 
 def arithmetic_constants(call: DeformCall) -> dict[str, Any]:
     return {
-        "KERNEL": call.of.problem.kernel_size,
-        "STRIDE": call.of.problem.stride,
-        "DILATION": call.of.problem.dilation,
+        "KERNEL": call.deformation.problem.kernel_size,
+        "STRIDE": call.deformation.problem.stride,
+        "DILATION": call.deformation.problem.dilation,
         "ACC": accumulator(call.dtype),
         "PRECISION": call.precision if call.dtype == "float32" else "ieee",
         "UPCAST": INTERPRETED and call.dtype == "bfloat16",
@@ -101,7 +112,7 @@ def arithmetic_constants(call: DeformCall) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=1024)
 def prepare(
-    of: Deformation,
+    deformation: Deformation,
     dtype: torch.dtype,
     precision: str,
     device: int,
@@ -115,25 +126,25 @@ def prepare(
 ) -> Launch:
     """Plan, arguments and constants of a forward launch, whose plan says what is copied before. RuntimeError where 32 bits do
     not reach."""
-    plan = chosen(described(of, dtype, precision, x, w, y), device_model(device), forced)
+    plan = chosen(described(deformation, dtype, precision, x, w, y), device_model(device), forced)
     x = (x[0], channels_last_strides(x[0])) if "a" in plan.pack else x
     w = (w[0], channels_last_strides(w[0])) if "b" in plan.pack else w
-    call = described(of, dtype, precision, x, w, y)
-    problem, block = of.problem, max(plan.block_m, plan.block_n, plan.block_k)
+    call = described(deformation, dtype, precision, x, w, y)
+    problem, block = deformation.problem, max(plan.block_m, plan.block_n, plan.block_k)
     images = images_of(product(problem.output_size), plan.block_m)
-    refuse_far(of, images, block, input=x, offset=offset, weight=w, mask=mask, output=y)
+    refuse_far(deformation, images, block, input=x, offset=offset, weight=w, mask=mask, output=y)
     if (problem.out_channels + block) * (bias_stride or 0) > INT32_MAX:
         raise RuntimeError(f"deform_conv2d(): bias of stride {bias_stride} reaches farther than 32 bits count")
-    tiles_m, tiles_n = model.tiles(of, plan)
+    tiles_m, tiles_n = model.tiles(deformation, plan)
     if tiles_m * tiles_n > INT32_MAX:
-        raise RuntimeError(f"{of} needs {tiles_m * tiles_n} programs, more than a CUDA grid of {INT32_MAX} holds")
+        raise RuntimeError(f"{deformation} needs {tiles_m * tiles_n} programs, more than a CUDA grid of {INT32_MAX} holds")
     lies = {name: None if t is None else (t, operand(*t, 1, 1)) for name, t in (("OFFSET", offset), ("MASK", mask))}
     strides, constants = laid(X=(x, call.x), **lies, W=(w, call.w), Y=(y, call.y))
-    c_align, k_align = aligns = aligns_of(of)
+    c_align, k_align = aligns = aligns_of(deformation)
     constants |= arithmetic_constants(call) | {
         "C_ALIGN": c_align,
         "K_ALIGN": k_align,
-        "EVEN_K": of.run % plan.block_k == 0,
+        "EVEN_K": deformation.run % plan.block_k == 0,
         "EVEN_N": problem.filters_per_group % plan.block_n == 0,
         "HAS_MASK": mask is not None,
         "HAS_BIAS": bias_stride is not None,
@@ -144,12 +155,12 @@ def prepare(
         "num_warps": plan.num_warps,
         "num_stages": plan.num_stages,
     }
-    arguments = (*strides, sizes_of(of, aligns, bias_stride or 0, tiles_m))
+    arguments = (*strides, sizes_of(deformation, aligns, bias_stride or 0, tiles_m))
     return clamped(Launch(plan, Step(deform_kernel, tiles_m * tiles_n, constants, arguments)), device_model(device).capability)
 
 
 def forward(
-    of: Deformation,
+    deformation: Deformation,
     x: torch.Tensor,
     offset: torch.Tensor,
     w: torch.Tensor,
@@ -158,11 +169,11 @@ def forward(
     forced: str = "",
 ) -> torch.Tensor:
     """y [N, K, P, Q] by one kernel."""
-    y = allocate(of.problem.output_shape, x, w)
+    y = allocate(deformation.problem.output_shape, x, w)
     if not y.numel():
         return y
     prepared = prepare(
-        of,
+        deformation,
         x.dtype,
         fp32_precision(),
         index_of(x),

@@ -75,15 +75,15 @@ def _by(where: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         dilation: Ints,
         plan: str = "",
     ) -> torch.Tensor:
-        of = _checked("deform", x, offset, w, mask, (stride, padding, dilation), b)
+        deformation = _checked("deform", x, offset, w, mask, (stride, padding, dilation), b)
         operands.shaped("deform", "b", b, w.shape[0])
-        return where(of, x, offset, w, b, mask, plan)
+        return where(deformation, x, offset, w, b, mask, plan)
 
     return call
 
 
-def _fake(of: Deformation, x: torch.Tensor, offset: Any, w: torch.Tensor, *_: Any) -> torch.Tensor:
-    return allocate(of.problem.output_shape, x, w)
+def _fake(deformation: Deformation, x: torch.Tensor, offset: Any, w: torch.Tensor, *_: Any) -> torch.Tensor:
+    return allocate(deformation.problem.output_shape, x, w)
 
 
 def _flops(x: Ints, offset: Ints, w: Ints, b: Any, mask: Any, *window: Any, out_shape: Any = None, **_: Any) -> int:
@@ -127,17 +127,17 @@ def _backward_by(where: Callable[..., Four]) -> Callable[..., Four]:
         needs: Sequence[bool],
         plan: str = "",
     ) -> Four:
-        of = _checked("deform_backward", x, offset, w, mask, (stride, padding, dilation), dy)
-        operands.shaped("deform_backward", "dy", dy, *of.problem.output_shape)
+        deformation = _checked("deform_backward", x, offset, w, mask, (stride, padding, dilation), dy)
+        operands.shaped("deform_backward", "dy", dy, *deformation.problem.output_shape)
         if len(needs) != 4:
             raise RuntimeError(f"tritonconv::deform_backward: needs must be 4 bools, got needs={list(needs)}")
-        return where(of, dy, x, offset, w, mask, needs, plan)
+        return where(deformation, dy, x, offset, w, mask, needs, plan)
 
     return call
 
 
 def _fake_backward(
-    of: Deformation, dy: Any, x: Any, offset: Any, w: Any, mask: Maybe, needs: Sequence[bool], plan: str
+    deformation: Deformation, dy: Any, x: Any, offset: Any, w: Any, mask: Maybe, needs: Sequence[bool], plan: str
 ) -> Four:
     return gradients.allocated(x, offset, w, mask, needs)
 
@@ -146,8 +146,8 @@ def _backward_flops(
     dy: Ints, x: Ints, offset: Ints, w: Ints, mask: Any, stride: Ints, padding: Ints, dilation: Ints, needs: Any, **_: Any
 ) -> int:
     problem = ConvProblem.conv(x, w, stride, padding, dilation, x[1] // w[1])
-    of = Deformation(problem, offset[1] // (2 * problem.taps), mask is not None)
-    return backward_flops(of, needs[0], needs[1] or needs[3], needs[2])
+    deformation = Deformation(problem, offset[1] // (2 * problem.taps), mask is not None)
+    return backward_flops(deformation, needs[0], needs[1] or needs[3], needs[2])
 
 
 class _Deform(_Primitive):
@@ -176,8 +176,8 @@ class _Deform(_Primitive):
         needs = [needs_x, needs_offset, needs_w, needs_mask]
         made: list[Maybe] = [None] * 4
         if any(needs):
-            found = _OPS.deform_backward(dy, x, offset, w, mask, *ctx.window, needs, ctx.plan)
-            made = [each if asked else None for each, asked in zip(found, needs, strict=True)]
+            results = _OPS.deform_backward(dy, x, offset, w, mask, *ctx.window, needs, ctx.plan)
+            made = [each if asked else None for each, asked in zip(results, needs, strict=True)]
         dx, doffset, dw, dmask = made
         dw = None if dw is None else as_parameter(dw, ctx.strides)
         return dx, doffset, dw, _bias_gradient(dy) if needs_b else None, dmask, *(None,) * 4

@@ -19,5 +19,5 @@ MODULES = ("gemm", "tma", "depthwise", "band")
 @cache
 def launchers() -> dict[str, Launcher]:
     """The launcher of each family, by name. A test may add one to the dictionary."""
-    found = [launcher for module in MODULES for launcher in import_module(f"{__name__}.{module}").LAUNCHERS]
-    return {launcher.name: launcher for launcher in found}
+    every = [launcher for module in MODULES for launcher in import_module(f"{__name__}.{module}").LAUNCHERS]
+    return {launcher.name: launcher for launcher in every}

@@ -85,9 +85,9 @@ def phases(call: Call) -> str:
     """Words on dgrad's stride phases."""
     if call.which != Pass.DGRAD:
         return ""
-    found = call.problem.phases()
-    empty = sum(phase.taps == 0 for phase in found)
-    text = f", {len(found)} stride phase{'s' if len(found) > 1 else ''} in one launch"
+    parts = call.problem.phases()
+    empty = sum(phase.taps == 0 for phase in parts)
+    text = f", {len(parts)} stride phase{'s' if len(parts) > 1 else ''} in one launch"
     return text + (f" ({empty} without a tap)" if empty else "")
 
 

@@ -43,9 +43,9 @@ def explained(number: int | None, *args: Any, **kwargs: Any) -> tuple[ConvProble
     forced = plan_text(given["plan"])
     plan = launch.chosen(call, device, forced)
     one, two = launch.chosen(call, device, launch.FUSED) if model.candidates(call, device) else None, model.apart(call, device)
-    found = None if (plan or one) is None else model.predict(call, plan or one, device)  # type: ignore[arg-type]
+    prediction = None if (plan or one) is None else model.predict(call, plan or one, device)  # type: ignore[arg-type]
     apart, saved = sum(each.seconds for each in two), 2 * pair.between(model.itemsize(call.dtype))
-    if found is None:
+    if prediction is None:
         why = "no tile of the menu has room for this filter in registers"
         lines.append(
             why
@@ -54,8 +54,8 @@ def explained(number: int | None, *args: Any, **kwargs: Any) -> tuple[ConvProble
         )
     else:
         lines.append(
-            f"one kernel: {found.seconds * 1e6:.3g} us predicted, bound by {found.bound}, {found.bytes / 1e6:.3g} MB; "
-            f"{saved / 1e6:.3g} MB between the convolutions stay on the chip"
+            f"one kernel: {prediction.seconds * 1e6:.3g} us predicted, bound by {prediction.bound}, "
+            f"{prediction.bytes / 1e6:.3g} MB; {saved / 1e6:.3g} MB between the convolutions stay on the chip"
         )
     named = zip(("depthwise", "pointwise"), two, strict=True)
     lines.append(f"two kernels: {apart * 1e6:.3g} us, " + " and ".join(f"{n} {p.seconds * 1e6:.3g}" for n, p in named))
@@ -76,5 +76,5 @@ def explained(number: int | None, *args: Any, **kwargs: Any) -> tuple[ConvProble
         lines.append(f"  each of {tiles[1]} blocks of filters makes the depthwise result again")
     if plan.pack:
         lines.append("  the depthwise weights are copied first, channels next to each other")
-    assert found is not None
-    return pair.depthwise, {"separable": plan}, {"separable": found}, "\n".join(lines)
+    assert prediction is not None
+    return pair.depthwise, {"separable": plan}, {"separable": prediction}, "\n".join(lines)
