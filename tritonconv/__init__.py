@@ -23,12 +23,14 @@ from tritonconv.fused import (
     conv_transpose3d_fused,
 )
 from tritonconv.invariant import batch_invariant
+from tritonconv.normalize import Prologue, group_norm_prologue, rms_norm_prologue
 from tritonconv.separable import depthwise_separable_conv2d
 from tritonconv.use import use
 from tritonconv.video import causal_conv3d
 
 __all__ = [
     "Explanation",
+    "Prologue",
     "__version__",
     "batch_invariant",
     "causal_conv1d",
@@ -52,12 +54,17 @@ __all__ = [
     "deform_conv2d",
     "depthwise_separable_conv2d",
     "explain",
+    "group_norm_prologue",
     "nn",
     "report",
     "revert",
+    "rms_norm_prologue",
     "use",
 ]
 
 #: They say all of it themselves.
-_WHOLE = ("Explanation", "__version__", "batch_invariant", "convert", "decompositions", "deform_conv2d", "nn", "use")
+_WHOLE = (
+    *("Explanation", "Prologue", "__version__", "batch_invariant", "convert", "decompositions", "deform_conv2d"),
+    *("group_norm_prologue", "nn", "rms_norm_prologue", "use"),
+)
 _complete({name: globals()[name] for name in __all__ if name not in _WHOLE})

@@ -10,7 +10,10 @@ import torch
 
 from costmodel.video import Chunk
 from tritonconv import cpu
+from tritonconv.epilogue import widened
 from tritonconv.layout import allocate_channels_last
+from tritonconv.normalize.op import by_torch
+from tritonconv.video.launch import NOTHING, Values
 
 
 def known_frames(chunk: Chunk, x: torch.Tensor, cache: torch.Tensor | None) -> torch.Tensor:
@@ -35,14 +38,24 @@ def forward(
     cache: torch.Tensor | None,
     keeps: bool,
     forced: str = "",
+    values: Values = NOTHING,
+    residual: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(y, the next cache); the cache has no elements where it is not asked for."""
+    lies = x
+    if not values.is_empty():
+        x = by_torch(x, values)
     line = known_frames(chunk, x, cache)
     if 0 in chunk.output_shape:
         y = x.new_empty(chunk.output_shape)
     else:
-        y = cpu.fprop(magnified(chunk, line), w, b, chunk.spatial)
+        frames = magnified(chunk, line)
+        if residual is None:
+            y = cpu.fprop(frames, w, b, chunk.spatial)
+        else:
+            sums = cpu.fprop(widened(frames), widened(w), b if b is None else widened(b), chunk.spatial)
+            y = (sums + widened(residual)).to(x.dtype)
     after = x.new_empty(0)
     if keeps:
         after = allocate_channels_last(chunk.next_shape, x).copy_(line[:, :, line.shape[2] - chunk.kept :])
-    return cpu.laid_out(y, x, w), after
+    return cpu.laid_out(y, lies, w), after
