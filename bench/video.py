@@ -48,6 +48,7 @@ class Row:
     prologue: Prologue | None = None
     residual: bool = False
     groups: int = 1
+    summed: bool = False
 
     @property
     def chunk(self) -> Chunk:
@@ -60,7 +61,8 @@ class Row:
             "time_padding": self.time_padding,
             "groups": self.groups,
         }
-        return replace(Chunk.of(x, w, t - 1, **window), prologue=self.prologue, residual=self.residual)
+        chunk = replace(Chunk.of(x, w, t - 1, **window), prologue=self.prologue, residual=self.residual)
+        return chunk.with_summed_taps() if self.summed else chunk
 
 
 #: Triton 3.8 and 3.9 spend up to four instructions more in the uniform datapath.

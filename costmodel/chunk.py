@@ -24,7 +24,8 @@ TIME_PADDING = ("zeros", "replicate", "valid")
 class Chunk:
     """A call: the convolution of its known frames, of which `cached` come from the cache. The height and width of `problem` are
     those after `upsample`. `replicate`: frames before the first known one repeat it; otherwise they are zero. `prologue` is
-    applied to the frames of x, not to those of the cache."""
+    applied to the frames of x, not to those of the cache. `summed`: taps of magnified frames that see the same pixel are one,
+    with the sum of their weights."""
 
     problem: ConvProblem
     cached: Any = 0
@@ -33,6 +34,7 @@ class Chunk:
     valid: bool = False
     prologue: Prologue | None = None
     residual: bool = False
+    summed: bool = False
 
     @classmethod
     def of(
@@ -56,6 +58,19 @@ class Chunk:
         pads = ((front, 0), (padding[0], padding[1]), (padding[2], padding[3]))
         problem = ConvProblem.conv(known, weight, stride, pads, dilation, groups, checked=False)
         return cls(problem, cached, upsample, time_padding == "replicate", valid)
+
+    def with_summed_taps(self) -> Chunk:
+        """The call with `summed`, where a frame is magnified and its taps are neighbours, an odd number along either axis, so
+        that results of either parity see as many pixels."""
+        _, r, s = self.problem.kernel_size
+        fits = self.upsample == 2 and self.problem.dilation[1:] == (1, 1) and r % 2 == s % 2 == 1 and r * s > 1
+        return replace(self, summed=True) if fits else self
+
+    @property
+    def window(self) -> tuple[Any, ...]:
+        """The taps (t, r, s) that are multiplied."""
+        t, r, s = self.problem.kernel_size
+        return (t, (r + 1) // 2, (s + 1) // 2) if self.summed else (t, r, s)
 
     @property
     def depth(self) -> Any:
@@ -123,7 +138,7 @@ class Chunk:
 
     def __str__(self) -> str:
         parts = [str(self.problem), f"{self.cached} of {self.known} frames cached"]
-        parts += ["magnified by 2"] * (self.upsample > 1)
+        parts += ["magnified by 2"] * (self.upsample > 1) + ["taps summed"] * self.summed
         parts += [] if self.prologue is None else [f"normalised first ({self.prologue})"]
         return ", ".join(parts + ["the first frame replicated"] * self.replicate)
 
@@ -136,7 +151,7 @@ def elements(chunk: Chunk) -> dict[str, int]:
     return {
         "x": frame * (chunk.known - chunk.cached),
         "cache": frame * chunk.cached,
-        "weight": product(chunk.problem.weight_shape),
+        "weight": chunk.problem.out_channels * chunk.depth * product(chunk.window) * (4 if chunk.summed else 1),
         "y": results,
         "residual": results * chunk.residual,
         "next": frame * chunk.kept,

@@ -13,8 +13,8 @@ from costmodel.tiling import Tile
 from costmodel.timing import from_dram, overhead
 
 #: Instructions per element of `kernels.prologue.prepared` in the gather's loop, with scale and shift, by activation: the way
-#: from shared memory through registers, conversion, arithmetic, rounding, selection. rstd adds RSTD_INSTRUCTIONS. Counted in machine
-#: code for sm_90 (`tests/test_prologue_aot.py`).
+#: from shared memory through registers, conversion, arithmetic, rounding, selection. rstd adds RSTD_INSTRUCTIONS. Counted in
+#: machine code for sm_90 (`tests/test_prologue_aot.py`).
 INSTRUCTIONS = {
     "": 8.0,
     "relu": 10.0,

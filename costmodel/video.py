@@ -86,7 +86,7 @@ def copies(chunk: Chunk, plan: VideoPlan, dtype: str) -> int:
 
 def trips(chunk: Chunk, plan: VideoPlan) -> float:
     """Main-loop trips of one program, on average over the frames of the result."""
-    _, r, s = chunk.problem.kernel_size
+    _, r, s = chunk.window
     each = r * s * ceil_div(chunk.depth, plan.block_k)
     return each * chunk.live_taps / max(1, chunk.output_shape[2])
 
@@ -200,9 +200,9 @@ def predict(
     count, n_trips = m_tiles * n_tiles, trips(chunk, plan)
     moved = compulsory(chunk, size) + sum(2 * size * elements(chunk)[name] for name in copied)
     groups = problem.groups
-    covers = Extent(m_tiles * plan.block_m, problem.out_channels // groups, groups, chunk.depth, problem.taps)
+    covers = Extent(m_tiles * plan.block_m, problem.out_channels // groups, groups, chunk.depth, product(chunk.window))
     moved += 0 if chunk.prologue is None else ahead.value_bytes(chunk.prologue, size)
-    weights = size * product(problem.weight_shape)
+    weights = size * elements(chunk)["weight"]
     moved += read_again(tile_kernel, covers, 1, plan.group_m, channels_last(problem, Pass.FPROP, dtype), weights, device)
     launched = 1 + len(copied)
     if device.interpreted:

@@ -24,6 +24,7 @@ from tritonconv.fused import (
 )
 from tritonconv.invariant import batch_invariant
 from tritonconv.normalize import Prologue, group_norm_prologue, rms_norm_prologue
+from tritonconv.packed import forget_packed
 from tritonconv.separable import depthwise_separable_conv2d
 from tritonconv.use import use
 from tritonconv.video import causal_conv3d
@@ -54,6 +55,7 @@ __all__ = [
     "deform_conv2d",
     "depthwise_separable_conv2d",
     "explain",
+    "forget_packed",
     "group_norm_prologue",
     "nn",
     "report",
@@ -65,6 +67,6 @@ __all__ = [
 #: They say all of it themselves.
 _WHOLE = (
     *("Explanation", "Prologue", "__version__", "batch_invariant", "convert", "decompositions", "deform_conv2d"),
-    *("group_norm_prologue", "nn", "rms_norm_prologue", "use"),
+    *("forget_packed", "group_norm_prologue", "nn", "rms_norm_prologue", "use"),
 )
 _complete({name: globals()[name] for name in __all__ if name not in _WHOLE})

@@ -223,12 +223,13 @@ def video_kernel(
     R_ALIGN: tl.constexpr = 1,
     R_UNIT: tl.constexpr = -1,
     GROUPS: tl.constexpr = 1,
+    SUMMED: tl.constexpr = False,  # w is [4, K, T, R, S, C], by parity; a tap is a pixel of x, 2 of the upsampled frame
 ):
     """y[n, k, o, p, q] = b[k] + sum over c, t, r, s of w[k, c, t, r, s] * known[n, c, o*s_t - front + t*d_t, p*.., q*..]
 
     plus a residual. known = the frames of the cache, then those of x with the prologue. GEMM axes: m = (p, q) of one frame of y
-    (with UP, those of one parity), n = k, k = (t, r, s, c), channels and filters of one group. One program writes one [BLOCK_M, BLOCK_N] tile of y; programs
-    after the last tile write blocks of the next cache.
+    (with UP, those of one parity), n = k, k = (t, r, s, c), channels and filters of one group. One program writes one
+    [BLOCK_M, BLOCK_N] tile of y; programs after the last tile write blocks of the next cache.
     """
     height = unpack(sizes.h)
     width = unpack(sizes.w)
@@ -293,6 +294,9 @@ def video_kernel(
 
     h0 = p * STRIDE[1] - unpack(sizes.low_h)  # upsampled coordinates at tap 0
     w0 = q * STRIDE[2] - unpack(sizes.low_w)
+    if SUMMED:  # of the first of two that are one pixel
+        h0 &= -2
+        w0 &= -2
     size = (height * UP, width * UP)
     bits = tl.zeros((BLOCK_M,), tl.int32)
     if BOUNDS == "bits":
@@ -301,6 +305,8 @@ def video_kernel(
     place = h0 * width + w0
     if UP > 1:
         corner = (parity_p - unpack(sizes.low_h), parity_q - unpack(sizes.low_w))
+        if SUMMED:
+            corner = (corner[0] & -2, corner[1] & -2)
         place = i * width + j
     offset = place * (channels * GROUPS) + group * channels
     frame = o * STRIDE[0] - unpack(sizes.front)  # known frame at tap 0
@@ -309,6 +315,8 @@ def video_kernel(
         first = tl.maximum(0, tl.cdiv(-frame, DILATION[0]))  # earlier taps see zeros only
     offs_k = tl.arange(0, BLOCK_K)
     depth = channels * (KERNEL[0] * KERNEL[1] * KERNEL[2])
+    if SUMMED:
+        w_ptr += (parity_p * 2 + parity_q).to(tl.int64) * (filters * GROUPS) * depth
     x_kept = None
     w_kept = None
     if CLAMP:

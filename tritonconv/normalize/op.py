@@ -217,8 +217,8 @@ def _normalize(x: Any, scale: Any, shift: Any, rstd: Any, activation: str = "", 
 
 
 class _GroupScale(_Primitive):
-    """scale = w * rstd, shift = b - mean * scale. With M values of a group, dmean/dx = 1 / M and drstd/dx = -rstd^3 (x - mean) /
-    M."""
+    """scale = w * rstd, shift = b - mean * scale. Of the M values x of a group, dmean/dx = 1 / M and
+    drstd/dx = -rstd^3 (x - mean) / M."""
 
     @staticmethod
     def forward(x: Any, w: Any, b: Any, groups: int, eps: float, per_frame: bool) -> Any:

@@ -44,9 +44,10 @@ def explained(number: int | None, *args: Any, **kwargs: Any) -> tuple[ConvProble
     given = dict(bound.arguments)
     forced = check.plan_text(given.pop("plan"))
     values = Values(*as_arguments(check.NAME, given["x"], given.pop("prologue")))
+    sums = given.pop("summed_taps")
     window = check.call(**given)
     x, weight, cache, residual = (given[name] for name in ("x", "weight", "cache", "residual"))
-    chunk = chunk_of(x.shape, weight.shape, None if cache is None else cache.shape, *window, given["groups"])
+    chunk = chunk_of(x.shape, weight.shape, None if cache is None else cache.shape, *window, given["groups"], sums)
     chunk = launch.with_values(chunk, values, residual)
     dtype, precision = DTYPES[cast_dtype(x)], fp32_precision()
     device = device_model(index_of(x) if number is None else number)
@@ -55,7 +56,7 @@ def explained(number: int | None, *args: Any, **kwargs: Any) -> tuple[ConvProble
         lines.append("CPU tensors: torch's own convolution computes them; what Triton's interpreter would run:")
     if 0 in chunk.output_shape:
         return chunk.problem, {}, {}, "\n".join([*lines, "nothing to multiply"])
-    copied = launch.copied(x, weight, cache)
+    copied = launch.copied(x, cache)
     y = chunk.output_shape, output_strides(chunk.output_shape, x, weight)
     beside = None if residual is None else key(residual)
     lies = operand(*y, 1, 1).unit == 1, not launch.fits_int32(chunk, y, beside)
@@ -76,6 +77,10 @@ def explained(number: int | None, *args: Any, **kwargs: Any) -> tuple[ConvProble
         copied = tuple(name for name in copied if name != "x")
     if copied:
         lines.append(f"  {', '.join(copied)} copied first: the kernel reads dense channels-last images")
+    if chunk.summed:
+        lines.append("  weights of taps that see the same pixel are summed, once for each version of the weight")
+    elif not launch.is_readable(weight, True):
+        lines.append("  weight is copied to channels-last, once for each version of it")
     chain = model.chain(chunk, itemsize(dtype))
     lines.append(
         f"  {found.bytes / 1e6:.3g} MB moved; as {', '.join(chain)} of torch it is {sum(chain.values()) / 1e6:.3g} MB in "

@@ -30,6 +30,7 @@ from tritonconv.layout import allocate, allocate_channels_last, channels_last_co
 from tritonconv.normalize.launch import Values, apply, packed
 from tritonconv.prepared import INT32_MAX, TensorKey, accumulator, key, packed_strides
 from tritonconv.steps import Launch, Step, clamped
+from tritonconv.video import weights
 
 NOTHING = Values()
 #: Most bytes of the unit in which the kernel counts offsets in x and the cache.
@@ -54,16 +55,15 @@ def is_readable(tensor: torch.Tensor, batch_dense: bool = False) -> bool:
     return batch_dense or tensor.data_ptr() % (unit * size) == 0
 
 
-def copied(x: torch.Tensor, weight: torch.Tensor, cache: torch.Tensor | None) -> tuple[str, ...]:
-    """The names of the tensors that are copied before the launch."""
+def copied(x: torch.Tensor, cache: torch.Tensor | None) -> tuple[str, ...]:
+    """The names of the tensors that are copied before every launch."""
     given = {"x": x, "cache": cache}
-    found = [name for name, t in given.items() if t is not None and t.numel() and not is_readable(t)]
-    return (*found, *(() if is_readable(weight, True) else ("weight",)))
+    return tuple(name for name, t in given.items() if t is not None and t.numel() and not is_readable(t))
 
 
-def laid(tensor: torch.Tensor, batch_dense: bool = False) -> torch.Tensor:
+def laid(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor, or a channels-last copy where the kernel cannot read it."""
-    return tensor if is_readable(tensor, batch_dense) else channels_last_copy(tensor)
+    return tensor if is_readable(tensor) else channels_last_copy(tensor)
 
 
 def is_near(chunk: Chunk, x: torch.Tensor, before: torch.Tensor) -> bool:
@@ -161,12 +161,12 @@ def prepare(
     )
     spatial = any(p != 0 for pair in problem.padding[1:] for p in pair)
     constants: dict[str, Any] = {
-        "KERNEL": problem.kernel_size,
+        "KERNEL": chunk.window,
         "STRIDE": problem.stride,
-        "DILATION": problem.dilation,
+        "DILATION": (problem.dilation[0], 2, 2) if chunk.summed else problem.dilation,
         "UP": chunk.upsample,
         "REPLICATE": chunk.replicate,
-        "BOUNDS": "none" if not spatial else "bits" if product(problem.kernel_size[1:]) <= MAX_BIT_TAPS else "range",
+        "BOUNDS": "none" if not spatial else "bits" if product(chunk.window[1:]) <= MAX_BIT_TAPS else "range",
         "C_ALIGN": align,
         "K_ALIGN": k_align,
         "Y_ALIGN": out.align,
@@ -187,6 +187,8 @@ def prepare(
         "num_warps": plan.num_warps,
         "num_stages": plan.num_stages,
     }
+    if chunk.summed:
+        constants["SUMMED"] = True
     if problem.groups > 1:
         constants["GROUPS"] = problem.groups
     if chunk.prologue is not None:
@@ -231,7 +233,7 @@ def forward(
         if plan.apart:
             x, values, forced = apply(x, values), NOTHING, str(dataclasses.replace(plan, apart=False))
             chunk = dataclasses.replace(chunk, prologue=None)
-    x, w = laid(x), laid(w, True)
+    x, w = laid(x), weights.read(chunk, w, is_readable(w, True))
     before = x if cache is None or not cache.numel() else laid(cache)
     made = prepare(
         chunk,

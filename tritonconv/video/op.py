@@ -1,7 +1,7 @@
 """The library op of the causal convolution of video: schema, fake tensors, autocast, FLOP formula, gradients.
 
     video(x [N, C, T, H, W], w [K, C / groups, t, r, s], b, cache [N, C, F, H, W], stride, padding, dilation, upsample,
-          time_padding, keeps, plan, scale, shift, rstd, activation, slope, residual [N, K, O, P, Q], groups)
+          time_padding, keeps, plan, scale, shift, rstd, activation, slope, residual [N, K, O, P, Q], groups, summed)
         -> (y [N, K, O, P, Q], the next cache, or nothing)
 
 `padding` is (low, high) of height, then of width. scale to slope are the prologue, as of the op `normalize`. CUDA tensors run
@@ -38,7 +38,7 @@ Ints = Sequence[Any]
 _SCHEMA = (
     "video(Tensor x, Tensor w, Tensor? b, Tensor? cache, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
     "int upsample, str time_padding, bool keeps, str plan='', Tensor? scale=None, Tensor? shift=None, Tensor? rstd=None, "
-    "str activation='', float slope=0.01, Tensor? residual=None, SymInt groups=1) -> (Tensor, Tensor)"
+    "str activation='', float slope=0.01, Tensor? residual=None, SymInt groups=1, bool summed=False) -> (Tensor, Tensor)"
 )
 _OPS = torch.ops.tritonconv
 
@@ -53,10 +53,12 @@ def chunk_of(
     upsample: int,
     time_padding: str,
     groups: Any = 1,
+    summed: bool = False,
 ) -> Chunk:
     """The call for an op's arguments, with shapes in place of tensors."""
     cached = 0 if cache is None else cache[2]
-    return Chunk.of(x, w, cached, tuple(stride), tuple(padding), tuple(dilation), upsample, time_padding, groups)
+    found = Chunk.of(x, w, cached, tuple(stride), tuple(padding), tuple(dilation), upsample, time_padding, groups)
+    return found.with_summed_taps() if summed else found
 
 
 def checked_chunk(
@@ -70,6 +72,7 @@ def checked_chunk(
     time_padding: str,
     keeps: bool,
     groups: Any = 1,
+    summed: bool = False,
 ) -> Chunk:
     """`chunk_of` for shapes of five axes. Raises RuntimeError or ValueError where they do not fit together."""
     operands.window("video", 3, stride, (0, 0, *padding), dilation, groups)  # there is no padding in time
@@ -84,7 +87,7 @@ def checked_chunk(
         raise RuntimeError(
             f"tritonconv::video: channels do not match, or x is empty: x {list(x)}, w {list(w)}, groups {groups}"
         )
-    chunk = chunk_of(x, w, cache, stride, padding, dilation, upsample, time_padding, groups)
+    chunk = chunk_of(x, w, cache, stride, padding, dilation, upsample, time_padding, groups, summed)
     check.known(chunk, x, cache)
     if keeps:
         check.follows(chunk, x)
@@ -95,7 +98,15 @@ _known_chunk = functools.lru_cache(maxsize=1024)(checked_chunk)
 
 
 def _checked(
-    x: torch.Tensor, w: torch.Tensor, b: Maybe, cache: Maybe, window: tuple[Any, ...], keeps: bool, residual: Maybe, groups: int
+    x: torch.Tensor,
+    w: torch.Tensor,
+    b: Maybe,
+    cache: Maybe,
+    window: tuple[Any, ...],
+    keeps: bool,
+    residual: Maybe,
+    groups: int,
+    summed: bool,
 ) -> Chunk:
     operands.alike("video", x, w, b, cache, residual)
     for name, tensor in (("x", x), ("w", w), ("cache", cache)):
@@ -103,7 +114,7 @@ def _checked(
             operands.axes("video", name, tensor, 5)
     operands.shaped("video", "b", b, w.shape[0])
     make = checked_chunk if isinstance(x, private.FakeTensor) else _known_chunk  # symbols cannot be hashed
-    arguments: Any = (*map(tuple, window[:3]), *window[3:], keeps, groups)
+    arguments: Any = (*map(tuple, window[:3]), *window[3:], keeps, groups, summed)
     chunk = make(x.shape, w.shape, None if cache is None else cache.shape, *arguments)
     operands.shaped("video", "residual", residual, *chunk.output_shape)
     return chunk
@@ -129,9 +140,10 @@ def _by(where: Callable[..., Pair]) -> Callable[..., Pair]:
         slope: float = 0.01,
         residual: Maybe = None,
         groups: int = 1,
+        summed: bool = False,
     ) -> Pair:
         window = stride, padding, dilation, upsample, time_padding
-        chunk = _checked(x, w, b, cache, window, keeps, residual, groups)
+        chunk = _checked(x, w, b, cache, window, keeps, residual, groups, summed)
         values = launch.NOTHING
         if scale is not None or shift is not None or rstd is not None or activation:
             values = Values(scale, shift, rstd, activation, slope)
@@ -154,14 +166,14 @@ def _flops(x: Ints, w: Ints, b: Any, cache: Ints | None, *window: Any, out_shape
 
 
 class _Video(_Primitive):
-    """Of x, w, b, cache, residual, stride, padding, dilation, upsample, time_padding, keeps, plan and groups."""
+    """Of x, w, b, cache, residual, stride, padding, dilation, upsample, time_padding, keeps, plan, groups and summed."""
 
     @staticmethod
     def forward(x: Any, w: Any, b: Any, cache: Any, residual: Any, *rest: Any) -> Any:
-        *window, groups = rest
-        if residual is None and groups == 1:
+        *window, groups, summed = rest
+        if residual is None and groups == 1 and not summed:
             return _below_autograd(_OPS.video, x, w, b, cache, *window)
-        return _below_autograd(_OPS.video, x, w, b, cache, *window, None, None, None, "", 0.01, residual, groups)
+        return _below_autograd(_OPS.video, x, w, b, cache, *window, None, None, None, "", 0.01, residual, groups, summed)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -182,8 +194,8 @@ class _Video(_Primitive):
     ) -> Any:
         """The tangents. y is linear in the frames of cache and x and in the weight; the next cache is a part of the frames."""
         x, w, cache, y, after = saved
-        *window, keeps, plan, groups = ctx.window
-        rest = (plan, None, None, None, "", 0.01, None, groups)
+        *window, keeps, plan, groups, summed = ctx.window
+        rest = (plan, None, None, None, "", 0.01, None, groups, summed)
         ty = tafter = None
         if tx is not None or tcache is not None:
             ty, tafter = _OPS.video(or_zeros(tx, x), w, tb, or_zeros(tcache, cache), *window, keeps, *rest)
@@ -200,7 +212,7 @@ class _Video(_Primitive):
     def backward(ctx: Any, dy: Maybe, dafter: Maybe) -> Any:
         """The gradients. They go through y and the next cache to the written-out frames, and from there to cache and x."""
         x, cache, w = ctx.saved_tensors
-        stride, padding, dilation, upsample, time_padding, _, _, groups = ctx.window
+        stride, padding, dilation, upsample, time_padding, _, _, groups, _ = ctx.window
         x_shape, w_shape, cache_shape = ctx.shapes
         chunk = chunk_of(x_shape, w_shape, cache_shape, stride, padding, dilation, upsample, time_padding, groups)
         needs_x, needs_w, needs_b, needs_cache, needs_residual, *_ = ctx.needs_input_grad
@@ -250,18 +262,18 @@ def _video(
 ) -> Any:
     window = stride, padding, dilation, upsample, time_padding, keeps, plan
     given: list[Any] = [*after, *_DEFAULTS[len(after) :]]
-    scale, shift, rstd, activation, slope, residual, groups = given
+    scale, shift, rstd, activation, slope, residual, groups, summed = given
     if scale is None and shift is None and rstd is None and not activation:
-        return _Video.apply(x, w, b, cache, residual, *window, groups)
+        return _Video.apply(x, w, b, cache, residual, *window, groups, summed)
     tensors = x, w, b, cache, scale, shift, rstd, residual
     if not private.transforms_are_active() and not private.is_differentiated_forwards() and not recipes.records(*tensors):
-        return _below_autograd(_OPS.video, x, w, b, cache, *window, scale, shift, rstd, activation, slope, residual, groups)
+        return _below_autograd(_OPS.video, x, w, b, cache, *window, scale, shift, rstd, activation, slope, *given[5:])
     x = _OPS.normalize(x, scale, shift, rstd, activation, slope)
     window = (*window[:-1], plan.replace(":apart", ""))
-    return _Video.apply(x, w, b, cache, residual, *window, groups)
+    return _Video.apply(x, w, b, cache, residual, *window, groups, summed)
 
 
-_DEFAULTS = (None, None, None, "", 0.01, None, 1)
+_DEFAULTS = (None, None, None, "", 0.01, None, 1, False)
 
 
 def _cast(op: Any, device: str) -> Callable[..., Any]:
