@@ -73,6 +73,11 @@ class Chunk:
         return (t, (r + 1) // 2, (s + 1) // 2) if self.summed else (t, r, s)
 
     @property
+    def weights(self) -> Any:
+        """Elements of the weights that are read: with summed taps, those of four parities."""
+        return self.problem.out_channels * self.depth * product(self.window) * (4 if self.summed else 1)
+
+    @property
     def depth(self) -> Any:
         """Channels of a group."""
         return self.problem.in_channels // self.problem.groups
@@ -151,7 +156,7 @@ def elements(chunk: Chunk) -> dict[str, int]:
     return {
         "x": frame * (chunk.known - chunk.cached),
         "cache": frame * chunk.cached,
-        "weight": chunk.problem.out_channels * chunk.depth * product(chunk.window) * (4 if chunk.summed else 1),
+        "weight": product(chunk.problem.weight_shape),
         "y": results,
         "residual": results * chunk.residual,
         "next": frame * chunk.kept,

@@ -202,7 +202,8 @@ def predict(
     groups = problem.groups
     covers = Extent(m_tiles * plan.block_m, problem.out_channels // groups, groups, chunk.depth, product(chunk.window))
     moved += 0 if chunk.prologue is None else ahead.value_bytes(chunk.prologue, size)
-    weights = size * elements(chunk)["weight"]
+    weights = size * chunk.weights
+    moved += weights - size * elements(chunk)["weight"]
     moved += read_again(tile_kernel, covers, 1, plan.group_m, channels_last(problem, Pass.FPROP, dtype), weights, device)
     launched = 1 + len(copied)
     if device.interpreted:

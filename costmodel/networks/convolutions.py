@@ -198,7 +198,8 @@ def _video(named: dict[str, Any]) -> Convolution | None:
     values = [named[name] for name in ("scale", "shift", "rstd")]
     if named["activation"] or any(t is not None for t in values):
         count = sum(t.numel() for t in values if t is not None)
-        chunk = replace(chunk, prologue=Prologue(named["activation"], *(t is not None for t in values), count))
+        scale, shift, rstd = (t is not None for t in values)
+        chunk = replace(chunk, prologue=Prologue(named["activation"], scale, shift, rstd, count))
     chunk = chunk.with_summed_taps() if named["summed"] else chunk
     if 0 in chunk.output_shape:
         return None
