@@ -18,6 +18,8 @@ from costmodel.prologue import Prologue
 
 #: What stands for the frames before the first known one: zeros, that frame repeated, or nothing (windows begin with it).
 TIME_PADDING = ("zeros", "replicate", "valid")
+#: What stands beyond the border of a frame.
+MODES = ("zeros", "replicate", "reflect", "circular")
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Chunk:
     """A call: the convolution of its known frames, of which `cached` come from the cache. The height and width of `problem` are
     those after `upsample`. `replicate`: frames before the first known one repeat it; otherwise they are zero. `prologue` is
     applied to the frames of x, not to those of the cache. `summed`: taps of magnified frames that see the same pixel are one,
-    with the sum of their weights."""
+    with the sum of their weights. `mode`: what stands beyond the border in height and width, as `padding_mode` of torch."""
 
     problem: ConvProblem
     cached: Any = 0
@@ -35,6 +37,7 @@ class Chunk:
     prologue: Prologue | None = None
     residual: bool = False
     summed: bool = False
+    mode: str = "zeros"
 
     @classmethod
     def of(
@@ -48,6 +51,7 @@ class Chunk:
         upsample: int = 1,
         time_padding: str = "zeros",
         groups: Any = 1,
+        mode: str = "zeros",
     ) -> Chunk:
         """The call for x [N, C, T, H, W], weight [K, C / groups, t, r, s]; `padding` is (low, high) of height, then of
         width."""
@@ -57,13 +61,19 @@ class Chunk:
         known = (batch, channels, cached + frames, height * upsample, width * upsample)
         pads = ((front, 0), (padding[0], padding[1]), (padding[2], padding[3]))
         problem = ConvProblem.conv(known, weight, stride, pads, dilation, groups, checked=False)
-        return cls(problem, cached, upsample, time_padding == "replicate", valid)
+        return cls(problem, cached, upsample, time_padding == "replicate", valid, mode=mode)
 
     def with_summed_taps(self) -> Chunk:
         """The call with `summed`, where a frame is magnified and its taps are neighbours, an odd number along either axis, so
         that results of either parity see as many pixels."""
         _, r, s = self.problem.kernel_size
-        fits = self.upsample == 2 and self.problem.dilation[1:] == (1, 1) and r % 2 == s % 2 == 1 and r * s > 1
+        fits = (
+            self.upsample == 2
+            and self.mode in ("zeros", "replicate")
+            and self.problem.dilation[1:] == (1, 1)
+            and r % 2 == s % 2 == 1
+            and r * s > 1
+        )
         return replace(self, summed=True) if fits else self
 
     @property
@@ -97,8 +107,11 @@ class Chunk:
 
     @property
     def spatial(self) -> ConvProblem:
-        """The same convolution without padding in time: the frames before the known ones are written out."""
+        """The same convolution without padding in time: the frames before the known ones are written out, and in another mode
+        than "zeros" the padding of a frame too."""
         problem = self.problem
+        if self.mode != "zeros":
+            return replace(problem, input_size=(self.front + self.known, *problem.padded_size[1:]), padding=((0, 0),) * 3)
         size = (self.front + self.known, *problem.input_size[1:])
         return replace(problem, input_size=size, padding=((0, 0), *problem.padding[1:]))
 
@@ -144,6 +157,7 @@ class Chunk:
     def __str__(self) -> str:
         parts = [str(self.problem), f"{self.cached} of {self.known} frames cached"]
         parts += ["magnified by 2"] * (self.upsample > 1) + ["taps summed"] * self.summed
+        parts += [f"padded by {self.mode!r}"] * (self.mode != "zeros")
         parts += [] if self.prologue is None else [f"normalised first ({self.prologue})"]
         return ", ".join(parts + ["the first frame replicated"] * self.replicate)
 

@@ -28,7 +28,9 @@ INSTRUCTIONS = {
     "gelu_tanh": 29.0,
 }
 RSTD_INSTRUCTIONS = 2.5
-#: Tiles that sm_80 compiles with a prologue without a spill.
+#: Tiles of elements of 4 bytes that some architecture compiles with a prologue with a spill.
+SPILL_WIDE = ((128, 32, 32, 4), (64, 32, 16, 4), (64, 64, 16, 4), (128, 64, 16, 8), (32, 32, 32, 4))
+#: Tiles of elements of 2 bytes that sm_80 compiles with a prologue without a spill.
 FITS_SM80 = (*((128, 128, 64), (128, 128, 32), (128, 64, 32), (64, 32, 64), (128, 64, 16), (128, 16, 32), (64, 16, 64)),)
 
 
@@ -59,12 +61,14 @@ def fits(tile: Tile, size: int, capability: int) -> bool:
     activation (compiled with silu and gelu, scale, shift and rstd for sm_80, sm_90 and sm_100).
 
     A thread may prepare 32 elements, and on sm_100 beside 128 x 128 sums 16. On sm_80 the compiler spills a few registers of
-    most small tiles, so it has a list.
+    most small tiles of 16 bits, so they have a list, and of some wider elements anywhere.
     """
     arch, each = compiled_for(capability), tile.m * tile.k // (32 * tile.warps)
     if tile.m * tile.n > 128 * 128 or each > 32:
         return False
-    if arch == 80:
+    if size > 2 and (tile.m, tile.n, tile.k, tile.warps) in SPILL_WIDE:
+        return False
+    if arch == 80 and size == 2:
         return (tile.m, tile.n, tile.k) in FITS_SM80
     return arch != 100 or tile.m * tile.n < 128 * 128 or each <= 16
 

@@ -193,7 +193,7 @@ def _video(named: dict[str, Any]) -> Convolution | None:
     x, w, cache = named["x"], named["w"], named["cache"]
     stride, padding, dilation = (tuple(named[name]) for name in ("stride", "padding", "dilation"))
     cached = 0 if cache is None else cache.shape[2]
-    window = stride, padding, dilation, named["upsample"], named["time_padding"], named["groups"]
+    window = stride, padding, dilation, named["upsample"], named["time_padding"], named["groups"], named["padding_mode"]
     chunk = replace(Chunk.of(x.shape, w.shape, cached, *window), residual=named["residual"] is not None)
     values = [named[name] for name in ("scale", "shift", "rstd")]
     if named["activation"] or any(t is not None for t in values):

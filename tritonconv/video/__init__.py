@@ -37,6 +37,7 @@ def causal_conv3d(
     prologue: Prologue | None = None,
     residual: torch.Tensor | None = None,
     groups: int = 1,
+    padding_mode: str = "zeros",
     summed_taps: bool = True,
     plan: Plans = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
@@ -44,8 +45,9 @@ def causal_conv3d(
     later.
 
     x [N, C, T, H, W], weight [K, C / groups, t, r, s], bias [K], y [N, K, O, P, Q]. With D = (t - 1) * dilation_t, result o
-    sees frames o * stride_t - D to o * stride_t. padding is for height and width only, with zeros on both sides: an int, (h, w)
-    or "same".
+    sees frames o * stride_t - D to o * stride_t. padding is for height and width only, on both sides: an int, (h, w) or
+    "same". padding_mode says what stands there, as of torch's layers: "zeros", "replicate" (with time_padding "replicate" as in
+    HunyuanVideo), "reflect" or "circular", found by index arithmetic, without a padded copy.
 
     cache [N, C, F, H, W], F from 0 to D: the frames before frame 0, the newest last. Frames before the oldest of them are zero
     (time_padding "zeros") or repeat the oldest known frame ("replicate"). With "valid" there is no padding in time: windows
@@ -84,16 +86,16 @@ def causal_conv3d(
     Raises TypeError, ValueError or RuntimeError naming the argument, before anything is launched.
     """
     window = check.call(
-        x, weight, bias, stride, padding, cache, return_cache, dilation, upsample, time_padding, residual, groups
+        x, weight, bias, stride, padding, cache, return_cache, dilation, upsample, time_padding, residual, groups, padding_mode
     )
     words = check.plan_text(plan)
     *values, activation, slope = as_arguments(check.NAME, x, prologue)
     sums = bool(summed_taps) and window[3] == 2
-    plain = prologue is None and residual is None and groups == 1 and not sums
+    plain = prologue is None and residual is None and groups == 1 and not sums and padding_mode == "zeros"
 
     def made(images: torch.Tensor, before: Maybe, *tensors: Maybe) -> Pair:
         *values, added = tensors
-        after = () if plain else (*values, activation, slope, added, groups, sums)
+        after = () if plain else (*values, activation, slope, added, groups, sums, padding_mode)
         result: Pair = _OPS.video(images, weight, bias, before, *window, return_cache, words, *after)
         return result
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from costmodel.chunk import MODES, TIME_PADDING
 from costmodel.problem import Pass, padding_pairs
 from costmodel.tiling import FARTHEST
-from costmodel.video import TIME_PADDING, Chunk
+from costmodel.video import Chunk
 from tritonconv import plans
 from tritonconv.check import _bias, _groups, alike, as_int, ints, is_int
 
@@ -83,6 +84,18 @@ def known(chunk: Chunk, x: Sequence[Any], cache: Sequence[Any] | None) -> None:
         )
 
 
+def mirrored(chunk: Chunk, x: Sequence[Any]) -> None:
+    """Checks that a frame has as many pixels as its padding repeats."""
+    slack = {"reflect": 1, "circular": 0}.get(chunk.mode)
+    for size, pair in zip(chunk.problem.input_size[1:], chunk.problem.padding[1:], strict=True):
+        if slack is not None and max(pair) > size - slack:
+            bound = "less than" if slack else "at most"
+            raise RuntimeError(
+                f"{NAME}(): padding_mode={chunk.mode!r} takes padding of {bound} the {size} pixels of a frame, got "
+                f"padding={chunk.problem.padding[1:]} for x {list(x)}"
+            )
+
+
 def follows(chunk: Chunk, x: Sequence[Any]) -> None:
     """Checks that the next chunk can go on where this one ends."""
     stride = chunk.problem.stride[0]
@@ -111,6 +124,7 @@ def call(
     time_padding: Any,
     residual: Any = None,
     groups: Any = 1,
+    padding_mode: Any = "zeros",
 ) -> Window:
     """The checked stride, padding, dilation, upsample and time_padding, as the op takes them."""
     groups = _groups(NAME, groups)
@@ -130,6 +144,9 @@ def call(
     if time_padding not in TIME_PADDING:
         names = ", ".join(map(repr, TIME_PADDING))
         raise ValueError(f"{NAME}(): time_padding must be one of {names}, got time_padding={time_padding!r}")
+    if padding_mode not in MODES:
+        names = ", ".join(map(repr, MODES))
+        raise ValueError(f"{NAME}(): padding_mode must be one of {names}, got padding_mode={padding_mode!r}")
     before = 0 if cache is None else cache.shape[2]
     spans = [(n - 1) * d for n, d in zip(weight.shape[3:], dilation[1:], strict=True)]
     if all(isinstance(n, int) for n in spans) and max(*spans, *stride, *map(abs, pads)) > FARTHEST:
@@ -137,8 +154,9 @@ def call(
             f"{NAME}(): a window, stride or padding of more than {FARTHEST} pixels is not served, got weight "
             f"{list(weight.shape)}, stride={stride}, padding={padding!r}, dilation={dilation}"
         )
-    chunk = Chunk.of(x.shape, weight.shape, before, stride, pads, dilation, upsample, time_padding, groups)
+    chunk = Chunk.of(x.shape, weight.shape, before, stride, pads, dilation, upsample, time_padding, groups, padding_mode)
     known(chunk, x.shape, None if cache is None else cache.shape)
+    mirrored(chunk, x.shape)
     if return_cache:
         follows(chunk, x.shape)
     if residual is not None and tuple(residual.shape) != tuple(chunk.output_shape):

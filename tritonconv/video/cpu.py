@@ -7,6 +7,7 @@ here.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from costmodel.video import Chunk
 from tritonconv import cpu
@@ -30,6 +31,43 @@ def magnified(chunk: Chunk, frames: torch.Tensor) -> torch.Tensor:
     return frames.repeat_interleave(chunk.upsample, 3).repeat_interleave(chunk.upsample, 4)
 
 
+def padded(chunk: Chunk, frames: torch.Tensor) -> torch.Tensor:
+    """The frames with the padding of height and width that `chunk.spatial` expects written out."""
+    if chunk.mode == "zeros":
+        return frames
+    (top, bottom), (left, right) = chunk.problem.padding[1:]
+    n, c, t, h, w = frames.shape
+    made = F.pad(frames.transpose(1, 2).reshape(n * t, c, h, w), (left, right, top, bottom), chunk.mode)
+    return made.view(n, t, c, *made.shape[2:]).transpose(1, 2)
+
+
+def folded(chunk: Chunk, gradient: torch.Tensor) -> torch.Tensor:
+    """The gradient of frames, from that of what `padded` made of them."""
+    if chunk.mode == "zeros":
+        return gradient
+    for axis, (low, high) in zip((3, 4), chunk.problem.padding[1:], strict=True):
+        gradient = _folded(gradient, axis, low, high, chunk.mode)
+    return gradient
+
+
+def _folded(gradient: torch.Tensor, axis: int, low: int, high: int, mode: str) -> torch.Tensor:
+    """One axis: what stands in the padding is added to the pixels that it repeats."""
+    size = gradient.shape[axis] - low - high
+    before, inner, after = gradient.split((low, size, high), axis)
+    if mode == "replicate":
+        before, after = (end.sum(axis, keepdim=True) for end in (before, after))
+        places = (0, size - 1)
+    elif mode == "reflect":
+        before, after = before.flip(axis), after.flip(axis)
+        places = (1, size - 1 - high)
+    else:
+        places = (size - low, 0)
+    for end, place in zip((before, after), places, strict=True):
+        behind = size - place - end.shape[axis]
+        inner = inner + F.pad(end, (0, 0) * (4 - axis) + (place, behind))
+    return inner
+
+
 def forward(
     chunk: Chunk,
     x: torch.Tensor,
@@ -49,7 +87,7 @@ def forward(
     if 0 in chunk.output_shape:
         y = x.new_empty(chunk.output_shape)
     else:
-        frames = magnified(chunk, line)
+        frames = padded(chunk, magnified(chunk, line))
         if residual is None:
             y = cpu.fprop(frames, w, b, chunk.spatial)
         else:

@@ -47,7 +47,9 @@ def explained(number: int | None, *args: Any, **kwargs: Any) -> tuple[ConvProble
     sums = given.pop("summed_taps")
     window = check.call(**given)
     x, weight, cache, residual = (given[name] for name in ("x", "weight", "cache", "residual"))
-    chunk = chunk_of(x.shape, weight.shape, None if cache is None else cache.shape, *window, given["groups"], sums)
+    chunk = chunk_of(
+        x.shape, weight.shape, None if cache is None else cache.shape, *window, given["groups"], sums, given["padding_mode"]
+    )
     chunk = launch.with_values(chunk, values, residual)
     dtype, precision = DTYPES[cast_dtype(x)], fp32_precision()
     device = device_model(index_of(x) if number is None else number)

@@ -110,6 +110,15 @@ def chosen(chunk: Chunk, forced: str, dtype: str, precision: str, device: Device
     return model.select(chunk, dtype, precision, device, last, far)
 
 
+def bounds(chunk: Chunk) -> str:
+    """How the kernel finds taps outside of a frame."""
+    if not any(p != 0 for pair in chunk.problem.padding[1:] for p in pair):
+        return "none"
+    if chunk.mode != "zeros":
+        return chunk.mode
+    return "bits" if product(chunk.window[1:]) <= MAX_BIT_TAPS else "range"
+
+
 @functools.lru_cache(maxsize=1024)
 def prepare(
     chunk: Chunk,
@@ -159,14 +168,13 @@ def prepare(
             ),
         )
     )
-    spatial = any(p != 0 for pair in problem.padding[1:] for p in pair)
     constants: dict[str, Any] = {
         "KERNEL": chunk.window,
         "STRIDE": problem.stride,
         "DILATION": (problem.dilation[0], 2, 2) if chunk.summed else problem.dilation,
         "UP": chunk.upsample,
         "REPLICATE": chunk.replicate,
-        "BOUNDS": "none" if not spatial else "bits" if product(chunk.window[1:]) <= MAX_BIT_TAPS else "range",
+        "BOUNDS": bounds(chunk),
         "C_ALIGN": align,
         "K_ALIGN": k_align,
         "Y_ALIGN": out.align,

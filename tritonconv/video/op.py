@@ -1,7 +1,8 @@
 """The library op of the causal convolution of video: schema, fake tensors, autocast, FLOP formula, gradients.
 
     video(x [N, C, T, H, W], w [K, C / groups, t, r, s], b, cache [N, C, F, H, W], stride, padding, dilation, upsample,
-          time_padding, keeps, plan, scale, shift, rstd, activation, slope, residual [N, K, O, P, Q], groups, summed)
+          time_padding, keeps, plan, scale, shift, rstd, activation, slope, residual [N, K, O, P, Q], groups, summed,
+          padding_mode)
         -> (y [N, K, O, P, Q], the next cache, or nothing)
 
 `padding` is (low, high) of height, then of width. scale to slope are the prologue, as of the op `normalize`. CUDA tensors run
@@ -20,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from costmodel.video import TIME_PADDING, Chunk
+from costmodel.chunk import MODES, TIME_PADDING, Chunk
 from tritonconv import operands, private, recipes
 from tritonconv.autograd import _below_autograd, _bias_gradient, _Primitive, added, or_zeros
 from tritonconv.epilogue import per_channel, widened
@@ -30,7 +31,7 @@ from tritonconv.normalize import op as normalize
 from tritonconv.normalize.launch import Values
 from tritonconv.op import LIBRARY, _autocast, flat
 from tritonconv.video import check, cpu, launch
-from tritonconv.video.cpu import known_frames, magnified
+from tritonconv.video.cpu import folded, known_frames, magnified, padded
 
 Maybe = torch.Tensor | None
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -38,7 +39,8 @@ Ints = Sequence[Any]
 _SCHEMA = (
     "video(Tensor x, Tensor w, Tensor? b, Tensor? cache, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
     "int upsample, str time_padding, bool keeps, str plan='', Tensor? scale=None, Tensor? shift=None, Tensor? rstd=None, "
-    "str activation='', float slope=0.01, Tensor? residual=None, SymInt groups=1, bool summed=False) -> (Tensor, Tensor)"
+    "str activation='', float slope=0.01, Tensor? residual=None, SymInt groups=1, bool summed=False, "
+    "str padding_mode='zeros') -> (Tensor, Tensor)"
 )
 _OPS = torch.ops.tritonconv
 
@@ -54,10 +56,11 @@ def chunk_of(
     time_padding: str,
     groups: Any = 1,
     summed: bool = False,
+    mode: str = "zeros",
 ) -> Chunk:
     """The call for an op's arguments, with shapes in place of tensors."""
     cached = 0 if cache is None else cache[2]
-    found = Chunk.of(x, w, cached, tuple(stride), tuple(padding), tuple(dilation), upsample, time_padding, groups)
+    found = Chunk.of(x, w, cached, tuple(stride), tuple(padding), tuple(dilation), upsample, time_padding, groups, mode)
     return found.with_summed_taps() if summed else found
 
 
@@ -73,11 +76,13 @@ def checked_chunk(
     keeps: bool,
     groups: Any = 1,
     summed: bool = False,
+    mode: str = "zeros",
 ) -> Chunk:
     """`chunk_of` for shapes of five axes. Raises RuntimeError or ValueError where they do not fit together."""
     operands.window("video", 3, stride, (0, 0, *padding), dilation, groups)  # there is no padding in time
     operands.sizes("video", "the weight's size", w, 5, 1)
     operands.word("video", "time_padding", time_padding or "none", TIME_PADDING)
+    operands.word("video", "padding_mode", mode or "none", MODES)
     if upsample not in (1, 2) or (upsample == 2 and (stride[1], stride[2]) != (1, 1)):
         raise RuntimeError(
             f"tritonconv::video: upsample must be 1, or 2 with stride 1 in height and width, got upsample={upsample} and "
@@ -87,8 +92,9 @@ def checked_chunk(
         raise RuntimeError(
             f"tritonconv::video: channels do not match, or x is empty: x {list(x)}, w {list(w)}, groups {groups}"
         )
-    chunk = chunk_of(x, w, cache, stride, padding, dilation, upsample, time_padding, groups, summed)
+    chunk = chunk_of(x, w, cache, stride, padding, dilation, upsample, time_padding, groups, summed, mode)
     check.known(chunk, x, cache)
+    check.mirrored(chunk, x)
     if keeps:
         check.follows(chunk, x)
     return chunk
@@ -107,6 +113,7 @@ def _checked(
     residual: Maybe,
     groups: int,
     summed: bool,
+    mode: str,
 ) -> Chunk:
     operands.alike("video", x, w, b, cache, residual)
     for name, tensor in (("x", x), ("w", w), ("cache", cache)):
@@ -114,7 +121,7 @@ def _checked(
             operands.axes("video", name, tensor, 5)
     operands.shaped("video", "b", b, w.shape[0])
     make = checked_chunk if isinstance(x, private.FakeTensor) else _known_chunk  # symbols cannot be hashed
-    arguments: Any = (*map(tuple, window[:3]), *window[3:], keeps, groups, summed)
+    arguments: Any = (*map(tuple, window[:3]), *window[3:], keeps, groups, summed, mode)
     chunk = make(x.shape, w.shape, None if cache is None else cache.shape, *arguments)
     operands.shaped("video", "residual", residual, *chunk.output_shape)
     return chunk
@@ -141,9 +148,10 @@ def _by(where: Callable[..., Pair]) -> Callable[..., Pair]:
         residual: Maybe = None,
         groups: int = 1,
         summed: bool = False,
+        padding_mode: str = "zeros",
     ) -> Pair:
         window = stride, padding, dilation, upsample, time_padding
-        chunk = _checked(x, w, b, cache, window, keeps, residual, groups, summed)
+        chunk = _checked(x, w, b, cache, window, keeps, residual, groups, summed, padding_mode)
         values = launch.NOTHING
         if scale is not None or shift is not None or rstd is not None or activation:
             values = Values(scale, shift, rstd, activation, slope)
@@ -166,14 +174,14 @@ def _flops(x: Ints, w: Ints, b: Any, cache: Ints | None, *window: Any, out_shape
 
 
 class _Video(_Primitive):
-    """Of x, w, b, cache, residual, stride, padding, dilation, upsample, time_padding, keeps, plan, groups and summed."""
+    """Of x, w, b, cache, residual, stride, padding, dilation, upsample, time_padding, keeps, plan, groups, summed, mode."""
 
     @staticmethod
     def forward(x: Any, w: Any, b: Any, cache: Any, residual: Any, *rest: Any) -> Any:
-        *window, groups, summed = rest
-        if residual is None and groups == 1 and not summed:
+        *window, groups, summed, mode = rest
+        if residual is None and groups == 1 and not summed and mode == "zeros":
             return _below_autograd(_OPS.video, x, w, b, cache, *window)
-        return _below_autograd(_OPS.video, x, w, b, cache, *window, None, None, None, "", 0.01, residual, groups, summed)
+        return _below_autograd(_OPS.video, x, w, b, cache, *window, None, None, None, "", 0.01, residual, *rest[-3:])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -194,8 +202,8 @@ class _Video(_Primitive):
     ) -> Any:
         """The tangents. y is linear in the frames of cache and x and in the weight; the next cache is a part of the frames."""
         x, w, cache, y, after = saved
-        *window, keeps, plan, groups, summed = ctx.window
-        rest = (plan, None, None, None, "", 0.01, None, groups, summed)
+        *window, keeps, plan, groups, summed, mode = ctx.window
+        rest = (plan, None, None, None, "", 0.01, None, groups, summed, mode)
         ty = tafter = None
         if tx is not None or tcache is not None:
             ty, tafter = _OPS.video(or_zeros(tx, x), w, tb, or_zeros(tcache, cache), *window, keeps, *rest)
@@ -212,9 +220,9 @@ class _Video(_Primitive):
     def backward(ctx: Any, dy: Maybe, dafter: Maybe) -> Any:
         """The gradients. They go through y and the next cache to the written-out frames, and from there to cache and x."""
         x, cache, w = ctx.saved_tensors
-        stride, padding, dilation, upsample, time_padding, _, _, groups, _ = ctx.window
+        stride, padding, dilation, upsample, time_padding, _, _, groups, _, mode = ctx.window
         x_shape, w_shape, cache_shape = ctx.shapes
-        chunk = chunk_of(x_shape, w_shape, cache_shape, stride, padding, dilation, upsample, time_padding, groups)
+        chunk = chunk_of(x_shape, w_shape, cache_shape, stride, padding, dilation, upsample, time_padding, groups, mode=mode)
         needs_x, needs_w, needs_b, needs_cache, needs_residual, *_ = ctx.needs_input_grad
         spatial = chunk.spatial
         place = spatial.stride, flat(spatial.padding), spatial.dilation, spatial.groups
@@ -228,11 +236,12 @@ class _Video(_Primitive):
         elif dy is not None:
             if needs_x or needs_cache:
                 dline = _OPS.dgrad(dy, w, None, spatial.input_size, *place)
+                dline = folded(chunk, dline)
                 if chunk.upsample > 1:
                     pairs = (*dline.shape[:3], chunk.frame[0], chunk.upsample, chunk.frame[1], chunk.upsample)
                     dline = dline.reshape(pairs).sum((4, 6))
             if needs_w:
-                dw = _OPS.wgrad(dy, magnified(chunk, known_frames(chunk, x, cache)), spatial.kernel_size, *place)
+                dw = _OPS.wgrad(dy, padded(chunk, magnified(chunk, known_frames(chunk, x, cache))), spatial.kernel_size, *place)
             db = _bias_gradient(dy) if needs_b else None
         if dafter is not None and (needs_x or needs_cache):
             taken = F.pad(dafter, (0, 0, 0, 0, chunk.front + chunk.known - chunk.kept, 0))
@@ -262,18 +271,18 @@ def _video(
 ) -> Any:
     window = stride, padding, dilation, upsample, time_padding, keeps, plan
     given: list[Any] = [*after, *_DEFAULTS[len(after) :]]
-    scale, shift, rstd, activation, slope, residual, groups, summed = given
+    scale, shift, rstd, activation, slope, residual, *last = given
     if scale is None and shift is None and rstd is None and not activation:
-        return _Video.apply(x, w, b, cache, residual, *window, groups, summed)
+        return _Video.apply(x, w, b, cache, residual, *window, *last)
     tensors = x, w, b, cache, scale, shift, rstd, residual
     if not private.transforms_are_active() and not private.is_differentiated_forwards() and not recipes.records(*tensors):
         return _below_autograd(_OPS.video, x, w, b, cache, *window, scale, shift, rstd, activation, slope, *given[5:])
     x = _OPS.normalize(x, scale, shift, rstd, activation, slope)
     window = (*window[:-1], plan.replace(":apart", ""))
-    return _Video.apply(x, w, b, cache, residual, *window, groups, summed)
+    return _Video.apply(x, w, b, cache, residual, *window, *last)
 
 
-_DEFAULTS = (None, None, None, "", 0.01, None, 1, False)
+_DEFAULTS = (None, None, None, "", 0.01, None, 1, False, "zeros")
 
 
 def _cast(op: Any, device: str) -> Callable[..., Any]:
