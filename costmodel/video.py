@@ -52,6 +52,8 @@ COPIED_LOADS, COPIED = 4, 16
 #: Instructions per trip beyond those of fprop's gather, by `upsample`: for the frame's address, and for the address of a tap in
 #: a magnified frame (sm_90, `tests/test_video_aot.py`).
 FRAME_INSTRUCTIONS = {1: 8, 2: 17}
+#: The same of a padding mode, for the place of a tap's pixel, which is each row's own (`tests/test_prologue_aot.py`).
+MODE_INSTRUCTIONS = {"zeros": 0, "replicate": 36, "reflect": 72, "circular": 72}
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def compiled(chunk: Chunk, tile: Tile, dtype: str, precision: str, device: Devic
     reach = "wide" if width * itemsize(dtype) == 16 else "narrow"
     key = resource_key(GatherPlan(Pass.FPROP, "gather", *tile), arithmetic(dtype, precision), reach, device.capability)
     found = resource_table().get(key)
-    return found and found._replace(trip=found.trip + FRAME_INSTRUCTIONS[chunk.upsample])
+    return found and found._replace(trip=found.trip + FRAME_INSTRUCTIONS[chunk.upsample] + MODE_INSTRUCTIONS[chunk.mode])
 
 
 def resources_of(chunk: Chunk, tile: Tile, dtype: str, precision: str, device: Device) -> Resources:
@@ -158,7 +160,7 @@ def candidates(
     chunk: Chunk, dtype: str, precision: str, device: Device, last: bool = True, far: bool = False
 ) -> list[VideoPlan]:
     """The menu's tiles that compile without a spill and fit the device, with a prologue both together and apart. `last`: the
-    result is channels-last. `far`: a frame, the weights or a frame of the result take 64-bit offsets."""
+    result, and a residual, are channels-last. `far`: a frame, the weights or a frame of the result take 64-bit offsets."""
     if device.interpreted:
         return [VideoPlan(Pass.FPROP, FAMILY, *tile) for tile in INTERPRETED_MENU]
     found = []
@@ -168,6 +170,8 @@ def candidates(
         needs = compiled(chunk, tile, dtype, precision, device)
         fits = needs is not None and not needs.spills and not memory_refusal(tile, needs.shared, device)
         if not fits or not addresses_fit(tile, size, wide, last, far, device.capability):
+            continue
+        if chunk.residual and (tile.m * tile.n > 128 * 128 or (tile.n > 64 and not last)):  # whose addresses would spill
             continue
         if chunk.prologue is None or ahead.fits(tile, size, device.capability):
             found.append(VideoPlan(Pass.FPROP, FAMILY, *tile))

@@ -10,6 +10,7 @@ import torch
 from bench import video as rows
 from bench.video import Row
 from costmodel import prologue as model
+from costmodel import video
 from costmodel.device import find_device
 from costmodel.families.gemm import MENU
 from costmodel.prologue import Prologue
@@ -51,6 +52,19 @@ def test_a_tile_that_is_taken_does_not_spill(arch, tile, kind):
     dtype, precision = (torch.bfloat16, "ieee") if kind == "half" else (torch.float32, "tf32")
     found = rows.figures(Row(plan, arch=arch, dtype=dtype, precision=precision, filters=512, prologue=RMS))
     assert found.spills == found.stack_bytes == 0
+
+
+@pytest.mark.parametrize("mode", ["replicate", pytest.param("reflect", marks=SLOW), pytest.param("circular", marks=SLOW)])
+@pytest.mark.parametrize("upsample", [1, pytest.param(2, marks=SLOW)])
+def test_a_padding_mode_takes_the_instructions_that_the_model_counts(mode, upsample):
+    plain, found = (rows.figures(Row(TILE, upsample=upsample), {"BOUNDS": bounds}) for bounds in ("bits", mode))
+    assert found.spills == found.stack_bytes == 0 and not found.trip.serialized
+    assert found.trip.instructions - plain.trip.instructions <= video.MODE_INSTRUCTIONS[mode]
+
+
+def test_summed_taps_take_a_trip_of_the_magnified_frame():
+    every, found = (rows.figures(Row(TILE, upsample=2, summed=summed)) for summed in (False, True))
+    assert found.spills == found.stack_bytes == 0 and found.trip.instructions <= every.trip.instructions
 
 
 @pytest.mark.parametrize("arch", [90, pytest.param(80, marks=SLOW), pytest.param(100, marks=SLOW)])

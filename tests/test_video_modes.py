@@ -12,7 +12,7 @@ MODES = ["replicate", "reflect", "circular"]
 
 def by_definition(x, w, b, cache, pads, mode, stride=1, dilation=1, upsample=1, time_padding="zeros"):
     line = written_out(x, cache, w.shape[2] - 1, time_padding).double()
-    n, _, t, *_ = line.shape
+    n, t = line.shape[0], line.shape[2]
     frames = line.transpose(1, 2).flatten(0, 1)
     if upsample == 2:
         frames = F.interpolate(frames, scale_factor=2, mode="nearest")

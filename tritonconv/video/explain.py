@@ -14,7 +14,7 @@ from costmodel.timing import Prediction
 from tritonconv.check import cast_dtype
 from tritonconv.host import index_of, runs_kernels
 from tritonconv.launch import DTYPES, device_model, fp32_precision
-from tritonconv.layout import operand, output_strides
+from tritonconv.layout import output_strides
 from tritonconv.normalize import as_arguments
 from tritonconv.normalize.launch import Values
 from tritonconv.prepared import key
@@ -61,7 +61,7 @@ def explained(number: int | None, *args: Any, **kwargs: Any) -> tuple[ConvProble
     copied = launch.copied(x, cache)
     y = chunk.output_shape, output_strides(chunk.output_shape, x, weight)
     beside = None if residual is None else key(residual)
-    lies = operand(*y, 1, 1).unit == 1, not launch.fits_int32(chunk, y, beside)
+    lies = launch.lies(chunk, y, beside)
     plan = launch.chosen(chunk, forced, dtype, precision, device, *lies)
     found = model.predict(chunk, plan, dtype, precision, device, copied)
     m_tiles, n_tiles = model.tiles(chunk, plan)

@@ -103,6 +103,12 @@ def with_values(chunk: Chunk, values: Values, residual: torch.Tensor | None) -> 
     return dataclasses.replace(chunk, prologue=prologue, residual=residual is not None)
 
 
+def lies(chunk: Chunk, y: TensorKey, residual: TensorKey | None) -> tuple[bool, bool]:
+    """(whether result and residual are channels-last, whether offsets take 64 bits), which decide which tiles fit."""
+    last = all(operand(*each, 1, 1).unit == 1 for each in (y, residual) if each is not None)
+    return last, not fits_int32(chunk, y, residual)
+
+
 def chosen(chunk: Chunk, forced: str, dtype: str, precision: str, device: Device, last: bool, far: bool) -> model.VideoPlan:
     """The plan of a call, forced or of least predicted time."""
     if forced:
@@ -136,8 +142,9 @@ def prepare(
 ) -> Launch:
     """Plan, arguments and constants of a launch, for operands that the kernel can read."""
     problem, out = chunk.problem, operand(*y, 1, 1)
-    small = fits_int32(chunk, y, residual) and problem.out_channels * (bias_stride or 0) <= INT32_MAX
-    plan = chosen(chunk, forced, dtype, precision, device, out.unit == 1, not small)
+    last, far = lies(chunk, y, residual)
+    small = not far and problem.out_channels * (bias_stride or 0) <= INT32_MAX
+    plan = chosen(chunk, forced, dtype, precision, device, last, not small)
     m_tiles, n_tiles = model.tiles(chunk, plan)
     programs = m_tiles * n_tiles
     total = programs + (model.copies(chunk, plan, dtype) if keeps else 0)
@@ -201,8 +208,8 @@ def prepare(
         constants["GROUPS"] = problem.groups
     if chunk.prologue is not None:
         constants |= {"ACTIVATION": activation[0], "SLOPE": activation[1]}
-    follows, lies = follow(residual)
-    constants |= lies
+    follows, described = follow(residual)
+    constants |= described
     made = Launch(plan, Step(video_kernel, total, constants, (packed_strides(y, out), sizes)), fused=follows)
     return clamped(made, device.capability)
 
@@ -236,8 +243,8 @@ def forward(
     chunk = with_values(chunk, values, residual)
     if chunk.prologue is not None:
         beside = None if residual is None else key(residual)
-        last, far = operand(*key(y), 1, 1).unit == 1, not fits_int32(chunk, key(y), beside)
-        plan = chosen(chunk, forced, DTYPES[x.dtype], fp32_precision(), device_model(index_of(x)), last, far)
+        where = lies(chunk, key(y), beside)
+        plan = chosen(chunk, forced, DTYPES[x.dtype], fp32_precision(), device_model(index_of(x)), *where)
         if plan.apart:
             x, values, forced = apply(x, values), NOTHING, str(dataclasses.replace(plan, apart=False))
             chunk = dataclasses.replace(chunk, prologue=None)
