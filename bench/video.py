@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,10 +17,14 @@ from bench.aot import Pointer, compile_ahead
 from bench.causal import NAMED
 from bench.sass import KernelAudit, audit
 from costmodel.device import DEVICES
+from costmodel.prologue import Prologue
 from costmodel.video import Chunk
+from tritonconv.kernels.epilogue import Fused
+from tritonconv.kernels.prologue import Prologue as Pointers
 from tritonconv.kernels.video import video_kernel
 from tritonconv.launch import DTYPES
 from tritonconv.layout import channels_last_strides, dense_strides
+from tritonconv.normalize.launch import packed
 from tritonconv.steps import Launch
 from tritonconv.video import launch as video_launch
 
@@ -41,13 +45,24 @@ class Row:
     arch: int = 90
     dtype: torch.dtype = torch.bfloat16
     precision: str = "ieee"
+    prologue: Prologue | None = None
+    residual: bool = False
+    groups: int = 1
+    summed: bool = False
 
     @property
     def chunk(self) -> Chunk:
         t, r, s = self.kernel
         pads = (r // 2, r // 2, s // 2, s // 2)
-        x, w = (1, self.channels, 4, 60, 104), (self.filters, self.channels, *self.kernel)
-        return Chunk.of(x, w, t - 1, padding=pads, upsample=self.upsample, time_padding=self.time_padding)
+        x, w = (1, self.channels, 4, 60, 104), (self.filters, self.channels // self.groups, *self.kernel)
+        window: dict[str, Any] = {
+            "padding": pads,
+            "upsample": self.upsample,
+            "time_padding": self.time_padding,
+            "groups": self.groups,
+        }
+        chunk = replace(Chunk.of(x, w, t - 1, **window), prologue=self.prologue, residual=self.residual)
+        return chunk.with_summed_taps() if self.summed else chunk
 
 
 #: Triton 3.8 and 3.9 spend up to four instructions more in the uniform datapath.
@@ -64,7 +79,8 @@ def launch_of(row: Row) -> Launch:
     strides = channels_last_strides(shape) if row.channels_last else dense_strides(shape, (4, 3, 2, 1, 0))
     x_n = row.channels * 60 * 104
     device, y, images = DEVICES[NAMED[row.arch]], (shape, strides), (4 * x_n, 2 * x_n)
-    return video_launch.prepare(row.chunk, DTYPES[row.dtype], row.precision, device, y, images, 1, True, True, row.plan)
+    after = (row.prologue.activation, 0.01) if row.prologue else ("", 0.01), y if row.residual else None
+    return video_launch.prepare(row.chunk, DTYPES[row.dtype], row.precision, device, y, images, 1, True, True, row.plan, *after)
 
 
 def compiled(row: Row, change: Mapping[str, Any] | None = None) -> CompiledKernel:
@@ -73,6 +89,12 @@ def compiled(row: Row, change: Mapping[str, Any] | None = None) -> CompiledKerne
     constants: dict[str, Any] = prepared.main.constants | dict(change or {})
     warps, stages = constants.pop("num_warps"), constants.pop("num_stages")
     values = (*(tensor,) * 6, *prepared.main.arguments)
+    if row.prologue is not None:
+        wide = Pointer(torch.float64 if row.dtype == torch.float64 else torch.float32)
+        given: list[Any] = [wide if t else None for t in (row.prologue.scale, row.prologue.shift, row.prologue.rstd)]
+        constants["prologue"] = Pointers(*given, *packed((0,) * 4))
+    if row.residual:
+        constants["fused"] = Fused(None, None, tensor, None, *prepared.fused)
     arguments = dict(zip(video_kernel.arg_names, values, strict=False)) | constants
     return compile_ahead(video_kernel, arguments, arch=row.arch, num_warps=warps, num_stages=stages)
 

@@ -1,8 +1,5 @@
-"""The causal convolution of a chunk of video: which frames it sees, keeps and moves, which tile its kernel takes, and how long
-it takes. Plain arithmetic, standard library only.
-
-The known frames are those of the cache followed by those of x. A result sees the frames up to its own; up to `front` of them
-come before the first known frame. All geometry is `ConvProblem`'s: it convolves the known frames with `front` as low padding.
+"""The causal convolution of a chunk of video: which tile its kernel takes, and how long it takes. Plain arithmetic, standard
+library only. What it sees and moves: `costmodel.chunk`.
 """
 
 from __future__ import annotations
@@ -10,14 +7,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
+from costmodel import prologue as ahead
 from costmodel.algebra import ceil_div, product
 from costmodel.arithmetic import arithmetic_named
+from costmodel.chunk import TIME_PADDING as TIME_PADDING
+from costmodel.chunk import Chunk, compulsory, elements
+from costmodel.chunk import chain as chain
 from costmodel.device import Device, find_device
 from costmodel.families.gemm import MENU, GatherPlan
-from costmodel.problem import ConvProblem, Pass
+from costmodel.problem import Pass
 from costmodel.resources import Resources, compiled_for, estimated, memory_refusal, resource_key, resource_table
 from costmodel.tiling import (
     INTERPRETED_MENU,
@@ -45,152 +46,24 @@ from costmodel.timing import (
 )
 
 FAMILY = "video"
-#: What stands for the frames before the first known one: zeros, that frame repeated, or nothing (windows begin with it).
-TIME_PADDING = ("zeros", "replicate", "valid")
 #: Loads that a thread keeps in flight while it copies the next cache, and most elements of them: single elements need
 #: registers.
 COPIED_LOADS, COPIED = 4, 16
 #: Instructions per trip beyond those of fprop's gather, by `upsample`: for the frame's address, and for the address of a tap in
 #: a magnified frame (sm_90, `tests/test_video_aot.py`).
 FRAME_INSTRUCTIONS = {1: 8, 2: 17}
+#: The same of a padding mode, for the place of a tap's pixel, which is each row's own (`tests/test_prologue_aot.py`).
+MODE_INSTRUCTIONS = {"zeros": 0, "replicate": 36, "reflect": 72, "circular": 72}
 
 
 @dataclass(frozen=True)
 class VideoPlan(Plan):
-    """A plan of "video": `block_m` pixels x `block_n` filters, `block_k` channels at a time; `group_m` as in `MatrixPlan`."""
+    """A plan of "video": `block_m` pixels x `block_n` filters, `block_k` channels at a time; `group_m` as in `MatrixPlan`.
+
+    apart: a kernel of its own writes x with its prologue, instead of every program for what it gathers."""
 
     group_m: int = said("group", 8)
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A call: the convolution of its known frames, of which `cached` come from the cache. The height and width of `problem` are
-    those after `upsample`. `replicate`: frames before the first known one repeat it; otherwise they are zero."""
-
-    problem: ConvProblem
-    cached: Any = 0
-    upsample: int = 1
-    replicate: bool = False
-    valid: bool = False
-
-    @classmethod
-    def of(
-        cls,
-        x: Sequence[Any],
-        weight: Sequence[Any],
-        cached: Any = 0,
-        stride: Sequence[Any] = (1, 1, 1),
-        padding: Sequence[Any] = (0, 0, 0, 0),
-        dilation: Sequence[Any] = (1, 1, 1),
-        upsample: int = 1,
-        time_padding: str = "zeros",
-    ) -> Chunk:
-        """The call for x [N, C, T, H, W], weight [K, C, t, r, s]; `padding` is (low, high) of height, then of width."""
-        batch, channels, frames, height, width = x
-        valid = time_padding == "valid"
-        front = 0 if valid else dilation[0] * (weight[2] - 1) - cached
-        known = (batch, channels, cached + frames, height * upsample, width * upsample)
-        pads = ((front, 0), (padding[0], padding[1]), (padding[2], padding[3]))
-        problem = ConvProblem.conv(known, weight, stride, pads, dilation, checked=False)
-        return cls(problem, cached, upsample, time_padding == "replicate", valid)
-
-    @property
-    def reach(self) -> Any:
-        """How many frames before its own a result sees."""
-        return self.problem.effective_kernel[0] - 1
-
-    @property
-    def front(self) -> Any:
-        return self.problem.padding[0][0]
-
-    @property
-    def known(self) -> Any:
-        return self.problem.input_size[0]
-
-    @property
-    def spatial(self) -> ConvProblem:
-        """The same convolution without padding in time: the frames before the known ones are written out."""
-        problem = self.problem
-        size = (self.front + self.known, *problem.input_size[1:])
-        return replace(problem, input_size=size, padding=((0, 0), *problem.padding[1:]))
-
-    @property
-    def flops(self) -> Any:
-        """Dense FLOP (2 * MAC), including those on frames that are padding; the bias is not counted."""
-        return 0 if self.output_shape[2] == 0 else self.problem.flops
-
-    @property
-    def frame(self) -> tuple[Any, Any]:
-        """Height and width of a frame of x."""
-        _, height, width = self.problem.input_size
-        return height // self.upsample, width // self.upsample
-
-    @property
-    def output_shape(self) -> tuple[Any, ...]:
-        """[N, K, O, P, Q]; O is 0 where a valid call knows fewer frames than a window sees."""
-        shape = self.problem.output_shape
-        if self.valid and self.known <= self.reach:
-            return (*shape[:2], 0, *shape[3:])
-        return shape
-
-    @property
-    def kept(self) -> Any:
-        """Frames of the next cache: all that a window reaches back, or in a valid call those from the next window's first on.
-
-        It is negative where the next window begins behind x.
-        """
-        return self.known - self.output_shape[2] * self.problem.stride[0] if self.valid else self.reach
-
-    @property
-    def next_shape(self) -> tuple[Any, ...]:
-        return (self.problem.batch, self.problem.in_channels, self.kept, *self.frame)
-
-    @cached_property
-    def live_taps(self) -> int:
-        """Taps in time that the kernel computes, summed over the frames of the result; taps on zero frames are left out."""
-        if self.output_shape[2] == 0:
-            return 0
-        every = self.problem.kernel_size[0] * self.problem.output_size[0]
-        return int(every if self.replicate else self.problem.valid_pairs[0])
-
-    def __str__(self) -> str:
-        parts = [str(self.problem), f"{self.cached} of {self.known} frames cached"]
-        parts += ["magnified by 2"] * (self.upsample > 1)
-        return ", ".join(parts + ["the first frame replicated"] * self.replicate)
-
-
-def elements(chunk: Chunk) -> dict[str, int]:
-    """Elements of each tensor of a call; "x" and "cache" as stored, before `upsample`."""
-    batch, channels = chunk.problem.batch, chunk.problem.in_channels
-    frame = batch * channels * product(chunk.frame)
-    return {
-        "x": frame * (chunk.known - chunk.cached),
-        "cache": frame * chunk.cached,
-        "weight": product(chunk.problem.weight_shape),
-        "y": product(chunk.output_shape),
-        "next": frame * chunk.kept,
-    }
-
-
-def compulsory(chunk: Chunk, size: int) -> int:
-    """Bytes that a call moves at least: each tensor once. The frames of x that the next cache takes are read from L2 again."""
-    return size * sum(elements(chunk).values())
-
-
-def chain(chunk: Chunk, size: int) -> dict[str, int]:
-    """Bytes that each of the operators moves that users write instead: torch.cat, F.interpolate, F.pad, conv3d, its bias,
-    clone."""
-    held, problem = elements(chunk), chunk.problem
-    known, u = held["x"] + held["cache"], chunk.upsample**2
-    padded = problem.batch * problem.in_channels * product(problem.padded_size)
-    moved = {"cat": 2 * known if chunk.cached else 0, "interpolate": known * (1 + u) if u > 1 else 0}
-    moved["pad"] = known * u + padded if padded != known * u else 0
-    moved |= {
-        "conv3d": padded + held["weight"] + held["y"],
-        "bias": 2 * held["y"],
-        "clone": 2 * held["next"],
-    }
-    return {name: size * count for name, count in moved.items() if count}
+    apart: bool = said("apart", False)
 
 
 def tiles(chunk: Chunk, plan: VideoPlan) -> tuple[int, int]:
@@ -198,12 +71,13 @@ def tiles(chunk: Chunk, plan: VideoPlan) -> tuple[int, int]:
     batch, filters, frames, *size = chunk.output_shape
     pixels = product(ceil_div(n, chunk.upsample) for n in size)
     each = frames * chunk.upsample**2 * ceil_div(pixels, plan.block_m)
-    return batch * each, ceil_div(filters, plan.block_n)
+    groups = chunk.problem.groups
+    return batch * each, groups * ceil_div(filters // groups, plan.block_n)
 
 
 def copied_by_one(chunk: Chunk, plan: VideoPlan, dtype: str) -> int:
     """Elements of the next cache that one program copies."""
-    return 32 * plan.num_warps * max(COPIED, COPIED_LOADS * width_of(chunk.problem.in_channels, dtype))
+    return 32 * plan.num_warps * max(COPIED, COPIED_LOADS * width_of(chunk, dtype))
 
 
 def copies(chunk: Chunk, plan: VideoPlan, dtype: str) -> int:
@@ -214,8 +88,8 @@ def copies(chunk: Chunk, plan: VideoPlan, dtype: str) -> int:
 
 def trips(chunk: Chunk, plan: VideoPlan) -> float:
     """Main-loop trips of one program, on average over the frames of the result."""
-    _, r, s = chunk.problem.kernel_size
-    each = r * s * ceil_div(chunk.problem.in_channels, plan.block_k)
+    _, r, s = chunk.window
+    each = r * s * ceil_div(chunk.depth, plan.block_k)
     return each * chunk.live_taps / max(1, chunk.output_shape[2])
 
 
@@ -230,6 +104,8 @@ def refusal(chunk: Chunk, plan: Plan, dtype: str, precision: str, device: Device
         return reason
     if plan.group_m < 1:
         return f"group must be positive, got {plan.group_m}"
+    if plan.apart and chunk.prologue is None:
+        return "apart is for a call with a prologue"
     if plan.group_m * ceil_div(chunk.problem.out_channels, plan.block_n) >= 1 << 31:
         return f"group times blocks of filters must be below 2^31, got group {plan.group_m}"
     return memory_refusal(plan.tile, resources_of(chunk, plan.tile, dtype, precision, device).shared, device)
@@ -243,19 +119,19 @@ def checked(chunk: Chunk, plan: Plan, dtype: str, precision: str, device: Device
     return plan
 
 
-def width_of(channels: int, dtype: str) -> int:
-    """Elements per load: channels are contiguous, and all other strides are multiples of the channel count."""
-    return math.gcd(channels, MAX_ALIGN, max(1, 16 // itemsize(dtype)))
+def width_of(chunk: Chunk, dtype: str) -> int:
+    """Elements per load: channels are contiguous, and all other strides are multiples of a group's channel count."""
+    return math.gcd(chunk.depth, MAX_ALIGN, max(1, 16 // itemsize(dtype)))
 
 
 def compiled(chunk: Chunk, tile: Tile, dtype: str, precision: str, device: Device) -> Resources | None:
     """What the compiled kernel needs: the table's row of fprop's gather, plus instructions for the frame's address. None for a
     tile that is not in the table."""
-    width = width_of(chunk.problem.in_channels, dtype)
+    width = width_of(chunk, dtype)
     reach = "wide" if width * itemsize(dtype) == 16 else "narrow"
     key = resource_key(GatherPlan(Pass.FPROP, "gather", *tile), arithmetic(dtype, precision), reach, device.capability)
     found = resource_table().get(key)
-    return found and found._replace(trip=found.trip + FRAME_INSTRUCTIONS[chunk.upsample])
+    return found and found._replace(trip=found.trip + FRAME_INSTRUCTIONS[chunk.upsample] + MODE_INSTRUCTIONS[chunk.mode])
 
 
 def resources_of(chunk: Chunk, tile: Tile, dtype: str, precision: str, device: Device) -> Resources:
@@ -283,23 +159,31 @@ def addresses_fit(tile: Tile, size: int, wide: bool, last: bool, far: bool, capa
 def candidates(
     chunk: Chunk, dtype: str, precision: str, device: Device, last: bool = True, far: bool = False
 ) -> list[VideoPlan]:
-    """The menu's tiles that compile without a spill and fit the device. `last`: the result is channels-last. `far`: a frame,
-    the weights or a frame of the result take 64-bit offsets."""
+    """The menu's tiles that compile without a spill and fit the device, with a prologue both together and apart. `last`: the
+    result, and a residual, are channels-last. `far`: a frame, the weights or a frame of the result take 64-bit offsets."""
     if device.interpreted:
         return [VideoPlan(Pass.FPROP, FAMILY, *tile) for tile in INTERPRETED_MENU]
     found = []
     size = itemsize(dtype)
-    wide = width_of(chunk.problem.in_channels, dtype) * size == 16
+    wide = width_of(chunk, dtype) * size == 16
     for tile in MENU[arithmetic(dtype, precision)]:
         needs = compiled(chunk, tile, dtype, precision, device)
         fits = needs is not None and not needs.spills and not memory_refusal(tile, needs.shared, device)
-        if fits and addresses_fit(tile, size, wide, last, far, device.capability):
+        if not fits or not addresses_fit(tile, size, wide, last, far, device.capability):
+            continue
+        if chunk.residual and (tile.m * tile.n > 128 * 128 or (tile.n > 64 and not last)):  # whose addresses would spill
+            continue
+        if chunk.prologue is None or ahead.fits(tile, size, device.capability):
             found.append(VideoPlan(Pass.FPROP, FAMILY, *tile))
+        if chunk.prologue is not None:
+            found.append(VideoPlan(Pass.FPROP, FAMILY, *tile, apart=True))
     return found
 
 
 def kernel_of(chunk: Chunk, plan: VideoPlan, dtype: str, precision: str, device: Device) -> Kernel:
-    needs, width = resources_of(chunk, plan.tile, dtype, precision, device), width_of(chunk.problem.in_channels, dtype)
+    needs, width = resources_of(chunk, plan.tile, dtype, precision, device), width_of(chunk, dtype)
+    if chunk.prologue is not None:
+        needs = needs._replace(trip=needs.trip + ahead.extra_instructions(chunk.prologue, plan.tile))
     return kernel(FAMILY, plan.tile, needs, arithmetic(dtype, precision), itemsize(dtype), (width, width), device)
 
 
@@ -308,12 +192,22 @@ def predict(
 ) -> Prediction:
     """Seconds of a call under a plan. `copied` names the tensors (keys of `elements`) that are copied to another layout
     first."""
+    if chunk.prologue is not None and plan.apart:  # two kernels; the first reads x as it lies
+        others = tuple(name for name in copied if name != "x")
+        second = predict(replace(chunk, prologue=None), replace(plan, apart=False), dtype, precision, device, others)
+        moved, first = ahead.applied(elements(chunk)["x"], chunk.prologue, itemsize(dtype), device, FAMILY)
+        total = second.seconds + first
+        low, high = (end / second.seconds * total for end in (second.low, second.high))
+        return replace(second, seconds=total, bytes=second.bytes + moved, low=low, high=high)
     problem, size, tile_kernel = chunk.problem, itemsize(dtype), kernel_of(chunk, plan, dtype, precision, device)
     m_tiles, n_tiles = tiles(chunk, plan)
     count, n_trips = m_tiles * n_tiles, trips(chunk, plan)
     moved = compulsory(chunk, size) + sum(2 * size * elements(chunk)[name] for name in copied)
-    covers = Extent(m_tiles * plan.block_m, problem.out_channels, 1, problem.in_channels, problem.taps)
-    weights = size * product(problem.weight_shape)
+    groups = problem.groups
+    covers = Extent(m_tiles * plan.block_m, problem.out_channels // groups, groups, chunk.depth, product(chunk.window))
+    moved += 0 if chunk.prologue is None else ahead.value_bytes(chunk.prologue, size)
+    weights = size * chunk.weights
+    moved += weights - size * elements(chunk)["weight"]
     moved += read_again(tile_kernel, covers, 1, plan.group_m, channels_last(problem, Pass.FPROP, dtype), weights, device)
     launched = 1 + len(copied)
     if device.interpreted:

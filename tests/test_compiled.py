@@ -16,6 +16,7 @@ from pairs import assert_close as assert_pair_close
 from sequences import Example as Sequence
 from sequences import assert_close as assert_close_in_size
 
+from bench.tolerance import C_LIMIT, UNIT, Expected
 from bench.work import Work, float32_in
 from costmodel.device import DEVICES
 from costmodel.problem import Pass
@@ -185,6 +186,57 @@ def test_video(arch, name, dtype, executed):
     x, w, b, cache = chunks.tensors(shape, weight, cached, dtype=dtype)
     y, _ = tritonconv.causal_conv3d(x, w, b, cache=cache, **window)
     chunks.assert_close(y, chunks.by_definition(x, w, b, cache=cache, **window), 2 * torch.finfo(dtype).eps)
+
+
+PLAN = "fprop:video:16x16x16:w4:s3"
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("norm, dtype", [("group", torch.bfloat16), ("rms", torch.float16)])
+def test_video_with_a_prologue(arch, norm, dtype, executed):
+    """Statistics, then both ways, which convolve values that are off by one rounding of x's dtype; a residual, a border."""
+    import tritonconv
+
+    x, w, b, cache = chunks.tensors((1, 24, 2, 3, 4), (16, 24, 2, 3, 3), 1, dtype=dtype)
+    residual = torch.randn(1, 16, 2, 3, 4).to(dtype)
+    if norm == "group":
+        prologue = tritonconv.group_norm_prologue(x, 3, activation="silu")
+        normal = torch.nn.functional.group_norm(x.double(), 3)
+    else:
+        prologue = tritonconv.rms_norm_prologue(x, activation="silu")
+        normal = x.double() * (x.double().square().mean(1, True) + 1e-6).rsqrt()
+    known = torch.nn.functional.silu(normal)
+
+    def padded(x, w, cache):
+        line = torch.cat([cache, x], 2)
+        return torch.nn.functional.conv3d(torch.nn.functional.pad(line, (1, 1, 1, 1, 0, 0), "replicate"), w)
+
+    exact = padded(known, w.double(), cache.double()) + b.double().view(-1, 1, 1, 1) + residual.double()
+    sums = padded(known.abs(), w.abs().double(), cache.abs().double())
+    added = sums + b.abs().double().view(-1, 1, 1, 1) + residual.abs().double()
+    want = Expected(exact, added, torch.full_like(exact, 24 * 18.0))
+    room = want.rounding(dtype) + C_LIMIT * want.accumulation(dtype) + UNIT[dtype] * sums
+    for plan in (PLAN, f"{PLAN}:apart"):
+        given = {"prologue": prologue, "residual": residual, "padding_mode": "replicate", "plan": plan}
+        y, after = tritonconv.causal_conv3d(x, w, b, 1, 1, cache, **given)
+        assert bool((want.difference(y) <= room).all())
+        assert bool(((after - known[:, :, -1:]).abs() <= 1.01 * UNIT[dtype] * known.abs().max()).all())
+    statistics = ["moments_kernel", "group_kernel"] if norm == "group" else ["square_kernel"]
+    assert executed == [*statistics, "video_kernel", "apply_kernel", "video_kernel"]
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_video_of_summed_taps_and_groups(arch, executed):
+    import tritonconv
+
+    x, w, b, _ = chunks.tensors((1, 16, 1, 3, 4), (16, 16, 1, 3, 3), dtype=torch.float32)
+    with float32_in("ieee"):
+        y, _ = tritonconv.causal_conv3d(x, w, b, padding=1, upsample=2)
+        chunks.assert_close(y, chunks.by_definition(x, w, b, padding=1, upsample=2), 1e-5)
+        y, _ = tritonconv.causal_conv3d(x, w[:, :8], b, padding=1, groups=2)
+    want = torch.nn.functional.conv3d(x.double(), w[:, :8].double(), b.double(), padding=(0, 1, 1), groups=2)
+    chunks.assert_close(y, want, 1e-5)
+    assert executed == ["video_kernel", "video_kernel"]
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -46,6 +46,9 @@ SOUND = {
         **{"x": t(1, 2, 2, 3, 3), "w": t(3, 2, 2, 2, 2), "b": t(3), "cache": t(1, 2, 1, 3, 3), "stride": [1, 1, 1]},
         **{"padding": [0, 0, 0, 0], "dilation": [1, 1, 1], "upsample": 1, "time_padding": "zeros", "keeps": True},
     },
+    "normalize": {"x": t(1, 2, 2, 3, 3), "scale": t(1, 1, 2), "shift": t(1, 2, 2), "rstd": t(1, 2, 3, 3), "activation": "relu"},
+    "group_scale": {"x": t(1, 2, 2, 3, 3), "w": t(2), "b": t(2), "groups": 2, "eps": 1e-5, "per_frame": False},
+    "rms_rstd": {"x": t(1, 2, 2, 3, 3), "eps": 1e-5},
 }
 SOUND["fprop_fused"] = SOUND["fprop"] | {"scale": t(4), "shift": t(4), "residual": t(2, 4, 5), "activation": "relu"}
 SOUND["dgrad_fused"] = SOUND["dgrad"] | {"scale": t(4), "shift": t(4), "residual": t(2, 4, 6), "activation": "relu"}
@@ -193,7 +196,27 @@ CASES = {
         ({"upsample": 3}, "upsample must be 1, or 2"),
         ({"time_padding": ""}, "time_padding must be"),
         ({"stride": [3, 1, 1]}, "must have a multiple of 3 frames"),
+        ({"groups": 2}, "channels do not match"),
+        ({"groups": 0}, "groups must be at least 1"),
+        ({"scale": t(1, 2)}, "scale of shape \\[1 or 1, 2 or 1, 2\\]"),
+        ({"residual": t(1, 3, 2, 2, 3)}, "residual of shape \\[1, 3, 2, 2, 2\\]"),
+        ({"activation": "swish"}, "activation must be"),
     ],
+    "normalize": [
+        ({"x": t(1, 2, 3, 3)}, "x of 5 axes"),
+        ({"scale": t(1, 3, 2)}, "scale of shape \\[1 or 1, 2 or 1, 2\\], got scale \\[1, 3, 2\\]"),
+        ({"shift": t(2)}, "shift of shape"),
+        ({"rstd": t(1, 2, 3)}, "rstd of shape \\[1, 2, 3, 3\\]"),
+        ({"rstd": t(1, 2, 3, 3, dtype=torch.float64)}, "rstd of torch.float32, got torch.float64"),
+        ({"activation": "swish"}, "activation must be"),
+    ],
+    "group_scale": [
+        ({"x": t(1, 2, 3, 3)}, "x of 5 axes"),
+        ({"groups": 3}, "groups must divide the 2 channels of x, got groups=3"),
+        ({"w": t(3)}, "w of shape \\[2\\]"),
+        ({"b": t(2, 1)}, "b of shape \\[2\\]"),
+    ],
+    "rms_rstd": [({"x": t(1, 2, 3, 3)}, "x of 5 axes")],
 }
 EVERY = [(name, change, words) for name, cases in CASES.items() for change, words in cases]
 

@@ -153,7 +153,7 @@ def test_upsampling_is_exactly_interpolation(device, launched):
     """The same sums in the same order as of the frames magnified first."""
     x, w, b, cache = tensors((1, 16, 2, 3, 4), (16, 16, 3, 3, 3), 2, dtype=torch.float32, device=device)
     plan = Plan.parse("fprop:video:16x16x16:w4:s3")
-    y = tritonconv.causal_conv3d(x, w, b, 1, 1, cache, False, upsample=2, plan=plan)
+    y = tritonconv.causal_conv3d(x, w, b, 1, 1, cache, False, upsample=2, summed_taps=False, plan=plan)
     x, cache = (F.interpolate(t, scale_factor=(1, 2, 2)).contiguous(memory_format=torch.channels_last_3d) for t in (x, cache))
     assert torch.equal(y, tritonconv.causal_conv3d(x, w, b, 1, 1, cache, False, plan=plan))
 

@@ -24,12 +24,15 @@ from tritonconv.fused import (
     conv_transpose3d_fused,
 )
 from tritonconv.invariant import batch_invariant
+from tritonconv.normalize import Prologue, group_norm_prologue, rms_norm_prologue
+from tritonconv.packed import forget_packed
 from tritonconv.separable import depthwise_separable_conv2d
 from tritonconv.use import use
 from tritonconv.video import causal_conv3d
 
 __all__ = [
     "Explanation",
+    "Prologue",
     "__version__",
     "batch_invariant",
     "causal_conv1d",
@@ -54,13 +57,19 @@ __all__ = [
     "depthwise_separable_conv2d",
     "explain",
     "fold",
+    "forget_packed",
+    "group_norm_prologue",
     "nn",
     "report",
     "revert",
+    "rms_norm_prologue",
     "unfold",
     "use",
 ]
 
 #: They say all of it themselves.
-_WHOLE = "Explanation __version__ batch_invariant convert decompositions deform_conv2d fold nn unfold use".split()
+_WHOLE = (
+    *("Explanation", "Prologue", "__version__", "batch_invariant", "convert", "decompositions", "deform_conv2d", "fold"),
+    *("forget_packed", "group_norm_prologue", "nn", "rms_norm_prologue", "unfold", "use"),
+)
 _complete({name: globals()[name] for name in __all__ if name not in _WHOLE})

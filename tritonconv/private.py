@@ -16,7 +16,9 @@ from torch._decomp import register_decomposition
 from torch._functorch.autograd_function import enable_single_level_autograd_function
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
+from torch.multiprocessing.reductions import StorageWeakRef as StorageWeakRef
 from torch.nn.modules.conv import _ConvNd as ConvNd  # the base class of torch's convolution modules
+from torch.utils.weak import WeakTensorKeyDictionary as WeakTensorKeyDictionary
 
 __all__ = [
     "ConvNd",

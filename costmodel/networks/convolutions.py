@@ -15,6 +15,7 @@ from costmodel.deform import SAMPLE_FLOPS, Deformation
 from costmodel.deform_backward import flops as gradient_flops
 from costmodel.networks.operators import CONVOLUTIONS, ELEMENTWISE, SAME_FLOPS, aten, elements, moved_bytes, name_of
 from costmodel.problem import ConvProblem, Pass
+from costmodel.prologue import Prologue
 from costmodel.video import Chunk
 from costmodel.video import elements as elements_of
 
@@ -192,7 +193,14 @@ def _video(named: dict[str, Any]) -> Convolution | None:
     x, w, cache = named["x"], named["w"], named["cache"]
     stride, padding, dilation = (tuple(named[name]) for name in ("stride", "padding", "dilation"))
     cached = 0 if cache is None else cache.shape[2]
-    chunk = Chunk.of(x.shape, w.shape, cached, stride, padding, dilation, named["upsample"], named["time_padding"])
+    window = stride, padding, dilation, named["upsample"], named["time_padding"], named["groups"], named["padding_mode"]
+    chunk = replace(Chunk.of(x.shape, w.shape, cached, *window), residual=named["residual"] is not None)
+    values = [named[name] for name in ("scale", "shift", "rstd")]
+    if named["activation"] or any(t is not None for t in values):
+        count = sum(t.numel() for t in values if t is not None)
+        scale, shift, rstd = (t is not None for t in values)
+        chunk = replace(chunk, prologue=Prologue(named["activation"], scale, shift, rstd, count))
+    chunk = chunk.with_summed_taps() if named["summed"] else chunk
     if 0 in chunk.output_shape:
         return None
     problem, before = (chunk.spatial, chunk.front + chunk.cached) if chunk.replicate else (chunk.problem, chunk.cached)
@@ -201,7 +209,7 @@ def _video(named: dict[str, Any]) -> Convolution | None:
     )
     elements = elements_of(chunk)
     made = x.element_size() * (elements["y"] + elements["next"] * named["keeps"])
-    return _with_tensors(found, named, _read(named, "x", "w", "b", "cache") + made)
+    return _with_tensors(found, named, _read(named, "x", "w", "b", "cache", "scale", "shift", "rstd", "residual") + made)
 
 
 def _deform(named: dict[str, Any]) -> Convolution:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from tritonconv.invariant import by_image, is_on
+from tritonconv.normalize import Prologue, as_arguments
 from tritonconv.plans import Plans
 from tritonconv.video import (
     check,
@@ -17,6 +18,8 @@ from tritonconv.video import (
 )
 
 _OPS = torch.ops.tritonconv
+Maybe = torch.Tensor | None
+Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 def causal_conv3d(
@@ -31,13 +34,20 @@ def causal_conv3d(
     dilation: int | tuple[int, int, int] = 1,
     upsample: int = 1,
     time_padding: str = "zeros",
+    prologue: Prologue | None = None,
+    residual: torch.Tensor | None = None,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    summed_taps: bool = True,
     plan: Plans = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """(y, next_cache), or y where return_cache is False. Result o sees the frames of the chunk x up to o * stride_t, none
     later.
 
-    x [N, C, T, H, W], weight [K, C, t, r, s], bias [K], y [N, K, O, P, Q]. With D = (t - 1) * dilation_t, result o sees frames
-    o * stride_t - D to o * stride_t. padding is for height and width only, with zeros on both sides: an int, (h, w) or "same".
+    x [N, C, T, H, W], weight [K, C / groups, t, r, s], bias [K], y [N, K, O, P, Q]. With D = (t - 1) * dilation_t, result o
+    sees frames o * stride_t - D to o * stride_t. padding is for height and width only, on both sides: an int, (h, w) or
+    "same". padding_mode says what stands there, as of torch's layers: "zeros", "replicate" (with time_padding "replicate" as in
+    HunyuanVideo), "reflect" or "circular", found by index arithmetic, without a padded copy.
 
     cache [N, C, F, H, W], F from 0 to D: the frames before frame 0, the newest last. Frames before the oldest of them are zero
     (time_padding "zeros") or repeat the oldest known frame ("replicate"). With "valid" there is no padding in time: windows
@@ -51,22 +61,47 @@ def causal_conv3d(
     and one cached frame.
 
     upsample=2: the convolution of every frame magnified twice, F.interpolate(scale_factor=(1, 2, 2)), "nearest", which is not
-    written; stride must then be 1 in height and width.
+    written; stride must then be 1 in height and width. Taps that see the same pixel are one tap with the sum of their weights
+    (of 3x3 taps 2x2 remain, 2.25 times fewer multiply-adds), where dilation is 1 in height and width and the taps of either are
+    odd in number. The sums are taken in float32 and rounded once to the dtype, which may move a result by that rounding of each
+    summed weight; summed_taps=False multiplies every tap. They are made once for each version of the weight, as is the copy of
+    a weight that is not channels-last (`tritonconv.forget_packed` says when not).
+
+    prologue: a `tritonconv.Prologue`, such as `group_norm_prologue(x, 32, weight, bias, activation="silu")`: what is convolved
+    is act(x * rstd * scale + shift), rounded to x's dtype as where it is written, and padding is added after it, so zeros stay
+    zeros. The cache holds frames that are convolved, with the prologue behind them: the frames of cache are read as they are,
+    and next_cache holds the results for those of x, so a later chunk needs no statistics of an earlier one. The kernel does
+    this while it gathers pixels, anew for every tap and every block of filters, or a kernel before it writes the frames once
+    ("apart" in a plan): whichever is predicted to take less time.
+
+    residual, of y's shape and any strides, is added before the one rounding: y = conv + bias + residual.
 
     The dtype is float16, bfloat16, float32 (multiplied as `torch.backends.cudnn.conv.fp32_precision` says) or float64; sums are
     in float32 (float64 for float64) and rounded once. Channels-last x, weight and cache
     (`memory_format=torch.channels_last_3d`) are read without a copy; others are copied first (`tritonconv.explain` names them).
-    next_cache is channels-last, and y has the layout of torch's conv3d. x, weight, bias and cache have gradients of any order,
-    also through next_cache; gradients write the known frames out.
+    next_cache is channels-last, and y has the layout of torch's conv3d. x, weight, bias, cache and residual have gradients of
+    any order, also through next_cache; gradients write the known frames out. Where a call with a prologue records gradients,
+    the prologue is a kernel of its own (`Prologue.__call__`), in reverse mode only.
 
     Raises TypeError, ValueError or RuntimeError naming the argument, before anything is launched.
     """
-    window = check.call(x, weight, bias, stride, padding, cache, return_cache, dilation, upsample, time_padding)
+    window = check.call(
+        x, weight, bias, stride, padding, cache, return_cache, dilation, upsample, time_padding, residual, groups, padding_mode
+    )
     words = check.plan_text(plan)
+    *values, activation, slope = as_arguments(check.NAME, x, prologue)
+    sums = bool(summed_taps) and window[3] == 2
+    plain = prologue is None and residual is None and groups == 1 and not sums and padding_mode == "zeros"
 
-    def made(images: torch.Tensor, before: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        result: tuple[torch.Tensor, torch.Tensor] = _OPS.video(images, weight, bias, before, *window, return_cache, words)
+    def made(images: torch.Tensor, before: Maybe, *tensors: Maybe) -> Pair:
+        *values, added = tensors
+        after = () if plain else (*values, activation, slope, added, groups, sums, padding_mode)
+        result: Pair = _OPS.video(images, weight, bias, before, *window, return_cache, words, *after)
         return result
 
-    y, after = by_image(made, (x, cache)) if is_on() and len(x) > 1 else made(x, cache)
+    if is_on() and len(x) > 1:
+        expanded = [t if t is None else t.expand(len(x), *t.shape[1:]) for t in values]
+        y, after = by_image(made, (x, cache, *expanded, residual))
+    else:
+        y, after = made(x, cache, *values, residual)
     return (y, after) if return_cache else y

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
+from costmodel.chunk import MODES, TIME_PADDING
 from costmodel.problem import Pass, padding_pairs
 from costmodel.tiling import FARTHEST
-from costmodel.video import TIME_PADDING, Chunk
+from costmodel.video import Chunk
 from tritonconv import plans
-from tritonconv.check import _bias, alike, as_int, ints, is_int
+from tritonconv.check import _bias, _groups, alike, as_int, ints, is_int
 
 NAME = "causal_conv3d"
 Window = tuple[tuple[int, ...], list[int], tuple[int, ...], int, str]
@@ -26,10 +27,10 @@ def plan_text(plan: plans.Plans) -> str:
     return plans.text(plan, NAME, Pass.FPROP, _IDLE, "video")
 
 
-def _tensors(x: Any, weight: Any, bias: Any, cache: Any) -> None:
-    given = {"x": x, "weight": weight, "bias": bias, "cache": cache}
+def _tensors(x: Any, weight: Any, bias: Any, cache: Any, residual: Any, groups: int) -> None:
+    given = {"x": x, "weight": weight, "bias": bias, "cache": cache, "residual": residual}
     for name, value in given.items():
-        if not isinstance(value, torch.Tensor) and not (value is None and name in ("bias", "cache")):
+        if not isinstance(value, torch.Tensor) and not (value is None and name not in ("x", "weight")):
             raise TypeError(f"{NAME}(): argument {name!r} must be a Tensor, got {type(value).__name__}")
     for name, axes in (("x", "[N, C, T, H, W]"), ("weight", "[K, C, t, r, s]"), ("cache", "[N, C, F, H, W]")):
         value = given[name]
@@ -39,10 +40,14 @@ def _tensors(x: Any, weight: Any, bias: Any, cache: Any) -> None:
     for name, value in (("x", x.shape[1:]), ("weight", weight.shape)):
         if any(n == 0 for n in value):
             raise RuntimeError(f"{NAME}(): only the batch may be empty, got {name} of shape {list(given[name].shape)}")
-    if weight.shape[1] != x.shape[1]:
+    if weight.shape[1] * groups != x.shape[1]:
+        each = f"{x.shape[1]} / {groups} channels" if groups > 1 else f"{x.shape[1]} channels"
         raise RuntimeError(
-            f"{NAME}(): expected weight of {x.shape[1]} channels for x {list(x.shape)} (groups are not served), got weight "
-            f"{list(weight.shape)}"
+            f"{NAME}(): expected weight of {each} for x {list(x.shape)} and groups={groups}, got weight {list(weight.shape)}"
+        )
+    if weight.shape[0] % groups:
+        raise RuntimeError(
+            f"{NAME}(): groups={groups} must divide the {weight.shape[0]} filters of weight {list(weight.shape)}"
         )
     _bias(NAME, bias, weight.shape[0], weight)
 
@@ -79,6 +84,18 @@ def known(chunk: Chunk, x: Sequence[Any], cache: Sequence[Any] | None) -> None:
         )
 
 
+def mirrored(chunk: Chunk, x: Sequence[Any]) -> None:
+    """Checks that a frame has as many pixels as its padding repeats."""
+    slack = {"reflect": 1, "circular": 0}.get(chunk.mode)
+    for size, pair in zip(chunk.problem.input_size[1:], chunk.problem.padding[1:], strict=True):
+        if slack is not None and max(pair) > size - slack:
+            bound = "less than" if slack else "at most"
+            raise RuntimeError(
+                f"{NAME}(): padding_mode={chunk.mode!r} takes padding of {bound} the {size} pixels of a frame, got "
+                f"padding={chunk.problem.padding[1:]} for x {list(x)}"
+            )
+
+
 def follows(chunk: Chunk, x: Sequence[Any]) -> None:
     """Checks that the next chunk can go on where this one ends."""
     stride = chunk.problem.stride[0]
@@ -105,9 +122,13 @@ def call(
     dilation: Any,
     upsample: Any,
     time_padding: Any,
+    residual: Any = None,
+    groups: Any = 1,
+    padding_mode: Any = "zeros",
 ) -> Window:
     """The checked stride, padding, dilation, upsample and time_padding, as the op takes them."""
-    _tensors(x, weight, bias, cache)
+    groups = _groups(NAME, groups)
+    _tensors(x, weight, bias, cache, residual, groups)
     stride = ints(NAME, "stride", stride, 3, 1)
     dilation = ints(NAME, "dilation", dilation, 3, 1)
     pads = _padding(padding, weight, stride, dilation)
@@ -123,6 +144,9 @@ def call(
     if time_padding not in TIME_PADDING:
         names = ", ".join(map(repr, TIME_PADDING))
         raise ValueError(f"{NAME}(): time_padding must be one of {names}, got time_padding={time_padding!r}")
+    if padding_mode not in MODES:
+        names = ", ".join(map(repr, MODES))
+        raise ValueError(f"{NAME}(): padding_mode must be one of {names}, got padding_mode={padding_mode!r}")
     before = 0 if cache is None else cache.shape[2]
     spans = [(n - 1) * d for n, d in zip(weight.shape[3:], dilation[1:], strict=True)]
     if all(isinstance(n, int) for n in spans) and max(*spans, *stride, *map(abs, pads)) > FARTHEST:
@@ -130,8 +154,13 @@ def call(
             f"{NAME}(): a window, stride or padding of more than {FARTHEST} pixels is not served, got weight "
             f"{list(weight.shape)}, stride={stride}, padding={padding!r}, dilation={dilation}"
         )
-    chunk = Chunk.of(x.shape, weight.shape, before, stride, pads, dilation, upsample, time_padding)
+    chunk = Chunk.of(x.shape, weight.shape, before, stride, pads, dilation, upsample, time_padding, groups, padding_mode)
     known(chunk, x.shape, None if cache is None else cache.shape)
+    mirrored(chunk, x.shape)
     if return_cache:
         follows(chunk, x.shape)
+    if residual is not None and tuple(residual.shape) != tuple(chunk.output_shape):
+        raise RuntimeError(
+            f"{NAME}(): expected residual of the output's shape {list(chunk.output_shape)}, got residual {list(residual.shape)}"
+        )
     return stride, pads, dilation, upsample, time_padding

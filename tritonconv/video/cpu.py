@@ -7,10 +7,14 @@ here.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from costmodel.video import Chunk
 from tritonconv import cpu
+from tritonconv.epilogue import widened
 from tritonconv.layout import allocate_channels_last
+from tritonconv.normalize.op import by_torch
+from tritonconv.video.launch import NOTHING, Values
 
 
 def known_frames(chunk: Chunk, x: torch.Tensor, cache: torch.Tensor | None) -> torch.Tensor:
@@ -27,6 +31,43 @@ def magnified(chunk: Chunk, frames: torch.Tensor) -> torch.Tensor:
     return frames.repeat_interleave(chunk.upsample, 3).repeat_interleave(chunk.upsample, 4)
 
 
+def padded(chunk: Chunk, frames: torch.Tensor) -> torch.Tensor:
+    """The frames with the padding of height and width that `chunk.spatial` expects written out."""
+    if chunk.mode == "zeros":
+        return frames
+    (top, bottom), (left, right) = chunk.problem.padding[1:]
+    n, c, t, h, w = frames.shape
+    made = F.pad(frames.transpose(1, 2).reshape(n * t, c, h, w), (left, right, top, bottom), chunk.mode)
+    return made.view(n, t, c, *made.shape[2:]).transpose(1, 2)
+
+
+def folded(chunk: Chunk, gradient: torch.Tensor) -> torch.Tensor:
+    """The gradient of frames, from that of what `padded` made of them."""
+    if chunk.mode == "zeros":
+        return gradient
+    for axis, (low, high) in zip((3, 4), chunk.problem.padding[1:], strict=True):
+        gradient = _folded(gradient, axis, low, high, chunk.mode)
+    return gradient
+
+
+def _folded(gradient: torch.Tensor, axis: int, low: int, high: int, mode: str) -> torch.Tensor:
+    """One axis: what stands in the padding is added to the pixels that it repeats."""
+    size = gradient.shape[axis] - low - high
+    before, inner, after = gradient.split((low, size, high), axis)
+    if mode == "replicate":
+        before, after = (end.sum(axis, keepdim=True) for end in (before, after))
+        places = (0, size - 1)
+    elif mode == "reflect":
+        before, after = before.flip(axis), after.flip(axis)
+        places = (1, size - 1 - high)
+    else:
+        places = (size - low, 0)
+    for end, place in zip((before, after), places, strict=True):
+        behind = size - place - end.shape[axis]
+        inner = inner + F.pad(end, (0, 0) * (4 - axis) + (place, behind))
+    return inner
+
+
 def forward(
     chunk: Chunk,
     x: torch.Tensor,
@@ -35,14 +76,24 @@ def forward(
     cache: torch.Tensor | None,
     keeps: bool,
     forced: str = "",
+    values: Values = NOTHING,
+    residual: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(y, the next cache); the cache has no elements where it is not asked for."""
+    lies = x
+    if not values.is_empty():
+        x = by_torch(x, values)
     line = known_frames(chunk, x, cache)
     if 0 in chunk.output_shape:
         y = x.new_empty(chunk.output_shape)
     else:
-        y = cpu.fprop(magnified(chunk, line), w, b, chunk.spatial)
+        frames = padded(chunk, magnified(chunk, line))
+        if residual is None:
+            y = cpu.fprop(frames, w, b, chunk.spatial)
+        else:
+            sums = cpu.fprop(widened(frames), widened(w), b if b is None else widened(b), chunk.spatial)
+            y = (sums + widened(residual)).to(x.dtype)
     after = x.new_empty(0)
     if keeps:
         after = allocate_channels_last(chunk.next_shape, x).copy_(line[:, :, line.shape[2] - chunk.kept :])
-    return cpu.laid_out(y, x, w), after
+    return cpu.laid_out(y, lies, w), after

@@ -7,28 +7,50 @@ from typing import Any
 
 from costmodel import video as model
 from costmodel.arithmetic import Arithmetic
+from costmodel.device import Device
+from costmodel.problem import ConvProblem
 from costmodel.tiling import Plan, itemsize
 from costmodel.timing import Prediction
 from tritonconv.check import cast_dtype
 from tritonconv.host import index_of, runs_kernels
 from tritonconv.launch import DTYPES, device_model, fp32_precision
-from tritonconv.layout import operand, output_strides
+from tritonconv.layout import output_strides
+from tritonconv.normalize import as_arguments
+from tritonconv.normalize.launch import Values
+from tritonconv.prepared import key
 from tritonconv.video import causal_conv3d, check, launch
 from tritonconv.video.op import chunk_of
 
 
-def explained(
-    number: int | None, *args: Any, **kwargs: Any
-) -> tuple[model.ConvProblem, dict[str, Plan], dict[str, Prediction], str]:
+def prologue_lines(
+    chunk: model.Chunk, plan: model.VideoPlan, dtype: str, precision: str, device: Device, lies: tuple[bool, bool]
+) -> list[str]:
+    """Where the prologue is applied, and what the better plan of the other way would take."""
+    how = "by a kernel of its own first, which writes x once" if plan.apart else "while pixels are gathered"
+    lines = [f"  the prologue ({chunk.prologue}) is applied {how}"]
+    others = [p for p in model.candidates(chunk, dtype, precision, device, *lies) if p.apart != plan.apart]
+    if others and not device.interpreted:
+        least = min(model.predict(chunk, other, dtype, precision, device).seconds for other in others)
+        other = "while gathered, for each tap and block of filters" if plan.apart else "by a kernel of its own"
+        lines.append(f"  {other} it would take {least * 1e6:.3g} us in all")
+    return lines
+
+
+def explained(number: int | None, *args: Any, **kwargs: Any) -> tuple[ConvProblem, dict[str, Plan], dict[str, Prediction], str]:
     """(problem, plans, predictions, words) of a call of `causal_conv3d`, forward, on device `number` of `host`, None for where
     x is. Raises what the call would."""
     bound = inspect.signature(causal_conv3d).bind(*args, **kwargs)
     bound.apply_defaults()
     given = dict(bound.arguments)
     forced = check.plan_text(given.pop("plan"))
+    values = Values(*as_arguments(check.NAME, given["x"], given.pop("prologue")))
+    sums = given.pop("summed_taps")
     window = check.call(**given)
-    x, weight, cache = given["x"], given["weight"], given["cache"]
-    chunk = chunk_of(x.shape, weight.shape, None if cache is None else cache.shape, *window)
+    x, weight, cache, residual = (given[name] for name in ("x", "weight", "cache", "residual"))
+    chunk = chunk_of(
+        x.shape, weight.shape, None if cache is None else cache.shape, *window, given["groups"], sums, given["padding_mode"]
+    )
+    chunk = launch.with_values(chunk, values, residual)
     dtype, precision = DTYPES[cast_dtype(x)], fp32_precision()
     device = device_model(index_of(x) if number is None else number)
     lines = [f"causal_conv3d: {chunk}, {Arithmetic(dtype, precision).words}"]
@@ -36,13 +58,11 @@ def explained(
         lines.append("CPU tensors: torch's own convolution computes them; what Triton's interpreter would run:")
     if 0 in chunk.output_shape:
         return chunk.problem, {}, {}, "\n".join([*lines, "nothing to multiply"])
-    copied = launch.copied(x, weight, cache)
+    copied = launch.copied(x, cache)
     y = chunk.output_shape, output_strides(chunk.output_shape, x, weight)
-    lies = operand(*y, 1, 1).unit == 1, not launch.fits_int32(chunk, y)
-    if forced:
-        plan = model.checked(chunk, Plan.parse(forced), dtype, precision, device)
-    else:
-        plan = model.select(chunk, dtype, precision, device, *lies)
+    beside = None if residual is None else key(residual)
+    lies = launch.lies(chunk, y, beside)
+    plan = launch.chosen(chunk, forced, dtype, precision, device, *lies)
     found = model.predict(chunk, plan, dtype, precision, device, copied)
     m_tiles, n_tiles = model.tiles(chunk, plan)
     lines += [
@@ -53,8 +73,16 @@ def explained(
     ]
     if given["return_cache"] and chunk.kept:
         lines.append(f"  {model.copies(chunk, plan, dtype)} more programs write the next cache, {chunk.kept} frames")
+    if chunk.prologue is not None:
+        lines += prologue_lines(chunk, plan, dtype, precision, device, lies)
+    if plan.apart:
+        copied = tuple(name for name in copied if name != "x")
     if copied:
         lines.append(f"  {', '.join(copied)} copied first: the kernel reads dense channels-last images")
+    if chunk.summed:
+        lines.append("  weights of taps that see the same pixel are summed, once for each version of the weight")
+    elif not launch.is_readable(weight, True):
+        lines.append("  weight is copied to channels-last, once for each version of it")
     chain = model.chain(chunk, itemsize(dtype))
     lines.append(
         f"  {found.bytes / 1e6:.3g} MB moved; as {', '.join(chain)} of torch it is {sum(chain.values()) / 1e6:.3g} MB in "
@@ -70,4 +98,6 @@ def explained(
     if not device.interpreted:
         lines.append(f"  from {found.low * 1e6:.3g} to {found.high * 1e6:.3g} us, {found.source}")
     lines.append("backward: dgrad and wgrad of conv3d on the known frames written out")
+    if chunk.prologue is not None:
+        lines.append("  and of the prologue, which a kernel of its own applies then")
     return chunk.problem, {"forward": plan}, {"forward": found}, "\n".join(lines)

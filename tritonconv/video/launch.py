@@ -5,6 +5,7 @@ The kernel reads dense channels-last frames; other tensors are copied first (`is
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -15,24 +16,30 @@ import triton.language as tl
 from costmodel import video as model
 from costmodel.algebra import product
 from costmodel.device import Device
+from costmodel.prologue import Prologue
 from costmodel.tiling import MAX_ALIGN, MAX_BIT_TAPS, Plan, itemsize
 from costmodel.video import Chunk
 from tritonconv.families.gemm import LARGEST
 from tritonconv.host import INTERPRETED, index_of
+from tritonconv.kernels.epilogue import Fused
+from tritonconv.kernels.frames import Frames
 from tritonconv.kernels.index import pack
-from tritonconv.kernels.video import Frames, video_kernel
+from tritonconv.kernels.video import video_kernel
 from tritonconv.launch import DTYPES, device_model, fp32_precision, on
 from tritonconv.layout import allocate, allocate_channels_last, channels_last_copy, channels_last_strides, operand
+from tritonconv.normalize.launch import Values, apply, packed
 from tritonconv.prepared import INT32_MAX, TensorKey, accumulator, key, packed_strides
 from tritonconv.steps import Launch, Step, clamped
+from tritonconv.video import weights
 
+NOTHING = Values()
 #: Most bytes of the unit in which the kernel counts offsets in x and the cache.
 UNIT_BYTES = 32
 
 
 def aligned_channels(channels: int, size: int) -> int:
-    """The elements per unit in which the kernel counts offsets, a divisor of the channels. The more there are, the farther 32
-    bits reach. Elements have `size` bytes."""
+    """The elements per unit in which the kernel counts offsets, a divisor of a group's channels. The more there are, the
+    farther 32 bits reach. Elements have `size` bytes."""
     return math.gcd(channels, UNIT_BYTES // size)
 
 
@@ -48,22 +55,21 @@ def is_readable(tensor: torch.Tensor, batch_dense: bool = False) -> bool:
     return batch_dense or tensor.data_ptr() % (unit * size) == 0
 
 
-def copied(x: torch.Tensor, weight: torch.Tensor, cache: torch.Tensor | None) -> tuple[str, ...]:
-    """The names of the tensors that are copied before the launch."""
+def copied(x: torch.Tensor, cache: torch.Tensor | None) -> tuple[str, ...]:
+    """The names of the tensors that are copied before every launch."""
     given = {"x": x, "cache": cache}
-    found = [name for name, t in given.items() if t is not None and t.numel() and not is_readable(t)]
-    return (*found, *(() if is_readable(weight, True) else ("weight",)))
+    return tuple(name for name, t in given.items() if t is not None and t.numel() and not is_readable(t))
 
 
-def laid(tensor: torch.Tensor, batch_dense: bool = False) -> torch.Tensor:
+def laid(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor, or a channels-last copy where the kernel cannot read it."""
-    return tensor if is_readable(tensor, batch_dense) else channels_last_copy(tensor)
+    return tensor if is_readable(tensor) else channels_last_copy(tensor)
 
 
 def is_near(chunk: Chunk, x: torch.Tensor, before: torch.Tensor) -> bool:
     """Whether every frame of cache and x is within 2^31 units of the cache's first frame."""
     size = x.element_size()
-    unit = aligned_channels(x.shape[1], size)
+    unit = aligned_channels(chunk.depth, size)
     frame = x.shape[1] * product(x.shape[3:])
     apart = x.data_ptr() // size - before.data_ptr() // size - chunk.cached * frame
     last = apart + (x.shape[0] - 1) * (x.stride(0) - before.stride(0))
@@ -73,15 +79,50 @@ def is_near(chunk: Chunk, x: torch.Tensor, before: torch.Tensor) -> bool:
     return (max(abs(apart), abs(last)) + reached) // unit <= INT32_MAX
 
 
-def fits_int32(chunk: Chunk, y: TensorKey) -> bool:
-    """Whether 32-bit offsets reach a whole frame of x with the overhang of windows, all weights, and a whole frame of y."""
+def fits_int32(chunk: Chunk, y: TensorKey, residual: TensorKey | None = None) -> bool:
+    """Whether 32-bit offsets reach a whole frame of x with the overhang of windows, all weights, and a whole frame of y and of
+    a residual."""
     problem = chunk.problem
     slack = max((*problem.effective_kernel, *problem.stride)) + max(abs(p) for pair in problem.padding[1:] for p in pair)
     rows, columns = (n + 2 * slack + LARGEST.m for n in problem.input_size[1:])
-    depth = problem.in_channels * problem.taps + LARGEST.k
-    shape, strides = y
-    reached = sum(n * s for n, s in zip(shape[3:], strides[3:], strict=True)) + (shape[1] + LARGEST.n) * strides[1]
-    return max(rows * columns * problem.in_channels, (shape[1] + LARGEST.n) * depth, reached) <= INT32_MAX
+    depth = chunk.depth * problem.taps + LARGEST.k
+    reached = [rows * columns * problem.in_channels, (problem.out_channels + LARGEST.n) * depth]
+    for shape, strides in (y, *([] if residual is None else [residual])):
+        frame = sum(n * s for n, s in zip(shape[3:], strides[3:], strict=True))
+        reached.append(frame + (shape[1] + LARGEST.n) * strides[1])
+    return max(reached) <= INT32_MAX
+
+
+def with_values(chunk: Chunk, values: Values, residual: torch.Tensor | None) -> Chunk:
+    """The call with what its prologue and residual are, without their tensors."""
+    prologue = None
+    if not values.is_empty():
+        scale, shift, rstd = (t is not None for t in values[:3])
+        count = sum(t.numel() for t in values[:3] if t is not None)
+        prologue = Prologue(values.activation, scale, shift, rstd, count)
+    return dataclasses.replace(chunk, prologue=prologue, residual=residual is not None)
+
+
+def lies(chunk: Chunk, y: TensorKey, residual: TensorKey | None) -> tuple[bool, bool]:
+    """(whether result and residual are channels-last, whether offsets take 64 bits), which decide which tiles fit."""
+    last = all(operand(*each, 1, 1).unit == 1 for each in (y, residual) if each is not None)
+    return last, not fits_int32(chunk, y, residual)
+
+
+def chosen(chunk: Chunk, forced: str, dtype: str, precision: str, device: Device, last: bool, far: bool) -> model.VideoPlan:
+    """The plan of a call, forced or of least predicted time."""
+    if forced:
+        return model.checked(chunk, Plan.parse(forced), dtype, precision, device)
+    return model.select(chunk, dtype, precision, device, last, far)
+
+
+def bounds(chunk: Chunk) -> str:
+    """How the kernel finds taps outside of a frame."""
+    if not any(p != 0 for pair in chunk.problem.padding[1:] for p in pair):
+        return "none"
+    if chunk.mode != "zeros":
+        return chunk.mode
+    return "bits" if product(chunk.window[1:]) <= MAX_BIT_TAPS else "range"
 
 
 @functools.lru_cache(maxsize=1024)
@@ -96,29 +137,30 @@ def prepare(
     keeps: bool,  # whether a next cache is asked for
     near: bool,  # `is_near` of x and the cache
     forced: str,
+    activation: tuple[str, float] = ("", 0.01),  # of the prologue
+    residual: TensorKey | None = None,
 ) -> Launch:
     """Plan, arguments and constants of a launch, for operands that the kernel can read."""
     problem, out = chunk.problem, operand(*y, 1, 1)
-    small = fits_int32(chunk, y) and problem.out_channels * (bias_stride or 0) <= INT32_MAX
-    if forced:
-        plan = model.checked(chunk, Plan.parse(forced), dtype, precision, device)
-    else:
-        plan = model.select(chunk, dtype, precision, device, out.unit == 1, not small)
+    last, far = lies(chunk, y, residual)
+    small = not far and problem.out_channels * (bias_stride or 0) <= INT32_MAX
+    plan = chosen(chunk, forced, dtype, precision, device, last, not small)
     m_tiles, n_tiles = model.tiles(chunk, plan)
     programs = m_tiles * n_tiles
     total = programs + (model.copies(chunk, plan, dtype) if keeps else 0)
     if total > INT32_MAX:
         raise RuntimeError(f"causal_conv3d of {chunk} needs {total} programs, more than a CUDA grid of {INT32_MAX} holds")
-    align = aligned_channels(problem.in_channels, itemsize(dtype))
-    k_align = math.gcd(problem.out_channels, MAX_ALIGN)
+    align = aligned_channels(chunk.depth, itemsize(dtype))
+    filters = problem.out_channels // problem.groups
+    k_align = math.gcd(filters, MAX_ALIGN)
     (low_h, _), (low_w, _) = problem.padding[1:]
     sizes = Frames(
         *map(
             pack,
             (
                 *chunk.frame,
-                problem.in_channels // align,
-                problem.out_channels // k_align,
+                chunk.depth // align,
+                filters // k_align,
                 *chunk.output_shape[2:],
                 chunk.cached,
                 chunk.known,
@@ -133,20 +175,19 @@ def prepare(
             ),
         )
     )
-    spatial = any(p != 0 for pair in problem.padding[1:] for p in pair)
     constants: dict[str, Any] = {
-        "KERNEL": problem.kernel_size,
+        "KERNEL": chunk.window,
         "STRIDE": problem.stride,
-        "DILATION": problem.dilation,
+        "DILATION": (problem.dilation[0], 2, 2) if chunk.summed else problem.dilation,
         "UP": chunk.upsample,
         "REPLICATE": chunk.replicate,
-        "BOUNDS": "none" if not spatial else "bits" if product(problem.kernel_size[1:]) <= MAX_BIT_TAPS else "range",
+        "BOUNDS": bounds(chunk),
         "C_ALIGN": align,
         "K_ALIGN": k_align,
         "Y_ALIGN": out.align,
         "Y_UNIT": out.unit,
-        "EVEN_K": problem.in_channels % plan.block_k == 0,
-        "EVEN_N": problem.out_channels % plan.block_n == 0,
+        "EVEN_K": chunk.depth % plan.block_k == 0,
+        "EVEN_N": filters % plan.block_n == 0,
         "HAS_BIAS": bias_stride is not None,
         "ACC": accumulator(dtype),
         "PRECISION": precision if dtype == "float32" else "ieee",
@@ -161,8 +202,24 @@ def prepare(
         "num_warps": plan.num_warps,
         "num_stages": plan.num_stages,
     }
-    made = Launch(plan, Step(video_kernel, total, constants, (packed_strides(y, out), sizes)))
+    if chunk.summed:
+        constants["SUMMED"] = True
+    if problem.groups > 1:
+        constants["GROUPS"] = problem.groups
+    if chunk.prologue is not None:
+        constants |= {"ACTIVATION": activation[0], "SLOPE": activation[1]}
+    follows, described = follow(residual)
+    constants |= described
+    made = Launch(plan, Step(video_kernel, total, constants, (packed_strides(y, out), sizes)), fused=follows)
     return clamped(made, device.capability)
+
+
+def follow(residual: TensorKey | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """(the last fields of `Fused`, constants) of a residual."""
+    if residual is None:
+        return (), {}
+    described = operand(*residual, 1, 1)
+    return (pack(0), pack(0), packed_strides(residual, described)), {"R_ALIGN": described.align, "R_UNIT": described.unit}
 
 
 def forward(
@@ -173,16 +230,27 @@ def forward(
     cache: torch.Tensor | None,
     keeps: bool,
     forced: str = "",
+    values: Values = NOTHING,
+    residual: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(y, the next cache) in one launch; the cache has no elements where it is not asked for."""
+    """(y, the next cache) in one launch, or two where the plan has the prologue apart; the cache has no elements where it is
+    not asked for."""
     y = allocate(chunk.output_shape, x, w)
     after = allocate_channels_last(chunk.next_shape, x) if keeps else x.new_empty(0)
     keeps = after.numel() > 0
     if y.numel() == 0 and not keeps:
         return y, after
-    x, w = laid(x), laid(w, True)
+    chunk = with_values(chunk, values, residual)
+    if chunk.prologue is not None:
+        beside = None if residual is None else key(residual)
+        where = lies(chunk, key(y), beside)
+        plan = chosen(chunk, forced, DTYPES[x.dtype], fp32_precision(), device_model(index_of(x)), *where)
+        if plan.apart:
+            x, values, forced = apply(x, values), NOTHING, str(dataclasses.replace(plan, apart=False))
+            chunk = dataclasses.replace(chunk, prologue=None)
+    x, w = laid(x), weights.read(chunk, w, is_readable(w, True))
     before = x if cache is None or not cache.numel() else laid(cache)
-    main = prepare(
+    made = prepare(
         chunk,
         DTYPES[x.dtype],
         fp32_precision(),
@@ -193,7 +261,16 @@ def forward(
         keeps,
         is_near(chunk, x, before),
         forced,
-    ).main
+        (values.activation, values.slope),
+        None if residual is None else key(residual),
+    )
+    main = made.main
+    named: dict[str, Any] = {}
+    if chunk.prologue is not None:
+        values = values.readable()
+        named["prologue"] = values.pointers(packed(values.strides()))
+    if residual is not None:
+        named["fused"] = Fused(None, None, residual, None, *made.fused)
     with on(x):
-        main.start(x, before, w, b, y, after, *main.arguments)
+        main.start(x, before, w, b, y, after, *main.arguments, **named)
     return y, after

@@ -1,0 +1,92 @@
+"""What a normalisation before a convolution costs: statistics, a kernel that applies it, or the same while pixels are gathered.
+
+Plain arithmetic, standard library only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from costmodel.device import Device
+from costmodel.resources import compiled_for
+from costmodel.tiling import Tile
+from costmodel.timing import from_dram, overhead
+
+#: Instructions per element of `kernels.prologue.prepared` in the gather's loop, with scale and shift, by activation: the way
+#: from shared memory through registers, conversion, arithmetic, rounding, selection. rstd adds RSTD_INSTRUCTIONS. Counted in
+#: machine code for sm_90 (`tests/test_prologue_aot.py`).
+INSTRUCTIONS = {
+    "": 8.0,
+    "relu": 10.0,
+    "relu6": 11.0,
+    "leaky_relu": 10.0,
+    "hardswish": 14.0,
+    "sigmoid": 24.0,
+    "silu": 23.0,
+    "tanh": 34.0,
+    "gelu": 40.0,
+    "gelu_tanh": 29.0,
+}
+RSTD_INSTRUCTIONS = 2.5
+#: Tiles of elements of 4 bytes that some architecture compiles with a prologue with a spill.
+SPILL_WIDE = ((128, 32, 32, 4), (64, 32, 16, 4), (64, 64, 16, 4), (128, 64, 16, 8), (32, 32, 32, 4))
+#: Tiles of elements of 2 bytes that sm_80 compiles with a prologue without a spill.
+FITS_SM80 = (*((128, 128, 64), (128, 128, 32), (128, 64, 32), (64, 32, 64), (128, 64, 16), (128, 16, 32), (64, 16, 64)),)
+
+
+@dataclass(frozen=True)
+class Prologue:
+    """act(x * rstd * scale + shift), without its tensors. scale and shift have a value per channel, or none; rstd has one per
+    pixel. values: elements of all of them together."""
+
+    activation: str = ""
+    scale: bool = True
+    shift: bool = True
+    rstd: bool = False
+    values: int = 0
+
+    def __str__(self) -> str:
+        words = ["rstd"] * self.rstd + ["scale"] * self.scale + ["shift"] * self.shift
+        return ", ".join(words + [self.activation] * bool(self.activation))
+
+
+def extra_instructions(prologue: Prologue, tile: Tile) -> int:
+    """Instructions per trip of a thread that prepares its part of a tile of x."""
+    each = tile.m * tile.k / (32 * tile.warps)
+    return round(each * (INSTRUCTIONS[prologue.activation] + RSTD_INSTRUCTIONS * prologue.rstd))
+
+
+def fits(tile: Tile, size: int, capability: int) -> bool:
+    """Whether a tile of elements of `size` bytes keeps the prologue, its sums and its addresses in registers, whatever the
+    activation (compiled with silu and gelu, scale, shift and rstd for sm_80, sm_90 and sm_100).
+
+    A thread may prepare 32 elements, and on sm_100 beside 128 x 128 sums 16. On sm_80 the compiler spills a few registers of
+    most small tiles of 16 bits, so they have a list, and of some wider elements anywhere.
+    """
+    arch, each = compiled_for(capability), tile.m * tile.k // (32 * tile.warps)
+    if tile.m * tile.n > 128 * 128 or each > 32:
+        return False
+    if size > 2 and (tile.m, tile.n, tile.k, tile.warps) in SPILL_WIDE:
+        return False
+    if arch == 80 and size == 2:
+        return (tile.m, tile.n, tile.k) in FITS_SM80
+    return arch != 100 or tile.m * tile.n < 128 * 128 or each <= 16
+
+
+def value_bytes(prologue: Prologue, size: int) -> int:
+    """Bytes of scale, shift and rstd, in float32, or float64 beside elements of 8 bytes."""
+    return prologue.values * max(4, size)
+
+
+def applied(elements: int, prologue: Prologue, size: int, device: Device, family: str) -> tuple[int, float]:
+    """(bytes, seconds) of the kernel that reads `elements` and writes them normalised."""
+    moved = 2 * size * elements + value_bytes(prologue, size)
+    constants = device.calibration(family)
+    return moved, overhead(1, device, constants) + from_dram(moved, device, constants)
+
+
+def statistics(elements: int, size: int, kernels: int, device: Device, family: str = "video") -> tuple[int, float]:
+    """(bytes, seconds) of the statistics of `elements`, which are read once, in `kernels` launches."""
+    constants = device.calibration(family)
+    moved = size * elements
+    return moved, overhead(kernels, device, constants) + from_dram(moved, device, constants)

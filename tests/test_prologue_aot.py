@@ -1,0 +1,74 @@
+"""The kernel for chunks of video with a prologue, a residual and groups, compiled ahead of time: no spill, and the instructions
+that the cost model counts. So do the kernels of statistics.
+
+Run apart from the interpreter: `pytest -m aot`.
+"""
+
+import pytest
+import torch
+
+from bench import video as rows
+from bench.video import Row
+from costmodel import prologue as model
+from costmodel import video
+from costmodel.device import find_device
+from costmodel.families.gemm import MENU
+from costmodel.prologue import Prologue
+from costmodel.tiling import Plan
+
+pytestmark = pytest.mark.aot
+SLOW = pytest.mark.slow
+RMS, GROUP = Prologue("silu", True, False, True), Prologue("silu", True, True, False)
+TILE = "fprop:video:128x128x64:w8:s3"
+NAMES = {80: "a100", 90: "h200", 100: "b200"}
+
+
+@pytest.mark.parametrize(
+    "prologue", [GROUP, pytest.param(RMS, marks=SLOW), pytest.param(Prologue("gelu"), marks=SLOW)], ids=str
+)
+def test_a_trip_takes_the_instructions_that_the_model_counts(prologue):
+    plain, found = rows.figures(Row(TILE)), rows.figures(Row(TILE, prologue=prologue))
+    assert found.spills == found.stack_bytes == 0 and not found.trip.serialized
+    counted = model.extra_instructions(prologue, Plan.parse(TILE).tile)
+    assert found.trip.instructions - plain.trip.instructions == pytest.approx(counted, rel=0.1)
+
+
+def tiles(arch, kind):
+    """The tiles that the cost model takes with a prologue."""
+    device = find_device(NAMES[arch])
+    for tile in MENU[kind]:
+        if model.fits(tile, 2 if kind == "half" else 4, device.capability):
+            yield pytest.param(arch, tile, kind, marks=() if tile[:3] == (128, 64, 32) and arch == 80 else SLOW)
+
+
+EVERY = [each for arch in NAMES for kind in ("half", "tf32") for each in tiles(arch, kind)]
+
+
+@pytest.mark.parametrize(
+    "arch, tile, kind", EVERY, ids=lambda value: "x".join(map(str, value)) if isinstance(value, tuple) else None
+)
+def test_a_tile_that_is_taken_does_not_spill(arch, tile, kind):
+    plan = f"fprop:video:{tile.m}x{tile.n}x{tile.k}:w{tile.warps}:s{tile.stages}"
+    dtype, precision = (torch.bfloat16, "ieee") if kind == "half" else (torch.float32, "tf32")
+    found = rows.figures(Row(plan, arch=arch, dtype=dtype, precision=precision, filters=512, prologue=RMS))
+    assert found.spills == found.stack_bytes == 0
+
+
+@pytest.mark.parametrize("mode", ["replicate", pytest.param("reflect", marks=SLOW), pytest.param("circular", marks=SLOW)])
+@pytest.mark.parametrize("upsample", [1, pytest.param(2, marks=SLOW)])
+def test_a_padding_mode_takes_the_instructions_that_the_model_counts(mode, upsample):
+    plain, found = (rows.figures(Row(TILE, upsample=upsample), {"BOUNDS": bounds}) for bounds in ("bits", mode))
+    assert found.spills == found.stack_bytes == 0 and not found.trip.serialized
+    assert found.trip.instructions - plain.trip.instructions <= video.MODE_INSTRUCTIONS[mode]
+
+
+def test_summed_taps_take_a_trip_of_the_magnified_frame():
+    every, found = (rows.figures(Row(TILE, upsample=2, summed=summed)) for summed in (False, True))
+    assert found.spills == found.stack_bytes == 0 and found.trip.instructions <= every.trip.instructions
+
+
+@pytest.mark.parametrize("arch", [90, pytest.param(80, marks=SLOW), pytest.param(100, marks=SLOW)])
+@pytest.mark.parametrize("last", [True, pytest.param(False, marks=SLOW)], ids=["channels-last", "contiguous"])
+def test_a_residual_and_groups_do_not_spill(arch, last):
+    found = rows.figures(Row(arch=arch, residual=True, groups=2, channels=384, filters=384, channels_last=last))
+    assert found.spills == found.stack_bytes == 0 and not found.trip.serialized

@@ -1,0 +1,117 @@
+"""What a normalisation and an activation in front of a convolution are made of: a `Prologue`, which `causal_conv3d` applies to
+the pixels that it gathers, and the kernels that take the statistics of GroupNorm and RMSNorm.
+
+Kernels: `tritonconv.kernels.statistics`, `tritonconv.kernels.prologue`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from tritonconv.normalize import (
+    check,
+    op,  # noqa: F401  registers the ops
+)
+
+_OPS = torch.ops.tritonconv
+
+
+class Prologue(NamedTuple):
+    """What happens to x [N, C, T, H, W] before it is convolved: act(x * rstd * scale + shift), rounded to x's dtype.
+
+    scale and shift are [C], [N, C] or [N, T, C], where N or T may be 1; rstd is [N, T, H, W]; None leaves one out. Their dtype
+    is x's or float32 (float64 beside float64), and all of it is computed in float32 (float64). activation is None or a name
+    that `conv3d_fused` takes; negative_slope is that of "leaky_relu".
+
+    `group_norm_prologue` and `rms_norm_prologue` make one of x. The fields are checked where the prologue is used, which raises
+    TypeError, ValueError or RuntimeError naming the field.
+
+    >>> import torch, tritonconv
+    >>> x, weight = torch.ones(1, 2, 1, 1, 1), torch.ones(1, 2, 1, 1, 1)
+    >>> prologue = tritonconv.Prologue(scale=torch.tensor([2.0, 3.0]), activation="relu")
+    >>> tritonconv.causal_conv3d(x, weight, prologue=prologue, return_cache=False).item()
+    5.0
+    """
+
+    scale: torch.Tensor | None = None
+    shift: torch.Tensor | None = None
+    rstd: torch.Tensor | None = None
+    activation: str | None = None
+    negative_slope: float = 0.01
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x with the prologue, channels-last, by a kernel of its own. Differentiable to any order, in reverse mode.
+
+        >>> import torch, tritonconv
+        >>> tritonconv.Prologue(scale=torch.tensor([2.0]), activation="relu")(torch.full((1, 1, 1, 1, 2), 3.0)).flatten()
+        tensor([6., 6.])
+        """
+        tensors = check.prologue("Prologue", x, self)
+        y: torch.Tensor = _OPS.normalize(x, *tensors, self.activation or "", float(self.negative_slope))
+        return y
+
+
+def group_norm_prologue(
+    x: torch.Tensor,
+    num_groups: int,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+    activation: str | None = None,
+    *,
+    per_frame: bool = False,
+) -> Prologue:
+    """The `Prologue` that makes x [N, C, T, H, W] `F.group_norm(x, num_groups, weight, bias, eps)` and then activates it.
+
+    The statistics are those of a group of channels of an image, or with per_frame of each of its frames, as where frames are a
+    batch. weight and bias [C] are of x's dtype or float32. Two small kernels read x once, in any layout, and add in a fixed
+    order, in float32 (float64 for float64): the same bits on every run, whatever the batch. The result's scale and shift
+    [N, 1 or T, C] have gradients of any order in x, weight and bias, in reverse mode; those are torch's sums.
+
+    Raises TypeError, ValueError or RuntimeError naming the argument, before anything is launched.
+
+    >>> import torch, tritonconv
+    >>> x = torch.randn(1, 4, 2, 3, 3)
+    >>> y = tritonconv.group_norm_prologue(x, 2, activation="silu")(x)
+    >>> want = torch.nn.functional.silu(torch.nn.functional.group_norm(x, 2))
+    >>> torch.allclose(y, want, atol=1e-5)
+    True
+    """
+    groups, eps = check.group_norm(x, num_groups, weight, bias, eps, activation)
+    scale, shift = _OPS.group_scale(x, weight, bias, groups, eps, bool(per_frame))
+    return Prologue(scale, shift, None, activation)
+
+
+def rms_norm_prologue(
+    x: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-6,
+    activation: str | None = None,
+) -> Prologue:
+    """The `Prologue` that divides each pixel of x [N, C, T, H, W] by sqrt(mean of x^2 over its channels + eps), then multiplies
+    by weight [C], adds bias [C] and activates.
+
+    `WanRMS_norm` and `QwenImageRMS_norm` of diffusers are this with eps=1e-24: they divide by the length of a pixel, which they
+    bound from below by 1e-12, and multiply by sqrt(C). One small kernel reads x once, in any layout, and adds in a fixed order,
+    in float32 (float64 for float64). The result's rstd [N, T, H, W] has a gradient of any order in x, in reverse mode.
+
+    Raises TypeError, ValueError or RuntimeError naming the argument, before anything is launched.
+
+    >>> import torch, tritonconv
+    >>> x = torch.randn(1, 4, 2, 3, 3)
+    >>> y = tritonconv.rms_norm_prologue(x, eps=1e-24)(x)
+    >>> torch.allclose(y, torch.nn.functional.normalize(x, dim=1) * 2, atol=1e-5)  # 2 is sqrt(4)
+    True
+    """
+    eps = check.rms_norm(x, weight, bias, eps, activation)
+    return Prologue(weight, bias, _OPS.rms_rstd(x, eps), activation)
+
+
+def as_arguments(function: str, x: torch.Tensor, given: Any) -> tuple[Any, ...]:
+    """(scale, shift, rstd, activation, slope) of a prologue, as ops take them; all are empty for None."""
+    if given is None:
+        return None, None, None, "", 0.01
+    return (*check.prologue(function, x, given), given.activation or "", float(given.negative_slope))

@@ -1,0 +1,130 @@
+"""Arguments of prologues and of their statistics. Every message names the argument, what came and what was expected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tritonconv.check import as_int, cast_dtype, is_int
+from tritonconv.epilogue import ACTIVATIONS
+from tritonconv.launch import DTYPES
+
+Maybe = torch.Tensor | None
+AXES = "[N, C, T, H, W]"
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of statistics, and of the arithmetic of a prologue, of tensors of `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _input(function: str, x: Any) -> None:
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{function}(): argument 'x' must be a Tensor, got {type(x).__name__}")
+    if x.dim() != 5:
+        raise RuntimeError(f"{function}(): expected x of 5 axes {AXES}, got x {list(x.shape)}")
+    if x.dtype not in DTYPES:
+        raise RuntimeError(f"{function}(): x has dtype {x.dtype}; tritonconv takes float16, bfloat16, float32 and float64")
+    if any(n == 0 for n in x.shape[1:]):
+        raise RuntimeError(f"{function}(): only the batch may be empty, got x of shape {list(x.shape)}")
+
+
+def _values(function: str, name: str, x: torch.Tensor, value: Any) -> None:
+    """Checks that one of the tensors beside x is one, of a dtype that goes with x's, on the same device."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{function}(): argument {name!r} must be a Tensor or None, got {type(value).__name__}")
+    dtype = cast_dtype(x)
+    allowed = {dtype, x.dtype, statistics_dtype(dtype)}
+    if value.dtype not in allowed:
+        names = " or ".join(sorted(map(str, allowed)))
+        raise RuntimeError(f"{function}(): expected {name} of dtype {names} beside x of {x.dtype}, got {name} {value.dtype}")
+    if value.device != x.device:
+        raise RuntimeError(f"{function}(): x and {name} must be on the same device, got x {x.device} and {name} {value.device}")
+
+
+def _activation(function: str, activation: Any) -> None:
+    if activation is not None and activation not in ACTIVATIONS:
+        names = ", ".join(map(repr, ACTIVATIONS))
+        raise ValueError(f"{function}(): activation must be None or one of {names}, got activation={activation!r}")
+
+
+def _eps(function: str, eps: Any) -> float:
+    if not isinstance(eps, (int, float)) or isinstance(eps, bool):
+        raise TypeError(f"{function}(): argument 'eps' must be a number, got {eps!r} of type {type(eps).__name__}")
+    if not 0 <= eps < float("inf"):
+        raise ValueError(f"{function}(): eps must be at least 0 and finite, got eps={eps!r}")
+    return float(eps)
+
+
+def _per_channel(function: str, x: torch.Tensor, **given: Any) -> None:
+    for name, value in given.items():
+        if value is not None:
+            _values(function, name, x, value)
+            if tuple(value.shape) != (x.shape[1],):
+                raise RuntimeError(f"{function}(): expected {name} of shape [{x.shape[1]}] for x {list(x.shape)}, got {name} "
+                                   f"{list(value.shape)}")  # fmt: skip
+
+
+def group_norm(x: Any, num_groups: Any, weight: Any, bias: Any, eps: Any, activation: Any) -> tuple[int, float]:
+    """The checked number of groups and eps of `group_norm_prologue`."""
+    name = "group_norm_prologue"
+    _input(name, x)
+    if not is_int(num_groups):
+        raise TypeError(f"{name}(): argument 'num_groups' must be int, got {num_groups!r} of type {type(num_groups).__name__}")
+    groups = as_int(name, "num_groups", num_groups)
+    if groups < 1 or x.shape[1] % groups:
+        raise RuntimeError(f"{name}(): num_groups must divide the {x.shape[1]} channels of x {list(x.shape)}, got {groups}")
+    _per_channel(name, x, weight=weight, bias=bias)
+    _activation(name, activation)
+    return groups, _eps(name, eps)
+
+
+def rms_norm(x: Any, weight: Any, bias: Any, eps: Any, activation: Any) -> float:
+    """The checked eps of `rms_norm_prologue`."""
+    name = "rms_norm_prologue"
+    _input(name, x)
+    _per_channel(name, x, weight=weight, bias=bias)
+    _activation(name, activation)
+    return _eps(name, eps)
+
+
+def prologue(function: str, x: Any, given: Any) -> tuple[Maybe, Maybe, Maybe]:
+    """(scale [N or 1, T or 1, C], shift of such a shape, rstd) of a `Prologue` for x."""
+    from tritonconv.normalize import Prologue
+
+    _input(function, x)
+    if not isinstance(given, Prologue):
+        raise TypeError(f"{function}(): argument 'prologue' must be a tritonconv.Prologue, got {type(given).__name__}")
+    n, c, t, *size = x.shape
+    found = []
+    for name, value in (("scale", given.scale), ("shift", given.shift)):
+        if value is not None:
+            name = f"prologue.{name}"
+            _values(function, name, x, value)
+            shape = value.shape
+            if not 1 <= value.dim() <= 3 or shape[-1] != c or (value.dim() > 1 and shape[0] not in (1, n)):
+                wrong = True
+            else:
+                wrong = value.dim() == 3 and shape[1] not in (1, t)
+            if wrong:
+                raise RuntimeError(
+                    f"{function}(): expected {name} of shape [{c}], [{n}, {c}] or [{n}, {t}, {c}] for x {list(x.shape)}, got "
+                    f"{name} {list(shape)}"
+                )
+            value = value.view(1, 1, c) if value.dim() == 1 else value.unsqueeze(1) if value.dim() == 2 else value
+        found.append(value)
+    if given.rstd is not None:
+        _values(function, "prologue.rstd", x, given.rstd)
+        if tuple(given.rstd.shape) != (n, t, *size):
+            raise RuntimeError(
+                f"{function}(): expected prologue.rstd of shape {[n, t, *size]} for x {list(x.shape)}, got prologue.rstd "
+                f"{list(given.rstd.shape)}"
+            )
+    _activation(function, given.activation)
+    slope = given.negative_slope
+    if not isinstance(slope, (int, float)) or isinstance(slope, bool):
+        raise TypeError(
+            f"{function}(): argument 'prologue.negative_slope' must be a number, got {slope!r} of type {type(slope).__name__}"
+        )
+    return found[0], found[1], given.rstd
