@@ -241,7 +241,7 @@ def test_no_family_is_named_outside_its_files(package):
 
 
 def test_tensors_are_described_as_the_family_that_may_run_them_asks(monkeypatch):
-    """Depthwise weights [K, 1, R, S] are read along their taps; without a family that says so their one channel is contiguous."""
+    """Depthwise weights [K, 1, R, S] are read along their taps; without a family that says so their channel is contiguous."""
     weight, image = ((8, 1, 3, 3), (9, 9, 3, 1)), ((1, 8, 5, 5), (200, 25, 5, 1))
     depthwise = ConvProblem.conv(image[0], weight[0], (1, 1), (1, 1), (1, 1), 8)
     assert describe(depthwise, Pass.FPROP, image, weight, image)[1].unit == 4
