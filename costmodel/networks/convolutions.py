@@ -199,8 +199,8 @@ def _video(named: dict[str, Any]) -> Convolution | None:
     found = Convolution(
         problem, Pass.FPROP, named["b"] is not None, call=chunk, before=before, label=f"causal_conv{problem.rank}d"
     )
-    of = elements_of(chunk)
-    made = x.element_size() * (of["y"] + of["next"] * named["keeps"])
+    elements = elements_of(chunk)
+    made = x.element_size() * (elements["y"] + elements["next"] * named["keeps"])
     return _with_tensors(found, named, _read(named, "x", "w", "b", "cache") + made)
 
 
