@@ -166,8 +166,8 @@ def __getattr__(name: str) -> Any:
 @cache
 def devices() -> Mapping[str, Device]:
     """Every part of the table, by the first of its driver names, with what has been measured of it."""
-    every = [_new({"name": row["names"][0], **row}, f"device {key}") for key, row in table()["device"].items()]
-    return MappingProxyType({device.name: device.calibrated(table_of(device.name)) for device in every})
+    found = [_new({"name": row["names"][0], **row}, f"device {key}") for key, row in table()["device"].items()]
+    return MappingProxyType({device.name: device.calibrated(table_of(device.name)) for device in found})
 
 
 def listed(name: str) -> Device | None:
@@ -255,11 +255,11 @@ def find_device(text: str | Device) -> Device:
 def _named(text: str) -> Device:
     parts = devices().values()
     words = {word: device for device in parts for word in (*device.names, *device.aliases)}
-    named = {plain(word): device for word, device in words.items()}.get(plain(text))
-    if named is None:
+    found = {plain(word): device for word, device in words.items()}.get(plain(text))
+    if found is None:
         shown = [device.aliases[0] for device in parts]
         raise ValueError(f"device {text!r} is unknown{unknown(text, words, shown)}, or a TOML file")
-    return named
+    return found
 
 
 def load(path: str | Path) -> Device:
