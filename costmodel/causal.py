@@ -123,13 +123,13 @@ def candidates(call: Call, device: Device, kind: Kind) -> list[DepthwisePlan]:
     """Tiles that fit the registers, each with every length of a program's walk; where none fits, those that need fewest."""
     shape, most = shape_of(call.problem, Pass.FPROP), max_registers(call, device)
     most = min(most, MAX_REGISTERS_BACKWARD) if kind.backward else most
-    found = []
+    sized = []
     for option in choice.options(call, shape, device):
         if option.tile.taps is None and not option.tile.pack:
             plans = [option.plan(Pass.FPROP, rows, 1) for rows, _ in choice.walks(shape, option.tile, device)]
-            found += [(registers(call, plan, kind), plan) for plan in plans]
-    most = max(most, min(needed for needed, _ in found))
-    return [plan for needed, plan in found if needed <= most]
+            sized += [(registers(call, plan, kind), plan) for plan in plans]
+    most = max(most, min(needed for needed, _ in sized))
+    return [plan for needed, plan in sized if needed <= most]
 
 
 def predict(call: Call, plan: DepthwisePlan, device: Device, kind: Kind) -> Prediction:

@@ -246,12 +246,12 @@ def trip_instructions(call: DeformCall, plan: DeformPlan) -> float:
     trip, size, threads = trip_of(call, plan), itemsize(call.dtype), 32 * warps
     width, other = widths(call, plan)
     convert = 1.0 if size == 2 else 0.0  # a 16-bit value takes a conversion, and the sample half of one
-    found = 85 + trip.samples / threads * (CORNERS * (4 / width + convert + (2 if size == 8 else 1)) + convert / 2)
-    found += PLACE * trip.rows / threads * max(1.0, trip.across / width)
-    found += trip.others / threads * (13 if plan.which == Pass.WGRAD else 6 / other)
+    instructions = 85 + trip.samples / threads * (CORNERS * (4 / width + convert + (2 if size == 8 else 1)) + convert / 2)
+    instructions += PLACE * trip.rows / threads * max(1.0, trip.across / width)
+    instructions += trip.others / threads * (13 if plan.which == Pass.WGRAD else 6 / other)
     if arithmetic(call.dtype, call.precision) == "fp32":
-        found += m * n * k / threads
-    return found
+        instructions += m * n * k / threads
+    return instructions
 
 
 def takes_all_registers(call: DeformCall) -> bool:
@@ -276,9 +276,9 @@ def narrow(call: DeformCall, names: str = "ab") -> tuple[str, ...]:
 
 def fitting(call: DeformCall, which: Pass, menu: tuple[Tile, ...], pack: tuple[str, ...]) -> list[DeformPlan]:
     """Plans of a menu's tiles, or of `NARROW` where a load of samples brings less than 8 bytes."""
-    found = [DeformPlan(which, FAMILY, *tile, pack=pack) for tile in menu]
-    if widths(call, found[0])[0] * itemsize(call.dtype) >= 8:
-        return found
+    plans = [DeformPlan(which, FAMILY, *tile, pack=pack) for tile in menu]
+    if widths(call, plans[0])[0] * itemsize(call.dtype) >= 8:
+        return plans
     kind = "fp64" if which == Pass.DGRAD else arithmetic(call.dtype, call.precision)  # columns: the four pixels are in flight
     return [DeformPlan(which, FAMILY, *NARROW[kind], pack=pack)]
 
@@ -288,8 +288,8 @@ def candidates(call: DeformCall, device: Device) -> list[DeformPlan]:
     kind = arithmetic(call.dtype, call.precision)
     if device.interpreted:
         return [DeformPlan(Pass.FPROP, FAMILY, *tile) for tile in INTERPRETED_MENU]
-    found = fitting(call, Pass.FPROP, MENU[kind], narrow(call))
-    return [plan for plan in found if not refusal(call, plan, device)]
+    plans = fitting(call, Pass.FPROP, MENU[kind], narrow(call))
+    return [plan for plan in plans if not refusal(call, plan, device)]
 
 
 def kernel_of(call: DeformCall, plan: DeformPlan, device: Device) -> Kernel:
@@ -339,7 +339,7 @@ def predict(call: DeformCall, plan: DeformPlan, device: Device) -> Prediction:
 
 def select(call: DeformCall, device: Device) -> DeformPlan:
     """The candidate of least predicted time. RuntimeError where the device's shared memory has room for none."""
-    found = candidates(call, device)
-    if not found:
+    plans = candidates(call, device)
+    if not plans:
         raise RuntimeError(f"no tile of a deformable convolution fits {device.name}: {call.deformation}")
-    return min(found, key=lambda plan: predict(call, plan, device).seconds)
+    return min(plans, key=lambda plan: predict(call, plan, device).seconds)

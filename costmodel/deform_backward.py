@@ -92,12 +92,12 @@ def candidates(call: DeformCall, which: Pass, device: Device) -> list[DeformPlan
     if device.interpreted:
         return [DeformPlan(which, FAMILY, *INTERPRETED[which])]
     pack = ("a",) * (call.x.unit != 1 or call.y.unit != 1) + narrow(call, "b") * (which == Pass.DGRAD)
-    found = fitting(call, which, (WEIGHTS if which == Pass.WGRAD else COLUMNS)[kind], pack)
+    plans = fitting(call, which, (WEIGHTS if which == Pass.WGRAD else COLUMNS)[kind], pack)
     if which == Pass.WGRAD:
-        return [replace(plan, split=shares(call.deformation, plan, device)) for plan in found]
+        return [replace(plan, split=shares(call.deformation, plan, device)) for plan in plans]
     # four pixels of a block of channels are in flight: wide blocks need loads of 16 bytes
-    whole = [p for p in found if widths(call, p)[0] * itemsize(call.dtype) == 16 and not call.deformation.run % p.block_n]
-    return [plan for plan in found if plan in whole or plan is found[-1]]
+    whole = [p for p in plans if widths(call, p)[0] * itemsize(call.dtype) == 16 and not call.deformation.run % p.block_n]
+    return [plan for plan in plans if plan in whole or plan is plans[-1]]
 
 
 def shares(deformation: Deformation, plan: DeformPlan, device: Device) -> int:
@@ -133,8 +133,8 @@ def flops(deformation: Deformation, inputs: bool = True, places: bool = True, we
     """FLOP of the gradients that are asked for: a product for the samples' gradients and one for the weight's; a sample again
     for the weight; to the four pixels a multiplication and an addition each; for offset and mask the product of the sample's
     gradient with the four pixels."""
-    found = 2 * deformation.macs * ((inputs or places) + weights)
-    return int(found + deformation.samples * (SAMPLE_FLOPS * weights + 2 * CORNERS * inputs + 2 * CORNERS * places))
+    total = 2 * deformation.macs * ((inputs or places) + weights)
+    return int(total + deformation.samples * (SAMPLE_FLOPS * weights + 2 * CORNERS * inputs + 2 * CORNERS * places))
 
 
 def busy(call: DeformCall, plan: DeformPlan, device: Device) -> float:
@@ -193,15 +193,15 @@ def parts(call: DeformCall, device: Device) -> dict[str, tuple[float, int]]:
 def predict(call: DeformCall, device: Device) -> Prediction:
     """Seconds of a backward pass of all five tensors, the bias' sum left out."""
     deformation, size = call.deformation, itemsize(call.dtype)
-    found = parts(call, device)
+    times = parts(call, device)
     columns, weights = (select(call, which, device) for which in (Pass.DGRAD, Pass.WGRAD))
     constants = device.calibration(FAMILY)
     portions = ceil_div(deformation.problem.batch, images_at_a_time(deformation, size))
     # columns, targets, the sort's passes, a search for the bounds, scatter; weights and their second stage
     launches = portions * 10 + 1 + (weights.split > 1)
-    seconds = sum(each for each, _ in found.values())
+    seconds = sum(each for each, _ in times.values())
     start = 0.0 if device.interpreted else overhead(launches, device, constants)
-    longest = max(found, key=lambda name: found[name][0])
+    longest = max(times, key=lambda name: times[name][0])
     count = columns_tiles(deformation, columns)
     issued = count * columns_trips(deformation, columns) * product(columns.tile[:3])
     return Prediction(
@@ -209,7 +209,7 @@ def predict(call: DeformCall, device: Device) -> Prediction:
         tiles=count,
         waves=count / device.sm_count,
         tile_use=min(1.0, deformation.macs / max(1, issued)),
-        bytes=sum(each for _, each in found.values()),
+        bytes=sum(each for _, each in times.values()),
         bound="launch" if start > seconds else longest,
         low=(seconds + start) * constants.low,
         high=(seconds + start) * constants.high,

@@ -20,27 +20,27 @@ MODEL = Path(__file__).parent
 
 def imported(tree: ast.Module, package: str = PACKAGE) -> set[str]:
     """The modules of `package` that one of its modules imports."""
-    found = set()
+    names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == package:
-            found |= {name.name for name in node.names}
+            names |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(package + "."):
-            found.add(str(node.module).removeprefix(package + "."))
+            names.add(str(node.module).removeprefix(package + "."))
         elif isinstance(node, ast.Import):
-            found |= {name.name.removeprefix(package + ".") for name in node.names if name.name.startswith(package + ".")}
-    return found
+            names |= {name.name.removeprefix(package + ".") for name in node.names if name.name.startswith(package + ".")}
+    return names
 
 
 def closure(family: str, sources: Path = SOURCES) -> dict[str, ast.Module]:
     """The parsed modules behind the kernels of a family or function. Raises ValueError for any other name."""
-    found: dict[str, ast.Module] = {}
+    modules: dict[str, ast.Module] = {}
     todo = list(families.kernels_of(family))
     while todo:
         name = todo.pop()
-        if name not in found:
-            found[name] = ast.parse((sources / f"{name}.py").read_text())
-            todo += sorted(imported(found[name]))
-    return found
+        if name not in modules:
+            modules[name] = ast.parse((sources / f"{name}.py").read_text())
+            todo += sorted(imported(modules[name]))
+    return modules
 
 
 def normalised(tree: ast.Module) -> str:
@@ -74,16 +74,16 @@ def timed() -> tuple[str, ...]:
 
 def arithmetic(model: Path) -> dict[str, ast.Module]:
     """The parsed modules behind a predicted time: `timed`, and what they import of the package, except for `BESIDE`."""
-    found: dict[str, ast.Module] = {}
+    modules: dict[str, ast.Module] = {}
     todo = list(timed())
     while todo:
         name = todo.pop()
-        if name not in found and name not in BESIDE:
-            found[name] = ast.parse((model / f"{name.replace('.', '/')}.py").read_text())
+        if name not in modules and name not in BESIDE:
+            modules[name] = ast.parse((model / f"{name.replace('.', '/')}.py").read_text())
             todo += sorted(
-                imported(found[name], "costmodel") | {f"families.{n}" for n in imported(found[name], "costmodel.families")}
+                imported(modules[name], "costmodel") | {f"families.{n}" for n in imported(modules[name], "costmodel.families")}
             )
-    return found
+    return modules
 
 
 @cache

@@ -114,8 +114,8 @@ def layer(words: str) -> Layer:
     >>> costmodel.layer("conv2d 64x56x56 k3 p1 n32").output_shape
     (32, 64, 56, 56)
     """
-    found = parse(words)
-    return Layer(found.problem, found.transposed)
+    parsed = parse(words)
+    return Layer(parsed.problem, parsed.transposed)
 
 
 def _shape(function: str, name: str, value: Any, rank: int) -> tuple[int, ...]:

@@ -271,9 +271,9 @@ def candidates(call: PairCall, device: Device) -> list[SeparablePlan]:
     """The plans worth predicting; none where a lane would load less than 4 bytes of channels."""
     problem, kind = call.pair.depthwise, arithmetic(call.dtype, call.precision)
     packed = call.w1.unit == 0
-    found: list[SeparablePlan] = []
+    choices: list[SeparablePlan] = []
     if not device.interpreted and not has_wide_loads(call):
-        return found
+        return choices
     menu = MENU[kind] + (MENU_OF[compiled_for(device.capability)] if kind == "half" else ())
     for entry in INTERPRETED_MENU if device.interpreted else menu:
         plan = SeparablePlan(Pass.FPROP, FAMILY, *entry.tile, step=(1, 1, *entry.strip))
@@ -285,10 +285,10 @@ def candidates(call: PairCall, device: Device) -> list[SeparablePlan]:
         # at stride 2 ptxas keeps a value on the stack for sm_100
         scattered = entry.scattered and (compiled_for(device.capability) != 100 or max(problem.stride) == 1)
         if packed or scattered or device.interpreted:
-            found.append(plan)
+            choices.append(plan)
         if not packed and not device.interpreted:
-            found.append(replace(plan, pack=("b",)))
-    return found
+            choices.append(replace(plan, pack=("b",)))
+    return choices
 
 
 def smallest(call: PairCall) -> SeparablePlan:
@@ -377,16 +377,16 @@ def select(call: PairCall, device: Device, fused: bool = False) -> SeparablePlan
 
     Raises RuntimeError where one kernel is asked for and none serves the call.
     """
-    found = candidates(call, device)
-    if not found and not fused:
+    choices = candidates(call, device)
+    if not choices and not fused:
         return None
-    if not found:
+    if not choices:
         plan = smallest(call)
         if reason := refusal(call, plan, device):
             raise RuntimeError(f"no single kernel serves {call.pair}: {reason}")
         return plan
-    times = [predict(call, plan, device).seconds for plan in found]
+    times = [predict(call, plan, device).seconds for plan in choices]
     least = min(times)
     if fused or least < sum(one.seconds for one in apart(call, device)):
-        return found[times.index(least)]
+        return choices[times.index(least)]
     return None

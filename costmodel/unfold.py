@@ -214,14 +214,14 @@ def _menu(call: UnfoldCall, device: Device) -> list[UnfoldPlan]:
         return [_plan(call, m, min(channels, INTERPRETED_VALUES // m), problem.taps)]
     most = min(channels, MOST_CHANNELS[call.source.unit == 1])
     counts = {problem.taps} if call.which == Pass.DGRAD else {ceil_div(problem.taps, n) for n in (1, 4, 16, 64)}
-    found = []
+    plans = []
     for size in SIZES:
         for n in (2**i for i in range(most.bit_length())):
             m = size // n
             if (m < LANES and m < places) or m > max(2 * places, LANES):
                 continue
-            found += [_plan(call, m, n, count) for count in sorted(counts, reverse=True)]
-    return found or [_plan(call, LANES, most, problem.taps)]
+            plans += [_plan(call, m, n, count) for count in sorted(counts, reverse=True)]
+    return plans or [_plan(call, LANES, most, problem.taps)]
 
 
 def _plan(call: UnfoldCall, m: int, n: int, taps: int) -> UnfoldPlan:
@@ -245,17 +245,17 @@ def trip_of(call: UnfoldCall, plan: UnfoldPlan) -> Trip:
     if call.which == Pass.DGRAD:
         strided = sum(period > 1 for period in periods(problem))
         places = max(1.0, plan.block_m / (LANES * plan.num_warps))
-        found = 10 + 9 * each + places * (8 * rank + 4.5 * strided)
-        return Trip(found, each * _spread(call.columns, size, periods(problem)[-1]))
+        instructions = 10 + 9 * each + places * (8 * rank + 4.5 * strided)
+        return Trip(instructions, each * _spread(call.columns, size, periods(problem)[-1]))
     if call.image.unit == 1 and plan.block_n > 1:
         width = min(math.gcd(call.image.align, problem.in_channels, max(1, 16 // size)), each)
         exchanged = 3 * each if size > 2 else 0
-        found = 16 + each / width * (14 + 5 * tested) + exchanged
+        instructions = 16 + each / width * (14 + 5 * tested) + exchanged
         run = min(LINE, size * min(plan.block_n, problem.in_channels))  # bytes of a pixel that lie side by side
-        return Trip(found, each * LANES * size * (1 / run + 3 / LINE))
+        return Trip(instructions, each * LANES * size * (1 / run + 3 / LINE))
     width = _width(call.columns, size, each)
-    found = 16 + each * (5 + 7 * tested)
-    return Trip(found, each * (_spread(call.image, size, problem.stride[-1] * width) + LANES * size / LINE))
+    instructions = 16 + each * (5 + 7 * tested)
+    return Trip(instructions, each * (_spread(call.image, size, problem.stride[-1] * width) + LANES * size / LINE))
 
 
 def _width(operand: Operand, size: int, each: float) -> float:

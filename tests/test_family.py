@@ -23,6 +23,7 @@ from costmodel.plan import candidates, select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, Plan, Tile, channels_last, itemsize, said
 from costmodel.timing import Prediction, from_dram, overhead, traffic
+from tritonconv.describe import describe
 from tritonconv.families import launchers
 from tritonconv.families.protocol import Launcher
 from tritonconv.steps import Launch, Step
@@ -237,3 +238,13 @@ def test_no_family_is_named_outside_its_files(package):
         if not {*parts.parts, parts.stem} & {*OWN} and str(parts) not in TABLES:
             found += named(path)
     assert not found
+
+
+def test_tensors_are_described_as_the_family_that_may_run_them_asks(monkeypatch):
+    """Depthwise weights [K, 1, R, S] are read along their taps; without a family that says so their channel is contiguous."""
+    weight, image = ((8, 1, 3, 3), (9, 9, 3, 1)), ((1, 8, 5, 5), (200, 25, 5, 1))
+    depthwise = ConvProblem.conv(image[0], weight[0], (1, 1), (1, 1), (1, 1), 8)
+    assert describe(depthwise, Pass.FPROP, image, weight, image)[1].unit == 4
+    for launcher in launchers().values():
+        monkeypatch.setattr(type(launcher), "describes", lambda self, problem: None)
+    assert describe(depthwise, Pass.FPROP, image, weight, image)[1].unit == 1

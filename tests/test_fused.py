@@ -1,6 +1,5 @@
 """Convolutions with an epilogue: values, errors, the module. `epilogues` says how far off they may be."""
 
-import inspect
 import itertools
 import math
 
@@ -125,15 +124,6 @@ def test_no_epilogue_is_the_convolution(device, launched) -> None:
         assert torch.equal(fused(case, alone), want)
         said = tritonconv.explain(getattr(tritonconv, f"{case.function}_fused"), **alone, **case.arguments)
         assert "followed" not in str(said)
-
-
-def test_the_fused_functions_take_the_plain_ones_arguments_and_five_more() -> None:
-    for function in cases.FUNCTIONS:
-        plain, more = (inspect.signature(getattr(tritonconv, name)).parameters for name in (function, f"{function}_fused"))
-        added = [parameter for name, parameter in more.items() if name not in plain]
-        assert [parameter for name, parameter in more.items() if name in plain] == list(plain.values())
-        assert {parameter.name for parameter in added} == {"activation", "residual", "scale", "shift", "negative_slope"}
-        assert {parameter.kind for parameter in added} == {inspect.Parameter.KEYWORD_ONLY}
 
 
 @pytest.mark.parametrize("function", SMALL)

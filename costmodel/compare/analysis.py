@@ -172,9 +172,9 @@ def _roofline(layer: MeasuredLayer, device: Device) -> tuple[float, str]:
 
 
 def _predicted(layer: MeasuredLayer, device: Device) -> tuple[float, float, float] | None:
-    found = [_ours(layer.problem, which, device, layer.dtype, layer.precision) for which in layer.passes]
-    whole = [prediction for prediction in found if prediction is not None]
-    if len(whole) < len(found):
+    predictions = [_ours(layer.problem, which, device, layer.dtype, layer.precision) for which in layer.passes]
+    whole = [prediction for prediction in predictions if prediction is not None]
+    if len(whole) < len(predictions):
         return None
     seconds, low, high = (sum(column) for column in zip(*whole, strict=True))
     return seconds, low, high

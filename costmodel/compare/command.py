@@ -35,27 +35,27 @@ def compare(
 
     chosen = device_named(device) if device else None
     shapes = [shape_named(text) for text in input or []]
-    found = [comparison for path in files for comparison in study(path, chosen, model, shapes, most)]
+    comparisons = [comparison for path in files for comparison in study(path, chosen, model, shapes, most)]
     outputs: dict[Path, str | bytes] = {}
     if csv is not None:
         # layers and networks have other columns: two tables where a file of each is compared
         kinds: list[list[object]] = [
-            [row for comparison in found for row in comparison.layers],
-            [row for comparison in found for row in comparison.networks],
+            [row for comparison in comparisons for row in comparison.layers],
+            [row for comparison in comparisons for row in comparison.networks],
         ]
         outputs[csv] = "\n".join(export.to_csv(rows) for rows in kinds if rows)
     if html is not None:
         from costmodel.compare.page import page
 
-        outputs[html] = page(found)
+        outputs[html] = page(comparisons)
     if png is not None:
         from costmodel.compare.drawing import drawn
         from costmodel.reports.pictures import render
 
         form = picture_form(png, "png")
-        for number, comparison in enumerate(found):
+        for number, comparison in enumerate(comparisons):
             for name, figure in drawn(comparison).items():
-                several = len(found) > 1
+                several = len(comparisons) > 1
                 outputs[png.with_stem(f"{png.stem}-{name}{f'-{number + 1}' if several else ''}")] = render(figure, form)
     printed = outputs.pop(Path("-"), None)
     for path, content in outputs.items():
@@ -64,7 +64,7 @@ def compare(
         typer.echo(printed, nl=False)
         return
     out = terminal.console()
-    for comparison in found:
+    for comparison in comparisons:
         show.show(out, comparison, top)
     for path in outputs:
         out.print(f"wrote {path}", markup=False, soft_wrap=True)

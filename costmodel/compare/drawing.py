@@ -46,18 +46,18 @@ def _dot(row: LayerRow, whole: float) -> Dot:
 
 def drawn(comparison: Comparison, theme: Theme = LIGHT, titled: bool = True) -> dict[str, Figure]:
     """The pictures by name: "roofline" where there are layers, "time" where there are steps or layers."""
-    found = {}
+    pictures = {}
     if comparison.layers:
         dtype, precision = comparison.arithmetic
-        found["roofline"] = blank_figure(9.2, 5.8, theme)
+        pictures["roofline"] = blank_figure(9.2, 5.8, theme)
         title = f"Measured (diamonds) and predicted (dots) on {comparison.device.name}, {named(comparison)}" if titled else ""
         peak, bandwidth = comparison.device.rate(dtype, precision), comparison.device.bandwidth * 1e9
-        draw_roofline(found["roofline"].subplots(), dots(comparison), peak, bandwidth, title, theme)
+        draw_roofline(pictures["roofline"].subplots(), dots(comparison), peak, bandwidth, title, theme)
     bars = kinds(comparison)
     if bars:
-        found["time"] = blank_figure(9.2, 1.1 + 0.36 * len(bars), theme)
-        draw_kinds(found["time"].subplots(), bars, "Where a step's time goes" if titled else "", theme)
-    return found
+        pictures["time"] = blank_figure(9.2, 1.1 + 0.36 * len(bars), theme)
+        draw_kinds(pictures["time"].subplots(), bars, "Where a step's time goes" if titled else "", theme)
+    return pictures
 
 
 def kinds(comparison: Comparison) -> list[tuple[str, float]]:

@@ -124,8 +124,8 @@ def _literal(values: Sequence[Any], at: Any) -> Any:
 def _shape(values: Sequence[Any], at: int) -> tuple[int, ...] | None:
     if at >= len(values) or not isinstance(values[at], list) or not values[at]:
         return None
-    found = values[at]
-    return tuple(found) if all(isinstance(size, int) for size in found) else None
+    value = values[at]
+    return tuple(value) if all(isinstance(size, int) for size in value) else None
 
 
 def _layout(strides: Sequence[int] | None, x: Sequence[int]) -> str | None:

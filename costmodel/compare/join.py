@@ -67,8 +67,8 @@ def _joined(trace: Trace, convolutions: Sequence[Layer] | None) -> list[Instance
     forward = [instance for instance in trace.convolutions if not instance.call.backward]
     backward = [instance for instance in trace.convolutions if instance.call.backward]
     order = list(convolutions)
-    found = _in_order(trace, forward, order) + _in_order(trace, backward, order[::-1])
-    return sorted(found, key=lambda instance: instance.operator.start)
+    pairs = _in_order(trace, forward, order) + _in_order(trace, backward, order[::-1])
+    return sorted(pairs, key=lambda instance: instance.operator.start)
 
 
 def _in_order(trace: Trace, instances: Sequence[Instance], layers: Sequence[Layer]) -> list[Instance]:
@@ -78,7 +78,7 @@ def _in_order(trace: Trace, instances: Sequence[Instance], layers: Sequence[Laye
             f"{trace.path} has {len(instances)} {what} convolutions, and the model {len(layers)} a step: it is another model, "
             "or the trace begins or ends within a step"
         )
-    found = []
+    pairs = []
     for i, instance in enumerate(instances):
         layer = layers[i % len(layers)]
         assert layer.problem is not None
@@ -98,8 +98,8 @@ def _in_order(trace: Trace, instances: Sequence[Instance], layers: Sequence[Laye
         )
         passes = passes if instance.call.backward else ((Pass.DGRAD,) if transposed else (Pass.FPROP,))
         call = replace(instance.call, problem=layer.problem, transposed=transposed, passes=passes)
-        found.append(Instance(instance.operator, call, instance.kernels, instance.inner))
-    return found
+        pairs.append(Instance(instance.operator, call, instance.kernels, instance.inner))
+    return pairs
 
 
 def _layers(instances: Sequence[Instance], device: Device, steps: int, notes: list[str]) -> list[MeasuredLayer]:

@@ -56,29 +56,29 @@ def measure(
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     chosen = None if device is None else find_device(device)
-    found = Measurement()
+    measurement = Measurement()
     if not torch.cuda.is_available():
         with _first_call(model) as calls:
-            yield found
-        _forecast(model, calls, chosen or find_device("h100"), found, show, top)
+            yield measurement
+        _forecast(model, calls, chosen or find_device("h100"), measurement, show, top)
         return
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=activities, record_shapes=True) as profiler:
-        yield found
+        yield measurement
         torch.cuda.synchronize()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(keep) if keep is not None else Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
         from costmodel.compare.study import study
 
-        found.comparison = study(path, chosen)[0]
-        found.trace = path if keep is not None else None
+        measurement.comparison = study(path, chosen)[0]
+        measurement.trace = path if keep is not None else None
     if show:
         from costmodel.compare.show import show as print_comparison
         from costmodel.reports.terminal import console
 
-        print_comparison(console(), found.comparison, top)
+        print_comparison(console(), measurement.comparison, top)
 
 
 @contextmanager

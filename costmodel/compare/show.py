@@ -48,29 +48,29 @@ def counted(number: int, what: str) -> str:
 
 def totals(comparison: Comparison) -> list[str]:
     """Sentences about all layers: their medians, and the step."""
-    found = []
+    rows = []
     ratios = [row.ratio for row in comparison.layers if row.ratio]
     if ratios:
         shares = sorted(row.roofline_share for row in comparison.layers)
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
         layers = counted(len(comparison.layers), "layer")
-        found.append(
+        rows.append(
             f"{layers}: {share(shares[len(shares) // 2])} of the roofline in the median, {mean:.2f} "
             "times what this package's plans are predicted to take, in the geometric mean. Its kernels were not measured here."
         )
     off = sorted(abs(row.library_seconds / row.measured_seconds - 1) for row in comparison.layers if row.library_seconds)
     if off:
-        found.append(f'What library="cudnn" predicts is off by {share(off[len(off) // 2])} in the median.')
+        rows.append(f'What library="cudnn" predicts is off by {share(off[len(off) // 2])} in the median.')
     if comparison.kinds:
         whole = sum(comparison.kinds.values())
         rides = sum(comparison.kinds.get(kind, 0.0) for kind in ("pointwise", "normalisation"))
-        found.append(
+        rows.append(
             f"Pointwise operators and normalisation take {share(rides / whole)} of the kernels' time. Were they to ride along "
             f"with their neighbours, {duration(whole - rides)} would be left of {duration(whole)}."
         )
     if comparison.idle_share is not None and comparison.idle_share > 0:
-        found.append(f"The GPU is idle in {share(comparison.idle_share)} of a step of {duration(comparison.wall)}.")
-    return found
+        rows.append(f"The GPU is idle in {share(comparison.idle_share)} of a step of {duration(comparison.wall)}.")
+    return rows
 
 
 def _layers(out: Console, comparison: Comparison, top: int) -> None:

@@ -33,12 +33,12 @@ def study(
     """
     if _is_trace(path):
         return [_of_trace(path, device, model, shapes)]
-    found = []
+    comparisons = []
     for measured in tables.load(path, device):
         rows, notes = _networks(measured, model, most) if measured.networks else ([], [])
         done = analysis.compare(measured, rows)
-        found.append(_noted(done, notes))
-    return found
+        comparisons.append(_noted(done, notes))
+    return comparisons
 
 
 def _noted(comparison: Comparison, notes: Sequence[str]) -> Comparison:

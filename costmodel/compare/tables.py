@@ -98,16 +98,16 @@ def _layers(path: Path, lines: Sequence[Mapping[str, str]], asked: Device | None
 
 def _found(path: Path, by_gpu: Mapping[str, Sequence[MeasuredLayer]], asked: Device | None) -> list[Measured]:
     """The result of each known GPU; its notes name the unknown ones. Raises ValueError where none is known."""
-    found, missing = [], []
+    rows, missing = [], []
     for name, layers in by_gpu.items():
         source = gpu(name, asked)
         if source.device is None:
             missing.append(f"{len(layers)} rows of {name or 'a GPU without a name'} are left out: {source.reason}")
         else:
-            found.append(Measured(str(path), source.device, tuple(layers)))
-    if not found:
+            rows.append(Measured(str(path), source.device, tuple(layers)))
+    if not rows:
         raise ValueError(f"{path}: {'; '.join(missing) or 'it has no rows'}")
-    first, *rest = found
+    first, *rest = rows
     return [Measured(first.source, first.device, first.layers, notes=tuple(missing)), *rest]
 
 

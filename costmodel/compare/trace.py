@@ -111,11 +111,11 @@ def load(path: Path) -> Trace:
     notes: list[str] = []
     if not name and (reason := _synthetic(kernels)):
         raise ValueError(f"{path}: {reason}; it looks made up, and is not compared")
-    found = _convolutions(kernels)
-    if not found:
+    convolutions = _convolutions(kernels)
+    if not convolutions:
         notes.append("no convolution ran a kernel in this trace")
     used = {kernel.step for kernel in kernels} - {-1}
-    return Trace(path, name, kernels, found, max(1, len(used)), dialect, notes)
+    return Trace(path, name, kernels, convolutions, max(1, len(used)), dialect, notes)
 
 
 def _thread(event: dict[str, Any]) -> tuple[Any, Any]:
@@ -180,7 +180,7 @@ def _kernels(
     by_thread: dict[Any, list[Operator]] = defaultdict(list)
     for operator in operators:
         by_thread[operator.thread].append(operator)
-    found = []
+    kernels = []
     for event in raw:
         arguments = event.get("args", {})
         if arguments.get("device", event.get("pid")) != device:
@@ -192,10 +192,10 @@ def _kernels(
             owner = by_id.get(launch[2]) if launch[2] else _running(by_thread[launch[1]], launch[0])
         at = launch[0] if launch else owner.start if owner else float(event.get("ts", 0.0))
         duration = float(event.get("dur", 0.0))
-        found.append(Kernel(str(event.get("name")), float(event.get("ts", 0.0)), duration, owner, _step(steps, at)))
-    if any(kernel.step >= 0 for kernel in found):
-        found = [kernel for kernel in found if kernel.step >= 0]
-    return name, found
+        kernels.append(Kernel(str(event.get("name")), float(event.get("ts", 0.0)), duration, owner, _step(steps, at)))
+    if any(kernel.step >= 0 for kernel in kernels):
+        kernels = [kernel for kernel in kernels if kernel.step >= 0]
+    return name, kernels
 
 
 def _running(operators: Sequence[Operator], at: float) -> Operator | None:
@@ -223,13 +223,13 @@ def _synthetic(kernels: Iterable[Kernel]) -> str:
 
 def _convolutions(kernels: Iterable[Kernel]) -> list[Instance]:
     """The convolutions, in the order in which the host called them."""
-    found: dict[int, Instance] = {}
+    instances: dict[int, Instance] = {}
     for kernel in kernels:
         chain = [operator for operator in kernel.operator.chain() if is_convolution(operator.name)] if kernel.operator else []
         if not chain or kernel.operator is None:
             continue
         outermost = chain[-1]
-        if id(outermost) not in found:
+        if id(outermost) not in instances:
             calls = [call for operator in chain if (call := operator.call()) is not None]
             if not calls:
                 continue
@@ -245,8 +245,8 @@ def _convolutions(kernels: Iterable[Kernel]) -> list[Instance]:
                 transposed=numbers.transposed,
                 passes=numbers.passes,
             )
-            found[id(outermost)] = Instance(outermost, call)
-        instance = found[id(outermost)]
+            instances[id(outermost)] = Instance(outermost, call)
+        instance = instances[id(outermost)]
         instance.kernels.append(kernel)
         instance.inner[id(kernel)] = kernel.operator
-    return sorted(found.values(), key=lambda instance: instance.operator.start)
+    return sorted(instances.values(), key=lambda instance: instance.operator.start)

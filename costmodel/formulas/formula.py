@@ -52,11 +52,11 @@ class Formulas(Quantities):
 
     @cached_property
     def _closed_forms(self) -> dict[Expr, Expr]:
-        found: dict[Expr, Expr] = {}
+        forms: dict[Expr, Expr] = {}
         for quantity in self.definitions:
             if not quantity.name.is_Function:
-                found[quantity.name] = self.without_functions(quantity.expression).xreplace(found)
-        return found
+                forms[quantity.name] = self.without_functions(quantity.expression).xreplace(forms)
+        return forms
 
     def subs(self, problem: ConvProblem, dtype: Any = None) -> dict[str, int | Fraction]:
         """Every quantity by name, with the numbers of `problem` for its letters, without rounding.

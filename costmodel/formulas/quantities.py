@@ -304,8 +304,8 @@ class Quantities:
 def _as_ceiling(expression: Expr) -> Expr:
     """Turns floor((x + s - 1) / s), which is how integer arithmetic writes a ceiling, back into ceiling(x / s)."""
 
-    def turned(found: Expr) -> Expr:
-        above, below = sympy.fraction(found.args[0])
-        return sympy.ceiling((above - below + 1) / below) if below.is_Symbol and above.coeff(below) == 1 else found
+    def turned(expression: Expr) -> Expr:
+        above, below = sympy.fraction(expression.args[0])
+        return sympy.ceiling((above - below + 1) / below) if below.is_Symbol and above.coeff(below) == 1 else expression
 
     return expression.replace(sympy.floor, lambda argument: turned(sympy.floor(argument)))

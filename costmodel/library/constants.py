@@ -89,17 +89,18 @@ def _plain(intervals: Sequence[Interval]) -> list[list[float]]:
 
 
 def loads(text: str) -> Library:
-    found: dict[str, Any] = json.loads(text)
-    rows = [Row(_seen(row[:12]), row[12], row[13]) for row in found["layers rows"]]
+    tables: dict[str, Any] = json.loads(text)
+    rows = [Row(_seen(row[:12]), row[12], row[13]) for row in tables["layers rows"]]
     intervals = {
         unit: {fold: tuple(Interval(*interval) for interval in given) for fold, given in folds.items()}
-        for unit, folds in found["layers intervals"].items()
+        for unit, folds in tables["layers intervals"].items()
     }
-    layers = Layers(tuple(rows), {k: tuple(v) for k, v in found["layers gpus"].items()}, intervals)
+    layers = Layers(tuple(rows), {k: tuple(v) for k, v in tables["layers gpus"].items()}, intervals)
     spread = {
-        layout: {fold: Interval(*interval) for fold, interval in w.items()} for layout, w in found["networks intervals"].items()
+        layout: {fold: Interval(*interval) for fold, interval in w.items()}
+        for layout, w in tables["networks intervals"].items()
     }
-    return Library(layers, Networks(found["networks weights"], spread, tuple(found["networks gpus"])))
+    return Library(layers, Networks(tables["networks weights"], spread, tuple(tables["networks gpus"])))
 
 
 def _seen(values: Sequence[Any]) -> Seen:

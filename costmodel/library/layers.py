@@ -49,10 +49,10 @@ def predict(
     known = fitted.layers
     asked = seen(problem, [which], dtype, precision, layout, mode)
     scale, bound = base(problem, which, device, dtype, precision)
-    found = guess(asked, known.rows)
-    seconds = scale * math.exp(found.log_ratio)
+    guessed = guess(asked, known.rows)
+    seconds = scale * math.exp(guessed.log_ratio)
     fold = "layer" if device.name in known.gpus.get(asked.arithmetic, ()) else "gpu"
-    spread = interval(known.intervals["fma" if asked.arithmetic == "fp32" else "tensor"][fold], found.support)
+    spread = interval(known.intervals["fma" if asked.arithmetic == "fp32" else "tensor"][fold], guessed.support)
     strange = _strange(asked, known.rows)
     words = [f"fitted to published times of cuDNN; the interval holds nine in ten of {spread.rows} that were held out"]
     if fold == "gpu":
@@ -94,11 +94,11 @@ def interval(given: tuple[Interval, ...], support: float) -> Interval:
 def _strange(asked: Seen, rows: Sequence[Row]) -> list[str]:
     """The properties, in words, that no row in the same arithmetic has. Each of them widens the interval."""
     alike = [row.seen for row in rows if row.seen.arithmetic == asked.arithmetic]
-    found = []
+    reasons = []
     if asked.layout not in {seen.layout for seen in alike if seen.rank == asked.rank}:
-        found.append(
+        reasons.append(
             f"no row of {asked.rank}-D layers in {asked.arithmetic} is of {asked.layout} tensors, so the interval is wider"
         )
     if asked.mode not in {seen.mode for seen in alike}:
-        found.append(f"no row in {asked.arithmetic} is of the mode {asked.mode}, so the interval is wider")
-    return found
+        reasons.append(f"no row in {asked.arithmetic} is of the mode {asked.mode}, so the interval is wider")
+    return reasons

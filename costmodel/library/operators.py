@@ -62,7 +62,7 @@ def other(operator: str, spent: Cost, device: Device, dtype: str, precision: str
     group = group_of(operator)
     # the weights of other normalisations were fitted to inference and include what their statistics read
     moved = spent.bytes + (spent.read_again if group == "batch norm" else 0)
-    found = {f"{group} bytes": moved / (device.bandwidth * 1e9), "calls": CALL}
+    terms = {f"{group} bytes": moved / (device.bandwidth * 1e9), "calls": CALL}
     if spent.useful_macs:
-        found[f"{group} arithmetic"] = 2 * spent.useful_macs / device.rate(dtype, precision)
-    return found
+        terms[f"{group} arithmetic"] = 2 * spent.useful_macs / device.rate(dtype, precision)
+    return terms

@@ -56,8 +56,10 @@ class Clock:
             return self._operator(step.cost, dtype)
         key = (step.problem, step.which, step.call, dtype)
         if key not in self.planned:
-            found, plan = self._convolution(step.problem, step.which, step.call, dtype)
-            self.planned[key] = Time(found.seconds, found.bound, found.low, found.high, found.source, plan)
+            prediction, plan = self._convolution(step.problem, step.which, step.call, dtype)
+            self.planned[key] = Time(
+                prediction.seconds, prediction.bound, prediction.low, prediction.high, prediction.source, plan
+            )
         return self.planned[key]
 
     def _convolution(

@@ -66,11 +66,11 @@ def crosscheck(
 
 def _operators(layers: Sequence[Layer]) -> list[tuple[str, Cost]]:
     """Every operator of the trace, by torch's name."""
-    found = []
+    steps = []
     for layer in layers:
-        found.append((layer.operator, layer.forward))
-        found += [(step.op, step.cost) for step in layer.backward]
-    return found
+        steps.append((layer.operator, layer.forward))
+        steps += [(step.op, step.cost) for step in layer.backward]
+    return steps
 
 
 def _compare(op: str, ours: int, theirs: int, network: Network) -> Comparison:

@@ -99,11 +99,11 @@ class Tracker:
 
     def fields(self, tensor: torch.Tensor) -> tuple[Field, ...] | None:
         """The fields along the input's spatial axes; None where the tensor does not depend on the input."""
-        found = self.known.get(id(tensor))
-        if found is None:
+        lineage = self.known.get(id(tensor))
+        if lineage is None:
             return None
-        rank = self.rank if self.rank is not None else max(0, len(found.fields) - 2)
-        return found.fields[len(found.fields) - rank :]
+        rank = self.rank if self.rank is not None else max(0, len(lineage.fields) - 2)
+        return lineage.fields[len(lineage.fields) - rank :]
 
     def follow(self, func: Any, args: Sequence[Any], out: Any, convolution: Convolution | None) -> bool:
         """Records the lineage of an operator's results. Returns True where branches meet whose fields do not align."""
@@ -119,10 +119,10 @@ class Tracker:
             return False
         before = all(self._aligned(t) for t in operators.tensors(args))
         for position, result in enumerate(results):
-            found = self._after(name, args, results, position, convolution)
-            if found is None or tuple(_size(d) for d in found.layout) != tuple(result.shape):
-                found = self._union(args).only([plain(size) for size in result.shape], exact=False)
-            self.known[id(result)] = found
+            lineage = self._after(name, args, results, position, convolution)
+            if lineage is None or tuple(_size(d) for d in lineage.layout) != tuple(result.shape):
+                lineage = self._union(args).only([plain(size) for size in result.shape], exact=False)
+            self.known[id(result)] = lineage
         return before and not self._aligned(results[0])
 
     def _aligned(self, tensor: torch.Tensor) -> bool:
@@ -133,9 +133,9 @@ class Tracker:
 
     def _union(self, args: Any) -> Lineage:
         """The lineage of everything that the arguments see, in the layout of the first."""
-        found = [self.known[id(t)] for t in operators.tensors(args) if id(t) in self.known]
-        fields = tuple(receptive.merged(axis) for axis in zip(*(f.fields for f in found), strict=True))
-        return Lineage(found[0].layout, fields)
+        lineages = [self.known[id(t)] for t in operators.tensors(args) if id(t) in self.known]
+        fields = tuple(receptive.merged(axis) for axis in zip(*(f.fields for f in lineages), strict=True))
+        return Lineage(lineages[0].layout, fields)
 
     def _after(
         self,
@@ -179,35 +179,35 @@ class Tracker:
         fields = tuple(receptive.merged(axis) for axis in zip(one.fields, other.fields, strict=True))
         return Lineage(one.layout, fields)
 
-    def _convolution(self, x: Lineage, result: torch.Tensor, found: Convolution) -> Lineage:
-        problem = found.of_input
+    def _convolution(self, x: Lineage, result: torch.Tensor, convolution: Convolution) -> Lineage:
+        problem = convolution.of_input
         stepped = x.only([x.layout[0], plain(result.shape[1]), *x.layout[2:]])
-        if isinstance(found.call, Chunk) and found.call.upsample > 1:
-            scale = Fraction(1, found.call.upsample)
+        if isinstance(convolution.call, Chunk) and convolution.call.upsample > 1:
+            scale = Fraction(1, convolution.call.upsample)
             magnify = partial(receptive.resampled, scale=scale, offset=Fraction(0), taps=(0,))
             for dimension, size in ((3, problem.input_size[1]), (4, problem.input_size[2])):
                 stepped = stepped.stepped(dimension, size, magnify)
         for axis in range(problem.rank):
-            step = partial(receptive.convolved, problem=problem, which=found.which, axis=axis)
+            step = partial(receptive.convolved, problem=problem, which=convolution.which, axis=axis)
             stepped = stepped.stepped(axis + 2, result.shape[axis + 2], step)
         return stepped
 
     def _elementwise(self, name: str, args: Sequence[Any], result: torch.Tensor) -> Lineage:
         operands = [args[1]] if name == "copy" else operators.tensors(args)
-        found = [self.known[id(t)] for t in operands if id(t) in self.known]
-        if not found:
+        lineages = [self.known[id(t)] for t in operands if id(t) in self.known]
+        if not lineages:
             return self._union(args)
         layout = []
         for back in range(len(result.shape), 0, -1):
-            dimensions = [f.layout[-back] for f in found if len(f.layout) >= back]
+            dimensions = [f.layout[-back] for f in lineages if len(f.layout) >= back]
             fitting = [d for d in dimensions if _size(d) == result.shape[-back]]
             layout.append(next((d for d in fitting if any(axis is not None for _, axis in d)), plain(result.shape[-back])))
-        fields = tuple(receptive.merged(axis) for axis in zip(*(f.fields for f in found), strict=True))
+        fields = tuple(receptive.merged(axis) for axis in zip(*(f.fields for f in lineages), strict=True))
         if name in ("_softmax", "_log_softmax"):
-            for axis in found[0].axes(args[1]):
+            for axis in lineages[0].axes(args[1]):
                 fields = (*fields[:axis], receptive.everything(fields[axis]), *fields[axis + 1 :])
         kept = {axis for dimension in layout for _, axis in dimension}
-        lost = {axis for f in found for d in range(len(f.layout)) for axis in f.axes(d)} - kept
+        lost = {axis for f in lineages for d in range(len(f.layout)) for axis in f.axes(d)} - kept
         fields = tuple(receptive.everything(f, exact=False) if axis in lost else f for axis, f in enumerate(fields))
         return Lineage(tuple(layout), fields)
 

@@ -162,9 +162,9 @@ class Network(Tables):
         """Rows added up by the first `depth` parts of the module's path, in order of first use."""
         if depth < 1:
             raise ValueError(f"depth must be at least 1, got {depth}")
-        found: dict[str, list[Layer]] = {}
+        members: dict[str, list[Layer]] = {}
         for layer in self.layers:
-            found.setdefault(".".join(layer.module.split(".")[:depth]), []).append(layer)
+            members.setdefault(".".join(layer.module.split(".")[:depth]), []).append(layer)
         return [
             Group(
                 name,
@@ -173,7 +173,7 @@ class Network(Tables):
                 sum((layer.forward for layer in layers), Cost()),
                 sum((layer.backward_cost for layer in layers), Cost()),
             )
-            for name, layers in found.items()
+            for name, layers in members.items()
         ]
 
     def in_dtype(self, dtype: str) -> Network:

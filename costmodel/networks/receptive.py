@@ -39,8 +39,8 @@ class Field:
         if self.whole:
             return (0, self.extent - 1)
         turns, phase = divmod(coordinate, len(self.spans))
-        found = self.spans[phase]
-        return None if found is None else (found[0] + turns * self.advance, found[1] + turns * self.advance)
+        interval = self.spans[phase]
+        return None if interval is None else (interval[0] + turns * self.advance, interval[1] + turns * self.advance)
 
     @property
     def size(self) -> int:
@@ -58,9 +58,9 @@ class Field:
     def centre(self) -> Fraction:
         """Middle of the field of output coordinate 0, or of the first that sees any input."""
         for coordinate in range(len(self.spans)):
-            found = self.span(coordinate)
-            if found is not None:
-                return Fraction(sum(found), 2)
+            interval = self.span(coordinate)
+            if interval is not None:
+                return Fraction(sum(interval), 2)
         return Fraction(0)
 
     def __str__(self) -> str:

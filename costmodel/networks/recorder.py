@@ -171,16 +171,16 @@ class Recorder(TorchDispatchMode):
             parameters=0 if free else sum(self.parameters.pop(t.untyped_storage()._cdata, 0) for t in read),
             free=free,
         )
-        found = convolutions.convolution(func, args)
-        record.misaligned = self.tracker.follow(func, args, out, found)
+        convolution = convolutions.convolution(func, args)
+        record.misaligned = self.tracker.follow(func, args, out, convolution)
         record.fields = self.tracker.fields(written[0])
-        found = self._with_padding(found, args)
-        if found is not None and written[0].dtype in operators.CONVOLUTION_DTYPES:
-            record.convolution, record.op = found, found.name
-            record.weight_shape = tuple(args[found.weight].shape)
-            record.forward = found.cost(found.which, written[0].dtype, found.bias)
-            if found.kept != Cost():
-                record.backward.append(Step(name, "", found.kept))  # not part of inference
+        convolution = self._with_padding(convolution, args)
+        if convolution is not None and written[0].dtype in operators.CONVOLUTION_DTYPES:
+            record.convolution, record.op = convolution, convolution.name
+            record.weight_shape = tuple(args[convolution.weight].shape)
+            record.forward = convolution.cost(convolution.which, written[0].dtype, convolution.bias)
+            if convolution.kept != Cost():
+                record.backward.append(Step(name, "", convolution.kept))  # not part of inference
         elif not record.free:
             record.forward, record.known = operators.cost_of(func, args, kwargs, out)
             if not record.known:
@@ -200,16 +200,18 @@ class Recorder(TorchDispatchMode):
             self._by_sequence[sequence] = record
         self.records.append(record)
 
-    def _with_padding(self, found: convolutions.Convolution | None, args: Sequence[Any]) -> convolutions.Convolution | None:
+    def _with_padding(
+        self, convolution: convolutions.Convolution | None, args: Sequence[Any]
+    ) -> convolutions.Convolution | None:
         """The convolution with an explicit zero padding of its input folded in. torch writes padding="same" in this way."""
-        if found is None or found.which != Pass.FPROP or found.label or id(args[0]) not in self._padded:
-            return found
+        if convolution is None or convolution.which != Pass.FPROP or convolution.label or id(args[0]) not in self._padded:
+            return convolution
         source, amounts = self._padded[id(args[0])]
-        rank = found.problem.rank
+        rank = convolution.problem.rank
         pairs = [*zip(amounts[::2], amounts[1::2], strict=True)][::-1]  # torch lists the last axis first
         pairs = [(0, 0)] * (rank - len(pairs)) + pairs
-        padding = tuple((lo + a, hi + b) for (lo, hi), (a, b) in zip(found.problem.padding, pairs, strict=True))
-        return replace(found, problem=replace(found.problem, input_size=tuple(source.shape[2:]), padding=padding))
+        padding = tuple((lo + a, hi + b) for (lo, hi), (a, b) in zip(convolution.problem.padding, pairs, strict=True))
+        return replace(convolution, problem=replace(convolution.problem, input_size=tuple(source.shape[2:]), padding=padding))
 
     def _note_padding(self, name: str, args: Sequence[Any], written: list[torch.Tensor]) -> None:
         self._padded.pop(id(written[0]), None)
@@ -229,8 +231,8 @@ class Recorder(TorchDispatchMode):
             whole, spent = convolutions.deform_gradient(func, args, out)
             record.backward.append(Step(name, str(Pass.DGRAD), spent, whole.problem, whole.call))
             return
-        found = convolutions.convolution(func, args)
-        if found is None or operators.tensors(out)[0].dtype not in operators.CONVOLUTION_DTYPES:
+        convolution = convolutions.convolution(func, args)
+        if convolution is None or operators.tensors(out)[0].dtype not in operators.CONVOLUTION_DTYPES:
             spent, known = operators.cost_of(func, args, kwargs, out)
             if not known:
                 self.unknown[name] += 1
@@ -238,28 +240,28 @@ class Recorder(TorchDispatchMode):
             return
         dtype = operators.tensors(out)[0].dtype
         if func.namespace == "tritonconv":
-            spent = found.cost(found.which, dtype)
+            spent = convolution.cost(convolution.which, dtype)
             if record.convolution is not None and isinstance(record.convolution.call, Chunk):
                 # the frames before a chunk are written out here, zeros among them
                 spent = replace(spent, useful_macs=record.convolution.problem.useful_macs)
-            record.backward.append(Step(name, str(found.which), spent, found.problem))
+            record.backward.append(Step(name, str(convolution.which), spent, convolution.problem))
             return
         if record.convolution is not None:
-            found = record.convolution  # with the padding folded in
+            convolution = record.convolution  # with the padding folded in
         to_input, to_weight, to_bias = args[10]
         if to_input:
-            which = Pass.FPROP if found.which == Pass.DGRAD else Pass.DGRAD
-            record.backward.append(Step(name, str(which), found.cost(which, dtype), found.problem))
+            which = Pass.FPROP if convolution.which == Pass.DGRAD else Pass.DGRAD
+            record.backward.append(Step(name, str(which), convolution.cost(which, dtype), convolution.problem))
         if to_weight:
-            spent = found.cost(Pass.WGRAD, dtype, to_bias)
-            record.backward.append(Step(name, str(Pass.WGRAD), spent, found.problem))
+            spent = convolution.cost(Pass.WGRAD, dtype, to_bias)
+            record.backward.append(Step(name, str(Pass.WGRAD), spent, convolution.problem))
 
     def _owner(self, args: Any, out: Any) -> Record:
         """The record whose gradient is being computed, or one for gradients of unseen operators."""
         node = torch._C._current_autograd_node()
-        found = self._by_sequence.get(node._sequence_nr()) if node is not None else None
-        if found is not None:
-            return found
+        record = self._by_sequence.get(node._sequence_nr()) if node is not None else None
+        if record is not None:
+            return record
         if self._others is None:
             shape = tuple(operators.tensors(args, out)[0].shape)
             dtype = str(operators.tensors(args, out)[0].dtype).removeprefix("torch.")

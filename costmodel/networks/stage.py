@@ -118,10 +118,10 @@ def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 def distinct(model: nn.Module) -> list[nn.Parameter]:
     """A model's parameters. Those that share memory are listed once."""
-    found: dict[tuple[Any, ...], nn.Parameter] = {}
+    parameters: dict[tuple[Any, ...], nn.Parameter] = {}
     for parameter in model.parameters():
-        found.setdefault(_place(parameter), parameter)
-    return [*found.values()]
+        parameters.setdefault(_place(parameter), parameter)
+    return [*parameters.values()]
 
 
 def torch_dtype(name: Any) -> torch.dtype | None:

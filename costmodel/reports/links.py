@@ -28,11 +28,11 @@ TOLD = "told-"
 
 def told(figure: Figure) -> dict[str, str]:
     """What each id of a linked picture says. The ids are numbered, so that the same picture has the same bytes."""
-    found: dict[str, str] = {}
+    words: dict[str, str] = {}
     for artist in figure.findobj(lambda artist: str(artist.get_gid() or "").startswith(TOLD)):
-        artist.set_gid(f"{TOLD}{len(found)}")
-        found[f"{TOLD}{len(found)}"] = str(artist.get_label()).removeprefix("_")
-    return found
+        artist.set_gid(f"{TOLD}{len(words)}")
+        words[f"{TOLD}{len(words)}"] = str(artist.get_label()).removeprefix("_")
+    return words
 
 
 def words_of(members: Sequence[Any]) -> str:

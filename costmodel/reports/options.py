@@ -25,14 +25,14 @@ PREFIX = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18
 
 def rate_named(text: str) -> tuple[float, str]:
     """Operations a second and their kind, "FLOP" or "MAC", from words such as 0.15TFLOPS, 12TFLOP/s or 6TMAC/s."""
-    found = RATE.fullmatch(text.strip())
+    match = RATE.fullmatch(text.strip())
     try:
-        rate = float(found[1]) * PREFIX[found[2]] if found else 0.0
+        rate = float(match[1]) * PREFIX[match[2]] if match else 0.0
     except ValueError:
         rate = 0.0
-    if found is None or not 0 < rate < float("inf"):
+    if match is None or not 0 < rate < float("inf"):
         raise ValueError(f"rate {text!r} reads like 0.15TFLOPS or 6TMAC/s: a positive number, a prefix, FLOPS or MAC/s")
-    return rate, found[3]
+    return rate, match[3]
 
 
 def form_named(**flags: bool) -> str:
@@ -116,16 +116,16 @@ def inputs_named(texts: Sequence[str]) -> Arguments:
 
 def arguments_named(texts: Sequence[str]) -> dict[str, Any]:
     """Arguments of a model's factory: "weights=None", "num_classes=10"; what is no Python literal is a string."""
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
             raise ValueError(f"--arg reads like weights=None or num_classes=10, got {text!r}")
         try:
-            found[name] = ast.literal_eval(value)
+            arguments[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            found[name] = value
-    return found
+            arguments[name] = value
+    return arguments
 
 
 def picture_form(path: Path, option: str) -> str:
@@ -139,10 +139,10 @@ def picture_form(path: Path, option: str) -> str:
 def measured_times(path: Path) -> dict[str, float]:
     """Seconds by the name of a row, from a JSON file."""
     try:
-        found = json.loads(path.read_text())
+        times = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(f"--measured {path} cannot be read: {reason}") from error
-    if not isinstance(found, dict) or not all(isinstance(value, (int, float)) and value > 0 for value in found.values()):
+    if not isinstance(times, dict) or not all(isinstance(value, (int, float)) and value > 0 for value in times.values()):
         raise ValueError(f'--measured {path} must hold an object of seconds by row, such as {{"conv1": 1.2e-4}}')
-    return found
+    return times

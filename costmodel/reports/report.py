@@ -118,8 +118,8 @@ def traced(
     positional, keywords = inputs if isinstance(inputs, Arguments) else (inputs, {})
     model = load(name, **arguments or {})
     network = trace(model, *positional, train=training, dtype=dtype, **keywords)
-    found = crosscheck(model, *positional, train=training, dtype=dtype, network=network, **keywords) if check else None
-    return network, None if found is None else tuple(found)
+    checked = crosscheck(model, *positional, train=training, dtype=dtype, network=network, **keywords) if check else None
+    return network, None if checked is None else tuple(checked)
 
 
 def report_of(
@@ -209,11 +209,11 @@ def _totals(
         return Total(what, spent.useful_macs, spent.dense_macs, *flops, others, spent.bytes, least, time, low, high)
 
     timing = sum(layer.seconds for layer in timed), sum(layer.low for layer in timed), sum(layer.high for layer in timed)
-    found = [
+    totals = [
         total("forward pass", network.inference, None if training else 1.0),
         total("training step", network.training_step, 1.0 if training else None),
     ]
     if samples is not None:
         steps = network.steps(round(samples), epochs)
-        found.append(total("training run", network.training_run(round(samples), epochs), steps if training else None))
-    return found
+        totals.append(total("training run", network.training_run(round(samples), epochs), steps if training else None))
+    return totals

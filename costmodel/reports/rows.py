@@ -145,25 +145,25 @@ def pass_rows(layer: Convolution, device: Device | None, dtype: str, precision: 
     rows = []
     for which, what in layer.passes.items():
         plan = None if device is None else choose(layer.problem, which, device, dtype=dtype, precision=precision)
-        found = cost(layer.problem, which, plan, dtype=dtype)
+        spent = cost(layer.problem, which, plan, dtype=dtype)
         shape = {"dgrad": layer.problem.input_shape, "wgrad": layer.problem.weight_shape}.get(which, layer.problem.output_shape)
         row = {
             "what": what,
             "output_shape": shape,
-            "useful_macs": found.useful_macs,
-            "dense_macs": found.dense_macs,
-            "issued_macs": found.issued_macs,
-            "useful_flops": found.useful_flops,
-            "dense_flops": found.dense_flops,
-            "issued_flops": found.issued_flops,
-            "padding_waste": found.padding_waste,
-            "tile_waste": found.tile_waste,
-            "bytes": found.bytes,
-            "im2col_bytes": found.im2col_bytes,
-            "intensity": found.intensity,
+            "useful_macs": spent.useful_macs,
+            "dense_macs": spent.dense_macs,
+            "issued_macs": spent.issued_macs,
+            "useful_flops": spent.useful_flops,
+            "dense_flops": spent.dense_flops,
+            "issued_flops": spent.issued_flops,
+            "padding_waste": spent.padding_waste,
+            "tile_waste": spent.tile_waste,
+            "bytes": spent.bytes,
+            "im2col_bytes": spent.im2col_bytes,
+            "intensity": spent.intensity,
         }
         if device is not None:
-            least = roofline(found, device, dtype, precision=precision)
+            least = roofline(spent, device, dtype, precision=precision)
             row |= {"ridge": least.ridge, "roof": least.bound, "roofline_seconds": least.seconds}
             row["crossing_batch"] = crossing_batch(layer.problem, device, dtype, which, precision=precision)
         if device is not None and plan is not None:
@@ -235,13 +235,13 @@ def module_rows(timed: Sequence[Timed], depth: int) -> list[LayerRow]:
     """One row per first `depth` parts of the modules' paths, in the order of first use."""
     if depth < 1:
         raise ValueError(f"depth must be at least 1, got {depth}")
-    found: dict[str, list[Timed]] = {}
+    groups: dict[str, list[Timed]] = {}
     for each in timed:
         name = ".".join(each.layer.module.split(".")[:depth]) or each.layer.name
-        found.setdefault(name, []).append(each)
+        groups.setdefault(name, []).append(each)
     return [
         _layer_row(name, f"{len(m)} operators" if len(m) > 1 else m[0].layer.op, m[0].layer.input_shape, m)
-        for name, m in found.items()
+        for name, m in groups.items()
     ]
 
 

@@ -50,16 +50,16 @@ def summary(network: Network, device: str = "h100", width: int | None = None) ->
 
 def _rows(network: Network, timed: Sequence[Timed], dtype: str) -> list[tuple[str, ...]]:
     """One row per module, by as many parts of the paths as give no more than `ROWS` rows."""
-    found: dict[str, list[Timed]] = {}
+    groups: dict[str, list[Timed]] = {}
     for depth in count(1):
         deeper: dict[str, list[Timed]] = {}
         for row in timed:
             deeper.setdefault(".".join(row.layer.module.split(".")[:depth]) or row.layer.name, []).append(row)
-        if found and (len(deeper) > ROWS or deeper.keys() == found.keys()):
+        if groups and (len(deeper) > ROWS or deeper.keys() == groups.keys()):
             break
-        found = deeper
+        groups = deeper
     rows = []
-    for name, members in found.items():
+    for name, members in groups.items():
         layers = [row.layer for row in members]
         macs = sum(layer.forward.dense_macs for layer in layers)
         output = layers[-1].output_shape

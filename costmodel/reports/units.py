@@ -74,20 +74,20 @@ def apart(names: Sequence[str], width: int) -> list[str]:
     """
     different = len(set(names))
     for tail in sorted(range(width), key=lambda size: abs(size - width // 2)):
-        found = [_cut(name, width, tail) for name in names]
-        if len(set(found)) == different:
-            return found
+        parts = [_cut(name, width, tail) for name in names]
+        if len(set(parts)) == different:
+            return parts
     # what still looks alike is numbered, a name as often as it comes alike
     numbers: dict[str, dict[str, int]] = {}
     for name in names:
         alike = numbers.setdefault(_cut(name, width, width // 2), {})
         alike.setdefault(name, len(alike) + 1)
-    found = []
+    parts = []
     for name in names:
         short = _cut(name, width, width // 2)
         mark = f"#{numbers[short][name]}" if len(numbers[short]) > 1 else ""
-        found.append(short[: width - len(mark)] + mark)
-    return found
+        parts.append(short[: width - len(mark)] + mark)
+    return parts
 
 
 def _cut(name: str, width: int, tail: int) -> str:
