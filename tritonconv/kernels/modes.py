@@ -1,0 +1,67 @@
+"""Padding modes as index arithmetic: which pixel of an axis stands at a coordinate in its padding, and the way back."""
+
+import triton
+import triton.language as tl
+
+from tritonconv.kernels.index import inside
+
+
+@triton.jit
+def mapped(coordinate, size, MODE: tl.constexpr):
+    """The pixel in [0, size) that stands at a coordinate: itself within the axis, its image in the padding beyond it.
+
+    "reflect" folds at the first and the last pixel once, so it serves coordinates from 1 - size to 2 * size - 2; "circular"
+    goes round once, from -size to 2 * size - 1; "replicate" takes any. "zeros" answers the coordinate, which the caller masks
+    (`is_read`). The answer has the type of the coordinate.
+    """
+    found = coordinate
+    if MODE == "reflect":
+        last = size - 1
+        found = last - tl.abs(last - tl.abs(coordinate))
+    if MODE == "replicate":
+        found = tl.maximum(tl.minimum(coordinate, size - 1), 0)
+    if MODE == "circular":
+        found = tl.where(coordinate < 0, coordinate + size, tl.where(coordinate >= size, coordinate - size, coordinate))
+    return found
+
+
+@triton.jit
+def is_read(mask, coordinate, size, MODE: tl.constexpr):
+    """`mask` without the lanes whose coordinate holds a zero of the padding. Other modes read a pixel everywhere."""
+    if MODE == "zeros":
+        mask = mask & inside(coordinate, size)
+    return mask
+
+
+@triton.jit
+def images_of(low, high, MODE: tl.constexpr):
+    """The most coordinates that `mapped` takes to one pixel, with padding of `low` and `high` pixels: the numbers of
+    `image_of`."""
+    count = 1
+    if MODE == "reflect" or MODE == "circular":
+        count = 3
+    if MODE == "replicate":
+        count = 1 + low + high
+    return count
+
+
+@triton.jit
+def image_of(pixel, number, size, low, high, MODE: tl.constexpr):
+    """(coordinate, whether there is one) of image `number` of a pixel, 0 being itself: what `mapped` takes to the pixel.
+
+    "reflect" and "circular" have one more at either end, "replicate" `low` of the first pixel and `high` of the last.
+    """
+    place = pixel
+    there = pixel >= 0
+    if MODE == "reflect":
+        place = tl.where(number == 0, pixel, tl.where(number == 1, -pixel, 2 * (size - 1) - pixel))
+        there = tl.where(number == 1, (pixel > 0) & (pixel <= low), (pixel < size - 1) & (place < size + high))
+        there = tl.where(number == 0, pixel >= 0, there)
+    if MODE == "circular":
+        place = tl.where(number == 0, pixel, tl.where(number == 1, pixel - size, pixel + size))
+        there = (place >= -low) & (place < size + high)
+    if MODE == "replicate":
+        beyond = tl.where(number <= low, -number, size - 1 + number - low)
+        place = tl.where(number == 0, pixel, beyond + tl.zeros_like(pixel))
+        there = tl.where(number == 0, pixel >= 0, pixel == tl.where(number <= low, 0, size - 1))
+    return place, there
