@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from tritonconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from tritonconv.separable import depthwise_separable_conv2d
@@ -57,8 +56,9 @@ class _Convolution(Replacement):
         """The result of a function with the layer's arguments; `after` are further arguments of the function."""
         padding = self.padding
         if self.padding_mode != "zeros":
-            input = functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = 0
+            ends = self._reversed_padding_repeated_twice[::-1]  # which is what torch's layers pad by in these modes
+            padding = tuple((low, high) for high, low in zip(ends[::2], ends[1::2], strict=True))
+            after["padding_mode"] = self.padding_mode
         made: torch.Tensor = function(input, weight, bias, self.stride, padding, self.dilation, self.groups, **after)
         return made
 
