@@ -298,7 +298,7 @@ class ConvProblem:
 
     @property
     def useful_macs(self) -> Size:
-        """Multiply-adds that meet input, not zeros in the padding: N * K * (C / g) * prod(valid pairs), the same for every pass."""
+        """Multiply-adds that meet input, not zeros in the padding, of any pass: N * K * (C / g) * prod(valid pairs)."""
         return product((self.batch, self.out_channels, self.channels_per_group, *self.valid_pairs))
 
     def bytes(self, itemsize: Size, which: Pass = Pass.FPROP) -> Size:

@@ -7,7 +7,6 @@ from typing import Any
 
 from costmodel.algebra import Size, symbolic
 
-
 #: What stands in the padding of an axis, under torch's words; the number of each is that of the library ops.
 MODES = ("zeros", "reflect", "replicate", "circular")
 

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from costmodel.problem import Pass
 from tritonconv import cpu
 from tritonconv.epilogue import Epilogue, by_torch, widened
-from tritonconv.padding import folded
 from tritonconv.op import _PRIMITIVES, _problem, _split
+from tritonconv.padding import folded
 from tritonconv.private import register_decomposition
 
 _OPS = torch.ops.tritonconv

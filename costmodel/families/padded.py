@@ -92,7 +92,7 @@ def fold_bytes(call: Call) -> int:
 
 
 class Padded(Gemm):
-    """The family. Its fprop and wgrad are ranked, timed and counted as those of "gather" are, with their own kernels' figures."""
+    """The family. Its fprop and wgrad are ranked, timed and counted as those of "gather", with their own kernels' figures."""
 
     kernels = ("padded", "dgrad", "reduce")
     executed = ()
