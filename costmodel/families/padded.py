@@ -74,8 +74,8 @@ def written_out(call: Call) -> Call:
 
 def gathering(plan: MatrixPlan) -> GatherPlan:
     """The plan of "gather" that fills the workspace of a dgrad."""
-    options = {"split": plan.split, "group_m": plan.group_m, "merge": plan.merge, "pack": plan.pack}
-    return GatherPlan(plan.which, GATHER.name, *plan.tile, **options)
+    made = GatherPlan(plan.which, GATHER.name, *plan.tile)
+    return replace(made, split=plan.split, group_m=plan.group_m, merge=plan.merge, pack=plan.pack)
 
 
 def workspace_shape(problem: ConvProblem) -> tuple[int, ...]:
@@ -126,9 +126,9 @@ class Padded(Gemm):
         if call.which != Pass.DGRAD:
             return super().predict(call, plan, device)
         fold, found = self._fold_seconds(call, device), GATHER.predict(written_out(call), gathering(plan), device)
-        total = found.seconds + fold
-        scaled = {"low": found.low * total / found.seconds, "high": found.high * total / found.seconds}
-        return replace(found, seconds=total, bytes=found.bytes + fold_bytes(call), **scaled)
+        more = 1 + fold / found.seconds
+        moved = found.bytes + fold_bytes(call)
+        return replace(found, seconds=found.seconds * more, bytes=moved, low=found.low * more, high=found.high * more)
 
     def counted(self, call: Call, plan: MatrixPlan) -> Counted:
         if call.which != Pass.DGRAD:

@@ -1,7 +1,7 @@
 """Convolution whose padding repeats pixels of the image: forward, weight gradient, and the fold of an input gradient.
 
-The source of a tap is found by index arithmetic (`kernels.modes`), so nothing is copied. Where a tap falls is a number per pixel
-that no step from tap to tap leads to, unlike that of `kernels.gather`: a trip of the loop computes it from the tap's coordinate.
+The source of a tap is found by index arithmetic (`kernels.modes`), so nothing is copied. No fixed step leads from the source of
+one tap to that of the next, unlike in `kernels.gather`: each trip of the loop computes it from the tap's coordinate.
 """
 
 import triton
@@ -76,8 +76,8 @@ def padded_fprop_kernel(
     R_UNIT: tl.constexpr = -1,
     CLAMP: tl.constexpr = False,  # masked addresses lie inside of the tensors (`kernels.index.load_inside`)
 ):
-    """y[n, k, o, p, q] = b[k] + sum over c, t, r, s of w[k, c, t, r, s] * x[n, c, at d, h, w], where d, h, w are the pixels that
-    stand at o*s_d - low_d + t*d_d, p*s_h - low_h + r*d_h and q*s_w - low_w + s*d_w
+    """y[n, k, o, p, q] = b[k] + sum over c, t, r, s of w[k, c, t, r, s] * x[n, c, d, h, w], with d, h, w the pixels that stand
+    at o*s_d - low_d + t*d_d, p*s_h - low_h + r*d_h and q*s_w - low_w + s*d_w
 
     GEMM axes: m = (n, o, p, q), n = k, k = (t, r, s, c). One program writes one [BLOCK_M, BLOCK_N] tile of y.
     """
@@ -238,7 +238,7 @@ def padded_wgrad_kernel(
     STEP: tl.constexpr,  # output pixels of one reduction step: (n, o, p, q), powers of two
     CLAMP: tl.constexpr = False,  # masked addresses lie inside of the tensors (`kernels.index.load_inside`)
 ):
-    """dw[k, c, t, r, s] = sum over n, o, p, q of dy[n, k, o, p, q] * x[n, c, at d, h, w], with d, h, w as in
+    """dw[k, c, t, r, s] = sum over n, o, p, q of dy[n, k, o, p, q] * x[n, c, d, h, w], with d, h, w as in
     `padded_fprop_kernel`
 
     GEMM axes: m = k, n = c of one tap, k = output pixels. The pixels are walked in boxes of STEP with carried scalars, so the
