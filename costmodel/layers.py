@@ -107,8 +107,9 @@ def layer(words: str) -> Layer:
     """The layer that the words of the command line name, such as "conv2d 64x56x56 k3 p1 n32"; `Layer.words` is read back too.
 
     The words are an operator (conv1d to conv3d, conv_transpose1d to conv_transpose3d), the input CxHxW, and k kernel, s stride,
-    p padding (p1, p1x2, p1:2 low:high, psame), d dilation, g groups (gdw: depthwise), c output channels, n batch and op output
-    padding. Raises ValueError, in one line, for a word that cannot be read and for a layer that cannot be.
+    p padding (p1, p1x2, p1:2 low:high, psame), d dilation, g groups (gdw: depthwise), c output channels, n batch, op output
+    padding, and what the padding holds: reflect, replicate, circular, or a word per axis such as zeros,circular. Raises
+    ValueError, in one line, for a word that cannot be read and for a layer that cannot be.
 
     >>> import costmodel
     >>> costmodel.layer("conv2d 64x56x56 k3 p1 n32").output_shape
@@ -159,11 +160,13 @@ def _conv(rank: int) -> Callable[..., Layer]:
         padding: Size | str = 0,
         dilation: Size = 1,
         groups: int = 1,
+        padding_mode: str | Sequence[str] = "zeros",
     ) -> Layer:
         shapes = _shape(function, "input", input, rank), _shape(function, "weight", weight, rank)
         pads = padding if isinstance(padding, str) else _each(function, "padding", padding, rank)
         steps = _each(function, "stride", stride, rank), _each(function, "dilation", dilation, rank)
-        return Layer(ConvProblem.conv(*shapes, steps[0], pads, steps[1], _groups(function, groups)))
+        of_groups = _groups(function, groups)
+        return Layer(ConvProblem.conv(*shapes, steps[0], pads, steps[1], of_groups, padding_mode=padding_mode))
 
     return _documented(conv, function, rank, "stride, padding, dilation, groups")
 

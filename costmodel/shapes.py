@@ -133,6 +133,13 @@ def check_modes(input_size: Sequence[Size], padding: Sequence[tuple[Size, Size]]
             )
 
 
+def ends_and_modes(padding: Sequence[Any], rank: int) -> tuple[tuple[tuple[Any, Any], ...], tuple[str, ...]]:
+    """((low, high) per axis, the mode of each axis) of the flat padding of a library op, which has the numbers of the modes
+    behind it where they are not all zeros."""
+    ends, numbers = padding[: 2 * rank], padding[2 * rank :]
+    return tuple(zip(ends[::2], ends[1::2], strict=True)), tuple(MODES[number] for number in numbers) or (MODES[0],) * rank
+
+
 def mode_words(modes: Sequence[str]) -> str:
     """Modes of the axes as one word: "circular" where they are alike, else joined by commas."""
     return modes[0] if len({*modes}) == 1 else ",".join(modes)

@@ -18,7 +18,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from costmodel.problem import ConvProblem, Pass
-from costmodel.shapes import MODES, mode_words
+from costmodel.shapes import MODES, ends_and_modes, mode_words
 from tritonconv import cpu, host, invariant, launch, operands, private, where, workspace
 from tritonconv.epilogue import ACTIVATIONS, Epilogue, by_torch, widened
 from tritonconv.layout import allocate
@@ -65,9 +65,8 @@ def _conv(
     op: str, x: Ints, w: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int, dy: Ints | None = None
 ) -> ConvProblem:
     """The problem of an op's x and w. Raises RuntimeError where they do not go together, and dy, if given, with them."""
-    ends, modes = padding[: 2 * len(stride)], padding[2 * len(stride) :]
-    mode = [MODES[number] for number in modes] or "zeros"
-    return _checked(op, ConvProblem.conv(x, w, stride, pairs(ends), dilation, groups, padding_mode=mode), x, w, dy)
+    ends, modes = ends_and_modes(padding, len(stride))
+    return _checked(op, ConvProblem.conv(x, w, stride, ends, dilation, groups, padding_mode=modes), x, w, dy)
 
 
 def _checked(op: str, problem: ConvProblem, x: Ints, w: Ints, dy: Ints | None) -> ConvProblem:
