@@ -35,7 +35,12 @@ def sums(plan: MatrixPlan, call: Call, *given: Any) -> Step:
     """The kernel of fprop or wgrad."""
     step = gemm.sums(plan, call, *given)
     constants = {name: value for name, value in step.constants.items() if name not in DROPPED}
-    return replace(step, kernel=KERNELS[plan.which], constants=constants | {"MODES": call.problem.with_unit_axes().modes})
+    return replace(step, kernel=KERNELS[plan.which], constants=constants | modes(call.problem))
+
+
+def modes(problem: ConvProblem) -> dict[str, str]:
+    """The constants that say what stands in the padding of each of three axes."""
+    return dict(zip(("MODE_D", "MODE_H", "MODE_W"), problem.with_unit_axes().modes, strict=True))
 
 
 def written_ends(problem: ConvProblem) -> tuple[tuple[int, int], ...]:
@@ -58,7 +63,7 @@ def fold(call: Call, out: TensorKey, bias_stride: int | None, upcast: bool) -> S
         "DX_UNIT": described.unit,
         "C_ALIGN": align,
         "HAS_BIAS": bias_stride is not None,
-        "MODES": call.problem.with_unit_axes().modes,
+        **modes(call.problem),
         "RANK": len(spatial),
         "UPCAST": upcast,
         "BLOCK_M": block_m,
@@ -96,7 +101,7 @@ class Padded(gemm.Gemm):
         )
 
     def launches(self, constants: Mapping[str, Any]) -> bool:
-        return "MODES" in constants
+        return "MODE_W" in constants
 
     def remark(self, call: Call, plan: MatrixPlan) -> str:
         if call.which != Pass.DGRAD:

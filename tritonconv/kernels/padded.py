@@ -1,7 +1,7 @@
 """Convolution whose padding repeats pixels of the image: forward, weight gradient, and the fold of an input gradient.
 
 The source of a tap is found by index arithmetic (`kernels.modes`), so nothing is copied. No fixed step leads from the source of
-one tap to that of the next, unlike in `kernels.gather`: each trip of the loop computes it from the tap's coordinate.
+one tap to that of the next, unlike in `kernels.gather`: it is computed from the tap's coordinate, once a tap in fprop.
 """
 
 import triton
@@ -16,19 +16,19 @@ from tritonconv.kernels.wgrad import new_pixels
 
 
 @triton.jit
-def sources_of(rows, n, at, size, step, MODES: tl.constexpr, RANK: tl.constexpr):
+def sources_of(rows, n, at, size, step, MODE_D: tl.constexpr, MODE_H: tl.constexpr, MODE_W: tl.constexpr, RANK: tl.constexpr):
     """(offset, mask) of the pixels that stand at coordinates (d, h, w): of images n in a tensor of these steps (n, d, h, w).
 
     Lanes without `rows`, and those that meet zeros of the padding, are masked.
     """
-    offset = n * step[0] + mapped(at[2], size[2], MODES[2]) * step[3]
-    mask = is_read(rows, at[2], size[2], MODES[2])
+    offset = n * step[0] + mapped(at[2], size[2], MODE_W) * step[3]
+    mask = is_read(rows, at[2], size[2], MODE_W)
     if RANK >= 2:
-        offset += mapped(at[1], size[1], MODES[1]) * step[2]
-        mask = is_read(mask, at[1], size[1], MODES[1])
+        offset += mapped(at[1], size[1], MODE_H) * step[2]
+        mask = is_read(mask, at[1], size[1], MODE_H)
     if RANK >= 3:
-        offset += mapped(at[0], size[0], MODES[0]) * step[1]
-        mask = is_read(mask, at[0], size[0], MODES[0])
+        offset += mapped(at[0], size[0], MODE_D) * step[1]
+        mask = is_read(mask, at[0], size[0], MODE_D)
     return offset, mask
 
 
@@ -46,7 +46,9 @@ def padded_fprop_kernel(
     KERNEL: tl.constexpr,  # (T, R, S)
     STRIDE: tl.constexpr,
     DILATION: tl.constexpr,
-    MODES: tl.constexpr,  # what stands in the padding of each axis
+    MODE_D: tl.constexpr,  # what stands in the padding of an axis
+    MODE_H: tl.constexpr,
+    MODE_W: tl.constexpr,
     RANK: tl.constexpr,
     X_ALIGN: tl.constexpr,
     X_UNIT: tl.constexpr,
@@ -122,10 +124,9 @@ def padded_fprop_kernel(
     r = 0
     s = 0
     c = 0
+    offset, ok = sources_of(rows, n, (d0, h0, w0), size, step, MODE_D, MODE_H, MODE_W, RANK)
     for i in range(0, tl.maximum(trips, 1)):
         live = i < trips
-        at = (d0 + (zero + t) * DILATION[0], h0 + (zero + r) * DILATION[1], w0 + (zero + s) * DILATION[2])
-        offset, ok = sources_of(rows, n, at, size, step, MODES, RANK)
         x_mask = ok[:, None]
         w_move = (zero + t) * w_t + (zero + r) * w_r + (zero + s) * w_s + c * w_c
         if EVEN_K and EVEN_N:
@@ -158,6 +159,9 @@ def padded_fprop_kernel(
             wrap = r >= KERNEL[1]
             r = tl.where(wrap, 0, r)
             t += tl.where(wrap, 1, 0)
+        if c == 0:  # another tap
+            at = (d0 + (zero + t) * DILATION[0], h0 + (zero + r) * DILATION[1], w0 + (zero + s) * DILATION[2])
+            offset, ok = sources_of(rows, n, at, size, step, MODE_D, MODE_H, MODE_W, RANK)
 
     first = group * filters
     if shared is not None:
@@ -216,7 +220,9 @@ def padded_wgrad_kernel(
     KERNEL: tl.constexpr,  # (T, R, S)
     STRIDE: tl.constexpr,
     DILATION: tl.constexpr,
-    MODES: tl.constexpr,  # what stands in the padding of each axis
+    MODE_D: tl.constexpr,  # what stands in the padding of an axis
+    MODE_H: tl.constexpr,
+    MODE_W: tl.constexpr,
     RANK: tl.constexpr,
     DY_ALIGN: tl.constexpr,
     DY_UNIT: tl.constexpr,
@@ -337,7 +343,7 @@ def padded_wgrad_kernel(
             (p0 + i_p).to(INDEX) * STRIDE[1] + h_shift,
             (q0 + i_q).to(INDEX) * STRIDE[2] + w_shift,
         )
-        x_offset, x_pixels = sources_of(pixels, i_n, at, size, (x_n, x_d, x_h, x_w), MODES, RANK)
+        x_offset, x_pixels = sources_of(pixels, i_n, at, size, (x_n, x_d, x_h, x_w), MODE_D, MODE_H, MODE_W, RANK)
         dy_mask = pixels[None, :]
         if not EVEN_M:
             dy_mask = dy_mask & filters_mask[:, None]
@@ -394,7 +400,9 @@ def padded_fold_kernel(
     DX_UNIT: tl.constexpr,
     C_ALIGN: tl.constexpr,
     HAS_BIAS: tl.constexpr,
-    MODES: tl.constexpr,
+    MODE_D: tl.constexpr,  # what stands in the padding of an axis
+    MODE_H: tl.constexpr,
+    MODE_W: tl.constexpr,
     RANK: tl.constexpr,
     UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -418,12 +426,12 @@ def padded_fold_kernel(
     row_h = low_h + size_h + high_h
     row_d = low_d + size_d + high_d
     acc = tl.zeros((BLOCK_M, BLOCK_N), padded_ptr.dtype.element_ty)
-    for e_d in range(images_of(low_d, high_d, MODES[0])):
-        at_d, there_d = image_of(d, e_d, size_d, low_d, high_d, MODES[0])
-        for e_h in range(images_of(low_h, high_h, MODES[1])):
-            at_h, there_h = image_of(h, e_h, size_h, low_h, high_h, MODES[1])
-            for e_w in range(images_of(low_w, high_w, MODES[2])):
-                at_w, there_w = image_of(w, e_w, size_w, low_w, high_w, MODES[2])
+    for e_d in range(images_of(low_d, high_d, MODE_D)):
+        at_d, there_d = image_of(d, e_d, size_d, low_d, high_d, MODE_D)
+        for e_h in range(images_of(low_h, high_h, MODE_H)):
+            at_h, there_h = image_of(h, e_h, size_h, low_h, high_h, MODE_H)
+            for e_w in range(images_of(low_w, high_w, MODE_W)):
+                at_w, there_w = image_of(w, e_w, size_w, low_w, high_w, MODE_W)
                 pixel = ((image + n) * row_d + (at_d + low_d)) * row_h + (at_h + low_h)
                 pixel = pixel * row_w + (at_w + low_w)
                 there = rows & there_d & there_h & there_w
