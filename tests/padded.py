@@ -1,7 +1,4 @@
-"""Convolutions with padding modes by torch's `pad` and convolution, in float64: what their tests hold the library against.
-
-`pad` is called axis by axis, since torch's takes one mode for all of them. On whole numbers of 1 the sums count the products.
-"""
+"""Convolutions with padding modes by torch's `pad` and convolution, in float64: what their tests hold the library against."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ import torch.nn.functional as F
 
 import tritonconv
 from bench.tolerance import Expected
+from bench.work import written_out
 
 MODES = ("reflect", "replicate", "circular")
 
@@ -79,19 +77,9 @@ LAYERS = {
 }
 
 
-def written_out(x: torch.Tensor, padding: tuple[tuple[int, int], ...], mode: Any) -> torch.Tensor:
-    """x with its padding, by `F.pad` of each axis as the last of a tensor of three."""
-    modes = (mode,) * len(padding) if isinstance(mode, str) else mode
-    for axis, (ends, word) in enumerate(zip(padding, modes, strict=True), 2):
-        moved = x.movedim(axis, -1)
-        rows = moved.reshape(1, -1, moved.shape[-1])
-        rows = F.pad(rows, ends) if word == "zeros" else F.pad(rows, ends, mode=word) if any(ends) else rows
-        x = rows.reshape(*moved.shape[:-1], -1).movedim(-1, axis)
-    return x
-
-
 def by_pad(x: torch.Tensor, w: torch.Tensor, b: Any = None, *, padding: Any, padding_mode: Any, **window: Any) -> torch.Tensor:
-    return getattr(F, f"conv{x.dim() - 2}d")(written_out(x, padding, padding_mode), w, b, **window)
+    modes = (padding_mode,) * len(padding) if isinstance(padding_mode, str) else padding_mode
+    return getattr(F, f"conv{x.dim() - 2}d")(written_out(x, padding, modes), w, b, **window)
 
 
 def expected(layer: Padded, x: torch.Tensor, w: torch.Tensor, b: Any, g: torch.Tensor) -> dict[str, Expected]:

@@ -37,7 +37,8 @@ def narrowed(b: Builder, name: str, target: int, kind: str, *sources: int) -> No
 def integer(b: Builder, parts: list[str], operands: list[str]) -> None:
     base, kind = parts[0], parts[-1]
     width, sign = bits_of(kind), "s" if kind[0] == "s" else "u"
-    if len(parts) > 2 and parts[1:-1] not in (["lo"],):
+    clamped = kind == "s32" and base in ("min", "max") and parts[1:-1] == ["relu"]
+    if len(parts) > 2 and parts[1:-1] not in (["lo"],) and not clamped:
         raise Unknown(".".join(parts))
     amount = base in ("shl", "shr")
     a = b.value(operands[1], width)
@@ -48,6 +49,9 @@ def integer(b: Builder, parts: list[str], operands: list[str]) -> None:
         other = other if amount else extended(b, other, kind)
     name = {"shr": f"shr{sign}"}.get(base, base) if base in ("shl", "shr") else base
     name += sign if base in ("min", "max", "div", "rem") else ""
+    if clamped:  # sm_90: a negative result becomes 0
+        b.emit("maxs32", b.register(operands[0]), b.into(f"{name}32", a, other), b.constant(0, "i"))
+        return
     narrowed(b, f"{name}{size}", b.register(operands[0]), kind, a, other)
 
 
