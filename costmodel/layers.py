@@ -160,6 +160,7 @@ def _conv(rank: int) -> Callable[..., Layer]:
         padding: Size | str = 0,
         dilation: Size = 1,
         groups: int = 1,
+        *,
         padding_mode: str | Sequence[str] = "zeros",
     ) -> Layer:
         shapes = _shape(function, "input", input, rank), _shape(function, "weight", weight, rank)
@@ -202,10 +203,11 @@ def _documented(made: Callable[..., Layer], function: str, rank: int, arguments:
     weights = f"[C, K / groups, {taps}]" if transposed else f"[K, C / groups, {taps}]"
     size, kernel, groups = (9,) * rank, (3,) * rank, 2
     shape = (1, 4, *(19,) * rank) if transposed else (1, 4, *(4,) * rank)
+    more = "" if transposed else "\n    padding_mode: what the padding holds, a word of torch's layers or one per axis."
     made.__doc__ = f"""The layer of `torch.nn.functional.{function}`, by torch's arguments: {arguments}, ints or {rank} ints.
 
     input [N, C, {axes}] and weight {weights} are shapes of {rank + 2} sizes, or tensors,
-    of which only the shape is read: a layer has no dtype, its methods ask for one. A bias changes no count and is ignored.
+    of which only the shape is read: a layer has no dtype, its methods ask for one. A bias changes no count.{more}
     Raises TypeError for what are no ints, ValueError for a layer that cannot be. torch's page says what is computed.
 
     >>> import costmodel

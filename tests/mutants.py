@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import deform_mutants
+import padded_mutants
 
 TESTS = ("tests/test_paths.py",)
 TMA = ("tests/test_tma.py", "-k", "test_every_kind or test_phases or test_an_epilogue")
@@ -409,3 +410,4 @@ MUTATIONS = [
     Mutation("separable", "another image's pixels", "separable.py", "n * x_n + h0", "0 * x_n + h0", SEPARABLE),
 ]
 MUTATIONS += [Mutation("deform", *row) for row in deform_mutants.ROWS]
+MUTATIONS += [Mutation("padded", *row) for row in padded_mutants.ROWS]

@@ -1,5 +1,7 @@
 """Padding modes of the convolutions, forward and backward, against torch's `pad` and convolution in float64."""
 
+import copy
+
 import padded
 import pytest
 import torch
@@ -156,11 +158,14 @@ def test_modules_pad_in_the_kernel(mode, rank, launched, monkeypatch):
 
 
 def test_a_module_takes_a_mode_per_axis():
-    layer = tritonconv.nn.Conv2d(2, 3, 3, padding=1)
-    layer.padding_mode = ("zeros", "circular")
+    layer = copy.deepcopy(tritonconv.nn.Conv2d(2, 3, 3, padding=1, padding_mode=("zeros", "circular")))
+    assert "padding_mode=('zeros', 'circular')" in repr(layer)
     x = torch.randn(1, 2, 3, 4)
     want = padded.by_pad(x, layer.weight, layer.bias, padding=((1, 1), (1, 1)), padding_mode=layer.padding_mode)
     torch.testing.assert_close(layer(x), want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(tritonconv.revert(layer)(x), want, rtol=1e-5, atol=1e-5)  # stays ours: torch has one mode
+    with pytest.raises(ValueError, match=r"tritonconv\.nn\.Conv2d\(\): padding_mode must be one of"):
+        tritonconv.nn.Conv2d(2, 3, 3, padding_mode=("zeros", "wrap"))
 
 
 @pytest.mark.parametrize("name", ["mixed", "replicate", "3d"])
