@@ -1,6 +1,7 @@
 """Padding modes of the convolutions, forward and backward, against torch's `pad` and convolution in float64."""
 
 import copy
+from dataclasses import replace
 
 import padded
 import pytest
@@ -40,16 +41,26 @@ def test_strides_of_the_operands():
     padded.check(layer, x[:, :, :1].expand(-1, -1, 4, -1), w, b)
 
 
-@pytest.mark.parametrize(
-    "plan",
-    ["fprop:padded:16x16x16:split2", "wgrad:padded:16x16x16:split2", "fprop:padded:16x16x16:merge2:pack-a:pack-b",
-     "dgrad:padded:16x16x16:merge2:pack-a", "wgrad:padded:16x16x16:merge2:pack-b:step1x1x4x4"],
-)  # fmt: skip
+PLANS = [
+    "fprop:padded:16x16x16:fold",
+    "wgrad:padded:16x16x16:fold",
+    "fprop:padded:16x16x16:split2",
+    "wgrad:padded:16x16x16:split2",
+    "fprop:padded:16x16x16:merge2:pack-a:pack-b",
+    "dgrad:padded:16x16x16:merge2:pack-a",
+    "wgrad:padded:16x16x16:merge2:pack-b:step1x1x4x4",
+]
+
+
+@pytest.mark.parametrize("plan", PLANS)
 def test_plans(plan, launched):
-    """Shared reductions, merged groups, and operands that are copied to channels-last first."""
+    """Columns of the filter as channels, shared reductions, merged groups, operands copied to channels-last first."""
     shared = Padded((2, 3), (2, 2), ((1, 0), (1, 1)), ("circular", "reflect"), channels=18)
     layer = LAYERS["mixed"] if "merge" in plan else shared
-    padded.check(layer, *layer.tensors(torch.float32), plan=plan)
+    folded = [LAYERS[name] for name in ("1d", "1d of one pixel", "1d reflected", "circular", "weather", "3d")]
+    for each in folded if "fold" in plan else [layer]:
+        each = replace(each, dilation=1) if "fold" in plan else each
+        padded.check(each, *each.tensors(torch.float32), plan=plan)
 
 
 def test_an_empty_batch_and_none():
@@ -86,10 +97,15 @@ def test_a_stride_beyond_all_pixels():
 TINY = Padded((2, 2), (2, 1), ((1, 0), (1, 0)), ("reflect", "circular"), channels=1, filters=1, batch=1)
 
 
-def test_derivatives_of_any_order():
-    tensors = [t.requires_grad_() for t in TINY.tensors()]
-    assert torch.autograd.gradcheck(TINY.ours, tensors, check_forward_ad=True, fast_mode=True)
-    assert torch.autograd.gradgradcheck(TINY.ours, tensors, fast_mode=True)
+LINE = Padded((2,), (2,), ((1, 1),), "circular", channels=1, filters=1, batch=1)
+
+
+@pytest.mark.parametrize("layer", [LINE, pytest.param(TINY, marks=pytest.mark.slow)], ids=["line", "plane"])
+def test_derivatives_of_any_order(layer):
+    x, w, _ = layer.tensors()
+    tensors = [x.requires_grad_(), w.requires_grad_()]
+    assert torch.autograd.gradcheck(layer.ours, tensors, check_forward_ad=True, fast_mode=True)
+    assert torch.autograd.gradgradcheck(layer.ours, tensors, fast_mode=True)
 
 
 def test_the_ops_derivatives_have_the_mode_too():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from costmodel.algebra import product
 from costmodel.device import Device
@@ -17,7 +18,7 @@ from costmodel.families.matrix import MatrixPlan
 from costmodel.families.matrix_choice import Option
 from costmodel.families.protocol import Counted
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import MAX_ALIGN, Call, Operand, Plan, Tile, itemsize
+from costmodel.tiling import MAX_ALIGN, Call, Operand, Plan, Tile, itemsize, said
 from costmodel.timing import Prediction, from_dram, overhead, traffic
 
 #: The menu of fprop and wgrad: some of the tiles of "gather". A tile computes a source per row and trip, so none is short.
@@ -52,7 +53,12 @@ MENU: dict[str, tuple[Tile, ...]] = {
 
 @dataclass(frozen=True)
 class PaddedPlan(MatrixPlan):
-    """A plan of "padded". For dgrad the tile is that of the "gather" kernel, whose reduction is not shared."""
+    """A plan of "padded". For dgrad the tile is that of the "gather" kernel, whose reduction is not shared. `fold` is as in
+    `GatherPlan`."""
+
+    folds: ClassVar[bool] = True
+
+    fold: bool = said("fold", False)
 
 
 class Unshared(Gemm):
