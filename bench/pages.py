@@ -103,6 +103,12 @@ def deform() -> str:
     return table()
 
 
+def padded() -> str:
+    from bench.padded import table
+
+    return table()
+
+
 def blocks() -> Iterator[Block]:
     """All blocks, each with its page."""
     docs = ROOT / "docs"
@@ -110,6 +116,7 @@ def blocks() -> Iterator[Block]:
     yield from (Block("layer", docs / "cost-model.md", layer), Block("networks", docs / "cost-model.md", networks))
     yield from (Block(made.__name__, docs / "kernels.md", made) for made in (audit, band, separable))
     yield Block("deform", docs / "design" / "deform.md", deform)
+    yield Block("padded", docs / "design" / "padded.md", padded)
 
 
 def command(show: Callable[[str], None]) -> None:

@@ -3,8 +3,6 @@
 Run apart from the interpreter: `pytest -m aot`.
 """
 
-from dataclasses import replace
-
 import pytest
 import torch
 from test_fused_aot import KINDS, compiled_ahead
@@ -21,6 +19,8 @@ from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import resource_key, resource_table
 from costmodel.tiling import Call, Plan, itemsize
 from tritonconv import launch
+from tritonconv.families import launchers
+from tritonconv.families.padded import FOLD_REGISTERS
 from tritonconv.launch import DTYPES as NAMES
 
 pytestmark = pytest.mark.aot
@@ -53,7 +53,9 @@ def test_no_plan_that_is_chosen_spills(arch, name, kind, which):
     a, b, out = operands(problem, which, last)
     call = Call(problem, which, NAMES[dtype], precision, *launch.describe(problem, which, a, b, out))
     plan = select(call, find_device(GPU[arch]))
-    found = compile_prepared(prepared_launch(problem, replace(plan, merge=1, pack=()), dtype, precision, last), dtype, arch)
+    laid = launchers()[plan.family].laid(plan, call, a, b, out)
+    seen = Call(laid.problem, which, call.dtype, precision, *launch.describe(laid.problem, which, *laid[2:5]))
+    found = compile_prepared(launch.prepare(laid.plan, seen, *laid[2:5], None if which == Pass.WGRAD else 1), dtype, arch)
     assert found.spills == found.stack_bytes == 0 and not found.trip.serialized, plan
     if name == "wide" and which != Pass.DGRAD and kind == "half":
         assert found.trip.widest_load == 16, plan
@@ -81,5 +83,5 @@ def test_the_fold_does_not_spill(arch, name, last):
     (step,) = prepared.after
     given = {"workspace": Pointer(prepared.between), "bias": Pointer(torch.bfloat16), "out": Pointer(torch.bfloat16)}
     arguments = dict(zip(step.kernel.arg_names, step.values(given), strict=False)) | step.constants
-    found = audit(compile_ahead(step.kernel, arguments, arch=arch, num_warps=4, num_stages=3))
-    assert found.spills == found.stack_bytes == 0 and found.registers <= 128
+    found = audit(compile_ahead(step.kernel, arguments, arch=arch, maxnreg=arguments.pop("maxnreg")))
+    assert found.spills == found.stack_bytes == 0 and found.registers <= FOLD_REGISTERS

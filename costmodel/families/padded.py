@@ -51,6 +51,11 @@ MENU: dict[str, tuple[Tile, ...]] = {
 }
 
 
+#: Most results of a tile of "gather" that leaves them in 32 bits, by whether operands come in loads of 16 bytes. With 128 x 256
+#: the compiler spilled on every architecture, and with 128 x 64 where each element has an address (`tests/test_padded_aot.py`).
+LARGEST_SUMS = {True: 128 * 128, False: 64 * 64}
+
+
 @dataclass(frozen=True)
 class PaddedPlan(MatrixPlan):
     """A plan of "padded". For dgrad the tile is that of the "gather" kernel, whose reduction is not shared. `fold` is as in
@@ -62,7 +67,10 @@ class PaddedPlan(MatrixPlan):
 
 
 class Unshared(Gemm):
-    """ "gather", with one program for each reduction."""
+    """ "gather", with one program for each reduction, and results of 32 bits or more."""
+
+    def fits(self, call: Call, tile: Tile, reach: str, capability: int) -> bool:
+        return tile.m * tile.n <= LARGEST_SUMS[reach == "wide"] and super().fits(call, tile, reach, capability)
 
     def options(self, call: Call, device: Device) -> Iterator[Option]:
         return (option._replace(splits=[1]) for option in super().options(call, device))

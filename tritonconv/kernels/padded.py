@@ -404,6 +404,7 @@ def padded_fold_kernel(
     MODE_H: tl.constexpr,
     MODE_W: tl.constexpr,
     RANK: tl.constexpr,
+    INDEX: tl.constexpr,  # type of the numbers of an image's pixels
     UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -418,7 +419,7 @@ def padded_fold_kernel(
     low_d, low_h, low_w = unpack(low[0]), unpack(low[1]), unpack(low[2])
     high_d, high_h, high_w = unpack(high[0]), unpack(high[1]), unpack(high[2])
     tiles_n = tl.cdiv(channels, BLOCK_N)
-    image, n, d, h, w = pixels_of(tl.program_id(0) // tiles_n, size_d, size_h, size_w, BLOCK_M, RANK, tl.int64)
+    image, n, d, h, w = pixels_of(tl.program_id(0) // tiles_n, size_d, size_h, size_w, BLOCK_M, RANK, INDEX)
     c = (tl.program_id(0) % tiles_n) * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = c < channels
     rows = n < unpack(results.n) - image
