@@ -56,6 +56,11 @@ MENU: dict[str, tuple[Tile, ...]] = {
 LARGEST_SUMS = {True: 128 * 128, False: 64 * 64}
 
 
+#: Most elements of x a thread and trip where each has an address. With 32 some tiles spilled in space, or under modes that the
+#: table of compiled kernels has no row of.
+NARROW_ADDRESSES = 16
+
+
 @dataclass(frozen=True)
 class PaddedPlan(MatrixPlan):
     """A plan of "padded". For dgrad the tile is that of the "gather" kernel, whose reduction is not shared. `fold` is as in
@@ -114,6 +119,11 @@ class Padded(Gemm):
 
     def tiles(self, which: Pass, kind: str) -> tuple[Tile, ...]:
         return MENU[kind]
+
+    def fits(self, call: Call, tile: Tile, reach: str, capability: int) -> bool:
+        pixels = tile.n if call.which == Pass.WGRAD else tile.m
+        few = reach == "wide" or pixels * tile.k <= NARROW_ADDRESSES * 32 * tile.warps
+        return few and super().fits(call, tile, reach, capability)
 
     def refusal(self, call: Call, plan: MatrixPlan, device: Device | None) -> str:
         if call.which != Pass.DGRAD:
