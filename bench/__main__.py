@@ -380,5 +380,13 @@ def unfold() -> None:
     typer.echo(table())
 
 
+@app.command(rich_help_panel=MAINTAINERS)
+def padded() -> None:
+    """Print docs' table of layers that pad with pixels, from the cost model."""
+    from bench.padded import table
+
+    typer.echo(table())
+
+
 if __name__ == "__main__":
     app()

@@ -109,13 +109,19 @@ def unfold() -> str:
     return table()
 
 
+def padded() -> str:
+    from bench.padded import table
+
+    return table()
+
+
 def blocks() -> Iterator[Block]:
     """All blocks, each with its page."""
     docs = ROOT / "docs"
     yield from (Block("count", README, counted), Block("compiled", README, compiled), Block("measured", README, measured))
     yield from (Block("layer", docs / "cost-model.md", layer), Block("networks", docs / "cost-model.md", networks))
     yield from (Block(made.__name__, docs / "kernels.md", made) for made in (audit, band, separable))
-    yield from (Block(made.__name__, docs / "design" / f"{made.__name__}.md", made) for made in (deform, unfold))
+    yield from (Block(made.__name__, docs / "design" / f"{made.__name__}.md", made) for made in (deform, unfold, padded))
 
 
 def command(show: Callable[[str], None]) -> None:

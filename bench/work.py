@@ -136,21 +136,37 @@ class Line:
     floor: float | None = None
 
 
+def written_out(x: torch.Tensor, padding: Sequence[Sequence[int]], modes: Sequence[str]) -> torch.Tensor:
+    """x [N, C, *size] with its padding, by `pad` of one axis after the other, since that takes one mode for all of them."""
+    for axis, (ends, mode) in enumerate(zip(padding, modes, strict=True), 2):
+        moved = x.movedim(axis, -1)
+        rows = moved.reshape(1, -1, moved.shape[-1])
+        if any(ends):
+            rows = torch.nn.functional.pad(rows, list(ends), "constant" if mode == "zeros" else mode)
+        x = rows.reshape(*moved.shape[:-1], -1).movedim(-1, axis)
+    return x
+
+
 def float64_pass(work: Work, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """The pass by plain torch, with padding written around the input by `pad`; no provider's code is used."""
     p = work.problem
     pads = [n for pair in reversed(p.padding) for n in pair]
     none = [0] * p.rank
     window: Sequence[Any] = (p.stride, none, p.dilation, False, none, p.groups)
-    if work.which == Pass.FPROP:
-        return torch.convolution(torch.nn.functional.pad(a, pads), b, None, *window)
     backward = torch.ops.aten.convolution_backward
+    if work.which == Pass.FPROP:
+        return torch.convolution(written_out(a, p.padding, p.modes), b, None, *window)
+    if work.which == Pass.DGRAD and p.padding_mode:
+        x = a.new_zeros(p.input_shape, requires_grad=True)
+        with torch.enable_grad():
+            y = torch.convolution(written_out(x, p.padding, p.modes), b, None, *window)
+        return torch.autograd.grad(y, x, a)[0]
     if work.which == Pass.DGRAD:
         x = a.new_empty((p.batch, p.in_channels, *p.padded_size))
         padded = backward(a, x, b, None, *window, [True, False, False])[0]
         return torch.nn.functional.pad(padded, [-n for n in pads])
     w = a.new_empty(p.weight_shape)
-    return backward(a, torch.nn.functional.pad(b, pads), w, None, *window, [False, True, False])[1]
+    return backward(a, written_out(b, p.padding, p.modes), w, None, *window, [False, True, False])[1]
 
 
 @contextmanager

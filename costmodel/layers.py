@@ -107,8 +107,9 @@ def layer(words: str) -> Layer:
     """The layer that the words of the command line name, such as "conv2d 64x56x56 k3 p1 n32"; `Layer.words` is read back too.
 
     The words are an operator (conv1d to conv3d, conv_transpose1d to conv_transpose3d), the input CxHxW, and k kernel, s stride,
-    p padding (p1, p1x2, p1:2 low:high, psame), d dilation, g groups (gdw: depthwise), c output channels, n batch and op output
-    padding. Raises ValueError, in one line, for a word that cannot be read and for a layer that cannot be.
+    p padding (p1, p1x2, p1:2 low:high, psame), d dilation, g groups (gdw: depthwise), c output channels, n batch, op output
+    padding, and what the padding holds: reflect, replicate, circular, or a word per axis such as zeros,circular. Raises
+    ValueError, in one line, for a word that cannot be read and for a layer that cannot be.
 
     >>> import costmodel
     >>> costmodel.layer("conv2d 64x56x56 k3 p1 n32").output_shape
@@ -159,11 +160,14 @@ def _conv(rank: int) -> Callable[..., Layer]:
         padding: Size | str = 0,
         dilation: Size = 1,
         groups: int = 1,
+        *,
+        padding_mode: str | Sequence[str] = "zeros",
     ) -> Layer:
         shapes = _shape(function, "input", input, rank), _shape(function, "weight", weight, rank)
         pads = padding if isinstance(padding, str) else _each(function, "padding", padding, rank)
         steps = _each(function, "stride", stride, rank), _each(function, "dilation", dilation, rank)
-        return Layer(ConvProblem.conv(*shapes, steps[0], pads, steps[1], _groups(function, groups)))
+        of_groups = _groups(function, groups)
+        return Layer(ConvProblem.conv(*shapes, steps[0], pads, steps[1], of_groups, padding_mode=padding_mode))
 
     return _documented(conv, function, rank, "stride, padding, dilation, groups")
 
@@ -199,10 +203,11 @@ def _documented(made: Callable[..., Layer], function: str, rank: int, arguments:
     weights = f"[C, K / groups, {taps}]" if transposed else f"[K, C / groups, {taps}]"
     size, kernel, groups = (9,) * rank, (3,) * rank, 2
     shape = (1, 4, *(19,) * rank) if transposed else (1, 4, *(4,) * rank)
+    more = "" if transposed else "\n    padding_mode: what the padding holds, a word of torch's layers or one per axis."
     made.__doc__ = f"""The layer of `torch.nn.functional.{function}`, by torch's arguments: {arguments}, ints or {rank} ints.
 
     input [N, C, {axes}] and weight {weights} are shapes of {rank + 2} sizes, or tensors,
-    of which only the shape is read: a layer has no dtype, its methods ask for one. A bias changes no count and is ignored.
+    of which only the shape is read: a layer has no dtype, its methods ask for one. A bias changes no count.{more}
     Raises TypeError for what are no ints, ValueError for a layer that cannot be. torch's page says what is computed.
 
     >>> import costmodel

@@ -18,7 +18,7 @@ __all__ = ["Call", "Operand", "Plan", "call_key", "candidates", "measured", "pre
 def candidates(call: Call, device: Device) -> list[Plan]:
     """Every plan worth predicting. In the interpreter these are the plans of one family, the first that serves the call."""
     found: list[Plan] = []
-    for each in asked():
+    for each in asked(call.problem):
         if found and device.interpreted:
             break
         found += each.candidates(call, device)
@@ -54,7 +54,7 @@ def select(call: Call, device: Device) -> Plan:
     if (known := measured(call, device)) is not None:
         return known
     least, best = math.inf, None
-    for each in asked():
+    for each in asked(call.problem):
         if best is not None and device.interpreted:
             break
         least, found = each.quickest(call, device, least)

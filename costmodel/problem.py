@@ -60,6 +60,7 @@ class ConvProblem:
 
     `padding` holds (low, high) per axis; both may be negative (a crop). All tuples have one entry per spatial axis. Sizes
     may be sympy symbols. `conv` and `conv_transpose` take torch's arguments and raise ValueError for a layer that cannot be.
+    `padding_mode` says per axis what stands in the padding (`shapes.MODES`); it is empty where that is zeros on every axis.
 
     >>> problem = ConvProblem.conv((2, 8, 9, 9), (16, 8, 3, 3), (1, 1), (1, 1), (1, 1))
     >>> problem.output_shape, problem.macs, problem.useful_macs
@@ -75,6 +76,7 @@ class ConvProblem:
     stride: tuple[Size, ...]
     padding: tuple[tuple[Size, Size], ...]
     dilation: tuple[Size, ...]
+    padding_mode: tuple[str, ...] = ()
 
     # ---- construction -------------------------------------------------------------------------------------------
 
@@ -88,19 +90,24 @@ class ConvProblem:
         dilation: Sequence[Size],
         groups: Size = 1,
         *,
+        padding_mode: str | Sequence[str] = "zeros",
         checked: bool = True,
     ) -> ConvProblem:
         """The problem of torch's conv: input [N, C, *size], weight [K, C / groups, *kernel]; padding as in `padding_pairs`.
 
+        padding_mode: "zeros", "reflect", "replicate" or "circular", for all axes or one of them per axis. An axis without
+        padding has none.
+
         Raises ShapeError, a ValueError, for a wrong number of sizes, and unless `checked` is False for channels that do not
-        go with the groups, for a stride or dilation below 1, or a kernel larger than the padded input. Of sympy's symbols
-        nothing is asked but their number.
+        go with the groups, for a stride or dilation below 1, a kernel larger than the padded input, or more padding than a
+        mode has pixels for. Of sympy's symbols nothing is asked but their number.
 
         >>> ConvProblem.conv((1, 3, 224, 224), (64, 3, 7, 7), (2, 2), (3, 3), (1, 1)).output_shape
         (1, 64, 112, 112)
         """
         shapes.check_ranks(input_shape, weight_shape, stride=stride, padding=padding, dilation=dilation)
         kernel = tuple(weight_shape[2:])
+        pads = padding_pairs(padding, kernel, dilation)
         found = cls(
             batch=input_shape[0],
             in_channels=input_shape[1],
@@ -109,12 +116,14 @@ class ConvProblem:
             input_size=tuple(input_shape[2:]),
             kernel_size=kernel,
             stride=tuple(stride),
-            padding=padding_pairs(padding, kernel, dilation),
+            padding=pads,
             dilation=tuple(dilation),
+            padding_mode=shapes.modes_of(padding_mode, pads),
         )
         if checked and shapes.known(*input_shape, *weight_shape, *stride, *dilation, groups, *found.padded_size):
             shapes.check_window(groups, stride, dilation)
             shapes.check_channels(input_shape, weight_shape, groups)
+            shapes.check_modes(found.input_size, found.padding, found.padding_mode)
             shapes.check_kernel(found.padded_size, found.effective_kernel)
         return found
 
@@ -196,6 +205,24 @@ class ConvProblem:
         return tuple(size + lo + hi for size, (lo, hi) in zip(self.input_size, self.padding, strict=True))
 
     @property
+    def modes(self) -> tuple[str, ...]:
+        """What stands in the padding of each axis, "zeros" included."""
+        return self.padding_mode or ("zeros",) * self.rank
+
+    @property
+    def written_out(self) -> ConvProblem:
+        """The problem of the input with its padding written out where that is not zeros; itself where all of it is."""
+        if not self.padding_mode:
+            return self
+        each = [*zip(self.input_size, self.padded_size, self.padding, self.padding_mode, strict=True)]
+        return replace(
+            self,
+            input_size=tuple(size if mode == "zeros" else padded for size, padded, _, mode in each),
+            padding=tuple(pair if mode == "zeros" else (0, 0) for *_, pair, mode in each),
+            padding_mode=(),
+        )
+
+    @property
     def output_size(self) -> tuple[Size, ...]:
         """floor((input + low + high - effective_kernel) / stride) + 1 per axis."""
         return tuple(
@@ -221,7 +248,7 @@ class ConvProblem:
 
     @property
     def macs(self) -> Size:
-        """Dense multiply-adds, padding zeros included, the same for every pass: N * K * (C / g) * prod(kernel) * prod(out)."""
+        """Dense multiply-adds, padding included, the same for every pass: N * K * (C / g) * prod(kernel) * prod(out)."""
         return product((self.batch, self.out_channels, self.channels_per_group, self.taps, *self.output_size))
 
     @property
@@ -231,7 +258,10 @@ class ConvProblem:
 
     @property
     def valid_pairs(self) -> tuple[Size, ...]:
-        """Per axis, the (output coordinate, tap) pairs that meet the input and not its padding. No pass needs any other."""
+        """Per axis, the (output coordinate, tap) pairs that meet the input and not zeros in its padding. No pass needs any
+        other."""
+        if self.padding_mode:
+            return self.written_out.valid_pairs
 
         def count(axis: int) -> Size:
             return summation(self.kernel_size[axis], lambda tap: self._reached(axis, tap, self.output_size[axis]))
@@ -244,7 +274,10 @@ class ConvProblem:
 
         Tap j reads input i * stride + j * dilation - low. Tap j + stride / gcd(stride, dilation) reads the same coordinates
         from `dilation / gcd` outputs earlier on, so each tap but the last of its kind is counted over that many outputs only.
+        A pixel whose image in the padding is met counts as one that is covered, up to all of them.
         """
+        if self.padding_mode:
+            return tuple(map(minimum, self.input_size, self.written_out.touched_size))
 
         def count(axis: int) -> Size:
             s, d, out = self.stride[axis], self.dilation[axis], self.output_size[axis]
@@ -258,14 +291,14 @@ class ConvProblem:
         return tuple(count(axis) for axis in range(self.rank))
 
     def _reached(self, axis: int, tap: Size, count: Size) -> Size:
-        """Of the output coordinates 0 ... count - 1, how many find input, not padding, under tap number `tap`."""
+        """Of the output coordinates 0 ... count - 1, how many find input, not padding with zeros, under tap number `tap`."""
         s, offset = self.stride[axis], self.padding[axis][0] - tap * self.dilation[axis]
         last = minimum(count - 1, (self.input_size[axis] - 1 + offset) // s)
         return maximum(0, last - maximum(0, ceil_div(offset, s)) + 1)
 
     @property
     def useful_macs(self) -> Size:
-        """Multiply-adds that meet input, not padding: N * K * (C / g) * prod(valid pairs), the same for every pass."""
+        """Multiply-adds that meet input, not zeros in the padding, of any pass: N * K * (C / g) * prod(valid pairs)."""
         return product((self.batch, self.out_channels, self.channels_per_group, *self.valid_pairs))
 
     def bytes(self, itemsize: Size, which: Pass = Pass.FPROP) -> Size:
@@ -289,18 +322,19 @@ class ConvProblem:
     @property
     def is_patch(self) -> bool:
         """Windows tile the input without overlap or padding, so every pass is one plain GEMM (1x1 stride 1 included)."""
-        return all(
+        return not self.padding_mode and all(
             k == s and (d == 1 or k == 1) and lo == 0 and hi <= 0
             for k, s, d, (lo, hi) in zip(self.kernel_size, self.stride, self.dilation, self.padding, strict=True)
         )
 
     @property
     def needs_bounds(self) -> bool:
-        """Whether some tap of fprop can fall outside the input."""
+        """Whether some tap of fprop can fall on zeros outside the input."""
+        written = self.written_out
         return any(
             lo > 0 or (hi > 0 and (out - 1) * s + extent - lo > size)
             for (lo, hi), out, s, extent, size in zip(
-                self.padding, self.output_size, self.stride, self.effective_kernel, self.input_size, strict=True
+                written.padding, self.output_size, self.stride, self.effective_kernel, written.input_size, strict=True
             )
         )
 
@@ -314,6 +348,7 @@ class ConvProblem:
             stride=(1,) * lead + self.stride,
             padding=((0, 0),) * lead + self.padding,
             dilation=(1,) * lead + self.dilation,
+            padding_mode=("zeros",) * lead + self.padding_mode if self.padding_mode else (),
         )
 
     def with_steps_in_reach(self) -> ConvProblem:
@@ -351,6 +386,8 @@ class ConvProblem:
             text += f" s{by(self.stride)}"
         if any(p != (0, 0) for p in self.padding):
             text += " p" + ",".join(str(lo) if lo == hi else f"{lo}:{hi}" for lo, hi in self.padding)
+        if self.padding_mode:
+            text += " " + shapes.mode_words(self.padding_mode)
         if any(d != 1 for d in self.dilation):
             text += f" d{by(self.dilation)}"
         return text + (f" g{self.groups}" if self.groups != 1 else "")

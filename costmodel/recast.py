@@ -40,12 +40,14 @@ def fold_columns(problem: ConvProblem) -> ConvProblem:
     and writes out the padding of each row. A filter row is then one step of the reduction.
     """
     width = problem.kernel_size[-1] * fold_width(problem)
+    modes = (*problem.modes[:-1], "zeros")
     return replace(
         problem,
         in_channels=width,
         input_size=(*problem.input_size[:-1], (problem.output_size[-1] - 1) * problem.stride[-1] + 1),
         kernel_size=(*problem.kernel_size[:-1], 1),
         padding=(*problem.padding[:-1], (0, 0)),
+        padding_mode=modes if any(mode != "zeros" for mode in modes) else (),
     )
 
 

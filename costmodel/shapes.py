@@ -7,6 +7,9 @@ from typing import Any
 
 from costmodel.algebra import Size, symbolic
 
+#: What stands in the padding of an axis, under torch's words; the number of each is that of the library ops.
+MODES = ("zeros", "reflect", "replicate", "circular")
+
 
 def known(*sizes: Size) -> bool:
     """Whether sizes are numbers (ints or torch's SymInts) and not symbols. Under Dynamo, which traces this, all are ints."""
@@ -93,3 +96,50 @@ def padding_pairs(
         totals = [d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True)]
         return tuple((total // 2, total - total // 2) for total in totals)
     return tuple((p[0], p[1]) if isinstance(p, (tuple, list)) else (p, p) for p in padding)
+
+
+def modes_of(padding_mode: str | Sequence[str], padding: Sequence[tuple[Size, Size]]) -> tuple[str, ...]:
+    """The mode of each axis, "zeros" where an axis has no padding; () where it is zeros on all of them.
+
+    Raises ShapeError for a word that is no mode and for a wrong number of them.
+    """
+    given = (padding_mode,) * len(padding) if isinstance(padding_mode, str) else tuple(padding_mode)
+    if len(given) != len(padding) or any(mode not in MODES for mode in given):
+        names = ", ".join(map(repr, MODES))
+        raise ShapeError(
+            f"padding_mode must be one of {names}, or one of them for each of {len(padding)} spatial axes, got {padding_mode!r}"
+        )
+    found = tuple(
+        "zeros" if known(*pair) and tuple(pair) == (0, 0) else mode for mode, pair in zip(given, padding, strict=True)
+    )
+    return found if any(mode != "zeros" for mode in found) else ()
+
+
+def check_modes(input_size: Sequence[Size], padding: Sequence[tuple[Size, Size]], modes: Sequence[str]) -> None:
+    """Raises ShapeError unless each axis has as many pixels as its mode needs for its padding, as torch's `pad` does."""
+    for axis, (size, pair, mode) in enumerate(zip(input_size, padding, modes, strict=False)):
+        if mode == "zeros":
+            continue
+        if min(pair) < 0:
+            raise ShapeError(
+                f"padding_mode {mode!r} takes padding of at least 0, got padding {tuple(pair)} at spatial axis {axis}"
+            )
+        most = {"reflect": size - 1, "circular": size}.get(mode)
+        if size < 1 or (most is not None and max(pair) > most):
+            needs = {"reflect": "less padding than pixels", "circular": "at most as much padding as pixels"}
+            raise ShapeError(
+                f"padding_mode {mode!r} needs {needs.get(mode, 'a pixel')}, got padding {tuple(pair)} and {size} pixels at "
+                f"spatial axis {axis}"
+            )
+
+
+def ends_and_modes(padding: Sequence[Any], rank: int) -> tuple[tuple[tuple[Any, Any], ...], tuple[str, ...]]:
+    """((low, high) per axis, the mode of each axis) of the flat padding of a library op, which has the numbers of the modes
+    behind it where they are not all zeros."""
+    ends, numbers = padding[: 2 * rank], padding[2 * rank :]
+    return tuple(zip(ends[::2], ends[1::2], strict=True)), tuple(MODES[number] for number in numbers) or (MODES[0],) * rank
+
+
+def mode_words(modes: Sequence[str]) -> str:
+    """Modes of the axes as one word: "circular" where they are alike, else joined by commas."""
+    return modes[0] if len({*modes}) == 1 else ",".join(modes)

@@ -174,7 +174,7 @@ def run_pass(
     which: Pass, problem: ConvProblem, x: torch.Tensor, w: torch.Tensor, dy: torch.Tensor, plan: str = ""
 ) -> torch.Tensor:
     """One pass by its op: y, dx or dw."""
-    window = (problem.stride, flat(problem.padding), problem.dilation, problem.groups, plan)
+    window = (problem.stride, flat(problem.padding, problem.padding_mode), problem.dilation, problem.groups, plan)
     if which == Pass.FPROP:
         return torch.ops.tritonconv.fprop(x, w, None, *window)
     if which == Pass.DGRAD:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import deform_mutants
+import padded_mutants
 import unfold_mutants
 
 TESTS = ("tests/test_paths.py",)
@@ -411,3 +412,4 @@ MUTATIONS = [
 ]
 MUTATIONS += [Mutation("deform", *row) for row in deform_mutants.ROWS]
 MUTATIONS += [Mutation("unfold", *row) for row in unfold_mutants.ROWS]
+MUTATIONS += [Mutation("padded", *row) for row in padded_mutants.ROWS]

@@ -7,6 +7,7 @@ process with TRITON_INTERPRET.
 import chunks
 import deformed
 import epilogues
+import padded
 import pytest
 import torch
 import unfolded
@@ -52,6 +53,16 @@ PLANS = [
     ("conv1d n1 c6 40 -> 6 k9 p4 g6", "fprop:depthwise:4x8x4:w4:s3:taps1x3", "float64", "contiguous", ARCHS),
     ("conv2d n2 c2 24x32 -> 2 k13x13 p6,6 g2", "fprop:band:16x32x64:w4:s4:step1x1x2x16:rows4", "float16", "contiguous", ARCHS),
     ("conv2d n2 c2 24x32 -> 2 k13x13 p6,6 g2", "wgrad:band:32x64x16:w4:s4:step1x1x2x16:rows4", "bfloat16", "contiguous", ARCHS),
+    ("conv2d n2 c24 9x7 -> 40 k3x3 p1,2:1 circular", "fprop:padded:64x32x16:w4:s3", "float16", "channels_last", ARCHS),
+    ("conv2d n2 c20 5x7 -> 24 k3x2 s2x1 p1:2,1 reflect", "dgrad:padded:32x32x16:w4:s3", "bfloat16", "contiguous", ARCHS),
+    (
+        "conv2d n2 c24 6x5 -> 16 k3x3 p1 zeros,replicate",
+        "wgrad:padded:16x32x32:w4:s3:split2",
+        "float16",
+        "channels_last",
+        ARCHS,
+    ),
+    ("conv3d n1 c20 3x4x5 -> 8 k2x2x3 p1 reflect", "fprop:padded:32x16x16:w4:s3:split2", "float32", "contiguous", ARCHS),
     ("conv2d n2 c32 9x7 -> 48 k3x3 p1,1", "fprop:tma:64x64x32:w4:s3", "float16", "channels_last", (90,)),
     ("conv2d n1 c16 8x6 -> 32 k3x3 p1,1", "fprop:tma:64x32x16:w4:s3", "tf32", "channels_last", (90,)),
     ("conv2d n1 c32 8x8 -> 32 k3x3 s2x2 p1,1", "dgrad:tma:64x32x32:w4:s3", "bfloat16", "channels_last", (90,)),
@@ -112,14 +123,17 @@ def test_a_plan(arch, layer, plan, arithmetic, layout, executed):
     work = Work(problem, forced.which, dtype, precision, layout)
     with float32_in(precision):
         assert error_of(Chosen(work, forced, forced.which == Pass.FPROP, arch, ""), GPU[arch]) <= 1
-    two_stages = forced.split > 1 or forced.family == "band" or (forced.family, forced.which) == ("depthwise", Pass.WGRAD)
+    twice = (("depthwise", Pass.WGRAD), ("padded", Pass.DGRAD))
+    two_stages = forced.split > 1 or forced.family == "band" or (forced.family, forced.which) in twice
     assert len(executed) == 1 + two_stages
 
 
 FAR = [
     row
     for row in EACH
-    if row.values[0] in ARCHS and row.values[2].split(":")[1] in ("gather", "tma", "depthwise") and row.values[3] == "float16"
+    if row.values[0] in ARCHS
+    and row.values[2].split(":")[1] in ("gather", "tma", "depthwise", "padded")
+    and row.values[3] == "float16"
 ]
 
 
@@ -246,6 +260,25 @@ def test_separable(arch, between, after, dtype, executed):
         example = Pair((2, 16, 9, 7), 24, dtype=dtype, padding=1, residual=True)
         assert_pair_close(example, between, after)
     assert executed == ["separable_kernel"]
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("name, dtype", [("mixed", torch.float32), ("weather", torch.bfloat16)])
+def test_padded(arch, name, dtype, executed):
+    """Forward with an epilogue, and all gradients of the plain function, by the plans that a GPU takes."""
+    import tritonconv
+
+    layer = padded.LAYERS[name]
+    with float32_in("ieee"):
+        x, w, b = layer.tensors(dtype, last=dtype == torch.bfloat16)
+        padded.check(layer, x, w, b)
+        residual = layer.ours(x, w, b)
+        y = tritonconv.conv2d_fused(x, w, b, **layer.window, residual=residual, activation="relu")
+    exact = padded.by_pad(x.double(), w.double(), b.double(), **layer.window) + residual.double()
+    torch.testing.assert_close(y.double(), exact.relu(), rtol=2 * torch.finfo(dtype).eps, atol=8 * torch.finfo(dtype).eps)
+    assert set(executed) - {"reduce_kernel"} == {
+        "padded_fprop_kernel", "padded_wgrad_kernel", "dgrad_kernel", "padded_fold_kernel"
+    }  # fmt: skip
 
 
 #: Channels that fill loads of 16 bytes, with groups of both kinds; and three, whose loads bring one each.

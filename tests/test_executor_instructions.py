@@ -42,6 +42,8 @@ def integer(name: str, kind: str) -> Callable[..., int]:
         "mad.wide": lambda a, b, c: sign(a) * sign(b) + c,
         "min": lambda a, b: min(sign(a), sign(b)),
         "max": lambda a, b: max(sign(a), sign(b)),
+        "min.relu": lambda a, b: max(0, min(sign(a), sign(b))),
+        "max.relu": lambda a, b: max(0, sign(a), sign(b)),
         "div": divided,
         "rem": rest,
         "and": lambda a, b: a & b,
@@ -71,6 +73,8 @@ INTEGER = [
     *[(name, f"s{bits}") for bits in (16, 32, 64) for name in ("neg", "abs")],
     *[(name, f"b{bits}") for bits in (32, 64) for name in ("popc", "clz", "brev")],
     *[(name, f"{sign}{bits}") for bits in (16, 32) for sign in "su" for name in ("mul.wide", "mad.wide")],
+    ("min.relu", "s32"),
+    ("max.relu", "s32"),
     ("mad.hi", "s32"),
     ("mad.hi", "u32"),
 ]

@@ -35,7 +35,7 @@ def test_shapes_are_torchs_and_words_are_read_back(name):
 @pytest.mark.parametrize("name", CASES)
 def test_the_arguments_are_torchs(name):
     ours = [p.name for p in inspect.signature(getattr(costmodel, name)).parameters.values()]
-    plain = ["input", "weight", "bias", "stride", "padding", "dilation", "groups"]
+    plain = ["input", "weight", "bias", "stride", "padding", "dilation", "groups", "padding_mode"]
     transposed = ["input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"]
     assert ours == (transposed if "transpose" in name else plain)
     assert getattr(costmodel, name).__name__ == name and f"functional.{name}" in getattr(costmodel, name).__doc__

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from costmodel.problem import ConvProblem, padding_pairs
-from costmodel.shapes import ShapeError
+from costmodel.shapes import MODES, ShapeError
 from tritonconv.epilogue import ACTIVATIONS
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -188,6 +188,22 @@ def _ends(function: str, padding: Any, rank: int) -> tuple[tuple[int, int], ...]
     return tuple((low, high) for low, high in pairs)
 
 
+def modes(function: str, value: Any, rank: int) -> tuple[str, ...]:
+    """`padding_mode` as a mode per axis. Raises TypeError for what are no words, ValueError for words that torch has not, and
+    RuntimeError for a wrong number of them."""
+    words = (value,) * rank if isinstance(value, str) else value
+    if not isinstance(words, (tuple, list)) or not all(isinstance(word, str) for word in words):
+        raise TypeError(
+            f"{function}(): argument 'padding_mode' must be a str or a tuple of {rank} strs, got {value!r} of type "
+            f"{type(value).__name__}"
+        )
+    if any(word not in MODES for word in words):
+        raise ValueError(f"{function}(): padding_mode must be one of {', '.join(map(repr, MODES))}, got {value!r}")
+    if len(words) != rank:
+        raise RuntimeError(f"{function}(): expected padding_mode to be a str or {rank} strs, got {len(words)}: {value!r}")
+    return tuple(words)
+
+
 def conv(
     function: str,
     rank: int,
@@ -198,8 +214,10 @@ def conv(
     padding: Any,
     dilation: Any,
     groups: Any,
+    padding_mode: Any = "zeros",
 ) -> ConvProblem:
-    """The problem of a batched conv call. Raises TypeError and RuntimeError as torch does."""
+    """The problem of a batched conv call. Raises TypeError, ValueError and RuntimeError as torch does."""
+    each = modes(function, padding_mode, rank)
     stride = ints(function, "stride", stride, rank, 1)
     dilation = ints(function, "dilation", dilation, rank, 1)
     groups = _groups(function, groups)
@@ -215,7 +233,7 @@ def conv(
         pads = padding_pairs(ints(function, "padding", padding, rank, 0), weight.shape[2:], dilation)
     _not_empty(function, input.shape, weight.shape)
     try:
-        problem = ConvProblem.conv(input.shape, weight.shape, stride, pads, dilation, groups)
+        problem = ConvProblem.conv(input.shape, weight.shape, stride, pads, dilation, groups, padding_mode=each)
     except ShapeError as error:
         raise RuntimeError(f"{function}(): {error} (input {list(input.shape)}, {padding=}, {dilation=})") from None
     _bias(function, bias, weight.shape[0], weight)

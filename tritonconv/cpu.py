@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from costmodel.problem import ConvProblem
 from tritonconv.layout import output_strides
+from tritonconv.padding import folded, written_out
 
 
 def _even(problem: ConvProblem) -> list[int]:
@@ -50,6 +51,7 @@ def _backward(
 
 
 def fprop(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, problem: ConvProblem) -> torch.Tensor:
+    x, problem = written_out(x, problem), problem.written_out
     y = torch.convolution(
         F.pad(x, _odd(problem)),
         w,
@@ -65,15 +67,18 @@ def fprop(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, problem: Con
 
 
 def dgrad(dy: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, problem: ConvProblem) -> torch.Tensor:
+    asked, problem = problem, problem.written_out
     sizes = (n - 2 * even for n, even in zip(problem.padded_size, _even(problem), strict=True))
     padded = dy.new_empty((problem.batch, problem.in_channels, *sizes))
     dx = F.pad(_backward(problem, dy, padded, w, [True, False, False])[0], [-p for p in _odd(problem)])
+    dx = folded(dx, asked)
     if b is not None:
         dx = dx + b.view(-1, *(1,) * problem.rank)
     return laid_out(dx, dy, w)
 
 
 def wgrad(dy: torch.Tensor, x: torch.Tensor, problem: ConvProblem) -> torch.Tensor:
+    x, problem = written_out(x, problem), problem.written_out
     w = dy.new_empty(problem.weight_shape)
     dw = _backward(problem, dy, F.pad(x, _odd(problem)), w, [False, True, False])[1]
     return laid_out(dw, x, dy)

@@ -17,6 +17,7 @@ from costmodel.problem import Pass
 from tritonconv import cpu
 from tritonconv.epilogue import Epilogue, by_torch, widened
 from tritonconv.op import _PRIMITIVES, _problem, _split
+from tritonconv.padding import folded
 from tritonconv.private import register_decomposition
 
 _OPS = torch.ops.tritonconv
@@ -47,6 +48,9 @@ def _dgrad(dy: torch.Tensor, w: torch.Tensor, b: Maybe, *rest: Any) -> torch.Ten
 
 def _transposed(dy: torch.Tensor, w: torch.Tensor, b: Maybe, problem: Any) -> torch.Tensor:
     """dgrad as torch's transposed convolution, cropped or padded where padding and output padding cannot express it."""
+    if problem.padding_mode:
+        dx = folded(_transposed(dy, w, None, problem.written_out), problem)
+        return dx if b is None else dx + b.view(-1, *(1,) * problem.rank)
     low = [lo for lo, _ in problem.padding]
     full = [(o - 1) * s + e for o, s, e in zip(dy.shape[2:], problem.stride, problem.effective_kernel, strict=True)]
     extra = [n - (m - 2 * lo) for n, m, lo in zip(problem.input_size, full, low, strict=True)]

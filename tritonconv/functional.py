@@ -1,6 +1,7 @@
 """The six convolutions, called exactly as those of `torch.nn.functional`.
 
-The plain ones take more than torch's as `padding`: ((low, high), ...), the two ends of each axis.
+The plain ones take more than torch's as `padding`: ((low, high), ...), the two ends of each axis; and `padding_mode`, as
+`torch.nn.Conv2d` does: what the padding holds ("zeros", "reflect", "replicate", "circular"), one word or one per axis.
 `plan` forces kernels: see `tritonconv.plans`; `tritonconv.explain` prints what was chosen.
 """
 
@@ -24,6 +25,7 @@ from tritonconv.plans import Plans
 
 Size = int | tuple[int, ...]
 Padding = Size | tuple[tuple[int, int], ...] | str  # the same at both ends, or (low, high) per axis
+Modes = str | tuple[str, ...]  # what the padding holds, on all axes or on each
 
 
 class Asked(NamedTuple):
@@ -103,7 +105,8 @@ def _call(
     a = input if batched else input.unsqueeze(0)
     problem = checked(function, rank, a, weight, bias, *window)
     forward = checked is check.conv
-    place: tuple[Any, ...] = (problem.stride, flat(problem.padding), problem.dilation, problem.groups)
+    pads = flat(problem.padding, problem.padding_mode)
+    place: tuple[Any, ...] = (problem.stride, pads, problem.dilation, problem.groups)
     place = place if forward else (problem.input_size, *place)
     if after is not None:
         shape = problem.output_shape if forward else problem.input_shape
@@ -132,10 +135,11 @@ def conv1d(
     dilation: Size = 1,
     groups: int = 1,
     *,
+    padding_mode: Modes = "zeros",
     plan: Plans = None,
 ) -> torch.Tensor:
     """input [N, C, L] or [C, L], weight [K, C / groups, S], bias [K]; see `torch.nn.functional.conv1d`."""
-    return _call("conv1d", 1, check.conv, input, weight, bias, (stride, padding, dilation, groups), plan)
+    return _call("conv1d", 1, check.conv, input, weight, bias, (stride, padding, dilation, groups, padding_mode), plan)
 
 
 def conv2d(
@@ -147,10 +151,11 @@ def conv2d(
     dilation: Size = 1,
     groups: int = 1,
     *,
+    padding_mode: Modes = "zeros",
     plan: Plans = None,
 ) -> torch.Tensor:
     """input [N, C, H, W] or [C, H, W], weight [K, C / groups, R, S], bias [K]; see `torch.nn.functional.conv2d`."""
-    return _call("conv2d", 2, check.conv, input, weight, bias, (stride, padding, dilation, groups), plan)
+    return _call("conv2d", 2, check.conv, input, weight, bias, (stride, padding, dilation, groups, padding_mode), plan)
 
 
 def conv3d(
@@ -162,10 +167,11 @@ def conv3d(
     dilation: Size = 1,
     groups: int = 1,
     *,
+    padding_mode: Modes = "zeros",
     plan: Plans = None,
 ) -> torch.Tensor:
     """input [N, C, D, H, W] or [C, D, H, W], weight [K, C / groups, T, R, S], bias [K]; see `torch.nn.functional.conv3d`."""
-    return _call("conv3d", 3, check.conv, input, weight, bias, (stride, padding, dilation, groups), plan)
+    return _call("conv3d", 3, check.conv, input, weight, bias, (stride, padding, dilation, groups, padding_mode), plan)
 
 
 def conv_transpose1d(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 
 from tritonconv import check
-from tritonconv.functional import After, Padding, Plans, Size, _call
+from tritonconv.functional import After, Modes, Padding, Plans, Size, _call
 
 
 def conv1d_fused(
@@ -25,6 +25,7 @@ def conv1d_fused(
     dilation: Size = 1,
     groups: int = 1,
     *,
+    padding_mode: Modes = "zeros",
     activation: str | None = None,
     residual: torch.Tensor | None = None,
     scale: torch.Tensor | None = None,
@@ -33,7 +34,7 @@ def conv1d_fused(
     plan: Plans = None,
 ) -> torch.Tensor:
     """`tritonconv.conv1d` with an epilogue: scale, shift [K], residual as the output; see this module's docstring."""
-    window = (stride, padding, dilation, groups)
+    window = (stride, padding, dilation, groups, padding_mode)
     after = After(activation, negative_slope, scale, shift, residual)
     return _call("conv1d_fused", 1, check.conv, input, weight, bias, window, plan, after)
 
@@ -47,6 +48,7 @@ def conv2d_fused(
     dilation: Size = 1,
     groups: int = 1,
     *,
+    padding_mode: Modes = "zeros",
     activation: str | None = None,
     residual: torch.Tensor | None = None,
     scale: torch.Tensor | None = None,
@@ -55,7 +57,7 @@ def conv2d_fused(
     plan: Plans = None,
 ) -> torch.Tensor:
     """`tritonconv.conv2d` with an epilogue: scale, shift [K], residual as the output; see this module's docstring."""
-    window = (stride, padding, dilation, groups)
+    window = (stride, padding, dilation, groups, padding_mode)
     after = After(activation, negative_slope, scale, shift, residual)
     return _call("conv2d_fused", 2, check.conv, input, weight, bias, window, plan, after)
 
@@ -69,6 +71,7 @@ def conv3d_fused(
     dilation: Size = 1,
     groups: int = 1,
     *,
+    padding_mode: Modes = "zeros",
     activation: str | None = None,
     residual: torch.Tensor | None = None,
     scale: torch.Tensor | None = None,
@@ -77,7 +80,7 @@ def conv3d_fused(
     plan: Plans = None,
 ) -> torch.Tensor:
     """`tritonconv.conv3d` with an epilogue: scale, shift [K], residual as the output; see this module's docstring."""
-    window = (stride, padding, dilation, groups)
+    window = (stride, padding, dilation, groups, padding_mode)
     after = After(activation, negative_slope, scale, shift, residual)
     return _call("conv3d_fused", 3, check.conv, input, weight, bias, window, plan, after)
 

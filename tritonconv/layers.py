@@ -1,18 +1,19 @@
 """Modules: torch's six convolutions on the kernels, under torch's names, and a depthwise-separable block.
 
 `Conv2d` and its siblings are torch's classes with another function inside: constructor, initialisation, repr, state_dict and
-padding modes are torch's. `tritonconv.convert` puts them into a model.
+padding modes are torch's; `padding_mode` may also be one mode per axis. `tritonconv.convert` puts them into a model.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
+from tritonconv import check
 from tritonconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from tritonconv.separable import depthwise_separable_conv2d
 
@@ -57,8 +58,9 @@ class _Convolution(Replacement):
         """The result of a function with the layer's arguments; `after` holds further arguments of the function."""
         padding = self.padding
         if self.padding_mode != "zeros":
-            input = functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = 0
+            ends = self._reversed_padding_repeated_twice[::-1]  # which is what torch's layers pad by in these modes
+            padding = tuple((low, high) for high, low in zip(ends[::2], ends[1::2], strict=True))
+            after["padding_mode"] = self.padding_mode
         made: torch.Tensor = function(input, weight, bias, self.stride, padding, self.dilation, self.groups, **after)
         return made
 
@@ -87,15 +89,33 @@ class _Transposed(Replacement, _ByFunction):
     """The difference from torch's ConvTransposeNd, which has no padding mode but zeros."""
 
 
+def _per_axis(kind: type[nn.Module]) -> Callable[..., None]:
+    """torch's constructor of a class of ours, which takes a mode per axis as `padding_mode` too."""
+    init: Callable[..., None] = kind.__init__
+
+    @functools.wraps(init)
+    def made(self: Any, *arguments: Any, **keywords: Any) -> None:
+        given = keywords.get("padding_mode", "zeros")
+        if isinstance(given, str):
+            init(self, *arguments, **keywords)
+            return
+        modes = check.modes(f"tritonconv.nn.{kind.__name__}", given, int(kind.__name__[-2]))
+        init(self, *arguments, **keywords | {"padding_mode": "zeros"})
+        self.padding_mode = modes
+
+    return made
+
+
 def _documented(function: Callable[..., torch.Tensor]) -> str:
     """The docstring of the module on one of the six functions."""
     rank, transposed = int(function.__name__[-2]), "transpose" in function.__name__
     name = f"Conv{'Transpose' * transposed}{rank}d"
     axes = ", ".join("DHW"[-rank:]) if rank > 1 else "L"
+    more = "" if transposed else " `padding_mode` may be a tuple of modes, one per axis."
     return f"""`torch.nn.{name}` on `tritonconv.{function.__name__}`: torch's arguments, parameters and state_dict.
 
     input [N, C, {axes}] or [C, {axes}], in the dtypes of that function and of the weight. Raises what torch's class raises
-    when it is made, and what the function raises when it is called.
+    when it is made, and what the function raises when it is called.{more}
 
     >>> import torch, tritonconv
     >>> layer = tritonconv.nn.{name}(4, 8, 3, stride=2, padding=1)
@@ -106,16 +126,19 @@ def _documented(function: Callable[..., torch.Tensor]) -> str:
 
 class Conv1d(_Convolution, nn.Conv1d):
     function = staticmethod(conv1d)
+    __init__ = _per_axis(nn.Conv1d)
     __doc__ = _documented(conv1d)
 
 
 class Conv2d(_Convolution, nn.Conv2d):
     function = staticmethod(conv2d)
+    __init__ = _per_axis(nn.Conv2d)
     __doc__ = _documented(conv2d)
 
 
 class Conv3d(_Convolution, nn.Conv3d):
     function = staticmethod(conv3d)
+    __init__ = _per_axis(nn.Conv3d)
     __doc__ = _documented(conv3d)
 
 

@@ -130,11 +130,33 @@ def diagonal_blocks(merged: torch.Tensor, groups: int, merge: int) -> torch.Tens
 def padded_columns(x: torch.Tensor, problem: ConvProblem) -> torch.Tensor:
     """x [N, C, *size] in the shape `costmodel.recast.folded_input`: channels-last, with the padding of its rows written out."""
     low, row, width = problem.padding[-1][0], fold_row(problem), x.shape[-1]
-    begin, end = max(0, -low), min(width, row - low)
     padded = x.new_zeros(folded_input(problem))
-    if begin < end:
-        padded[..., begin + low : end + low, : x.shape[1]] = x[..., begin:end].movedim(1, -1)
+
+    def put(columns: torch.Tensor, first: int) -> None:
+        """Writes columns of x from number `first` of the row on, as far as the row goes."""
+        begin, end = max(0, -first), min(columns.shape[-1], row - first)
+        if begin < end:
+            padded[..., begin + first : end + first, : x.shape[1]] = columns[..., begin:end].movedim(1, -1)
+
+    put(x, low)
+    for columns, first in border(x, problem.modes[-1], low, max(0, row - low - width)):
+        put(columns, first)
     return padded
+
+
+def border(x: torch.Tensor, mode: str, low: int, high: int) -> list[tuple[torch.Tensor, int]]:
+    """What stands before and behind the columns of x in a row with `low` and `high` columns of padding: (columns, the number of
+    the first of them in the row); nothing for zeros."""
+    width = x.shape[-1]
+    if mode == "reflect":
+        ends = x[..., 1 : low + 1].flip(-1), x[..., width - 1 - high : width - 1].flip(-1)
+    elif mode == "replicate":
+        ends = x[..., :1].expand(*x.shape[:-1], low), x[..., -1:].expand(*x.shape[:-1], high)
+    elif mode == "circular":
+        ends = x[..., width - low :], x[..., :high]
+    else:
+        return []
+    return [(ends[0], 0), (ends[1], low + width)]
 
 
 def folded_key(problem: ConvProblem) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -2,7 +2,8 @@
 
 `fprop_fused` and `dgrad_fused` add an epilogue and return (y, z). z is the value before the activation; it has y's shape where
 `keep` or a gradient needs it, and otherwise no elements. `activation` is "" for none.
-`padding` is flat, (low, high) per axis. `plan` is "" or forced plans, `str(plan)` joined by ";". Gradients: `autograd`.
+`padding` is flat, (low, high) per axis, and where it holds other values than zeros on some axis the number of each axis's mode
+in `costmodel.shapes.MODES` follows. `plan` is "" or forced plans, `str(plan)` joined by ";". Gradients: `autograd`.
 CUDA tensors run Triton kernels. CPU tensors run the same kernels where Triton's interpreter is on, else torch's convolution.
 """
 
@@ -17,6 +18,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from costmodel.problem import ConvProblem, Pass
+from costmodel.shapes import MODES, ends_and_modes, mode_words
 from tritonconv import cpu, host, invariant, launch, operands, private, where, workspace
 from tritonconv.epilogue import ACTIVATIONS, Epilogue, by_torch, widened
 from tritonconv.layout import allocate
@@ -43,9 +45,9 @@ def pairs(padding: Ints) -> tuple[tuple[int, int], ...]:
     return tuple(zip(padding[::2], padding[1::2], strict=True))
 
 
-def flat(padding: Sequence[tuple[int, int]]) -> list[int]:
-    """Paddings as a flat list, as the ops take them."""
-    return [p for pair in padding for p in pair]
+def flat(padding: Sequence[tuple[int, int]], modes: Sequence[str] = ()) -> list[int]:
+    """Paddings, and the modes of a problem's `padding_mode`, as a flat list, as the ops take them."""
+    return [*(p for pair in padding for p in pair), *map(MODES.index, modes)]
 
 
 # ---- the problem of an op's arguments; a and b are shapes ---------------------------------------------------------------
@@ -55,8 +57,16 @@ def _rank(op: str, a: Ints, b: Ints, stride: Ints, padding: Ints, dilation: Ints
     """The rank that two tensors and a window agree on. Raises RuntimeError, in words, where they do not agree."""
     if len(a) != len(b) or not 3 <= len(a) <= 5:
         raise RuntimeError(f"tritonconv::{op}: expected two tensors of as many axes, 3 to 5, got {list(a)} and {list(b)}")
-    operands.window(op, len(a) - 2, stride, padding, dilation, groups)
+    operands.window(op, len(a) - 2, stride, padding, dilation, groups, len(MODES))
     return len(a) - 2
+
+
+def _conv(
+    op: str, x: Ints, w: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int, dy: Ints | None = None
+) -> ConvProblem:
+    """The problem of an op's x and w. Raises RuntimeError where they do not go together, and dy, if given, with them."""
+    ends, modes = ends_and_modes(padding, len(stride))
+    return _checked(op, ConvProblem.conv(x, w, stride, ends, dilation, groups, padding_mode=modes), x, w, dy)
 
 
 def _checked(op: str, problem: ConvProblem, x: Ints, w: Ints, dy: Ints | None) -> ConvProblem:
@@ -73,7 +83,7 @@ def _checked(op: str, problem: ConvProblem, x: Ints, w: Ints, dy: Ints | None) -
 def _fprop_problem(x: Ints, w: Ints, b: Any, stride: Ints, padding: Ints, dilation: Ints, groups: int) -> ConvProblem:
     rank = _rank("fprop", x, w, stride, padding, dilation, groups)
     operands.sizes("fprop", "the kernel's size", w[2:], rank, 1)
-    return _checked("fprop", ConvProblem.conv(x, w, stride, pairs(padding), dilation, groups), x, w, None)
+    return _conv("fprop", x, w, stride, padding, dilation, groups)
 
 
 def _dgrad_problem(
@@ -83,7 +93,7 @@ def _dgrad_problem(
     operands.sizes("dgrad", "input_size", input_size, rank, 0)
     operands.sizes("dgrad", "the kernel's size", w[2:], rank, 1)
     x = (dy[0], w[1] * groups, *input_size)
-    return _checked("dgrad", ConvProblem.conv(x, w, stride, pairs(padding), dilation, groups), x, w, dy)
+    return _conv("dgrad", x, w, stride, padding, dilation, groups, dy)
 
 
 def _wgrad_problem(
@@ -92,7 +102,7 @@ def _wgrad_problem(
     rank = _rank("wgrad", dy, x, stride, padding, dilation, groups)
     operands.sizes("wgrad", "kernel_size", kernel_size, rank, 1)
     w = (dy[1], x[1] // groups, *kernel_size)
-    return _checked("wgrad", ConvProblem.conv(x, w, stride, pairs(padding), dilation, groups), x, w, dy)
+    return _conv("wgrad", x, w, stride, padding, dilation, groups, dy)
 
 
 class _Primitive(NamedTuple):
@@ -188,6 +198,11 @@ def _split(of: _Primitive, a: torch.Tensor, b: torch.Tensor, rest: Sequence[Any]
     size = len(Epilogue._fields)
     problem, epilogue = _problem(of, a, b, rest), Epilogue(*after[:size])
     name, shape = f"{of.name}_fused", getattr(problem, of.result)
+    if problem.padding_mode and of.name == "dgrad":
+        raise RuntimeError(
+            f'tritonconv::{name}: only "zeros" padding mode is supported for a transposed convolution, got '
+            f"{mode_words(problem.padding_mode)!r}"
+        )
     operands.shaped(name, "scale", epilogue.scale, shape[1])
     operands.shaped(name, "shift", epilogue.shift, shape[1])
     operands.shaped(name, "residual", epilogue.residual, *shape)

@@ -59,14 +59,29 @@ def numbers(op: str, name: str, tensor: Maybe, first: torch.Tensor, *shape: Any)
         )
 
 
-def window(op: str, rank: int, stride: Sequence[Any], padding: Sequence[Any], dilation: Sequence[Any], groups: Any = 1) -> None:
+def window(
+    op: str,
+    rank: int,
+    stride: Sequence[Any],
+    padding: Sequence[Any],
+    dilation: Sequence[Any],
+    groups: Any = 1,
+    modes: int = 0,
+) -> None:
     """Raises RuntimeError unless stride and dilation have one entry per axis, each at least 1, padding has two per axis, and
-    there is at least one group."""
+    there is at least one group. An op that knows `modes` padding modes takes the number of one per axis behind the padding."""
     if groups < 1:
         raise RuntimeError(f"tritonconv::{op}: groups must be at least 1, got groups={groups}")
     for name, values in (("stride", stride), ("dilation", dilation)):
         if len(values) != rank or min(values) < 1:
             raise RuntimeError(f"tritonconv::{op}: {name} must be {rank} numbers, each at least 1, got {name}={list(values)}")
+    if modes and len(padding) == 3 * rank:
+        if any(number not in range(modes) for number in padding[2 * rank :]):
+            raise RuntimeError(
+                f"tritonconv::{op}: the modes behind the padding must be numbers from 0 to {modes - 1}, got padding="
+                f"{list(padding)}"
+            )
+        return
     if len(padding) != 2 * rank:
         raise RuntimeError(
             f"tritonconv::{op}: padding must be {2 * rank} numbers, low and high of each axis, got padding={list(padding)}"

@@ -103,7 +103,10 @@ def replace(part: nn.Module) -> None:
 
 
 def restore(part: nn.Module) -> bool:
-    """Makes our layer torch's, in place. Returns False for a class that derives from ours."""
+    """Makes our layer torch's, in place. Returns False for a class that derives from ours, and for a padding mode per axis,
+    which torch's layers do not take."""
+    if not isinstance(getattr(part, "padding_mode", ""), str):
+        return False
     if isinstance(part, Adapted):
         _exchange(part, type(part).__bases__[1])
     kind = type(part)

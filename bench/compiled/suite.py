@@ -24,6 +24,7 @@ FILES = tuple(
     for name in (
         "opinfo",
         "paths",
+        "padded",
         "tma",
         "tma_wgrad",
         "band",

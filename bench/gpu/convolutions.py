@@ -40,6 +40,7 @@ FAMILIES = {
     "tma": "conv2d n4 c64 14x12 -> 96 k3 p1",
     "depthwise": "conv2d n4 c64 15x13 -> 64 k3 p1 g64",
     "band": "conv2d n4 c16 32x32 -> 16 k31 p15 g16",
+    "padded": "conv2d n4 c64 15x13 -> 96 k3 p1 zeros,circular",
 }
 #: A GPU on which each family serves all that it can.
 SERVING = "NVIDIA H200"
@@ -58,6 +59,9 @@ LAYERS = {
     "large depthwise": "conv2d n2 c32 20x20 -> 32 k9 s2 p4 g32",
     "depthwise line": "conv1d n4 c96 200 -> 96 k4 p3 g96",
     "depthwise space": "conv3d n2 c16 6x9x8 -> 16 k3 p1 g16",
+    "reflected": "conv2d n2 c37 15x17 -> 53 k5x3 s2x1 p4:3x2 d1x2 reflect,replicate",
+    "around in groups": "conv2d n2 c32 9x7 -> 24 k3 p7 circular g4",
+    "space around": "conv3d n2 c32 5x9x8 -> 48 k3 s1x2x2 p1 circular,zeros,reflect",
     "transposed": "conv_transpose2d n4 c64 9x8 -> 48 k4 s2 p1",
     "transposed in groups": "conv_transpose2d n2 c32 9x7 -> 24 k3 s3 p1 op2 g2",
     "transposed line": "conv_transpose1d n4 c64 50 -> 32 k8 s4 p2",
@@ -177,7 +181,7 @@ def fused_item(name: str, work: Work, kind: str, choice: Choice) -> Item:
         return made
 
     def call(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor, *rest: torch.Tensor | None) -> Sequence[torch.Tensor]:
-        window = (p.stride, flat(p.padding), p.dilation, p.groups)
+        window = (p.stride, flat(p.padding, p.padding_mode), p.dilation, p.groups)
         follows = (*rest, activation, SLOPE, keep, str(plan()))
         if work.which == Pass.FPROP:
             found = torch.ops.tritonconv.fprop_fused(a, b, bias, *window, *follows)

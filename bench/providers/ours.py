@@ -32,7 +32,7 @@ def chosen(work: Work) -> Plan:
 def contender(work: Work, plan: Plan) -> Contender:
     """The op that computes the work with `plan`."""
     p, ops = work.problem, torch.ops.tritonconv
-    window = (p.stride, flat(p.padding), p.dilation, p.groups, str(plan))
+    window = (p.stride, flat(p.padding, p.padding_mode), p.dilation, p.groups, str(plan))
 
     def call(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         if work.which == Pass.FPROP:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from costmodel.families.protocol import Family
+    from costmodel.problem import ConvProblem
     from costmodel.tiling import Plan
 
 #: The modules that define families, each in a tuple `FAMILIES`.
-MODULES = ("gemm", "tma", "depthwise_choice", "band")
+MODULES = ("gemm", "tma", "depthwise_choice", "band", "padded")
 #: The modules of this package that compute a predicted time.
-TIMED = ("matrix_time", "depthwise_choice", "band")
+TIMED = ("matrix_time", "depthwise_choice", "band", "padded")
 
 
 class Function(NamedTuple):
@@ -62,9 +63,11 @@ def family(name: str) -> Family:
     return families()[name]
 
 
-def asked() -> list[Family]:
-    """The families in the order in which a choice asks them. Those that serve few calls come first."""
-    return sorted(families().values(), key=lambda each: not each.narrow)
+def asked(problem: ConvProblem) -> list[Family]:
+    """The families that serve a problem's padding, in the order in which a choice asks them. Those that serve few calls come
+    first."""
+    found = [each for each in families().values() if not each.padding_refusal(problem)]
+    return sorted(found, key=lambda each: not each.narrow)
 
 
 def plan_class(name: str) -> type[Plan]:

@@ -119,10 +119,10 @@ class PatchPlan(GatherPlan):
 class Gemm(Matrix):
     """Both families. Each is an instance; its `plan` class says which it is."""
 
-    kernels = ("fprop", "dgrad", "wgrad", "reduce")
-    executed = (80, 90)
+    kernels: tuple[str, ...] = ("fprop", "dgrad", "wgrad", "reduce")
+    executed: tuple[int, ...] = (80, 90)
 
-    def __init__(self, name: str, plan: type[GatherPlan], samples: dict[str, ConvProblem]) -> None:
+    def __init__(self, name: str, plan: type[MatrixPlan], samples: dict[str, ConvProblem]) -> None:
         self.name, self.plan, self.samples = name, plan, samples
 
     def tiles(self, which: Pass, kind: str) -> tuple[Tile, ...]:
@@ -135,7 +135,7 @@ class Gemm(Matrix):
         beside = "folded" if reach == "wide" and call.out.unit != 1 else reach
         return epilogue_fits(call.epilogue, beside, tile, itemsize(call.dtype), capability)
 
-    def refusal(self, call: Call, plan: GatherPlan, device: Device | None) -> str:
+    def refusal(self, call: Call, plan: MatrixPlan, device: Device | None) -> str:
         problem, which = call.problem, call.which
         if reason := self.recast_refusal(call, plan):
             return reason
@@ -162,7 +162,7 @@ class Gemm(Matrix):
                 return f"step {plan.step} must be powers of two with product {plan.block_k}"
         return ""
 
-    def completed(self, call: Call, plan: GatherPlan) -> Plan:
+    def completed(self, call: Call, plan: MatrixPlan) -> Plan:
         """The plan with wgrad's box of pixels filled in."""
         if call.which != Pass.WGRAD or plan.step is not None:
             return plan

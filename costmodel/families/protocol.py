@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
+from costmodel.shapes import mode_words
 from costmodel.tiling import Call, Plan, Tile
 from costmodel.timing import Prediction
 
@@ -27,7 +28,7 @@ class Family(ABC):
     too). executed: the architectures whose compiled code has run correctly on a CPU (`bench/compiled` keeps the record).
     special: the family needs hardware that others do not, so it is chosen by default only where its code has been executed.
     narrow: it serves few calls, so it is asked before families that serve all; the interpreter takes the first family that has
-    a plan.
+    a plan. modes: it serves padding that holds other values than zeros on some axis, and no other padding.
     """
 
     name: str
@@ -36,6 +37,15 @@ class Family(ABC):
     executed: tuple[int, ...] = ()
     special: ClassVar[bool] = False
     narrow: ClassVar[bool] = False
+    modes: ClassVar[bool] = False
+
+    def padding_refusal(self, problem: ConvProblem) -> str:
+        """Why the family does not serve a problem's padding; "" where it does."""
+        if self.modes == bool(problem.padding_mode):
+            return ""
+        if self.modes:
+            return "it is for padding that holds pixels, and the padding of this call holds zeros on every axis"
+        return f"it pads with zeros, and the call asks for {mode_words(problem.padding_mode)} padding"
 
     @abstractmethod
     def refusal(self, call: Call, plan: Any, device: Device | None) -> str:

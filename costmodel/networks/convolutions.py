@@ -16,6 +16,7 @@ from costmodel.deform_backward import flops as gradient_flops
 from costmodel.networks.operators import CONVOLUTIONS, ELEMENTWISE, SAME_FLOPS, aten, elements, moved_bytes, name_of
 from costmodel.problem import ConvProblem, Pass
 from costmodel.prologue import Prologue
+from costmodel.shapes import ends_and_modes
 from costmodel.video import Chunk
 from costmodel.video import elements as elements_of
 
@@ -80,7 +81,7 @@ def convolution(func: Any, args: Sequence[Any]) -> Convolution | None:
     primitive = name_of(func).partition("::")[2].removesuffix("_fused")
     if primitive not in set(Pass):
         return None
-    padding = list(zip(named["padding"][::2], named["padding"][1::2], strict=True))
+    padding, modes = ends_and_modes(named["padding"], len(named["stride"]))
     window = (named["stride"], padding, named["dilation"], named["groups"])
     which = Pass(primitive)
     if which == Pass.FPROP:
@@ -91,7 +92,7 @@ def convolution(func: Any, args: Sequence[Any]) -> Convolution | None:
     else:
         x_shape = named["x"].shape
         w_shape = (named["dy"].shape[1], x_shape[1] // named["groups"], *named["kernel_size"])
-    problem = ConvProblem.conv(x_shape, w_shape, *window)
+    problem = ConvProblem.conv(x_shape, w_shape, *window, padding_mode=modes)
     after, kept = _epilogue(problem.output_shape if which == Pass.FPROP else problem.input_shape, named, args[0].element_size())
     return Convolution(problem, which, named.get("b") is not None, after=after, kept=kept, residual=named.get("residual"))
 

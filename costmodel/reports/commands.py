@@ -135,6 +135,8 @@ def layer(
       p1 p1x2    padding of each axis   g4 gdw    groups, depthwise
       p1:2       low and high padding   d2        dilation
       psame      as torch's 'same'      op1       output padding, if transposed
+      reflect    what the padding holds: zeros, reflect, replicate, circular,
+                 or a word per axis, such as zeros,circular
 
     \b
     costmodel layer conv2d 64x56x56 k3 p1 n32 --device h100

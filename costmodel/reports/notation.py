@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from costmodel.problem import ConvProblem, Pass
+from costmodel.shapes import MODES, check_modes, mode_words
 
 OPERATORS = {f"{name}{rank}d": rank for name in ("conv", "conv_transpose") for rank in (1, 2, 3)}
 #: What may follow the letters of a word; `parse` checks the numbers.
@@ -27,6 +28,7 @@ WORDS = {
     "n": r"\d+",
 }
 SIZE = re.compile(r"\d+(?:x\d+)*")
+MODE = re.compile(f"(?:{'|'.join(MODES)})(?:,(?:{'|'.join(MODES)}))*")
 AXES = {1: ("L",), 2: ("H", "W"), 3: ("D", "H", "W")}
 
 
@@ -60,6 +62,7 @@ class Convolution:
         words += [] if set(p.stride) == {1} else ["s" + _short(p.stride)]
         ends = [str(low) if self.transposed or low == high else f"{low}:{high}" for low, high in p.padding]
         words += [] if set(ends) == {"0"} else ["p" + _short(ends)]
+        words += [mode_words(p.padding_mode)] if p.padding_mode else []
         extra = [low - high for low, high in p.padding] if self.transposed else [0]
         words += ["op" + _short(extra)] if any(extra) else []
         words += [] if set(p.dilation) == {1} else ["d" + _short(p.dilation)]
@@ -72,8 +75,9 @@ class Convolution:
 
 def parse(text: str) -> Convolution:
     """The layer that `text` names: operator, input CxHxW, k kernel, s stride, p padding (p1, p1x2, p1:2 for low:high, psame),
-    d dilation, g groups (gdw: depthwise), c output channels (those of the input unless given), n batch (1 unless given), and
-    op, the output padding of a transposed layer.
+    d dilation, g groups (gdw: depthwise), c output channels (those of the input unless given), n batch (1 unless given), op,
+    the output padding of a transposed layer, and what the padding holds: reflect, replicate, circular, or a word per axis such
+    as zeros,circular.
 
     Raises ValueError, in one line, for a word that cannot be read and for a layer that cannot be.
     """
@@ -84,12 +88,20 @@ def parse(text: str) -> Convolution:
     rank = OPERATORS[operator]
     words: dict[str, str] = {}
     sizes: list[str] = []
+    modes = ""
     for token in tokens:
+        if MODE.fullmatch(token):
+            if modes:
+                raise ValueError(f"the padding mode is given twice, as {modes} and as {token}")
+            modes = token
+            continue
         name = next((name for name, form in WORDS.items() if re.fullmatch(name + f"(?:{form})", token)), None)
         if SIZE.fullmatch(token) or token == "->":
             sizes.append(token)
         elif name is None:
-            raise ValueError(f"cannot read {token!r}: words are k3 k3x5 s2 p1 p1x2 p1:2 psame d2 g4 gdw c64 n32 op1 and a size")
+            raise ValueError(
+                f"cannot read {token!r}: words are k3 k3x5 s2 p1 p1x2 p1:2 psame d2 g4 gdw c64 n32 op1 circular and a size"
+            )
         elif name in words:
             raise ValueError(f"{name} is given twice, as {name}{words[name]} and as {token}")
         else:
@@ -108,6 +120,8 @@ def parse(text: str) -> Convolution:
     }
     batch = int(words.get("n", 1))
     if operator.startswith("conv_transpose"):
+        if modes:
+            raise ValueError(f"{modes} is for other layers: the padding of {operator} is zeros, as torch's")
         return _transposed(operator, (batch, channels, *size), filters, groups, words, **numbers)
     if "op" in words:
         raise ValueError(f"op{words['op']} is for transposed layers: {operator} has no output padding")
@@ -115,7 +129,10 @@ def parse(text: str) -> Convolution:
     if padding == "same" and any(s != 1 for s in numbers["s"]):
         raise ValueError(f"psame needs s1, got s{by(numbers['s'])}: 'costmodel solve' finds paddings for other strides")
     weight = (filters, channels // groups, *numbers["k"])
-    problem = ConvProblem.conv((batch, channels, *size), weight, numbers["s"], padding, numbers["d"], groups, checked=False)
+    mode = _spread(operator, modes, modes.split(",")) if modes else MODES[0]
+    window = (numbers["s"], padding, numbers["d"], groups)
+    problem = ConvProblem.conv((batch, channels, *size), weight, *window, padding_mode=mode, checked=False)
+    check_modes(problem.input_size, problem.padding, problem.padding_mode)
     for axis, padded, extent in zip(AXES[rank], problem.padded_size, problem.effective_kernel, strict=True):
         if padded < extent:
             raise ValueError(
@@ -191,7 +208,8 @@ def _spread(operator: str, word: str, values: Sequence[Any]) -> list[Any]:
     """One value for every axis, or one each."""
     rank = OPERATORS[operator]
     if len(values) not in (1, rank):
-        raise ValueError(f"{word} has {len(values)} numbers: {operator} takes one for all axes or {rank}, one an axis")
+        what = "modes" if word in MODES or "," in word else "numbers"
+        raise ValueError(f"{word} has {len(values)} {what}: {operator} takes one for all axes or {rank}, one an axis")
     return list(values) * (rank if len(values) == 1 else 1)
 
 

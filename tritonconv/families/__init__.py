@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tritonconv.families.protocol import Launcher
 
 #: The modules that launch families, each with a tuple `LAUNCHERS`.
-MODULES = ("gemm", "tma", "depthwise", "band")
+MODULES = ("gemm", "tma", "depthwise", "band", "padded")
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -81,16 +81,19 @@ def launch(
     bias_stride: int | None,
     fused: FusedKey | None,
     upcast: bool,
+    kernel: Callable[..., Step] | None = None,
 ) -> Launch:
-    """Scalars, constexprs and grids of a launch, for operands in the layout that the plan needs.
+    """Scalars, constexprs and grids of a launch, for operands in the layout that the plan needs. `kernel` makes the step that
+    multiplies; None is `sums`.
 
     Where programs share a reduction, their sums go to a channels-last workspace, and a second kernel adds them and runs the
     epilogue.
     """
+    made = kernel or sums
     if plan.split == 1:
         follows, constants = follow(fused, lambda shape, strides: operand(shape, strides, call.problem.groups, 1))
-        return Launch(plan, sums(plan, call, a, b, out, bias_stride, fused, constants, upcast), fused=follows)
-    main = sums(plan, call, a, b, out, None, None, {}, upcast)
+        return Launch(plan, made(plan, call, a, b, out, bias_stride, fused, constants, upcast), fused=follows)
+    main = made(plan, call, a, b, out, None, None, {}, upcast)
     steps = call.problem.with_unit_axes().stride if plan.which == Pass.DGRAD else (1, 1, 1)
     follows, reduce = reduction(plan.which, plan.split, out, max(4, itemsize(call.dtype)), steps, bias_stride, fused, upcast)
     workspace = (plan.split, *phased(out[0], steps))

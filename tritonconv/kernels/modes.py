@@ -36,12 +36,12 @@ def is_read(mask, coordinate, size, MODE: tl.constexpr):
 @triton.jit
 def images_of(low, high, MODE: tl.constexpr):
     """The most coordinates that `mapped` takes to one pixel, with padding of `low` and `high` pixels: the numbers of
-    `image_of`."""
+    `image_of`. A negative `high` crops the axis."""
     count = 1
     if MODE == "reflect" or MODE == "circular":
         count = 3
     if MODE == "replicate":
-        count = 1 + low + high
+        count = 1 + low + tl.maximum(high, 0)
     return count
 
 
@@ -52,16 +52,16 @@ def image_of(pixel, number, size, low, high, MODE: tl.constexpr):
     "reflect" and "circular" have one more at either end, "replicate" `low` of the first pixel and `high` of the last.
     """
     place = pixel
-    there = pixel >= 0
     if MODE == "reflect":
         place = tl.where(number == 0, pixel, tl.where(number == 1, -pixel, 2 * (size - 1) - pixel))
-        there = tl.where(number == 1, (pixel > 0) & (pixel <= low), (pixel < size - 1) & (place < size + high))
-        there = tl.where(number == 0, pixel >= 0, there)
     if MODE == "circular":
         place = tl.where(number == 0, pixel, tl.where(number == 1, pixel - size, pixel + size))
-        there = (place >= -low) & (place < size + high)
     if MODE == "replicate":
         beyond = tl.where(number <= low, -number, size - 1 + number - low)
         place = tl.where(number == 0, pixel, beyond + tl.zeros_like(pixel))
-        there = tl.where(number == 0, pixel >= 0, pixel == tl.where(number <= low, 0, size - 1))
+    there = (place >= -low) & (place < size + high)
+    if MODE == "reflect":  # the first and the last pixel, which are on a fold, are their own images
+        there = there & tl.where(number == 0, pixel >= 0, pixel != place)
+    if MODE == "replicate":
+        there = there & tl.where(number == 0, pixel >= 0, pixel == tl.where(number <= low, 0, size - 1))
     return place, there

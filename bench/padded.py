@@ -1,0 +1,72 @@
+"""Layers of published networks that pad with pixels: what is predicted for them beside a padded copy. This needs no GPU."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from costmodel.algebra import product
+from costmodel.device import Device, find_device
+from costmodel.plan import predict, select
+from costmodel.problem import ConvProblem, Pass
+from costmodel.reports.notation import parse
+from costmodel.tiling import channels_last, itemsize
+from costmodel.timing import from_dram, overhead
+
+
+class Layer(NamedTuple):
+    network: str
+    words: str
+
+    @property
+    def problem(self) -> ConvProblem:
+        return parse(self.words).problem
+
+
+#: WeatherBench's convolutions on a grid of 5.625 degrees (Rasp et al. 2020, arXiv:2002.00469: periodic in longitude) and the
+#: residual blocks of Rasp and Thuerey 2021 (arXiv:2008.08626), with zeros in latitude; the residual blocks and the first layer
+#: of CycleGAN (Zhu et al. 2017, arXiv:1703.10593: reflect); a layer of the U-Net of Stable Diffusion (Rombach et al. 2022,
+#: arXiv:2112.10752) that wraps around for images that tile; EnCodec's residual units (Defossez et al. 2022, arXiv:2210.13438:
+#: reflect), with both ends alike.
+LAYERS = (
+    Layer("WeatherBench", "conv2d 64x32x64 k5 p2 zeros,circular c64 n128"),
+    Layer("Rasp and Thuerey", "conv2d 128x32x64 k3 p1 zeros,circular c128 n64"),
+    Layer("CycleGAN stem", "conv2d 3x256x256 k7 p3 reflect c64 n4"),
+    Layer("CycleGAN block", "conv2d 256x64x64 k3 p1 reflect c256 n4"),
+    Layer("U-Net around", "conv2d 320x64x64 k3 p1 circular c320 n2"),
+    Layer("EnCodec", "conv1d 64x12000 k3 p1 reflect c32 n16"),
+)
+
+
+def predicted(problem: ConvProblem, which: Pass, device: Device, dtype: str = "bfloat16") -> tuple[float, float]:
+    """Seconds of a pass in the kernel, and of a convolution of ours over a copy of x with its padding, the copy included.
+
+    The gradient of the copy is one transfer too; the weight gradient finds the copy that the forward pass made.
+    """
+
+    def seconds(of: ConvProblem) -> float:
+        call = channels_last(of, which, dtype)
+        return predict(call, select(call, device), device).seconds
+
+    plain, moved = problem.written_out, 0
+    if which != Pass.WGRAD:
+        moved = itemsize(dtype) * (product(problem.input_shape) + product(plain.input_shape))
+    constants = device.calibration("gather")
+    copy = overhead(1, device, constants) + from_dram(moved, device, constants) if moved else 0.0
+    return seconds(problem), seconds(plain) + copy
+
+
+def table(device: str = "h100", dtype: str = "bfloat16") -> str:
+    """The layers in Markdown: each pass in the kernel and over a padded copy, in microseconds, and the bytes of the copy."""
+    model = find_device(device)
+    lines = [
+        f"| {dtype}, channels-last, {device.upper()} (predicted) | fprop, µs | with a copy | dgrad, µs | with a copy "
+        "| wgrad, µs | with a copy | copy, MB | fprop plan |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for layer in LAYERS:
+        times = (predicted(layer.problem, which, model, dtype) for which in Pass)
+        cells = " | ".join(f"{1e6 * ours:.0f} | {1e6 * copied:.0f}" for ours, copied in times)
+        megabytes = itemsize(dtype) * product(layer.problem.written_out.input_shape) / 1e6
+        plan = select(channels_last(layer.problem, Pass.FPROP, dtype), model)
+        lines.append(f"| {layer.network}: {layer.words} | {cells} | {megabytes:.1f} | `{plan}` |")
+    return "\n".join(lines)

@@ -1,0 +1,194 @@
+"""The family "padded": convolutions whose padding holds pixels of the image, reflected, repeated or circular.
+
+fprop and wgrad find the source of each tap by index arithmetic. dgrad is the "gather" of the input with its padding written
+out, into a workspace in the accumulator's type, and a kernel that adds each pixel's images. Plain arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from costmodel.algebra import product
+from costmodel.device import Device
+from costmodel.families.gemm import GatherPlan, Gemm
+from costmodel.families.matrix import MatrixPlan
+from costmodel.families.matrix_choice import Option
+from costmodel.families.protocol import Counted
+from costmodel.problem import ConvProblem, Pass
+from costmodel.tiling import MAX_ALIGN, Call, Operand, Plan, Tile, itemsize, said
+from costmodel.timing import Prediction, from_dram, overhead, traffic
+
+#: The menu of fprop and wgrad: some of the tiles of "gather". A tile computes a source per row and trip, so none is short.
+MENU: dict[str, tuple[Tile, ...]] = {
+    "half": (
+        Tile(128, 128, 64, 8, 3),
+        Tile(128, 64, 64, 4, 4),
+        Tile(64, 128, 64, 4, 4),
+        Tile(64, 64, 64, 4, 4),
+        Tile(64, 64, 32, 4, 4),
+        Tile(128, 32, 32, 4, 4),
+        Tile(64, 16, 64, 4, 4),
+        Tile(16, 16, 64, 4, 4),
+    ),
+    "tf32": (
+        Tile(128, 64, 32, 4, 3),
+        Tile(64, 64, 32, 4, 4),
+        Tile(64, 16, 32, 4, 4),
+        Tile(16, 16, 32, 4, 4),
+    ),
+    "fp32": (
+        Tile(64, 64, 16, 4, 3),
+        Tile(64, 16, 16, 4, 3),
+        Tile(16, 16, 32, 4, 3),
+    ),
+    "fp64": (
+        Tile(64, 32, 16, 4, 3),
+        Tile(16, 16, 16, 4, 3),
+    ),
+}
+
+
+#: Most results of a tile of "gather" that leaves them in 32 bits, by whether operands come in loads of 16 bytes. With 128 x 256
+#: the compiler spilled on every architecture, and with 128 x 64 where each element has an address (`tests/test_padded_aot.py`).
+LARGEST_SUMS = {True: 128 * 128, False: 64 * 64}
+
+
+#: Most elements of x a thread and trip where each has an address. With 32 some tiles spilled in space, or under modes that the
+#: table of compiled kernels has no row of.
+NARROW_ADDRESSES = 16
+
+
+@dataclass(frozen=True)
+class PaddedPlan(MatrixPlan):
+    """A plan of "padded". For dgrad the tile is that of the "gather" kernel, whose reduction is not shared. `fold` is as in
+    `GatherPlan`."""
+
+    folds: ClassVar[bool] = True
+
+    fold: bool = said("fold", False)
+
+
+class Unshared(Gemm):
+    """ "gather", with one program for each reduction, and results of 32 bits or more."""
+
+    def fits(self, call: Call, tile: Tile, reach: str, capability: int) -> bool:
+        return tile.m * tile.n <= LARGEST_SUMS[reach == "wide"] and super().fits(call, tile, reach, capability)
+
+    def options(self, call: Call, device: Device) -> Iterator[Option]:
+        return (option._replace(splits=[1]) for option in super().options(call, device))
+
+
+GATHER = Unshared("gather", GatherPlan, {})
+
+
+def written_out(call: Call) -> Call:
+    """The call of dgrad of the input with its padding written out, whose result is a dense channels-last workspace."""
+    problem = call.problem.written_out
+    groups = Operand(1, math.gcd(MAX_ALIGN, problem.channels_per_group), math.gcd(MAX_ALIGN, problem.in_channels))
+    return replace(call, problem=problem, out=replace(groups, far=call.out.far))
+
+
+def gathering(plan: MatrixPlan) -> GatherPlan:
+    """The plan of "gather" that fills the workspace of a dgrad."""
+    made = GatherPlan(plan.which, GATHER.name, *plan.tile)
+    return replace(made, split=plan.split, group_m=plan.group_m, merge=plan.merge, pack=plan.pack)
+
+
+def workspace_shape(problem: ConvProblem) -> tuple[int, ...]:
+    """(batch, *padded sizes, channels) of the workspace of a dgrad."""
+    return problem.batch, *problem.written_out.input_size, problem.in_channels
+
+
+def fold_bytes(call: Call) -> int:
+    """Bytes that a dgrad moves beyond those of "gather" of the padded input: its result is in the accumulator's type, and is
+    read again to write dx."""
+    size = itemsize(call.dtype)
+    written = product(workspace_shape(call.problem))
+    return written * (2 * max(4, size) - size) + size * product(call.problem.input_shape)
+
+
+class Padded(Gemm):
+    """The family. Its fprop and wgrad are ranked, timed and counted as those of "gather", with their own kernels' figures."""
+
+    kernels = ("padded", "dgrad", "reduce")
+    executed = ()
+    modes = True
+
+    def tiles(self, which: Pass, kind: str) -> tuple[Tile, ...]:
+        return MENU[kind]
+
+    def fits(self, call: Call, tile: Tile, reach: str, capability: int) -> bool:
+        pixels = tile.n if call.which == Pass.WGRAD else tile.m
+        few = reach == "wide" or pixels * tile.k <= NARROW_ADDRESSES * 32 * tile.warps
+        return few and super().fits(call, tile, reach, capability)
+
+    def refusal(self, call: Call, plan: MatrixPlan, device: Device | None) -> str:
+        if call.which != Pass.DGRAD:
+            return super().refusal(call, plan, device)
+        if call.epilogue:
+            return "nothing can follow the input gradient of a padding mode in the same kernel"
+        if plan.split != 1:
+            return f"split must be 1 for dgrad, got {plan.split}"
+        return GATHER.refusal(written_out(call), gathering(plan), device)
+
+    def candidates(self, call: Call, device: Device) -> list[Plan]:
+        if call.which != Pass.DGRAD:
+            return super().candidates(call, device)
+        return [self._own(plan) for plan in GATHER.candidates(written_out(call), device)]
+
+    def quickest(self, call: Call, device: Device, below: float) -> tuple[float, Plan | None]:
+        if call.which != Pass.DGRAD:
+            return super().quickest(call, device, below)
+        fold = self._fold_seconds(call, device)
+        seconds, found = GATHER.quickest(written_out(call), device, below - fold)
+        return (below, None) if found is None else (seconds + fold, self._own(found))
+
+    def predict(self, call: Call, plan: MatrixPlan, device: Device) -> Prediction:
+        if call.which != Pass.DGRAD:
+            return super().predict(call, plan, device)
+        fold, found = self._fold_seconds(call, device), GATHER.predict(written_out(call), gathering(plan), device)
+        more = 1 + fold / found.seconds
+        moved = found.bytes + fold_bytes(call)
+        return replace(found, seconds=found.seconds * more, bytes=moved, low=found.low * more, high=found.high * more)
+
+    def counted(self, call: Call, plan: MatrixPlan) -> Counted:
+        if call.which != Pass.DGRAD:
+            return super().counted(call, plan)
+        inner = written_out(call)
+        issued, extra, launches = GATHER.counted(inner, gathering(plan))
+        extra += fold_bytes(call) + traffic(inner).compulsory - traffic(call).compulsory
+        return Counted(issued, extra, launches + 1)
+
+    def compiled(self, which: Pass, kind: str) -> Iterator[tuple[str, Tile]]:
+        """The rows of fprop and wgrad; dgrad's are those of "gather"."""
+        return ((access, tile) for access in self.samples for tile in MENU[kind] if which != Pass.DGRAD)
+
+    def shown(self, which: Pass, kind: str) -> tuple[Tile, ...]:
+        return () if which == Pass.DGRAD else MENU[kind][:1]
+
+    def _own(self, plan: Plan) -> Plan:
+        """The plan of this family whose workspace a plan of "gather" fills."""
+        options = {each.name: getattr(plan, each.name) for each in self.plan.options()}
+        return self.plan(plan.which, self.name, *plan.tile, **options)
+
+    def _fold_seconds(self, call: Call, device: Device) -> float:
+        """Seconds that the fold adds to "gather" of the padded input."""
+        constants = device.calibration(self.name)
+        return overhead(1, device, constants) + from_dram(fold_bytes(call), device, constants)
+
+
+FAMILIES = (
+    Padded(
+        "padded",
+        PaddedPlan,
+        {
+            "wide": ConvProblem.conv((32, 256, 56, 56), (256, 256, 3, 3), (1, 1), (1, 1), (1, 1), padding_mode="reflect"),
+            "narrow": ConvProblem.conv(
+                (32, 35, 57, 57), (37, 35, 7, 7), (2, 2), (3, 3), (1, 1), padding_mode=("zeros", "circular")
+            ),
+        },
+    ),
+)

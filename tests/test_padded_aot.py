@@ -1,0 +1,87 @@
+"""The kernels of padding modes compiled ahead of time: no spill under any plan that is chosen, and copies that are pipelined.
+
+Run apart from the interpreter: `pytest -m aot`.
+"""
+
+import pytest
+import torch
+from test_fused_aot import KINDS, compiled_ahead
+
+from bench.aot import Pointer, compile_ahead
+from bench.audit import DTYPES, compile_prepared, operands, prepared_launch
+from bench.sass import audit
+from costmodel.device import find_device
+from costmodel.families import families
+from costmodel.families.gemm import epilogue_fits
+from costmodel.families.padded import MENU
+from costmodel.plan import select
+from costmodel.problem import ConvProblem, Pass
+from costmodel.resources import resource_key, resource_table
+from costmodel.tiling import Call, Plan, itemsize
+from tritonconv import launch
+from tritonconv.families import launchers
+from tritonconv.families.padded import FOLD_REGISTERS
+from tritonconv.launch import DTYPES as NAMES
+
+pytestmark = pytest.mark.aot
+SLOW = pytest.mark.slow
+GPU = {80: "a100", 90: "h200", 100: "b200"}
+#: Layers of weather models and others: wide, contiguous with odd sizes, in space, in groups, one channel a group.
+LAYERS = {
+    "wide": ConvProblem.conv((4, 256, 181, 360), (256, 256, 3, 3), (1, 1), (1, 1), (1, 1), padding_mode=("zeros", "circular")),
+    "odd": ConvProblem.conv((2, 37, 45, 51), (53, 37, 5, 3), (2, 1), (4, 2), (1, 2), padding_mode=("reflect", "replicate")),
+    "space": ConvProblem.conv((1, 32, 9, 30, 40), (48, 32, 3, 3, 3), (1, 2, 2), (1, 1, 1), (1, 1, 1), padding_mode="replicate"),
+    "groups": ConvProblem.conv((4, 128, 28, 28), (128, 32, 3, 3), (1, 1), (1, 1), (1, 1), 4, padding_mode="circular"),
+    "depthwise": ConvProblem.conv((4, 96, 56, 56), (96, 1, 7, 7), (1, 1), (3, 3), (1, 1), 96, padding_mode="circular"),
+}
+
+
+def each():
+    for arch in GPU:
+        for name in LAYERS:
+            for kind in DTYPES:
+                for which in Pass:
+                    often = (arch, kind) == (90, "half") and (name, which) in (("wide", Pass.FPROP), ("odd", Pass.WGRAD))
+                    if kind == "half" or name in ("wide", "odd"):
+                        yield pytest.param(arch, name, kind, which, marks=() if often else SLOW)
+
+
+@pytest.mark.parametrize("arch, name, kind, which", list(each()))
+def test_no_plan_that_is_chosen_spills(arch, name, kind, which):
+    """Contiguous tensors, which take more addresses, but for the wide layer."""
+    (dtype, precision), problem, last = DTYPES[kind], LAYERS[name], name == "wide"
+    a, b, out = operands(problem, which, last)
+    call = Call(problem, which, NAMES[dtype], precision, *launch.describe(problem, which, a, b, out))
+    plan = select(call, find_device(GPU[arch]))
+    laid = launchers()[plan.family].laid(plan, call, a, b, out)
+    seen = Call(laid.problem, which, call.dtype, precision, *launch.describe(laid.problem, which, *laid[2:5]))
+    found = compile_prepared(launch.prepare(laid.plan, seen, *laid[2:5], None if which == Pass.WGRAD else 1), dtype, arch)
+    assert found.spills == found.stack_bytes == 0 and not found.trip.serialized, plan
+    if name == "wide" and which != Pass.DGRAD and kind == "half":
+        assert found.trip.widest_load == 16, plan
+
+
+@pytest.mark.parametrize("kind, activation, residual, keep", KINDS)
+@pytest.mark.parametrize("arch", [pytest.param(80, marks=SLOW), pytest.param(90, marks=SLOW), pytest.param(100, marks=SLOW)])
+def test_the_largest_tile_with_an_epilogue_does_not_spill(arch, kind, activation, residual, keep):
+    for arithmetic in ("half", "tf32"):
+        dtype, precision = DTYPES[arithmetic]
+        fitting = (tile for tile in MENU[arithmetic] if epilogue_fits(kind, "wide", tile, itemsize(NAMES[dtype]), arch))
+        plans = (Plan(Pass.FPROP, "padded", *tile) for tile in fitting)
+        plan = next(p for p in plans if resource_table()[resource_key(p, arithmetic, "wide", arch)].spills == 0)
+        problem = families()["padded"].samples["wide"]
+        found = compiled_ahead(problem, plan, dtype, precision, arch, activation, residual, keep)
+        assert found.spills == found.stack_bytes == 0 and not found.trip.serialized, plan
+
+
+@pytest.mark.parametrize("arch", [pytest.param(80, marks=SLOW), 90, pytest.param(100, marks=SLOW)])
+@pytest.mark.parametrize("name, last", [("wide", True), ("odd", False), pytest.param("space", False, marks=SLOW)])
+def test_the_fold_does_not_spill(arch, name, last):
+    problem = LAYERS[name]
+    plan = Plan(Pass.DGRAD, "padded", 64, 64, 32, 4, 4)
+    prepared = prepared_launch(problem, plan, torch.bfloat16, "ieee", last)
+    (step,) = prepared.after
+    given = {"workspace": Pointer(prepared.between), "bias": Pointer(torch.bfloat16), "out": Pointer(torch.bfloat16)}
+    arguments = dict(zip(step.kernel.arg_names, step.values(given), strict=False)) | step.constants
+    found = audit(compile_ahead(step.kernel, arguments, arch=arch, maxnreg=arguments.pop("maxnreg")))
+    assert found.spills == found.stack_bytes == 0 and found.registers <= FOLD_REGISTERS
