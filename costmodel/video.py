@@ -156,6 +156,14 @@ def addresses_fit(tile: Tile, size: int, wide: bool, last: bool, far: bool, capa
     return arch != 100 or last or results <= (128 * 128 if size == 2 else 64 * 64)
 
 
+def residual_fits(tile: Tile, last: bool, capability: int) -> bool:
+    """Whether a tile begins its sums with a residual without a spill: not above 128 x 128 results on sm_80, or where result or
+    residual are not channels-last; then on sm_100 not beside 128 filters."""
+    if compiled_for(capability) == 100 and not last and tile.n > 64:
+        return False
+    return tile.m * tile.n <= 128 * 128 or (last and compiled_for(capability) != 80)
+
+
 def candidates(
     chunk: Chunk, dtype: str, precision: str, device: Device, last: bool = True, far: bool = False
 ) -> list[VideoPlan]:
@@ -171,7 +179,7 @@ def candidates(
         fits = needs is not None and not needs.spills and not memory_refusal(tile, needs.shared, device)
         if not fits or not addresses_fit(tile, size, wide, last, far, device.capability):
             continue
-        if chunk.residual and (tile.m * tile.n > 128 * 128 or (tile.n > 64 and not last)):  # whose addresses would spill
+        if chunk.residual and not residual_fits(tile, last, device.capability):
             continue
         if chunk.prologue is None or ahead.fits(tile, size, device.capability):
             found.append(VideoPlan(Pass.FPROP, FAMILY, *tile))

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from tritonconv.kernels.epilogue import TRANSPOSED, add_bias, finish, rounded, store_transposed
+from tritonconv.kernels.epilogue import TRANSPOSED, add_bias, load_transposed, rounded, store_transposed
 from tritonconv.kernels.frames import copy_frames, frames_gemm
 from tritonconv.kernels.index import strides, tile_of, unpack, wide, window_bits
 
@@ -150,8 +150,19 @@ def video_kernel(
     if CLAMP:
         x_kept = (cache_ptr + image * cache_n, offset[:, None] + offs_k[None, :], (offs_k % C_ALIGN)[None, :])
         w_kept = (w_ptr, offs_n[None, :].to(INDEX) * depth + offs_k[:, None], (offs_k % C_ALIGN)[:, None])
+    acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
+    if fused is not None:  # the sums begin with it: behind them, its addresses would find no registers
+        _, r_k, _, r_p, r_q = strides(fused.residual_strides, R_ALIGN, R_UNIT, INDEX)
+        base = fused.residual + image * wide(fused.residual_strides.outer, R_ALIGN, R_UNIT == 0)
+        base += o * wide(fused.residual_strides.depth, R_ALIGN, False)
+        r_ptrs = base + ((p * r_p + q * r_q)[:, None] + offs_n[None, :] * r_k)
+        r_mask = rows[:, None] & columns[None, :]
+        if R_UNIT == 1 or not TRANSPOSED:
+            acc += tl.load(r_ptrs, mask=r_mask, other=0.0).to(ACC)
+        else:
+            acc += load_transposed(r_ptrs, r_mask).to(ACC)
     acc = frames_gemm(
-        tl.zeros((BLOCK_M, BLOCK_N), ACC),
+        acc,
         x_base=x_ptr + image * x_n - cached * frame_size,
         cache_base=cache_ptr + image * cache_n,
         x_ptrs=cache_ptr + image * cache_n + (offset[:, None] + offs_k[None, :]),
@@ -195,33 +206,11 @@ def video_kernel(
         SLOPE=SLOPE,
     )
 
-    mask = rows[:, None] & columns[None, :]
-    if fused is None:
-        acc = add_bias(acc, b_ptr, offs_n * unpack(sizes.b).to(INDEX), columns, HAS_BIAS)
-    else:
-        _, r_k, _, r_p, r_q = strides(fused.residual_strides, R_ALIGN, R_UNIT, INDEX)
-        base = fused.residual + image * wide(fused.residual_strides.outer, R_ALIGN, R_UNIT == 0)
-        base += o * wide(fused.residual_strides.depth, R_ALIGN, False)
-        acc = finish(
-            acc,
-            offs_n[None, :],
-            columns[None, :],
-            b_ptr,
-            sizes.b,
-            base + ((p * r_p + q * r_q)[:, None] + offs_n[None, :] * r_k),
-            None,
-            mask,
-            fused,
-            HAS_BIAS,
-            "",
-            SLOPE,
-            UPCAST,
-            INDEX,
-            TRANSPOSED and R_UNIT != 1,
-        )
+    acc = add_bias(acc, b_ptr, offs_n * unpack(sizes.b).to(INDEX), columns, HAS_BIAS)
     _, y_k, _, y_p, y_q = strides(y_strides, Y_ALIGN, Y_UNIT, INDEX)
     base = y_ptr + image * wide(y_strides.outer, Y_ALIGN, Y_UNIT == 0) + o * wide(y_strides.depth, Y_ALIGN, False)
     y_ptrs = base + ((p * y_p + q * y_q)[:, None] + offs_n[None, :] * y_k)
+    mask = rows[:, None] & columns[None, :]
     y = rounded(acc, y_ptr.dtype.element_ty, UPCAST)
     if Y_UNIT == 1 or not TRANSPOSED:
         tl.store(y_ptrs, y, mask=mask)
