@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,8 @@ from torch import nn
 import costmodel
 import tritonconv
 from bench.chains.chain import OURS, TORCH, Chain, Input, Way
+from costmodel import video
+from costmodel.chunk import Chunk
 from costmodel.device import Device, find_device
 from tritonconv.layout import channels_last_strides, dense_strides
 
@@ -88,25 +90,29 @@ def convolved(block: Block, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, c
 def by_torch(block: Block, x: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
     parameters, caches = given[:8], given[8:] or (None, None)
     y = x
-    for i, cache in enumerate(caches):
+    for i, before in enumerate(caches):
         weight, shift, w, b = parameters[4 * i : 4 * i + 4]
-        y = convolved(block, F.silu(normalised(block, y, weight, shift)), w, b, cache)
+        y = convolved(block, F.silu(normalised(block, y, weight, shift)), w, b, before)
     return y + x
 
 
 def by_us(block: Block, x: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
     parameters, caches = given[:8], given[8:] or (None, None)
     time = "replicate" if block.border == "replicate" else "zeros"
+    keeps = block.kernel[0] > 1 and block.border == "zeros"
     y = x
-    for i, cache in enumerate(caches):
+    for i, before in enumerate(caches):
         weight, shift, w, b = parameters[4 * i : 4 * i + 4]
         if block.norm == "group":
             prologue = tritonconv.group_norm_prologue(y, GROUPS, weight, shift, EPS, "silu")
         else:
             prologue = tritonconv.rms_norm_prologue(y, weight, shift, 1e-24, "silu")
         found: Any = tritonconv.causal_conv3d(
-            *(y, w, b, 1, 1, cache, block.kernel[0] > 1 and block.border == "zeros"),
-            **{"prologue": prologue, "padding_mode": block.border, "time_padding": time, "residual": x if i else None},
+            *(y, w, b, 1, 1, before, keeps),
+            time_padding=time,
+            prologue=prologue,
+            residual=x if i else None,
+            padding_mode=block.border,
         )
         y = found[0] if isinstance(found, tuple) else found
     return y
@@ -141,23 +147,40 @@ def inputs(block: Block) -> tuple[Input, ...]:
     return tuple(map(of, shapes(block)))
 
 
-def predicted(block: Block, device: Device, dtype: torch.dtype) -> tuple[costmodel.Network, dict[str, float]]:
-    """(our calls, seconds of either way): torch's as the cost model's library says that PyTorch takes today."""
+class Parts(NamedTuple):
+    """Predicted seconds of a block's convolutions, and of all that is around them."""
+
+    convolutions: float
+    around: float
+
+    @property
+    def seconds(self) -> float:
+        return self.convolutions + self.around
+
+
+@cache
+def predicted(block: Block, device: Device, dtype: torch.dtype) -> tuple[dict[str, Parts], tuple[str, ...]]:
+    """(the parts of either way, our plans). torch's are what PyTorch takes today, by `costmodel.library`. Of our convolutions,
+    what a prologue adds, in the same kernel or in one of its own, counts as around them."""
     given = [torch.empty_strided(i.shape, i.strides, dtype=dtype, device="meta") for i in inputs(block)]
-    torchs, ours = (costmodel.trace(Ran(partial(way, block)), *given) for way in (by_torch, by_us))
     name = str(dtype).removeprefix("torch.")
-    today = torchs.on(device, name, library="cudnn").seconds
-    return ours, {TORCH: today, OURS: ours.on(device, name).seconds}
+    torchs, ours = (costmodel.trace(Ran(partial(way, block)), *given) for way in (by_torch, by_us))
+    today = torchs.on(device, name, library="cudnn").rows
+    spent = sum(row.seconds for row in today if row.layer.problem is not None)
+    parts = {TORCH: Parts(spent, sum(row.seconds for row in today) - spent)}
+    rows = ours.on(device, name).rows
+    calls = [replace(row.layer.call, prologue=None) for row in rows if isinstance(row.layer.call, Chunk)]
+    alone = [video.predict(call, video.select(call, name, "ieee", device), name, "ieee", device).seconds for call in calls]
+    parts[OURS] = Parts(sum(alone), sum(row.seconds for row in rows) - sum(alone))
+    return parts, tuple(row.plan for row in rows if row.plan)
 
 
 def of(block: Block, dtype: torch.dtype, device: Device) -> Chain:
     ways: dict[str, Way] = {TORCH: partial(by_torch, block), OURS: partial(by_us, block)}
     made = inputs(block)
-    moved = dtype.itemsize * (sum(math.prod(i.shape) for i in made) + math.prod(block.x) + 2 * math.prod(made[-1].shape))
-    words = f"block of {block}, {block.norm} norm"
-    suite = f"block {block.suite}"
-    known = predicted(block, device, dtype)[1] if dtype != torch.float64 else {}
-    return Chain(suite, words, dtype, made, moved, ways, {OURS: known[OURS]} if known else {})
+    moved = dtype.itemsize * (sum(math.prod(i.shape) for i in made) + math.prod(block.x))
+    known = {} if dtype == torch.float64 else {OURS: predicted(block, device, dtype)[0][OURS].seconds}
+    return Chain(f"block {block.suite}", f"{block}, {block.norm} norm", dtype, made, moved, ways, known)
 
 
 def chains(dtype: torch.dtype, device: Device) -> Iterator[Chain]:
@@ -165,13 +188,15 @@ def chains(dtype: torch.dtype, device: Device) -> Iterator[Chain]:
         yield of(block, dtype, device)
 
 
-def rows(device: str = "h200") -> list[str]:
+def summary(device: str = "h200") -> str:
     """docs' table, in bfloat16."""
-    found = ["| model | block | torch's operators | ours | less | forward plan |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| model | block | around, torch | around, ours | convolutions, torch | convolutions, ours | plans |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for block in BLOCKS:
-        network, seconds = predicted(block, find_device(device), torch.bfloat16)
-        plans = {timed.plan for timed in network.on(device, "bfloat16").rows if timed.plan}
-        told = ", ".join(f"`{plan.removeprefix('fprop:video:')}`" for plan in sorted(plans))
-        ours, torchs = (seconds[way] * 1e6 for way in (OURS, TORCH))
-        found.append(f"| {block.suite} | {block} | {torchs:.0f} us | {ours:.0f} us | {torchs / ours:.1f}x | {told} |")
-    return found
+        parts, plans = predicted(block, find_device(device), torch.bfloat16)
+        times = [parts[way][i] for i in (1, 0) for way in (TORCH, OURS)]
+        told = ", ".join(f"`{plan.removeprefix('fprop:video:')}`" for plan in dict.fromkeys(plans))
+        lines.append(f"| {block.suite} | {block} | " + " | ".join(f"{1e6 * t:.0f} us" for t in times) + f" | {told} |")
+    return "\n".join(lines)
