@@ -363,9 +363,23 @@ MUTATIONS = [
     Mutation(
         "video", "a prologue of zeros", "prologue.py", "tl.where(of_x, mask, False), z", "of_x & (c >= 0)[None, :], z", PROLOGUE
     ),
-    Mutation("video", "values of another channel", "prologue.py", "at + c, 0, columns", "at + c * 0, 0, columns", PROLOGUE),
+    Mutation(
+        "video",
+        "values of another channel",
+        "prologue.py",
+        "scale = load_inside(at + c, 0",
+        "scale = load_inside(at + c * 0, 0",
+        PROLOGUE,
+    ),
     Mutation("video", "a raw frame kept", "frames.py", "value = tl.where(of_x, ", "value = tl.where(of_x & False, ", PROLOGUE),
-    Mutation("video", "a mean without its correction", "statistics.py", "its_mean + fix, its", "its_mean, its", STATISTICS),
+    Mutation(
+        "video",
+        "a mean without its correction",
+        "statistics.py",
+        "fix = tl.sum(off, 0) / more",
+        "fix = 0 * tl.sum(off, 0)",
+        STATISTICS,
+    ),
     Mutation("video", "another parity's sums", "video.py", "w_ptr += (parity_p * 2", "w_ptr += (parity_p * 1", SUMS),
     Mutation("video", "a group's filters", "video.py", "offs_n += group * filters", "offs_n += 0 * filters", PROLOGUE),
     Mutation("video", "a frame kept twice", "frames.py", "kept + place % kept", "kept + 0 * place", VIDEO),
