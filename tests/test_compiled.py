@@ -190,8 +190,15 @@ def test_video(arch, name, dtype, executed):
 PLAN = "fprop:video:16x16x16:w4:s3"
 
 
-@pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("norm, dtype", [("group", torch.bfloat16), ("rms", torch.float16)])
+@pytest.mark.parametrize(
+    "arch, norm, dtype",
+    [
+        (80, "group", torch.bfloat16),
+        (90, "rms", torch.float16),
+        pytest.param(90, "group", torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param(80, "rms", torch.float16, marks=pytest.mark.slow),
+    ],
+)
 def test_video_with_a_prologue(arch, norm, dtype, executed):
     """Statistics, then both ways, which convolve values that are off by one rounding of x's dtype; a residual, a border."""
     import tritonconv
@@ -224,7 +231,7 @@ def test_video_with_a_prologue(arch, norm, dtype, executed):
     assert executed == [*statistics, "video_kernel", "apply_kernel", "video_kernel"]
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", [80, pytest.param(90, marks=pytest.mark.slow)])
 def test_video_of_summed_taps_and_groups(arch, executed):
     import tritonconv
 

@@ -9,7 +9,7 @@ import tritonconv
 from costmodel.tiling import Plan
 from tritonconv.epilogue import ACTIVATIONS
 
-TOGETHER, APART = "fprop:video:16x16x16:w4:s3", "fprop:video:16x16x16:w4:s3:apart"
+TOGETHER, APART = "fprop:video:64x16x16:w4:s3", "fprop:video:64x16x16:w4:s3:apart"
 
 
 def values(x, kinds, activation="silu", seed=7):
