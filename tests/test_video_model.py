@@ -114,6 +114,19 @@ def test_groups_residuals_and_summed_taps_count():
     assert times[0] <= times[1] and "padded by 'replicate'" in str(bordered)
 
 
+def test_a_small_chunk_shares_its_reduction():
+    device = find_device("h200")
+    small = model.Chunk.of((1, 1024, 1, 16, 16), (1024, 1024, 3, 3, 3), 2, padding=(1,) * 4)
+    plan = model.select(small, "bfloat16", "ieee", device)
+    assert plan.split > 1 and not model.refusal(small, plan, "bfloat16", "ieee", device)
+    alone = model.predict(small, replace(plan, split=1), "bfloat16", "ieee", device)
+    shared = model.predict(small, plan, "bfloat16", "ieee", device)
+    assert shared.seconds < alone.seconds and shared.tiles == plan.split * alone.tiles
+    assert shared.bytes - alone.bytes == 2 * 4 * plan.split * model.elements(small)["y"]
+    large = model.Chunk.of((1, 384, 1, 120, 208), (384, 384, 3, 3, 3), 2, padding=(1,) * 4)
+    assert all(each.split == 1 for each in model.candidates(large, "bfloat16", "ieee", device) if each.block_m <= 128)
+
+
 def test_explain_says_where_a_prologue_is_applied(device, launches):
     x, w, _, _ = tensors((1, 16, 2, 4, 5), (16, 16, 3, 3, 3), dtype=torch.float32, device=device)
     prologue = tritonconv.Prologue(torch.ones(16), activation="silu")

@@ -50,6 +50,7 @@ def video_kernel(
     R_UNIT: tl.constexpr = -1,
     GROUPS: tl.constexpr = 1,
     SUMMED: tl.constexpr = False,  # w is [4, K, T, R, S, C], by parity; a tap is a pixel of x, 2 of the upsampled frame
+    SHARED: tl.constexpr = False,  # programs share the channels; y is partial sums [shares, N, O, P, Q, K], which another adds
 ):
     """y[n, k, o, p, q] = b[k] + sum over c, t, r, s of w[k, c, t, r, s] * known[n, c, o*s_t - front + t*d_t, p*.., q*..]
 
@@ -93,7 +94,7 @@ def video_kernel(
     filters = unpack(sizes.k) * K_ALIGN
     size_p = unpack(sizes.p)
     size_q = unpack(sizes.q)
-    pid_m, pid_n, _ = tile_of(pid, unpack(sizes.tiles_m), tl.cdiv(filters, BLOCK_N) * GROUPS, GROUP_M)
+    pid_m, pid_n, part = tile_of(pid, unpack(sizes.tiles_m), tl.cdiv(filters, BLOCK_N) * GROUPS, GROUP_M)
     group = 0
     if GROUPS > 1:
         group = pid_n // tl.cdiv(filters, BLOCK_N)
@@ -141,6 +142,15 @@ def video_kernel(
     first = 0
     if not REPLICATE:
         first = tl.maximum(0, tl.cdiv(-frame, DILATION[0]))  # earlier taps see zeros only
+    start = 0
+    length = channels
+    if SHARED:
+        share = unpack(sizes.share) * BLOCK_K
+        start = part * share
+        length = tl.where(channels - start < share, channels - start, share)
+        y_ptr += part.to(tl.int64) * unpack(sizes.apart)
+        offset += start
+        w_ptr += start
     offs_k = tl.arange(0, BLOCK_K)
     depth = channels * (KERNEL[0] * KERNEL[1] * KERNEL[2])
     if SUMMED:
@@ -176,7 +186,8 @@ def video_kernel(
         frame=frame,
         first=first,
         cached=cached,
-        channels=channels,
+        channels=length,
+        tap_size=channels,
         pixel_size=channels * GROUPS,
         width=width,
         area=area,
@@ -201,7 +212,8 @@ def video_kernel(
         image=image,
         frames=unpack(sizes.known) - cached,
         pixels=place,
-        first_channel=group * channels,
+        first_channel=group * channels + start,
+        SHARED=SHARED,
         ACTIVATION=ACTIVATION,
         SLOPE=SLOPE,
     )
