@@ -201,8 +201,9 @@ def candidates(
 
 
 def splits(chunk: Chunk, plan: VideoPlan, device: Device) -> list[VideoPlan]:
-    """The plan with a shared reduction, where its programs leave multiprocessors idle."""
-    if product(tiles(chunk, plan)) >= device.sm_count:
+    """The plan with a shared reduction, where its programs leave multiprocessors idle. Of more than 128 x 128 results the
+    partial sums would spill where they are stored."""
+    if product(tiles(chunk, plan)) >= device.sm_count or plan.block_m * plan.block_n > 128 * 128:
         return []
     shared = (replace(plan, split=split) for split in (2, 3, 4, 6, 8))
     return [each for each in shared if shares(chunk, each)[1] == each.split]

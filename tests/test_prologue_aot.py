@@ -62,6 +62,12 @@ def test_a_padding_mode_takes_the_instructions_that_the_model_counts(mode, upsam
     assert found.trip.instructions - plain.trip.instructions <= video.MODE_INSTRUCTIONS[mode]
 
 
+@pytest.mark.parametrize("arch", [90, pytest.param(80, marks=SLOW), pytest.param(100, marks=SLOW)])
+def test_a_shared_reduction_does_not_spill(arch):
+    found = rows.figures(Row(f"{TILE}:split2", arch=arch, channels=1024, filters=512))
+    assert found.spills == found.stack_bytes == 0 and not found.trip.serialized
+
+
 def test_summed_taps_take_a_trip_of_the_magnified_frame():
     every, found = (rows.figures(Row(TILE, upsample=2, summed=summed)) for summed in (False, True))
     assert found.spills == found.stack_bytes == 0 and found.trip.instructions <= every.trip.instructions
