@@ -344,6 +344,14 @@ def video() -> None:
 
 
 @app.command(rich_help_panel=MAINTAINERS)
+def blocks() -> None:
+    """Print docs' table of the blocks of video and image decoders, from the cost model: normalisation, SiLU, convolution."""
+    from bench.chains.blocks import summary
+
+    print(summary())
+
+
+@app.command(rich_help_panel=MAINTAINERS)
 def band() -> None:
     """Print docs' table of large depthwise filters, from the cost model."""
     from bench.band import summary

@@ -60,10 +60,12 @@ MODE_INSTRUCTIONS = {"zeros": 0, "replicate": 36, "reflect": 72, "circular": 72}
 class VideoPlan(Plan):
     """A plan of "video": `block_m` pixels x `block_n` filters, `block_k` channels at a time; `group_m` as in `MatrixPlan`.
 
-    apart: a kernel of its own writes x with its prologue, instead of every program for what it gathers."""
+    apart: a kernel of its own writes x with its prologue, instead of every program for what it gathers. split: so many programs
+    share the channels of a small chunk, and another kernel adds their sums."""
 
     group_m: int = said("group", 8)
     apart: bool = said("apart", False)
+    split: int = said("split", 1)
 
 
 def tiles(chunk: Chunk, plan: VideoPlan) -> tuple[int, int]:
@@ -73,6 +75,13 @@ def tiles(chunk: Chunk, plan: VideoPlan) -> tuple[int, int]:
     each = frames * chunk.upsample**2 * ceil_div(pixels, plan.block_m)
     groups = chunk.problem.groups
     return batch * each, groups * ceil_div(filters // groups, plan.block_n)
+
+
+def shares(chunk: Chunk, plan: VideoPlan) -> tuple[int, int]:
+    """(blocks of channels that a program sums, programs that share a reduction), each of which sums one block at least."""
+    blocks = ceil_div(chunk.depth, plan.block_k)
+    each = ceil_div(blocks, plan.split)
+    return each, ceil_div(blocks, each)
 
 
 def copied_by_one(chunk: Chunk, plan: VideoPlan, dtype: str) -> int:
@@ -89,7 +98,7 @@ def copies(chunk: Chunk, plan: VideoPlan, dtype: str) -> int:
 def trips(chunk: Chunk, plan: VideoPlan) -> float:
     """Main-loop trips of one program, on average over the frames of the result."""
     _, r, s = chunk.window
-    each = r * s * ceil_div(chunk.depth, plan.block_k)
+    each = r * s * shares(chunk, plan)[0]
     return each * chunk.live_taps / max(1, chunk.output_shape[2])
 
 
@@ -104,6 +113,9 @@ def refusal(chunk: Chunk, plan: Plan, dtype: str, precision: str, device: Device
         return reason
     if plan.group_m < 1:
         return f"group must be positive, got {plan.group_m}"
+    if plan.split < 1 or shares(chunk, plan)[1] != plan.split:
+        blocks = ceil_div(chunk.depth, plan.block_k)
+        return f"its {blocks} blocks of channels cannot be shared evenly by split={plan.split} programs"
     if plan.apart and chunk.prologue is None:
         return "apart is for a call with a prologue"
     if plan.group_m * ceil_div(chunk.problem.out_channels, plan.block_n) >= 1 << 31:
@@ -156,6 +168,14 @@ def addresses_fit(tile: Tile, size: int, wide: bool, last: bool, far: bool, capa
     return arch != 100 or last or results <= (128 * 128 if size == 2 else 64 * 64)
 
 
+def residual_fits(tile: Tile, last: bool, capability: int) -> bool:
+    """Whether a tile begins its sums with a residual without a spill: not above 128 x 128 results on sm_80, or where result or
+    residual are not channels-last; then on sm_100 not beside 128 filters."""
+    if compiled_for(capability) == 100 and not last and tile.n > 64:
+        return False
+    return tile.m * tile.n <= 128 * 128 or (last and compiled_for(capability) != 80)
+
+
 def candidates(
     chunk: Chunk, dtype: str, precision: str, device: Device, last: bool = True, far: bool = False
 ) -> list[VideoPlan]:
@@ -171,20 +191,32 @@ def candidates(
         fits = needs is not None and not needs.spills and not memory_refusal(tile, needs.shared, device)
         if not fits or not addresses_fit(tile, size, wide, last, far, device.capability):
             continue
-        if chunk.residual and (tile.m * tile.n > 128 * 128 or (tile.n > 64 and not last)):  # whose addresses would spill
+        if chunk.residual and not residual_fits(tile, last, device.capability):
             continue
         if chunk.prologue is None or ahead.fits(tile, size, device.capability):
             found.append(VideoPlan(Pass.FPROP, FAMILY, *tile))
         if chunk.prologue is not None:
             found.append(VideoPlan(Pass.FPROP, FAMILY, *tile, apart=True))
-    return found
+    return found + [shared for plan in found for shared in splits(chunk, plan, device)]
+
+
+def splits(chunk: Chunk, plan: VideoPlan, device: Device) -> list[VideoPlan]:
+    """The plan with a shared reduction, where its programs leave multiprocessors idle. Of more than 128 x 128 results the
+    partial sums would spill where they are stored."""
+    if product(tiles(chunk, plan)) >= device.sm_count or plan.block_m * plan.block_n > 128 * 128:
+        return []
+    shared = (replace(plan, split=split) for split in (2, 3, 4, 6, 8))
+    return [each for each in shared if shares(chunk, each)[1] == each.split]
 
 
 def kernel_of(chunk: Chunk, plan: VideoPlan, dtype: str, precision: str, device: Device) -> Kernel:
     needs, width = resources_of(chunk, plan.tile, dtype, precision, device), width_of(chunk, dtype)
-    if chunk.prologue is not None:
-        needs = needs._replace(trip=needs.trip + ahead.extra_instructions(chunk.prologue, plan.tile))
-    return kernel(FAMILY, plan.tile, needs, arithmetic(dtype, precision), itemsize(dtype), (width, width), device)
+    found = kernel(FAMILY, plan.tile, needs, arithmetic(dtype, precision), itemsize(dtype), (width, width), device)
+    if chunk.prologue is None or device.interpreted:
+        return found
+    # the product reads registers that the prologue writes in the same trip, so that its instructions come on top
+    extra = ahead.extra_instructions(chunk.prologue, plan.tile) * plan.num_warps / (4 * found.constants.issue)
+    return found._replace(clocks=found.clocks + extra, bound="instruction issue" if extra > found.clocks else found.bound)
 
 
 def predict(
@@ -201,7 +233,7 @@ def predict(
         return replace(second, seconds=total, bytes=second.bytes + moved, low=low, high=high)
     problem, size, tile_kernel = chunk.problem, itemsize(dtype), kernel_of(chunk, plan, dtype, precision, device)
     m_tiles, n_tiles = tiles(chunk, plan)
-    count, n_trips = m_tiles * n_tiles, trips(chunk, plan)
+    count, n_trips = m_tiles * n_tiles * plan.split, trips(chunk, plan)
     moved = compulsory(chunk, size) + sum(2 * size * elements(chunk)[name] for name in copied)
     groups = problem.groups
     covers = Extent(m_tiles * plan.block_m, problem.out_channels // groups, groups, chunk.depth, product(chunk.window))
@@ -209,7 +241,9 @@ def predict(
     weights = size * chunk.weights
     moved += weights - size * elements(chunk)["weight"]
     moved += read_again(tile_kernel, covers, 1, plan.group_m, channels_last(problem, Pass.FPROP, dtype), weights, device)
-    launched = 1 + len(copied)
+    launched = 1 + len(copied) + (plan.split > 1)
+    if plan.split > 1:
+        moved += 2 * plan.split * max(4, size) * elements(chunk)["y"]
     if device.interpreted:
         total, bound = interpreted(plan.tile, count, n_trips), tile_kernel.bound
     else:

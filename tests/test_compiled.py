@@ -205,8 +205,15 @@ def test_video(arch, name, dtype, executed):
 PLAN = "fprop:video:16x16x16:w4:s3"
 
 
-@pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("norm, dtype", [("group", torch.bfloat16), ("rms", torch.float16)])
+@pytest.mark.parametrize(
+    "arch, norm, dtype",
+    [
+        (80, "group", torch.bfloat16),
+        (90, "rms", torch.float16),
+        pytest.param(90, "group", torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param(80, "rms", torch.float16, marks=pytest.mark.slow),
+    ],
+)
 def test_video_with_a_prologue(arch, norm, dtype, executed):
     """Statistics, then both ways, which convolve values that are off by one rounding of x's dtype; a residual, a border."""
     import tritonconv
@@ -239,18 +246,22 @@ def test_video_with_a_prologue(arch, norm, dtype, executed):
     assert executed == [*statistics, "video_kernel", "apply_kernel", "video_kernel"]
 
 
-@pytest.mark.parametrize("arch", ARCHS)
-def test_video_of_summed_taps_and_groups(arch, executed):
+@pytest.mark.parametrize("arch", [80, pytest.param(90, marks=pytest.mark.slow)])
+def test_video_of_summed_taps_groups_and_shares(arch, executed):
     import tritonconv
 
     x, w, b, _ = chunks.tensors((1, 16, 1, 3, 4), (16, 16, 1, 3, 3), dtype=torch.float32)
     with float32_in("ieee"):
         y, _ = tritonconv.causal_conv3d(x, w, b, padding=1, upsample=2)
         chunks.assert_close(y, chunks.by_definition(x, w, b, padding=1, upsample=2), 1e-5)
+        plan = "fprop:video:16x16x16:w4:s3:split2"
+        deep, filters = torch.cat([x, -x], 1), torch.cat([w, w.flip(2)], 1)
+        shared, _ = tritonconv.causal_conv3d(deep, filters, b, padding=1, plan=plan)
+        chunks.assert_close(shared, chunks.by_definition(deep, filters, b, padding=1), 1e-5)
         y, _ = tritonconv.causal_conv3d(x, w[:, :8], b, padding=1, groups=2)
     want = torch.nn.functional.conv3d(x.double(), w[:, :8].double(), b.double(), padding=(0, 1, 1), groups=2)
     chunks.assert_close(y, want, 1e-5)
-    assert executed == ["video_kernel", "video_kernel"]
+    assert executed == ["video_kernel", "video_kernel", "reduce_kernel", "video_kernel"]
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -89,7 +89,7 @@ def test_a_plan_is_of_its_familys_class_and_reads_back(words):
         ("fprop:depthwise:4x8x1:merge2", "family 'depthwise' knows no merge, got 2"),
         ("fprop:band:16x64x32:w4:s3:step1x1x4x16:merge2", "family 'band' knows no merge, got 2"),
         ("fprop:separable:64x64x64:step1x1x2x2:split2", "family 'separable' knows no split, got 2"),
-        ("fprop:video:64x64x64:w4:s3:split2", "family 'video' knows no split, got 2"),
+        ("fprop:video:64x64x64:w4:s3:merge2", "family 'video' knows no merge, got 2"),
         ("fprop:fft:64x64x64", "there is no family 'fft', there are gather, patch, tma"),
         ("fprop:gather:64x64x32:step8x8", "is not of the form"),
         ("fprop:gather:64x64", "is not of the form"),

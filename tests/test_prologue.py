@@ -9,7 +9,7 @@ import tritonconv
 from costmodel.tiling import Plan
 from tritonconv.epilogue import ACTIVATIONS
 
-TOGETHER, APART = "fprop:video:16x16x16:w4:s3", "fprop:video:16x16x16:w4:s3:apart"
+TOGETHER, APART = "fprop:video:64x16x16:w4:s3", "fprop:video:64x16x16:w4:s3:apart"
 
 
 def values(x, kinds, activation="silu", seed=7):
@@ -124,6 +124,24 @@ def test_groups(groups, device, launched):
     assert_close(y, F.conv3d(torch.cat([cache, x], 2), w, b, padding=(0, 1, 1), groups=groups))
 
 
+@pytest.mark.parametrize("name", ["wan, cached", "upsample", "wan's downsampler"])
+def test_a_shared_reduction(name, device, launches):
+    """With everything that goes with it; the shares end inside a block of channels."""
+    (n, _, *shape), (filters, _, *kernel), cached, window = CALLS[name]
+    x, w, b, cache = tensors((n, 44, *shape), (filters, 44, *kernel), cached, device=device)
+    prologue = values(x, ("rstd", "weight", "shift"))
+    want = by_definition(applied(x, prologue), w, b, cache=cache, **window)
+    residual = torch.randn(want.shape, dtype=torch.float64, device=device).contiguous()
+    for plan in ("fprop:video:64x16x16:w4:s3:split3", "fprop:video:64x16x32:w4:s3:apart:split2"):
+        given = {"prologue": prologue, "residual": residual, "plan": plan, **window}
+        y, after = tritonconv.causal_conv3d(x, w, b, cache=cache, **given)
+        assert_close(y, want + residual)
+        assert after.shape[1] == 44 and torch.equal(y, tritonconv.causal_conv3d(x, w, b, cache=cache, **given)[0])
+    plain = tritonconv.causal_conv3d(x, w, b, cache=cache, plan="fprop:video:64x16x16:w4:s3:split3", **window)
+    assert_close(plain[0], by_definition(x, w, b, cache=cache, **window))
+    assert launches()["reduce"] == 5
+
+
 @pytest.mark.parametrize("last", [True, False], ids=["channels-last", "contiguous"])
 def test_a_residual(last, device, launched):
     """Added before the one rounding, whatever its strides."""
@@ -189,6 +207,7 @@ X, W = torch.zeros(1, 4, 2, 5, 6), torch.zeros(3, 4, 3, 3, 3)
         ({"groups": 2, "weight": W[:, :2]}, RuntimeError, "groups=2 must divide the 3 filters"),
         ({"groups": 0}, RuntimeError, "non-positive groups"),
         ({"plan": Plan.parse(APART)}, ValueError, "apart is for a call with a prologue"),
+        ({"plan": Plan.parse(f"{TOGETHER}:split2")}, ValueError, "its 1 blocks of channels cannot be shared evenly by split=2"),
     ],
 )
 def test_errors_name_the_argument(change, error, words, launches):

@@ -1,6 +1,7 @@
 """What the cost model, `explain` and a trace say of `causal_conv3d`."""
 
 import doctest
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import costmodel
 import tritonconv
 from costmodel import video as model
 from costmodel.device import DEVICES, find_device
+from costmodel.prologue import Prologue
 from costmodel.tiling import Plan
 
 
@@ -68,6 +70,74 @@ def test_the_cost_of_a_call():
     with pytest.raises(ValueError, match="device"):
         model.forecast(*shapes, device="abacus")
     assert not doctest.testmod(model).failed
+
+
+def with_prologue(x, weight, padding=0):
+    chunk = model.Chunk.of(x, weight, padding=(padding,) * 4)
+    return replace(chunk, prologue=Prologue("silu", values=2 * x[1]))
+
+
+def test_a_prologue_is_applied_where_it_costs_less():
+    """While gathered, every tap and every block of filters pays for it; apart, x is written and read once more."""
+    device = find_device("h200")
+    deep = with_prologue((1, 384, 1, 120, 208), (384, 384, 3, 3, 3), 1)
+    pointwise = with_prologue((1, 96, 4, 480, 832), (16, 96, 1, 1, 1))
+    assert model.select(deep, "bfloat16", "ieee", device).apart
+    assert not model.select(pointwise, "bfloat16", "ieee", device).apart
+    for chunk in (deep, pointwise):
+        plan = model.select(replace(chunk, prologue=None), "bfloat16", "ieee", device)
+        plain = model.predict(replace(chunk, prologue=None), plan, "bfloat16", "ieee", device)
+        apart = model.predict(chunk, replace(plan, apart=True), "bfloat16", "ieee", device)
+        together = model.predict(chunk, plan, "bfloat16", "ieee", device)
+        held = model.elements(chunk)["x"]
+        assert apart.bytes == plain.bytes + 2 * 2 * held + 4 * chunk.prologue.values
+        assert together.bytes == plain.bytes + 4 * chunk.prologue.values and together.seconds > plain.seconds
+        assert apart.low < apart.seconds < apart.high
+    assert all(not plan.apart for plan in model.candidates(replace(deep, prologue=None), "bfloat16", "ieee", device))
+
+
+def test_groups_residuals_and_summed_taps_count():
+    device = find_device("h200")
+    chunk = model.Chunk.of((1, 64, 2, 8, 8), (128, 32, 3, 3, 3), padding=(1,) * 4, groups=2)
+    assert chunk.depth == 32 and chunk.flops == 2 * 2 * 64 * 128 * 32 * 27
+    plan = model.select(chunk, "bfloat16", "ieee", device)
+    assert model.tiles(chunk, replace(plan, block_n=128))[1] == 2  # a tile holds filters of one group
+    beside = replace(chunk, residual=True)
+    assert model.compulsory(beside, 2) - model.compulsory(chunk, 2) == 2 * 128 * 2 * 64 and "add" in model.chain(beside, 2)
+    up = model.Chunk.of((1, 64, 2, 8, 8), (64, 64, 3, 3, 3), padding=(1,) * 4, upsample=2)
+    summed = up.with_summed_taps()
+    assert model.trips(up, plan) == 2.25 * model.trips(summed, plan) and summed.flops == up.flops
+    assert replace(up, mode="reflect").with_summed_taps() == replace(up, mode="reflect")  # its border is no pixel's neighbour
+    bordered = model.Chunk.of((1, 64, 2, 8, 8), (64, 64, 3, 3, 3), padding=(1,) * 4, mode="replicate")
+    gathered = replace(bordered, mode="zeros")
+    times = [model.predict(c, plan, "bfloat16", "ieee", device).seconds for c in (gathered, bordered)]
+    assert times[0] <= times[1] and "padded by 'replicate'" in str(bordered)
+
+
+def test_a_small_chunk_shares_its_reduction():
+    device = find_device("h200")
+    small = model.Chunk.of((1, 1024, 1, 16, 16), (1024, 1024, 3, 3, 3), 2, padding=(1,) * 4)
+    plan = model.select(small, "bfloat16", "ieee", device)
+    assert plan.split > 1 and not model.refusal(small, plan, "bfloat16", "ieee", device)
+    alone = model.predict(small, replace(plan, split=1), "bfloat16", "ieee", device)
+    shared = model.predict(small, plan, "bfloat16", "ieee", device)
+    assert shared.seconds < alone.seconds and shared.tiles == plan.split * alone.tiles
+    assert shared.bytes - alone.bytes == 2 * 4 * plan.split * model.elements(small)["y"]
+    large = model.Chunk.of((1, 384, 1, 120, 208), (384, 384, 3, 3, 3), 2, padding=(1,) * 4)
+    assert all(each.split == 1 for each in model.candidates(large, "bfloat16", "ieee", device) if each.block_m <= 128)
+
+
+def test_explain_says_where_a_prologue_is_applied(device, launches):
+    x, w, _, _ = tensors((1, 16, 2, 4, 5), (16, 16, 3, 3, 3), dtype=torch.float32, device=device)
+    prologue = tritonconv.Prologue(torch.ones(16), activation="silu")
+    found = tritonconv.explain(tritonconv.causal_conv3d, x, w, padding=1, prologue=prologue)
+    assert "normalised first (scale, silu)" in str(found) and "is applied while pixels are gathered" in str(found)
+    found = tritonconv.explain(tritonconv.causal_conv3d, x, w, padding=1, prologue=prologue, device="h200")
+    assert "it would take" in str(found) and "in all" in str(found)
+    found = tritonconv.explain(tritonconv.causal_conv3d, x, w.contiguous(), padding=1, upsample=2)
+    assert "weights of taps that see the same pixel are summed" in str(found)
+    assert "copied to channels-last, once" in str(tritonconv.explain(tritonconv.causal_conv3d, x, w.contiguous()))
+    assert not launches()
 
 
 def test_explain_says_what_a_call_takes(device, launches):

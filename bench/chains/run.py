@@ -17,7 +17,7 @@ from rich.box import HORIZONTALS
 from rich.console import Console
 from rich.table import Table
 
-from bench.chains import causal, separable, video
+from bench.chains import blocks, causal, separable, video
 from bench.chains.chain import TORCH, Chain, Way, whole
 from bench.machine import REPLAY_SECONDS, Captured, Gpu, Machine, quantiles
 from bench.measure import MOST_REPETITIONS, one_line
@@ -30,7 +30,12 @@ from bench.work import float32_in
 from costmodel.device import Device
 
 #: The lists of chains.
-LISTS: tuple[Callable[[torch.dtype, Device], Iterator[Chain]], ...] = (causal.chains, video.chains, separable.chains)
+LISTS: tuple[Callable[[torch.dtype, Device], Iterator[Chain]], ...] = (
+    causal.chains,
+    video.chains,
+    separable.chains,
+    blocks.chains,
+)
 COPY = "copy"
 
 

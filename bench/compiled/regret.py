@@ -49,7 +49,7 @@ KINDS: dict[type[Plan], str] = {MatrixPlan: "matrix products", DepthwisePlan: "d
 #: they are.
 LAYERS, CANDIDATES, WITHIN = 16, 8, 2.0
 #: Trips of a weight gradient's program in the two launches whose difference is counted.
-TRIPS = (4, 12)
+TRIPS = (1, 12)
 #: Multiply-adds above which no problem is executed, by the kind of plan: depthwise kernels take an instruction for 32 of them.
 MOST_MACS: dict[type[Plan], float] = {MatrixPlan: 2e9, DepthwisePlan: 3e8}
 
@@ -138,7 +138,7 @@ def counted(work: Work, plan: Plan, device: Device, executor: Executor) -> tuple
     if isinstance(plan, DepthwisePlan):
         problem = replace(work.problem, batch=1)
         if plan.which == Pass.WGRAD:
-            problem = _of_trips(problem, plan, min(TRIPS[0], trips(work.problem, plan)))
+            problem = _of_trips(problem, plan, min(4, trips(work.problem, plan)))
         one = launched(_on(code, problem), device, executor)
         return _per_program(one, trips(problem, plan)), one.program.name
     if plan.which != Pass.WGRAD:

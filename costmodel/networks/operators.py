@@ -84,9 +84,10 @@ REDUCTIONS: dict[str, int] = {
         "nll_loss2d_backward reflection_pad1d_backward reflection_pad2d_backward reflection_pad3d_backward index_add "
         "replication_pad1d_backward replication_pad2d_backward replication_pad3d_backward scatter_add "
         "_cdist_forward trace cummax cummin tritonconv::fold",
-        2: "norm linalg_vector_norm",
+        2: "norm linalg_vector_norm tritonconv::rms_rstd",
         3: "logsumexp",
-        4: "var std var_mean std_mean _softmax_backward_data _log_softmax_backward_data",
+        4: "tritonconv::group_scale tritonconv::normalize "
+        "var std var_mean std_mean _softmax_backward_data _log_softmax_backward_data",
         5: "_softmax _log_softmax _weight_norm_interface _weight_norm _safe_softmax _fused_rms_norm rms_norm",
         8: "native_layer_norm native_group_norm",
         9: "native_layer_norm_backward native_group_norm_backward native_batch_norm_backward cudnn_batch_norm_backward "

@@ -31,6 +31,8 @@ class Frames(NamedTuple):
     b: int  # stride of the bias
     tiles_m: int  # m tiles of all results
     programs: int  # programs that compute results; the ones after them fill the next cache
+    share: int  # blocks of channels that a program sums, where several share a reduction
+    apart: int  # elements from the partial sums of one share to those of the next
 
 
 @triton.jit
@@ -118,7 +120,8 @@ def frames_gemm(
     frame,  # known frame that tap 0 in time sees
     first,  # tap in time to start with
     cached,
-    channels,  # of a group
+    channels,  # that are summed: those of a group, or of a share of them
+    tap_size,  # channels of a group
     pixel_size,  # channels of all groups
     width,  # width of a frame of x
     area,  # pixels of a frame of x
@@ -143,7 +146,8 @@ def frames_gemm(
     image,
     frames,  # frames of x
     pixels,  # [BLOCK_M] number of the pixel at tap (0, 0) in a frame of x
-    first_channel,  # of the group
+    first_channel,  # that is summed
+    SHARED: tl.constexpr,  # whether programs share a reduction
     ACTIVATION: tl.constexpr,
     SLOPE: tl.constexpr,
 ):
@@ -182,7 +186,7 @@ def frames_gemm(
         next_t = next_s + place - seen_at(corner, KERNEL[1] - 1, KERNEL[2] - 1, DILATION, width, pixel, REACH)
     if not REPLICATE:
         next_t += (frame_units * DILATION[0]).to(REACH)
-    w_ptrs += first * TAPS * channels
+    w_ptrs += first * TAPS * tap_size
     w_tap = tl.full((), 0, INDEX)
     r = 0
     s = 0
@@ -257,10 +261,10 @@ def frames_gemm(
         # After the last channel comes the next tap along s, then r, then t.
         wrap = c >= channels
         c = tl.where(wrap, 0, c)
-        if EVEN_K:
+        if EVEN_K and not SHARED:
             w_tap += BLOCK_K
         else:
-            w_tap += tl.where(wrap, channels - back * C_ALIGN, BLOCK_K)
+            w_tap += tl.where(wrap, tap_size - back * C_ALIGN, BLOCK_K)
         step = tl.where(wrap, next_s, BLOCK_K // C_ALIGN)
         if TAPS > 1:
             bit = tl.where(wrap, bit << 1, bit)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from tritonconv.kernels.epilogue import TRANSPOSED, add_bias, finish, rounded, store_transposed
+from tritonconv.kernels.epilogue import TRANSPOSED, add_bias, load_transposed, rounded, store_transposed
 from tritonconv.kernels.frames import copy_frames, frames_gemm
 from tritonconv.kernels.index import strides, tile_of, unpack, wide, window_bits
 
@@ -50,6 +50,7 @@ def video_kernel(
     R_UNIT: tl.constexpr = -1,
     GROUPS: tl.constexpr = 1,
     SUMMED: tl.constexpr = False,  # w is [4, K, T, R, S, C], by parity; a tap is a pixel of x, 2 of the upsampled frame
+    SHARED: tl.constexpr = False,  # programs share the channels; y is partial sums [shares, N, O, P, Q, K], which another adds
 ):
     """y[n, k, o, p, q] = b[k] + sum over c, t, r, s of w[k, c, t, r, s] * known[n, c, o*s_t - front + t*d_t, p*.., q*..]
 
@@ -93,7 +94,7 @@ def video_kernel(
     filters = unpack(sizes.k) * K_ALIGN
     size_p = unpack(sizes.p)
     size_q = unpack(sizes.q)
-    pid_m, pid_n, _ = tile_of(pid, unpack(sizes.tiles_m), tl.cdiv(filters, BLOCK_N) * GROUPS, GROUP_M)
+    pid_m, pid_n, part = tile_of(pid, unpack(sizes.tiles_m), tl.cdiv(filters, BLOCK_N) * GROUPS, GROUP_M)
     group = 0
     if GROUPS > 1:
         group = pid_n // tl.cdiv(filters, BLOCK_N)
@@ -141,6 +142,15 @@ def video_kernel(
     first = 0
     if not REPLICATE:
         first = tl.maximum(0, tl.cdiv(-frame, DILATION[0]))  # earlier taps see zeros only
+    start = 0
+    length = channels
+    if SHARED:
+        share = unpack(sizes.share) * BLOCK_K
+        start = part * share
+        length = tl.where(channels - start < share, channels - start, share)
+        y_ptr += part.to(tl.int64) * unpack(sizes.apart)
+        offset += start
+        w_ptr += start
     offs_k = tl.arange(0, BLOCK_K)
     depth = channels * (KERNEL[0] * KERNEL[1] * KERNEL[2])
     if SUMMED:
@@ -150,8 +160,19 @@ def video_kernel(
     if CLAMP:
         x_kept = (cache_ptr + image * cache_n, offset[:, None] + offs_k[None, :], (offs_k % C_ALIGN)[None, :])
         w_kept = (w_ptr, offs_n[None, :].to(INDEX) * depth + offs_k[:, None], (offs_k % C_ALIGN)[:, None])
+    acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
+    if fused is not None:  # the sums begin with it: behind them, its addresses would find no registers
+        _, r_k, _, r_p, r_q = strides(fused.residual_strides, R_ALIGN, R_UNIT, INDEX)
+        base = fused.residual + image * wide(fused.residual_strides.outer, R_ALIGN, R_UNIT == 0)
+        base += o * wide(fused.residual_strides.depth, R_ALIGN, False)
+        r_ptrs = base + ((p * r_p + q * r_q)[:, None] + offs_n[None, :] * r_k)
+        r_mask = rows[:, None] & columns[None, :]
+        if R_UNIT == 1 or not TRANSPOSED:
+            acc += tl.load(r_ptrs, mask=r_mask, other=0.0).to(ACC)
+        else:
+            acc += load_transposed(r_ptrs, r_mask).to(ACC)
     acc = frames_gemm(
-        tl.zeros((BLOCK_M, BLOCK_N), ACC),
+        acc,
         x_base=x_ptr + image * x_n - cached * frame_size,
         cache_base=cache_ptr + image * cache_n,
         x_ptrs=cache_ptr + image * cache_n + (offset[:, None] + offs_k[None, :]),
@@ -165,7 +186,8 @@ def video_kernel(
         frame=frame,
         first=first,
         cached=cached,
-        channels=channels,
+        channels=length,
+        tap_size=channels,
         pixel_size=channels * GROUPS,
         width=width,
         area=area,
@@ -190,38 +212,17 @@ def video_kernel(
         image=image,
         frames=unpack(sizes.known) - cached,
         pixels=place,
-        first_channel=group * channels,
+        first_channel=group * channels + start,
+        SHARED=SHARED,
         ACTIVATION=ACTIVATION,
         SLOPE=SLOPE,
     )
 
-    mask = rows[:, None] & columns[None, :]
-    if fused is None:
-        acc = add_bias(acc, b_ptr, offs_n * unpack(sizes.b).to(INDEX), columns, HAS_BIAS)
-    else:
-        _, r_k, _, r_p, r_q = strides(fused.residual_strides, R_ALIGN, R_UNIT, INDEX)
-        base = fused.residual + image * wide(fused.residual_strides.outer, R_ALIGN, R_UNIT == 0)
-        base += o * wide(fused.residual_strides.depth, R_ALIGN, False)
-        acc = finish(
-            acc,
-            offs_n[None, :],
-            columns[None, :],
-            b_ptr,
-            sizes.b,
-            base + ((p * r_p + q * r_q)[:, None] + offs_n[None, :] * r_k),
-            None,
-            mask,
-            fused,
-            HAS_BIAS,
-            "",
-            SLOPE,
-            UPCAST,
-            INDEX,
-            TRANSPOSED and R_UNIT != 1,
-        )
+    acc = add_bias(acc, b_ptr, offs_n * unpack(sizes.b).to(INDEX), columns, HAS_BIAS)
     _, y_k, _, y_p, y_q = strides(y_strides, Y_ALIGN, Y_UNIT, INDEX)
     base = y_ptr + image * wide(y_strides.outer, Y_ALIGN, Y_UNIT == 0) + o * wide(y_strides.depth, Y_ALIGN, False)
     y_ptrs = base + ((p * y_p + q * y_q)[:, None] + offs_n[None, :] * y_k)
+    mask = rows[:, None] & columns[None, :]
     y = rounded(acc, y_ptr.dtype.element_ty, UPCAST)
     if Y_UNIT == 1 or not TRANSPOSED:
         tl.store(y_ptrs, y, mask=mask)

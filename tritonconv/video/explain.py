@@ -65,6 +65,7 @@ def explained(number: int | None, *args: Any, **kwargs: Any) -> tuple[ConvProble
     plan = launch.chosen(chunk, forced, dtype, precision, device, *lies)
     found = model.predict(chunk, plan, dtype, precision, device, copied)
     m_tiles, n_tiles = model.tiles(chunk, plan)
+    n_tiles *= plan.split
     lines += [
         "forward: implicit GEMM, a gather over the taps of known frames",
         f"  plan {plan}",

@@ -16,10 +16,11 @@ import triton.language as tl
 from costmodel import video as model
 from costmodel.algebra import product
 from costmodel.device import Device
+from costmodel.problem import Pass
 from costmodel.prologue import Prologue
 from costmodel.tiling import MAX_ALIGN, MAX_BIT_TAPS, Plan, itemsize
 from costmodel.video import Chunk
-from tritonconv.families.gemm import LARGEST
+from tritonconv.families.gemm import LARGEST, reduction
 from tritonconv.host import INTERPRETED, index_of
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.kernels.frames import Frames
@@ -28,7 +29,7 @@ from tritonconv.kernels.video import video_kernel
 from tritonconv.launch import DTYPES, device_model, fp32_precision, on
 from tritonconv.layout import allocate, allocate_channels_last, channels_last_copy, channels_last_strides, operand
 from tritonconv.normalize.launch import Values, apply, packed
-from tritonconv.prepared import INT32_MAX, TensorKey, accumulator, key, packed_strides
+from tritonconv.prepared import INT32_MAX, FusedKey, TensorKey, accumulator, key, packed_strides, wide
 from tritonconv.steps import Launch, Step, clamped
 from tritonconv.video import weights
 
@@ -146,7 +147,9 @@ def prepare(
     small = not far and problem.out_channels * (bias_stride or 0) <= INT32_MAX
     plan = chosen(chunk, forced, dtype, precision, device, last, not small)
     m_tiles, n_tiles = model.tiles(chunk, plan)
-    programs = m_tiles * n_tiles
+    programs = m_tiles * n_tiles * plan.split
+    made_of = y if plan.split == 1 else (y[0], channels_last_strides(y[0]))  # partial sums
+    out = operand(*made_of, 1, 1)
     total = programs + (model.copies(chunk, plan, dtype) if keeps else 0)
     if total > INT32_MAX:
         raise RuntimeError(f"causal_conv3d of {chunk} needs {total} programs, more than a CUDA grid of {INT32_MAX} holds")
@@ -172,6 +175,8 @@ def prepare(
                 bias_stride or 0,
                 m_tiles,
                 programs,
+                model.shares(chunk, plan)[0],
+                product(y[0]),
             ),
         )
     )
@@ -188,7 +193,7 @@ def prepare(
         "Y_UNIT": out.unit,
         "EVEN_K": chunk.depth % plan.block_k == 0,
         "EVEN_N": filters % plan.block_n == 0,
-        "HAS_BIAS": bias_stride is not None,
+        "HAS_BIAS": bias_stride is not None and plan.split == 1,
         "ACC": accumulator(dtype),
         "PRECISION": precision if dtype == "float32" else "ieee",
         "INDEX": tl.int32 if small else tl.int64,
@@ -208,10 +213,19 @@ def prepare(
         constants["GROUPS"] = problem.groups
     if chunk.prologue is not None:
         constants |= {"ACTIVATION": activation[0], "SLOPE": activation[1]}
-    follows, described = follow(residual)
-    constants |= described
-    made = Launch(plan, Step(video_kernel, total, constants, (packed_strides(y, out), sizes)), fused=follows)
-    return clamped(made, device.capability)
+    after: tuple[Step, ...] = ()
+    workspace: tuple[int, ...] = ()
+    if plan.split > 1:
+        constants["SHARED"] = True
+        beside = None if residual is None else FusedKey(None, None, residual, "", 0.01, False)
+        size = max(4, itemsize(dtype))
+        follows, step = reduction(Pass.FPROP, plan.split, y, size, (1, 1, 1), bias_stride, beside, constants["UPCAST"])
+        after, workspace = (step,), (plan.split, product(y[0]))
+    else:
+        follows, described = follow(residual)
+        constants |= described
+    main = Step(video_kernel, total, constants, (packed_strides(made_of, out), sizes))
+    return clamped(Launch(plan, main, after=after, workspace=workspace, fused=follows), device.capability)
 
 
 def follow(residual: TensorKey | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -269,8 +283,13 @@ def forward(
     if chunk.prologue is not None:
         values = values.readable()
         named["prologue"] = values.pointers(packed(values.strides()))
-    if residual is not None:
-        named["fused"] = Fused(None, None, residual, None, *made.fused)
+    follows: dict[str, Any] = {} if residual is None else {"fused": Fused(None, None, residual, None, *made.fused)}
     with on(x):
-        main.start(x, before, w, b, y, after, *main.arguments, **named)
+        if not made.after:
+            main.start(x, before, w, b, y, after, *main.arguments, **named, **follows)
+            return y, after
+        partial = torch.empty(made.workspace, dtype=wide(x.dtype), device=x.device)
+        main.start(x, before, w, None, partial, after, *main.arguments, **named)
+        (last,) = made.after
+        last.start(partial, b, y, *last.arguments, **follows)
     return y, after
