@@ -116,7 +116,7 @@ def blocks() -> Iterator[Block]:
     yield from (Block("layer", docs / "cost-model.md", layer), Block("networks", docs / "cost-model.md", networks))
     yield from (Block(made.__name__, docs / "kernels.md", made) for made in (audit, band, separable))
     yield Block("deform", docs / "design" / "deform.md", deform)
-    yield Block("padded", docs / "design" / "padded.md", padded)
+    yield Block(padded.__name__, docs / "design" / "padded.md", padded)
 
 
 def command(show: Callable[[str], None]) -> None:
