@@ -216,7 +216,7 @@ ROOT = Path(__file__).parent.parent
 OWN = ("families", "kernels", "causal", "video", "separable", "data", "library", "formulas", "compare")
 #: In bench what is about families one by one, or about depthwise layers: tables of what is tried, a page of one family.
 TABLES = ("gpu/convolutions.py", "gpu/bits.py", "band.py", "compiled/counts.py", "compiled/suite.py", "sass.py")
-TABLES += ("compared.py", "workloads/lists.py")
+TABLES += ("compared.py", "workloads/lists.py", "padded.py")
 
 
 def named(path):
