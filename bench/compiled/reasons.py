@@ -26,7 +26,7 @@ def holds(*every: str, but: str = "") -> Callable[[set[str]], bool]:
     return lambda words: words.issuperset(every) and words.isdisjoint(but.split())
 
 
-GATHERS = ("fprop_kernel", "dgrad_kernel", "wgrad_kernel")
+GATHERS = ("fprop_kernel", "dgrad_kernel", "wgrad_kernel", "padded_fprop_kernel", "padded_wgrad_kernel")
 WINDOWS = ("slide_kernel", "taps_kernel", "strip_kernel", "causal_kernel", "causal_backward_kernel")
 STATES = ("final_state_kernel", "state_gradient_kernel", "causal_update_kernel")
 REASONS = (
@@ -50,7 +50,7 @@ REASONS = (
     ),
     Reason(
         "written",
-        ("fprop_kernel", "dgrad_kernel", "video_kernel", "reduce_kernel"),
+        ("fprop_kernel", "dgrad_kernel", "video_kernel", "reduce_kernel", "padded_fprop_kernel", "padded_fold_kernel"),
         holds("contiguous", but="wgrad"),
         "Contiguous results: a plane of 195 pixels begins anywhere in a sector, and a warp writes 16 to 64 pixels of "
         "each, so the sectors at both ends of such a run are asked for twice. 2.00 is a run of 32 bytes (tiles of 16 "
@@ -58,7 +58,7 @@ REASONS = (
     ),
     Reason(
         "written",
-        ("wgrad_kernel", "reduce_kernel"),
+        ("wgrad_kernel", "reduce_kernel", "padded_wgrad_kernel"),
         holds("contiguous", "wgrad"),
         "A contiguous weight gradient has its 9 taps side by side and its channels 9 elements apart. The sum of parts "
         "writes runs of 9; a kernel that adds up alone has its threads along the channels, one element a sector, and "
@@ -66,7 +66,7 @@ REASONS = (
     ),
     Reason(
         "shared read",
-        ("fprop_kernel", "video_kernel"),
+        ("fprop_kernel", "video_kernel", "padded_fprop_kernel"),
         holds("fp32"),
         "float32 without tensor cores: Triton gives the operands of scalar products no swizzle, and weights with "
         "channels side by side are read with lanes a row of k apart, in one bank. Weights with filters side by side "
@@ -76,7 +76,7 @@ REASONS = (
     ),
     Reason(
         "shared read",
-        ("dgrad_kernel", "wgrad_kernel"),
+        ("dgrad_kernel", "wgrad_kernel", "padded_wgrad_kernel"),
         holds("fp32"),
         "float32 without tensor cores: no swizzle either. Of the operand with channels, or filters, along a thread's row "
         "1.00 is read, of the other one 2.50.",
