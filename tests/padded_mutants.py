@@ -23,6 +23,12 @@ ROWS = (
     ("a tap along another axis", KERNELS, "h0 + (zero + r) * DILATION[1]", "h0 + (zero + s) * DILATION[1]", TESTS),
     ("an off-by-one tap of wgrad", KERNELS, "w_shift = s.to(INDEX)", "w_shift = 1 + s.to(INDEX)", TESTS),
     ("boxes that stay at the first image", KERNELS, "n0.to(INDEX) * x_n, x_mask", "0 * n0.to(INDEX) * x_n, x_mask", TESTS),
-    ("padding that begins elsewhere", KERNELS, "pixel = pixel * row_w + (at_w + low_w)", "pixel = pixel * row_w + at_w", TESTS),
+    (
+        "padding that begins elsewhere",
+        "padded_fold.py",
+        "pixel = pixel * row_w + (at_w + low_w)",
+        "pixel = pixel * row_w + at_w",
+        TESTS,
+    ),
     ("a wrong group", KERNELS, "x_base += group * channels", "x_base += 0 * channels", TESTS),
 )

@@ -20,7 +20,8 @@ from tritonconv.families.gemm import REDUCE_BYTES, REDUCE_CHANNELS, REDUCE_PLANE
 from tritonconv.families.gemm import fits_int32 as fits_int32
 from tritonconv.families.matrix import phases
 from tritonconv.kernels.index import pack
-from tritonconv.kernels.padded import padded_fold_kernel, padded_fprop_kernel, padded_wgrad_kernel
+from tritonconv.kernels.padded import padded_fprop_kernel, padded_wgrad_kernel
+from tritonconv.kernels.padded_fold import padded_fold_kernel
 from tritonconv.kernels.reduce import Results
 from tritonconv.layout import channels_last_strides, operand
 from tritonconv.prepared import INT32_MAX, FusedKey, TensorKey, packed_strides, wide
