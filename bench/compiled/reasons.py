@@ -229,4 +229,24 @@ REASONS = (
         holds("deform", "fp64"),
         "Operands of `mma` in float64 are read by `ld.shared.b64`, twice as many lanes to a bank as its width takes.",
     ),
+    Reason(
+        "read",
+        ("apply_kernel", "square_kernel", "moments_kernel"),
+        holds("prologue"),
+        "A tile reads scale and shift in float32 once more for its pixels, half as much again as 16-bit channels of 90 "
+        "pixels; a contiguous plane of 90 pixels begins anywhere in a sector, and a warp reads a run of each channel.",
+    ),
+    Reason(
+        "shared read",
+        ("moments_kernel", "square_kernel", "group_kernel", "apply_kernel"),
+        holds("prologue"),
+        "The sums of a tile's warps meet in shared memory once a tile, by single values, and a tile of contiguous pixels is "
+        "turned there; both are once a reading of x.",
+    ),
+    Reason(
+        "shared written",
+        ("moments_kernel", "square_kernel", "group_kernel", "apply_kernel"),
+        holds("prologue"),
+        "As it is read, above.",
+    ),
 )
