@@ -352,7 +352,7 @@ MUTATIONS = [
     Mutation("video", "x taken for the cache", "frames.py", "tl.where(left_t <= 0, jump, 0)", "0", VIDEO),
     Mutation("video", "a tap too long in the cache", "frames.py", "left_t == 1, over", "left_t == 0, over", VIDEO),
     Mutation("video", "weights of another frame", "frames.py", "w_ptrs += first * TAPS", "w_ptrs += 0 * TAPS", VIDEO),
-    Mutation("video", "a rest of the channels skipped", "frames.py", "channels - back * C_ALIGN, B", "BLOCK_K, B", VIDEO),
+    Mutation("video", "a rest of the channels skipped", "frames.py", "tap_size - back * C_ALIGN, B", "BLOCK_K, B", VIDEO),
     Mutation("video", "the cache of another image", "video.py", "cache_n + (offset", "0 + (offset", VIDEO),
     Mutation("video", "a dropped mask", "video.py", "bits = window_bits(", "bits = -1 + 0 * window_bits(", VIDEO),
     Mutation("video", "a row of another parity", "frames.py", "h = (corner[0] + r", "h = (1 + corner[0] + r", VIDEO),
