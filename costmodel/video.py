@@ -53,7 +53,7 @@ COPIED_LOADS, COPIED = 4, 16
 #: a magnified frame (sm_90, `tests/test_video_aot.py`).
 FRAME_INSTRUCTIONS = {1: 8, 2: 17}
 #: The same of a padding mode, for the place of a tap's pixel, which is each row's own (`tests/test_prologue_aot.py`).
-MODE_INSTRUCTIONS = {"zeros": 0, "replicate": 36, "reflect": 72, "circular": 72}
+MODE_INSTRUCTIONS = {"zeros": 0, "replicate": 36, "reflect": 72, "circular": 86}
 
 
 @dataclass(frozen=True)
@@ -170,8 +170,8 @@ def addresses_fit(tile: Tile, size: int, wide: bool, last: bool, far: bool, capa
 
 def residual_fits(tile: Tile, last: bool, capability: int) -> bool:
     """Whether a tile begins its sums with a residual without a spill: not above 128 x 128 results on sm_80, or where result or
-    residual are not channels-last; then on sm_100 not beside 128 filters."""
-    if compiled_for(capability) == 100 and not last and tile.n > 64:
+    residual are not channels-last; then on sm_100 not above 64 x 64."""
+    if compiled_for(capability) == 100 and not last and tile.m * tile.n > 64 * 64:
         return False
     return tile.m * tile.n <= 128 * 128 or (last and compiled_for(capability) != 80)
 

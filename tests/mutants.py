@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import deform_mutants
 import padded_mutants
+import prologue_mutants
 import unfold_mutants
 
 TESTS = ("tests/test_paths.py",)
@@ -14,9 +15,6 @@ DEPTHWISE_GROUPS = ("tests/test_depthwise_groups.py",)
 ON_DEPTHWISE = ("tests/test_fused.py", "-k", "test_depthwise_kernels or test_depthwise_taps")
 TOGETHER = ("tests/test_fused.py", "-k", "test_depthwise_columns")
 CAUSAL = ("tests/test_causal.py", "-k", "definition or single_tokens or shorter or behind_the_last")
-PROLOGUE = ("tests/test_prologue.py", "-k", "test_the_definition or test_groups")
-STATISTICS = ("tests/test_statistics.py", "-k", "large_mean")
-SUMS = ("tests/test_packed.py", "-k", "summed_taps")
 VIDEO = ("tests/test_video.py", "-k", "test_the_definition or test_tiles_that_end_inside")
 FUSED = (
     "tests/test_fused.py",
@@ -356,34 +354,11 @@ MUTATIONS = [
     Mutation("video", "x taken for the cache", "frames.py", "tl.where(left_t <= 0, jump, 0)", "0", VIDEO),
     Mutation("video", "a tap too long in the cache", "frames.py", "left_t == 1, over", "left_t == 0, over", VIDEO),
     Mutation("video", "weights of another frame", "frames.py", "w_ptrs += first * TAPS", "w_ptrs += 0 * TAPS", VIDEO),
-    Mutation("video", "a rest of the channels skipped", "frames.py", "channels - back * C_ALIGN, B", "BLOCK_K, B", VIDEO),
+    Mutation("video", "a rest of the channels skipped", "frames.py", "tap_size - back * C_ALIGN, B", "BLOCK_K, B", VIDEO),
     Mutation("video", "the cache of another image", "video.py", "cache_n + (offset", "0 + (offset", VIDEO),
     Mutation("video", "a dropped mask", "video.py", "bits = window_bits(", "bits = -1 + 0 * window_bits(", VIDEO),
     Mutation("video", "a row of another parity", "frames.py", "h = (corner[0] + r", "h = (1 + corner[0] + r", VIDEO),
     Mutation("video", "pixels of one parity", "video.py", "parity_q = place % UP", "parity_q = 0 * place", VIDEO),
-    Mutation("video", "a prologue of the cache", "prologue.py", "of_x = frame >= 0", "of_x = frame >= -9", PROLOGUE),
-    Mutation(
-        "video", "a prologue of zeros", "prologue.py", "tl.where(of_x, mask, False), z", "of_x & (c >= 0)[None, :], z", PROLOGUE
-    ),
-    Mutation(
-        "video",
-        "values of another channel",
-        "prologue.py",
-        "scale = load_inside(at + c, 0",
-        "scale = load_inside(at + c * 0, 0",
-        PROLOGUE,
-    ),
-    Mutation("video", "a raw frame kept", "frames.py", "value = tl.where(of_x, ", "value = tl.where(of_x & False, ", PROLOGUE),
-    Mutation(
-        "video",
-        "a mean without its correction",
-        "statistics.py",
-        "fix = tl.sum(off, 0) / more",
-        "fix = 0 * tl.sum(off, 0)",
-        STATISTICS,
-    ),
-    Mutation("video", "another parity's sums", "video.py", "w_ptr += (parity_p * 2", "w_ptr += (parity_p * 1", SUMS),
-    Mutation("video", "a group's filters", "video.py", "offs_n += group * filters", "offs_n += 0 * filters", PROLOGUE),
     Mutation("video", "a frame kept twice", "frames.py", "kept + place % kept", "kept + 0 * place", VIDEO),
     Mutation("band", "an off-by-one tap", "band.py", "moved = -q - GAP", "moved = 1 - q - GAP", BAND),
     Mutation("band", "taps that are not reversed", "band.py", "s = S - 1 - s", "s = s + 0", BAND),
@@ -439,3 +414,4 @@ MUTATIONS = [
 MUTATIONS += [Mutation("deform", *row) for row in deform_mutants.ROWS]
 MUTATIONS += [Mutation("unfold", *row) for row in unfold_mutants.ROWS]
 MUTATIONS += [Mutation("padded", *row) for row in padded_mutants.ROWS]
+MUTATIONS += [Mutation("video", *row) for row in prologue_mutants.ROWS]

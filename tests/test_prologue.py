@@ -7,7 +7,9 @@ from chunks import CALLS, assert_close, by_definition, tensors, written_out
 
 import tritonconv
 from costmodel.tiling import Plan
+from tritonconv import steps
 from tritonconv.epilogue import ACTIVATIONS
+from tritonconv.video import launch as video_launch
 
 TOGETHER, APART = "fprop:video:64x16x16:w4:s3", "fprop:video:64x16x16:w4:s3:apart"
 
@@ -59,6 +61,18 @@ def test_the_definition(name, kinds, plan, device, launched):
     line = written_out(known, cache, reach, window.get("time_padding", "zeros"))
     kept = line[:, :, line.shape[2] - after.shape[2] :]
     assert (after - kept).abs().max() <= 1e-14 * kept.abs().max()
+
+
+def test_masked_addresses_inside_of_the_tensors(device, launched, monkeypatch):
+    """As on compute capability 10.x, in a chunk without a cache."""
+    x, w, b, _ = tensors((1, 5, 2, 3, 4), (4, 5, 3, 3, 3), device=device)
+    prologue = values(x, ("rstd", "weight", "shift"))
+    want = by_definition(applied(x, prologue), w, b, 1, 1)
+    monkeypatch.setattr(steps, "masks_inside", lambda capability: True)
+    video_launch.prepare.cache_clear()
+    y, _ = tritonconv.causal_conv3d(x, w, b, 1, 1, prologue=prologue, plan=TOGETHER)
+    video_launch.prepare.cache_clear()
+    assert_close(y, want)
 
 
 @pytest.mark.parametrize("activation", [None, *ACTIVATIONS])

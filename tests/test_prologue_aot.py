@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from bench import video as rows
+from bench.aot import Pointer, compile_ahead
+from bench.sass import audit
 from bench.video import Row
 from costmodel import prologue as model
 from costmodel import video
@@ -15,6 +17,9 @@ from costmodel.device import find_device
 from costmodel.families.gemm import MENU
 from costmodel.prologue import Prologue
 from costmodel.tiling import Plan
+from tritonconv.kernels.prologue import Prologue as Pointers
+from tritonconv.layout import channels_last_strides, dense_strides
+from tritonconv.normalize import launch
 
 pytestmark = pytest.mark.aot
 SLOW = pytest.mark.slow
@@ -78,3 +83,29 @@ def test_summed_taps_take_a_trip_of_the_magnified_frame():
 def test_a_residual_and_groups_do_not_spill(arch, last):
     found = rows.figures(Row(arch=arch, residual=True, groups=2, channels=384, filters=384, channels_last=last))
     assert found.spills == found.stack_bytes == 0 and not found.trip.serialized
+
+
+SHAPE = (1, 384, 4, 60, 104)
+LAYOUTS = {"channels_last": channels_last_strides(SHAPE), "contiguous": dense_strides(SHAPE, (4, 3, 2, 1, 0))}
+
+
+def own_kernels(layout):
+    """(step, pointers before its arguments, prologue) of the kernels of statistics and of a prologue apart."""
+    x, half, wide = (SHAPE, LAYOUTS[layout]), Pointer(torch.bfloat16), Pointer(torch.float32)
+    first, second, _ = launch.prepare_group(x, "bfloat16", 32, 1e-6, False)
+    yield first, (half, wide), {}
+    yield second, (wide, half, half, wide, wide), {}
+    yield launch.prepare_rms(x, "bfloat16", 1e-6), (half, wide), {}
+    values = Pointers(wide, wide, wide, *launch.packed((0,) * 4))
+    yield launch.prepare_apply(x, "bfloat16", "silu", 0.01), (half, half), {"prologue": values}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("arch", [90, pytest.param(80, marks=SLOW), pytest.param(100, marks=SLOW)])
+def test_kernels_of_statistics_do_not_spill(arch, layout):
+    for step, pointers, more in own_kernels(layout):
+        constants = dict(step.constants)
+        warps = constants.pop("num_warps")
+        given = dict(zip(step.kernel.arg_names, (*pointers, *step.arguments), strict=False)) | more | constants
+        found = audit(compile_ahead(step.kernel, given, arch=arch, num_warps=warps, num_stages=3))
+        assert found.spills == found.stack_bytes == 0, step.kernel.__name__

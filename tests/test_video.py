@@ -14,6 +14,7 @@ import tritonconv
 from bench.tolerance import UNIT
 from costmodel import video as model
 from costmodel.tiling import Plan
+from tritonconv import steps
 from tritonconv.video import check as video_check
 from tritonconv.video import cpu as video_cpu
 from tritonconv.video import launch as video_launch
@@ -172,6 +173,18 @@ def test_addresses_far_apart(device, launched, monkeypatch):
     monkeypatch.setattr(video_launch, "is_near", lambda *_: False)
     far = tritonconv.causal_conv3d(x, w, b, 1, 1, cache)
     assert all(torch.equal(a, b) for a, b in zip(near, far, strict=True))
+
+
+@pytest.mark.parametrize("name", ["one cached frame of two", "dilated in time", "replicate"])
+def test_masked_addresses_inside_of_the_tensors(name, device, launched, monkeypatch):
+    """As on compute capability 10.x: of a window that begins before the first frame too, whose first weights are skipped."""
+    shape, weight, cached, window = CALLS[name]
+    x, w, b, cache = tensors(shape, weight, cached, device=device)
+    monkeypatch.setattr(steps, "masks_inside", lambda capability: True)
+    video_launch.prepare.cache_clear()
+    y, _ = tritonconv.causal_conv3d(x, w, b, cache=cache, **window)
+    video_launch.prepare.cache_clear()
+    assert_close(y, by_definition(x, w, b, cache=cache, **window))
 
 
 class Far:

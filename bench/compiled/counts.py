@@ -23,6 +23,7 @@ from bench.gpu.convolutions import LAYOUTS, NUMBERS, family_items, forced, pass_
 from bench.gpu.deform import deform_item
 from bench.gpu.functions import causal_backward, causal_forward, causal_update, separable_item, video_item
 from bench.gpu.item import Item
+from bench.gpu.normal import normal_items
 from bench.gpu.unfold import unfold_item
 from bench.providers.contender import Unserved
 from bench.work import float32_in
@@ -92,6 +93,7 @@ def items() -> Iterator[Item]:
             yield causal_update(word)
         yield separable_item("3x3", word, "relu6", "")
         yield deform_item("3x3", word)
+        yield from normal_items(word, True)
 
 
 def counted(item: Item, executor: Executor) -> list[CountRow]:

@@ -250,4 +250,24 @@ REASONS = (
         "Columns whose rows are contiguous: each lane's place lies a row from the next, in a sector of its own. A copy of the "
         "columns, which larger calls take first, would be a second launch.",
     ),
+    Reason(
+        "read",
+        ("apply_kernel", "square_kernel", "moments_kernel"),
+        holds("prologue"),
+        "A tile reads scale and shift in float32 once more for its pixels, half as much again as 16-bit channels of 90 "
+        "pixels; a contiguous plane of 90 pixels begins anywhere in a sector, and a warp reads a run of each channel.",
+    ),
+    Reason(
+        "shared read",
+        ("moments_kernel", "square_kernel", "group_kernel", "apply_kernel"),
+        holds("prologue"),
+        "The sums of a tile's warps meet in shared memory once a tile, by single values, and a tile of contiguous pixels is "
+        "turned there; both are once a reading of x.",
+    ),
+    Reason(
+        "shared written",
+        ("moments_kernel", "square_kernel", "group_kernel", "apply_kernel"),
+        holds("prologue"),
+        "As it is read, above.",
+    ),
 )

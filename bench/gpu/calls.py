@@ -9,12 +9,13 @@ from bench.gpu.convolutions import NUMBERS, family_items, fused_items, layer_ite
 from bench.gpu.deform import deform_items
 from bench.gpu.functions import causal_items, separable_items, video_items
 from bench.gpu.item import Item
+from bench.gpu.normal import normal_items
 from bench.gpu.unfold import unfold_items
 
 
 def in_order() -> Iterator[Item]:
     yield from family_items(("fp16",), ("channels_last",))
-    for items in (causal_items, video_items, separable_items, deform_items, unfold_items):
+    for items in (causal_items, video_items, separable_items, deform_items, normal_items, unfold_items):
         yield from items("fp16", False)
     yield from family_items(("bf16", "tf32", "fp32", "fp64"), ("channels_last",))
     yield from fused_items("fp16")
@@ -26,8 +27,9 @@ def in_order() -> Iterator[Item]:
         yield from video_items(numbers, False)
         yield from separable_items(numbers, False)
         yield from deform_items(numbers, False)
+        yield from normal_items(numbers, False)
     yield from family_items(tuple(NUMBERS), ("contiguous",))
-    for items in (causal_items, video_items, separable_items, deform_items, unfold_items):
+    for items in (causal_items, video_items, separable_items, deform_items, normal_items, unfold_items):
         yield from items("fp16", True)
     yield from fused_items("tf32")
     yield from layer_items("bf16", "contiguous")

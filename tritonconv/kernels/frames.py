@@ -186,8 +186,11 @@ def frames_gemm(
         next_t = next_s + place - seen_at(corner, KERNEL[1] - 1, KERNEL[2] - 1, DILATION, width, pixel, REACH)
     if not REPLICATE:
         next_t += (frame_units * DILATION[0]).to(REACH)
-    w_ptrs += first * TAPS * tap_size
     w_tap = tl.full((), 0, INDEX)
+    if CLAMP:  # whose addresses are offsets from `w_kept`
+        w_tap += first * TAPS * tap_size
+    else:
+        w_ptrs += first * TAPS * tap_size
     r = 0
     s = 0
     c = 0

@@ -113,6 +113,7 @@ def apply_kernel(
     ACC: tl.constexpr,
     UPCAST: tl.constexpr,
     INDEX: tl.constexpr,  # type of offsets in a frame
+    LINEAR: tl.constexpr,  # the pixels of a frame of x are so many strides of the width apart
     BLOCK_M: tl.constexpr,  # pixels
     BLOCK_C: tl.constexpr,
 ):
@@ -136,7 +137,11 @@ def apply_kernel(
     rows = pixel < pixels
     columns = c < channels
     mask = rows[:, None] & columns[None, :]
-    x = tl.load(base + (pixel // width * x_h + pixel % width * x_w)[:, None] + c[None, :] * x_c, mask=mask, other=0.0)
+    if LINEAR:
+        offset = pixel * x_w
+    else:
+        offset = pixel // width * x_h + pixel % width * x_w
+    x = tl.load(base + offset[:, None] + c[None, :] * x_c, mask=mask, other=0.0)
     scale = None
     shift = None
     rstd = None

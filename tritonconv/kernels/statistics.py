@@ -18,7 +18,7 @@ class Extent(NamedTuple):
     t: int
     h: int
     w: int
-    c: int
+    c: int  # divided by C_ALIGN
     frames: int  # frames of one set of statistics: all of an image, or 1
     shares: int  # programs that share the pixels of a set
     each: int  # pixels of a share
@@ -41,15 +41,18 @@ def moments_kernel(
     sizes,  # Extent
     X_ALIGN: tl.constexpr,
     X_UNIT: tl.constexpr,
+    C_ALIGN: tl.constexpr,
+    LINEAR: tl.constexpr,  # the pixels of an image are so many strides of the width apart
+    INDEX: tl.constexpr,  # type of offsets in an image
     ACC: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """The mean and the squared deviations of each channel over a share of the pixels of a set."""
-    channels = unpack(sizes.c)
+    channels = unpack(sizes.c) * C_ALIGN
     frames = unpack(sizes.frames)
     width = unpack(sizes.w)
-    area = unpack(sizes.h).to(tl.int64) * width
+    area = unpack(sizes.h).to(INDEX) * width
     pid = tl.program_id(0)
     c_tiles = tl.cdiv(channels, BLOCK_C)
     c = pid % c_tiles * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -57,9 +60,10 @@ def moments_kernel(
     share = pid // c_tiles % unpack(sizes.shares)
     place = (pid // c_tiles // unpack(sizes.shares)).to(tl.int64)  # number of the set
     sets = unpack(sizes.t) // frames  # of an image
-    _, x_c, x_t, x_h, x_w = strides(x_strides, X_ALIGN, X_UNIT, tl.int64)
-    base = x_ptr + place // sets * wide(x_strides.outer, X_ALIGN, X_UNIT == 0) + place % sets * frames * x_t
-    begin = share.to(tl.int64) * unpack(sizes.each)
+    _, x_c, x_t, x_h, x_w = strides(x_strides, X_ALIGN, X_UNIT, INDEX)
+    base = x_ptr + place // sets * wide(x_strides.outer, X_ALIGN, X_UNIT == 0)
+    base += place % sets * frames * wide(x_strides.depth, X_ALIGN, False)
+    begin = share.to(INDEX) * unpack(sizes.each)
     end = tl.minimum(begin + unpack(sizes.each), area * frames)
     mean = tl.zeros((BLOCK_C,), ACC)
     squares = tl.zeros((BLOCK_C,), ACC)
@@ -67,8 +71,11 @@ def moments_kernel(
     for start in range(begin, end, BLOCK_M):
         pixel = start + tl.arange(0, BLOCK_M)
         rows = pixel < end
-        inner = pixel % area
-        offset = pixel // area * x_t + inner // width * x_h + inner % width * x_w
+        if LINEAR:
+            offset = pixel * x_w
+        else:
+            inner = pixel % area
+            offset = pixel // area * x_t + inner // width * x_h + inner % width * x_w
         mask = rows[:, None] & columns[None, :]
         x = tl.load(base + offset[:, None] + c[None, :] * x_c, mask=mask, other=0.0).to(ACC)
         more = tl.minimum(end - start, BLOCK_M).to(ACC)
@@ -91,13 +98,14 @@ def group_kernel(
     shift_ptr,  # [sets, C]
     sizes,  # Extent
     GROUP: tl.constexpr,  # channels of a group
+    C_ALIGN: tl.constexpr,
     EPS: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,  # partial results that are merged at once
     BLOCK_C: tl.constexpr,  # at least GROUP
 ):
     """scale = w * rstd and shift = b - mean * scale of one group of a set."""
-    channels = unpack(sizes.c)
+    channels = unpack(sizes.c) * C_ALIGN
     shares = unpack(sizes.shares)
     each = unpack(sizes.each)
     area = unpack(sizes.h).to(tl.int64) * unpack(sizes.w) * unpack(sizes.frames)
@@ -142,23 +150,30 @@ def square_kernel(
     sizes,  # Extent
     X_ALIGN: tl.constexpr,
     X_UNIT: tl.constexpr,
+    C_ALIGN: tl.constexpr,
+    LINEAR: tl.constexpr,  # the pixels of a frame are so many strides of the width apart
+    INDEX: tl.constexpr,  # type of offsets in a frame
     EPS: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """rstd = 1 / sqrt(mean of x^2 over the channels + EPS) of BLOCK_M pixels of a frame."""
-    channels = unpack(sizes.c)
+    channels = unpack(sizes.c) * C_ALIGN
     width = unpack(sizes.w)
-    area = unpack(sizes.h).to(tl.int64) * width
-    tiles = tl.cdiv(area, BLOCK_M)
-    pid = tl.program_id(0).to(tl.int64)
-    place = pid // tiles  # image and frame
-    pixel = pid % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
+    area = unpack(sizes.h).to(INDEX) * width
+    tiles = tl.cdiv(area, BLOCK_M).to(tl.int32)
+    pid = tl.program_id(0)
+    place = (pid // tiles).to(tl.int64)  # image and frame
+    pixel = (pid % tiles).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
     rows = pixel < area
-    _, x_c, x_t, x_h, x_w = strides(x_strides, X_ALIGN, X_UNIT, tl.int64)
-    base = x_ptr + place // unpack(sizes.t) * wide(x_strides.outer, X_ALIGN, X_UNIT == 0) + place % unpack(sizes.t) * x_t
-    offset = (pixel // width * x_h + pixel % width * x_w)[:, None]
+    _, x_c, _, x_h, x_w = strides(x_strides, X_ALIGN, X_UNIT, INDEX)
+    base = x_ptr + place // unpack(sizes.t) * wide(x_strides.outer, X_ALIGN, X_UNIT == 0)
+    base += place % unpack(sizes.t) * wide(x_strides.depth, X_ALIGN, False)
+    if LINEAR:
+        offset = (pixel * x_w)[:, None]
+    else:
+        offset = (pixel // width * x_h + pixel % width * x_w)[:, None]
     total = tl.zeros((BLOCK_M,), ACC)
     for start in range(0, channels, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)

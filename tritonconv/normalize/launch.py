@@ -76,15 +76,33 @@ def _described(x: TensorKey, dtype: str) -> tuple[Any, dict[str, Any]]:
     return packed_strides(x, of), {"X_ALIGN": of.align, "X_UNIT": of.unit, "ACC": accumulator(dtype)}
 
 
+def is_linear(x: TensorKey, frames: int) -> bool:
+    """Whether the pixels of so many frames are multiples of the width's stride apart."""
+    (_, _, _, h, w), (_, _, x_t, x_h, x_w) = x
+    return (h == 1 or x_h == w * x_w) and (frames == 1 or x_t == h * w * x_w)
+
+
+def index_of_offsets(x: TensorKey, frames: int, block_m: int, block_c: int) -> Any:
+    """The type that reaches across so many frames, and the blocks that end beyond them."""
+    (_, c, _, h, w), (_, x_c, x_t, x_h, x_w) = x
+    reached = frames * x_t + h * x_h + (w + block_m) * x_w + (c + block_c) * x_c + frames * h * w
+    return tl.int32 if reached <= INT32_MAX else tl.int64
+
+
 @functools.lru_cache(maxsize=1024)
 def prepare_apply(x: TensorKey, dtype: str, activation: str, slope: float) -> Step:
     n, c, t, h, w = x[0]
     strides, constants = _described(x, dtype)
     block_m, block_c = _blocks(c)
     align = math.gcd(c, MAX_ALIGN)
-    reached = h * abs(x[1][3]) + w * abs(x[1][4]) + (c + block_c) * abs(x[1][1])
-    near = max(reached, (h * w + block_m) * c) <= INT32_MAX
-    constants |= {"C_ALIGN": align, "ACTIVATION": activation, "SLOPE": slope, "UPCAST": INTERPRETED and dtype == "bfloat16"}
+    near = (h * w + block_m) * c <= INT32_MAX and index_of_offsets(x, 1, block_m, block_c) == tl.int32
+    constants |= {
+        "C_ALIGN": align,
+        "LINEAR": is_linear(x, 1),
+        "ACTIVATION": activation,
+        "SLOPE": slope,
+        "UPCAST": INTERPRETED and dtype == "bfloat16",
+    }
     constants |= {"INDEX": tl.int32 if near else tl.int64, "BLOCK_M": block_m, "BLOCK_C": block_c}
     programs = n * t * math.ceil(h * w / block_m) * math.ceil(c / block_c)
     return _step(apply_kernel, programs, constants, (strides, Region(*map(pack, (t, h, w, c // align)))))
@@ -113,7 +131,7 @@ def _extent(x: TensorKey, frames: int) -> tuple[Extent, int]:
     pixels = frames * h * w
     each = max(LEAST_SHARE, math.ceil(pixels / SHARES))
     shares = math.ceil(pixels / each)
-    return Extent(*map(pack, (t, h, w, c, frames, shares, each))), shares
+    return Extent(*map(pack, (t, h, w, c // math.gcd(c, MAX_ALIGN), frames, shares, each))), shares
 
 
 @functools.lru_cache(maxsize=1024)
@@ -125,8 +143,10 @@ def prepare_group(x: TensorKey, dtype: str, groups: int, eps: float, per_frame: 
     sizes, shares = _extent(x, 1 if per_frame else t)
     block_m, block_c = _blocks(c)
     tiles = math.ceil(c / block_c)
+    frames, align = 1 if per_frame else t, {"C_ALIGN": math.gcd(c, MAX_ALIGN)}
+    constants |= align | {"LINEAR": is_linear(x, frames), "INDEX": index_of_offsets(x, frames, block_m, block_c)}
     first = _step(moments_kernel, sets * shares * tiles, constants | {"BLOCK_M": block_m, "BLOCK_C": block_c}, (strides, sizes))
-    of_group = {"GROUP": c // groups, "EPS": eps, "ACC": constants["ACC"]}
+    of_group = align | {"GROUP": c // groups, "EPS": eps, "ACC": constants["ACC"]}
     of_group |= {"BLOCK": min(2048, triton.next_power_of_2(shares * c // groups))}
     of_group |= {"BLOCK_C": triton.next_power_of_2(c // groups)}
     second = _step(group_kernel, sets * groups, of_group, (sizes,))
@@ -156,7 +176,8 @@ def prepare_rms(x: TensorKey, dtype: str, eps: float) -> Step:
     n, c, t, h, w = x[0]
     strides, constants = _described(x, dtype)
     block_m, block_c = _blocks(c)
-    constants |= {"EPS": eps, "BLOCK_M": block_m, "BLOCK_C": block_c}
+    constants |= {"C_ALIGN": math.gcd(c, MAX_ALIGN), "LINEAR": is_linear(x, 1)}
+    constants |= {"INDEX": index_of_offsets(x, 1, block_m, block_c), "EPS": eps, "BLOCK_M": block_m, "BLOCK_C": block_c}
     return _step(square_kernel, n * t * math.ceil(h * w / block_m), constants, (strides, _extent(x, 1)[0]))
 
 
