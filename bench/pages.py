@@ -115,12 +115,19 @@ def padded() -> str:
     return table()
 
 
+def decoders() -> str:
+    from bench.chains.blocks import summary
+
+    return summary()
+
+
 def blocks() -> Iterator[Block]:
     """All blocks, each with its page."""
     docs = ROOT / "docs"
     yield from (Block("count", README, counted), Block("compiled", README, compiled), Block("measured", README, measured))
     yield from (Block("layer", docs / "cost-model.md", layer), Block("networks", docs / "cost-model.md", networks))
     yield from (Block(made.__name__, docs / "kernels.md", made) for made in (audit, band, separable))
+    yield Block("blocks", docs / "kernels.md", decoders)
     yield from (Block(made.__name__, docs / "design" / f"{made.__name__}.md", made) for made in (deform, unfold, padded))
 
 

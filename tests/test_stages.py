@@ -268,6 +268,7 @@ def test_the_first_stage_has_every_family_pass_dtype_and_kind():
         "tma": halves,
         "depthwise": {*NUMBERS} - {"tf32"},
         "band": halves,
+        "padded": {*NUMBERS},
     }
     assert serves("tma", Pass.FPROP, "tf32", "channels_last") and not serves("tma", Pass.FPROP, "fp32", "channels_last")
     assert {f"{name} {which} fp16 channels_last" for name in LAYERS for which in Pass} <= names
