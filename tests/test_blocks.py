@@ -47,6 +47,15 @@ def test_a_video_in_chunks(launched):
     close(torch.cat([first, layer(x[:, :, 1:], cache)], 2), want)
 
 
+def test_a_video_of_groups_between_a_norm_and_a_residual():
+    layer = CausalConv3d(4, 2, (1, 3, 3), padding=1, groups=2, padding_mode="replicate").requires_grad_(False)
+    x, residual = torch.randn(1, 4, 2, 3, 3), torch.randn(1, 2, 2, 3, 3)
+    got = layer(x, prologue=tritonconv.group_norm_prologue(x, 2, activation="silu"), residual=residual)
+    normed = F.pad(F.silu(F.group_norm(x, 2)), (1, 1, 1, 1, 0, 0), mode="replicate")
+    close(got, F.conv3d(normed, layer.weight, layer.bias, groups=2) + residual)
+    assert "groups=2, padding_mode=replicate" in repr(layer)
+
+
 @pytest.mark.parametrize("rank", SIZES)
 def test_a_convolution_with_norm_and_activation(rank, launches):
     layer = getattr(tritonconv.nn, f"ConvBnAct{rank}d")(3, 3, 3, padding=1, activation="leaky_relu", negative_slope=0.2)

@@ -11,6 +11,7 @@ from tritonconv.causal import causal_conv1d, causal_conv1d_update
 from tritonconv.epilogue import ACTIVATIONS
 from tritonconv.folding import Follows, followed
 from tritonconv.layers import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from tritonconv.normalize import Prologue
 from tritonconv.video import causal_conv3d
 
 
@@ -86,7 +87,8 @@ class CausalConv3d(nn.Conv3d):
     """`tritonconv.causal_conv3d` with its parameters, which are those of `torch.nn.Conv3d`: chunks of video, one after another.
 
     x [N, C, T, H, W] -> y, or with `return_cache` (y, the next chunk's cache). padding is of height and width: an int, (h, w)
-    or "same"; time_padding "zeros", "replicate" or "valid". Raises what that function raises.
+    or "same", and padding_mode says what stands there; time_padding is "zeros", "replicate" or "valid". A call may have a
+    prologue and a residual, as that function's. Raises what that function raises.
 
     >>> import torch, tritonconv
     >>> layer = tritonconv.nn.CausalConv3d(4, 8, 3, padding=1).requires_grad_(False)
@@ -107,15 +109,25 @@ class CausalConv3d(nn.Conv3d):
         time_padding: str = "zeros",
         device: Any = None,
         dtype: torch.dtype | None = None,
+        *,
+        groups: int = 1,
+        padding_mode: str = "zeros",
     ) -> None:
-        place: dict[str, Any] = {"bias": bias, "device": device, "dtype": dtype}
-        super().__init__(in_channels, out_channels, kernel_size, stride, 0, dilation, **place)
+        place: dict[str, Any] = {"bias": bias, "padding_mode": padding_mode, "device": device, "dtype": dtype}
+        super().__init__(in_channels, out_channels, kernel_size, stride, 0, dilation, groups, **place)
         self.space, self.time_padding = padding, time_padding
 
     def forward(  # type: ignore[override]
-        self, x: torch.Tensor, cache: torch.Tensor | None = None, return_cache: bool = False
+        self,
+        x: torch.Tensor,
+        cache: torch.Tensor | None = None,
+        return_cache: bool = False,
+        *,
+        prologue: Prologue | None = None,
+        residual: torch.Tensor | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        window: dict[str, Any] = {"dilation": self.dilation, "time_padding": self.time_padding}
+        window: dict[str, Any] = {"dilation": self.dilation, "time_padding": self.time_padding, "groups": self.groups}
+        window |= {"padding_mode": self.padding_mode, "prologue": prologue, "residual": residual}
         stride: Any = self.stride
         return causal_conv3d(x, self.weight, self.bias, stride, self.space, cache, return_cache, **window)
 
