@@ -20,7 +20,8 @@ SMALL = LAYERS["mixed"]
 @pytest.mark.parametrize("name", LAYERS)
 def test_results_and_gradients(name, launched):
     layer = LAYERS[name]
-    padded.check(layer, *layer.tensors(torch.float32))
+    forced = {"plan": "fprop:padded"} if name == "depthwise" else {}
+    padded.check(layer, *layer.tensors(torch.float32), **forced)
     assert launched()["padded fprop"] == launched()["padded wgrad"] == 1
 
 
@@ -143,7 +144,7 @@ def test_compiled_functions():
 # ---- fused, modules, other ways to compute --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["weather", "depthwise"])
+@pytest.mark.parametrize("name", ["weather", "mixed"])
 def test_what_follows_is_in_the_same_kernel(name, launched):
     layer = LAYERS[name]
     x, w, b = (t.requires_grad_() for t in layer.tensors())
@@ -159,6 +160,34 @@ def test_what_follows_is_in_the_same_kernel(name, launched):
     wants = torch.autograd.grad(F.silu(after).square().sum(), leaves)
     for one, other in zip(torch.autograd.grad(got.square().sum(), leaves), wants, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    ("mode", "ends"),
+    [
+        ("circular", ((1, 2), (3, 0))),
+        ("reflect", ((0, 2), (1, 1))),
+        ("replicate", ((4, 0), (0, 2))),
+        (("zeros", "circular"), 1),
+    ],
+)
+def test_narrow_groups_write_their_padding_out(mode, ends, launched):
+    """Each would fill a sixteenth of a tile of the padded kernels, which `plan="padded"` still asks for."""
+    x, w, b = (t.requires_grad_() for t in Padded((4, 4), (2, 3), ends, mode, 1, 1, 3, 3, 6).tensors())
+    window = {"padding": ends, "padding_mode": mode, "groups": 3}
+    pairs = ends if isinstance(ends, tuple) else ((ends, ends),) * 2
+    want = padded.by_pad(x, w, b, padding=pairs, padding_mode=mode, groups=3)
+    wants = torch.autograd.grad(want.square().sum(), (x, w, b), create_graph=True)
+    got = tritonconv.conv2d(x, w, b, **window)
+    gots = torch.autograd.grad(got.square().sum(), (x, w, b), create_graph=True)
+    assert launched()["fprop"] == 1 and launched()["padded fprop"] == 0
+    for one, other in zip((got, *gots), (want, *wants), strict=True):
+        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(tritonconv.conv2d(x, w, b, **window, plan="fprop:padded"), want)
+    assert launched()["padded fprop"] == 1
+    torch.testing.assert_close(tritonconv.conv2d(x[0], w, b, **window), want[0])
+    said = str(tritonconv.explain(tritonconv.conv2d, x, w, b, **window))
+    assert said.startswith("the padding of conv2d") and "is written out first" in said and "fprop:depthwise:" in said
 
 
 @pytest.mark.parametrize("mode", MODES)

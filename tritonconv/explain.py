@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -16,7 +17,7 @@ from costmodel.plan import candidates, measured, predict
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, Plan
 from costmodel.timing import Prediction
-from tritonconv import check, functional, fused, host, launch, plans, where
+from tritonconv import check, functional, fused, host, launch, padding, plans, where
 from tritonconv.causal import causal_conv1d
 from tritonconv.causal.explain import explained as explained_causal
 from tritonconv.columns import fold, unfold
@@ -116,7 +117,14 @@ def explain(function: Any, *args: Any, device: str | Device | None = None, **kwa
     if after.residual is not None and not batched:
         after = after._replace(residual=after.residual.unsqueeze(0))
     forced = plans.text(plan, name, forward)
-    return explained(name, problem.with_steps_in_reach(), forward, (a, weight, bias), after, forced, number, torchs)
+    before = []
+    if plan is None and padding.is_copied(problem):
+        whole = problem
+        problem = problem.written_out
+        a = torch.empty_strided(problem.input_shape, output_strides(problem.input_shape, a), dtype=a.dtype, device=a.device)
+        before = [f"the padding of {whole} is written out first, {a.nbytes / 1e6:.3g} MB, since its groups are narrow"]
+    made = explained(name, problem.with_steps_in_reach(), forward, (a, weight, bias), after, forced, number, torchs)
+    return replace(made, words="\n".join((*before, made.words)))
 
 
 def _number(device: str | Device) -> int:
