@@ -17,6 +17,7 @@ from costmodel.families.matrix import scattered_lines
 from costmodel.plan import predict, select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.reports.notation import parse
+from costmodel.tiling import Plan
 
 H200 = DEVICES["NVIDIA H200"]
 VIT = ConvProblem.conv((32, 3, 224, 224), (768, 3, 16, 16), (16, 16), (0, 0), (1, 1))
@@ -119,6 +120,23 @@ def test_contiguous_weights_touch_a_line_per_filter(which, lines):
     of = call_of(work(ConvProblem.conv((2, 20, 32, 32), (64, 20, 3, 3), (1, 1), (1, 1), (1, 1)), which, layout="contiguous"))
     assert scattered_lines(of, GatherPlan.parse(f"{which}:gather:64x64x32:w4:s4")) == (0, lines)
     assert scattered_lines(of, GatherPlan.parse(f"{which}:gather:64x64x32:w4:s4:pack-b")) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("stride", "plan", "lines"),
+    [
+        # Counted per trip: 4,369 lines for 128 x 32 elements, 1,094 for 64 x 32 and 596 for 32 x 32, of which 64 are of dy.
+        (8, "wgrad:gather:64x128x32:w4:s4", 1.0),
+        (8, "wgrad:gather:64x64x32:w4:s4", 0.5),
+        (2, "wgrad:gather:64x32x32:w4:s4", 0.5),
+        (1, "wgrad:gather:64x64x32:w4:s4", 0.0),
+        (8, "wgrad:gather:64x64x32:w4:s4:pack-b", 0.0),
+        (8, "wgrad:tma:64x64x32:w4:s4:pack-b", 0.0),
+    ],
+)
+def test_strided_rows_of_a_weight_gradient_touch_a_line_per_channel(stride, plan, lines):
+    line = ConvProblem.conv((1, 128, 8192), (128, 128, 8), (stride,), (4,), (1,))
+    assert scattered_lines(call_of(work(line, Pass.WGRAD, layout="contiguous")), Plan.parse(plan)) == (0, lines)
 
 
 def test_a_patch_embedding_takes_folded_columns():

@@ -157,11 +157,16 @@ def scattered_lines(call: Call, plan: MatrixPlan) -> tuple[float, float]:
 
     The lanes of a warp then read neighbouring results' elements: the same element of neighbouring patches, or of neighbouring
     filters. `python -m bench validate --choice` counted such lines in channels-last patches of an odd number of channels, of
-    which Triton knows no contiguous run, and in contiguous weights, whose neighbouring filters (fprop) or channels (dgrad) lie
-    a filter or its taps apart.
+    which Triton knows no contiguous run, in contiguous weights, whose neighbouring filters (fprop) or channels (dgrad) lie
+    a filter or its taps apart, and in the contiguous x of a strided weight gradient, whose lanes are 16 channels (32 of a tile
+    of 128 or more), each in a plane of its own.
     """
-    if plan.boxed or plan.which == Pass.WGRAD:
+    if plan.boxed:
         return 0.0, 0.0
+    if plan.which == Pass.WGRAD:
+        strided = call.problem.stride[-1] > 1 and call.b.unit == 4 and "b" not in plan.pack
+        scattered = strided and not plan.patches and not plan.fold and vector_widths(call, plan)[1] == 1
+        return 0.0, (1.0 if plan.block_n >= 128 else 0.5) if scattered else 0.0
     (a_width, b_width), size = vector_widths(call, plan), itemsize(call.dtype)
     call = seen(call, plan)
     problem, a, b = call.problem, 0.0, 0.0
