@@ -169,11 +169,11 @@ def addresses_fit(tile: Tile, size: int, wide: bool, last: bool, far: bool, capa
 
 
 def residual_fits(tile: Tile, last: bool, capability: int) -> bool:
-    """Whether a tile begins its sums with a residual without a spill: not above 128 x 128 results on sm_80, or where result or
-    residual are not channels-last; then on sm_100 not above 64 x 64."""
+    """Whether a tile begins its sums with a residual without a spill: above 128 x 128 results on sm_90 only (on sm_100 Triton
+    3.6 spills), and only where result and residual are channels-last; elsewhere on sm_100 not above 64 x 64."""
     if compiled_for(capability) == 100 and not last and tile.m * tile.n > 64 * 64:
         return False
-    return tile.m * tile.n <= 128 * 128 or (last and compiled_for(capability) != 80)
+    return tile.m * tile.n <= 128 * 128 or (last and compiled_for(capability) == 90)
 
 
 def candidates(

@@ -30,8 +30,12 @@ from costmodel.plan import select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import resource_table
 from costmodel.tiling import Call, Plan
+from tritonconv.families.gemm import reduction
+from tritonconv.kernels.epilogue import Fused
 from tritonconv.kernels.reduce import reduce_kernel
 from tritonconv.launch import describe, prepare_call
+from tritonconv.layout import channels_last_strides
+from tritonconv.prepared import FusedKey
 
 pytestmark = pytest.mark.aot
 
@@ -158,6 +162,21 @@ def test_the_reduction_of_split_sums_compiles(dtype, arch):
     arguments = dict(zip(reduce_kernel.arg_names, [*pointers, *prepared.after[0].arguments], strict=False))
     found = audit(compile_ahead(reduce_kernel, arguments | prepared.after[0].constants, arch=arch))
     assert found.spills == 0 and found.trip.classes["ldg"] > 0 and not found.trip.mma
+
+
+@pytest.mark.parametrize("given", ["scale", "residual", "z"])
+def test_the_reduction_compiles_with_a_part_of_an_epilogue(given):
+    """Triton 3.6 does not compare a tuple of pointers of which one is None with None."""
+    shape = WIDE.output_shape
+    key = (shape, channels_last_strides(shape))
+    fused = FusedKey(1 if given == "scale" else None, None, key if given == "residual" else None, "relu", 0.0, given == "z")
+    follows, step = reduction(Pass.FPROP, 2, key, 4, (1, 1, 1), None, fused, False)
+    values = Fused(
+        *(Pointer(torch.float16) if given == name else None for name in ("scale", "shift", "residual", "z")), *follows
+    )
+    pointers = [Pointer(torch.float32), None, Pointer(torch.float16)]
+    arguments = dict(zip(reduce_kernel.arg_names, [*pointers, *step.arguments], strict=False))
+    assert audit(compile_ahead(reduce_kernel, arguments | step.constants | {"fused": values}, arch=90)).spills == 0
 
 
 @pytest.mark.parametrize("arch", [pytest.param(80, marks=pytest.mark.slow), 90, pytest.param(100, marks=pytest.mark.slow)])

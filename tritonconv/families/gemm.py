@@ -263,6 +263,8 @@ def reduction(
         "BLOCK_M": block_m,
         "BLOCK_N": block_n,
     }
+    if fused is not None:
+        constants["FUSED"] = True
     programs = ceil_div(pixels, block_m) * phases * ceil_div(channels, block_n)
     arguments = (packed_strides(out, described), Results(*map(pack, sizes)))
     return fused_arguments, Step(reduce_kernel, programs, constants, arguments, ("workspace", "bias", "out"), fused=True)

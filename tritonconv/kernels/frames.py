@@ -57,7 +57,8 @@ def copy_frames(
     kept,
     frame_size,
     channels,
-    prologue,  # Prologue, or None; applied to frames of x
+    prologue,  # Prologue, with PROLOGUE; applied to frames of x
+    PROLOGUE: tl.constexpr,
     REPLICATE: tl.constexpr,
     BLOCK: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -75,7 +76,7 @@ def copy_frames(
     mask = offs < frame_size
     read = mask if REPLICATE else tl.where(frame >= 0, mask, False)  # Triton 3.9's interpreter takes no block & scalar
     value = tl.load(source + offs, mask=read, other=0.0)
-    if prologue is not None:
+    if PROLOGUE:
         if REPLICATE:
             frame = tl.maximum(frame, 0)
         of_x = tl.where(frame >= cached, read, False)
@@ -142,7 +143,8 @@ def frames_gemm(
     x_kept,  # with CLAMP the `kept` of `load_inside`
     w_kept,
     CLAMP: tl.constexpr,
-    prologue,  # Prologue, or None; of frames of x only
+    prologue,  # Prologue, with PROLOGUE; of frames of x only
+    PROLOGUE: tl.constexpr,
     image,
     frames,  # frames of x
     pixels,  # [BLOCK_M] number of the pixel at tap (0, 0) in a frame of x
@@ -227,7 +229,7 @@ def frames_gemm(
             w_mask = columns[None, :] & left[:, None]
             w = load_inside(w_ptrs, w_tap, w_mask, w_kept, i < trips, CLAMP)
         x = load_inside(x_ptrs, x_move, x_mask, x_kept, i < trips, CLAMP)
-        if prologue is not None:
+        if PROLOGUE:
             here = tl.maximum(seen, 0) if REPLICATE else seen
             if MAPPED:
                 pass
@@ -283,7 +285,7 @@ def frames_gemm(
                 before = place
                 place = seen_at(corner, r, s, DILATION, width, pixel, REACH)
                 step += place - before
-        if prologue is not None:
+        if PROLOGUE:
             seen += tl.where(wrap, DILATION[0], 0)
         over = next_t
         if REPLICATE:

@@ -89,6 +89,7 @@ def reduce_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     fused=None,  # Fused
+    FUSED: tl.constexpr = False,  # whether there is one: Triton 3.6 does not compare a tuple that holds a None
     ACTIVATION: tl.constexpr = "",
     SLOPE: tl.constexpr = 0.0,
     R_ALIGN: tl.constexpr = 1,
@@ -134,7 +135,7 @@ def reduce_kernel(
         acc += tl.load(partial, mask=mask, other=0.0)
 
     place = offsets_of(out_strides, OUT_ALIGN, OUT_UNIT, image, n, (d, h, w), c, RANK)
-    if fused is not None:
+    if FUSED:
         r_ptrs = None
         z_ptrs = None
         if fused.residual is not None:

@@ -44,7 +44,9 @@ def video_kernel(
     CLAMP: tl.constexpr = False,  # masked addresses lie inside of the tensors (`kernels.index.load_inside`)
     ACTIVATION: tl.constexpr = "",  # of the prologue
     SLOPE: tl.constexpr = 0.01,
+    PROLOGUE: tl.constexpr = False,  # whether there is one: Triton 3.6 does not compare a tuple that holds a None
     prologue=None,  # Prologue, applied to the frames of x that are read or kept
+    FUSED: tl.constexpr = False,  # whether a residual is added, likewise
     fused=None,  # Fused of a residual
     R_ALIGN: tl.constexpr = 1,
     R_UNIT: tl.constexpr = -1,
@@ -82,6 +84,7 @@ def video_kernel(
             frame_size,
             channels * GROUPS,
             prologue,
+            PROLOGUE,
             REPLICATE,
             COPY,
             ACTIVATION,
@@ -161,7 +164,7 @@ def video_kernel(
         x_kept = (cache_ptr + image * cache_n, offset[:, None] + offs_k[None, :], (offs_k % C_ALIGN)[None, :])
         w_kept = (w_ptr, offs_n[None, :].to(INDEX) * depth + offs_k[:, None], (offs_k % C_ALIGN)[:, None])
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
-    if fused is not None:  # the sums begin with it: behind them, its addresses would find no registers
+    if FUSED:  # the sums begin with it: behind them, its addresses would find no registers
         _, r_k, _, r_p, r_q = strides(fused.residual_strides, R_ALIGN, R_UNIT, INDEX)
         base = fused.residual + image * wide(fused.residual_strides.outer, R_ALIGN, R_UNIT == 0)
         base += o * wide(fused.residual_strides.depth, R_ALIGN, False)
@@ -209,6 +212,7 @@ def video_kernel(
         w_kept=w_kept,
         CLAMP=CLAMP,
         prologue=prologue,
+        PROLOGUE=PROLOGUE,
         image=image,
         frames=unpack(sizes.known) - cached,
         pixels=place,

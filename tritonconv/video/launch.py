@@ -212,7 +212,7 @@ def prepare(
     if problem.groups > 1:
         constants["GROUPS"] = problem.groups
     if chunk.prologue is not None:
-        constants |= {"ACTIVATION": activation[0], "SLOPE": activation[1]}
+        constants |= {"PROLOGUE": True, "ACTIVATION": activation[0], "SLOPE": activation[1]}
     after: tuple[Step, ...] = ()
     workspace: tuple[int, ...] = ()
     if plan.split > 1:
@@ -233,7 +233,11 @@ def follow(residual: TensorKey | None) -> tuple[tuple[Any, ...], dict[str, Any]]
     if residual is None:
         return (), {}
     described = operand(*residual, 1, 1)
-    return (pack(0), pack(0), packed_strides(residual, described)), {"R_ALIGN": described.align, "R_UNIT": described.unit}
+    return (pack(0), pack(0), packed_strides(residual, described)), {
+        "FUSED": True,
+        "R_ALIGN": described.align,
+        "R_UNIT": described.unit,
+    }
 
 
 def forward(
