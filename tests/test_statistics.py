@@ -46,9 +46,10 @@ def test_many_shares_and_a_large_mean(device, launched):
     bound = C_LIMIT / 2 * UNIT[torch.float32] * (5 * 20 * 25) ** 0.5  # of a sum of as many squares, halved by the root
     assert (prologue.scale[:, 0].double() / exact - 1).abs().max() < bound
     assert torch.equal(tritonconv.group_norm_prologue(x, 3).shift, prologue.shift)
-    half = x[:, :, :, :, :24]  # a view, not dense
-    alone = tritonconv.group_norm_prologue(half.contiguous(), 3)
-    assert torch.equal(tritonconv.group_norm_prologue(half, 3).scale, alone.scale)
+    half = x[:, :, :, :, :24]  # a view, not dense, whose lanes the compiler may share out in another way than a copy's
+    exact = (half.double().var((2, 3, 4), correction=0) + 1e-5).rsqrt()
+    for each in (half, half.contiguous()):
+        assert (tritonconv.group_norm_prologue(each, 3).scale[:, 0].double() / exact - 1).abs().max() < bound
 
 
 def test_the_batch_changes_no_bit(device, launched):

@@ -35,7 +35,7 @@ class Function(NamedTuple):
 
 FUNCTIONS = {
     "causal": Function("costmodel.causal", ("causal", "causal_backward", "causal_state"), (80, 90), "depthwise"),
-    "video": Function("costmodel.video", ("video", "statistics"), (80, 90), "gather", "VideoPlan"),
+    "video": Function("costmodel.video", ("video", "statistics", "prologue"), (80, 90), "gather", "VideoPlan"),
     "separable": Function("costmodel.separable", ("separable",), (80, 90), "patch", "SeparablePlan"),
     "deform": Function(
         "costmodel.deform",
