@@ -53,7 +53,7 @@ COPIED_LOADS, COPIED = 4, 16
 #: a magnified frame (sm_90, `tests/test_video_aot.py`).
 FRAME_INSTRUCTIONS = {1: 8, 2: 17}
 #: The same of a padding mode, for the place of a tap's pixel, which is each row's own (`tests/test_prologue_aot.py`).
-MODE_INSTRUCTIONS = {"zeros": 0, "replicate": 36, "reflect": 72, "circular": 86}
+MODE_INSTRUCTIONS = {"zeros": 0, "replicate": 36, "reflect": 77, "circular": 86}
 
 
 @dataclass(frozen=True)
