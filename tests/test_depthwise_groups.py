@@ -46,7 +46,8 @@ ALONE = {
 @pytest.mark.parametrize("name", ALONE)
 def test_one_channel_or_filter_takes_the_depthwise_kernels(name, layout, device, launches, overflow_checked):
     check(dataclasses.replace(ALONE[name], x=layout, g=layout), device)
-    if launch.device_model(host.index_of(torch.empty(0, device=device))).interpreted:  # a GPU's plans are by their predicted times
+    # a GPU's plans are by their predicted times
+    if launch.device_model(host.index_of(torch.empty(0, device=device))).interpreted:
         assert PASSES <= set(launches()) and launches().total() == 6
 
 
