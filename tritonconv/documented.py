@@ -11,11 +11,17 @@ DTYPES = """float16, bfloat16, float32 or float64, all tensors of one; accumulat
     `torch.backends.cudnn.conv.fp32_precision` says ("tf32" or "ieee"), and rounded once."""
 WINDOW = """stride, padding, dilation{more} are ints or {rank} ints{named}; groups divides the channels of both sides. Tensors
     may have any strides; the result's memory format is torch's, the same bits on every run."""
+MODES = """
+
+    padding_mode says what the padding holds, one word for all axes or a tuple of one per axis: "zeros", "reflect" (less padding
+    than pixels), "replicate" or "circular" (at most as much), as `torch.nn.Conv2d` has them. The kernel finds the pixels by
+    index arithmetic. Where groups have one channel or one filter the padding is written out first, by `torch.cat`, on CUDA too,
+    and the kernels for such groups convolve the copy. Other words raise ValueError, too much padding RuntimeError."""
 SHARED = """
 
     {what}
 
-    Dtypes: {dtypes} {window}
+    Dtypes: {dtypes} {window}{modes}
 
     On CUDA a Triton kernel runs; CPU tensors take torch's convolution, or these kernels where TRITON_INTERPRET=1 is set.
     Gradients of every tensor to any order, backwards and forwards. plan: None, or what forces
@@ -127,6 +133,7 @@ def _convolution(name: str) -> str:
         what=EPILOGUE.format(out="C" if transposed else "K") if fused else PLAIN,
         dtypes=DTYPES,
         window=window,
+        modes="" if transposed else MODES,
         torch=plain,
         name=name,
         x=", ".join(map(str, shape)),
