@@ -84,7 +84,7 @@ MUTATIONS = [
     ),
     Mutation("reduce", "channels that alignment does not divide", "reduce.py", "(results.c) * C_ALIGN", "(results.c)"),
     Mutation("reduce", "a missing bias", "reduce.py", "columns, HAS_BIAS)", "columns, False)"),
-    Mutation("wgrad", "a split that starts late", "wgrad.py", "first = split * steps", "first = split * steps + 1"),
+    Mutation("wgrad", "a split that starts late", "wgrad.py", "first_box(split * steps", "first_box(split * steps + 1"),
     Mutation("epilogue", "no rounding where the interpreter truncates", "epilogue.py", "bits += 0x7FFF", "bits += 0 * 0x7FFF"),
     Mutation(
         "slide", "an off-by-one tap", "window.py", "j * STRIDE + tap * DILATION", "j * STRIDE + tap * DILATION + 1", DEPTHWISE
@@ -242,7 +242,12 @@ MUTATIONS = [
         "boxed wgrad", "rows past the last", "wgrad.py", "i_p, size_p, BOX_P, BOXED)", "i_p, size_p, BOX_P, False)", TMA_WGRAD
     ),
     Mutation(
-        "boxed wgrad", "a split that starts late", "wgrad.py", "first = split * steps", "first = split * steps + 1", TMA_WGRAD
+        "boxed wgrad",
+        "a split that starts late",
+        "wgrad.py",
+        "first_box(split * steps",
+        "first_box(split * steps + 1",
+        TMA_WGRAD,
     ),
     Mutation("boxed wgrad", "images past the last", "wgrad.py", "(i_n < size_n - n0) & fresh", "fresh", TMA_WGRAD),
     Mutation("epilogue", "a bias that is not scaled", "epilogue.py", "added *= scale", "added *= 1.0", FUSED),

@@ -7,12 +7,13 @@ one tap to that of the next, unlike in `kernels.gather`: it is computed from the
 import triton
 import triton.language as tl
 
+from tritonconv.kernels.boxes import first_box, next_box
 from tritonconv.kernels.epilogue import TRANSPOSED, add_bias, finish, rounded, store_transposed
 from tritonconv.kernels.fprop import placed
 from tritonconv.kernels.index import inside_of, load_inside, pixels_of, strides, tile_of, unpack, wide
 from tritonconv.kernels.modes import is_read, mapped
 from tritonconv.kernels.reduce import share_of, store_share
-from tritonconv.kernels.wgrad import new_pixels
+from tritonconv.kernels.wgrad import new_pixels, store_filters
 
 
 @triton.jit
@@ -308,21 +309,7 @@ def padded_wgrad_kernel(
     x_inside = inside_of(offs_n, C_ALIGN, (1, 1, 1), True, x_c, x_w)[None, :]
 
     steps = unpack(sizes.tiles)
-    boxes_q = tl.cdiv(size_q, BOX_Q)
-    boxes_p = tl.cdiv(size_p, BOX_P)
-    boxes_o = tl.cdiv(size_o, BOX_O)
-    first = split * steps
-    q0 = (first % boxes_q) * BOX_Q
-    first = first // boxes_q
-    p0 = tl.zeros_like(q0)
-    o0 = tl.zeros_like(q0)
-    if RANK >= 2:
-        p0 = (first % boxes_p) * BOX_P
-        first = first // boxes_p
-    if RANK >= 3:
-        o0 = (first % boxes_o) * BOX_O
-        first = first // boxes_o
-    n0 = first * STEP[0]
+    n0, o0, p0, q0 = first_box(split * steps, (size_o, size_p, size_q), STEP, RANK)
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
     for step in range(0, tl.maximum(steps, 1)):
@@ -357,31 +344,22 @@ def padded_wgrad_kernel(
             dy = dy.to(tl.float32)
             x = x.to(tl.float32)
         acc = tl.dot(dy, x, acc, input_precision=PRECISION, out_dtype=ACC)
-        # The next box along q; after the last one, the next along p, then o, then n.
-        q0 += BOX_Q
-        wrap = q0 >= size_q
-        q0 = tl.where(wrap, 0, q0)
-        if RANK >= 2:
-            p0 += tl.where(wrap, BOX_P, 0)
-            wrap = p0 >= size_p
-            p0 = tl.where(wrap, 0, p0)
-        if RANK >= 3:
-            o0 += tl.where(wrap, BOX_O, 0)
-            wrap = o0 >= size_o
-            o0 = tl.where(wrap, 0, o0)
-        n0 += tl.where(wrap, STEP[0], 0)
+        n0, o0, p0, q0 = next_box(n0, o0, p0, q0, (size_o, size_p, size_q), STEP, RANK)
 
     mask = filters_mask[:, None] & columns[None, :]
-    if SPLIT:
-        # workspace[split, k, t, r, s, c]
-        row = split.to(tl.int64) * n_groups * filters + group * filters
-        filter_size = channels.to(INDEX) * TAPS
-        base = dw_ptr + row * filter_size
-        column = ((t * KERNEL[1] + r) * KERNEL[2] + s) * channels.to(INDEX) + offs_n
-        tl.store(base + (offs_m[:, None] * filter_size + column[None, :]), acc, mask=mask)
-    else:
-        w_k, w_c, w_t, w_r, w_s = strides(dw_strides, DW_ALIGN, DW_UNIT, INDEX)
-        base = dw_ptr + group * filters * wide(dw_strides.outer, DW_ALIGN, DW_UNIT == 0)
-        column = offs_n * w_c + (t * w_t + r * w_r + s * w_s)
-        dw = rounded(acc, dw_ptr.dtype.element_ty, UPCAST)
-        tl.store(base + ((offs_m * w_k)[:, None] + column[None, :]), dw, mask=mask)
+    store_filters(
+        acc,
+        dw_ptr,
+        dw_strides,
+        DW_ALIGN,
+        DW_UNIT,
+        (split, n_groups, group, filters, channels),
+        offs_m,
+        offs_n,
+        (t, r, s),
+        mask,
+        KERNEL,
+        INDEX,
+        SPLIT,
+        UPCAST,
+    )

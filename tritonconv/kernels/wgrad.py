@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from tritonconv.kernels.boxes import load_pixels
+from tritonconv.kernels.boxes import first_box, load_pixels, next_box
 from tritonconv.kernels.epilogue import rounded
 from tritonconv.kernels.index import fold_taps, inside, inside_of, load_inside, strides, unpack, wide
 
@@ -22,6 +22,38 @@ def new_pixels(start, i, size, BOX: tl.constexpr, WITHIN: tl.constexpr):
         first = tl.minimum(start, size - BOX)
         mask = i >= start - first
     return first, mask
+
+
+@triton.jit
+def store_filters(
+    acc,  # [BLOCK_M, BLOCK_N]
+    dw_ptr,  # the weights' gradient, or with SPLIT the workspace [split, k, t, r, s, c]
+    dw_strides,  # Strides of dw [K, C / G, T, R, S]
+    ALIGN: tl.constexpr,
+    UNIT: tl.constexpr,
+    at,  # (split, groups, group, filters of a group, channels of a group)
+    filter,  # [BLOCK_M] of the group
+    c,  # [BLOCK_N] channel of the group
+    tap,  # (t, r, s), scalars or [BLOCK_N]
+    mask,
+    KERNEL: tl.constexpr,
+    INDEX: tl.constexpr,
+    SPLIT: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Writes a tile of sums to the weights' gradient, or unrounded to the share of its split in the workspace."""
+    if SPLIT:
+        row = at[0].to(tl.int64) * at[1] * at[3] + at[2] * at[3]
+        filter_size = at[4].to(INDEX) * (KERNEL[0] * KERNEL[1] * KERNEL[2])
+        base = dw_ptr + row * filter_size
+        column = ((tap[0] * KERNEL[1] + tap[1]) * KERNEL[2] + tap[2]) * at[4].to(INDEX) + c
+        tl.store(base + (filter[:, None] * filter_size + column[None, :]), acc, mask=mask)
+    else:
+        w_k, w_c, w_t, w_r, w_s = strides(dw_strides, ALIGN, UNIT, INDEX)
+        base = dw_ptr + at[2] * at[3] * wide(dw_strides.outer, ALIGN, UNIT == 0)
+        column = c * w_c + tap[0] * w_t + tap[1] * w_r + tap[2] * w_s
+        dw = rounded(acc, dw_ptr.dtype.element_ty, UPCAST)
+        tl.store(base + ((filter * w_k)[:, None] + column[None, :]), dw, mask=mask)
 
 
 @triton.jit
@@ -158,21 +190,7 @@ def wgrad_kernel(
             x_kept = (x_base, x_offset[:, None] + column_offset[None, :], x_inside)
 
     steps = unpack(sizes.tiles)
-    boxes_q = tl.cdiv(size_q, BOX_Q)
-    boxes_p = tl.cdiv(size_p, BOX_P)
-    boxes_o = tl.cdiv(size_o, BOX_O)
-    first = split * steps
-    q0 = (first % boxes_q) * BOX_Q
-    first = first // boxes_q
-    p0 = tl.zeros_like(q0)
-    o0 = tl.zeros_like(q0)
-    if RANK >= 2:
-        p0 = (first % boxes_p) * BOX_P
-        first = first // boxes_p
-    if RANK >= 3:
-        o0 = (first % boxes_o) * BOX_O
-        first = first // boxes_o
-    n0 = first * STEP[0]
+    n0, o0, p0, q0 = first_box(split * steps, (size_o, size_p, size_q), STEP, RANK)
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
     for step in range(0, tl.maximum(steps, 1)):
@@ -217,35 +235,26 @@ def wgrad_kernel(
             dy = dy.to(tl.float32)
             x_tile = x_tile.to(tl.float32)
         acc = tl.dot(dy, x_tile, acc, input_precision=PRECISION, out_dtype=ACC)
-        # The next box along q; after the last one, the next along p, then o, then n.
-        q0 += BOX_Q
-        wrap = q0 >= size_q
-        q0 = tl.where(wrap, 0, q0)
-        if RANK >= 2:
-            p0 += tl.where(wrap, BOX_P, 0)
-            wrap = p0 >= size_p
-            p0 = tl.where(wrap, 0, p0)
-        if RANK >= 3:
-            o0 += tl.where(wrap, BOX_O, 0)
-            wrap = o0 >= size_o
-            o0 = tl.where(wrap, 0, o0)
-        n0 += tl.where(wrap, STEP[0], 0)
+        n0, o0, p0, q0 = next_box(n0, o0, p0, q0, (size_o, size_p, size_q), STEP, RANK)
 
     mask = filters_mask[:, None] & columns[None, :]
     if not PATCH:
         t += tap_t
         r += tap_r
         s += tap_s
-    if SPLIT:
-        # workspace[split, k, t, r, s, c]
-        row = split.to(tl.int64) * n_groups * filters + group * filters
-        filter_size = channels.to(INDEX) * TAPS
-        base = dw_ptr + row * filter_size
-        column = ((t * KERNEL[1] + r) * KERNEL[2] + s) * channels.to(INDEX) + c
-        tl.store(base + (offs_m[:, None] * filter_size + column[None, :]), acc, mask=mask)
-    else:
-        w_k, w_c, w_t, w_r, w_s = strides(dw_strides, DW_ALIGN, DW_UNIT, INDEX)
-        base = dw_ptr + group * filters * wide(dw_strides.outer, DW_ALIGN, DW_UNIT == 0)
-        column = c * w_c + t * w_t + r * w_r + s * w_s
-        dw = rounded(acc, dw_ptr.dtype.element_ty, UPCAST)
-        tl.store(base + ((offs_m * w_k)[:, None] + column[None, :]), dw, mask=mask)
+    store_filters(
+        acc,
+        dw_ptr,
+        dw_strides,
+        DW_ALIGN,
+        DW_UNIT,
+        (split, n_groups, group, filters, channels),
+        offs_m,
+        c,
+        (t, r, s),
+        mask,
+        KERNEL,
+        INDEX,
+        SPLIT,
+        UPCAST,
+    )
