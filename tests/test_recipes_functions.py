@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from test_recipes import conv, found, fused, nothing_is_known, operands  # noqa: F401
+from test_recipes import conv, found, fused, nothing_is_known, operands, unaligned  # noqa: F401
 
 import tritonconv
 from tritonconv import check, launch, recipes
 from tritonconv.causal import check as causal_check
 from tritonconv.causal import launch as causal_launch
+from tritonconv.columns import check as columns_check
 
 pytestmark = pytest.mark.interpreter
 
@@ -141,3 +142,75 @@ def test_what_sequences_change_is_in_the_key(other, found, launched):  # noqa: F
     assert [recipe is None for recipe in found] == [True, False] and torch.equal(first, second)
     recipes.forget()
     assert torch.equal(causal(*tensors, **other), first)
+
+
+# ---- windows as columns --------------------------------------------------------------------------------------------------
+
+IMAGE = torch.arange(40.0).view(1, 2, 4, 5)
+COLUMNS = tritonconv.unfold(IMAGE, 2)
+WINDOWS = {
+    "unfold": (tritonconv.unfold, IMAGE, (2,)),
+    "fold": (tritonconv.fold, COLUMNS, ((4, 5), 2)),
+    "unfold, unbatched": (tritonconv.unfold, IMAGE[0], (2,)),
+    "fold, unbatched": (tritonconv.fold, COLUMNS[0], ((4, 5), 2)),
+    "unfold, copied": (lambda *given: tritonconv.unfold(*given, plan="fprop:unfold:64x4x4:pack-a"), IMAGE.mT, (2,)),
+}
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_columns_are_known(name, found, launched, monkeypatch):  # noqa: F811
+    call, source, given = WINDOWS[name]
+    first = call(source, *given)
+    for function in ("unfold", "fold"):
+        monkeypatch.setattr(columns_check, function, None)
+    again = call(source, *given)
+    assert [recipe is None for recipe in found] == [True, False]
+    assert torch.equal(first, again) and first.stride() == again.stride()
+
+
+#: Other calls of `unfold` than `unfold(IMAGE, 2)`, and of `fold` than `fold(COLUMNS, (4, 5), 2)`.
+OTHER = {
+    "unfold": [
+        (IMAGE, 3),
+        (IMAGE, 2, 2),
+        (IMAGE, 2, 1, 1),
+        (IMAGE, 2, 1, 0, 2),
+        (IMAGE.double(), 2),
+        (IMAGE.mT.contiguous().mT, 2),
+        (unaligned(IMAGE), 2),
+        (IMAGE[..., :4], 2),
+        (IMAGE[0], 2),
+    ],
+    "fold": [
+        (COLUMNS, (5, 4), 2),
+        (COLUMNS, (5, 6), 2, 2),
+        (COLUMNS, (2, 3), 2, 1, 1),
+        (COLUMNS, (6, 8), 2, 1, 0, 2),
+        (COLUMNS, (3, 12), (2, 1), 2),
+        (COLUMNS[:, :, :8].contiguous(), (3, 5), 2),
+        (unaligned(COLUMNS), (4, 5), 2),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_what_columns_hang_on_is_in_the_key(name, found, launched):  # noqa: F811
+    call, source, given = WINDOWS[name]
+    plan = {"unfold": "fprop:unfold:64x4x4", "fold": "dgrad:unfold:64x4x1"}[name]
+    for arguments, words in (*((other, {}) for other in OTHER[name]), ((source, *given), {"plan": plan})):
+        recipes.forget(), call(source, *given), found.clear()
+        first, second = (call(*arguments, **words) for _ in range(2))
+        assert [recipe is None for recipe in found] == [True, False], arguments[1:]
+        recipes.forget()
+        assert torch.equal(first, second) and torch.equal(call(*arguments, **words), first)
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_columns_that_record_take_the_ordinary_way(name, found, launched):  # noqa: F811
+    call, source, given = WINDOWS[name]
+    for _ in range(2):
+        call(source, *given)
+    leaf = source.clone().requires_grad_()
+    for _ in range(2):
+        assert call(leaf, *given).requires_grad
+    assert [recipe is None for recipe in found] == [True, False, True, True]
