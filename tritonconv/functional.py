@@ -95,7 +95,10 @@ def _call(
     recipe = recipes.known(key)
     if recipe is not None:
         try:
-            return repeated(recipe, input, weight, bias, *beside)
+            if input.dim() == rank + 2:
+                return repeated(recipe, input, weight, bias, *beside)
+            each = (t if t is None or t.dim() == 1 else t.unsqueeze(0) for t in beside)  # scale and shift have one axis
+            return repeated(recipe, input.unsqueeze(0), weight, bias, *each).squeeze(0)
         except torch.OutOfMemoryError:  # the op knows another plan
             pass
     if type(weight) is not torch.nn.Parameter and not torch.compiler.is_compiling():
@@ -122,7 +125,7 @@ def _call(
         follows = (after.scale, after.shift, residual, after.activation or "", float(after.negative_slope), False)
         y, z = (_OPS.fprop_fused if forward else _OPS.dgrad_fused)(a, weight, bias, *place, *follows, forced)
         epilogue = Epilogue(*follows)._replace(keep=z.numel() > 0) if key is not None else None
-    if key is not None and batched:
+    if key is not None:
         which = Pass.FPROP if forward else Pass.DGRAD
         recipes.file(key, which, known_problem(which, a, weight, place), a, weight, bias, place, forced, epilogue)
     return y if batched else y.squeeze(0)

@@ -89,6 +89,13 @@ def rms_norm(x: Any, weight: Any, bias: Any, eps: Any, activation: Any) -> float
     return _eps(name, eps)
 
 
+def per_frame(value: Maybe) -> Maybe:
+    """scale or shift [C], [N, C] or [N, T, C] as [N or 1, T or 1, C]."""
+    if value is None or value.dim() == 3:
+        return value
+    return value.view(1, 1, -1) if value.dim() == 1 else value.unsqueeze(1)
+
+
 def prologue(function: str, x: Any, given: Any) -> tuple[Maybe, Maybe, Maybe]:
     """(scale [N or 1, T or 1, C], shift of such a shape, rstd) of a `Prologue` for x."""
     from tritonconv.normalize import Prologue
@@ -112,8 +119,7 @@ def prologue(function: str, x: Any, given: Any) -> tuple[Maybe, Maybe, Maybe]:
                     f"{function}(): expected {name} of shape [{c}], [{n}, {c}] or [{n}, {t}, {c}] for x {list(x.shape)}, got "
                     f"{name} {list(shape)}"
                 )
-            value = value.view(1, 1, c) if value.dim() == 1 else value.unsqueeze(1) if value.dim() == 2 else value
-        found.append(value)
+        found.append(per_frame(value))
     if given.rstd is not None:
         _values(function, "prologue.rstd", x, given.rstd)
         if tuple(given.rstd.shape) != (n, t, *size):
