@@ -100,13 +100,16 @@ class Copied(Family):
     def predict(self, call: Call, plan: Any, device: Device) -> Prediction:
         found, copy = self.inner.predict(self.written(call), self.within(plan), device), self._seconds(call, device)
         more = 1 + copy / found.seconds
-        return replace(
-            found,
+        return Prediction(
             seconds=found.seconds * more,
+            tiles=found.tiles,
+            waves=found.waves,
+            tile_use=found.tile_use,
             bytes=found.bytes + itemsize(call.dtype) * copy_elements(call.problem, call.which),
             bound="copies" if copy > found.seconds else found.bound,
             low=found.low * more,
             high=found.high * more,
+            source=found.source,
         )
 
     def counted(self, call: Call, plan: Any) -> Counted:
