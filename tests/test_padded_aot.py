@@ -3,6 +3,8 @@
 Run apart from the interpreter: `pytest -m aot`.
 """
 
+import math
+
 import pytest
 import torch
 from test_fused_aot import KINDS, compiled_ahead
@@ -14,12 +16,11 @@ from costmodel.device import find_device
 from costmodel.families import families
 from costmodel.families.gemm import epilogue_fits
 from costmodel.families.padded import MENU
-from costmodel.plan import select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import resource_key, resource_table
 from costmodel.tiling import Call, Plan, itemsize
 from tritonconv import launch
-from tritonconv.families import launcher
+from tritonconv.families import launchers
 from tritonconv.families.padded import FOLD_REGISTERS
 from tritonconv.launch import DTYPES as NAMES
 
@@ -52,8 +53,8 @@ def test_no_plan_that_is_chosen_spills(arch, name, kind, which):
     (dtype, precision), problem, last = DTYPES[kind], LAYERS[name], name == "wide"
     a, b, out = operands(problem, which, last)
     call = Call(problem, which, NAMES[dtype], precision, *launch.describe(problem, which, a, b, out))
-    plan = select(call, find_device(GPU[arch]))
-    laid = launcher(plan.family).laid(plan, call, a, b, out)
+    _, plan = families()["padded"].quickest(call, find_device(GPU[arch]), math.inf)
+    laid = launchers()[plan.family].laid(plan, call, a, b, out)
     seen = Call(laid.problem, which, call.dtype, precision, *launch.describe(laid.problem, which, *laid[2:5]))
     found = compile_prepared(launch.prepare(laid.plan, seen, *laid[2:5], None if which == Pass.WGRAD else 1), dtype, arch)
     assert found.spills == found.stack_bytes == 0 and not found.trip.serialized, plan
