@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Hashable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -17,7 +16,7 @@ from costmodel.plan import candidates, measured, predict
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, Plan
 from costmodel.timing import Prediction
-from tritonconv import check, functional, fused, host, launch, padding, plans, where
+from tritonconv import check, functional, fused, host, launch, plans, where
 from tritonconv.causal import causal_conv1d
 from tritonconv.causal.explain import explained as explained_causal
 from tritonconv.columns import fold, unfold
@@ -25,7 +24,7 @@ from tritonconv.columns.explain import of_fold, of_unfold
 from tritonconv.deform import deform_conv2d
 from tritonconv.deform.explain import explained as explained_deform
 from tritonconv.epilogue import Epilogue, needs_z
-from tritonconv.families import launchers
+from tritonconv.families import launcher
 from tritonconv.layout import output_strides
 from tritonconv.plans import Explanation
 from tritonconv.separable import depthwise_separable_conv2d
@@ -117,14 +116,7 @@ def explain(function: Any, *args: Any, device: str | Device | None = None, **kwa
     if after.residual is not None and not batched:
         after = after._replace(residual=after.residual.unsqueeze(0))
     forced = plans.text(plan, name, forward)
-    before = []
-    if plan is None and padding.is_copied(problem):
-        whole = problem
-        problem = problem.written_out
-        a = torch.empty_strided(problem.input_shape, output_strides(problem.input_shape, a), dtype=a.dtype, device=a.device)
-        before = [f"the padding of {whole} is written out first, {a.nbytes / 1e6:.3g} MB, since its groups are narrow"]
-    made = explained(name, problem.with_steps_in_reach(), forward, (a, weight, bias), after, forced, number, torchs)
-    return replace(made, words="\n".join((*before, made.words)))
+    return explained(name, problem.with_steps_in_reach(), forward, (a, weight, bias), after, forced, number, torchs)
 
 
 def _number(device: str | Device) -> int:
@@ -188,7 +180,7 @@ def explained(
             lines.append("  left to torch: where= says so")
         if follows:
             named = [key for key, tensor in tensors.items() if tensor is not None] + [activation] * bool(activation)
-            lines.append(f"  followed in {launchers()[chosen.family].fused_in(chosen)} by {', '.join(named)}")
+            lines.append(f"  followed in {launcher(chosen.family).fused_in(chosen)} by {', '.join(named)}")
             if keep:
                 lines.append("  the value before the activation is kept for the backward pass")
     if not problem.macs:
@@ -197,9 +189,9 @@ def explained(
 
 
 def _words(call: Call, plan: Plan, prediction: Prediction, device: Device, forced: bool) -> list[str]:
-    launcher = launchers()[plan.family]
-    title = f"{call.which}: {launcher.title}{launcher.remark(call, plan)}"
-    return [title, f"  plan {plan}", *launcher.words(call, plan), *_cost_words(call, plan, prediction, device, forced)]
+    of = launcher(plan.family)
+    title = f"{call.which}: {of.title}{of.remark(call, plan)}"
+    return [title, f"  plan {plan}", *of.words(call, plan), *_cost_words(call, plan, prediction, device, forced)]
 
 
 def _cost_words(call: Call, plan: Plan, prediction: Prediction, device: Device, forced: bool) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from costmodel.problem import ConvProblem, Pass
-from tritonconv import check, padding, plans, private, recipes
+from tritonconv import check, plans, private, recipes
 from tritonconv.again import repeated
 from tritonconv.autograd import _OPS
 from tritonconv.epilogue import Epilogue
@@ -108,8 +108,6 @@ def _call(
     a = input if batched else input.unsqueeze(0)
     problem = checked(function, rank, a, weight, bias, *window)
     forward = checked is check.conv
-    if plan is None and padding.is_copied(problem):
-        a, problem, key = padding.copied(a, problem), problem.written_out, None
     pads = flat(problem.padding, problem.padding_mode)
     place: tuple[Any, ...] = (problem.stride, pads, problem.dilation, problem.groups)
     place = place if forward else (problem.input_size, *place)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from costmodel import causal, deform, deform_backward, video
+from costmodel import causal, deform, deform_backward, unfold, video
 from costmodel.calibration import PRIOR, PRIOR_SOURCE
 from costmodel.count import Cost
 from costmodel.deform import Deformation, DeformCall
@@ -14,8 +14,11 @@ from costmodel.forecast import choose, predict
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import channels_last
 from costmodel.timing import Prediction
+from costmodel.unfold import UnfoldCall
 from costmodel.video import Chunk
 
+#: A call of a function that has plans of its own.
+Own = Chunk | causal.Kind | Deformation | UnfoldCall
 #: Element types for which a `Device` may have a peak.
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -39,7 +42,7 @@ class Step:
     which: str  # the pass of a convolution; "" for other operators
     cost: Cost
     problem: ConvProblem | None = None  # the problem of that pass
-    call: Chunk | causal.Kind | Deformation | None = None  # a call of a function with plans of its own, instead of a pass
+    call: Own | None = None  # a call of a function with plans of its own, instead of a pass
 
 
 class Clock:
@@ -48,11 +51,11 @@ class Clock:
     def __init__(self, device: Device, precision: str) -> None:
         self.device = device
         self.precision = precision
-        self.planned: dict[tuple[ConvProblem, str, Chunk | causal.Kind | Deformation | None, str], Time] = {}
+        self.planned: dict[tuple[ConvProblem | None, str, Own | None, str], Time] = {}
 
     def time(self, step: Step, dtype: str) -> Time:
         """The time of one operator on tensors of `dtype`."""
-        if step.problem is None or not (step.which or step.call is not None):
+        if step.call is None and not (step.problem is not None and step.which):
             return self._operator(step.cost, dtype)
         key = (step.problem, step.which, step.call, dtype)
         if key not in self.planned:
@@ -62,12 +65,15 @@ class Clock:
             )
         return self.planned[key]
 
-    def _convolution(
-        self, problem: ConvProblem, which: str, call: Chunk | causal.Kind | Deformation | None, dtype: str
-    ) -> tuple[Prediction, str]:
-        """The time of a convolution under the plan that the library takes, and that plan in words."""
+    def _convolution(self, problem: ConvProblem | None, which: str, call: Own | None, dtype: str) -> tuple[Prediction, str]:
+        """The time of a convolution, of unfold or of fold under the plan that the library takes, and that plan in words."""
         device, precision = self.device, self.precision
+        if isinstance(call, UnfoldCall):
+            columns = replace(call, dtype=dtype)
+            tile = unfold.select(columns, device)
+            return unfold.predict(columns, tile, device), str(tile)
         device.rate(dtype, precision)
+        assert problem is not None
         if isinstance(call, Chunk):
             own = video.select(call, dtype, precision, device)
             return video.predict(call, own, dtype, precision, device), str(own)
