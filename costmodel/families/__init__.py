@@ -63,10 +63,10 @@ def family(name: str) -> Family:
     return families()[name]
 
 
-def asked(problem: ConvProblem) -> list[Family]:
-    """The families that serve a problem's padding, in the order in which a choice asks them. Those that serve few calls come
-    first."""
-    found = [each for each in families().values() if not each.padding_refusal(problem)]
+def asked(problem: ConvProblem, prologue: bool = False) -> list[Family]:
+    """The families that serve a problem's padding, and with `prologue` apply one to the pixels that they gather, in the order
+    in which a choice asks them. Those that serve few calls come first."""
+    found = [each for each in families().values() if not each.padding_refusal(problem, prologue)]
     return sorted(found, key=lambda each: not each.narrow)
 
 
