@@ -72,6 +72,11 @@ class After(NamedTuple):
     def tensors(self) -> dict[str, torch.Tensor | None]:
         return {"scale": self.scale, "shift": self.shift, "residual": self.residual}
 
+    def arguments(self, batched: bool) -> tuple[Any, ...]:
+        """As the ops take them, up to `keep`."""
+        residual = self.residual if self.residual is None or batched else self.residual.unsqueeze(0)
+        return self.scale, self.shift, residual, self.activation or "", float(self.negative_slope)
+
     def is_empty(self) -> bool:
         return self.activation is None and self.scale is None and self.shift is None and self.residual is None
 
@@ -122,14 +127,11 @@ def _call(
     epilogue = None
     if before is not None:
         assert after is not None
-        residual = after.residual if after.residual is None or batched else after.residual.unsqueeze(0)
-        follows = (after.scale, after.shift, residual, after.activation or "", float(after.negative_slope))
-        y = _OPS.fprop_normalized(a, weight, bias, *place, *before, *follows, forced)
+        y = _OPS.fprop_normalized(a, weight, bias, *place, *before, *after.arguments(batched), forced)
     elif after is None or after.is_empty():
         y = (_OPS.fprop if forward else _OPS.dgrad)(a, weight, bias, *place, forced)
     else:
-        residual = after.residual if after.residual is None or batched else after.residual.unsqueeze(0)
-        follows = (after.scale, after.shift, residual, after.activation or "", float(after.negative_slope), False)
+        follows = (*after.arguments(batched), False)
         y, z = (_OPS.fprop_fused if forward else _OPS.dgrad_fused)(a, weight, bias, *place, *follows, forced)
         epilogue = Epilogue(*follows)._replace(keep=z.numel() > 0) if key is not None else None
     if key is not None and batched:

@@ -80,7 +80,9 @@ def unprepared(call: Call) -> str:
         return ""
     if call.which != Pass.FPROP:
         return f"a prologue is for fprop, not for {call.which}"
-    return "values per frame are for a kernel of their own" if call.prologue.each_frame else ""
+    if call.problem.groups > 1 and 1 in (call.problem.channels_per_group, call.problem.filters_per_group):
+        return "its groups have one channel or one filter, which would fill a sixteenth of a tile"
+    return "its values differ from frame to frame" if call.prologue.each_frame else ""
 
 
 def prologue_fits(call: Call, tile: Tile, reach: str, capability: int) -> bool:
@@ -154,6 +156,9 @@ class Padded(Gemm):
             return False
         return few and super().fits(call, tile, reach, capability)
 
+    def is_for(self, call: Call, device: Device) -> bool:
+        return call.prologue is not None or super().is_for(call, device)
+
     def options(self, call: Call, device: Device) -> Iterator[Option]:
         if unprepared(call):
             return
@@ -163,9 +168,11 @@ class Padded(Gemm):
 
     def plan_of(self, option: Option, split: int) -> Plan:
         made = super().plan_of(option, split)
+        assert isinstance(made, PaddedPlan)
         return made if option.call.prologue is None else replace(made, together=True)
 
-    def refusal(self, call: Call, plan: PaddedPlan, device: Device | None) -> str:
+    def refusal(self, call: Call, plan: MatrixPlan, device: Device | None) -> str:
+        assert isinstance(plan, PaddedPlan)
         if plan.together != (call.prologue is not None):
             return "together is for a call with a prologue" if plan.together else "its prologue asks for together"
         if reason := unprepared(call):

@@ -13,11 +13,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from costmodel.arithmetic import Arithmetic, arithmetic_named
-from costmodel.causal import Kind
 from costmodel.count import Cost
-from costmodel.deform import Deformation
 from costmodel.device import Device, find_device
-from costmodel.networks.clock import DTYPES, Clock, Step, Time
+from costmodel.networks.clock import DTYPES, Called, Clock, Step, Time
 from costmodel.networks.memory import Memory
 from costmodel.networks.receptive import Field
 from costmodel.networks.timed import Forecast, Timed
@@ -26,7 +24,6 @@ from costmodel.reports.notation import by
 from costmodel.reports.tables import Tables
 from costmodel.reports.units import several
 from costmodel.tiling import itemsize
-from costmodel.video import Chunk
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,7 +55,7 @@ class Layer:
     fields: tuple[Field, ...] | None  # receptive field by spatial axis; None where the result does not depend on the input
     misaligned: bool  # branches meet here whose receptive fields have different centres or jumps
     known: bool  # False: the operator is in no table, so its FLOP are missing (its bytes are counted)
-    call: Chunk | Kind | Deformation | None = None  # the call of a function that has plans of its own
+    call: Called = None
 
     @property
     def backward_cost(self) -> Cost:

@@ -22,16 +22,20 @@ from tritonconv.normalize.check import as_video
 from tritonconv.normalize.launch import Values, apply, packed
 from tritonconv.prepared import FusedKey, TensorKey, is_aligned, key
 
+Maybe = torch.Tensor | None
+
 
 def described(values: Values) -> Prologue:
     """A prologue without its tensors."""
-    tensors = values[:3]
-    per_channel = [t for t in tensors[:2] if t is not None]
+    scale, shift, rstd, activation, slope = values
+    per_channel = [t for t in (scale, shift) if t is not None]
     return Prologue(
-        values.activation,
-        *(t is not None for t in tensors),
-        values=sum(t.numel() for t in tensors if t is not None),
-        slope=values.slope,
+        activation,
+        scale is not None,
+        shift is not None,
+        rstd is not None,
+        sum(t.numel() for t in (scale, shift, rstd) if t is not None),
+        slope,
         each_image=any(t.shape[0] > 1 for t in per_channel),
         each_frame=any(t.shape[1] > 1 for t in per_channel),
     )
@@ -146,9 +150,8 @@ def each_image(
     one = replace(problem, batch=1)
     tensors = [t if t is None else t.expand(len(x), *t.shape[1:]) for t in values[:3]]
 
-    def made(image: torch.Tensor, *beside: torch.Tensor | None) -> torch.Tensor:
-        *found, residual = beside
-        of = Values(*found, values.activation, values.slope)
+    def made(image: torch.Tensor, scale: Maybe, shift: Maybe, rstd: Maybe, residual: Maybe) -> torch.Tensor:
+        of = Values(scale, shift, rstd, values.activation, values.slope)
         return forward(one, image, w, b, of, epilogue._replace(residual=residual), plan)
 
     result: torch.Tensor = invariant.by_image(made, (x, *tensors, epilogue.residual))

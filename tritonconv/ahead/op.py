@@ -107,8 +107,8 @@ def _apart(x: Any, values: tuple[Any, ...]) -> Any:
     return normalized(x, *values)
 
 
-def _rest(plan: str) -> str:
-    """A plan without what it says about fprop together with a prologue."""
+def without_together(plan: str) -> str:
+    """A plan without what it says about fprop in one kernel with a prologue."""
     words = (word for word in plan.split(";") if not (word.startswith("fprop:") and word.endswith(":together")))
     return ";".join(words)
 
@@ -138,7 +138,7 @@ def _recorded(
     tensors = x, w, b, x_scale, x_shift, x_rstd, scale, shift, residual
     if not private.transforms_are_active() and not private.is_differentiated_forwards() and not recipes.records(*tensors):
         return _below_autograd(_OPS.fprop_normalized, x, w, b, *place, *before, *after, plan)
-    x, plan = _apart(x, before), _rest(plan)
+    x, plan = _apart(x, before), without_together(plan)
     if launch.is_empty(Epilogue(*after)):
         return _OPS.fprop(x, w, b, *place, plan)
     return _OPS.fprop_fused(x, w, b, *place, *after, False, plan)[0]
@@ -165,13 +165,14 @@ def _batched(
     size, given = info.batch_size, (x_scale, x_shift, x_rstd)
     x = batching._spread(x, dims[0], size)
     spread = [batching._spread(t, d, size) for t, d in zip(given, dims[7:10], strict=True)]
-    values = [t if t is None else t.expand(size, x.shape[1], *t.shape[2:]).flatten(0, 1) for t in spread]
-    made = normalized(x.flatten(0, 1), *values, x_activation, x_slope).unflatten(0, (size, -1))
+    scale, shift, rstd = (t if t is None else t.expand(size, x.shape[1], *t.shape[2:]).flatten(0, 1) for t in spread)
+    made = normalized(x.flatten(0, 1), scale, shift, rstd, x_activation, x_slope).unflatten(0, (size, -1))
     tensors = (*after[:3], *(None,) * 3)[:3]
-    activation, slope, plan = (*after[3:], *("", 0.01, "")[len(after[3:]) :])
+    words: tuple[Any, ...] = ("", 0.01, "")
+    activation, slope, plan = after[3:] + words[len(after[3:]) :]
     lie = (0, *dims[1:3], *(None,) * 4, *(*dims[12:15], *(None,) * 3)[:3])
     place = (stride, padding, dilation, groups)
-    (y, _), (out, _) = _FUSED(info, lie, made, w, b, *place, *tensors, activation, slope, False, _rest(plan))
+    (y, _), (out, _) = _FUSED(info, lie, made, w, b, *place, *tensors, activation, slope, False, without_together(plan))
     return y, out
 
 
