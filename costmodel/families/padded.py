@@ -233,7 +233,7 @@ class Padded(Gemm):
 
     def _own(self, plan: Plan) -> Plan:
         """The plan of this family whose workspace a plan of "gather" fills."""
-        options = {each.name: getattr(plan, each.name) for each in self.plan.options()}
+        options = {each.name: getattr(plan, each.name) for each in GatherPlan.options() if each.name != "x3"}
         return self.plan(plan.which, self.name, *plan.tile, **options)
 
     def _fold_seconds(self, call: Call, device: Device) -> float:
