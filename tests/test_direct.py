@@ -89,6 +89,22 @@ def conv(x, w, b, **arguments):
     return tritonconv.conv2d(x, w, b, padding=1, **arguments)
 
 
+def normalised(x, w, b):
+    """A prologue and an epilogue in one kernel, of tensors that record nothing."""
+    prologue = tritonconv.Prologue(b.detach(), b.detach(), None, "silu")
+    given = {"prologue": prologue, "residual": x.detach(), "plan": "fprop:padded:64x16x16:w4:s3:together"}
+    y = tritonconv.conv2d_fused(x.detach(), w.detach(), b.detach(), 1, 1, **given)
+    return y + 0 * conv(x, w, b)
+
+
+def normalised_video(x, w, b):
+    """Likewise of video."""
+    prologue = tritonconv.Prologue(b.detach(), None, None, "silu")
+    x5, w5 = x.detach().unsqueeze(2), w.detach().unsqueeze(2)
+    given = {"prologue": prologue, "residual": x5, "return_cache": False, "plan": "fprop:video:64x16x16:w4:s3"}
+    return tritonconv.causal_conv3d(x5, w5, b.detach(), 1, 1, **given).squeeze(2) + 0 * conv(x, w, b)
+
+
 TMA = [Plan.parse(f"{which}:tma:64x32x32:w4:s3") for which in ("fprop", "dgrad", "wgrad")]
 SPLIT = [Plan.parse(f"{which}:gather:32x16x16:w4:s3:split2") for which in ("fprop", "dgrad", "wgrad")]
 NUMBERS = torch.arange(24).ge(9).int().expand(2, 24).contiguous()
@@ -110,6 +126,8 @@ CALLS = {
     "tma": (lambda *t: conv(*t, plan=TMA), {"x": (2, 32, 6, 5), "w": (32, 32, 3, 3), "last": True}, (90,)),
     "patch": (lambda *t: tritonconv.conv2d(*t), {"w": (16, 16, 1, 1), "last": True}, ARCHS),
     "fused": (lambda x, w, b: tritonconv.conv2d_fused(x, w, b, 1, 1, activation="silu", residual=x, scale=b), {}, ARCHS),
+    "prologue": (normalised, {}, ARCHS),
+    "video prologue": (normalised_video, {}, ARCHS),
     "causal": (lambda x, w, b: tritonconv.causal_conv1d(x, w, b, "silu"), {"x": (2, 16, 24), "w": (16, 4)}, ARCHS),
     "seq_idx": (lambda *t: tritonconv.causal_conv1d(*t, "silu", seq_idx=NUMBERS), {"x": (2, 16, 24), "w": (16, 4)}, (90,)),
     "unbatched": (conv, {"x": (16, 6, 5)}, (90,)),
