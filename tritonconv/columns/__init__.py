@@ -14,7 +14,7 @@ from tritonconv.columns import (
     check,
     op,  # noqa: F401  registers the ops
 )
-from tritonconv.functional import Size
+from tritonconv.functional import Size, know_subclass
 from tritonconv.plans import Plans
 
 _OPS = torch.ops.tritonconv
@@ -54,6 +54,7 @@ def unfold(
     """
     words = plans.text(plan, "unfold", own="unfold")
     batched, window = check.unfold(input, kernel_size, dilation, padding, stride)
+    know_subclass(input)
     made: torch.Tensor = _OPS.unfold(input if batched else input.unsqueeze(0), *window, words)
     return made if batched else made.squeeze(0)
 
@@ -89,5 +90,6 @@ def fold(
     """
     words = plans.text(plan, "fold", Pass.DGRAD, own="unfold")
     batched, window = check.fold(input, output_size, kernel_size, dilation, padding, stride)
+    know_subclass(input)
     made: torch.Tensor = _OPS.fold(input if batched else input.unsqueeze(0), *window, words)
     return made if batched else made.squeeze(0)
