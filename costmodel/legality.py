@@ -17,7 +17,7 @@ def refusal(call: Call, plan: Plan, device: Device | None = None) -> str:
         asked = family(plan.family)
     except ValueError as error:  # the plan of a function
         return str(error)
-    return asked.padding_refusal(call.problem) or asked.refusal(call, plan, device)
+    return asked.padding_refusal(call.problem, call.prologue is not None) or asked.refusal(call, plan, device)
 
 
 def checked(call: Call, plan: Plan, device: Device | None = None) -> Plan:

@@ -18,7 +18,7 @@ __all__ = ["Call", "Operand", "Plan", "call_key", "candidates", "measured", "pre
 def candidates(call: Call, device: Device) -> list[Plan]:
     """Every plan worth predicting. In the interpreter these are the plans of one family, the first that serves the call."""
     found: list[Plan] = []
-    for each in asked(call.problem):
+    for each in asked(call.problem, call.prologue is not None):
         if found and device.interpreted:
             break
         found += each.candidates(call, device)
@@ -35,7 +35,8 @@ def call_key(call: Call) -> str:
     lie = " ".join(f"{operand.unit}/{operand.align}/{operand.outside}" for operand in (call.a, call.b, call.out))
     kind = f"{call.dtype} tf32" if arithmetic(call.dtype, call.precision) == "tf32" else call.dtype
     after = f" then {call.epilogue}" if call.epilogue else ""
-    return f"{call.which} of {call.problem} in {kind}, {lie}{after}"
+    before = f" after {call.prologue}" if call.prologue is not None else ""
+    return f"{call.which} of {call.problem} in {kind}, {lie}{after}{before}"
 
 
 def measured(call: Call, device: Device) -> Plan | None:
@@ -54,7 +55,7 @@ def select(call: Call, device: Device) -> Plan:
     if (known := measured(call, device)) is not None:
         return known
     least, best = math.inf, None
-    for each in asked(call.problem):
+    for each in asked(call.problem, call.prologue is not None):
         if best is not None and device.interpreted:
             break
         least, found = each.quickest(call, device, least)

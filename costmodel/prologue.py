@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from costmodel.device import Device
 from costmodel.resources import compiled_for
 from costmodel.tiling import Tile
-from costmodel.timing import from_dram, overhead
+from costmodel.timing import Kernel, from_dram, overhead
 
 #: Instructions per element of `kernels.prologue.prepared` in the gather's loop, with scale and shift, by activation: the way
 #: from shared memory through registers, conversion, arithmetic, rounding, selection. rstd adds RSTD_INSTRUCTIONS. Counted in
@@ -28,6 +28,9 @@ INSTRUCTIONS = {
     "gelu_tanh": 29.0,
 }
 RSTD_INSTRUCTIONS = 2.5
+#: The same of scale, and of shift, where a tile's rows lie in images that have values of their own, which are then loaded
+#: element by element (`tests/test_conv_prologue_aot.py`).
+ROW_INSTRUCTIONS = 2.5
 #: Tiles of elements of 4 bytes that some architecture compiles with a prologue with a spill.
 SPILL_WIDE = ((128, 32, 32, 4), (64, 32, 16, 4), (64, 64, 16, 4), (128, 64, 16, 8), (32, 32, 32, 4))
 #: Tiles of elements of 2 bytes that sm_80 compiles with a prologue without a spill.
@@ -37,23 +40,42 @@ FITS_SM80 = (*((128, 128, 64), (128, 128, 32), (128, 64, 32), (64, 32, 64), (128
 @dataclass(frozen=True)
 class Prologue:
     """act(x * rstd * scale + shift), without its tensors. scale and shift have a value per channel, or none; rstd has one per
-    pixel. values: elements of all of them together."""
+    pixel. values: elements of all of them together. slope: of leaky_relu. each_image: scale or shift differ from image to
+    image; each_frame: from frame to frame."""
 
     activation: str = ""
     scale: bool = True
     shift: bool = True
     rstd: bool = False
     values: int = 0
+    slope: float = 0.01
+    each_image: bool = False
+    each_frame: bool = False
+
+    def spans(self, rows: int, pixels: int, batch: int) -> bool:
+        """Whether a tile of `rows` results, of images of `pixels` results, may hold rows with different values."""
+        return self.each_image and batch > 1 and pixels % rows != 0
 
     def __str__(self) -> str:
         words = ["rstd"] * self.rstd + ["scale"] * self.scale + ["shift"] * self.shift
         return ", ".join(words + [self.activation] * bool(self.activation))
 
 
-def extra_instructions(prologue: Prologue, tile: Tile) -> int:
-    """Instructions per trip of a thread that prepares its part of a tile of x."""
+def extra_instructions(prologue: Prologue, tile: Tile, spans: bool = False) -> int:
+    """Instructions per trip of a thread that prepares its part of a tile of x. `spans`: the tile's rows have different
+    values."""
     each = tile.m * tile.k / (32 * tile.warps)
-    return round(each * (INSTRUCTIONS[prologue.activation] + RSTD_INSTRUCTIONS * prologue.rstd))
+    by_row = ROW_INSTRUCTIONS * (prologue.scale + prologue.shift) if spans else 0
+    return round(each * (INSTRUCTIONS[prologue.activation] + RSTD_INSTRUCTIONS * prologue.rstd + by_row))
+
+
+def gathered(found: Kernel, prologue: Prologue | None, device: Device, spans: bool = False) -> Kernel:
+    """A kernel that applies a prologue to the pixels that it gathers. The product reads registers that the prologue writes in
+    the same trip, so that its instructions come on top."""
+    if prologue is None or device.interpreted:
+        return found
+    extra = extra_instructions(prologue, found.tile, spans) * found.tile.warps / (4 * found.constants.issue)
+    return found._replace(clocks=found.clocks + extra, bound="instruction issue" if extra > found.clocks else found.bound)
 
 
 def fits(tile: Tile, size: int, capability: int) -> bool:

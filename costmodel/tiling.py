@@ -6,10 +6,13 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from costmodel.algebra import product
 from costmodel.problem import ConvProblem, Pass
+
+if TYPE_CHECKING:
+    from costmodel.prologue import Prologue
 
 #: The largest alignment in elements that is told to the compiler; larger ones would tell it nothing more.
 MAX_ALIGN = 16
@@ -74,6 +77,8 @@ class Call:
     `epilogue` says what the same kernel does after the bias. "": nothing. "channels": values per channel, and an activation
     without an exponential. "tensors": also a tensor of the output's size, read (a residual) or written (the value before the
     activation). "heavy": an activation with an exponential, or a residual whose strides are not the output's.
+
+    `prologue` is what the same kernel does to the pixels that it gathers; None: nothing.
     """
 
     problem: ConvProblem
@@ -84,6 +89,7 @@ class Call:
     b: Operand = Operand()
     out: Operand = Operand()
     epilogue: str = ""
+    prologue: Prologue | None = None
 
 
 def channels_last(problem: ConvProblem, which: Pass, dtype: str, precision: str = "ieee") -> Call:

@@ -212,11 +212,7 @@ def splits(chunk: Chunk, plan: VideoPlan, device: Device) -> list[VideoPlan]:
 def kernel_of(chunk: Chunk, plan: VideoPlan, dtype: str, precision: str, device: Device) -> Kernel:
     needs, width = resources_of(chunk, plan.tile, dtype, precision, device), width_of(chunk, dtype)
     found = kernel(FAMILY, plan.tile, needs, arithmetic(dtype, precision), itemsize(dtype), (width, width), device)
-    if chunk.prologue is None or device.interpreted:
-        return found
-    # the product reads registers that the prologue writes in the same trip, so that its instructions come on top
-    extra = ahead.extra_instructions(chunk.prologue, plan.tile) * plan.num_warps / (4 * found.constants.issue)
-    return found._replace(clocks=found.clocks + extra, bound="instruction issue" if extra > found.clocks else found.bound)
+    return ahead.gathered(found, chunk.prologue, device)
 
 
 def predict(

@@ -52,6 +52,9 @@ SOUND = {
 }
 SOUND["fprop_fused"] = SOUND["fprop"] | {"scale": t(4), "shift": t(4), "residual": t(2, 4, 5), "activation": "relu"}
 SOUND["dgrad_fused"] = SOUND["dgrad"] | {"scale": t(4), "shift": t(4), "residual": t(2, 4, 6), "activation": "relu"}
+SOUND["fprop_normalized"] = SOUND["fprop_fused"] | {
+    **{"x_scale": t(2, 1, 4), "x_shift": t(1, 1, 4), "x_rstd": t(2, 1, 1, 6), "x_activation": "silu"},
+}
 PACKED = {"ids": t(1, 6, dtype=INT) * 0, "starts": torch.tensor([0, 6], dtype=INT)}
 
 WINDOWS = [
@@ -99,6 +102,14 @@ CASES = {
     ],
     "fprop_fused": AFTER,
     "dgrad_fused": AFTER,
+    "fprop_normalized": [
+        *AFTER,
+        ({"x_scale": t(2, 4)}, "scale of shape \\[2 or 1, 1 or 1, 4\\], got scale \\[2, 4\\]"),
+        ({"x_shift": t(3, 1, 4)}, "shift of shape"),
+        ({"x_rstd": t(2, 6)}, "rstd of shape \\[2, 1, 1, 6\\]"),
+        ({"x_rstd": t(2, 1, 1, 6).half()}, "rstd of torch.float32, got torch.float16"),
+        ({"x_activation": "swish"}, "activation must be"),
+    ],
     "separable": [
         ({"b1": t(3)}, "b1 of shape \\[2\\]"),
         ({"b2": t(2)}, "b2 of shape \\[3\\]"),

@@ -158,7 +158,7 @@ X = torch.zeros(1, 4, 2, 3, 3)
     "change, error, words",
     [
         ({"x": 1}, TypeError, "'x' must be a Tensor, got int"),
-        ({"x": X[0]}, RuntimeError, r"x of 5 axes \[N, C, T, H, W\], got x \[4, 2, 3, 3\]"),
+        ({"x": X[0, :, :, 0, 0]}, RuntimeError, r"x of 3 to 5 axes, \[N, C, L\] or .*, got x \[4, 2\]"),
         ({"x": X.long()}, RuntimeError, "x has dtype torch.int64"),
         ({"x": X[:, :, :0]}, RuntimeError, "only the batch may be empty"),
         ({"num_groups": 3}, RuntimeError, r"num_groups must divide the 4 channels of x \[1, 4, 2, 3, 3\], got 3"),

@@ -93,15 +93,21 @@ def repeatable(
     if not isinstance(compiled, CompiledKernel) or compiled.metadata.target.backend != "cuda":
         return None
     parameters = list(kernel.signature.parameters.values())[len(values) :]
-    given = {**constants, **named}
+    given = {**constants, **dict.fromkeys(named)}  # whose tensors are not kept alive
     rest = [given.get(p.name, None if p.default is inspect.Parameter.empty else p.default) for p in parameters]
-    at = next((i for i, p in enumerate(parameters) if p.name in named), None)
-    before, after = (tuple(rest), ()) if at is None else (tuple(rest[:at]), tuple(rest[at + 1 :]))
+    places = {p.name: i for i, p in enumerate(parameters) if p.name in named}
+    first = min(places.values(), default=len(rest))
+    before, behind = tuple(rest[:first]), rest[first:]
     run, function, packed = compiled.run, compiled.function, compiled.packed_metadata
 
     def repeat(device: int, *values: Any, **named: Any) -> None:
         stream = driver.active.get_current_stream(device)
-        run(programs, 1, 1, stream, function, packed, None, None, None, *values, *before, *named.values(), *after)
+        after = behind
+        if named:
+            after = behind.copy()
+            for name, value in named.items():
+                after[places[name] - first] = value
+        run(programs, 1, 1, stream, function, packed, None, None, None, *values, *before, *after)
 
     setattr(repeat, "compiled", compiled)  # noqa: B010, kept alive: Triton 3.8 unloads the code of a kernel that nobody holds
     return repeat

@@ -43,6 +43,22 @@ EPILOGUE = """y = act((conv(input, weight) + bias) * scale[c] + shift[c] + resid
     broadcasts; activation is None, "relu", "relu6", "leaky_relu" (of negative_slope), "hardswish", "silu", "gelu", "gelu_tanh",
     "sigmoid" or "tanh". The backward pass keeps y, or the value before the activation, as the table in `tritonconv.epilogue`
     says."""
+PROLOGUE = """
+
+    prologue: a `tritonconv.Prologue`, such as `group_norm_prologue(input, 32, gamma, beta, activation="silu")`. What is
+    convolved is then act(input * rstd * scale + shift), rounded to the dtype as where it is written; padding comes after it, so
+    zeros stay zeros and repeated pixels have it. The kernel does this to the pixels that it gathers, anew for each tap and
+    block of filters ("together" in a plan), or a kernel before it writes the result once: whichever is predicted to take less
+    time. Groups of one channel or one filter, and values per frame, always take the kernel before it. So does a call with a
+    prologue that records gradients, which are of any order, in reverse mode only."""
+PROLOGUE_EXAMPLE = """
+    >>> x = torch.randn({x})
+    >>> before = tritonconv.group_norm_prologue(x, 2, activation="silu")
+    >>> y = tritonconv.{name}(x, w, padding=1, groups=2, prologue=before)
+    >>> want = torch.nn.functional.silu(torch.nn.functional.group_norm(x, 2))
+    >>> torch.allclose(y, torch.nn.functional.{torch}(want, w, padding=1, groups=2), atol=1e-5)
+    True
+    """
 PLAIN = "The result is what torch answers, of input [N, C, ...] batched or not."
 
 #: An example and the source of the definition, by the function's name.
@@ -129,11 +145,12 @@ def _convolution(name: str) -> str:
     named = "" if transposed else ', padding also "same" or "valid"'
     shape, kernel = [1, 4] + [6] * rank, [4, 2] + [2] * rank
     window = WINDOW.format(more=" and output_padding" if transposed else "", rank=rank, named=named)
-    return SHARED.format(
+    before = "" if transposed or not fused else PROLOGUE
+    text = SHARED.format(
         what=EPILOGUE.format(out="C" if transposed else "K") if fused else PLAIN,
         dtypes=DTYPES,
         window=window,
-        modes="" if transposed else MODES,
+        modes="" if transposed else MODES + before,
         torch=plain,
         name=name,
         x=", ".join(map(str, shape)),
@@ -141,6 +158,8 @@ def _convolution(name: str) -> str:
         call=', activation="relu"' if fused else "",
         y=[1, 4] + [12 if transposed else 3] * rank,
     )
+    example = PROLOGUE_EXAMPLE.format(name=name, torch=plain, x=", ".join(map(str, shape)))
+    return text.rstrip() + example if before else text
 
 
 def complete(functions: dict[str, Callable[..., Any]]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
-from costmodel import executed
+from costmodel import ahead, executed
 from costmodel.arithmetic import Arithmetic
 from costmodel.device import Device, find_device
 from costmodel.families import family
@@ -16,7 +16,9 @@ from costmodel.plan import candidates, measured, predict
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, Plan
 from costmodel.timing import Prediction
-from tritonconv import check, functional, fused, host, launch, plans, where
+from tritonconv import check, functional, fused, host, launch, plans, recipes, where
+from tritonconv.ahead import explain as ahead_explain
+from tritonconv.ahead import launch as ahead_launch
 from tritonconv.causal import causal_conv1d
 from tritonconv.causal.explain import explained as explained_causal
 from tritonconv.columns import fold, unfold
@@ -26,6 +28,8 @@ from tritonconv.deform.explain import explained as explained_deform
 from tritonconv.epilogue import Epilogue, needs_z
 from tritonconv.families import launcher
 from tritonconv.layout import output_strides
+from tritonconv.normalize import as_arguments
+from tritonconv.normalize.launch import Values
 from tritonconv.plans import Explanation
 from tritonconv.separable import depthwise_separable_conv2d
 from tritonconv.separable.explain import explained as explained_separable
@@ -101,6 +105,7 @@ def explain(function: Any, *args: Any, device: str | Device | None = None, **kwa
     plan = given.pop("plan")
     x, weight, bias = given.pop("input"), given.pop("weight"), given.pop("bias")
     rank = int(name.removesuffix("_fused")[-2])
+    prologue = given.pop("prologue", None)
     after = functional.After(**{key: given.pop(key) for key in functional.After._fields if key in given})
     tensors = after.tensors()
     check.tensors(name, rank, x, weight, bias, **tensors)
@@ -116,7 +121,8 @@ def explain(function: Any, *args: Any, device: str | Device | None = None, **kwa
     if after.residual is not None and not batched:
         after = after._replace(residual=after.residual.unsqueeze(0))
     forced = plans.text(plan, name, forward)
-    return explained(name, problem.with_steps_in_reach(), forward, (a, weight, bias), after, forced, number, torchs)
+    values = None if prologue is None else Values(*as_arguments(name, a, prologue))
+    return explained(name, problem.with_steps_in_reach(), forward, (a, weight, bias), after, forced, number, torchs, values)
 
 
 def _number(device: str | Device) -> int:
@@ -135,10 +141,11 @@ def explained(
     plan: str,
     number: int | None,
     torchs: bool = False,
+    values: Values | None = None,
 ) -> Explanation:
     """What `explain` answers of a call of the six functions: batched operands, `plan` as the ops take it, and the number of a
     device of `host`, None for the operands' own. `torchs`: it is a call of torch's function, which `use(where=...)` may leave
-    to torch."""
+    to torch. `values`: a prologue of x."""
     x, weight, bias = operands
     shape, kind, keep = problem.output_shape if forward == Pass.FPROP else problem.input_shape, "", False
     tensors, activation = after.tensors(), after.activation or ""
@@ -169,12 +176,20 @@ def explained(
     for which in passes if problem.macs else []:
         described = launch.describe(problem, which, *keys[which], aligned[which])
         follows = kind if which == forward else ""
-        chosen = launch.choose(which, problem, dtype, precision, index, *described, plan, follows)
-        call = Call(problem, which, launch.DTYPES[dtype], precision, *described, follows)
-        model = launch.device_model(index)
-        prediction = predict(call, chosen, model)
+        call, model = Call(problem, which, launch.DTYPES[dtype], precision, *described, follows), launch.device_model(index)
+        if values is not None and which == forward:
+            prologue = ahead_launch.described(values)
+            recorded = recipes.records(*operands, *tensors.values(), *values[:3])
+            both = ahead_launch.ways(problem, call.dtype, precision, *keys[which], follows, aligned[which], prologue)
+            chosen = ahead_explain.chosen(both, plan, model, recorded)
+            call, remarks = both.of(chosen), ahead_explain.lines(both, chosen, model, recorded)
+            prediction, alone = ahead.predict(both, chosen, model), predict(call, chosen, model)
+        else:
+            chosen = launch.choose(which, problem, dtype, precision, index, *described, plan, follows)
+            prediction = alone = predict(call, chosen, model)
+            remarks = []
         by_pass[str(which)], predictions[str(which)] = chosen, prediction
-        lines += _words(call, chosen, prediction, model, plans.is_forced(which, plan))
+        lines += [*_words(call, chosen, alone, model, plans.is_forced(which, plan)), *remarks]
         if torchs and where.leaves(problem, which, x):
             left.append(str(which))
             lines.append("  left to torch: where= says so")

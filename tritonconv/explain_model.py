@@ -19,6 +19,8 @@ from tritonconv.causal.explain import explained as explained_causal
 from tritonconv.epilogue import Epilogue
 from tritonconv.explain import explained
 from tritonconv.functional import After
+from tritonconv.normalize import Prologue
+from tritonconv.normalize.launch import Values
 from tritonconv.plans import Explanation
 from tritonconv.separable.explain import explained as explained_separable
 from tritonconv.swap import is_convolution
@@ -133,14 +135,22 @@ def _where(*given: Any) -> int:
 def _explained(number: int, layer: str, name: str, given: Sequence[Any], torchs: bool) -> ExplainedCall:
     """What `explain` says about one call of an op."""
     args = [*map(_lying, given)]
+    if name == "fprop_normalized":
+        return ExplainedCall(layer, _normalized(number, args))
     if name.removesuffix("_fused") in ("fprop", "dgrad"):
         return ExplainedCall(layer, _convolution(number, name, args, torchs))
     if name == "causal":
         x, w, b, state, ids, _, activation, final = args
         return ExplainedCall(layer, Explanation(*explained_causal(number, x, w, b, activation or None, state, final, ids)))
     if name == "video":
-        x, w, b, cache, stride, padding, dilation, upsample, time_padding, keeps, plan = args
+        x, w, b, cache, stride, padding, dilation, upsample, time_padding, keeps, plan, *after = args
         window = {"dilation": tuple(dilation), "upsample": upsample, "time_padding": time_padding, "plan": plan or None}
+        if after:
+            scale, shift, rstd, activation, slope, residual, groups, summed, mode = after
+            before = Prologue(scale, shift, rstd, activation or None, slope)
+            empty = before == Prologue(negative_slope=slope)
+            window |= {"prologue": None if empty else before, "residual": residual, "groups": groups}
+            window |= {"summed_taps": summed, "padding_mode": mode}
         sides = tuple(padding[::2])
         return ExplainedCall(
             layer, Explanation(*explained_video(number, x, w, b, tuple(stride), sides, cache, keeps, **window))
@@ -172,6 +182,14 @@ def _convolution(number: int, name: str, args: Sequence[Any], torchs: bool) -> E
         after = After(activation or None, slope, scale, shift, residual)
     words = f"conv{'_transpose' * (primitive.name == 'dgrad')}{problem.rank}d{'_fused' * (name != primitive.name)}"
     return explained(words, problem, Pass(primitive.name), (a, w, rest[0]), after, plan, number, torchs)
+
+
+def _normalized(number: int, args: Sequence[Any]) -> Explanation:
+    x, w, b, *place = args[:7]
+    scale, shift, residual, activation, slope, plan = args[12:]
+    problem = op._problem(op._PRIMITIVES["fprop"], x, w, (b, *place))
+    after, words = After(activation or None, slope, scale, shift, residual), f"conv{problem.rank}d_fused"
+    return explained(words, problem, Pass.FPROP, (x, w, b), after, plan, number, False, Values(*args[7:12]))
 
 
 def _separable(

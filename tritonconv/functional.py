@@ -20,6 +20,7 @@ from tritonconv.again import repeated
 from tritonconv.autograd import _OPS
 from tritonconv.epilogue import Epilogue
 from tritonconv.invariant import marked
+from tritonconv.normalize import Prologue, as_arguments
 from tritonconv.op import flat, known_problem
 from tritonconv.plans import Plans
 
@@ -76,6 +77,11 @@ class After(NamedTuple):
     def tensors(self) -> dict[str, torch.Tensor | None]:
         return {"scale": self.scale, "shift": self.shift, "residual": self.residual}
 
+    def arguments(self, batched: bool) -> tuple[Any, ...]:
+        """As the ops take them, up to `keep`."""
+        residual = self.residual if self.residual is None or batched else self.residual.unsqueeze(0)
+        return self.scale, self.shift, residual, self.activation or "", float(self.negative_slope)
+
     def is_empty(self) -> bool:
         return self.activation is None and self.scale is None and self.shift is None and self.residual is None
 
@@ -90,17 +96,21 @@ def _call(
     window: tuple[Any, ...],
     plan: Plans,
     after: After | None = None,
+    prologue: Prologue | None = None,
 ) -> torch.Tensor:
     """One of the functions. `checked` is check.conv or check.conv_transpose, and `window` are its further arguments."""
     beside = () if after is None else after[2:]
     key = None
-    if not isinstance(plan, Asked):  # whose answer may be torch
+    if not isinstance(plan, Asked) and prologue is None:  # whose answer may be torch
         words = (function, *window) if after is None else (function, *window, *after[:2])
         key = recipes.key(words, plan, input, weight, bias, *beside)
     recipe = recipes.known(key)
     if recipe is not None:
         try:
-            return repeated(recipe, input, weight, bias, *beside)
+            if input.dim() == rank + 2:
+                return repeated(recipe, input, weight, bias, *beside)
+            each = (t if t is None or t.dim() == 1 else t.unsqueeze(0) for t in beside)  # scale and shift have one axis
+            return repeated(recipe, input.unsqueeze(0), weight, bias, *each).squeeze(0)
         except torch.OutOfMemoryError:  # the op knows another plan
             pass
     know_subclass(weight)
@@ -109,6 +119,7 @@ def _call(
     a = input if batched else input.unsqueeze(0)
     problem = checked(function, rank, a, weight, bias, *window)
     forward = checked is check.conv
+    before = None if prologue is None else as_arguments(function, a, prologue)
     pads = flat(problem.padding, problem.padding_mode)
     place: tuple[Any, ...] = (problem.stride, pads, problem.dilation, problem.groups)
     place = place if forward else (problem.input_size, *place)
@@ -117,14 +128,16 @@ def _call(
         check.epilogue(function, rank, shape if batched else shape[1:], *after)
     forced = marked(_plan_text(plan, function, Pass.FPROP if forward else Pass.DGRAD, a, weight))
     epilogue = None
-    if after is None or after.is_empty():
+    if before is not None:
+        assert after is not None
+        y = _OPS.fprop_normalized(a, weight, bias, *place, *before, *after.arguments(batched), forced)
+    elif after is None or after.is_empty():
         y = (_OPS.fprop if forward else _OPS.dgrad)(a, weight, bias, *place, forced)
     else:
-        residual = after.residual if after.residual is None or batched else after.residual.unsqueeze(0)
-        follows = (after.scale, after.shift, residual, after.activation or "", float(after.negative_slope), False)
+        follows = (*after.arguments(batched), False)
         y, z = (_OPS.fprop_fused if forward else _OPS.dgrad_fused)(a, weight, bias, *place, *follows, forced)
         epilogue = Epilogue(*follows)._replace(keep=z.numel() > 0) if key is not None else None
-    if key is not None and batched:
+    if key is not None:
         which = Pass.FPROP if forward else Pass.DGRAD
         recipes.file(key, which, known_problem(which, a, weight, place), a, weight, bias, place, forced, epilogue)
     return y if batched else y.squeeze(0)

@@ -6,6 +6,8 @@ Everything is computed in the accumulator's precision (float32, float64 for floa
 [C_out] are a folded batch normalisation. residual has the shape of y and any strides, so an expanded one broadcasts. activation
 is None or a name of `tritonconv.epilogue.ACTIVATIONS`, whose table says what the backward pass keeps. negative_slope is that of
 leaky_relu. Every tensor has gradients, to any order.
+
+The three that are not transposed take a `prologue` too, a normalisation and an activation of the input (`tritonconv.ahead`).
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from __future__ import annotations
 import torch
 
 from tritonconv import check
+from tritonconv.ahead import op  # noqa: F401  registers the op
 from tritonconv.functional import After, Modes, Padding, Plans, Size, _call
+from tritonconv.normalize import Prologue
 
 
 def conv1d_fused(
@@ -31,12 +35,13 @@ def conv1d_fused(
     scale: torch.Tensor | None = None,
     shift: torch.Tensor | None = None,
     negative_slope: float = 0.01,
+    prologue: Prologue | None = None,
     plan: Plans = None,
 ) -> torch.Tensor:
-    """`tritonconv.conv1d` with an epilogue: scale, shift [K], residual as the output; see this module's docstring."""
+    """`tritonconv.conv1d` with an epilogue (scale, shift [K], residual as the output) and a prologue; see this module's docstring."""
     window = (stride, padding, dilation, groups, padding_mode)
     after = After(activation, negative_slope, scale, shift, residual)
-    return _call("conv1d_fused", 1, check.conv, input, weight, bias, window, plan, after)
+    return _call("conv1d_fused", 1, check.conv, input, weight, bias, window, plan, after, prologue)
 
 
 def conv2d_fused(
@@ -54,12 +59,13 @@ def conv2d_fused(
     scale: torch.Tensor | None = None,
     shift: torch.Tensor | None = None,
     negative_slope: float = 0.01,
+    prologue: Prologue | None = None,
     plan: Plans = None,
 ) -> torch.Tensor:
-    """`tritonconv.conv2d` with an epilogue: scale, shift [K], residual as the output; see this module's docstring."""
+    """`tritonconv.conv2d` with an epilogue (scale, shift [K], residual as the output) and a prologue; see this module's docstring."""
     window = (stride, padding, dilation, groups, padding_mode)
     after = After(activation, negative_slope, scale, shift, residual)
-    return _call("conv2d_fused", 2, check.conv, input, weight, bias, window, plan, after)
+    return _call("conv2d_fused", 2, check.conv, input, weight, bias, window, plan, after, prologue)
 
 
 def conv3d_fused(
@@ -77,12 +83,13 @@ def conv3d_fused(
     scale: torch.Tensor | None = None,
     shift: torch.Tensor | None = None,
     negative_slope: float = 0.01,
+    prologue: Prologue | None = None,
     plan: Plans = None,
 ) -> torch.Tensor:
-    """`tritonconv.conv3d` with an epilogue: scale, shift [K], residual as the output; see this module's docstring."""
+    """`tritonconv.conv3d` with an epilogue (scale, shift [K], residual as the output) and a prologue; see this module's docstring."""
     window = (stride, padding, dilation, groups, padding_mode)
     after = After(activation, negative_slope, scale, shift, residual)
-    return _call("conv3d_fused", 3, check.conv, input, weight, bias, window, plan, after)
+    return _call("conv3d_fused", 3, check.conv, input, weight, bias, window, plan, after, prologue)
 
 
 def conv_transpose1d_fused(

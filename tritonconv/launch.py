@@ -16,12 +16,14 @@ import torch
 from costmodel.device import Device, find
 from costmodel.plan import select
 from costmodel.problem import ConvProblem, Pass
+from costmodel.prologue import Prologue
 from costmodel.tiling import Call, Operand, Plan
 from tritonconv import host, plans, private
 from tritonconv.describe import describe
 from tritonconv.epilogue import Epilogue, by_torch, widened
 from tritonconv.families import launcher
 from tritonconv.kernels.epilogue import Fused
+from tritonconv.kernels.prologue import Prologue as Pointers
 from tritonconv.layout import allocate
 from tritonconv.prepared import FusedKey, TensorKey, is_aligned, key
 from tritonconv.steps import COUNTS as COUNTS
@@ -72,9 +74,10 @@ def choose(
     out: Operand,
     forced: str,
     epilogue: str = "",
+    prologue: Prologue | None = None,
 ) -> Plan:
     """The forced plan, checked, or the one with the least predicted time."""
-    call, model = Call(problem, which, DTYPES[dtype], precision, a, b, out, epilogue), device_model(device)
+    call, model = Call(problem, which, DTYPES[dtype], precision, a, b, out, epilogue, prologue), device_model(device)
     return plans.forced(call, forced, model) or select(call, model)
 
 
@@ -92,14 +95,17 @@ def prepare_call(
     forced: str,
     fused: FusedKey | None = None,
     aligned: tuple[bool, bool] = (True, True),
+    prologue: Prologue | None = None,
 ) -> Launch:
-    """The launch of a call under its plan, with the copies that the plan needs. `aligned` is as in `describe`."""
+    """The launch of a call under its plan, with the copies that the plan needs. `aligned` is as in `describe`. `prologue` is
+    what the kernel itself does to x."""
     kind, name = "" if fused is None else fused.kind(out), DTYPES[dtype]
     described = describe(problem, which, a, b, out, aligned)
-    plan = choose(which, problem, dtype, precision, device, *described, forced, kind)
-    laid = launcher(plan.family).laid(plan, Call(problem, which, name, precision, *described, kind), a, b, out)
+    plan = choose(which, problem, dtype, precision, device, *described, forced, kind, prologue)
+    call = Call(problem, which, name, precision, *described, kind, prologue)
+    laid = launcher(plan.family).laid(plan, call, a, b, out)
     aligned = aligned[0] or "a" in laid.copied, aligned[1] or "b" in laid.copied
-    call = Call(laid.problem, which, name, precision, *describe(laid.problem, which, *laid[2:5], aligned), kind)
+    call = Call(laid.problem, which, name, precision, *describe(laid.problem, which, *laid[2:5], aligned), kind, prologue)
     made = clamped(prepare(laid.plan, call, *laid[2:5], bias_stride, fused), device_model(device).capability)
     return replace(made, plan=plan, copies=laid.copies)
 
@@ -172,18 +178,19 @@ def perform(
     bias: torch.Tensor | None,
     epilogue: Epilogue | None = None,
     z: torch.Tensor | None = None,
+    prologue: Pointers | None = None,
 ) -> None:
     """Runs a prepared launch into `out`, with the copies around it."""
     copies = prepared.copies
     asked = None if epilogue is None else Fused(*epilogue[:3], z, *prepared.fused)
     if type(copies) is Copies and not is_away(a):  # the most frequent case skips everything that does nothing
-        prepared.run(a, b, bias, out, asked)
+        prepared.run(a, b, bias, out, asked, prologue)
         return
     a, b = copies.operands(a, b)
     made = copies.result(out)
     used = None if asked is None else copies.beside(asked, made)
     with on(a):
-        prepared.run(a, b, bias, made, used)
+        prepared.run(a, b, bias, made, used, prologue)
     copies.finish(made, out, used, asked)
 
 

@@ -183,7 +183,7 @@ def forced(call: Call, given: str, device: Device) -> Plan | None:
 
 
 def _least(call: Call, name: str, device: Device) -> Plan:
-    if reason := family(name).padding_refusal(call.problem):
+    if reason := family(name).padding_refusal(call.problem, call.prologue is not None):
         raise ValueError(f"plan names the family {name!r}, which cannot run {call.which} of {call.problem}: {reason}")
     _, found = family(name).quickest(call, device, math.inf)
     if found is None:

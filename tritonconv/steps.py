@@ -14,6 +14,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from costmodel.tiling import Plan
 from tritonconv import direct
 from tritonconv.kernels.epilogue import Fused
+from tritonconv.kernels.prologue import Prologue
 
 #: How often each kernel was started since the import, by name. It shows that the kernels computed a call and nothing else did.
 COUNTS: Counter[str] = Counter()
@@ -27,7 +28,7 @@ class Step:
 
     tensors: its first arguments, by name: "a", "b", "bias", "out" (the result of the last kernel), "workspace" (memory between
     two kernels), "" for none. arguments and constants: its further arguments. boxes: for tensors that it takes as TMA
-    descriptors, the descriptor without the address. fused: whether it runs the epilogue of the call.
+    descriptors, the descriptor without the address. fused: whether it runs the epilogue of the call. prologue: likewise.
     """
 
     kernel: Any
@@ -37,6 +38,7 @@ class Step:
     tensors: tuple[str, ...] = ()
     boxes: Mapping[str, Box] = field(default_factory=dict)
     fused: bool = False
+    prologue: bool = False
     #: Earlier launches by `direct.key`, so that an equal one can skip Triton's binder.
     made: dict[Any, direct.Repeat] = field(init=False, default_factory=dict, compare=False, repr=False)
 
@@ -126,14 +128,23 @@ class Launch:
         return (*self.before, self.main, *self.after)
 
     def run(
-        self, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, fused: Fused | None = None
+        self,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        bias: torch.Tensor | None,
+        out: torch.Tensor,
+        fused: Fused | None = None,
+        prologue: Prologue | None = None,
     ) -> None:
         """Launches the kernels on operands in the layout that they need. Nothing here depends on anything but its arguments."""
         given = {"a": a, "b": b, "bias": bias, "out": out, "": None}
         if self.workspace:
             given["workspace"] = torch.empty(self.workspace, dtype=self.between, device=out.device)
         for step in self.steps:
-            if step.fused:
+            if step.prologue:
+                after = {"fused": fused} if step.fused else {}
+                step.start(*step.values(given), **after, prologue=prologue)
+            elif step.fused:
                 step.start(*step.values(given), fused=fused)
             else:
                 step.start(*step.values(given))

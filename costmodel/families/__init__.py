@@ -77,11 +77,11 @@ def family(name: str) -> Family:
     return found
 
 
-def asked(problem: ConvProblem) -> list[Family]:
-    """The families that serve a problem's padding, in the order in which a choice asks them. Those that serve few calls come
-    first."""
+def asked(problem: ConvProblem, prologue: bool = False) -> list[Family]:
+    """The families that serve a problem's padding, and with `prologue` apply one to the pixels that they gather, in the order
+    in which a choice asks them. Those that serve few calls come first."""
     every = named() if problem.padding_mode else families()
-    found = [each for each in every.values() if not each.padding_refusal(problem)]
+    found = [each for each in every.values() if not each.padding_refusal(problem, prologue)]
     return sorted(found, key=lambda each: not each.narrow)
 
 

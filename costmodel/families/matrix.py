@@ -128,7 +128,7 @@ def vector_widths(call: Call, plan: MatrixPlan) -> tuple[int, int]:
     pointwise = problem.taps == 1 and problem.is_patch
     if call.which == Pass.FPROP:
         a = along_channels(call.a, packed_a, c)
-        if call.a.unit == 4 and not packed_a and problem.is_patch:
+        if call.a.unit == 4 and not packed_a and problem.is_patch and call.prologue is None:
             a = on_pixels(call.a) if pointwise else math.gcd(call.a.align, problem.kernel_size[-1], MAX_ALIGN)
         b = along_channels(call.b, packed_b, c)
         if plan.patches and call.b.unit == 4 and not packed_b:

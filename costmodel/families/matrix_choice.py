@@ -31,6 +31,7 @@ from costmodel.families.matrix_time import (
     launches,
     packed_bytes,
     predict,
+    prepared,
     recast_traffic,
     seconds,
     split_bytes,
@@ -202,7 +203,19 @@ class Matrix(Family):
                 tiles = m_tiles * ceil_div(covers.n, tile.n) * covers.repeats
                 if shares(problem, which, self.plan):
                     ways = splits(tiles, blocks, device, which != Pass.WGRAD)
-                yield Option(tile_kernel, call, merge, fold, pack, step, covers, tiles, blocks, covers.loops, ways)
+                yield Option(
+                    prepared(tile_kernel, call, device),
+                    call,
+                    merge,
+                    fold,
+                    pack,
+                    step,
+                    covers,
+                    tiles,
+                    blocks,
+                    covers.loops,
+                    ways,
+                )
 
     def plan_of(self, option: Option, split: int) -> Plan:
         """The plan of an option whose reduction `split` programs share."""

@@ -19,6 +19,7 @@ from costmodel.families.matrix import (
     vector_widths,
 )
 from costmodel.problem import ConvProblem, Pass
+from costmodel.prologue import gathered, value_bytes
 from costmodel.recast import fold_elements, folded_input
 from costmodel.tiling import Call, itemsize
 from costmodel.timing import (
@@ -70,6 +71,7 @@ def recast_traffic(call: Call, kernels: Call, merge: int, fold: bool) -> tuple[T
     """(what the kernel of `call` moves, bytes of the copies that recast it); `kernels` is the call as the kernel sees it."""
     found, size = traffic(kernels), itemsize(call.dtype)
     copied = merge_bytes(call.problem, call.which, merge, size)
+    copied += 0 if call.prologue is None else value_bytes(call.prologue, size)
     if fold:
         found = fold_traffic(found, call.problem, call.which, size)
         copied += size * fold_elements(call.problem, call.which)[1]
@@ -108,6 +110,15 @@ def at_least(tile_kernel: Kernel, tiles: int, steps: float, moved: float, kernel
     return overhead(kernels, device, tile_kernel.constants) + max(busy, from_dram(moved, device, tile_kernel.constants))
 
 
+def prepared(tile_kernel: Kernel, call: Call, device: Device) -> Kernel:
+    """The kernel with the prologue of a call."""
+    if call.prologue is None:
+        return tile_kernel
+    pixels = math.prod(call.problem.output_size)
+    spans = call.prologue.spans(tile_kernel.tile.m, pixels, call.problem.batch)
+    return gathered(tile_kernel, call.prologue, device, spans)
+
+
 class Parts(NamedTuple):
     """What the time of a pass under a plan is made of: the arguments of `seconds`."""
 
@@ -126,6 +137,7 @@ def parts(call: Call, plan: MatrixPlan, device: Device) -> Parts:
     needs, kind = resources_of(call, plan, device), arithmetic_of(call, plan)
     widths, lines = vector_widths(call, plan), scattered_lines(call, plan)
     tile_kernel = kernel(plan.family, plan.tile, needs, kind, itemsize(call.dtype), widths, device, lines)
+    tile_kernel = prepared(tile_kernel, kernels, device)
     swept = recast_traffic(call, kernels, plan.merge, plan.fold)[0].swept
     moved += read_again(tile_kernel, covers, plan.split, plan.group_m, kernels, swept, device)
     launched = launches(plan.which, plan.pack, plan.split, plan.merge, plan.fold)

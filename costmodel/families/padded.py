@@ -1,4 +1,5 @@
-"""The family "padded": convolutions whose padding holds pixels of the image, reflected, repeated or circular.
+"""The family "padded": convolutions whose padding holds pixels of the image, reflected, repeated or circular, and forward those
+of any padding with a prologue.
 
 fprop and wgrad find the source of each tap by index arithmetic. dgrad is the "gather" of the input with its padding written
 out, into a workspace in the accumulator's type, and a kernel that adds each pixel's images. Plain arithmetic.
@@ -18,6 +19,7 @@ from costmodel.families.matrix import MatrixPlan
 from costmodel.families.matrix_choice import Option
 from costmodel.families.protocol import Counted
 from costmodel.problem import ConvProblem, Pass
+from costmodel.resources import compiled_for
 from costmodel.tiling import MAX_ALIGN, Call, Operand, Plan, Tile, itemsize, said
 from costmodel.timing import Prediction, from_dram, overhead, traffic
 
@@ -64,11 +66,37 @@ NARROW_ADDRESSES = 16
 @dataclass(frozen=True)
 class PaddedPlan(MatrixPlan):
     """A plan of "padded". For dgrad the tile is that of the "gather" kernel, whose reduction is not shared. `fold` is as in
-    `GatherPlan`."""
+    `GatherPlan`. together: the call's prologue is applied to the pixels that are gathered."""
 
     folds: ClassVar[bool] = True
 
     fold: bool = said("fold", False)
+    together: bool = said("together", False)
+
+
+def unprepared(call: Call) -> str:
+    """Why the kernel cannot apply a call's prologue; "" where it can, or where there is none."""
+    if call.prologue is None:
+        return ""
+    if call.which != Pass.FPROP:
+        return f"a prologue is for fprop, not for {call.which}"
+    if call.problem.groups > 1 and 1 in (call.problem.channels_per_group, call.problem.filters_per_group):
+        return "its groups have one channel or one filter, which would fill a sixteenth of a tile"
+    return "its values differ from frame to frame" if call.prologue.each_frame else ""
+
+
+def prologue_fits(call: Call, tile: Tile, reach: str, capability: int) -> bool:
+    """Whether a tile keeps the call's prologue in registers, whatever the activation (`tests/test_conv_prologue_aot.py`).
+
+    A thread may prepare 32 elements, of 4 bytes or more with values of each row's own 16. Where each element of x has an
+    address it may prepare 16, and 8 on sm_100, where Triton 3.6 spilled, and with values of each row's own.
+    """
+    assert call.prologue is not None
+    each, problem = tile.m * tile.k // (32 * tile.warps), call.problem
+    spans = call.prologue.spans(tile.m, product(problem.output_size), problem.batch)
+    if reach == "wide":
+        return each <= (16 if spans and itemsize(call.dtype) > 2 else 32)
+    return each <= (8 if spans or compiled_for(capability) == 100 else 16)
 
 
 class Unshared(Gemm):
@@ -116,6 +144,7 @@ class Padded(Gemm):
     kernels = ("padded", "padded_fold", "dgrad", "reduce")
     executed = (80, 90)
     modes = True
+    prologues = True
 
     def tiles(self, which: Pass, kind: str) -> tuple[Tile, ...]:
         return MENU[kind]
@@ -123,9 +152,33 @@ class Padded(Gemm):
     def fits(self, call: Call, tile: Tile, reach: str, capability: int) -> bool:
         pixels = tile.n if call.which == Pass.WGRAD else tile.m
         few = reach == "wide" or pixels * tile.k <= NARROW_ADDRESSES * 32 * tile.warps
+        if call.prologue is not None and not prologue_fits(call, tile, reach, capability):
+            return False
         return few and super().fits(call, tile, reach, capability)
 
+    def is_for(self, call: Call, device: Device) -> bool:
+        return call.prologue is not None or super().is_for(call, device)
+
+    def options(self, call: Call, device: Device) -> Iterator[Option]:
+        if unprepared(call):
+            return
+        for option in super().options(call, device):
+            if call.prologue is None or not option.fold:
+                yield option
+
+    def plan_of(self, option: Option, split: int) -> Plan:
+        made = super().plan_of(option, split)
+        assert isinstance(made, PaddedPlan)
+        return made if option.call.prologue is None else replace(made, together=True)
+
     def refusal(self, call: Call, plan: MatrixPlan, device: Device | None) -> str:
+        assert isinstance(plan, PaddedPlan)
+        if plan.together != (call.prologue is not None):
+            return "together is for a call with a prologue" if plan.together else "its prologue asks for together"
+        if reason := unprepared(call):
+            return reason
+        if plan.together and plan.fold:
+            return "a prologue is not applied to columns that are read as channels"
         if call.which != Pass.DGRAD:
             return super().refusal(call, plan, device)
         if call.epilogue:
@@ -180,7 +233,7 @@ class Padded(Gemm):
 
     def _own(self, plan: Plan) -> Plan:
         """The plan of this family whose workspace a plan of "gather" fills."""
-        options = {each.name: getattr(plan, each.name) for each in self.plan.options()}
+        options = {each.name: getattr(plan, each.name) for each in GatherPlan.options() if each.name != "x3"}
         return self.plan(plan.which, self.name, *plan.tile, **options)
 
     def _fold_seconds(self, call: Call, device: Device) -> float:

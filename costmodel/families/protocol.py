@@ -28,7 +28,8 @@ class Family(ABC):
     too). executed: the architectures whose compiled code has run correctly on a CPU (`bench/compiled` keeps the record).
     special: the family needs hardware that others do not, so it is chosen by default only where its code has been executed.
     narrow: it serves few calls, so it is asked before families that serve all; the interpreter takes the first family that has
-    a plan. modes: it serves padding that holds other values than zeros on some axis, and no other padding.
+    a plan. modes: it serves padding that holds other values than zeros on some axis, and no other padding. prologues: it can
+    apply a prologue to the pixels that it gathers, and then serves any padding.
     """
 
     name: str
@@ -38,9 +39,12 @@ class Family(ABC):
     special: ClassVar[bool] = False
     narrow: bool = False
     modes: ClassVar[bool] = False
+    prologues: ClassVar[bool] = False
 
-    def padding_refusal(self, problem: ConvProblem) -> str:
-        """Why the family does not serve a problem's padding; "" where it does."""
+    def padding_refusal(self, problem: ConvProblem, prologue: bool = False) -> str:
+        """Why the family does not serve a problem's padding, or a prologue with it; "" where it does."""
+        if prologue:
+            return "" if self.prologues else "it applies no prologue to the pixels that it gathers"
         if self.modes == bool(problem.padding_mode):
             return ""
         if self.modes:

@@ -5,20 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from costmodel import causal, deform, deform_backward, unfold, video
+from costmodel import ahead, causal, deform, deform_backward, unfold, video
 from costmodel.calibration import PRIOR, PRIOR_SOURCE
 from costmodel.count import Cost
 from costmodel.deform import Deformation, DeformCall
 from costmodel.device import Device
 from costmodel.forecast import choose, predict
 from costmodel.problem import ConvProblem, Pass
+from costmodel.prologue import Prologue
 from costmodel.tiling import channels_last
 from costmodel.timing import Prediction
 from costmodel.unfold import UnfoldCall
 from costmodel.video import Chunk
 
-#: A call of a function that has plans of its own.
-Own = Chunk | causal.Kind | Deformation | UnfoldCall
+#: What a convolution is beside a pass of a problem: a call of a function with plans of its own, or a prologue of its input.
+Called = Chunk | causal.Kind | Deformation | UnfoldCall | Prologue
 #: Element types for which a `Device` may have a peak.
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -42,7 +43,7 @@ class Step:
     which: str  # the pass of a convolution; "" for other operators
     cost: Cost
     problem: ConvProblem | None = None  # the problem of that pass
-    call: Own | None = None  # a call of a function with plans of its own, instead of a pass
+    call: Called | None = None  # a call of a function with plans of its own, instead of a pass
 
 
 class Clock:
@@ -51,7 +52,7 @@ class Clock:
     def __init__(self, device: Device, precision: str) -> None:
         self.device = device
         self.precision = precision
-        self.planned: dict[tuple[ConvProblem | None, str, Own | None, str], Time] = {}
+        self.planned: dict[tuple[ConvProblem | None, str, Called | None, str], Time] = {}
 
     def time(self, step: Step, dtype: str) -> Time:
         """The time of one operator on tensors of `dtype`."""
@@ -65,7 +66,7 @@ class Clock:
             )
         return self.planned[key]
 
-    def _convolution(self, problem: ConvProblem | None, which: str, call: Own | None, dtype: str) -> tuple[Prediction, str]:
+    def _convolution(self, problem: ConvProblem | None, which: str, call: Called | None, dtype: str) -> tuple[Prediction, str]:
         """The time of a convolution, of unfold or of fold under the plan that the library takes, and that plan in words."""
         device, precision = self.device, self.precision
         if isinstance(call, UnfoldCall):
@@ -83,6 +84,11 @@ class Clock:
                 return deform_backward.predict(moved, device), str(deform_backward.select(moved, Pass.DGRAD, device))
             best = deform.select(moved, device)
             return deform.predict(moved, best, device), str(best)
+        if isinstance(call, Prologue):
+            plain = channels_last(problem, Pass.FPROP, dtype, precision)
+            both = ahead.Ways(replace(plain, prologue=call), plain)
+            first = ahead.quickest(both, device)[0]
+            return ahead.predict(both, first, device), str(first)
         if call is not None:
             (taps,), (length,) = problem.kernel_size, problem.output_size
             row = causal.problem_of(problem.batch, problem.in_channels, length, taps)

@@ -32,7 +32,7 @@ class Convolution:
     after: Cost = field(default_factory=Cost)  # the cost of the epilogue in the same kernel
     kept: Cost = field(default_factory=Cost)  # the cost of what is written only for the backward pass
     residual: torch.Tensor | None = None  # added to the result in the same kernel
-    call: Chunk | Kind | Deformation | None = None  # the call of a function that has plans of its own
+    call: Chunk | Kind | Deformation | Prologue | None = None  # the call of a function that has plans of its own, or a prologue
     before: int = 0  # coordinates of the problem's first axis before x: those of a state or cache, or repeated from x
     planned: bool = True  # False: the time of its plan is not modelled
     lost: int = 0  # multiply-adds with the zeros between the sequences of a row
@@ -78,7 +78,7 @@ def convolution(func: Any, args: Sequence[Any]) -> Convolution | None:
     named = arguments(func, args)
     if func.name() in CAUSAL:
         return CAUSAL[func.name()](named)
-    primitive = name_of(func).partition("::")[2].removesuffix("_fused")
+    primitive = name_of(func).partition("::")[2].removesuffix("_fused").removesuffix("_normalized")
     if primitive not in set(Pass):
         return None
     padding, modes = ends_and_modes(named["padding"], len(named["stride"]))
@@ -94,7 +94,33 @@ def convolution(func: Any, args: Sequence[Any]) -> Convolution | None:
         w_shape = (named["dy"].shape[1], x_shape[1] // named["groups"], *named["kernel_size"])
     problem = ConvProblem.conv(x_shape, w_shape, *window, padding_mode=modes)
     after, kept = _epilogue(problem.output_shape if which == Pass.FPROP else problem.input_shape, named, args[0].element_size())
-    return Convolution(problem, which, named.get("b") is not None, after=after, kept=kept, residual=named.get("residual"))
+    found = Convolution(problem, which, named.get("b") is not None, after=after, kept=kept, residual=named.get("residual"))
+    return _with_prologue(found, named) if "x_rstd" in named else found
+
+
+def _prologue(named: dict[str, Any], prefix: str = "") -> Prologue:
+    """The prologue that an operator's arguments describe, whose names begin with `prefix`."""
+    scale, shift, rstd = (named[prefix + name] for name in ("scale", "shift", "rstd"))
+    per_channel = [t for t in (scale, shift) if t is not None]
+    return Prologue(
+        named[f"{prefix}activation"],
+        scale is not None,
+        shift is not None,
+        rstd is not None,
+        sum(t.numel() for t in (scale, shift, rstd) if t is not None),
+        each_image=any(t.shape[0] > 1 for t in per_channel),
+        each_frame=any(t.shape[1] > 1 for t in per_channel),
+    )
+
+
+def _with_prologue(found: Convolution, named: dict[str, Any]) -> Convolution:
+    """The convolution with a prologue of its input, of which each step is one FLOP per element."""
+    prologue = _prologue(named, "x_")
+    each = prologue.rstd + prologue.scale + prologue.shift
+    each += ELEMENTWISE[SAME_FLOPS.get(prologue.activation, prologue.activation)] if prologue.activation else 0
+    moved = _read(named, "x_scale", "x_shift", "x_rstd")
+    spent = Cost(other_flops=each * named["x"].numel(), bytes=moved, im2col_bytes=moved)
+    return replace(found, call=prologue, after=found.after + spent)
 
 
 def _epilogue(result: Sequence[int], named: dict[str, Any], size: int) -> tuple[Cost, Cost]:
@@ -196,11 +222,8 @@ def _video(named: dict[str, Any]) -> Convolution | None:
     cached = 0 if cache is None else cache.shape[2]
     window = stride, padding, dilation, named["upsample"], named["time_padding"], named["groups"], named["padding_mode"]
     chunk = replace(Chunk.of(x.shape, w.shape, cached, *window), residual=named["residual"] is not None)
-    values = [named[name] for name in ("scale", "shift", "rstd")]
-    if named["activation"] or any(t is not None for t in values):
-        count = sum(t.numel() for t in values if t is not None)
-        scale, shift, rstd = (t is not None for t in values)
-        chunk = replace(chunk, prologue=Prologue(named["activation"], scale, shift, rstd, count))
+    if named["activation"] or any(named[name] is not None for name in ("scale", "shift", "rstd")):
+        chunk = replace(chunk, prologue=_prologue(named))
     chunk = chunk.with_summed_taps() if named["summed"] else chunk
     if 0 in chunk.output_shape:
         return None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from costmodel.arithmetic import Arithmetic, arithmetic_named
 from costmodel.count import Cost
 from costmodel.device import Device, find_device
-from costmodel.networks.clock import DTYPES, Clock, Own, Step, Time
+from costmodel.networks.clock import DTYPES, Called, Clock, Step, Time
 from costmodel.networks.memory import Memory
 from costmodel.networks.receptive import Field
 from costmodel.networks.timed import Forecast, Timed
@@ -55,7 +55,7 @@ class Layer:
     fields: tuple[Field, ...] | None  # receptive field by spatial axis; None where the result does not depend on the input
     misaligned: bool  # branches meet here whose receptive fields have different centres or jumps
     known: bool  # False: the operator is in no table, so its FLOP are missing (its bytes are counted)
-    call: Own | None = None  # the call of a function that has plans of its own
+    call: Called | None = None  # the call of a function that has plans of its own
 
     @property
     def backward_cost(self) -> Cost:

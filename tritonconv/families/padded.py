@@ -38,8 +38,31 @@ DROPPED = ("PATCH", "BOUNDS", "X_FOLD")
 def sums(plan: MatrixPlan, call: Call, *given: Any) -> Step:
     """The kernel of fprop or wgrad."""
     step = gemm.sums(plan, call, *given)
-    constants = {name: value for name, value in step.constants.items() if name not in DROPPED}
-    return replace(step, kernel=KERNELS[plan.which], constants=constants | modes(call.problem))
+    constants = {name: value for name, value in step.constants.items() if name not in DROPPED} | modes(call.problem)
+    if call.prologue is not None:
+        constants |= prologue_constants(plan, call)
+        if constants["INDEX"] == tl.int32 and not values_fit_int32(plan, call.problem):
+            constants["INDEX"] = tl.int64
+    return replace(step, kernel=KERNELS[plan.which], constants=constants, prologue=call.prologue is not None)
+
+
+def prologue_constants(plan: MatrixPlan, call: Call) -> dict[str, Any]:
+    """The constants of a prologue."""
+    problem, prologue = call.problem, call.prologue
+    assert prologue is not None
+    spans = prologue.spans(plan.block_m, math.prod(problem.output_size), problem.batch)
+    return {
+        "PROLOGUE": True,
+        "X_ACTIVATION": prologue.activation,
+        "X_SLOPE": prologue.slope,
+        "ONE_IMAGE": not spans,
+    }
+
+
+def values_fit_int32(plan: MatrixPlan, problem: ConvProblem) -> bool:
+    """Whether 32-bit offsets reach the values per pixel of all images that a tile holds; x may be expanded, they are dense."""
+    images = min(problem.batch, plan.block_m // max(1, math.prod(problem.output_size)) + 2)
+    return images * math.prod(problem.input_size) <= INT32_MAX
 
 
 def modes(problem: ConvProblem) -> dict[str, str]:
@@ -114,6 +137,8 @@ class Padded(gemm.Gemm):
 
     def remark(self, call: Call, plan: MatrixPlan) -> str:
         if call.which != Pass.DGRAD:
+            if not call.problem.padding_mode:
+                return " whose sources index arithmetic finds"
             return f" whose sources index arithmetic finds, padding {' x '.join(call.problem.modes)}"
         return f" of the input with its padding written out{phases(written_out(call))}, then a sum of each pixel's images"
 

@@ -1,4 +1,4 @@
-"""Convolution whose padding repeats pixels of the image: forward and weight gradient.
+"""Convolution whose padding repeats pixels of the image, forward and weight gradient; forward also with a prologue of x.
 
 The source of a tap is found by index arithmetic (`kernels.modes`), so nothing is copied. No fixed step leads from the source of
 one tap to that of the next, unlike in `kernels.gather`: it is computed from the tap's coordinate, once a tap in fprop.
@@ -12,6 +12,7 @@ from tritonconv.kernels.epilogue import TRANSPOSED, add_bias, finish, rounded, s
 from tritonconv.kernels.fprop import placed
 from tritonconv.kernels.index import inside_of, load_inside, pixels_of, strides, tile_of, unpack, wide
 from tritonconv.kernels.modes import is_read, mapped
+from tritonconv.kernels.padded_prologue import prepared_rows
 from tritonconv.kernels.reduce import share_of, store_share
 from tritonconv.kernels.wgrad import new_pixels, store_filters
 
@@ -78,9 +79,14 @@ def padded_fprop_kernel(
     R_ALIGN: tl.constexpr = 1,
     R_UNIT: tl.constexpr = -1,
     CLAMP: tl.constexpr = False,  # masked addresses lie inside of the tensors (`kernels.index.load_inside`)
+    PROLOGUE: tl.constexpr = False,  # whether there is one: Triton 3.6 does not compare a tuple that holds a None
+    prologue=None,  # kernels.prologue.Prologue of x, with values per image; those of zeros in the padding stay 0
+    X_ACTIVATION: tl.constexpr = "",  # of the prologue
+    X_SLOPE: tl.constexpr = 0.0,
+    ONE_IMAGE: tl.constexpr = False,  # the rows of every tile have the same values per channel
 ):
     """y[n, k, o, p, q] = b[k] + sum over c, t, r, s of w[k, c, t, r, s] * x[n, c, d, h, w], with d, h, w the pixels that stand
-    at o*s_d - low_d + t*d_d, p*s_h - low_h + r*d_h and q*s_w - low_w + s*d_w
+    at o*s_d - low_d + t*d_d, p*s_h - low_h + r*d_h and q*s_w - low_w + s*d_w, and x with its prologue
 
     GEMM axes: m = (n, o, p, q), n = k, k = (t, r, s, c). One program writes one [BLOCK_M, BLOCK_N] tile of y.
     """
@@ -104,8 +110,10 @@ def padded_fprop_kernel(
     x_base = x_ptr + image * wide(x_strides.outer, X_ALIGN, X_UNIT == 0)
     x_base += group * channels * wide(x_strides.channel, X_ALIGN, X_UNIT == 1)
     w_base = w_ptr + group * filters * wide(w_strides.outer, W_ALIGN, W_UNIT == 0)
+    first_channel = group * channels
     if shared is not None:
         part = rest // unpack(shared.groups)
+        first_channel += part * unpack(shared.depth) * BLOCK_K
         x_base, w_base, channels = share_of(part, shared, x_base, w_base, channels, x_c, w_c, BLOCK_K)
     # The coordinates of tap 0
     w0 = q * STRIDE[2] - unpack(sizes.low_w)  # [BLOCK_M]
@@ -126,6 +134,12 @@ def padded_fprop_kernel(
     s = 0
     c = 0
     offset, ok = sources_of(rows, n, (d0, h0, w0), size, step, MODE_D, MODE_H, MODE_W, RANK)
+    area = size[0].to(INDEX) * size[1] * size[2]
+    dense = (area, size[1].to(INDEX) * size[2], size[2], 1)  # steps of rstd
+    pixel = offset
+    if PROLOGUE:
+        if prologue.rstd is not None:
+            pixel, _ = sources_of(rows, n, (d0, h0, w0), size, dense, MODE_D, MODE_H, MODE_W, RANK)
     for i in range(0, tl.maximum(trips, 1)):
         live = i < trips
         x_mask = ok[:, None]
@@ -143,6 +157,29 @@ def padded_fprop_kernel(
             x_mask = x_mask & (offs_k < channels - c)[None, :]
         x_offset = offset[:, None] + x_columns
         x = load_inside(x_base + x_offset, c * x_c, x_mask, (x_base, x_offset, x_inside), live, CLAMP)
+        if PROLOGUE:
+            x = prepared_rows(
+                x,
+                x_mask,
+                prologue,
+                image,
+                n,
+                rows,
+                ok,
+                pixel,
+                area,
+                c + offs_k,
+                offs_k < channels - c,
+                first_channel,
+                live,
+                C_ALIGN,
+                ONE_IMAGE,
+                X_ACTIVATION,
+                X_SLOPE,
+                ACC,
+                UPCAST,
+                CLAMP,
+            )
         if UPCAST:  # the interpreter multiplies raw bfloat16 bits
             x = x.to(tl.float32)
             w = w.to(tl.float32)
@@ -163,6 +200,9 @@ def padded_fprop_kernel(
         if c == 0:  # another tap
             at = (d0 + (zero + t) * DILATION[0], h0 + (zero + r) * DILATION[1], w0 + (zero + s) * DILATION[2])
             offset, ok = sources_of(rows, n, at, size, step, MODE_D, MODE_H, MODE_W, RANK)
+            if PROLOGUE:
+                if prologue.rstd is not None:
+                    pixel, _ = sources_of(rows, n, at, size, dense, MODE_D, MODE_H, MODE_W, RANK)
 
     first = group * filters
     if shared is not None:

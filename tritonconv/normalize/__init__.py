@@ -1,5 +1,5 @@
-"""What a normalisation and an activation in front of a convolution are made of: a `Prologue`, which `causal_conv3d` applies to
-the pixels that it gathers, and the kernels that take the statistics of GroupNorm and RMSNorm.
+"""What a normalisation and an activation in front of a convolution are made of: a `Prologue`, which `causal_conv3d` and the
+fused convolutions apply to the pixels that they gather, and the kernels that take the statistics of GroupNorm and RMSNorm.
 
 Kernels: `tritonconv.kernels.statistics`, `tritonconv.kernels.prologue`.
 """
@@ -19,11 +19,12 @@ _OPS = torch.ops.tritonconv
 
 
 class Prologue(NamedTuple):
-    """What happens to x [N, C, T, H, W] before it is convolved: act(x * rstd * scale + shift), rounded to x's dtype.
+    """What happens to x [N, C, *size], of 3 to 5 axes, before it is convolved: act(x * rstd * scale + shift), rounded to x's
+    dtype.
 
-    scale and shift are [C], [N, C] or [N, T, C], where N or T may be 1; rstd is [N, T, H, W]; None leaves one out. Their dtype
-    is x's or float32 (float64 beside float64), and all of it is computed in float32 (float64). activation is None or a name
-    that `conv3d_fused` takes; negative_slope is that of "leaky_relu".
+    scale and shift are [C] or [N, C], and beside x [N, C, T, H, W] also [N, T, C], where N or T may be 1; rstd is [N, *size], a
+    value per pixel; None leaves one out. Their dtype is x's or float32 (float64 beside float64), and all of it is computed in
+    float32 (float64). activation is None or a name that `conv3d_fused` takes; negative_slope is that of "leaky_relu".
 
     `group_norm_prologue` and `rms_norm_prologue` make one of x. The fields are checked where the prologue is used, which raises
     TypeError, ValueError or RuntimeError naming the field.
@@ -49,8 +50,7 @@ class Prologue(NamedTuple):
         tensor([6., 6.])
         """
         tensors = check.prologue("Prologue", x, self)
-        y: torch.Tensor = _OPS.normalize(x, *tensors, self.activation or "", float(self.negative_slope))
-        return y
+        return normalized(x, *tensors, self.activation or "", float(self.negative_slope))
 
 
 def group_norm_prologue(
@@ -63,12 +63,13 @@ def group_norm_prologue(
     *,
     per_frame: bool = False,
 ) -> Prologue:
-    """The `Prologue` that makes x [N, C, T, H, W] `F.group_norm(x, num_groups, weight, bias, eps)` and then activates it.
+    """The `Prologue` that makes x [N, C, *size] `F.group_norm(x, num_groups, weight, bias, eps)` and then activates it.
 
-    The statistics are those of a group of channels of an image, or with per_frame of each of its frames, as where frames are a
-    batch. weight and bias [C] are of x's dtype or float32. Two small kernels read x once, in any layout, and add in a fixed
-    order, in float32 (float64 for float64): the same bits on every run, whatever the batch. The result's scale and shift
-    [N, 1 or T, C] have gradients of any order in x, weight and bias, in reverse mode; those are torch's sums.
+    The statistics are those of a group of channels of an image, or with per_frame of each frame of x [N, C, T, H, W], as where
+    frames are a batch. With num_groups=1 it is a LayerNorm over all of an image. weight and bias [C] are of x's dtype or
+    float32. Two small kernels read x once, in any layout, and add in a fixed order, in float32 (float64 for float64): the same
+    bits on every run, whatever the batch. The result's scale and shift [N, C], or [N, 1 or T, C] beside x [N, C, T, H, W], have
+    gradients of any order in x, weight and bias, in reverse mode; those are torch's sums.
 
     Raises TypeError, ValueError or RuntimeError naming the argument, before anything is launched.
 
@@ -79,8 +80,10 @@ def group_norm_prologue(
     >>> torch.allclose(y, want, atol=1e-5)
     True
     """
-    groups, eps = check.group_norm(x, num_groups, weight, bias, eps, activation)
-    scale, shift = _OPS.group_scale(x, weight, bias, groups, eps, bool(per_frame))
+    groups, eps = check.group_norm(x, num_groups, weight, bias, eps, activation, per_frame)
+    scale, shift = _OPS.group_scale(check.as_video(x), weight, bias, groups, eps, bool(per_frame))
+    if x.dim() < 5:
+        scale, shift = scale.squeeze(1), shift.squeeze(1)
     return Prologue(scale, shift, None, activation)
 
 
@@ -91,12 +94,12 @@ def rms_norm_prologue(
     eps: float = 1e-6,
     activation: str | None = None,
 ) -> Prologue:
-    """The `Prologue` that divides each pixel of x [N, C, T, H, W] by sqrt(mean of x^2 over its channels + eps), then multiplies
+    """The `Prologue` that divides each pixel of x [N, C, *size] by sqrt(mean of x^2 over its channels + eps), then multiplies
     by weight [C], adds bias [C] and activates.
 
     `WanRMS_norm` and `QwenImageRMS_norm` of diffusers are this with eps=1e-24: they divide by the length of a pixel, which they
     bound from below by 1e-12, and multiply by sqrt(C). One small kernel reads x once, in any layout, and adds in a fixed order,
-    in float32 (float64 for float64). The result's rstd [N, T, H, W] has a gradient of any order in x, in reverse mode.
+    in float32 (float64 for float64). The result's rstd [N, *size] has a gradient of any order in x, in reverse mode.
 
     Raises TypeError, ValueError or RuntimeError naming the argument, before anything is launched.
 
@@ -107,7 +110,13 @@ def rms_norm_prologue(
     True
     """
     eps = check.rms_norm(x, weight, bias, eps, activation)
-    return Prologue(weight, bias, _OPS.rms_rstd(x, eps), activation)
+    return Prologue(weight, bias, _OPS.rms_rstd(check.as_video(x), eps).view(len(x), *x.shape[2:]), activation)
+
+
+def normalized(x: torch.Tensor, scale: Any, shift: Any, rstd: Any, activation: str, slope: float) -> torch.Tensor:
+    """x [N, C, *size] with a prologue as `check.prologue` returns it, channels-last, by a kernel of its own."""
+    y: torch.Tensor = _OPS.normalize(check.as_video(x), scale, shift, rstd, activation, slope)
+    return y.view(x.shape)
 
 
 def as_arguments(function: str, x: torch.Tensor, given: Any) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from tritonconv.epilogue import ACTIVATIONS
 from tritonconv.launch import DTYPES
 
 Maybe = torch.Tensor | None
-AXES = "[N, C, T, H, W]"
+AXES = {3: "[N, C, L]", 4: "[N, C, H, W]", 5: "[N, C, T, H, W]"}
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -19,11 +19,23 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def unsqueezed(tensor: torch.Tensor, axis: int, axes: int) -> torch.Tensor:
+    """The tensor with axes of size 1 put in before `axis`, so that it has `axes`."""
+    for _ in range(axes - tensor.dim()):
+        tensor = tensor.unsqueeze(axis)
+    return tensor
+
+
+def as_video(x: torch.Tensor) -> torch.Tensor:
+    """x [N, C, *size] as [N, C, T, H, W], with axes of size 1."""
+    return unsqueezed(x, 2, 5)
+
+
 def _input(function: str, x: Any) -> None:
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"{function}(): argument 'x' must be a Tensor, got {type(x).__name__}")
-    if x.dim() != 5:
-        raise RuntimeError(f"{function}(): expected x of 5 axes {AXES}, got x {list(x.shape)}")
+    if x.dim() not in AXES:
+        raise RuntimeError(f"{function}(): expected x of 3 to 5 axes, {' or '.join(AXES.values())}, got x {list(x.shape)}")
     if x.dtype not in DTYPES:
         raise RuntimeError(f"{function}(): x has dtype {x.dtype}; tritonconv takes float16, bfloat16, float32 and float64")
     if any(n == 0 for n in x.shape[1:]):
@@ -66,10 +78,14 @@ def _per_channel(function: str, x: torch.Tensor, **given: Any) -> None:
                                    f"{list(value.shape)}")  # fmt: skip
 
 
-def group_norm(x: Any, num_groups: Any, weight: Any, bias: Any, eps: Any, activation: Any) -> tuple[int, float]:
+def group_norm(
+    x: Any, num_groups: Any, weight: Any, bias: Any, eps: Any, activation: Any, per_frame: Any = False
+) -> tuple[int, float]:
     """The checked number of groups and eps of `group_norm_prologue`."""
     name = "group_norm_prologue"
     _input(name, x)
+    if per_frame and x.dim() != 5:
+        raise RuntimeError(f"{name}(): per_frame=True is for x of 5 axes {AXES[5]}, got x {list(x.shape)}")
     if not is_int(num_groups):
         raise TypeError(f"{name}(): argument 'num_groups' must be int, got {num_groups!r} of type {type(num_groups).__name__}")
     groups = as_int(name, "num_groups", num_groups)
@@ -89,42 +105,56 @@ def rms_norm(x: Any, weight: Any, bias: Any, eps: Any, activation: Any) -> float
     return _eps(name, eps)
 
 
+def per_frame(value: Maybe) -> Maybe:
+    """scale or shift [C], [N, C] or [N, T, C] as [N or 1, T or 1, C]."""
+    if value is None or value.dim() == 3:
+        return value
+    return value.view(1, 1, -1) if value.dim() == 1 else value.unsqueeze(1)
+
+
 def prologue(function: str, x: Any, given: Any) -> tuple[Maybe, Maybe, Maybe]:
-    """(scale [N or 1, T or 1, C], shift of such a shape, rstd) of a `Prologue` for x."""
+    """(scale [N or 1, T or 1, C], shift of such a shape, rstd [N, T, H, W]) of a `Prologue` for x of 3 to 5 axes, as the ops
+    take them: T, and for x [N, C, L] H too, are 1 where x has no such axis."""
     from tritonconv.normalize import Prologue
 
     _input(function, x)
     if not isinstance(given, Prologue):
         raise TypeError(f"{function}(): argument 'prologue' must be a tritonconv.Prologue, got {type(given).__name__}")
-    n, c, t, *size = x.shape
+    n, c, *size = x.shape
+    frames = size[0] if len(size) == 3 else 1
     found = []
     for name, value in (("scale", given.scale), ("shift", given.shift)):
         if value is not None:
             name = f"prologue.{name}"
             _values(function, name, x, value)
             shape = value.shape
-            if not 1 <= value.dim() <= 3 or shape[-1] != c or (value.dim() > 1 and shape[0] not in (1, n)):
+            if (
+                not 1 <= value.dim() <= (3 if len(size) == 3 else 2)
+                or shape[-1] != c
+                or (value.dim() > 1 and shape[0] not in (1, n))
+            ):
                 wrong = True
             else:
-                wrong = value.dim() == 3 and shape[1] not in (1, t)
+                wrong = value.dim() == 3 and shape[1] not in (1, frames)
             if wrong:
+                forms = f"[{c}], [{n}, {c}] or [{n}, {frames}, {c}]" if len(size) == 3 else f"[{c}] or [{n}, {c}]"
                 raise RuntimeError(
-                    f"{function}(): expected {name} of shape [{c}], [{n}, {c}] or [{n}, {t}, {c}] for x {list(x.shape)}, got "
-                    f"{name} {list(shape)}"
+                    f"{function}(): expected {name} of shape {forms} for x {list(x.shape)}, got {name} {list(shape)}"
                 )
-            value = value.view(1, 1, c) if value.dim() == 1 else value.unsqueeze(1) if value.dim() == 2 else value
-        found.append(value)
-    if given.rstd is not None:
-        _values(function, "prologue.rstd", x, given.rstd)
-        if tuple(given.rstd.shape) != (n, t, *size):
+        found.append(per_frame(value))
+    rstd = given.rstd
+    if rstd is not None:
+        _values(function, "prologue.rstd", x, rstd)
+        if tuple(rstd.shape) != (n, *size):
             raise RuntimeError(
-                f"{function}(): expected prologue.rstd of shape {[n, t, *size]} for x {list(x.shape)}, got prologue.rstd "
-                f"{list(given.rstd.shape)}"
+                f"{function}(): expected prologue.rstd of shape {[n, *size]} for x {list(x.shape)}, got prologue.rstd "
+                f"{list(rstd.shape)}"
             )
+        rstd = unsqueezed(rstd, 1, 4)
     _activation(function, given.activation)
     slope = given.negative_slope
     if not isinstance(slope, (int, float)) or isinstance(slope, bool):
         raise TypeError(
             f"{function}(): argument 'prologue.negative_slope' must be a number, got {slope!r} of type {type(slope).__name__}"
         )
-    return found[0], found[1], given.rstd
+    return found[0], found[1], rstd

@@ -1,0 +1,66 @@
+"""Whether a convolution's prologue is applied to the pixels that its kernel gathers ("together") or by a kernel before it
+("apart"): both are predicted, and the quicker is taken. Plain arithmetic, standard library only."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+from costmodel import plan as plans
+from costmodel.algebra import product
+from costmodel.device import Device
+from costmodel.families import asked, family
+from costmodel.prologue import Prologue, applied
+from costmodel.tiling import Call, Plan, itemsize
+from costmodel.timing import Prediction
+
+
+class Ways(NamedTuple):
+    """A call with its prologue in the kernel, and the call on what a kernel of its own wrote, which is channels-last."""
+
+    together: Call
+    apart: Call
+
+    @property
+    def prologue(self) -> Prologue:
+        assert self.together.prologue is not None
+        return self.together.prologue
+
+    def of(self, plan: Plan) -> Call:
+        """The call that a plan is for."""
+        return self.together if is_together(plan) else self.apart
+
+
+def is_together(plan: Plan) -> bool:
+    """Whether a plan applies the prologue to the pixels that it gathers."""
+    return bool(getattr(plan, "together", False))
+
+
+def predict(ways: Ways, plan: Plan, device: Device) -> Prediction:
+    """The time of a call with its prologue, which a plan for `ways.apart` has in a kernel of its own."""
+    found = plans.predict(ways.of(plan), plan, device)
+    if is_together(plan) or device.interpreted:
+        return found
+    size = itemsize(ways.apart.dtype)
+    moved, first = applied(product(ways.apart.problem.input_shape), ways.prologue, size, device, plan.family)
+    total = found.seconds + first
+    low, high = (end / found.seconds * total for end in (found.low, found.high))
+    return replace(found, seconds=total, bytes=found.bytes + moved, low=low, high=high)
+
+
+def quickest(ways: Ways, device: Device, name: str = "") -> list[Plan]:
+    """The quickest plan of each way that there is, the quicker one first; of one family where it is named. In the interpreter
+    the kernels together come first."""
+    found = []
+    for call in ways:
+        best, least = None, math.inf
+        for each in [family(name)] if name else asked(call.problem, call.prologue is not None):
+            if each.padding_refusal(call.problem, call.prologue is not None) or (best is not None and device.interpreted):
+                continue
+            least, plan = each.quickest(call, device, least)
+            best = plan or best
+        if call.prologue is None and not name and (known := plans.measured(call, device)) is not None:
+            best = known
+        found += [] if best is None else [best]
+    return found if device.interpreted else sorted(found, key=lambda plan: predict(ways, plan, device).seconds)

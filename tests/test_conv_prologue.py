@@ -1,0 +1,374 @@
+"""Prologues of the fused convolutions: a normalisation and an activation while pixels are gathered, or by a kernel before."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from padded import Padded, by_pad
+from test_prologue import applied as applied_to_video
+
+import tritonconv
+from costmodel import ahead
+from costmodel.device import find_device
+from costmodel.families import family
+from costmodel.problem import Pass
+from costmodel.tiling import Plan
+from tritonconv import launch, steps
+from tritonconv.ahead import op
+from tritonconv.ahead.launch import prepare
+from tritonconv.epilogue import Epilogue
+from tritonconv.normalize.check import as_video, unsqueezed
+from tritonconv.normalize.launch import Values
+
+TOGETHER = "fprop:padded:64x16x16:w4:s3:together"
+#: Of one axis to three: all modes, strides, dilation, groups, uneven padding, a pointwise layer. Tiles of 64 rows span images.
+LAYERS = {
+    "1d zeros": Padded((6,), (3,), ((2, 1),), "zeros", dilation=2),
+    "1d reflect": Padded((5,), (2,), ((1, 2),), "reflect", stride=2, channels=5),
+    "pointwise": Padded((3, 5), (1, 1), ((0, 0), (0, 0)), "zeros"),
+    "2d zeros": Padded((4, 5), (2, 3), ((1, 0), (1, 1)), "zeros", stride=(1, 2), groups=2, channels=4),
+    "2d circular": Padded((3, 4), (2, 2), ((1, 1), (0, 2)), ("zeros", "circular"), stride=2),
+    "3d zeros": Padded((2, 3, 3), (2, 1, 2), ((1, 0), (0, 0), (1, 1)), "zeros", channels=2),
+    "3d replicate": Padded(
+        (2, 2, 3), (1, 2, 2), ((1, 0), (1, 1), (0, 1)), ("replicate", "zeros", "replicate"), stride=(2, 1, 1)
+    ),
+}
+#: What a prologue has, by turns. "weight": scale per channel alone; "one": of one image for all.
+KINDS = [("scale", "shift"), ("rstd", "weight"), ("shift",), ("rstd",), ("one", "shift"), ("scale", "rstd", "shift"), ()]
+
+
+def prologue_of(x, kinds, activation="silu", seed=7):
+    """A prologue of x with these tensors, in the dtype of statistics."""
+    random = torch.Generator().manual_seed(seed)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    n, c, *size = x.shape
+    shapes = {"scale": (n, c), "shift": (n, c), "rstd": (n, *size), "weight": (c,), "one": (1, c)}
+    named = {}
+    for kind in kinds:
+        made = torch.randn(shapes[kind], generator=random, dtype=torch.float64).to(dtype).to(x.device)
+        named[{"weight": "scale", "one": "scale"}.get(kind, kind)] = made
+    return tritonconv.Prologue(**named, activation=activation)
+
+
+def applied(x, prologue, exact=False):
+    """x with a prologue by torch, in float64; rounded to x's dtype unless `exact`."""
+    rstd = None if prologue.rstd is None else unsqueezed(prologue.rstd, 1, 4)
+    return applied_to_video(as_video(x), prologue._replace(rstd=rstd), exact).reshape(x.shape)
+
+
+def fused(layer, x, w, b=None, **given):
+    return getattr(tritonconv, f"conv{layer.rank}d_fused")(x, w, b, **(layer.window | given))
+
+
+def definition(layer, x, w, b, prologue):
+    w, b = w.double(), None if b is None else b.double()
+    return by_pad(applied(x, prologue).double(), w, b, **layer.window)
+
+
+def assert_close(got, want, unit=1e-13):
+    assert got.shape == want.shape and (got.double() - want).abs().max() <= unit * want.abs().max()
+
+
+@pytest.mark.parametrize("name, kinds", [*zip(LAYERS, KINDS, strict=True)])
+def test_the_definition(name, kinds, device, launches):
+    """Padding holds zeros, or pixels that have the prologue; one kernel computes it, or two."""
+    layer = LAYERS[name]
+    x, w, b = layer.tensors(device=device)
+    prologue = prologue_of(x, kinds)
+    want = definition(layer, x, w, b, prologue)
+    assert_close(fused(layer, x, w, b, prologue=prologue, plan=TOGETHER), want)
+    assert launches() == {"fprop": 1, "padded fprop": 1}
+    family = "padded" if name in ("1d reflect", "2d circular", "3d replicate") else "patch" if name == "pointwise" else "gather"
+    assert_close(fused(layer, x, w, b, prologue=prologue, plan=f"fprop:{family}:64x16x16"), want)
+    assert launches()["fprop"] == 2 and launches()["prologue"] == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_both_ways_agree(dtype, device, launched):
+    """They convolve the same rounded values, so in the interpreter, which contracts nothing, they have the same bits. float64
+    differs by one rounding of each value, and one of the result."""
+    layer = Padded((3, 4), (2, 2), ((1, 0), (0, 1)), "zeros", channels=20)
+    x, w, b = layer.tensors(dtype, device)
+    prologue = prologue_of(x, ("scale", "rstd", "shift"))
+    first, second = (fused(layer, x, w, b, prologue=prologue, plan=p) for p in (TOGETHER, "fprop:gather:64x16x16"))
+    assert torch.equal(first, second) and first.dtype == dtype
+    z, unit = applied(x, prologue, exact=True), torch.finfo(dtype).eps
+    exact = by_pad(z, w.double(), b.double(), **layer.window)
+    magnitude = by_pad(z.abs(), w.double().abs(), b.double().abs(), **layer.window)
+    assert ((first.double() - exact).abs() <= 2 * unit * magnitude).all()
+
+
+@pytest.mark.parametrize("plan", [TOGETHER, f"{TOGETHER}:split2", "gather"], ids=["together", "shared", "apart"])
+def test_an_epilogue_behind_it(plan, device, launched):
+    layer = Padded((3, 3), (2, 2), ((1, 0), (0, 1)), "zeros", channels=20)
+    x, w, b = layer.tensors(device=device)
+    prologue, (scale, shift) = prologue_of(x, ("scale", "shift"), "gelu"), torch.randn(2, 4, dtype=x.dtype, device=device)
+    want = definition(layer, x, w, b, prologue) * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)
+    residual = torch.randn_like(want).to(memory_format=torch.channels_last)
+    given = {"scale": scale, "shift": shift, "residual": residual, "activation": "leaky_relu", "negative_slope": 0.3}
+    y = fused(layer, x, w, b, prologue=prologue, plan=plan.replace(":together:split2", ":split2:together"), **given)
+    assert_close(y, F.leaky_relu(want + residual, 0.3))
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["", "masks inside"])
+def test_tiles_of_one_image_and_of_many(inside, device, launched, monkeypatch):
+    """Of 16 results an image, a tile holds those of one image or of four; channels end inside a block. Masked addresses lie
+    inside of the tensors as on compute capability 10.x."""
+    layer = Padded((4, 4), (3, 1), ((1, 1), (0, 0)), "reflect", channels=5, batch=5)
+    x, w, _ = layer.tensors(device=device, last=True)
+    prologue = prologue_of(x, ("scale", "rstd", "shift"))
+    monkeypatch.setattr(steps, "masks_inside", lambda capability: inside)
+    launch.prepare_call.cache_clear()
+    for rows in (16, 64):
+        y = fused(layer, x, w, prologue=prologue, plan=TOGETHER.replace("64", str(rows)))
+        assert_close(y, definition(layer, x, w, None, prologue))
+    launch.prepare_call.cache_clear()
+
+
+def test_any_layout_and_values_of_x_dtype(device, launched):
+    layer = Padded((3, 4), (2, 2), ((0, 0), (1, 0)), "zeros", channels=4)
+    x, w, b = layer.tensors(torch.float32, device)
+    x = torch.cat([x, x], 1)[:, ::2].transpose(2, 3).contiguous().transpose(2, 3)
+    scale = torch.randn(8, 2, device=device).t()[:, ::2]  # channels that are not contiguous
+    prologue = tritonconv.Prologue(scale, None, torch.rand(2, 4, 3, device=device).transpose(1, 2), "relu")
+    for plan in (TOGETHER, "gather"):
+        y = fused(layer, x, w, b, prologue=prologue, plan=plan)
+        assert_close(y, definition(layer, x, w, b, prologue), 1e-6)
+        assert y.stride() == F.conv2d(x, w, b, padding=(0, 1))[..., :4].contiguous().stride()
+    one = fused(layer, x[0], w, b, prologue=prologue._replace(scale=scale[:1], rstd=prologue.rstd[:1]))  # without a batch
+    assert_close(one, y[0].double(), 1e-6)
+
+
+@pytest.mark.parametrize("size", [(6,), (2, 3)], ids=str)
+def test_norms_of_one_and_two_axes(size, device, launched):
+    x = torch.randn(2, 4, *size, dtype=torch.float64, device=device)
+    weight, bias = torch.randn(2, 4, dtype=torch.float64, device=device)
+    prologue = tritonconv.group_norm_prologue(x, 2, weight, bias, activation="silu")
+    assert prologue.scale.shape == (2, 4)
+    assert_close(prologue(x), F.silu(F.group_norm(x, 2, weight, bias)))
+    prologue = tritonconv.rms_norm_prologue(x, weight, bias, 1e-24)
+    assert prologue.rstd.shape == (2, *size)
+    each = (-1, *(1,) * len(size))
+    assert_close(prologue(x), F.normalize(x, dim=1) * 2 * weight.view(each) + bias.view(each))
+
+
+@pytest.mark.parametrize("norm", ["group", "rms"])
+def test_gradients(norm, device):
+    """To the second order, through the statistics too; the prologue is then a kernel of its own, whatever is forced."""
+    layer = Padded((3, 3), (2, 2), ((1, 0), (0, 1)), "zeros" if norm == "group" else "circular", channels=4, filters=2)
+    x, w, b = layer.tensors(device=device)
+    gamma, beta = torch.randn(2, 4, dtype=torch.float64, device=device)
+    residual = torch.randn(2, 2, 3, 3, dtype=torch.float64, device=device)
+
+    def ours(x, w, b, gamma, beta, residual):
+        if norm == "group":
+            prologue = tritonconv.group_norm_prologue(x, 2, gamma, beta, activation="silu")
+        else:
+            prologue = tritonconv.rms_norm_prologue(x, gamma, beta, activation="silu")
+        return fused(layer, x, w, b, prologue=prologue, residual=residual, activation="tanh", plan=TOGETHER)
+
+    def torchs(x, w, b, gamma, beta, residual):
+        if norm == "group":
+            y = F.group_norm(x, 2, gamma, beta)
+        else:
+            y = x * (x.square().mean(1, keepdim=True) + 1e-6).rsqrt() * gamma.view(-1, 1, 1) + beta.view(-1, 1, 1)
+        return torch.tanh(by_pad(F.silu(y), w, b, **layer.window) + residual)
+
+    found = []
+    for call in (ours, torchs):
+        leaves = [t.detach().clone().requires_grad_() for t in (x, w, b, gamma, beta, residual)]
+        y = call(*leaves)
+        into = torch.linspace(-1, 2, y.numel(), dtype=y.dtype, device=device).view(y.shape)
+        first = torch.autograd.grad(y, leaves, into, create_graph=True)
+        found.append([y, *first, *torch.autograd.grad([g.square().sum() for g in first], leaves)])
+    for got, want in zip(*found, strict=True):
+        assert_close(got, want.detach(), 1e-11)
+
+
+SMALL = Padded((2, 3), (1, 2), ((0, 0), (0, 1)), "zeros", channels=2, filters=2)
+
+
+@pytest.mark.parametrize("records", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["gradients", "inference"])
+def test_compiled_graphs(records, device, launched):
+    x, w, b = SMALL.tensors(torch.float32, device)
+
+    def call(x, w):
+        prologue = tritonconv.group_norm_prologue(x, 1, activation="silu")
+        return fused(SMALL, x, w, b, prologue=prologue, residual=x, activation="relu")
+
+    found = []
+    for function in (call, torch.compile(call, backend="aot_eager", fullgraph=True)):
+        given = x.clone().requires_grad_(records)
+        y = function(given, w)
+        found.append((y.detach(), *(torch.autograd.grad(y.square().sum(), given) if records else ())))
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
+def test_vmap_autocast_and_one_image_at_a_time(device, launched):
+    x, w, b = SMALL.tensors(torch.float32, device)
+    prologue = prologue_of(x, ("scale", "rstd", "shift"))
+
+    def one(image, weight, scale, rstd):
+        own = prologue._replace(scale=scale, rstd=rstd[None], shift=prologue.shift[:1])
+        return fused(SMALL, image[None], weight, b, prologue=own, activation="relu")[0]
+
+    both = torch.stack([w, 2 * w])
+    got = torch.vmap(one)(x, both, prologue.scale, prologue.rstd)
+    want = torch.stack([one(*each) for each in zip(x, both, prologue.scale, prologue.rstd, strict=True)])
+    assert_close(got, want.double(), 1e-6)
+    shared = torch.vmap(one, (0, None, 0, 0))(x, w, prologue.scale, prologue.rstd)
+    with tritonconv.batch_invariant():
+        fixed = fused(SMALL, x, w, b, prologue=prologue._replace(shift=prologue.shift[:1]), activation="relu")
+        alone = [one(*each) for each in zip(x, (w, w), prologue.scale, prologue.rstd, strict=True)]
+    assert torch.equal(fixed, torch.stack(alone))
+    assert_close(shared, fixed.double(), 1e-6)
+    with torch.autocast(device.split(":")[0], torch.bfloat16):
+        y = fused(SMALL, x, w, b, prologue=prologue)
+    low = (t.bfloat16() for t in (x, w, b))
+    assert y.dtype == torch.bfloat16 and torch.equal(y, fused(SMALL, *low, prologue=prologue))
+
+
+def test_torchs_operators_on_a_cpu():
+    """Outside of the interpreter."""
+    x, w, b = SMALL.tensors(torch.float64)
+    prologue = prologue_of(x, ("scale", "shift"))
+    values = Values(prologue.scale.unsqueeze(1), prologue.shift.unsqueeze(1), None, "silu")
+    problem = op._problem(op._FPROP, x, w, (b, (1, 1), [0, 0, 0, 1], (1, 1), 1))
+    want = definition(SMALL, x, w, b, prologue)
+    assert_close(op._by_torch(problem, x, w, b, values, Epilogue(), ""), want)
+    assert_close(op._by_torch(problem, x, w, b, values, Epilogue(activation="relu"), ""), want.relu())
+
+
+# ---- the choice -----------------------------------------------------------------------------------------------------------
+
+H200 = find_device("h200")
+
+
+def meta(*shape, last=True, dtype=torch.bfloat16):
+    made = torch.empty(shape, dtype=dtype, device="meta")
+    return made.to(memory_format=torch.channels_last) if last else made
+
+
+def explained(filters, kernel, **given):
+    x, w = meta(1, 256, 64, 64), meta(filters, 256 // given.get("groups", 1), kernel, kernel)
+    values = torch.empty(2, 1, 256, device="meta")
+    prologue = tritonconv.Prologue(*values, None, "silu")
+    return tritonconv.explain(tritonconv.conv2d_fused, x, w, prologue=prologue, device=H200, **given)
+
+
+def test_the_quicker_way_is_taken_and_both_are_told():
+    """A pointwise layer of few filters normalises each pixel once; 3x3 taps of many filters do so 18 times and more."""
+    few, many = explained(64, 1), explained(512, 3, padding=1)
+    assert ahead.is_together(few.plans["fprop"]) and not ahead.is_together(many.plans["fprop"])
+    assert "applied while pixels are gathered" in few.words and "by a kernel of its own it would take" in few.words
+    assert "by a kernel of its own first" in many.words and "for each tap and block of filters it would take" in many.words
+    cases = ((few, "patch", (64, 1)), (many, "padded", (512, 3)))
+    for found, way, layer in cases:
+        other = explained(*layer, padding=layer[1] // 2, plan=f"fprop:{way}")
+        assert other.predictions["fprop"].seconds > found.predictions["fprop"].seconds
+        assert ahead.is_together(other.plans["fprop"]) == (way == "padded")
+
+
+def test_the_plan_is_the_quickest_of_all_candidates():
+    found = explained(64, 1)
+    problem, prologue = found.problem, tritonconv.ahead.launch.described(Values(torch.empty(1, 1, 256), None, None, "silu"))
+    lie = [(shape, shape_strides(shape)) for shape in (problem.input_shape, problem.weight_shape, problem.output_shape)]
+    both = tritonconv.ahead.launch.ways(problem, "bfloat16", "ieee", *lie, "", (True, True), prologue)
+    plans = [plan for call in both for plan in tritonconv.explain.__globals__["candidates"](call, H200)]
+    least = min(plans, key=lambda plan: ahead.predict(both, plan, H200).seconds)
+    assert ahead.quickest(both, H200)[0] == least and len({ahead.is_together(plan) for plan in plans}) == 2
+
+
+def shape_strides(shape):
+    return torch.empty(shape, device="meta").to(memory_format=torch.channels_last).stride()
+
+
+def test_what_cannot_be_applied_together_says_so():
+    """Narrow groups and values per frame; and gradients, where they are recorded."""
+    words = explained(256, 3, padding=1, groups=256).words
+    assert "cannot be applied while pixels are gathered: its groups have one channel or one filter" in words
+    words = explained(256, 3, padding=1, groups=256, padding_mode="reflect").words
+    assert "written out" in words and "cannot be applied while pixels are gathered: its groups have one channel" in words
+    x, w = torch.empty(1, 8, 3, 4, 4, device="meta"), torch.empty(8, 8, 1, 1, 1, device="meta")
+    prologue = tritonconv.Prologue(torch.empty(1, 3, 8, device="meta"))
+    call = (tritonconv.conv3d_fused, x, w)
+    assert "its values differ from frame to frame" in tritonconv.explain(*call, prologue=prologue, device=H200).words
+    recorded = tritonconv.explain(*call[:2], w.requires_grad_(), prologue=prologue, device=H200)
+    assert "because gradients are recorded" in recorded.words
+
+
+def test_a_model_and_a_trace_know_the_prologue(device):
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(64, 32, 1)
+
+        def forward(self, x):
+            prologue = tritonconv.group_norm_prologue(x, 8, activation="silu")
+            return tritonconv.conv2d_fused(x, self.conv.weight, self.conv.bias, prologue=prologue)
+
+    import costmodel
+
+    block = Block().requires_grad_(False)
+    (row,) = [row for row in costmodel.trace(block, (1, 64, 32, 32)).on("h200", "bfloat16").rows if row.plan]
+    assert row.plan.endswith(":together") and row.layer.call == ahead.Prologue("silu", True, True, False, 128)
+    with torch.no_grad():
+        found = tritonconv.explain(block, (1, 64, 32, 32), device="h200")
+    assert "(scale, shift, silu)" in found.calls[-1].found.words
+
+
+# ---- what is refused ------------------------------------------------------------------------------------------------------
+
+X, W = torch.zeros(2, 4, 5, 6), torch.zeros(3, 4, 3, 3)
+Prologue = tritonconv.Prologue
+
+
+@pytest.mark.parametrize(
+    "change, error, words",
+    [
+        ({"prologue": "silu"}, TypeError, "'prologue' must be a tritonconv.Prologue, got str"),
+        ({"prologue": Prologue(scale=1.0)}, TypeError, r"'prologue.scale' must be a Tensor or None, got float"),
+        (
+            {"prologue": Prologue(scale=torch.zeros(5))},
+            RuntimeError,
+            r"of shape \[4\] or \[2, 4\] for .*got .*scale \[5\]",
+        ),
+        ({"prologue": Prologue(shift=torch.zeros(3, 4))}, RuntimeError, r"shift of shape \[4\] or \[2, 4\]"),
+        ({"prologue": Prologue(torch.zeros(2, 1, 4))}, RuntimeError, r"got prologue.scale \[2, 1, 4\]"),
+        ({"prologue": Prologue(rstd=torch.zeros(2, 1, 5, 6))}, RuntimeError, r"rstd of shape \[2, 5, 6\]"),
+        ({"prologue": Prologue(torch.zeros(4).half())}, RuntimeError, "float32 beside x of torch.float32, got"),
+        ({"prologue": Prologue(torch.zeros(4, device="meta"))}, RuntimeError, "must be on the same device, got x cpu and"),
+        ({"prologue": Prologue(activation="swish")}, ValueError, "activation must be None or one of .*'swish'"),
+        ({"prologue": Prologue(negative_slope="x")}, TypeError, "'prologue.negative_slope' must be a number"),
+        ({"plan": TOGETHER}, ValueError, "together is for a call with a prologue|holds zeros on every axis"),
+        ({"plan": TOGETHER, "padding": 1, "padding_mode": "reflect"}, ValueError, "together is for a call with a prologue"),
+        (
+            {"prologue": Prologue(), "plan": f"{TOGETHER}:fold"},
+            ValueError,
+            "not applied to columns that are read as channels",
+        ),
+        ({"prologue": Prologue(), "plan": "depthwise"}, ValueError, "family 'depthwise'"),
+        ({"prologue": Prologue(), "plan": "wgrad:gather:64x16x16"}, ValueError, "does not run"),
+    ],
+)
+def test_errors_name_the_argument(change, error, words, launches):
+    with pytest.raises(error, match=words):
+        tritonconv.conv2d_fused(**{"input": X, "weight": W} | change)
+    assert not launches()
+
+
+def test_other_functions_and_norms_refuse(launches):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'prologue'"):
+        tritonconv.conv_transpose2d_fused(X, W, prologue=Prologue())
+    with pytest.raises(RuntimeError, match=r"per_frame=True is for x of 5 axes \[N, C, T, H, W\], got x \[2, 4, 5, 6\]"):
+        tritonconv.group_norm_prologue(X, 2, per_frame=True)
+    with pytest.raises(RuntimeError, match=r"x of 3 to 5 axes, .*got x \[4, 5\]"):
+        tritonconv.rms_norm_prologue(X[0, 0, :4, :5])
+    assert (
+        family("padded").refusal(
+            launch.Call(tritonconv.explain(tritonconv.conv2d, X, W).problem, Pass.FPROP, "float32"),
+            Plan.parse(TOGETHER),
+            None,
+        )
+        == "together is for a call with a prologue"
+    )
+    assert prepare.cache_info() is not None and not launches()
