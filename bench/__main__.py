@@ -153,9 +153,17 @@ def chains(
     dtype: Annotated[str, typer.Option(help="fp16, bf16, fp32, tf32 or fp64.")] = "bf16",
     minutes: Annotated[float | None, typer.Option(help="Begin no chain after this much time; rows are kept.")] = None,
     out: Annotated[Path | None, typer.Option(help="The directory of the rows.")] = None,
+    predicted: Annotated[
+        bool,
+        typer.Option("--predicted", help="Only print docs' table of predicted times, without a GPU."),
+    ] = False,
 ) -> None:
     """Time functions that replace several calls of torch, beside those calls and a copy of as many bytes."""
-    from bench.chains.run import command
+    from bench.chains.run import command, summary
+
+    if predicted:
+        typer.echo(summary())
+        return
 
     try:
         command(suite, step, dtype, minutes, out)
