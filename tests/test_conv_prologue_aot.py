@@ -22,6 +22,7 @@ from costmodel.prologue import Prologue
 from costmodel.resources import resource_key, resource_table
 from costmodel.tiling import Call, Plan
 from tritonconv import launch
+from tritonconv.families import launchers
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.kernels.prologue import Prologue as Pointers
 from tritonconv.launch import DTYPES as NAMES
@@ -49,7 +50,9 @@ def figures(problem, plan, kind, arch, last=True, prologue=None, residual=False)
     """The audit of a plan's kernel, whose prologue has the tensors that it asks for."""
     call, keys = call_of(problem, kind, last, prologue)
     fused = FusedKey(None, None, keys[2], "relu", 0.01, False) if residual else None
-    prepared = clamped(launch.prepare(replace(plan, together=prologue is not None), call, *keys, 1, fused), arch)
+    laid = launchers()["padded"].laid(replace(plan, together=prologue is not None), call, *keys)
+    a, b, out = launch.describe(laid.problem, Pass.FPROP, *laid[2:5])
+    prepared = clamped(launch.prepare(laid.plan, replace(call, a=a, b=b, out=out), *laid[2:5], 1, fused), arch)
     main, element = prepared.main, Pointer(DTYPES[kind][0])
     given = {"a": element, "b": element, "bias": element, "out": element, "": None, "workspace": Pointer(torch.float32)}
     arguments = dict(zip(main.kernel.arg_names, main.values(given), strict=False)) | main.constants

@@ -17,7 +17,7 @@ from rich.box import HORIZONTALS
 from rich.console import Console
 from rich.table import Table
 
-from bench.chains import blocks, causal, separable, video
+from bench.chains import blocks, causal, images, separable, video
 from bench.chains.chain import TORCH, Chain, Way, whole
 from bench.machine import REPLAY_SECONDS, Captured, Gpu, Machine, quantiles
 from bench.measure import MOST_REPETITIONS, one_line
@@ -35,6 +35,7 @@ LISTS: tuple[Callable[[torch.dtype, Device], Iterator[Chain]], ...] = (
     video.chains,
     separable.chains,
     blocks.chains,
+    images.chains,
 )
 COPY = "copy"
 
