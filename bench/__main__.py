@@ -365,6 +365,14 @@ def blocks() -> None:
 
 
 @app.command(rich_help_panel=MAINTAINERS)
+def images() -> None:
+    """Print docs' table of image layers behind a GroupNorm, from the cost model: in one call, and in two kernels."""
+    from bench.chains.images import summary
+
+    print(summary())
+
+
+@app.command(rich_help_panel=MAINTAINERS)
 def band() -> None:
     """Print docs' table of large depthwise filters, from the cost model."""
     from bench.band import summary

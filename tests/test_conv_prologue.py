@@ -33,7 +33,7 @@ LAYERS = {
     ),
 }
 #: What a prologue has, by turns. "weight": scale per channel alone; "one": of one image for all.
-KINDS = [("scale", "shift"), ("rstd", "weight"), ("shift",), ("rstd",), ("one", "shift"), ("scale", "rstd", "shift"), ()]
+KINDS = [("scale", "shift"), ("rstd", "weight"), ("shift",), ("scale", "rstd", "shift"), ("one", "shift"), ("rstd",), ()]
 
 
 def prologue_of(x, kinds, activation="silu", seed=7):
@@ -346,7 +346,7 @@ Prologue = tritonconv.Prologue
             ValueError,
             "not applied to columns that are read as channels",
         ),
-        ({"prologue": Prologue(), "plan": "depthwise"}, ValueError, "family 'depthwise'"),
+        ({"prologue": Prologue(), "plan": "patch"}, ValueError, "family 'patch'"),
         ({"prologue": Prologue(), "plan": "wgrad:gather:64x16x16"}, ValueError, "does not run"),
     ],
 )
