@@ -53,8 +53,25 @@ class Example:
 
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         x, w, b = torch.randn(self.x), torch.randn(self.w), torch.randn(self.w[0])
-        form = torch.channels_last
+        form = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
         return (x.half().to(memory_format=form), w.half().to(memory_format=form), b.half()) if self.half else (x, w, b)
+
+
+#: Two sequences in a row of 16 columns, and a pointwise weight of 16 channels.
+SEQUENCES = torch.arange(16).ge(8).int().unsqueeze(0)
+POINTWISE = torch.ones(16, 16, 1, 1).half().to(memory_format=torch.channels_last)
+
+
+def separable(plan: str, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """A depthwise and a pointwise convolution under a plan."""
+    y: torch.Tensor = OURS.depthwise_separable_conv2d(x, w, POINTWISE, b, None, 1, 1, activation="relu", plan=plan)
+    return y
+
+
+def prologue(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """A chunk of video that is scaled and activated before it is convolved."""
+    y: torch.Tensor = OURS.causal_conv3d(x, w, b, padding=1, prologue=OURS.Prologue(b, b, None, "silu"))[0]
+    return y
 
 
 PLANS = tuple(Plan.parse(f"{which}:tma:64x32x32:w4:s3") for which in ("fprop", "dgrad", "wgrad"))
@@ -65,6 +82,12 @@ EXAMPLES = (
     Example("conv_transpose2d", lambda *t: OURS.conv_transpose2d(*t, 2, 1)),
     Example("conv2d_fused, relu", lambda *t: OURS.conv2d_fused(*t, 1, 1, activation="relu")),
     Example("causal_conv1d, silu", lambda *t: OURS.causal_conv1d(*t, "silu"), (1, 8, 16), (8, 4)),
+    Example("causal_conv1d, seq_idx", lambda *t: OURS.causal_conv1d(*t, "silu", seq_idx=SEQUENCES), (1, 8, 16), (8, 4)),
+    Example("conv2d, unbatched", lambda *t: OURS.conv2d(*t, 1, 1), (4, 8, 8)),
+    Example("causal_conv3d", lambda *t: OURS.causal_conv3d(*t, padding=1)[0], (1, 8, 4, 6, 6), (8, 8, 3, 3, 3), True),
+    Example("causal_conv3d, prologue", prologue, (1, 8, 4, 6, 6), (8, 8, 3, 3, 3), True),
+    Example("separable, one kernel", lambda *t: separable("fused", *t), (1, 16, 8, 8), (16, 1, 3, 3), True),
+    Example("separable, two kernels", lambda *t: separable("apart", *t), (1, 16, 8, 8), (16, 1, 3, 3), True),
 )
 #: torch's call.
 THEIRS = Example("torch", lambda x, w, b: functional.conv2d(x, w, b, 1, 1))
@@ -134,7 +157,8 @@ def _kinds(call: Call, tensors: tuple[torch.Tensor, ...]) -> dict[str, Callable[
     """A call under no_grad, one that records, and the backward pass of one, for x and w."""
     x, w, b = tensors
     leaves = x.clone().requires_grad_(), w.clone().requires_grad_()
-    y = call(*leaves, b)
+    call(*leaves, b)
+    y = call(*leaves, b)  # whose backward pass is that of a known call
     dy = torch.ones_like(y)
 
     @torch.no_grad()

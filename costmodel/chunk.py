@@ -105,7 +105,7 @@ class Chunk:
     def known(self) -> Any:
         return self.problem.input_size[0]
 
-    @property
+    @cached_property
     def spatial(self) -> ConvProblem:
         """The same convolution without padding in time: the frames before the known ones are written out, and in another mode
         than "zeros" the padding of a frame too."""

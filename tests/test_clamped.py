@@ -45,7 +45,7 @@ PLANS = [
 def clamping(arch, monkeypatch):
     """A function that has launches compiled with the constant or without, the executor of an architecture and its device."""
     from bench.executor.driver import install, uninstall
-    from tritonconv import host, launch, steps
+    from tritonconv import host, launch, recipes, steps
     from tritonconv.video import launch as video
 
     executor, device = install(arch), next(device for device in DEVICES.values() if device.capability == arch)
@@ -58,6 +58,7 @@ def clamping(arch, monkeypatch):
     def forget():
         for function in (launch.prepare_call, video.prepare):
             function.cache_clear()
+        recipes.forget()
 
     yield switch, executor, device
     monkeypatch.undo()

@@ -19,6 +19,9 @@ from costmodel.tiling import Plan
 from tritonconv import direct, launch, recipes
 from tritonconv.causal import launch as causal
 from tritonconv.kernels.index import pack
+from tritonconv.normalize.launch import prepare_apply
+from tritonconv.separable import launch as separable
+from tritonconv.video import launch as video
 
 pytest.importorskip("numba", reason="compiled code is not run: the executor needs numba")
 pytestmark = pytest.mark.compiled
@@ -28,7 +31,8 @@ CL = torch.channels_last
 @pytest.fixture(autouse=True)
 def nothing_is_known():
     recipes.forget()
-    for function in (launch.prepare_call, causal.prepare, causal.step_of, causal.summing_step, causal.update_step):
+    caches = launch.prepare_call, causal.prepare, causal.step_of, causal.summing_step, causal.update_step
+    for function in (*caches, video.prepare, separable.prepare_call, prepare_apply):
         function.cache_clear()
 
 
@@ -93,7 +97,7 @@ def normalised(x, w, b):
     return y + 0 * conv(x, w, b)
 
 
-def video(x, w, b):
+def normalised_video(x, w, b):
     """Likewise of video."""
     prologue = tritonconv.Prologue(b.detach(), None, None, "silu")
     x5, w5 = x.detach().unsqueeze(2), w.detach().unsqueeze(2)
@@ -103,6 +107,14 @@ def video(x, w, b):
 
 TMA = [Plan.parse(f"{which}:tma:64x32x32:w4:s3") for which in ("fprop", "dgrad", "wgrad")]
 SPLIT = [Plan.parse(f"{which}:gather:32x16x16:w4:s3:split2") for which in ("fprop", "dgrad", "wgrad")]
+NUMBERS = torch.arange(24).ge(9).int().expand(2, 24).contiguous()
+
+
+def separated(x, w, b, plan):
+    mixed = torch.eye(16).half()[..., None, None].to(memory_format=CL)
+    return tritonconv.depthwise_separable_conv2d(x, w, mixed, b, None, 1, 1, activation="relu", plan=plan)
+
+
 #: What is called, on which tensors, and where.
 CALLS = {
     "gather": (conv, {}, ARCHS),
@@ -115,8 +127,14 @@ CALLS = {
     "patch": (lambda *t: tritonconv.conv2d(*t), {"w": (16, 16, 1, 1), "last": True}, ARCHS),
     "fused": (lambda x, w, b: tritonconv.conv2d_fused(x, w, b, 1, 1, activation="silu", residual=x, scale=b), {}, ARCHS),
     "prologue": (normalised, {}, ARCHS),
-    "video": (video, {}, ARCHS),
+    "video prologue": (normalised_video, {}, ARCHS),
     "causal": (lambda x, w, b: tritonconv.causal_conv1d(x, w, b, "silu"), {"x": (2, 16, 24), "w": (16, 4)}, ARCHS),
+    "seq_idx": (lambda *t: tritonconv.causal_conv1d(*t, "silu", seq_idx=NUMBERS), {"x": (2, 16, 24), "w": (16, 4)}, (90,)),
+    "unbatched": (conv, {"x": (16, 6, 5)}, (90,)),
+    "video": (lambda *t: tritonconv.causal_conv3d(*t, padding=1)[0], {"x": (1, 16, 2, 4, 4), "w": (16, 16, 3, 3, 3)}, (90,)),
+    "separable": (lambda x, w, b: separated(x, w, b, "fused"), {"w": (16, 1, 3, 3), "last": True}, (90,)),
+    # for no architecture: the first backward pass repeats a launch of the forward pass
+    "separable, two": (lambda x, w, b: separated(x, w, b, "apart"), {"w": (16, 1, 3, 3), "last": True}, ()),
 }
 EACH = [pytest.param(arch, *row[:2], id=f"{name}-sm_{arch}") for name, row in CALLS.items() for arch in row[2]]
 

@@ -3,6 +3,8 @@
 Run apart from the interpreter: `pytest -m aot`.
 """
 
+import math
+
 import pytest
 import torch
 from test_fused_aot import KINDS, compiled_ahead
@@ -14,7 +16,6 @@ from costmodel.device import find_device
 from costmodel.families import families
 from costmodel.families.gemm import epilogue_fits
 from costmodel.families.padded import MENU
-from costmodel.plan import select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import resource_key, resource_table
 from costmodel.tiling import Call, Plan, itemsize
@@ -52,7 +53,7 @@ def test_no_plan_that_is_chosen_spills(arch, name, kind, which):
     (dtype, precision), problem, last = DTYPES[kind], LAYERS[name], name == "wide"
     a, b, out = operands(problem, which, last)
     call = Call(problem, which, NAMES[dtype], precision, *launch.describe(problem, which, a, b, out))
-    plan = select(call, find_device(GPU[arch]))
+    _, plan = families()["padded"].quickest(call, find_device(GPU[arch]), math.inf)
     laid = launchers()[plan.family].laid(plan, call, a, b, out)
     seen = Call(laid.problem, which, call.dtype, precision, *launch.describe(laid.problem, which, *laid[2:5]))
     found = compile_prepared(launch.prepare(laid.plan, seen, *laid[2:5], None if which == Pass.WGRAD else 1), dtype, arch)

@@ -7,7 +7,7 @@ from chunks import CALLS, assert_close, by_definition, tensors, written_out
 
 import tritonconv
 from costmodel.tiling import Plan
-from tritonconv import steps
+from tritonconv import recipes, steps
 from tritonconv.epilogue import ACTIVATIONS
 from tritonconv.video import launch as video_launch
 
@@ -69,9 +69,9 @@ def test_masked_addresses_inside_of_the_tensors(device, launched, monkeypatch):
     prologue = values(x, ("rstd", "weight", "shift"))
     want = by_definition(applied(x, prologue), w, b, 1, 1)
     monkeypatch.setattr(steps, "masks_inside", lambda capability: True)
-    video_launch.prepare.cache_clear()
+    video_launch.prepare.cache_clear(), recipes.forget()
     y, _ = tritonconv.causal_conv3d(x, w, b, 1, 1, prologue=prologue, plan=TOGETHER)
-    video_launch.prepare.cache_clear()
+    video_launch.prepare.cache_clear(), recipes.forget()
     assert_close(y, want)
 
 

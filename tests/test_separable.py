@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import tritonconv
 from bench.separable import LAYERS, prepared
 from costmodel.tiling import Plan
-from tritonconv import host
+from tritonconv import host, recipes
 from tritonconv.layout import channels_last_strides
 from tritonconv.separable.launch import fits_int32, prepare_call
 from tritonconv.separable.op import pair_of
@@ -176,9 +176,9 @@ def test_64_bit_offsets(device, monkeypatch):
     example = Example(padding=1, residual=True, device=device)
     want = example.ours("relu6")
     monkeypatch.setattr("tritonconv.separable.launch.fits_int32", lambda *given: False)
-    prepare_call.cache_clear()
+    prepare_call.cache_clear(), recipes.forget()
     got = example.ours("relu6")
-    prepare_call.cache_clear()
+    prepare_call.cache_clear(), recipes.forget()
     assert torch.equal(got, want)
 
 

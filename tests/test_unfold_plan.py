@@ -8,11 +8,11 @@ import sympy
 import torch
 from unfolded import CALLS
 
-import costmodel
 import tritonconv
 from bench.unfold import GPU, LAYERS, Layer
 from costmodel import unfold as model
 from costmodel.device import find_device
+from costmodel.networks.network import trace
 from costmodel.problem import Pass
 from costmodel.tiling import Plan
 from costmodel.unfold import Unfolding
@@ -112,10 +112,42 @@ def test_explain_says_what_runs_and_what_it_costs(launches):
         tritonconv.explain(tritonconv.unfold, x, 5)
 
 
-def test_a_network_counts_their_bytes():
-    """Each tensor once, and an addition for each element of the columns, as of torch's own."""
-    net = torch.nn.Sequential(tritonconv.nn.Unfold(2), tritonconv.nn.Fold((4, 4), 2))
-    found = costmodel.trace(net, (1, 2, 4, 4))
-    windows, sums = (layer.forward for layer in found.layers)
-    assert not found.unknown and windows.bytes == sums.bytes
-    assert (windows.other_flops, sums.other_flops) == (0, 8 * 9)
+class Windows(torch.nn.Module):
+    """A pointwise convolution, so that there is a gradient, then unfold and fold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 8, 1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = tritonconv.unfold(self.stem(x), 3, padding=1, stride=2)
+        return tritonconv.fold(y, (7, 9), 3, padding=1, stride=2)
+
+
+def test_in_a_network_they_have_their_formula_and_plans():
+    """And so have their gradients, which are each other."""
+    net, device = trace(Windows(), (2, 3, 7, 9)), find_device("h100")
+    of, layers = Unfolding.of((2, 8, 7, 9), (3, 3), (1, 1), (1, 1), (2, 2)), net.layers[1:]
+    steps = [layer.forward for layer in layers] + [layer.backward[0].cost for layer in layers]
+    for found, which in zip(steps, (Pass.FPROP, Pass.DGRAD, Pass.DGRAD, Pass.FPROP), strict=True):
+        added = of.additions if which == Pass.DGRAD else 0
+        assert (found.bytes, found.other_flops, found.useful_macs) == (of.compulsory(4, which), added, 0)
+    assert not net.unknown
+    row = net.on(device, "float16", training=True)[1]
+    calls = [replace(call, dtype="float16") for call in (layers[0].call, layers[0].backward[0].call)]
+    times = [model.predict(call, model.select(call, device), device).seconds for call in calls]
+    assert row.plan.startswith("fprop:unfold:") and row.seconds == pytest.approx(sum(times))
+
+
+def test_a_network_knows_how_their_tensors_lie():
+    """Pixels whose channels are contiguous take another plan than rows."""
+    shape = (2, 64, 56, 56)
+    calls = []
+    for format in (torch.contiguous_format, torch.channels_last):
+        x = torch.empty(shape, device="meta").to(memory_format=format)
+        layer = trace(tritonconv.nn.Unfold(3, padding=1, stride=2), x).layers[0]
+        calls.append(layer.call)
+        assert layer.forward.bytes == Unfolding.of(shape, (3, 3), (1, 1), (1, 1), (2, 2)).compulsory(4, Pass.FPROP)
+    assert [(call.image.unit, call.image.align) for call in calls] == [(4, 8), (1, 16)]
+    empty = trace(tritonconv.nn.Unfold(3), torch.empty(0, 2, 4, 4, device="meta"))
+    assert empty.inference.bytes == 0 and not empty.unknown and not len(empty.on("h100"))

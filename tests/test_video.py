@@ -14,7 +14,7 @@ import tritonconv
 from bench.tolerance import UNIT
 from costmodel import video as model
 from costmodel.tiling import Plan
-from tritonconv import steps
+from tritonconv import recipes, steps
 from tritonconv.video import check as video_check
 from tritonconv.video import cpu as video_cpu
 from tritonconv.video import launch as video_launch
@@ -170,7 +170,8 @@ def test_tiles_that_end_inside(plan, device, launched):
 def test_addresses_far_apart(device, launched, monkeypatch):
     x, w, b, cache = tensors((2, 16, 2, 3, 4), (8, 16, 2, 3, 3), 1, device=device)
     near = tritonconv.causal_conv3d(x, w, b, 1, 1, cache)
-    monkeypatch.setattr(video_launch, "is_near", lambda *_: False)
+    monkeypatch.setattr(video_launch, "near_range", lambda *_: (1, 0))
+    recipes.forget()
     far = tritonconv.causal_conv3d(x, w, b, 1, 1, cache)
     assert all(torch.equal(a, b) for a, b in zip(near, far, strict=True))
 
@@ -181,33 +182,25 @@ def test_masked_addresses_inside_of_the_tensors(name, device, launched, monkeypa
     shape, weight, cached, window = CALLS[name]
     x, w, b, cache = tensors(shape, weight, cached, device=device)
     monkeypatch.setattr(steps, "masks_inside", lambda capability: True)
-    video_launch.prepare.cache_clear()
+    video_launch.prepare.cache_clear(), recipes.forget()
     y, _ = tritonconv.causal_conv3d(x, w, b, cache=cache, **window)
-    video_launch.prepare.cache_clear()
+    video_launch.prepare.cache_clear(), recipes.forget()
     assert_close(y, by_definition(x, w, b, cache=cache, **window))
 
 
-class Far:
-    """A tensor that lies somewhere."""
-
-    def __init__(self, shape, address):
-        self.shape, self.address, self.strides = shape, address, torch.empty(shape, device="meta").stride()
-
-    def element_size(self):
-        return 2
-
-    def data_ptr(self):
-        return self.address
-
-    def stride(self, axis):
-        return self.strides[axis]
-
-
 @pytest.mark.parametrize("gigabytes, is_near", [(0, True), (60, True), (-60, True), (65, False), (-65, False)])
-def test_how_far_32_bits_reach(gigabytes, is_near):
-    chunk = model.Chunk.of((1, 64, 4, 60, 104), (64, 64, 3, 3, 3), 2)
-    x, cache = Far((1, 64, 4, 60, 104), (100 + gigabytes) << 30), Far((1, 64, 2, 60, 104), 100 << 30)
-    assert video_launch.is_near(chunk, x, cache) == is_near
+@pytest.mark.parametrize("batch", [1, 3])
+def test_how_far_32_bits_reach(batch, gigabytes, is_near):
+    """Units are 16 elements of 2 bytes. The images of one tensor may be farther apart than those of the other."""
+    shape = (batch, 64, 4, 60, 104)
+    chunk = model.Chunk.of(shape, (64, 64, 3, 3, 3), 2)
+    low, high = video_launch.near_range(chunk, shape, (1 << 29, 0), 2)
+    assert (low <= gigabytes << 29 <= high) == is_near
+    if batch == 3:
+        assert not low <= 63 << 29 <= high and low <= -63 << 29
+    back, ahead = video_launch.near_range(chunk, shape, (0, 1 << 29), 2)
+    reach = chunk.cached * 64 * 60 * 104
+    assert (back, ahead) == (2 * reach - high, 2 * reach - low)
 
 
 def views(x):
@@ -266,9 +259,9 @@ def test_64_bit_offsets(device, launched, monkeypatch):
         want = tritonconv.causal_conv3d(x, w, b, cache=cache, **window)
         with monkeypatch.context() as patched:
             patched.setattr(video_launch, "fits_int32", lambda *_: False)
-            video_launch.prepare.cache_clear()
+            video_launch.prepare.cache_clear(), recipes.forget()
             got = tritonconv.causal_conv3d(x, w, b, cache=cache, **window)
-            video_launch.prepare.cache_clear()
+            video_launch.prepare.cache_clear(), recipes.forget()
         assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True)), name
 
 

@@ -15,8 +15,8 @@ MODES = """
 
     padding_mode says what the padding holds, one word for all axes or a tuple of one per axis: "zeros", "reflect" (less padding
     than pixels), "replicate" or "circular" (at most as much), as `torch.nn.Conv2d` has them. The kernel finds the pixels by
-    index arithmetic. Where groups have one channel or one filter the padding is written out first, by `torch.cat`, on CUDA too,
-    and the kernels for such groups convolve the copy. Other words raise ValueError, too much padding RuntimeError."""
+    index arithmetic; where that is predicted to be quicker, as for depthwise layers, x is copied with its padding first and
+    a kernel that pads with zeros convolves the copy. Other words raise ValueError, too much padding RuntimeError."""
 SHARED = """
 
     {what}

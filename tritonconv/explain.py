@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Hashable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -17,7 +16,7 @@ from costmodel.plan import candidates, measured, predict
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, Plan
 from costmodel.timing import Prediction
-from tritonconv import check, functional, fused, host, launch, padding, plans, recipes, where
+from tritonconv import check, functional, fused, host, launch, plans, recipes, where
 from tritonconv.ahead import explain as ahead_explain
 from tritonconv.ahead import launch as ahead_launch
 from tritonconv.causal import causal_conv1d
@@ -27,7 +26,7 @@ from tritonconv.columns.explain import of_fold, of_unfold
 from tritonconv.deform import deform_conv2d
 from tritonconv.deform.explain import explained as explained_deform
 from tritonconv.epilogue import Epilogue, needs_z
-from tritonconv.families import launchers
+from tritonconv.families import launcher
 from tritonconv.layout import output_strides
 from tritonconv.normalize import as_arguments
 from tritonconv.normalize.launch import Values
@@ -123,17 +122,7 @@ def explain(function: Any, *args: Any, device: str | Device | None = None, **kwa
         after = after._replace(residual=after.residual.unsqueeze(0))
     forced = plans.text(plan, name, forward)
     values = None if prologue is None else Values(*as_arguments(name, a, prologue))
-    before = []
-    if plan is None and padding.is_copied(problem):
-        whole = problem
-        if values is not None:
-            how = "by a kernel of its own first, since its groups are narrow"
-            before, values = [f"the prologue ({ahead_launch.described(values)}) is applied {how}"], None
-        problem = problem.written_out
-        a = torch.empty_strided(problem.input_shape, output_strides(problem.input_shape, a), dtype=a.dtype, device=a.device)
-        before += [f"the padding of {whole} is written out first, {a.nbytes / 1e6:.3g} MB, since its groups are narrow"]
-    made = explained(name, problem.with_steps_in_reach(), forward, (a, weight, bias), after, forced, number, torchs, values)
-    return replace(made, words="\n".join((*before, made.words)))
+    return explained(name, problem.with_steps_in_reach(), forward, (a, weight, bias), after, forced, number, torchs, values)
 
 
 def _number(device: str | Device) -> int:
@@ -206,7 +195,7 @@ def explained(
             lines.append("  left to torch: where= says so")
         if follows:
             named = [key for key, tensor in tensors.items() if tensor is not None] + [activation] * bool(activation)
-            lines.append(f"  followed in {launchers()[chosen.family].fused_in(chosen)} by {', '.join(named)}")
+            lines.append(f"  followed in {launcher(chosen.family).fused_in(chosen)} by {', '.join(named)}")
             if keep:
                 lines.append("  the value before the activation is kept for the backward pass")
     if not problem.macs:
@@ -215,9 +204,9 @@ def explained(
 
 
 def _words(call: Call, plan: Plan, prediction: Prediction, device: Device, forced: bool) -> list[str]:
-    launcher = launchers()[plan.family]
-    title = f"{call.which}: {launcher.title}{launcher.remark(call, plan)}"
-    return [title, f"  plan {plan}", *launcher.words(call, plan), *_cost_words(call, plan, prediction, device, forced)]
+    of = launcher(plan.family)
+    title = f"{call.which}: {of.title}{of.remark(call, plan)}"
+    return [title, f"  plan {plan}", *of.words(call, plan), *_cost_words(call, plan, prediction, device, forced)]
 
 
 def _cost_words(call: Call, plan: Plan, prediction: Prediction, device: Device, forced: bool) -> list[str]:

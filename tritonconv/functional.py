@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import torch
 
 from costmodel.problem import ConvProblem, Pass
-from tritonconv import check, padding, plans, private, recipes
+from tritonconv import check, plans, private, recipes
 from tritonconv.again import repeated
 from tritonconv.autograd import _OPS
 from tritonconv.epilogue import Epilogue
 from tritonconv.invariant import marked
-from tritonconv.normalize import Prologue, as_arguments, normalized
+from tritonconv.normalize import Prologue, as_arguments
 from tritonconv.op import flat, known_problem
 from tritonconv.plans import Plans
 
@@ -102,7 +102,10 @@ def _call(
     recipe = recipes.known(key)
     if recipe is not None:
         try:
-            return repeated(recipe, input, weight, bias, *beside)
+            if input.dim() == rank + 2:
+                return repeated(recipe, input, weight, bias, *beside)
+            each = (t if t is None or t.dim() == 1 else t.unsqueeze(0) for t in beside)  # scale and shift have one axis
+            return repeated(recipe, input.unsqueeze(0), weight, bias, *each).squeeze(0)
         except torch.OutOfMemoryError:  # the op knows another plan
             pass
     if type(weight) is not torch.nn.Parameter and not torch.compiler.is_compiling():
@@ -113,10 +116,6 @@ def _call(
     problem = checked(function, rank, a, weight, bias, *window)
     forward = checked is check.conv
     before = None if prologue is None else as_arguments(function, a, prologue)
-    if plan is None and padding.is_copied(problem):
-        if before is not None:  # values per pixel do not fit the copy
-            a, before = normalized(a, *before), None
-        a, problem, key = padding.copied(a, problem), problem.written_out, None
     pads = flat(problem.padding, problem.padding_mode)
     place: tuple[Any, ...] = (problem.stride, pads, problem.dilation, problem.groups)
     place = place if forward else (problem.input_size, *place)
@@ -134,7 +133,7 @@ def _call(
         follows = (*after.arguments(batched), False)
         y, z = (_OPS.fprop_fused if forward else _OPS.dgrad_fused)(a, weight, bias, *place, *follows, forced)
         epilogue = Epilogue(*follows)._replace(keep=z.numel() > 0) if key is not None else None
-    if key is not None and batched:
+    if key is not None:
         which = Pass.FPROP if forward else Pass.DGRAD
         recipes.file(key, which, known_problem(which, a, weight, place), a, weight, bias, place, forced, epilogue)
     return y if batched else y.squeeze(0)

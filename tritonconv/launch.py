@@ -21,7 +21,7 @@ from costmodel.tiling import Call, Operand, Plan
 from tritonconv import host, plans, private
 from tritonconv.describe import describe
 from tritonconv.epilogue import Epilogue, by_torch, widened
-from tritonconv.families import launchers
+from tritonconv.families import launcher
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.kernels.prologue import Prologue as Pointers
 from tritonconv.layout import allocate
@@ -102,8 +102,8 @@ def prepare_call(
     kind, name = "" if fused is None else fused.kind(out), DTYPES[dtype]
     described = describe(problem, which, a, b, out, aligned)
     plan = choose(which, problem, dtype, precision, device, *described, forced, kind, prologue)
-    launcher = launchers()[plan.family]
-    laid = launcher.laid(plan, Call(problem, which, name, precision, *described, kind, prologue), a, b, out)
+    call = Call(problem, which, name, precision, *described, kind, prologue)
+    laid = launcher(plan.family).laid(plan, call, a, b, out)
     aligned = aligned[0] or "a" in laid.copied, aligned[1] or "b" in laid.copied
     call = Call(laid.problem, which, name, precision, *describe(laid.problem, which, *laid[2:5], aligned), kind, prologue)
     made = clamped(prepare(laid.plan, call, *laid[2:5], bias_stride, fused), device_model(device).capability)
@@ -115,7 +115,7 @@ def prepare(
 ) -> Launch:
     """The kernels of a plan, for operands in the layout that it needs."""
     upcast = host.INTERPRETED and call.dtype == "bfloat16"
-    return launchers()[plan.family].launch(plan, call, a, b, out, bias_stride, fused, upcast)
+    return launcher(plan.family).launch(plan, call, a, b, out, bias_stride, fused, upcast)
 
 
 def execute(
@@ -201,6 +201,8 @@ def fprop(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, problem: Con
 
 def dgrad(dy: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, problem: ConvProblem, plan: str = "") -> torch.Tensor:
     """dx [N, C, *in], the input gradient of `problem` for dy [N, K, *out], plus b [C] (a transposed convolution's bias)"""
+    if b is not None and problem.padding_mode and not plan:  # only the op itself asks for this, and one family adds it
+        plan = f"{Pass.DGRAD}:padded"
     return execute(Pass.DGRAD, problem, dy, w, allocate(problem.input_shape, dy, w), b, plan)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
+from costmodel.lying import lies
 from costmodel.problem import ConvProblem
 from costmodel.recast import fold_columns, fold_row, fold_width, folded_input
 from costmodel.tiling import MAX_ALIGN, Operand
@@ -190,12 +191,7 @@ def depthwise_operand(
 ) -> Operand:
     """`operand`, for problems that the depthwise kernels may take. Nothing is read along an axis of size 1. These kernels read
     all groups at once and use `outside`."""
-    axes = {1: 1, 0: 0, 4: len(shape) - 1} if shape[1] > 1 else {0: 0, 4: len(shape) - 1}
-    unit = next((axis for axis, at in axes.items() if strides[at] == 1 and (shape[at] > 1 or axis == 4)), -1)
-    align = MAX_ALIGN
-    for axis, (size, stride) in enumerate(zip(shape, strides, strict=True)):
-        if size > 1 and not (unit >= 0 and axes[unit] == axis):
-            align = math.gcd(align, stride)
+    unit, align = lies(shape, strides)
     per_group = shape[grouped_axis] // groups
     shared = math.gcd(align, per_group * strides[grouped_axis]) if groups > 1 else align
     return Operand(unit, shared, align, aligned and is_boxed(shape, strides, grouped_axis))

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from costmodel.device import Device
-from costmodel.families import families, family
+from costmodel.families import family
+from costmodel.families import named as families
 from costmodel.legality import checked
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Call, Plan

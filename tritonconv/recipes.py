@@ -66,7 +66,7 @@ def key(words: tuple[Any, ...], plan: Any, *tensors: Any) -> tuple[Hashable, ...
                 t.dtype,
                 t.device,
                 t.requires_grad,
-                t.data_ptr() % 16,
+                t.data_ptr() % 32,  # the kernels of video count offsets in units of up to 32 bytes
                 private.dispatch_keys(t).raw_repr(),
             )
     except (
@@ -177,6 +177,34 @@ def keep(key: tuple[Hashable, ...], recipe: Any) -> None:
         _KNOWN[key] = recipe
 
 
+def recipe_of(
+    which: Pass,
+    problem: ConvProblem,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    bias: Maybe,
+    window: tuple[Any, ...],
+    plan: str,
+    epilogue: Epilogue | None = None,
+) -> Recipe | None:
+    """The recipe of a call of an op on tensors; None where such a call has to take the ordinary way."""
+    shape = {Pass.FPROP: problem.output_shape, Pass.DGRAD: problem.input_shape, Pass.WGRAD: problem.weight_shape}[which]
+    alone, forced = invariant.unmarked(plan)
+    # a predicate of `tritonconv.use` has to be asked at each call
+    if not problem.macs or 0 in shape or forced.startswith("where="):
+        return None
+    if alone and which != Pass.WGRAD and problem.batch > 1:
+        fixed = invariant.fixed(which, problem, a, b, bias, forced, epilogue)
+        if fixed is None:
+            return None
+        forced = fixed
+    strides = output_strides(shape, a, b)
+    prepared = launch.prepared_for(which, problem, a, b, (tuple(shape), strides), bias, forced, epilogue)
+    after = (False,) if epilogue is None else (True, *epilogue[3:])
+    are_recorded = records(a, b, bias, *(() if epilogue is None else epilogue[:3]))
+    return Recipe(which, prepared, tuple(shape), strides, are_recorded, (*window, plan), a.is_cpu, *after)
+
+
 def file(
     key: tuple[Hashable, ...],
     which: Pass,
@@ -189,18 +217,7 @@ def file(
     epilogue: Epilogue | None = None,
 ) -> None:
     """Keeps the recipe of a call that has just been made the ordinary way, unless such a call has to take that way again."""
-    tensors = (a, b, bias, *(() if epilogue is None else epilogue[:3]))
-    shape = {Pass.FPROP: problem.output_shape, Pass.DGRAD: problem.input_shape, Pass.WGRAD: problem.weight_shape}[which]
-    alone, forced = invariant.unmarked(plan)
-    # a predicate of `tritonconv.use` has to be asked at each call
-    if not problem.macs or 0 in shape or forced.startswith("where=") or not may_keep(key, *tensors):
-        return
-    if alone and which != Pass.WGRAD and problem.batch > 1:
-        fixed = invariant.fixed(which, problem, a, b, bias, forced, epilogue)
-        if fixed is None:
-            return
-        forced = fixed
-    strides = output_strides(shape, a, b)
-    prepared = launch.prepared_for(which, problem, a, b, (tuple(shape), strides), bias, forced, epilogue)
-    after = (False,) if epilogue is None else (True, *epilogue[3:])
-    keep(key, Recipe(which, prepared, tuple(shape), strides, records(*tensors), (*window, plan), a.is_cpu, *after))
+    if may_keep(key, a, b, bias, *(() if epilogue is None else epilogue[:3])):
+        recipe = recipe_of(which, problem, a, b, bias, window, plan, epilogue)
+        if recipe is not None:
+            keep(key, recipe)

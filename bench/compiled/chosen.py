@@ -23,7 +23,7 @@ from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Plan
 from tritonconv import host, launch
-from tritonconv.families import launchers
+from tritonconv.families import launcher, launchers
 from tritonconv.layout import output_strides
 from tritonconv.prepared import INT32_MAX
 from tritonconv.steps import Launch, Step
@@ -70,7 +70,7 @@ def code_of(prepared: Launch) -> tuple[Any, ...]:
     recast = pack, said(plan, "merge") > 1, said(plan, "fold"), bool(prepared.workspace), prepared.copies.elsewhere
     beside: tuple[Any, ...] = ()
     for step in (*prepared.before, *prepared.after):  # there is at most one
-        family = launchers()[plan.family].kernels_of(plan.which)
+        family = launcher(plan.family).kernels_of(plan.which)
         beside = kind[0], family, kind[2], (pack, *(False,) * 4), (), *code_of_step(step), ()
     return *kind, recast, blocks, *code_of_step(main), beside
 

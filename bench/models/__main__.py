@@ -1,4 +1,8 @@
-"""`python -m bench.models [words of names]`: checks models that have no row yet or failed, and writes docs/models.md."""
+"""`python -m bench.models [words of names]`: checks models that have no row yet or failed, and writes docs/models.md.
+
+The kernels are compiled for sm_80, with the plans of an A100, and executed on the CPU (`bench/executor`). Rows without an
+architecture are of Triton's interpreter.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from typing import Any
 ROWS = Path(__file__).parent / "results.jsonl"
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 LIMIT = 3600  # seconds per model
+DEVICE = "NVIDIA A100-SXM4-80GB"  # whose plans the kernels take
 
 
 def main(words: list[str]) -> None:
@@ -35,7 +40,7 @@ def rows() -> dict[str, dict[str, Any]]:
 
 def _apart(name: str) -> dict[str, Any]:
     """The row of a model, which runs in a process of its own, so that its memory and crashes stay there."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
     command = [sys.executable, "-m", "bench.models", "--one", name]
     try:
         made = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT)
@@ -47,40 +52,58 @@ def _apart(name: str) -> dict[str, Any]:
     return row
 
 
+def _one(name: str) -> dict[str, Any]:
+    """The row of a model, run by compiled code in this process."""
+    import torch
+
+    from bench.executor import driver
+    from bench.models.catalog import MODELS
+    from bench.models.check import check
+    from costmodel.device import DEVICES
+    from tritonconv import host
+
+    device = DEVICES[DEVICE]
+    driver.install(device.capability)
+    host.use(device)
+    torch.backends.cudnn.allow_tf32 = False  # results are compared in float32
+    return {**check(MODELS[name]), "arch": device.capability}
+
+
 def page(known: dict[str, dict[str, Any]], names: list[str]) -> str:
     """The table of docs/models.md."""
     done = [row for row in known.values() if "failed" not in row]
+    executed = sum("arch" in row for row in done)
     lines = [
         "# Models",
         "",
-        f"{len(done)} of {len(names)} models were converted and run by the kernels in Triton's interpreter, forward and "
-        "backward (`make models`; models built from their configs, random weights, small inputs). Results and gradients of "
+        f"{len(done)} of {len(names)} models were converted and run by the kernels, forward and backward (`make models`; "
+        f"they are built from their configs, with random weights and small inputs): {executed} by compiled code for sm_80 with "
+        f"the plans of an A100, executed on a CPU, {len(done) - executed} by Triton's interpreter. Results and gradients of "
         "every parameter are compared with float64; the error is in parts of what torch's own float32 has, or of 1e-5 of the "
         "largest value where that is more, and may be 8. Launches are counted, so that torch's convolution is never compared "
-        "with itself. What `torch.compile` ran is held to the same, by as many launches. Each is given back by `revert` at the "
+        "with itself. What `torch.compile` ran, which the column before the last one says, is held to the same, by as many "
+        "launches. Each model is given back by `revert` at the "
         "end, with the bits of the original.",
         "",
-        "| model | convolutions replaced | calls | launches | weight gradients | error | compiled | left to torch |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | convolutions replaced | calls | launches | weight gradients | error | by | compiled | left to torch |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name in names:
         row = known.get(name)
         if row is None:
-            lines.append(f"| {name} | not run yet | | | | | | |")
+            lines.append(f"| {name} | not run yet | | | | | | | |")
         elif "failed" in row:
-            lines.append(f"| {name} | failed: {row['failed'].replace('|', '/')} | | | | | | |")
+            lines.append(f"| {name} | failed: {row['failed'].replace('|', '/')} | | | | | | | |")
         else:
             counts = (f"{row['replaced']} of {row['convolutions']}", row["calls"], row["launches"], row["gradients"])
-            results = row["error"], row.get("compiled", "not run"), "; ".join(row["left"])
+            by = f"sm_{row['arch']}" if "arch" in row else "interpreter"
+            results = row["error"], by, row.get("compiled", "not run"), "; ".join(row["left"])
             lines.append(f"| {name} | {' | '.join(map(str, (*counts, *results)))} |")
     return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
-        from bench.models.catalog import MODELS
-        from bench.models.check import check
-
-        print(json.dumps(check(MODELS[sys.argv[2]])))
+        print(json.dumps(_one(sys.argv[2])))
     else:
         main(sys.argv[1:])

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from costmodel.families.copied import Copied
     from costmodel.families.protocol import Family
     from costmodel.problem import ConvProblem
     from costmodel.tiling import Plan
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 #: The modules that define families, each in a tuple `FAMILIES`.
 MODULES = ("gemm", "tma", "depthwise_choice", "band", "padded")
 #: The modules of this package that compute a predicted time.
-TIMED = ("matrix_time", "depthwise_choice", "band", "padded")
+TIMED = ("matrix_time", "depthwise_choice", "band", "padded", "copied")
 
 
 class Function(NamedTuple):
@@ -56,17 +57,31 @@ def families() -> dict[str, Family]:
     return {family.name: family for family in found}
 
 
+@cache
+def behind_copies() -> dict[str, Copied]:
+    """Every family that pads with zeros, behind a copy of x with its padding, by its name. None has kernels of its own."""
+    module = import_module(f"{__name__}.copied")
+    found: list[Copied] = [module.Copied(each) for each in families().values() if not each.modes]
+    return {family.name: family for family in found}
+
+
+def named() -> dict[str, Family]:
+    """The families that a plan may name: `families` and `behind_copies`."""
+    return {**families(), **behind_copies()}
+
+
 def family(name: str) -> Family:
     """The family of a plan. ValueError where there is none of that name."""
-    if name not in families():
-        raise ValueError(f"there is no family {name!r}, there are {', '.join(families())}")
-    return families()[name]
+    if (found := families().get(name) or behind_copies().get(name)) is None:
+        raise ValueError(f"there is no family {name!r}, there are {', '.join(named())}")
+    return found
 
 
 def asked(problem: ConvProblem, prologue: bool = False) -> list[Family]:
     """The families that serve a problem's padding, and with `prologue` apply one to the pixels that they gather, in the order
     in which a choice asks them. Those that serve few calls come first."""
-    found = [each for each in families().values() if not each.padding_refusal(problem, prologue)]
+    every = named() if problem.padding_mode else families()
+    found = [each for each in every.values() if not each.padding_refusal(problem, prologue)]
     return sorted(found, key=lambda each: not each.narrow)
 
 

@@ -37,7 +37,7 @@ class Family(ABC):
     kernels: tuple[str, ...]
     executed: tuple[int, ...] = ()
     special: ClassVar[bool] = False
-    narrow: ClassVar[bool] = False
+    narrow: bool = False
     modes: ClassVar[bool] = False
     prologues: ClassVar[bool] = False
 

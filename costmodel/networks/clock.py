@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from costmodel import ahead, causal, deform, deform_backward, video
+from costmodel import ahead, causal, deform, deform_backward, unfold, video
 from costmodel.calibration import PRIOR, PRIOR_SOURCE
 from costmodel.count import Cost
 from costmodel.deform import Deformation, DeformCall
@@ -15,10 +15,11 @@ from costmodel.problem import ConvProblem, Pass
 from costmodel.prologue import Prologue
 from costmodel.tiling import channels_last
 from costmodel.timing import Prediction
+from costmodel.unfold import UnfoldCall
 from costmodel.video import Chunk
 
 #: What a convolution is beside a pass of a problem: a call of a function with plans of its own, or a prologue of its input.
-Called = Chunk | causal.Kind | Deformation | Prologue | None
+Called = Chunk | causal.Kind | Deformation | UnfoldCall | Prologue
 #: Element types for which a `Device` may have a peak.
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -42,7 +43,7 @@ class Step:
     which: str  # the pass of a convolution; "" for other operators
     cost: Cost
     problem: ConvProblem | None = None  # the problem of that pass
-    call: Called = None  # a call of a function with plans of its own, instead of a pass
+    call: Called | None = None  # a call of a function with plans of its own, instead of a pass
 
 
 class Clock:
@@ -51,11 +52,11 @@ class Clock:
     def __init__(self, device: Device, precision: str) -> None:
         self.device = device
         self.precision = precision
-        self.planned: dict[tuple[ConvProblem, str, Called, str], Time] = {}
+        self.planned: dict[tuple[ConvProblem | None, str, Called | None, str], Time] = {}
 
     def time(self, step: Step, dtype: str) -> Time:
         """The time of one operator on tensors of `dtype`."""
-        if step.problem is None or not (step.which or step.call is not None):
+        if step.call is None and not (step.problem is not None and step.which):
             return self._operator(step.cost, dtype)
         key = (step.problem, step.which, step.call, dtype)
         if key not in self.planned:
@@ -65,10 +66,15 @@ class Clock:
             )
         return self.planned[key]
 
-    def _convolution(self, problem: ConvProblem, which: str, call: Called, dtype: str) -> tuple[Prediction, str]:
-        """The time of a convolution under the plan that the library takes, and that plan in words."""
+    def _convolution(self, problem: ConvProblem | None, which: str, call: Called | None, dtype: str) -> tuple[Prediction, str]:
+        """The time of a convolution, of unfold or of fold under the plan that the library takes, and that plan in words."""
         device, precision = self.device, self.precision
+        if isinstance(call, UnfoldCall):
+            columns = replace(call, dtype=dtype)
+            tile = unfold.select(columns, device)
+            return unfold.predict(columns, tile, device), str(tile)
         device.rate(dtype, precision)
+        assert problem is not None
         if isinstance(call, Chunk):
             own = video.select(call, dtype, precision, device)
             return video.predict(call, own, dtype, precision, device), str(own)

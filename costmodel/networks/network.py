@@ -55,7 +55,7 @@ class Layer:
     fields: tuple[Field, ...] | None  # receptive field by spatial axis; None where the result does not depend on the input
     misaligned: bool  # branches meet here whose receptive fields have different centres or jumps
     known: bool  # False: the operator is in no table, so its FLOP are missing (its bytes are counted)
-    call: Called = None
+    call: Called | None = None  # the call of a function that has plans of its own
 
     @property
     def backward_cost(self) -> Cost:
@@ -383,7 +383,7 @@ def _layers(records: Sequence[Record]) -> tuple[Layer, ...]:
                 fields=r.fields,
                 misaligned=r.misaligned,
                 known=r.known,
-                call=conv.call if conv else None,
+                call=conv.call if conv else r.columns,
             )
         )
     return tuple(layers)

@@ -38,7 +38,7 @@ COPIES = frozenset(
     "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d "
     "_upsample_nearest_exact3d pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle im2col one_hot "
     "select_backward slice_backward unfold_backward where uniform normal bernoulli rand randn rand_like randn_like randint "
-    "randperm random max_unpool2d max_unpool3d sort topk nonzero tritonconv::unfold".split()
+    "randperm random max_unpool2d max_unpool3d sort topk nonzero".split()
 )
 #: Of those, the ones that read only the elements they return.
 PICKS = frozenset("index _unsafe_index index_select gather take embedding".split())
@@ -83,7 +83,7 @@ REDUCTIONS: dict[str, int] = {
         "_upsample_nearest_exact2d_backward embedding_dense_backward nll_loss_forward nll_loss_backward nll_loss2d_forward "
         "nll_loss2d_backward reflection_pad1d_backward reflection_pad2d_backward reflection_pad3d_backward index_add "
         "replication_pad1d_backward replication_pad2d_backward replication_pad3d_backward scatter_add "
-        "_cdist_forward trace cummax cummin tritonconv::fold",
+        "_cdist_forward trace cummax cummin",
         2: "norm linalg_vector_norm tritonconv::rms_rstd",
         3: "logsumexp",
         4: "tritonconv::group_scale tritonconv::normalize "

@@ -24,12 +24,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from costmodel.count import Cost
-from costmodel.networks import convolutions, operators
+from costmodel.networks import columns, convolutions, operators
 from costmodel.networks.clock import Step
 from costmodel.networks.lineage import Tracker
 from costmodel.networks.memory import Lives
 from costmodel.networks.receptive import Field
 from costmodel.problem import Pass
+from costmodel.unfold import UnfoldCall
 from costmodel.video import Chunk
 
 Shape = tuple[int, ...]
@@ -48,6 +49,7 @@ class Record:
     dtype: str
     parameters: int = 0
     convolution: convolutions.Convolution | None = None
+    columns: UnfoldCall | None = None  # a call of unfold or fold
     forward: Cost = field(default_factory=Cost)
     free: bool = False
     known: bool = True
@@ -181,6 +183,8 @@ class Recorder(TorchDispatchMode):
             record.forward = convolution.cost(convolution.which, written[0].dtype, convolution.bias)
             if convolution.kept != Cost():
                 record.backward.append(Step(name, "", convolution.kept))  # not part of inference
+        elif (call := columns.columns(func, args, out)) is not None:
+            record.columns, record.forward = call, columns.cost(call)
         elif not record.free:
             record.forward, record.known = operators.cost_of(func, args, kwargs, out)
             if not record.known:
@@ -230,6 +234,9 @@ class Recorder(TorchDispatchMode):
         if func.name() == convolutions.DEFORM_GRADIENT:
             whole, spent = convolutions.deform_gradient(func, args, out)
             record.backward.append(Step(name, str(Pass.DGRAD), spent, whole.problem, whole.call))
+            return
+        if (call := columns.columns(func, args, out)) is not None:
+            record.backward.append(Step(name, "", columns.cost(call), None, call))
             return
         convolution = convolutions.convolution(func, args)
         if convolution is None or operators.tensors(out)[0].dtype not in operators.CONVOLUTION_DTYPES:

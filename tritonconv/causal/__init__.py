@@ -17,10 +17,24 @@ from tritonconv.causal import (
 )
 from tritonconv.causal.again import file, file_update, update_key, updated
 from tritonconv.causal.autograd import repeated
+from tritonconv.causal.launch import Given
 from tritonconv.causal.pool import Rows, take_back
 
 _OPS = torch.ops.tritonconv
 _ACTIVATIONS = {None: "", "silu": "silu", "swish": "silu"}
+
+
+def _sequences(
+    x: torch.Tensor, seq_idx: torch.Tensor | None, cu_seqlens: torch.Tensor | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """(the sequence of each column of x [B, C, L], the starts of packed sequences) as the op takes them, None for neither."""
+    if cu_seqlens is None:
+        return None if seq_idx is None else seq_idx.contiguous(), None
+    # the sequence of each column takes two small launches; no value is read back
+    columns = torch.arange(x.shape[2], device=x.device, dtype=cu_seqlens.dtype)
+    owners = torch.bucketize(columns, cu_seqlens[1:], out_int32=True, right=True)
+    ids = torch.where(owners < cu_seqlens.shape[0] - 1, owners, -1).unsqueeze(0)
+    return ids.contiguous(), cu_seqlens.contiguous()
 
 
 def causal_conv1d(
@@ -60,14 +74,16 @@ def causal_conv1d(
     Raises TypeError, ValueError or RuntimeError naming the argument, before anything is launched.
     """
     function = "causal_conv1d"
-    key = None
-    if seq_idx is None and cu_seqlens is None:
-        words = function, activation, return_final_state, layout
-        key = recipes.key(words, None, x, weight, bias, initial_state)
-        if (recipe := recipes.known(key)) is not None:
-            out, final = repeated(recipe, x.transpose(1, 2) if layout == "BLC" else x, weight, bias, initial_state)
-            out = out.transpose(1, 2) if layout == "BLC" else out
-            return (out, final) if return_final_state else out
+    words = function, activation, return_final_state, layout
+    key = recipes.key(words, None, x, weight, bias, initial_state, seq_idx, cu_seqlens)
+    if (recipe := recipes.known(key)) is not None:
+        x = x.transpose(1, 2) if layout == "BLC" else x
+        ids, starts = _sequences(x, seq_idx, cu_seqlens)
+        if starts is not None and x.is_cpu:
+            operands.values(x, ids, starts)
+        out, final = repeated(recipe, x, weight, bias, initial_state, ids, starts)
+        out = out.transpose(1, 2) if layout == "BLC" else out
+        return (out, final) if return_final_state else out
     if check.is_mixed(x, weight, bias, initial_state):
         kept = x.dtype if initial_state is None else initial_state.dtype
         x32, *rest = (None if t is None else t.float() for t in (x, weight, bias, initial_state))
@@ -81,16 +97,10 @@ def causal_conv1d(
     if layout == "BLC":
         x = x.transpose(1, 2)
     check.causal(function, x, weight, bias, activation, initial_state, return_final_state, seq_idx, cu_seqlens)
-    if cu_seqlens is not None:
-        # the sequence of each column takes two small launches; no value is read back
-        columns = torch.arange(x.shape[2], device=x.device, dtype=cu_seqlens.dtype)
-        owners = torch.bucketize(columns, cu_seqlens[1:], out_int32=True, right=True)
-        seq_idx = torch.where(owners < cu_seqlens.shape[0] - 1, owners, -1).unsqueeze(0)
-    ids = None if seq_idx is None else seq_idx.contiguous()
-    starts = None if cu_seqlens is None else cu_seqlens.contiguous()
+    ids, starts = _sequences(x, seq_idx, cu_seqlens)
     out, final = _OPS.causal(x, weight, bias, initial_state, ids, starts, _ACTIVATIONS[activation], return_final_state)
     if key is not None:
-        file(key, x, weight, bias, initial_state, out, _ACTIVATIONS[activation], return_final_state)
+        file(key, x, weight, bias, Given(initial_state, ids, starts), out, _ACTIVATIONS[activation], return_final_state)
     out = out.transpose(1, 2) if layout == "BLC" else out
     return (out, final) if return_final_state else out
 

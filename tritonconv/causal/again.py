@@ -1,7 +1,6 @@
 """Causal calls that were made before (see `tritonconv.recipes`): `causal_conv1d`, its gradients, `causal_conv1d_update`.
 
-Calls with sequences in one row take the ordinary way, and so do updates on the CPU whose rows are numbered: the ordinary way
-looks at the numbers.
+Updates on the CPU whose rows are numbered take the ordinary way, which looks at the numbers.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from tritonconv.causal.launch import Given
 from tritonconv.steps import Launch, Step
 
 Maybe = torch.Tensor | None
-_GIVEN = (None, None)
 
 
 class Recipe(NamedTuple):
@@ -29,12 +27,12 @@ class Recipe(NamedTuple):
     records: bool
     on_cpu: bool
 
-    def run(self, x: torch.Tensor, w: torch.Tensor, b: Maybe, state: Maybe) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(self, x: torch.Tensor, w: torch.Tensor, b: Maybe, given: Given) -> tuple[torch.Tensor, torch.Tensor]:
         """(y, final states, or nothing). Nothing is recorded."""
         if not self.on_cpu:
-            return self._run(x, w, b, Given(state, *_GIVEN))
+            return self._run(x, w, b, given)
         with host.turn():
-            return self._run(x, w, b, Given(state, *_GIVEN))
+            return self._run(x, w, b, given)
 
     def _run(self, x: torch.Tensor, w: torch.Tensor, b: Maybe, given: Given) -> tuple[torch.Tensor, torch.Tensor]:
         y = torch.empty_strided(x.shape, self.strides, dtype=x.dtype, device=x.device)
@@ -43,13 +41,13 @@ class Recipe(NamedTuple):
 
 
 def file(
-    key: Any, x: torch.Tensor, w: torch.Tensor, b: Maybe, state: Maybe, y: torch.Tensor, activation: str, final: bool
+    key: Any, x: torch.Tensor, w: torch.Tensor, b: Maybe, given: Given, y: torch.Tensor, activation: str, final: bool
 ) -> None:
     """Keeps what a call took that has just been made the ordinary way and answered y, where it may be repeated."""
-    if y.numel() == 0 or not recipes.may_keep(key, x, w, b, state):
+    if y.numel() == 0 or not recipes.may_keep(key, x, w, b, *given):
         return
-    prepared = launch.prepared_for(x, w, b, launch.key(y), None, activation, Given(state, *_GIVEN))
-    records = recipes.records(x, w, b, state)
+    prepared = launch.prepared_for(x, w, b, launch.key(y), None, activation, given)
+    records = recipes.records(x, w, b, given.state)
     recipes.keep(key, Recipe(prepared, y.stride(), activation, final, records, x.is_cpu))
 
 
@@ -64,16 +62,15 @@ class Backward(NamedTuple):
     on_cpu: bool
 
     def run(
-        self, dy: torch.Tensor, x: torch.Tensor, w: torch.Tensor, b: Maybe, state: Maybe, dfinal: Maybe
+        self, dy: torch.Tensor, x: torch.Tensor, w: torch.Tensor, b: Maybe, given: Given, dfinal: Maybe
     ) -> tuple[Maybe, Maybe, Maybe]:
         """(dx, dw with db behind it, dstate), None for those that are not wanted."""
         wants_x, wants_w, wants_state = self.wants
-        given = Given(state, *_GIVEN)
         dx = torch.empty_strided(x.shape, self.strides, dtype=x.dtype, device=x.device) if wants_x else None
         dwb = torch.empty(self.shape, dtype=w.dtype, device=w.device) if wants_w else None
         with host.turn() if self.on_cpu else launch.on(x):
             launch.start_backward(self.launch, dy, x, w, b, dfinal, dx, dwb, given)
-            if not wants_state or state is None:
+            if not wants_state or given.state is None:
                 return dx, dwb, None
             return dx, dwb, launch.state_gradient(dy, x, w, b, dfinal, self.activation, given)
 
@@ -81,16 +78,15 @@ class Backward(NamedTuple):
 def called_backward(op: Any, *arguments: Any) -> tuple[Maybe, Maybe, Maybe]:
     """`op`, which is torch.ops.tritonconv.causal_backward, of all its arguments; it looks up what it took the last time."""
     dy, x, w, b, state, ids, starts, dfinal, activation, *wants = arguments
-    tensors = dy, x, w, b, state, dfinal
-    key = None
-    if ids is None and starts is None:
-        key = recipes.key(("causal_backward", activation, *wants), None, *tensors)
+    tensors = dy, x, w, b, state, ids, starts, dfinal
+    given = Given(state, ids, starts)
+    key = recipes.key(("causal_backward", activation, *wants), None, *tensors)
     if (recipe := recipes.known(key)) is not None:
-        gradients: tuple[Maybe, Maybe, Maybe] = recipe.run(*tensors)
+        gradients: tuple[Maybe, Maybe, Maybe] = recipe.run(dy, x, w, b, given, dfinal)
         return gradients
     made: tuple[Maybe, Maybe, Maybe] = op(*arguments)
     if key is not None and x.numel() and any(wants[:2]) and recipes.may_keep(key, *tensors) and not recipes.records(*tensors):
-        prepared = launch.prepared_backward(dy, x, w, b, activation, Given(state, *_GIVEN), wants[0])
+        prepared = launch.prepared_backward(dy, x, w, b, activation, given, wants[0])
         channels, taps = w.shape
         strides = launch.strides_like(x.shape, x)
         recipes.keep(

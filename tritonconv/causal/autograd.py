@@ -18,6 +18,7 @@ import torch
 from tritonconv.again import recorded
 from tritonconv.autograd import Maybe, _below_autograd, _Primitive, added, or_zeros
 from tritonconv.causal.again import Recipe, called_backward
+from tritonconv.causal.launch import Given
 
 _OPS = torch.ops.tritonconv
 Place = tuple[Maybe, Maybe]  # (the sequence of each column, the starts of packed sequences)
@@ -103,27 +104,30 @@ class _CausalAgain(_Primitive):
     """`_Causal` of a call whose recipe is known."""
 
     @staticmethod
-    def forward(ctx: Any, x: Any, w: Any, b: Any, state: Any, recipe: Recipe) -> Any:
+    def forward(ctx: Any, x: Any, w: Any, b: Any, state: Any, ids: Any, starts: Any, recipe: Recipe) -> Any:
         ctx.activation, ctx.final = recipe.activation, recipe.final
-        made = recipe.run(x, w, b, state)
+        made = recipe.run(x, w, b, Given(state, ids, starts))
         ctx.set_materialize_grads(False)
         if not recipe.final:
             ctx.mark_non_differentiable(made[1])
-        ctx.save_for_backward(x, w, b, state, None, None)
+        ctx.save_for_backward(x, w, b, state, ids, starts)
         return made
 
     @staticmethod
     def backward(ctx: Any, dy: Maybe, dfinal: Maybe) -> Any:
-        return *_Causal.gradients(ctx, dy, dfinal), None
+        return *_Causal.gradients(ctx, dy, dfinal), None, None, None
 
 
 _causal_again = recorded(_CausalAgain)
 
 
-def repeated(recipe: Recipe, x: torch.Tensor, w: torch.Tensor, b: Maybe, state: Maybe) -> tuple[torch.Tensor, torch.Tensor]:
+def repeated(
+    recipe: Recipe, x: torch.Tensor, w: torch.Tensor, b: Maybe, state: Maybe, ids: Maybe, starts: Maybe
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(y, final states, or nothing) of a call whose recipe is known."""
-    made: tuple[torch.Tensor, torch.Tensor]
-    made = _causal_again(x, w, b, state, recipe) if recipe.records else recipe.run(x, w, b, state)
+    if not recipe.records:
+        return recipe.run(x, w, b, Given(state, ids, starts))
+    made: tuple[torch.Tensor, torch.Tensor] = _causal_again(x, w, b, state, ids, starts, recipe)
     return made
 
 

@@ -6,12 +6,15 @@ They stand for `torch.nn.functional.unfold` and `fold`. Kernels: `tritonconv.ker
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from costmodel.problem import Pass
-from tritonconv import plans
+from tritonconv import plans, recipes
 from tritonconv.columns import (
     check,
+    launch,
     op,  # noqa: F401  registers the ops
 )
 from tritonconv.functional import Size
@@ -52,9 +55,15 @@ def unfold(
     >>> tritonconv.unfold(torch.ones(2, 3, 8, 8), 3, padding=1, stride=2).shape
     torch.Size([2, 27, 16])
     """
+    key = recipes.key(("unfold", kernel_size, dilation, padding, stride), plan, input)
+    if (recipe := recipes.known(key)) is not None:
+        known: torch.Tensor = recipe.run(input)
+        return known
     words = plans.text(plan, "unfold", own="unfold")
     batched, window = check.unfold(input, kernel_size, dilation, padding, stride)
-    made: torch.Tensor = _OPS.unfold(input if batched else input.unsqueeze(0), *window, words)
+    image = input if batched else input.unsqueeze(0)
+    made: torch.Tensor = _OPS.unfold(image, *window, words)
+    _file(key, Pass.FPROP, image, window, words, batched)
     return made if batched else made.squeeze(0)
 
 
@@ -87,7 +96,22 @@ def fold(
     >>> tritonconv.fold(columns, (5,), (3,))
     tensor([[[1., 2., 3., 2., 1.]]])
     """
+    key = recipes.key(("fold", output_size, kernel_size, dilation, padding, stride), plan, input)
+    if (recipe := recipes.known(key)) is not None:
+        known: torch.Tensor = recipe.run(input)
+        return known
     words = plans.text(plan, "fold", Pass.DGRAD, own="unfold")
     batched, window = check.fold(input, output_size, kernel_size, dilation, padding, stride)
-    made: torch.Tensor = _OPS.fold(input if batched else input.unsqueeze(0), *window, words)
+    columns = input if batched else input.unsqueeze(0)
+    made: torch.Tensor = _OPS.fold(columns, *window, words)
+    _file(key, Pass.DGRAD, columns, window, words, batched)
     return made if batched else made.squeeze(0)
+
+
+def _file(key: Any, which: Pass, source: torch.Tensor, window: Any, plan: str, batched: bool) -> None:
+    """Keeps what a call took that has just been made the ordinary way, where it may be repeated and records no gradient."""
+    if key is None or recipes.records(source) or 0 in source.shape or not recipes.may_keep(key, source):
+        return
+    unfolding = check.image("unfold()", source, *window) if which == Pass.FPROP else check.columns("fold()", source, *window)
+    made = launch.arranged(unfolding, which, source, plan)
+    recipes.keep(key, made if batched else made._replace(shape=made.shape[1:]))

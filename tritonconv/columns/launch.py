@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
@@ -15,7 +15,7 @@ from costmodel.device import Device
 from costmodel.problem import Pass
 from costmodel.tiling import MAX_ALIGN
 from costmodel.unfold import UnfoldCall, Unfolding, UnfoldPlan
-from tritonconv.host import INTERPRETED, index_of
+from tritonconv.host import INTERPRETED, index_of, turn
 from tritonconv.kernels.index import pack
 from tritonconv.kernels.unfold import Unfolded, fold_kernel, unfold_kernel
 from tritonconv.launch import DTYPES, device_model, on
@@ -106,27 +106,51 @@ def prepare(
     return Launch(plan, Step(fold_kernel, count, constants, (y, x, sizes)))
 
 
-def _run(unfolding: Unfolding, which: Pass, source: torch.Tensor, result: torch.Tensor, forced: str) -> torch.Tensor:
-    if not result.numel():
+class Arranged(NamedTuple):
+    """What a call takes, without its tensors; `shape` is that of the result, with or without a batch as the source has it."""
+
+    main: Step
+    packs: bool  # whether the source is copied first
+    shape: tuple[int, ...]
+
+    def run(self, source: torch.Tensor) -> torch.Tensor:
+        """The result, which is contiguous. Autograd records nothing."""
+        result = source.new_empty(self.shape)
+        with turn() if source.is_cpu else on(source):
+            self.main.start(source.contiguous() if self.packs else source, result, *self.main.arguments)
         return result
-    image, columns = (source, result) if which == Pass.FPROP else (result, source)
-    made = prepare(unfolding, which, source.dtype, index_of(source), key(image), key(columns), forced)
+
+
+def arranged(unfolding: Unfolding, which: Pass, source: torch.Tensor, forced: str) -> Arranged:
+    """What a call takes for this source, which has a batch."""
+    shape = tuple(result_shape(unfolding, which))
+    image, columns = (key(source), contiguous(shape)) if which == Pass.FPROP else (contiguous(shape), key(source))
+    made = prepare(unfolding, which, source.dtype, index_of(source), image, columns, forced)
     assert isinstance(made.plan, UnfoldPlan)
-    with on(source):
-        made.main.start(source.contiguous() if made.plan.pack else source, result, *made.main.arguments)
-    return result
+    return Arranged(made.main, bool(made.plan.pack), shape)
+
+
+def result_shape(unfolding: Unfolding, which: Pass) -> tuple[int, ...]:
+    """The shape of the columns, or of the image."""
+    return unfolding.columns_shape if which == Pass.FPROP else unfolding.problem.input_shape
 
 
 def allocated(unfolding: Unfolding, which: Pass, source: torch.Tensor) -> torch.Tensor:
     """The result without values: contiguous, as torch's is."""
-    return source.new_empty(unfolding.columns_shape if which == Pass.FPROP else unfolding.problem.input_shape)
+    return source.new_empty(result_shape(unfolding, which))
+
+
+def _run(unfolding: Unfolding, which: Pass, source: torch.Tensor, forced: str) -> torch.Tensor:
+    if 0 in result_shape(unfolding, which):
+        return allocated(unfolding, which, source)
+    return arranged(unfolding, which, source, forced).run(source)
 
 
 def unfold(unfolding: Unfolding, x: torch.Tensor, forced: str = "") -> torch.Tensor:
     """The columns [N, C * taps, L] of x [N, C, *size]."""
-    return _run(unfolding, Pass.FPROP, x, allocated(unfolding, Pass.FPROP, x), forced)
+    return _run(unfolding, Pass.FPROP, x, forced)
 
 
 def fold(unfolding: Unfolding, y: torch.Tensor, forced: str = "") -> torch.Tensor:
     """The image [N, C, *size] of columns y [N, C * taps, L]."""
-    return _run(unfolding, Pass.DGRAD, y, allocated(unfolding, Pass.DGRAD, y), forced)
+    return _run(unfolding, Pass.DGRAD, y, forced)

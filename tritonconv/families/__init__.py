@@ -9,6 +9,8 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from costmodel.families.copied import PREFIX
+
 if TYPE_CHECKING:
     from tritonconv.families.protocol import Launcher
 
@@ -21,3 +23,12 @@ def launchers() -> dict[str, Launcher]:
     """The launcher of each family, by name. A test may add one to the dictionary."""
     every = [launcher for module in MODULES for launcher in import_module(f"{__name__}.{module}").LAUNCHERS]
     return {launcher.name: launcher for launcher in every}
+
+
+@cache
+def launcher(name: str) -> Launcher:
+    """The launcher of a family that a plan names."""
+    from tritonconv.families.copied import CopiedLauncher  # which describes tensors, as all families here do
+
+    inner = name.removeprefix(PREFIX)
+    return launchers()[name] if inner == name else CopiedLauncher(launchers()[inner])

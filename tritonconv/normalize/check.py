@@ -105,6 +105,13 @@ def rms_norm(x: Any, weight: Any, bias: Any, eps: Any, activation: Any) -> float
     return _eps(name, eps)
 
 
+def per_frame(value: Maybe) -> Maybe:
+    """scale or shift [C], [N, C] or [N, T, C] as [N or 1, T or 1, C]."""
+    if value is None or value.dim() == 3:
+        return value
+    return value.view(1, 1, -1) if value.dim() == 1 else value.unsqueeze(1)
+
+
 def prologue(function: str, x: Any, given: Any) -> tuple[Maybe, Maybe, Maybe]:
     """(scale [N or 1, T or 1, C], shift of such a shape, rstd [N, T, H, W]) of a `Prologue` for x of 3 to 5 axes, as the ops
     take them: T, and for x [N, C, L] H too, are 1 where x has no such axis."""
@@ -134,8 +141,7 @@ def prologue(function: str, x: Any, given: Any) -> tuple[Maybe, Maybe, Maybe]:
                 raise RuntimeError(
                     f"{function}(): expected {name} of shape {forms} for x {list(x.shape)}, got {name} {list(shape)}"
                 )
-            value = value.view(1, 1, c) if value.dim() == 1 else value.unsqueeze(1) if value.dim() == 2 else value
-        found.append(value)
+        found.append(per_frame(value))
     rstd = given.rstd
     if rstd is not None:
         _values(function, "prologue.rstd", x, rstd)

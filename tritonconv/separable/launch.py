@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
@@ -14,15 +14,16 @@ from costmodel.algebra import product
 from costmodel.device import Device
 from costmodel.separable import Pair, PairCall, SeparablePlan
 from costmodel.tiling import MAX_ALIGN, Plan
-from tritonconv.host import INTERPRETED, index_of
+from tritonconv.host import INTERPRETED, index_of, turn
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.kernels.index import Sizes, pack
 from tritonconv.kernels.separable import separable_kernel
 from tritonconv.launch import DTYPES, device_model, fp32_precision, on
-from tritonconv.layout import allocate, depthwise_operand, filters_last_copy, filters_last_strides, operand, output_strides
+from tritonconv.layout import depthwise_operand, filters_last_copy, filters_last_strides, operand, output_strides
 from tritonconv.prepared import INT32_MAX, FusedKey, TensorKey, accumulator, key, packed_strides
 from tritonconv.steps import Launch, Step
 
+Maybe = torch.Tensor | None
 #: The words of `plan` besides those of a plan: one kernel with the tile of least predicted time, or two kernels.
 FUSED, APART = "fused", "apart"
 
@@ -193,45 +194,55 @@ def prepare(
     return Launch(plan, main, fused=(pack(0), pack(0), over))
 
 
-def fused(
+class Arranged(NamedTuple):
+    """What one kernel takes, without its tensors."""
+
+    launch: Launch
+    y: TensorKey
+    packs: bool  # whether the depthwise weights are copied first
+
+    def run(self, x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, b1: Maybe, b2: Maybe, residual: Maybe) -> torch.Tensor:
+        """y [N, K, P, Q]. Autograd records nothing."""
+        y = torch.empty_strided(*self.y, dtype=x.dtype, device=x.device)
+        main = self.launch.main
+        with turn() if x.is_cpu else on(x):
+            w1 = filters_last_copy(w1) if self.packs else w1
+            main.start(x, w1, b1, w2, b2, y, *main.arguments, fused=Fused(None, None, residual, None, *self.launch.fused))
+        return y
+
+
+def arranged(
     pair: Pair,
     x: torch.Tensor,
     w1: torch.Tensor,
     w2: torch.Tensor,
-    b1: torch.Tensor | None,
-    b2: torch.Tensor | None,
-    residual: torch.Tensor | None,
+    b1: Maybe,
+    b2: Maybe,
+    residual: Maybe,
     between: str,
     activation: str,
     slope: float,
     forced: str,
-) -> torch.Tensor | None:
-    """y [N, K, P, Q] by one kernel. None where two kernels should compute it: because they are predicted to be faster, because
-    `plan` says so, or because nothing is summed."""
-    if product(pair.pointwise.output_shape) == 0 or pair.depthwise.in_channels == 0:
+) -> Arranged | None:
+    """What one kernel takes for these tensors. None where two kernels should compute the result: because they are predicted to
+    be faster, because `plan` says so, or because nothing is summed."""
+    shape = pair.pointwise.output_shape
+    if product(shape) == 0 or pair.depthwise.in_channels == 0:
         return None
-    y = allocate(pair.pointwise.output_shape, x, w1, w2)
-    device = index_of(x)
-    prepared = prepare_call(
+    y = tuple(shape), output_strides(shape, x, w1, w2)
+    made = prepare_call(
         pair,
         x.dtype,
         fp32_precision(),
-        device,
+        index_of(x),
         key(x),
         key(w1),
         key(w2),
-        key(y),
+        y,
         None if b1 is None else b1.stride(0),
         FusedKey(None, None, None, between, slope, False),
         None if b2 is None else b2.stride(0),
         FusedKey(None, None, None if residual is None else key(residual), activation, slope, False),
         forced,
     )
-    if prepared is None:
-        return None
-    main, packed = prepared.main, isinstance(prepared.plan, SeparablePlan) and prepared.plan.pack
-    with on(x):
-        w1 = filters_last_copy(w1) if packed else w1
-        follows = Fused(None, None, residual, None, *prepared.fused)
-        main.start(x, w1, b1, w2, b2, y, *main.arguments, fused=follows)
-    return y
+    return None if made is None else Arranged(made, y, isinstance(made.plan, SeparablePlan) and bool(made.plan.pack))

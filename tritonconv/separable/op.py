@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from costmodel.problem import ConvProblem
+from costmodel.problem import ConvProblem, Pass
 from costmodel.separable import Pair
-from tritonconv import operands, private
-from tritonconv.autograd import _below_autograd, _bias_gradient, _Primitive, added, bilinear
-from tritonconv.epilogue import ACTIVATIONS, needs_z
+from tritonconv import operands, private, recipes
+from tritonconv.autograd import _below_autograd, _bias_gradient, _Primitive, added, bilinear, called
+from tritonconv.epilogue import ACTIVATIONS, Epilogue, needs_z
 from tritonconv.host import runs_kernels
 from tritonconv.layout import allocate
-from tritonconv.op import LIBRARY, _autocast, pairs
+from tritonconv.op import LIBRARY, _autocast, known_problem, pairs
 from tritonconv.separable import launch
 
 Maybe = torch.Tensor | None
@@ -77,7 +77,7 @@ def checked(
     return pair
 
 
-def _followed(
+def followed(
     x: torch.Tensor,
     w: torch.Tensor,
     b: Maybe,
@@ -87,11 +87,21 @@ def _followed(
     slope: float,
     keep: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(y, z) of one of the two convolutions, computed by its own op."""
-    if not activation and residual is None:
-        y = _OPS.fprop(x, w, b, *window)
-        return y, y
-    y, z = _OPS.fprop_fused(x, w, b, *window, None, None, residual, activation, slope, keep)
+    """(y, z) of one of the two convolutions, computed by its own op, or by the recipe of its last call if there is one."""
+    key = recipes.key(("separable half", *window, activation, slope, keep), None, x, w, b, residual)
+    if (recipe := recipes.known(key)) is not None:
+        try:
+            y, z = recipe.run_fused(x, w, b, None, None, residual) if recipe.fused else (recipe.run(x, w, b), None)
+            return y, y if z is None else z
+        except torch.OutOfMemoryError:  # the ordinary call of the op takes another plan
+            pass
+    epilogue = Epilogue(None, None, residual, activation, slope, keep) if activation or residual is not None else None
+    if epilogue is None:
+        y = z = _OPS.fprop(x, w, b, *window)
+    else:
+        y, z = _OPS.fprop_fused(x, w, b, *window, *epilogue)
+    if key is not None and not recipes.records(x, w, b, residual):
+        recipes.file(key, Pass.FPROP, known_problem("fprop", x, w, window), x, w, b, window, "", epilogue)
     return y, z
 
 
@@ -114,11 +124,11 @@ def _separable(
     if 0 in pair.pointwise.output_shape:
         return allocate(pair.pointwise.output_shape, x, w1, w2)
     if x.is_cuda or runs_kernels():
-        y = launch.fused(pair, x, w1, w2, b1, b2, residual, between, activation, slope, plan)
-        if y is not None:
-            return y
-    z, _ = _followed(x, w1, b1, (stride, padding, dilation, x.shape[1]), None, between, slope, False)
-    return _followed(z, w2, b2, _POINTWISE, residual, activation, slope, False)[0]
+        one = launch.arranged(pair, x, w1, w2, b1, b2, residual, between, activation, slope, plan)
+        if one is not None:
+            return one.run(x, w1, w2, b1, b2, residual)
+    z, _ = followed(x, w1, b1, (stride, padding, dilation, x.shape[1]), None, between, slope, False)
+    return followed(z, w2, b2, _POINTWISE, residual, activation, slope, False)[0]
 
 
 def _fake(
@@ -172,7 +182,7 @@ class _Separable(_Primitive):
         """The tangents, through one convolution and then the other. `ty` is that of the residual."""
         x, w1, w2, b1, b2, residual, y = saved
         keep = needs_z(ctx.between, ctx.slope)
-        z, before = _followed(x, w1, b1, ctx.window, None, ctx.between, ctx.slope, keep)
+        z, before = followed(x, w1, b1, ctx.window, None, ctx.between, ctx.slope, keep)
         tz = bilinear(_OPS.fprop, (x, w1), (tx, tw1), tb1, z, ctx.window)
         if ctx.between and tz is not None:
             tz = ACTIVATIONS[ctx.between].backward(tz, before if keep else z, ctx.slope)
@@ -180,7 +190,7 @@ class _Separable(_Primitive):
         if ctx.activation and ty is not None:
             at = y
             if needs_z(ctx.activation, ctx.slope):
-                at = _followed(z, w2, b2, _POINTWISE, residual, ctx.activation, ctx.slope, True)[1]
+                at = followed(z, w2, b2, _POINTWISE, residual, ctx.activation, ctx.slope, True)[1]
             ty = ACTIVATIONS[ctx.activation].backward(ty, at, ctx.slope)
         return ty
 
@@ -193,20 +203,19 @@ class _Separable(_Primitive):
         below = needs_x or needs_w1 or needs_b1
         if needs_w2 or (below and ctx.between) or needs_z(ctx.activation, ctx.slope):
             keep = below and needs_z(ctx.between, ctx.slope)
-            z, before = _followed(x, w1, b1, ctx.window, None, ctx.between, ctx.slope, keep)
+            z, before = followed(x, w1, b1, ctx.window, None, ctx.between, ctx.slope, keep)
         if ctx.activation:
-            at = _followed(z, w2, b2, _POINTWISE, residual, ctx.activation, ctx.slope, True)[1] if y is None else y
+            at = followed(z, w2, b2, _POINTWISE, residual, ctx.activation, ctx.slope, True)[1] if y is None else y
             dy = ACTIVATIONS[ctx.activation].backward(dy, at, ctx.slope)
         dx = dw1 = dw2 = db1 = None
         if needs_w2:
-            dw2 = _OPS.wgrad(dy, z, (1, 1), *_POINTWISE)
+            dw2 = called("wgrad", dy, z, (1, 1), *_POINTWISE)
         if below:
-            size = pair_of(x.shape, w1.shape, w2.shape, *ctx.window[:3]).depthwise.output_size
-            dz = _OPS.dgrad(dy, w2, None, size, *_POINTWISE)
+            dz = called("dgrad", dy, w2, tuple(dy.shape[2:]), *_POINTWISE)
             if ctx.between:
                 dz = ACTIVATIONS[ctx.between].backward(dz, before if keep else z, ctx.slope)
-            dx = _OPS.dgrad(dz, w1, None, x.shape[2:], *ctx.window) if needs_x else None
-            dw1 = _OPS.wgrad(dz, x, w1.shape[2:], *ctx.window) if needs_w1 else None
+            dx = called("dgrad", dz, w1, tuple(x.shape[2:]), *ctx.window) if needs_x else None
+            dw1 = called("wgrad", dz, x, tuple(w1.shape[2:]), *ctx.window) if needs_w1 else None
             db1 = _bias_gradient(dz) if needs_b1 else None
         db2 = _bias_gradient(dy) if needs_b2 else None
         return dx, dw1, dw2, db1, db2, dy if needs_residual else None, *(None,) * 7

@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
@@ -27,12 +28,20 @@ from tritonconv.kernels.frames import Frames
 from tritonconv.kernels.index import pack
 from tritonconv.kernels.video import video_kernel
 from tritonconv.launch import DTYPES, device_model, fp32_precision, on
-from tritonconv.layout import allocate, allocate_channels_last, channels_last_copy, channels_last_strides, operand
+from tritonconv.layout import (
+    allocate,
+    allocate_channels_last,
+    channels_last_copy,
+    channels_last_strides,
+    operand,
+    output_strides,
+)
 from tritonconv.normalize.launch import Values, apply, packed
 from tritonconv.prepared import INT32_MAX, FusedKey, TensorKey, accumulator, key, packed_strides, wide
 from tritonconv.steps import Launch, Step, clamped
 from tritonconv.video import weights
 
+Maybe = torch.Tensor | None
 NOTHING = Values()
 #: Most bytes of the unit in which the kernel counts offsets in x and the cache.
 UNIT_BYTES = 32
@@ -62,22 +71,18 @@ def copied(x: torch.Tensor, cache: torch.Tensor | None) -> tuple[str, ...]:
     return tuple(name for name, t in given.items() if t is not None and t.numel() and not is_readable(t))
 
 
-def laid(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, or a channels-last copy where the kernel cannot read it."""
-    return tensor if is_readable(tensor) else channels_last_copy(tensor)
-
-
-def is_near(chunk: Chunk, x: torch.Tensor, before: torch.Tensor) -> bool:
-    """Whether every frame of cache and x is within 2^31 units of the cache's first frame."""
-    size = x.element_size()
+def near_range(chunk: Chunk, shape: tuple[int, ...], images: tuple[int, int], size: int) -> tuple[int, int]:
+    """The least and the greatest distance from the cache's address to the address of x, in elements of `size` bytes, at which
+    every frame of both is within 2^31 units of the cache's first frame. `images`: the strides from image to image of each."""
     unit = aligned_channels(chunk.depth, size)
-    frame = x.shape[1] * product(x.shape[3:])
-    apart = x.data_ptr() // size - before.data_ptr() // size - chunk.cached * frame
-    last = apart + (x.shape[0] - 1) * (x.stride(0) - before.stride(0))
+    frame = shape[1] * product(shape[3:])
     rows, columns = (n - 1 for n in chunk.problem.effective_kernel[1:])
-    window = (rows * x.shape[4] + columns) * x.shape[1]  # how far windows reach beyond a frame
+    window = (rows * shape[4] + columns) * shape[1]  # how far windows reach beyond a frame
     reached = (chunk.known + chunk.front + 2 * chunk.reach + 4) * frame + 2 * window
-    return (max(abs(apart), abs(last)) + reached) // unit <= INT32_MAX
+    most = (INT32_MAX + 1) * unit - 1 - reached  # from the frame before which x's frames come, of the first and the last image
+    apart = (shape[0] - 1) * (images[0] - images[1])
+    first = chunk.cached * frame
+    return first + max(-most, -most - apart), first + min(most, most - apart)
 
 
 def fits_int32(chunk: Chunk, y: TensorKey, residual: TensorKey | None = None) -> bool:
@@ -136,7 +141,7 @@ def prepare(
     images: tuple[int, int],  # strides from image to image, in x and in the cache
     bias_stride: int | None,
     keeps: bool,  # whether a next cache is asked for
-    near: bool,  # `is_near` of x and the cache
+    near: bool,  # whether the cache and x are within `near_range`
     forced: str,
     activation: tuple[str, float] = ("", 0.01),  # of the prologue
     residual: TensorKey | None = None,
@@ -240,60 +245,109 @@ def follow(residual: TensorKey | None) -> tuple[tuple[Any, ...], dict[str, Any]]
     }
 
 
+class Arranged(NamedTuple):
+    """What a call takes, without its tensors; x, the cache and the values of the prologue are laid out as they were given."""
+
+    chunk: Chunk
+    y: TensorKey
+    after: TensorKey | None  # the next cache, None where it is not asked for
+    apart: bool  # a kernel of its own applies the prologue first
+    copies: tuple[bool, bool]  # whether x and the cache are copied first
+    reads_weight: bool  # whether the kernel reads the weight as it is given
+    distances: tuple[int, int]  # `near_range`
+    near: Launch
+    make: Callable[..., Launch]  # makes the launch at other distances
+    strides: tuple[int, ...] | None  # the packed strides of a prologue that the kernel reads as it is given
+
+    def run(
+        self, x: torch.Tensor, w: torch.Tensor, b: Maybe, cache: Maybe, values: Values, residual: Maybe
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(y, the next cache, which has no elements where it is not asked for)."""
+        dtype, device = x.dtype, x.device
+        y = torch.empty_strided(*self.y, dtype=dtype, device=device)
+        after = x.new_empty(0) if self.after is None else torch.empty_strided(*self.after, dtype=dtype, device=device)
+        if self.apart:
+            x, values = apply(x, values), NOTHING
+        if self.copies[0]:
+            x = channels_last_copy(x)
+        w = weights.read(self.chunk, w, self.reads_weight)
+        before = x if cache is None or not cache.numel() else channels_last_copy(cache) if self.copies[1] else cache
+        low, high = self.distances
+        size = x.element_size()
+        made = self.near if low <= x.data_ptr() // size - before.data_ptr() // size <= high else self.make(near=False)
+        main = made.main
+        named: dict[str, Any] = {}
+        if self.chunk.prologue is not None:
+            if self.strides is None:
+                values = values.readable()
+            named["prologue"] = values.pointers(self.strides or packed(values.strides()))
+        follows: dict[str, Any] = {} if residual is None else {"fused": Fused(None, None, residual, None, *made.fused)}
+        with on(x):
+            if not made.after:
+                main.start(x, before, w, b, y, after, *main.arguments, **named, **follows)
+                return y, after
+            partial = torch.empty(made.workspace, dtype=wide(dtype), device=device)
+            main.start(x, before, w, None, partial, after, *main.arguments, **named)
+            (last,) = made.after
+            last.start(partial, b, y, *last.arguments, **follows)
+        return y, after
+
+
+def arranged(
+    chunk: Chunk,
+    x: torch.Tensor,
+    w: torch.Tensor,
+    b: Maybe,
+    cache: Maybe,
+    keeps: bool,
+    forced: str,
+    values: Values,
+    residual: Maybe,
+) -> Arranged:
+    """What a call on these tensors takes."""
+    dtype, precision, device = DTYPES[x.dtype], fp32_precision(), device_model(index_of(x))
+    y = tuple(chunk.output_shape), output_strides(chunk.output_shape, x, w)
+    after = (tuple(chunk.next_shape), channels_last_strides(chunk.next_shape)) if keeps else None
+    beside = None if residual is None else key(residual)
+    chunk, apart = with_values(chunk, values, residual), False
+    if chunk.prologue is not None:
+        plan = chosen(chunk, forced, dtype, precision, device, *lies(chunk, y, beside))
+        if plan.apart:
+            forced, values, apart = str(dataclasses.replace(plan, apart=False)), NOTHING, True
+            chunk = dataclasses.replace(chunk, prologue=None)
+    copied = (not apart and not is_readable(x), cache is not None and cache.numel() > 0 and not is_readable(cache))
+    of_x = channels_last_strides(x.shape)[0] if apart or copied[0] else x.stride(0)
+    of_cache = of_x
+    if cache is not None and cache.numel():
+        of_cache = channels_last_strides(cache.shape)[0] if copied[1] else cache.stride(0)
+    images = (of_x, of_cache) if x.shape[0] > 1 else (0, 0)
+
+    keeps = after is not None and product(after[0]) > 0
+    stride, activation = None if b is None else b.stride(0), (values.activation, values.slope)
+    # no closure, which would keep tensors alive
+    rest = {"forced": forced, "activation": activation, "residual": beside}
+    make = functools.partial(prepare, chunk, dtype, precision, device, y, images, stride, keeps, **rest)
+    distances = near_range(chunk, x.shape, images, x.element_size())
+    read = values.readable()
+    as_given = chunk.prologue is not None and all(t is other for t, other in zip(read[:3], values[:3], strict=True))
+    strides = packed(values.strides()) if as_given else None
+    return Arranged(chunk, y, after, apart, copied, is_readable(w, True), distances, make(near=True), make, strides)
+
+
 def forward(
     chunk: Chunk,
     x: torch.Tensor,
     w: torch.Tensor,
-    b: torch.Tensor | None,
-    cache: torch.Tensor | None,
+    b: Maybe,
+    cache: Maybe,
     keeps: bool,
     forced: str = "",
     values: Values = NOTHING,
-    residual: torch.Tensor | None = None,
+    residual: Maybe = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(y, the next cache) in one launch, or two where the plan has the prologue apart; the cache has no elements where it is
     not asked for."""
-    y = allocate(chunk.output_shape, x, w)
-    after = allocate_channels_last(chunk.next_shape, x) if keeps else x.new_empty(0)
-    keeps = after.numel() > 0
-    if y.numel() == 0 and not keeps:
-        return y, after
-    chunk = with_values(chunk, values, residual)
-    if chunk.prologue is not None:
-        beside = None if residual is None else key(residual)
-        where = lies(chunk, key(y), beside)
-        plan = chosen(chunk, forced, DTYPES[x.dtype], fp32_precision(), device_model(index_of(x)), *where)
-        if plan.apart:
-            x, values, forced = apply(x, values), NOTHING, str(dataclasses.replace(plan, apart=False))
-            chunk = dataclasses.replace(chunk, prologue=None)
-    x, w = laid(x), weights.read(chunk, w, is_readable(w, True))
-    before = x if cache is None or not cache.numel() else laid(cache)
-    made = prepare(
-        chunk,
-        DTYPES[x.dtype],
-        fp32_precision(),
-        device_model(index_of(x)),
-        key(y),
-        (x.stride(0), before.stride(0)) if x.shape[0] > 1 else (0, 0),
-        None if b is None else b.stride(0),
-        keeps,
-        is_near(chunk, x, before),
-        forced,
-        (values.activation, values.slope),
-        None if residual is None else key(residual),
-    )
-    main = made.main
-    named: dict[str, Any] = {}
-    if chunk.prologue is not None:
-        values = values.readable()
-        named["prologue"] = values.pointers(packed(values.strides()))
-    follows: dict[str, Any] = {} if residual is None else {"fused": Fused(None, None, residual, None, *made.fused)}
-    with on(x):
-        if not made.after:
-            main.start(x, before, w, b, y, after, *main.arguments, **named, **follows)
-            return y, after
-        partial = torch.empty(made.workspace, dtype=wide(x.dtype), device=x.device)
-        main.start(x, before, w, None, partial, after, *main.arguments, **named)
-        (last,) = made.after
-        last.start(partial, b, y, *last.arguments, **follows)
-    return y, after
+    if 0 in chunk.output_shape and not (keeps and product(chunk.next_shape)):
+        after = allocate_channels_last(chunk.next_shape, x) if keeps else x.new_empty(0)
+        return allocate(chunk.output_shape, x, w), after
+    return arranged(chunk, x, w, b, cache, keeps, forced, values, residual).run(x, w, b, cache, values, residual)

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from costmodel.chunk import MODES, TIME_PADDING, Chunk
 from tritonconv import operands, private, recipes
-from tritonconv.autograd import _below_autograd, _bias_gradient, _Primitive, added, or_zeros
+from tritonconv.autograd import _below_autograd, _bias_gradient, _Primitive, added, called, or_zeros
 from tritonconv.epilogue import per_channel, widened
 from tritonconv.host import either
 from tritonconv.layout import allocate, allocate_channels_last
@@ -218,11 +218,16 @@ class _Video(_Primitive):
 
     @staticmethod
     def backward(ctx: Any, dy: Maybe, dafter: Maybe) -> Any:
-        """The gradients. They go through y and the next cache to the written-out frames, and from there to cache and x."""
-        x, cache, w = ctx.saved_tensors
         stride, padding, dilation, upsample, time_padding, _, _, groups, _, mode = ctx.window
-        x_shape, w_shape, cache_shape = ctx.shapes
-        chunk = chunk_of(x_shape, w_shape, cache_shape, stride, padding, dilation, upsample, time_padding, groups, mode=mode)
+        x, w, cache = ctx.shapes
+        chunk = chunk_of(x, w, cache, stride, padding, dilation, upsample, time_padding, groups, mode=mode)
+        return *_Video.gradients(ctx, chunk, dy, dafter), *(None,) * len(ctx.window)
+
+    @staticmethod
+    def gradients(ctx: Any, chunk: Chunk, dy: Maybe, dafter: Maybe) -> tuple[Maybe, ...]:
+        """The gradients of x, w, b, cache and residual. They go through y and the next cache to the written-out frames, and
+        from there to cache and x. `chunk` has no summed taps."""
+        x, cache, w = ctx.saved_tensors
         needs_x, needs_w, needs_b, needs_cache, needs_residual, *_ = ctx.needs_input_grad
         spatial = chunk.spatial
         place = spatial.stride, flat(spatial.padding), spatial.dilation, spatial.groups
@@ -235,13 +240,14 @@ class _Video(_Primitive):
             db = dy.new_zeros(ctx.shapes[1][:1]) if needs_b else None
         elif dy is not None:
             if needs_x or needs_cache:
-                dline = _OPS.dgrad(dy, w, None, spatial.input_size, *place)
+                dline = called("dgrad", dy, w, spatial.input_size, *place)
                 dline = folded(chunk, dline)
                 if chunk.upsample > 1:
                     pairs = (*dline.shape[:3], chunk.frame[0], chunk.upsample, chunk.frame[1], chunk.upsample)
                     dline = dline.reshape(pairs).sum((4, 6))
             if needs_w:
-                dw = _OPS.wgrad(dy, padded(chunk, magnified(chunk, known_frames(chunk, x, cache))), spatial.kernel_size, *place)
+                line = padded(chunk, magnified(chunk, known_frames(chunk, x, cache)))
+                dw = called("wgrad", dy, line, spatial.kernel_size, *place)
             db = _bias_gradient(dy) if needs_b else None
         if dafter is not None and (needs_x or needs_cache):
             taken = F.pad(dafter, (0, 0, 0, 0, chunk.front + chunk.known - chunk.kept, 0))
@@ -252,7 +258,7 @@ class _Video(_Primitive):
                 dknown = torch.cat([dknown[:, :, :1] + made.sum(2, keepdim=True), dknown[:, :, 1:]], 2)
             dx = dknown[:, :, chunk.cached :] if needs_x else None
             dcache = dknown[:, :, : chunk.cached] if needs_cache else None
-        return dx, dw, db, dcache, dy if needs_residual else None, *(None,) * len(ctx.window)
+        return dx, dw, db, dcache, dy if needs_residual else None
 
 
 def _video(

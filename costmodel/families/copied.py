@@ -1,0 +1,126 @@
+"""The families "copied-...": convolutions whose padding holds pixels, by a family that pads with zeros. Plain arithmetic.
+
+x is written out with its padding first, and the other family's plan runs on that; the input gradient is the other family's, of
+x with its padding, and the images of each pixel are then added to it. torch's copies and additions do both, end by end of each
+axis, so `launches` counts them. `tritonconv.padding` has them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from costmodel.algebra import product
+from costmodel.device import Device
+from costmodel.families.matrix import MatrixPlan
+from costmodel.families.protocol import Counted, Family
+from costmodel.problem import ConvProblem, Pass
+from costmodel.tiling import MAX_ALIGN, Call, Operand, Plan, channels_last, itemsize
+from costmodel.timing import Prediction, from_dram, overhead, traffic
+
+PREFIX = "copied-"
+#: The field of a call that is x, or its gradient.
+PLACE = {Pass.FPROP: "a", Pass.DGRAD: "out", Pass.WGRAD: "b"}
+
+
+def copy_elements(problem: ConvProblem, which: Pass) -> int:
+    """Elements that the copy around a pass reads and writes: x and its padding once each way; for the input gradient the
+    padding is read, and so are the pixels to which it is added."""
+    inside, whole = product(problem.input_shape), product(problem.written_out.input_shape)
+    return 2 * inside + 3 * (whole - inside) if which == Pass.DGRAD else 2 * whole
+
+
+def copy_launches(problem: ConvProblem, which: Pass) -> int:
+    """Kernels of torch around a pass: one for the pixels, one for each end of an axis, and one more where an end of several
+    pixels is turned around (reflect) or, for the input gradient, added up first (replicate)."""
+    count = 1
+    for mode, ends in zip(problem.padding_mode, problem.padding, strict=True):
+        turned = mode == "reflect" or (mode == "replicate" and which == Pass.DGRAD)
+        count += sum(1 + (turned and end > 1) for end in ends if end > 0 and mode != "zeros")
+    return count
+
+
+class Copied(Family):
+    """A family behind the copy. Its plans are those of `inner` under another name."""
+
+    modes = True
+
+    def __init__(self, inner: Family) -> None:
+        self.inner, self.name, self.plan = inner, PREFIX + inner.name, inner.plan
+        self.kernels, self.executed, self.narrow = inner.kernels, inner.executed, inner.narrow
+
+    def written(self, call: Call) -> Call:
+        """The call of `inner`. Matrix products get x channels-last; the others as it was, without gaps."""
+        problem, place = call.problem.written_out, PLACE[call.which]
+        x = getattr(call, place)
+        dense = channels_last(problem, Pass.FPROP, call.dtype).a
+        if x.unit != 1 and not issubclass(self.plan, MatrixPlan):
+            sizes = problem.input_size
+            align = math.gcd(MAX_ALIGN, *(product(sizes[axis:]) for axis in range(len(sizes))))
+            dense = Operand(4, align, align)
+        seen: dict[str, Any] = {place: replace(dense, far=x.far)}
+        return replace(call, problem=problem, **seen)
+
+    def within(self, plan: Plan) -> Plan:
+        """The plan of `inner`."""
+        return replace(plan, family=self.inner.name)
+
+    def own(self, plan: Plan) -> Plan:
+        """The plan of this family behind which a plan of `inner` runs."""
+        return replace(plan, family=self.name)
+
+    def _seconds(self, call: Call, device: Device) -> float:
+        """Seconds of the copies around a pass."""
+        constants = device.calibration(self.inner.name)
+        moved = itemsize(call.dtype) * copy_elements(call.problem, call.which)
+        kernels = copy_launches(call.problem, call.which)
+        return overhead(kernels, device, constants) + from_dram(moved, device, constants)
+
+    def refusal(self, call: Call, plan: Any, device: Device | None) -> str:
+        return self.inner.refusal(self.written(call), self.within(plan), device)
+
+    def rounds_each(self, call: Call) -> bool:
+        """Whether images are rounded before they are added, where the kernels of "padded" would round their sum once: in 16
+        bits, but for narrow groups, which those kernels do not fill. A choice leaves such plans out; `plan=` takes them."""
+        return call.which == Pass.DGRAD and itemsize(call.dtype) < 4 and not self.narrow
+
+    def candidates(self, call: Call, device: Device) -> list[Plan]:
+        if self.rounds_each(call):
+            return []
+        return [self.own(plan) for plan in self.inner.candidates(self.written(call), device)]
+
+    def quickest(self, call: Call, device: Device, below: float) -> tuple[float, Plan | None]:
+        if self.rounds_each(call):
+            return below, None
+        copy = self._seconds(call, device)
+        seconds, found = self.inner.quickest(self.written(call), device, below - copy)
+        return (below, None) if found is None else (seconds + copy, self.own(found))
+
+    def predict(self, call: Call, plan: Any, device: Device) -> Prediction:
+        found, copy = self.inner.predict(self.written(call), self.within(plan), device), self._seconds(call, device)
+        more = 1 + copy / found.seconds
+        return Prediction(
+            seconds=found.seconds * more,
+            tiles=found.tiles,
+            waves=found.waves,
+            tile_use=found.tile_use,
+            bytes=found.bytes + itemsize(call.dtype) * copy_elements(call.problem, call.which),
+            bound="copies" if copy > found.seconds else found.bound,
+            low=found.low * more,
+            high=found.high * more,
+            source=found.source,
+        )
+
+    def counted(self, call: Call, plan: Any) -> Counted:
+        inner = self.written(call)
+        issued, extra, launches = self.inner.counted(inner, self.within(plan))
+        extra += traffic(inner).compulsory - traffic(call).compulsory
+        extra += itemsize(call.dtype) * copy_elements(call.problem, call.which)
+        return Counted(issued, extra, launches + copy_launches(call.problem, call.which))
+
+    def completed(self, call: Call, plan: Any) -> Plan:
+        return self.own(self.inner.completed(self.written(call), self.within(plan)))
+
+    def exists(self, call: Call, plan: Any, capability: int) -> bool:
+        return self.inner.exists(self.written(call), self.within(plan), capability)

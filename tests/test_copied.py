@@ -1,0 +1,156 @@
+"""Padding modes by a copy of x and a family that pads with zeros: results, when it is chosen, what it counts and says."""
+
+import math
+from dataclasses import replace
+
+import padded
+import pytest
+import torch
+from padded import LAYERS, Padded
+
+import tritonconv
+from costmodel import layer
+from costmodel.device import find_device
+from costmodel.families import behind_copies, family
+from costmodel.families.copied import copy_elements, copy_launches
+from costmodel.legality import refusal
+from costmodel.networks.network import trace
+from costmodel.plan import candidates, predict, select
+from costmodel.problem import ConvProblem, Pass
+from costmodel.tiling import Plan, channels_last
+from costmodel.timing import from_dram, overhead, traffic
+from tritonconv import explain, padding
+
+H200, A100 = find_device("h200"), find_device("a100")
+BLOCK = layer("conv2d 256x64x64 k3 p1 reflect c256 n32").problem
+SMALL = layer("conv2d 256x16x16 k3 p1 reflect c256 n1").problem
+DEPTHWISE = layer("conv2d 96x56x56 k7 p3 circular c96 n32 g96").problem
+
+
+def problem_of(of: Padded, x: torch.Tensor, w: torch.Tensor) -> ConvProblem:
+    steps = (n if isinstance(n, tuple) else (n,) * of.rank for n in (of.stride, of.dilation))
+    stride, dilation = steps
+    return ConvProblem.conv(x.shape, w.shape, stride, of.padding, dilation, of.groups, padding_mode=of.mode)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["rows", "channels last"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_copy_and_its_transpose(name, last):
+    """Into tensors of either layout, as torch's operators that autograd sees through do it."""
+    x, w, _ = LAYERS[name].tensors(last=last)
+    problem = problem_of(LAYERS[name], x, w)
+    want = padding.written_out(x, problem)
+    into = torch.full_like(want, math.nan)
+    assert torch.equal(padding.write_out(x, problem, into), want)
+    g = torch.randn_like(want)
+    dx = torch.full_like(x, math.nan)
+    padding.fold_into(dx, g.clone(), problem)
+    torch.testing.assert_close(dx, padding.folded(g, problem))
+
+
+@pytest.mark.parametrize("name", ["1d of one pixel", "reflect", "replicate", "mixed", "weather", "3d"])
+def test_results_and_gradients(name, launched):
+    """By the gather in every pass, whose tolerance is that of one sum."""
+    of = LAYERS[name]
+    padded.check(of, *of.tensors(torch.float32, last=name == "mixed"), plan="copied-gather")
+    assert launched()["padded fprop"] == launched()["padded wgrad"] == 0 < launched()["fprop"]
+
+
+def test_an_epilogue_follows_in_the_same_kernel():
+    of = LAYERS["circular"]
+    x, w, b = of.tensors(torch.float32)
+    given = {**of.window, "activation": "relu", "scale": b, "residual": torch.ones(2, 4, *of.ours(x, w).shape[2:])}
+    want = tritonconv.conv2d_fused(x, w, **given, plan="padded")
+    torch.testing.assert_close(tritonconv.conv2d_fused(x, w, **given, plan="copied-gather"), want)
+
+
+@pytest.mark.parametrize("device", [H200, A100], ids=["h200", "a100"])
+@pytest.mark.parametrize("which", Pass)
+@pytest.mark.parametrize("problem", [BLOCK, SMALL, DEPTHWISE], ids=["block", "small", "depthwise"])
+def test_the_choice_is_the_least_of_both(problem, which, device):
+    call = channels_last(problem, which, "bfloat16")
+    plans, found = candidates(call, device), select(call, device)
+    times = {plan: predict(call, plan, device).seconds for plan in plans}
+    assert times[found] == pytest.approx(min(times.values())) and "padded" in {plan.family for plan in plans}
+    for plan in plans[:: max(1, len(plans) // 8)]:
+        assert not refusal(call, plan, device) and Plan.parse(str(plan)) == plan
+
+
+def test_what_is_chosen():
+    """On Hopper the copy opens the way to boxes of pixels for large layers; narrow groups fill no tile of the other kernels. An
+    input gradient of 16 bits is rounded once, so it is not a sum of rounded images."""
+    chosen = {which: select(channels_last(BLOCK, which, "bfloat16"), H200).family for which in Pass}
+    assert chosen == {Pass.FPROP: "copied-tma", Pass.DGRAD: "padded", Pass.WGRAD: "copied-tma"}
+    assert {plan.family for plan in candidates(channels_last(BLOCK, Pass.DGRAD, "bfloat16"), H200)} == {"padded"}
+    assert "copied-gather" in {plan.family for plan in candidates(channels_last(BLOCK, Pass.DGRAD, "float32"), H200)}
+    assert {select(channels_last(SMALL, which, "bfloat16"), H200).family for which in Pass} == {"padded"}
+    assert {select(channels_last(DEPTHWISE, which, "bfloat16"), H200).family for which in Pass} == {"copied-depthwise"}
+
+
+@pytest.mark.parametrize("which", Pass)
+def test_what_it_counts(which):
+    """The other family's time and bytes, and those of the copies."""
+    call = channels_last(BLOCK, which, "float32")
+    of = behind_copies()["copied-gather"]
+    plan = of.quickest(call, H200, math.inf)[1]
+    plain = channels_last(BLOCK.written_out, which, "float32")
+    inner = replace(plan, family="gather")
+    inside, whole = 32 * 256 * 64 * 64, 32 * 256 * 66 * 66
+    moved = 2 * inside + 3 * (whole - inside) if which == Pass.DGRAD else 2 * whole
+    assert (copy_elements(BLOCK, which), copy_launches(BLOCK, which)) == (moved, 5)
+    constants = H200.calibration("gather")
+    copy = overhead(5, H200, constants) + from_dram(4 * moved, H200, constants)
+    found, alone = predict(call, plan, H200), predict(plain, inner, H200)
+    assert found.seconds == pytest.approx(alone.seconds + copy) and found.bytes == alone.bytes + 4 * moved
+    one, other = of.counted(call, plan), family("gather").counted(plain, inner)
+    assert (one.issued_macs, one.launches) == (other.issued_macs, other.launches + 5)
+    assert traffic(call).compulsory + one.extra_bytes == traffic(plain).compulsory + other.extra_bytes + 4 * moved
+
+
+def test_turned_ends_are_launches_of_their_own():
+    wide = layer("conv2d 3x256x256 k7 p3 reflect c64 n4").problem
+    held = layer("conv2d 3x256x256 k7 p3 replicate c64 n4").problem
+    around = layer("conv2d 3x256x256 k7 p3 zeros,circular c64 n4").problem
+    assert [copy_launches(each, Pass.FPROP) for each in (wide, held, around)] == [9, 5, 3]
+    assert [copy_launches(each, Pass.DGRAD) for each in (wide, held, around)] == [9, 9, 3]
+
+
+def test_explain_says_which_and_why():
+    x = torch.empty(32, 256, 64, 64, device="meta", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    w = torch.empty(256, 256, 3, 3, device="meta", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    found = explain(tritonconv.conv2d, x, w, padding=1, padding_mode="reflect", device="h200")
+    assert found.plans["fprop"].family == "copied-tma"
+    for words in (
+        "of x with its reflect x reflect padding written out",
+        "x with its padding: 71.4 MB, in 5 launches of torch's",
+        "least predicted time of",
+        "dgrad: implicit GEMM, a gather over the taps of the input with its padding written out",
+    ):
+        assert words in str(found), words
+    forced = explain(tritonconv.conv2d, x, w, padding=1, padding_mode="reflect", device="h200", plan="padded")
+    assert {plan.family for plan in forced.plans.values()} == {"padded"}
+    kept = explain(tritonconv.conv2d, x, w, padding=1, padding_mode="reflect", device="h200", plan=found)
+    assert kept.plans == found.plans
+
+
+def test_a_network_knows_the_copy():
+    """Of a depthwise layer, whose padding is written out: its time by `predict`, the copy in it."""
+    net = trace(tritonconv.nn.Conv2d(96, 96, 7, padding=3, groups=96, padding_mode="circular"), (32, 96, 56, 56))
+    row = net.on("h100", "bf16")[0]
+    plain = trace(torch.nn.Conv2d(96, 96, 7, groups=96), (32, 96, 62, 62)).on("h100", "bf16")[0]
+    copy = 2 * copy_elements(DEPTHWISE, Pass.FPROP) / (find_device("h100").bandwidth * 1e9)
+    assert row.plan.startswith("fprop:copied-depthwise:") and row.seconds > plain.seconds + copy
+
+
+def test_what_cannot_be_asked():
+    x, w = torch.ones(2, 4, 5, 5), torch.ones(4, 4, 3, 3)
+    with pytest.raises(ValueError, match="it is for padding that holds pixels, and the padding of this call holds zeros"):
+        tritonconv.conv2d(x, w, padding=1, plan="copied-gather")
+    with pytest.raises(ValueError, match="plan 'copied-fft' names no family"):
+        tritonconv.conv2d(x, w, padding=1, padding_mode="circular", plan="copied-fft")
+    given = (x[:, :, :3, :3], w, torch.ones(4), [3, 3], [1, 1], [1, 1, 1, 1, 3, 3], [1, 1], 1)
+    dx = torch.ops.tritonconv.dgrad(*given)  # the op itself takes a bias, which one family adds
+    alone = torch.ops.tritonconv.dgrad(*given[:2], None, *given[3:])
+    torch.testing.assert_close(dx, alone + 1)
+    with pytest.raises(ValueError, match="sums images behind its kernel, which adds the bias"):
+        torch.ops.tritonconv.dgrad(*given, "dgrad:copied-gather:16x16x16")

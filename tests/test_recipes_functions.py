@@ -1,0 +1,216 @@
+"""Known calls of the other functions: unbatched ones, sequences in a row. What is looked up, and what is in the key."""
+
+import pytest
+import torch
+from test_recipes import conv, found, fused, nothing_is_known, operands, unaligned  # noqa: F401
+
+import tritonconv
+from tritonconv import check, launch, recipes
+from tritonconv.causal import check as causal_check
+from tritonconv.causal import launch as causal_launch
+from tritonconv.columns import check as columns_check
+
+pytestmark = pytest.mark.interpreter
+
+
+def gradients(call, tensors):
+    """The result, and the gradients of the tensors that require one, for a fixed gradient of the result."""
+    y = call(*tensors)
+    torch.manual_seed(1)
+    leaves = [t for t in tensors if t is not None and t.requires_grad]
+    return y, *torch.autograd.grad(y, leaves, torch.randn_like(y))
+
+
+def are_equal(first, second):
+    return all(torch.equal(p, q) and p.stride() == q.stride() for p, q in zip(first, second, strict=True))
+
+
+# ---- unbatched -----------------------------------------------------------------------------------------------------------
+
+
+def unbatched(grad=False):
+    x, w, b = operands(grad=False)
+    return [t.requires_grad_(grad) for t in (x[0].contiguous(), w, b)]
+
+
+UNBATCHED = {
+    "conv": conv,
+    "transposed": lambda *t: tritonconv.conv_transpose2d(*t, 2, 1),
+    "fused": lambda x, w, b: fused(x, w, b, residual=x.relu(), scale=b),
+}
+
+
+@pytest.mark.parametrize("name", UNBATCHED)
+def test_an_unbatched_call_is_known(name, found, launched, monkeypatch):  # noqa: F811
+    call, tensors = UNBATCHED[name], unbatched(True)
+    first, _ = gradients(call, tensors), gradients(call, tensors)  # the gradients of a known call have keys of their own
+    with torch.no_grad():
+        want = call(*tensors)
+    monkeypatch.setattr(check, "tensors", None)
+    monkeypatch.setattr(launch, "prepare_call", None)
+    assert are_equal(gradients(call, tensors), first)
+    with torch.no_grad():
+        assert torch.equal(call(*tensors), want) and torch.equal(want, first[0]) and want.dim() == 3
+
+
+def test_an_unbatched_call_and_a_batch_of_one_are_two(found, launched):  # noqa: F811
+    x, w, b = unbatched()
+    for images in (x, x.unsqueeze(0), x, x.unsqueeze(0)):
+        assert conv(images, w, b).dim() == images.dim()
+    assert [recipe is None for recipe in found] == [True, True, False, False]
+
+
+# ---- sequences in a row --------------------------------------------------------------------------------------------------
+
+IDS = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2]], dtype=torch.int32)
+TWICE = IDS.repeat_interleave(2, 1)
+STARTS = torch.tensor([0, 3, 3, 7], dtype=torch.int32)
+
+
+def row(grad=False, dtype=torch.float32):
+    torch.manual_seed(0)
+    return [torch.randn(s, dtype=dtype).requires_grad_(grad) for s in ((1, 4, 8), (4, 3), (4,))]
+
+
+def causal(x, w, b, **given):
+    return tritonconv.causal_conv1d(x, w, b, "silu", **given)
+
+
+@pytest.mark.parametrize("given", [{"seq_idx": IDS}, {"cu_seqlens": STARTS}], ids=["seq_idx", "cu_seqlens"])
+def test_sequences_in_a_row_are_known(given, found, launched, monkeypatch):  # noqa: F811
+    tensors = row(True)
+    first = gradients(lambda *t: causal(*t, **given), tensors)
+    with torch.no_grad():
+        want = causal(*tensors, **given)
+    monkeypatch.setattr(causal_check, "causal", None)
+    monkeypatch.setattr(causal_launch, "prepare", None)
+    assert are_equal(gradients(lambda *t: causal(*t, **given), tensors), first)
+    with torch.no_grad():
+        assert torch.equal(causal(*tensors, **given), want)
+
+
+def test_second_derivatives_of_sequences_in_a_row(found, launched):  # noqa: F811
+    x, w, b = row(True, torch.float64)
+    made = []
+    for _ in range(3):
+        first = torch.autograd.grad(causal(x, w, b, seq_idx=IDS).square().sum(), (x, w), create_graph=True)
+        made.append(torch.autograd.grad(first[0].square().sum() + first[1].square().sum(), (x, w)))
+    assert found[-1] is not None and not torch.equal(first[0], made[0][0])
+    assert all(torch.equal(p, q) for other in made[1:] for p, q in zip(made[0], other, strict=True))
+
+
+@pytest.mark.parametrize("name", ["seq_idx", "cu_seqlens"])
+def test_a_known_call_reads_the_numbers_of_this_call(name, found, launched):  # noqa: F811
+    """Other numbers have the same key, and so have the same ones after they were changed in place."""
+    tensors = row()
+    one, other = (IDS, IDS.flip(1) * 0) if name == "seq_idx" else (STARTS, torch.tensor([0, 1, 2, 8], dtype=torch.int32))
+    given = one.clone()
+    results = [causal(*tensors, **{name: given}) for _ in range(2)]
+    given.copy_(other)
+    results.append(causal(*tensors, **{name: given}))
+    assert found[-1] is not None and found[-2] is not None
+    recipes.forget()
+    assert torch.equal(results[2], causal(*tensors, **{name: other})) and not torch.equal(results[1], results[2])
+
+
+def test_bad_bounds_of_a_known_call_are_refused(launched):
+    tensors, given = row(), STARTS.clone()
+    for _ in range(2):
+        causal(*tensors, cu_seqlens=given)
+    given[3] = 9
+    with pytest.raises(ValueError, match="cu_seqlens must end at 8"):
+        causal(*tensors, cu_seqlens=given)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{}, {"seq_idx": TWICE[:, ::2]}, {"cu_seqlens": STARTS}, {"cu_seqlens": STARTS[1:] - 3}, {"seq_idx": IDS.long()}],
+    ids=["none", "strides", "starts", "fewer", "dtype"],
+)
+def test_what_sequences_change_is_in_the_key(other, found, launched):  # noqa: F811
+    tensors = row()
+    for _ in range(2):
+        causal(*tensors, seq_idx=IDS)
+    assert found[-1] is not None
+    found.clear()
+    if "seq_idx" in other and other["seq_idx"].dtype == torch.int64:
+        with pytest.raises(RuntimeError, match="int32"):
+            causal(*tensors, **other)
+        assert found == [None]
+        return
+    first, second = causal(*tensors, **other), causal(*tensors, **other)
+    assert [recipe is None for recipe in found] == [True, False] and torch.equal(first, second)
+    recipes.forget()
+    assert torch.equal(causal(*tensors, **other), first)
+
+
+# ---- windows as columns --------------------------------------------------------------------------------------------------
+
+IMAGE = torch.arange(40.0).view(1, 2, 4, 5)
+COLUMNS = tritonconv.unfold(IMAGE, 2)
+WINDOWS = {
+    "unfold": (tritonconv.unfold, IMAGE, (2,)),
+    "fold": (tritonconv.fold, COLUMNS, ((4, 5), 2)),
+    "unfold, unbatched": (tritonconv.unfold, IMAGE[0], (2,)),
+    "fold, unbatched": (tritonconv.fold, COLUMNS[0], ((4, 5), 2)),
+    "unfold, copied": (lambda *given: tritonconv.unfold(*given, plan="fprop:unfold:64x4x4:pack-a"), IMAGE.mT, (2,)),
+}
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_columns_are_known(name, found, launched, monkeypatch):  # noqa: F811
+    call, source, given = WINDOWS[name]
+    first = call(source, *given)
+    for function in ("unfold", "fold"):
+        monkeypatch.setattr(columns_check, function, None)
+    again = call(source, *given)
+    assert [recipe is None for recipe in found] == [True, False]
+    assert torch.equal(first, again) and first.stride() == again.stride()
+
+
+#: Other calls of `unfold` than `unfold(IMAGE, 2)`, and of `fold` than `fold(COLUMNS, (4, 5), 2)`.
+OTHER = {
+    "unfold": [
+        (IMAGE, 3),
+        (IMAGE, 2, 2),
+        (IMAGE, 2, 1, 1),
+        (IMAGE, 2, 1, 0, 2),
+        (IMAGE.double(), 2),
+        (IMAGE.mT.contiguous().mT, 2),
+        (unaligned(IMAGE), 2),
+        (IMAGE[..., :4], 2),
+        (IMAGE[0], 2),
+    ],
+    "fold": [
+        (COLUMNS, (5, 4), 2),
+        (COLUMNS, (5, 6), 2, 2),
+        (COLUMNS, (2, 3), 2, 1, 1),
+        (COLUMNS, (6, 8), 2, 1, 0, 2),
+        (COLUMNS, (3, 12), (2, 1), 2),
+        (COLUMNS[:, :, :8].contiguous(), (3, 5), 2),
+        (unaligned(COLUMNS), (4, 5), 2),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_what_columns_hang_on_is_in_the_key(name, found, launched):  # noqa: F811
+    call, source, given = WINDOWS[name]
+    plan = {"unfold": "fprop:unfold:64x4x4", "fold": "dgrad:unfold:64x4x1"}[name]
+    for arguments, words in (*((other, {}) for other in OTHER[name]), ((source, *given), {"plan": plan})):
+        recipes.forget(), call(source, *given), found.clear()
+        first, second = (call(*arguments, **words) for _ in range(2))
+        assert [recipe is None for recipe in found] == [True, False], arguments[1:]
+        recipes.forget()
+        assert torch.equal(first, second) and torch.equal(call(*arguments, **words), first)
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_columns_that_record_take_the_ordinary_way(name, found, launched):  # noqa: F811
+    call, source, given = WINDOWS[name]
+    for _ in range(2):
+        call(source, *given)
+    leaf = source.clone().requires_grad_()
+    for _ in range(2):
+        assert call(leaf, *given).requires_grad
+    assert [recipe is None for recipe in found] == [True, False, True, True]

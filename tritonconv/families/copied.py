@@ -1,0 +1,126 @@
+"""Launches of the families "copied-...": another family's, around which torch writes x out with its padding, or adds the images
+of each pixel to the input gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from costmodel.algebra import product
+from costmodel.families import family
+from costmodel.families.copied import PLACE, PREFIX, Copied, copy_launches
+from costmodel.problem import ConvProblem, Pass
+from costmodel.tiling import Call, Plan, itemsize
+from tritonconv import padding
+from tritonconv.describe import describe
+from tritonconv.families.protocol import Laid, Launcher
+from tritonconv.kernels.epilogue import Fused
+from tritonconv.layout import channels_last_strides, dense_strides
+from tritonconv.prepared import FusedKey, TensorKey
+from tritonconv.steps import Copies, Launch
+
+
+@dataclass(frozen=True)
+class Written(Copies):
+    """x with its padding in a buffer of `key`, then the copies of the other family; for dgrad that buffer is the result."""
+
+    problem: ConvProblem
+    which: Pass
+    key: TensorKey
+    inner: Copies
+
+    @property
+    def elsewhere(self) -> bool:  # type: ignore[override]
+        return self.which == Pass.DGRAD or self.inner.elsewhere
+
+    def buffer(self, like: torch.Tensor) -> torch.Tensor:
+        shape, strides = self.key
+        return torch.empty_strided(shape, strides, dtype=like.dtype, device=like.device)
+
+    def operands(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.which == Pass.FPROP:
+            a = padding.write_out(a, self.problem, self.buffer(a))
+        elif self.which == Pass.WGRAD:
+            b = padding.write_out(b, self.problem, self.buffer(b))
+        return self.inner.operands(a, b)
+
+    def result(self, out: torch.Tensor) -> torch.Tensor:
+        return self.inner.result(self.buffer(out) if self.which == Pass.DGRAD else out)
+
+    def beside(self, fused: Fused, made: torch.Tensor) -> Fused:
+        return self.inner.beside(fused, made)
+
+    def finish(self, made: torch.Tensor, out: torch.Tensor, used: Fused | None, asked: Fused | None) -> None:
+        if self.which != Pass.DGRAD:
+            self.inner.finish(made, out, used, asked)
+            return
+        padded = made
+        if self.inner.elsewhere:
+            padded = self.buffer(out)
+            self.inner.finish(made, padded, used, asked)
+        padding.fold_into(out, padded, self.problem)
+
+
+class CopiedLauncher(Launcher):
+    """The launcher of a family behind the copy."""
+
+    def __init__(self, inner: Launcher) -> None:
+        self.inner, self.name, self.title = inner, PREFIX + inner.name, inner.title
+
+    def of(self, plan: Plan) -> Copied:
+        found = family(plan.family)
+        assert isinstance(found, Copied)
+        return found
+
+    def laid(self, plan: Any, call: Call, a: TensorKey, b: TensorKey, out: TensorKey) -> Laid:
+        of, place, which = self.of(plan), PLACE[call.which], call.which
+        inner, problem = of.written(call), call.problem.written_out
+        shape = problem.input_shape
+        last = getattr(inner, place).unit == 1
+        strides = channels_last_strides(shape) if last else dense_strides(shape, range(len(shape) - 1, -1, -1))
+        written = shape, strides
+        a, b, out = (written if name == place else key for name, key in (("a", a), ("b", b), ("out", out)))
+        aligned = call.a.aligned or place == "a", call.b.aligned or place == "b"
+        seen = describe(problem, which, a, b, out, aligned)
+        described = Call(problem, which, call.dtype, call.precision, *seen, call.epilogue)
+        laid = self.inner.laid(of.within(plan), described, a, b, out)
+        copied = tuple(dict.fromkeys((*laid.copied, *(() if place == "out" else (place,)))))
+        copies = Written(call.problem, which, written, laid.copies)
+        return laid._replace(plan=of.own(laid.plan), copied=copied, copies=copies)
+
+    def launch(
+        self,
+        plan: Any,
+        call: Call,
+        a: TensorKey,
+        b: TensorKey,
+        out: TensorKey,
+        bias_stride: int | None,
+        fused: FusedKey | None,
+        upcast: bool,
+    ) -> Launch:
+        if plan.which == Pass.DGRAD and bias_stride is not None:
+            raise ValueError(f"plan {plan} sums images behind its kernel, which adds the bias: b must be None")
+        return self.inner.launch(self.of(plan).within(plan), call, a, b, out, bias_stride, fused, upcast)
+
+    def kernels_of(self, which: Pass) -> str:
+        return self.inner.kernels_of(which)
+
+    def fused_in(self, plan: Any) -> str:
+        return self.inner.fused_in(self.of(plan).within(plan))
+
+    def remark(self, call: Call, plan: Any) -> str:
+        inner = self.inner.remark(self.of(plan).written(call), self.of(plan).within(plan))
+        done = ", then a sum of each pixel's images" if call.which == Pass.DGRAD else ""
+        return f"{inner}, of x with its {' x '.join(call.problem.modes)} padding written out{done}"
+
+    def words(self, call: Call, plan: Any) -> list[str]:
+        size = itemsize(call.dtype) * product(call.problem.written_out.input_shape)
+        name = {Pass.FPROP: "x with its padding", Pass.DGRAD: "the gradient of x with its padding"}
+        return [
+            *self.inner.words(self.of(plan).written(call), self.of(plan).within(plan)),
+            f"  {name.get(call.which, name[Pass.FPROP])}: {size / 1e6:.3g} MB, in {copy_launches(call.problem, call.which)} "
+            "launches of torch's",
+        ]
