@@ -357,19 +357,11 @@ def video() -> None:
 
 
 @app.command(rich_help_panel=MAINTAINERS)
-def blocks() -> None:
-    """Print docs' table of the blocks of video and image decoders, from the cost model: normalisation, SiLU, convolution."""
-    from bench.chains.blocks import summary
+def blocks(layers: Annotated[bool, typer.Option("--images", help="Image layers behind a GroupNorm instead.")] = False) -> None:
+    """Print docs' table of blocks of video and image decoders, from the cost model: normalisation, SiLU, convolution."""
+    from bench.chains import blocks, images
 
-    print(summary())
-
-
-@app.command(rich_help_panel=MAINTAINERS)
-def images() -> None:
-    """Print docs' table of image layers behind a GroupNorm, from the cost model: in one call, and in two kernels."""
-    from bench.chains.images import summary
-
-    print(summary())
+    print((images if layers else blocks).summary())
 
 
 @app.command(rich_help_panel=MAINTAINERS)

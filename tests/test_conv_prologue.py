@@ -356,6 +356,21 @@ def test_errors_name_the_argument(change, error, words, launches):
     assert not launches()
 
 
+def test_forward_mode_is_refused_by_name(device):
+    with pytest.raises(NotImplementedError, match="_Normalize has no forward mode"):
+        torch.func.jvp(lambda x: tritonconv.conv2d_fused(x, W.double(), prologue=Prologue()), (X.double(),), (X.double(),))
+
+
+@pytest.mark.slow
+def test_as_an_op_of_torch(device):
+    x, w, b = SMALL.tensors(torch.float32, device)
+    scale, rstd = torch.randn(2, 1, 2, device=device), torch.rand(2, 1, 2, 3, device=device)
+    given = (x, w, b, [1, 1], [0, 0, 0, 1], [1, 1], 1, scale, None, rstd, "silu", 0.01, b, None, None, "relu", 0.01, "")
+    torch.library.opcheck(torch.ops.tritonconv.fprop_normalized.default, given)
+    recorded = [t.requires_grad_() if isinstance(t, torch.Tensor) else t for t in given]
+    torch.library.opcheck(torch.ops.tritonconv.fprop_normalized.default, tuple(recorded))
+
+
 def test_other_functions_and_norms_refuse(launches):
     with pytest.raises(TypeError, match="unexpected keyword argument 'prologue'"):
         tritonconv.conv_transpose2d_fused(X, W, prologue=Prologue())

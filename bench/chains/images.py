@@ -1,7 +1,7 @@
 """Layers of image models behind a GroupNorm: normalisation, SiLU, convolution, at their real sizes.
 
 As FLUX's decoder and SDXL's U-Net have them, in torch's operators; by `conv2d_fused` of what a kernel wrote with the norm; and
-by `conv2d_fused` with a prologue. `python -m bench images` prints what the cost model predicts; nothing in that table
+by `conv2d_fused` with a prologue. `python -m bench blocks --images` prints what the cost model predicts; nothing in that table
 was measured.
 """
 

@@ -98,7 +98,8 @@ def prologue_fits(call: Call, tile: Tile, reach: str, capability: int) -> bool:
     if size == 8:
         return each <= (2 if last or (spans and reach != "wide") else 8)
     if reach == "wide":
-        return each <= (16 if spans and size > 2 else 32)
+        spilled = compiled_for(capability) == 80 and (tile.m, tile.n) == (64, 128)  # by Triton 3.6, with gelu and rstd
+        return each <= (16 if spans and (size > 2 or spilled) else 32)
     if spans and last and tile.m * tile.n >= 64 * 64:
         return False
     return each <= (8 if spans or last else 16)
