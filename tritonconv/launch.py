@@ -186,12 +186,12 @@ def perform(
     if type(copies) is Copies and not is_away(a):  # the most frequent case skips everything that does nothing
         prepared.run(a, b, bias, out, asked, prologue)
         return
-    a, b = copies.operands(a, b)
-    made = copies.result(out)
-    used = None if asked is None else copies.beside(asked, made)
-    with on(a):
+    with on(a):  # copies may be kernels too
+        a, b = copies.operands(a, b)
+        made = copies.result(out)
+        used = None if asked is None else copies.beside(asked, made)
         prepared.run(a, b, bias, made, used, prologue)
-    copies.finish(made, out, used, asked)
+        copies.finish(made, out, used, asked)
 
 
 def fprop(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, problem: ConvProblem, plan: str = "") -> torch.Tensor:

@@ -1,8 +1,7 @@
 """The families "copied-...": convolutions whose padding holds pixels, by a family that pads with zeros. Plain arithmetic.
 
 x is written out with its padding first, and the other family's plan runs on that; the input gradient is the other family's, of
-x with its padding, and the images of each pixel are then added to it. torch's copies and additions do both, end by end of each
-axis, so `launches` counts them. `tritonconv.padding` has them.
+x with its padding, and the images of each pixel are then added up. Each takes one kernel of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from costmodel.algebra import product
 from costmodel.device import Device
 from costmodel.families.matrix import MatrixPlan
 from costmodel.families.protocol import Counted, Family
-from costmodel.problem import ConvProblem, Pass
+from costmodel.problem import Pass
 from costmodel.tiling import MAX_ALIGN, Call, Operand, Plan, channels_last, itemsize
 from costmodel.timing import Prediction, from_dram, overhead, traffic
 
@@ -24,21 +23,10 @@ PREFIX = "copied-"
 PLACE = {Pass.FPROP: "a", Pass.DGRAD: "out", Pass.WGRAD: "b"}
 
 
-def copy_elements(problem: ConvProblem, which: Pass) -> int:
-    """Elements that the copy around a pass reads and writes: x and its padding once each way; for the input gradient the
-    padding is read, and so are the pixels to which it is added."""
-    inside, whole = product(problem.input_shape), product(problem.written_out.input_shape)
-    return 2 * inside + 3 * (whole - inside) if which == Pass.DGRAD else 2 * whole
-
-
-def copy_launches(problem: ConvProblem, which: Pass) -> int:
-    """Kernels of torch around a pass: one for the pixels, one for each end of an axis, and one more where an end of several
-    pixels is turned around (reflect) or, for the input gradient, added up first (replicate)."""
-    count = 1
-    for mode, ends in zip(problem.padding_mode, problem.padding, strict=True):
-        turned = mode == "reflect" or (mode == "replicate" and which == Pass.DGRAD)
-        count += sum(1 + (turned and end > 1) for end in ends if end > 0 and mode != "zeros")
-    return count
+def copy_bytes(call: Call) -> int:
+    """Bytes that the kernel around a pass reads and writes at least: x, and x with its padding; or their gradients."""
+    problem = call.problem
+    return itemsize(call.dtype) * (product(problem.input_shape) + product(problem.written_out.input_shape))
 
 
 class Copied(Family):
@@ -71,11 +59,9 @@ class Copied(Family):
         return replace(plan, family=self.name)
 
     def _seconds(self, call: Call, device: Device) -> float:
-        """Seconds of the copies around a pass."""
+        """Seconds of the kernel around a pass."""
         constants = device.calibration(self.inner.name)
-        moved = itemsize(call.dtype) * copy_elements(call.problem, call.which)
-        kernels = copy_launches(call.problem, call.which)
-        return overhead(kernels, device, constants) + from_dram(moved, device, constants)
+        return overhead(1, device, constants) + from_dram(copy_bytes(call), device, constants)
 
     def refusal(self, call: Call, plan: Any, device: Device | None) -> str:
         return self.inner.refusal(self.written(call), self.within(plan), device)
@@ -105,7 +91,7 @@ class Copied(Family):
             tiles=found.tiles,
             waves=found.waves,
             tile_use=found.tile_use,
-            bytes=found.bytes + itemsize(call.dtype) * copy_elements(call.problem, call.which),
+            bytes=found.bytes + copy_bytes(call),
             bound="copies" if copy > found.seconds else found.bound,
             low=found.low * more,
             high=found.high * more,
@@ -116,8 +102,8 @@ class Copied(Family):
         inner = self.written(call)
         issued, extra, launches = self.inner.counted(inner, self.within(plan))
         extra += traffic(inner).compulsory - traffic(call).compulsory
-        extra += itemsize(call.dtype) * copy_elements(call.problem, call.which)
-        return Counted(issued, extra, launches + copy_launches(call.problem, call.which))
+        extra += copy_bytes(call)
+        return Counted(issued, extra, launches + 1)
 
     def completed(self, call: Call, plan: Any) -> Plan:
         return self.own(self.inner.completed(self.written(call), self.within(plan)))

@@ -147,7 +147,7 @@ def fold_bytes(call: Call) -> int:
 class Padded(Gemm):
     """The family. Its fprop and wgrad are ranked, timed and counted as those of "gather", with their own kernels' figures."""
 
-    kernels = ("padded", "padded_fold", "dgrad", "reduce")
+    kernels = ("padded", "padded_copy", "padded_fold", "dgrad", "reduce")
     executed = (80, 90)
     modes = True
     prologues = True

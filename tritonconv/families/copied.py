@@ -1,5 +1,5 @@
-"""Launches of the families "copied-...": another family's, around which torch writes x out with its padding, or adds the images
-of each pixel to the input gradient."""
+"""Launches of the families "copied-...": another family's, around which a kernel writes x out with its padding, or adds up the
+images of each pixel of the input gradient."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ import torch
 
 from costmodel.algebra import product
 from costmodel.families import family
-from costmodel.families.copied import PLACE, PREFIX, Copied, copy_launches
-from costmodel.problem import ConvProblem, Pass
+from costmodel.families.copied import PLACE, PREFIX, Copied
+from costmodel.problem import Pass
 from costmodel.tiling import Call, Plan, itemsize
-from tritonconv import padding
+from tritonconv import host
 from tritonconv.describe import describe
 from tritonconv.families.protocol import Laid, Launcher
+from tritonconv.families.written import copy, fold
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.layout import channels_last_strides, dense_strides
 from tritonconv.prepared import FusedKey, TensorKey
-from tritonconv.steps import Copies, Launch
+from tritonconv.steps import Copies, Launch, Step
 
 
 @dataclass(frozen=True)
 class Written(Copies):
-    """x with its padding in a buffer of `key`, then the copies of the other family; for dgrad that buffer is the result."""
+    """x with its padding in a buffer of `key`, which `step` writes, then the copies of the other family. For dgrad that buffer
+    is the result, and `step` adds its images up."""
 
-    problem: ConvProblem
     which: Pass
     key: TensorKey
+    step: Step
     inner: Copies
 
     @property
@@ -41,10 +43,15 @@ class Written(Copies):
 
     def operands(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.which == Pass.FPROP:
-            a = padding.write_out(a, self.problem, self.buffer(a))
+            a = self.written(a)
         elif self.which == Pass.WGRAD:
-            b = padding.write_out(b, self.problem, self.buffer(b))
+            b = self.written(b)
         return self.inner.operands(a, b)
+
+    def written(self, x: torch.Tensor) -> torch.Tensor:
+        made = self.buffer(x)
+        self.step.start(*self.step.values({"a": x, "out": made}))
+        return made
 
     def result(self, out: torch.Tensor) -> torch.Tensor:
         return self.inner.result(self.buffer(out) if self.which == Pass.DGRAD else out)
@@ -60,7 +67,7 @@ class Written(Copies):
         if self.inner.elsewhere:
             padded = self.buffer(out)
             self.inner.finish(made, padded, used, asked)
-        padding.fold_into(out, padded, self.problem)
+        self.step.start(*self.step.values({"workspace": padded, "bias": None, "out": out}))
 
 
 class CopiedLauncher(Launcher):
@@ -80,14 +87,19 @@ class CopiedLauncher(Launcher):
         shape = problem.input_shape
         last = getattr(inner, place).unit == 1
         strides = channels_last_strides(shape) if last else dense_strides(shape, range(len(shape) - 1, -1, -1))
-        written = shape, strides
-        a, b, out = (written if name == place else key for name, key in (("a", a), ("b", b), ("out", out)))
+        written, asked = (shape, strides), {"a": a, "b": b, "out": out}
+        a, b, out = (written if name == place else key for name, key in asked.items())
         aligned = call.a.aligned or place == "a", call.b.aligned or place == "b"
         seen = describe(problem, which, a, b, out, aligned)
         described = Call(problem, which, call.dtype, call.precision, *seen, call.epilogue)
         laid = self.inner.laid(of.within(plan), described, a, b, out)
         copied = tuple(dict.fromkeys((*laid.copied, *(() if place == "out" else (place,)))))
-        copies = Written(call.problem, which, written, laid.copies)
+        if place == "out":
+            upcast = host.INTERPRETED and call.dtype == "bfloat16"
+            step = fold(written, asked[place], call.problem, call.dtype, None, upcast)
+        else:
+            step = copy(asked[place], written, call.problem, call.dtype)
+        copies = Written(which, written, step, laid.copies)
         return laid._replace(plan=of.own(laid.plan), copied=copied, copies=copies)
 
     def launch(
@@ -121,6 +133,5 @@ class CopiedLauncher(Launcher):
         name = {Pass.FPROP: "x with its padding", Pass.DGRAD: "the gradient of x with its padding"}
         return [
             *self.inner.words(self.of(plan).written(call), self.of(plan).within(plan)),
-            f"  {name.get(call.which, name[Pass.FPROP])}: {size / 1e6:.3g} MB, in {copy_launches(call.problem, call.which)} "
-            "launches of torch's",
+            f"  {name.get(call.which, name[Pass.FPROP])}: {size / 1e6:.3g} MB, in a launch of its own",
         ]
