@@ -3,7 +3,7 @@ of each pixel to the input gradient."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,18 +18,20 @@ from tritonconv.describe import describe
 from tritonconv.families.protocol import Laid, Launcher
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.layout import channels_last_strides, dense_strides
-from tritonconv.prepared import FusedKey, TensorKey
+from tritonconv.prepared import FusedKey, TensorKey, wide
 from tritonconv.steps import Copies, Launch
 
 
 @dataclass(frozen=True)
 class Written(Copies):
-    """x with its padding in a buffer of `key`, then the copies of the other family; for dgrad that buffer is the result."""
+    """x with its padding in a buffer of `key`, then the copies of the other family; for dgrad that buffer is the result, in the
+    type `sums` if it has one."""
 
     problem: ConvProblem
     which: Pass
     key: TensorKey
     inner: Copies
+    sums: torch.dtype | None = None
 
     @property
     def elsewhere(self) -> bool:  # type: ignore[override]
@@ -37,7 +39,7 @@ class Written(Copies):
 
     def buffer(self, like: torch.Tensor) -> torch.Tensor:
         shape, strides = self.key
-        return torch.empty_strided(shape, strides, dtype=like.dtype, device=like.device)
+        return torch.empty_strided(shape, strides, dtype=self.sums or like.dtype, device=like.device)
 
     def operands(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.which == Pass.FPROP:
@@ -74,6 +76,10 @@ class CopiedLauncher(Launcher):
         assert isinstance(found, Copied)
         return found
 
+    def widens(self, plan: Plan, call: Call) -> bool:
+        """Whether the kernel fills a buffer of another type than x's."""
+        return call.which == Pass.DGRAD and self.of(plan).sums(call.dtype) > itemsize(call.dtype)
+
     def laid(self, plan: Any, call: Call, a: TensorKey, b: TensorKey, out: TensorKey) -> Laid:
         of, place, which = self.of(plan), PLACE[call.which], call.which
         inner, problem = of.written(call), call.problem.written_out
@@ -87,7 +93,8 @@ class CopiedLauncher(Launcher):
         described = Call(problem, which, call.dtype, call.precision, *seen, call.epilogue)
         laid = self.inner.laid(of.within(plan), described, a, b, out)
         copied = tuple(dict.fromkeys((*laid.copied, *(() if place == "out" else (place,)))))
-        copies = Written(call.problem, which, written, laid.copies)
+        sums = wide(getattr(torch, call.dtype)) if self.widens(plan, call) else None
+        copies = Written(call.problem, which, written, laid.copies, sums)
         return laid._replace(plan=of.own(laid.plan), copied=copied, copies=copies)
 
     def launch(
@@ -103,7 +110,12 @@ class CopiedLauncher(Launcher):
     ) -> Launch:
         if plan.which == Pass.DGRAD and bias_stride is not None:
             raise ValueError(f"plan {plan} sums images behind its kernel, which adds the bias: b must be None")
-        return self.inner.launch(self.of(plan).within(plan), call, a, b, out, bias_stride, fused, upcast)
+        made = self.inner.launch(self.of(plan).within(plan), call, a, b, out, bias_stride, fused, upcast)
+        if not self.widens(plan, call) or "out" not in made.main.boxes:
+            return made
+        main = made.main  # a box has the type of x: threads store results of 32 bits themselves
+        boxes = {name: box for name, box in main.boxes.items() if name != "out"}
+        return replace(made, main=replace(main, boxes=boxes, constants=main.constants | {"STORE": False}))
 
     def kernels_of(self, which: Pass) -> str:
         return self.inner.kernels_of(which)
@@ -117,10 +129,11 @@ class CopiedLauncher(Launcher):
         return f"{inner}, of x with its {' x '.join(call.problem.modes)} padding written out{done}"
 
     def words(self, call: Call, plan: Any) -> list[str]:
-        size = itemsize(call.dtype) * product(call.problem.written_out.input_shape)
-        name = {Pass.FPROP: "x with its padding", Pass.DGRAD: "the gradient of x with its padding"}
+        of, count = self.of(plan), copy_launches(call.problem, call.which)
+        size = of.sums(call.dtype) if call.which == Pass.DGRAD else itemsize(call.dtype)
+        shown = f"{size * product(call.problem.written_out.input_shape) / 1e6:.3g} MB"
+        name = f"{'the gradient of ' * (call.which == Pass.DGRAD)}x with its padding"
         return [
-            *self.inner.words(self.of(plan).written(call), self.of(plan).within(plan)),
-            f"  {name.get(call.which, name[Pass.FPROP])}: {size / 1e6:.3g} MB, in {copy_launches(call.problem, call.which)} "
-            "launches of torch's",
+            *self.inner.words(of.written(call), of.within(plan)),
+            f"  {name}: {shown}, in {count} launches of torch's",
         ]
