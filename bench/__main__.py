@@ -115,6 +115,9 @@ def warm(
 def overhead(
     out: Annotated[Path | None, typer.Option(help="Where overhead.json is written.")] = None,
     stub: Annotated[str, typer.Option(metavar="ARCH", help="Without a GPU: warm calls, launches left out (sm_90).")] = "",
+    keep: Annotated[
+        str, typer.Option(help="Host times for the cost model: into the user's table of this device, or the package's.")
+    ] = "",
 ) -> None:
     """Host time of a call against torch's, and of the first call of a shape, new and already compiled."""
     if stub:
@@ -124,7 +127,9 @@ def overhead(
         return
     from bench.overhead import command
 
-    command(out)
+    if keep not in ("", "user", "package"):
+        raise typer.BadParameter(f"--keep must be user or package, got {keep}")
+    command(out, keeps=keep)
 
 
 @app.command(rich_help_panel=USERS)
@@ -352,11 +357,11 @@ def video() -> None:
 
 
 @app.command(rich_help_panel=MAINTAINERS)
-def blocks() -> None:
-    """Print docs' table of the blocks of video and image decoders, from the cost model: normalisation, SiLU, convolution."""
-    from bench.chains.blocks import summary
+def blocks(layers: Annotated[bool, typer.Option("--images", help="Image layers behind a GroupNorm instead.")] = False) -> None:
+    """Print docs' table of blocks of video and image decoders, from the cost model: normalisation, SiLU, convolution."""
+    from bench.chains import blocks, images
 
-    print(summary())
+    print((images if layers else blocks).summary())
 
 
 @app.command(rich_help_panel=MAINTAINERS)

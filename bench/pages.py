@@ -127,6 +127,12 @@ def chains() -> str:
     return summary()
 
 
+def images() -> str:
+    from bench.chains.images import summary
+
+    return summary()
+
+
 def blocks() -> Iterator[Block]:
     """All blocks, each with its page."""
     docs = ROOT / "docs"
@@ -135,6 +141,7 @@ def blocks() -> Iterator[Block]:
     yield from (Block(made.__name__, docs / "kernels.md", made) for made in (audit, band, separable))
     yield Block("blocks", docs / "kernels.md", decoders)
     yield Block("chains", docs / "kernels.md", chains)
+    yield Block("images", docs / "kernels.md", images)
     yield from (Block(made.__name__, docs / "design" / f"{made.__name__}.md", made) for made in (deform, unfold, padded))
 
 

@@ -2,6 +2,8 @@
 
 TESTS = ("tests/test_padded.py", "-k", "results_and_gradients or plans or beyond")
 MODES, KERNELS = "modes.py", "padded.py"
+PROLOGUES = ("tests/test_conv_prologue.py", "-k", "test_the_definition or epilogue_behind or tiles_of_one or any_layout")
+BEFORE = "padded_prologue.py"
 
 ROWS = (
     ("a fold behind the last pixel", MODES, "    last = size - 1", "    last = size", TESTS),
@@ -31,4 +33,28 @@ ROWS = (
         TESTS,
     ),
     ("a wrong group", KERNELS, "x_base += group * channels", "x_base += 0 * channels", TESTS),
+    ("a prologue of zeros in the padding", BEFORE, "return tl.where(mask, z, x)", "return z", PROLOGUES),
+    (
+        "values of the first image for all",
+        BEFORE,
+        "offset = (n.to(tl.int64) * step)",
+        "offset = (n.to(tl.int64) * 0)",
+        PROLOGUES,
+    ),
+    ("values of another image", BEFORE, "base = ptr + image * step + first_channel", "base = ptr + first_channel", PROLOGUES),
+    (
+        "values of the first group for all",
+        KERNELS,
+        "first_channel = group * channels",
+        "first_channel = 0 * channels",
+        PROLOGUES,
+    ),
+    ("values of the first share for all", KERNELS, "first_channel += part * unpack", "first_channel += 0 * unpack", PROLOGUES),
+    (
+        "a pixel's value of the first tap for all",
+        KERNELS,
+        "pixel, _ = sources_of(rows, n, at,",
+        "pixel, _ = sources_of(rows, n, (d0, h0, w0),",
+        PROLOGUES,
+    ),
 )

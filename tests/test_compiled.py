@@ -250,6 +250,43 @@ def test_video_with_a_prologue(arch, norm, dtype, executed):
     assert executed == [*statistics, "video_kernel", "apply_kernel", "video_kernel"]
 
 
+@pytest.mark.parametrize(
+    "arch, norm, mode, tile",
+    [
+        (80, "group", "zeros", "64x16x16:w4:s3"),
+        (90, "rms", "circular", "64x32x32:w4:s3"),
+        pytest.param(90, "group", "reflect", "16x16x16:w4:s3:split2", marks=pytest.mark.slow),
+        pytest.param(80, "rms", "zeros", "16x16x16:w4:s3", marks=pytest.mark.slow),
+    ],
+)
+def test_a_convolution_with_a_prologue(arch, norm, mode, tile, executed):
+    """Together and apart, of tiles that span images or not (16 results each), with a residual, called twice."""
+    import tritonconv
+
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if norm == "group" else torch.float16
+    x, residual = (torch.randn(3, 24, 4, 4).to(dtype).to(memory_format=torch.channels_last) for _ in range(2))
+    w, b = torch.randn(24, 24, 3, 3).to(dtype).to(memory_format=torch.channels_last), torch.randn(24).to(dtype)
+    if norm == "group":
+        prologue = tritonconv.group_norm_prologue(x, 3, activation="silu")
+        normal = torch.nn.functional.group_norm(x.double(), 3)
+    else:
+        prologue = tritonconv.rms_norm_prologue(x, activation="silu")
+        normal = x.double() * (x.double().square().mean(1, True) + 1e-6).rsqrt()
+    known, window = torch.nn.functional.silu(normal), {"padding": ((1, 1),) * 2, "padding_mode": mode}
+    sums = padded.by_pad(known.abs(), w.abs().double(), **window)
+    exact = padded.by_pad(known, w.double(), b.double(), **window) + residual.double()
+    added = sums + b.abs().double().view(-1, 1, 1) + residual.abs().double()
+    want = Expected(exact, added, torch.full_like(exact, 24 * 9.0))
+    room = want.rounding(dtype) + C_LIMIT * want.accumulation(dtype) + UNIT[dtype] * sums
+    executed.clear()
+    for plan in (f"fprop:padded:{tile}:together", f"fprop:{'gather' if mode == 'zeros' else 'padded'}:{tile}"):
+        for _ in range(2):
+            y = tritonconv.conv2d_fused(x, w, b, prologue=prologue, residual=residual, plan=plan, **window)
+            assert bool((want.difference(y) <= room).all())
+    assert executed.count("padded_fprop_kernel") == (2 if mode == "zeros" else 4) and executed.count("apply_kernel") == 2
+
+
 @pytest.mark.parametrize("arch", [80, pytest.param(90, marks=pytest.mark.slow)])
 def test_video_of_summed_taps_groups_and_shares(arch, executed):
     import tritonconv

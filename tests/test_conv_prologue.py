@@ -33,7 +33,7 @@ LAYERS = {
     ),
 }
 #: What a prologue has, by turns. "weight": scale per channel alone; "one": of one image for all.
-KINDS = [("scale", "shift"), ("rstd", "weight"), ("shift",), ("rstd",), ("one", "shift"), ("scale", "rstd", "shift"), ()]
+KINDS = [("scale", "shift"), ("rstd", "weight"), ("shift",), ("scale", "rstd", "shift"), ("one", "shift"), ("rstd",), ()]
 
 
 def prologue_of(x, kinds, activation="silu", seed=7):
@@ -313,7 +313,7 @@ def test_a_model_and_a_trace_know_the_prologue(device):
     assert row.plan.endswith(":together") and row.layer.call == ahead.Prologue("silu", True, True, False, 128)
     with torch.no_grad():
         found = tritonconv.explain(block, (1, 64, 32, 32), device="h200")
-    assert "(scale, shift, silu)" in found.calls[-1].found.words
+    assert "(scale, shift, silu)" in found.calls[-1].explanation.words
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------------------
@@ -346,7 +346,7 @@ Prologue = tritonconv.Prologue
             ValueError,
             "not applied to columns that are read as channels",
         ),
-        ({"prologue": Prologue(), "plan": "depthwise"}, ValueError, "family 'depthwise'"),
+        ({"prologue": Prologue(), "plan": "patch"}, ValueError, "family 'patch'"),
         ({"prologue": Prologue(), "plan": "wgrad:gather:64x16x16"}, ValueError, "does not run"),
     ],
 )
@@ -354,6 +354,21 @@ def test_errors_name_the_argument(change, error, words, launches):
     with pytest.raises(error, match=words):
         tritonconv.conv2d_fused(**{"input": X, "weight": W} | change)
     assert not launches()
+
+
+def test_forward_mode_is_refused_by_name(device):
+    with pytest.raises(NotImplementedError, match="_Normalize has no forward mode"):
+        torch.func.jvp(lambda x: tritonconv.conv2d_fused(x, W.double(), prologue=Prologue()), (X.double(),), (X.double(),))
+
+
+@pytest.mark.slow
+def test_as_an_op_of_torch(device):
+    x, w, b = SMALL.tensors(torch.float32, device)
+    scale, rstd = torch.randn(2, 1, 2, device=device), torch.rand(2, 1, 2, 3, device=device)
+    given = (x, w, b, [1, 1], [0, 0, 0, 1], [1, 1], 1, scale, None, rstd, "silu", 0.01, b, None, None, "relu", 0.01, "")
+    torch.library.opcheck(torch.ops.tritonconv.fprop_normalized.default, given)
+    recorded = [t.requires_grad_() if isinstance(t, torch.Tensor) else t for t in given]
+    torch.library.opcheck(torch.ops.tritonconv.fprop_normalized.default, tuple(recorded))
 
 
 def test_other_functions_and_norms_refuse(launches):

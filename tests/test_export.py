@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import tritonconv
 from tritonconv import convert, decompositions
 
 
@@ -53,6 +54,13 @@ def test_a_program_keeps_the_ops_or_leaves_them(nets, launches):
 
 
 OPS = torch.ops.tritonconv
+
+
+def normalised(x, w, b, prologue):
+    with torch.no_grad():
+        return prologue(x) + tritonconv.conv2d_fused(x, w, b, padding=1, prologue=prologue, activation="relu")
+
+
 #: Calls of the ops that torch's padding and output padding cannot say, and the gradients.
 CALLS = {
     "uneven": lambda x, w, b: OPS.fprop(x, w, b, [1, 2], [2, 0, 0, 1], [1, 1], 1),
@@ -61,6 +69,8 @@ CALLS = {
     "dgrad, rest": lambda x, w, b: OPS.dgrad(x, w, b, [13, 10], [2, 2], [0, 0, 0, 0], [1, 1], 1),
     "dgrad, groups": lambda x, w, b: OPS.dgrad(x, w[:, :1], None, [13, 9], [2, 2], [0, 0, 0, 0], [1, 1], 3),
     "wgrad": lambda x, w, b: OPS.wgrad(x, x, [1, 1], [1, 1], [0, 0, 0, 0], [1, 1], 1),
+    "normalized": lambda x, w, b: normalised(x, w, b, tritonconv.group_norm_prologue(x, 1, b, b, activation="silu")),
+    "normalized, rms": lambda x, w, b: normalised(x, w, b, tritonconv.rms_norm_prologue(x, b, activation="gelu")),
     "fused": lambda x, w, b: OPS.fprop_fused(x, w, b, [1, 1], [0] * 4, [1, 1], 1, b, b, None, "gelu", 0.01, True),
 }
 

@@ -116,7 +116,7 @@ def assert_same(got, want):
 
 def test_no_op_is_forgotten() -> None:
     """A new op is here too, and in one of the lists below. Those of prologues refuse
-    (`test_statistics.py`)."""
+    (`test_statistics.py`, `test_conv_prologue.py`)."""
     registered = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("tritonconv::")}
     assert registered == {name.split()[0] for name in WAYS} | {
         "causal_update",

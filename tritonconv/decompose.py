@@ -15,7 +15,11 @@ import torch.nn.functional as F
 
 from costmodel.problem import Pass
 from tritonconv import cpu
-from tritonconv.epilogue import Epilogue, by_torch, widened
+from tritonconv.ahead import op as _registered  # noqa: F401  fprop_normalized
+from tritonconv.epilogue import ACTIVATIONS, Epilogue, by_torch, widened
+from tritonconv.normalize import op as prologues
+from tritonconv.normalize.check import as_video
+from tritonconv.normalize.launch import Values
 from tritonconv.op import _PRIMITIVES, _problem, _split
 from tritonconv.padding import folded
 from tritonconv.private import register_decomposition
@@ -25,7 +29,8 @@ Maybe = torch.Tensor | None
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """A table for `torch.export.ExportedProgram.run_decompositions`: the ops of the six convolutions, plain and fused.
+    """A table for `torch.export.ExportedProgram.run_decompositions`: the ops of the six convolutions, plain and fused, and of
+    prologues.
 
     Raises nothing.
 
@@ -83,12 +88,31 @@ def _fused(which: Pass) -> Callable[..., Any]:
     return call
 
 
+def _normalize(
+    x: torch.Tensor, scale: Maybe, shift: Maybe, rstd: Maybe, activation: str = "", slope: float = 0.01
+) -> torch.Tensor:
+    z = prologues._sums(x, Values(scale, shift, rstd))
+    return (ACTIVATIONS[activation].forward(z, slope) if activation else z).to(x.dtype)
+
+
+def _normalized(x: torch.Tensor, w: torch.Tensor, b: Maybe, *rest: Any) -> torch.Tensor:
+    place, before, after = rest[:4], rest[4:9], [*rest[9:], *(None, None, None, "", 0.01, "")[len(rest) - 9 :]]
+    y: torch.Tensor = _fused(Pass.FPROP)(
+        _normalize(as_video(x), *before).view(x.shape), w, b, *place, *after[:5], False, after[5]
+    )[0]
+    return y
+
+
 _TABLE: dict[Any, Callable[..., Any]] = {
     _OPS.fprop.default: _fprop,
     _OPS.dgrad.default: _dgrad,
     _OPS.wgrad.default: _wgrad,
     _OPS.fprop_fused.default: _fused(Pass.FPROP),
     _OPS.dgrad_fused.default: _fused(Pass.DGRAD),
+    _OPS.normalize.default: _normalize,
+    _OPS.group_scale.default: prologues._scale,
+    _OPS.rms_rstd.default: prologues._rstd,
+    _OPS.fprop_normalized.default: _normalized,
 }
 for _op, _function in _TABLE.items():
     register_decomposition(_op)(_function)

@@ -49,8 +49,8 @@ def _idle(forward: Pass, input: torch.Tensor, weight: torch.Tensor) -> dict[Pass
     if torch.compiler.is_compiling() or private.transforms_are_active():
         return {}
     of_input = Pass.DGRAD if forward == Pass.FPROP else Pass.FPROP
-    of = {of_input: ("input", input), Pass.WGRAD: ("weight", weight)}
-    return {which: f"{name} requires no gradient" for which, (name, tensor) in of.items() if not tensor.requires_grad}
+    gradients = {of_input: ("input", input), Pass.WGRAD: ("weight", weight)}
+    return {which: f"{name} requires no gradient" for which, (name, tensor) in gradients.items() if not tensor.requires_grad}
 
 
 def know_subclass(tensor: torch.Tensor) -> None:

@@ -38,7 +38,7 @@ def conv1d_fused(
     prologue: Prologue | None = None,
     plan: Plans = None,
 ) -> torch.Tensor:
-    """`tritonconv.conv1d` with an epilogue (scale, shift [K], residual as the output) and a prologue; see this module's docstring."""
+    """`tritonconv.conv1d` with a prologue and an epilogue: scale, shift [K], residual as y; see this module's docstring."""
     window = (stride, padding, dilation, groups, padding_mode)
     after = After(activation, negative_slope, scale, shift, residual)
     return _call("conv1d_fused", 1, check.conv, input, weight, bias, window, plan, after, prologue)
@@ -62,7 +62,7 @@ def conv2d_fused(
     prologue: Prologue | None = None,
     plan: Plans = None,
 ) -> torch.Tensor:
-    """`tritonconv.conv2d` with an epilogue (scale, shift [K], residual as the output) and a prologue; see this module's docstring."""
+    """`tritonconv.conv2d` with a prologue and an epilogue: scale, shift [K], residual as y; see this module's docstring."""
     window = (stride, padding, dilation, groups, padding_mode)
     after = After(activation, negative_slope, scale, shift, residual)
     return _call("conv2d_fused", 2, check.conv, input, weight, bias, window, plan, after, prologue)
@@ -86,7 +86,7 @@ def conv3d_fused(
     prologue: Prologue | None = None,
     plan: Plans = None,
 ) -> torch.Tensor:
-    """`tritonconv.conv3d` with an epilogue (scale, shift [K], residual as the output) and a prologue; see this module's docstring."""
+    """`tritonconv.conv3d` with a prologue and an epilogue: scale, shift [K], residual as y; see this module's docstring."""
     window = (stride, padding, dilation, groups, padding_mode)
     after = After(activation, negative_slope, scale, shift, residual)
     return _call("conv3d_fused", 3, check.conv, input, weight, bias, window, plan, after, prologue)

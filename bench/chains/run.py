@@ -17,7 +17,7 @@ from rich.box import HORIZONTALS
 from rich.console import Console
 from rich.table import Table
 
-from bench.chains import blocks, causal, deform, padded, predicted, separable, video, windows
+from bench.chains import blocks, causal, deform, images, padded, predicted, separable, video, windows
 from bench.chains.chain import TORCH, Chain, Way, whole
 from bench.machine import REPLAY_SECONDS, Captured, Gpu, Machine, quantiles
 from bench.measure import MOST_REPETITIONS, one_line
@@ -37,6 +37,7 @@ LISTS: tuple[Callable[[torch.dtype, Device], Iterator[Chain]], ...] = (
     video.chains,
     separable.chains,
     blocks.chains,
+    images.chains,
     *PREDICTED,
 )
 COPY = "copy"

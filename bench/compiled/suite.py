@@ -40,6 +40,7 @@ FILES = tuple(
         "video_op",
         "video_modes",
         "prologue",
+        "conv_prologue",
         "statistics",
         "fused",
         "fused_op",

@@ -89,14 +89,20 @@ def prologue_fits(call: Call, tile: Tile, reach: str, capability: int) -> bool:
     """Whether a tile keeps the call's prologue in registers, whatever the activation (`tests/test_conv_prologue_aot.py`).
 
     A thread may prepare 32 elements, of 4 bytes or more with values of each row's own 16. Where each element of x has an
-    address it may prepare 16, and 8 on sm_100, where Triton 3.6 spilled, and with values of each row's own.
+    address it may prepare 16, and 8 on sm_100, where Triton 3.6 spilled, or with values of each row's own, which leave no room
+    for 64 x 64 results on sm_100. float64 has room for 8 elements, and for 2 on sm_100 or where rows and addresses ask for it.
     """
     assert call.prologue is not None
-    each, problem = tile.m * tile.k // (32 * tile.warps), call.problem
-    spans = call.prologue.spans(tile.m, product(problem.output_size), problem.batch)
+    each, problem, last = tile.m * tile.k // (32 * tile.warps), call.problem, compiled_for(capability) == 100
+    spans, size = call.prologue.spans(tile.m, product(problem.output_size), problem.batch), itemsize(call.dtype)
+    if size == 8:
+        return each <= (2 if last or (spans and reach != "wide") else 8)
     if reach == "wide":
-        return each <= (16 if spans and itemsize(call.dtype) > 2 else 32)
-    return each <= (8 if spans or compiled_for(capability) == 100 else 16)
+        spilled = compiled_for(capability) == 80 and (tile.m, tile.n) == (64, 128)  # by Triton 3.6, with gelu and rstd
+        return each <= (16 if spans and (size > 2 or spilled) else 32)
+    if spans and last and tile.m * tile.n >= 64 * 64:
+        return False
+    return each <= (8 if spans or last else 16)
 
 
 class Unshared(Gemm):
