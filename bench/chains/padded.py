@@ -107,7 +107,7 @@ BLOCKS = (
     Block("weather", (64, 128, 32, 64), EARTH, weather),
     Block("U-Net", (2, 320, 64, 64), AROUND, unet),
     Block("U-Net", (8, 320, 64, 64), AROUND, unet),
-    Block("depthwise", (32, 96, 56, 56), AROUND, alone, 7, True, 1),
+    Block("ConvNeXt", (32, 96, 56, 56), AROUND, alone, 7, True, 1),
 )
 
 
