@@ -368,3 +368,15 @@ def test_unfold(arch, name, dtype, laid, executed):
 
     unfolded.check(name, dtype, laid=last)
     assert executed == ["unfold_kernel", "fold_kernel"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [90])
+def test_every_family_behind_a_copy(arch, executed):
+    """The items of the GPU's first stage, under the plans of an H200."""
+    from bench.gpu.convolutions import copied_items
+
+    with float32_in("ieee"):
+        for item in copied_items():
+            given = item.inputs("cpu")
+            assert item.judge(given, item.call(*given)) <= 1, item.name
