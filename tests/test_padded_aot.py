@@ -10,17 +10,18 @@ import torch
 from test_fused_aot import KINDS, compiled_ahead
 
 from bench.aot import Pointer, compile_ahead
-from bench.audit import DTYPES, compile_prepared, operands, prepared_launch
+from bench.audit import DTYPES, compile_prepared, kernel_arguments, operands, prepared_launch
 from bench.sass import audit
 from costmodel.device import find_device
 from costmodel.families import families
 from costmodel.families.gemm import epilogue_fits
 from costmodel.families.padded import MENU
+from costmodel.families.tma import menu
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import resource_key, resource_table
 from costmodel.tiling import Call, Plan, itemsize
 from tritonconv import launch
-from tritonconv.families import launchers, written
+from tritonconv.families import launcher, launchers, written
 from tritonconv.families.written import FOLD_REGISTERS
 from tritonconv.launch import DTYPES as NAMES
 from tritonconv.layout import channels_last_strides, dense_strides
@@ -119,3 +120,23 @@ def test_the_copy_and_its_fold_do_not_spill(name, x, made, dtype, arch):
     fold = compiled(written.fold(*reversed(keys), problem, NAMES[dtype], None, False), dtype, arch)
     assert copy.spills == copy.stack_bytes == fold.spills == fold.stack_bytes == 0
     assert copy.registers <= 96 and fold.registers <= FOLD_REGISTERS
+
+
+@pytest.mark.parametrize(
+    "tile", [pytest.param(tile, marks=SLOW if i else ()) for i, tile in enumerate(menu(Pass.DGRAD, "half"))]
+)
+def test_boxes_whose_results_have_32_bits_do_not_spill(tile):
+    """The input gradient behind a copy: results of 16 bits would leave as boxes, of 32 each thread stores its own."""
+    problem = LAYERS["wide"]
+    a, b, out = operands(problem, Pass.DGRAD, True)
+    call = Call(problem, Pass.DGRAD, "bfloat16", "ieee", *launch.describe(problem, Pass.DGRAD, a, b, out))
+    plan = Plan(Pass.DGRAD, "copied-tma", *tile)
+    of = launcher(plan.family)
+    laid = of.laid(plan, call, a, b, out)
+    seen = Call(laid.problem, Pass.DGRAD, "bfloat16", "ieee", *launch.describe(laid.problem, Pass.DGRAD, *laid[2:5]))
+    prepared = launch.prepare(laid.plan, seen, *laid[2:5], None)
+    assert laid.copies.sums == torch.float32 and "out" not in prepared.main.boxes
+    kernel, arguments = kernel_arguments(prepared, torch.bfloat16)
+    options = {name: arguments.pop(name) for name in ("num_warps", "num_stages")}
+    found = audit(compile_ahead(kernel, arguments | {"out": Pointer(torch.float32)}, arch=90, **options))
+    assert found.spills == found.stack_bytes == 0 and not found.trip.serialized

@@ -20,7 +20,19 @@ import stage_items
 import torch
 
 from bench.gpu import bits, calls, counters, functions, stages, supervise
-from bench.gpu.convolutions import EPILOGUES, FAMILIES, LAYERS, NUMBERS, chosen, forced, fused_item, pass_item, serves, work_of
+from bench.gpu.convolutions import (
+    COPIED,
+    EPILOGUES,
+    FAMILIES,
+    LAYERS,
+    NUMBERS,
+    chosen,
+    forced,
+    fused_item,
+    pass_item,
+    serves,
+    work_of,
+)
 from bench.gpu.functions import CHUNKS, MODES, PAIRS, causal_backward, causal_forward, causal_update, separable_item, video_item
 from bench.gpu.item import Result, launch_only, perform
 from bench.gpu.stages import STAGES, Context, Stage
@@ -28,7 +40,7 @@ from bench.gpu.supervise import Lost, Tally
 from bench.prepared.ahead import ahead
 from bench.tolerance import Expected, activated_share, share
 from costmodel.device import DEVICES
-from costmodel.families import families
+from costmodel.families import behind_copies, families
 from costmodel.problem import Pass
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs in the interpreter")
@@ -260,6 +272,11 @@ def test_the_first_stage_has_every_family_pass_dtype_and_kind():
             assert f"{name} {which} {word} channels_last" in names
             assert name == "tma" or f"{name} {which} {word} contiguous" in names
         assert {f"{name} {kind} fp16" for kind in EPILOGUES} <= names
+    assert {*COPIED} == {*behind_copies()}
+    assert {
+        f"copied-{name} {which} fp16" for name in FAMILIES if name != "padded" for which in (Pass.FPROP, Pass.WGRAD)
+    } <= names
+    assert {"copied-tma dgrad fp16", "copied-depthwise dgrad fp32"} <= names
     served = {name: {word for word in NUMBERS if serves(name, Pass.WGRAD, word, "channels_last")} for name in FAMILIES}
     halves = {"fp16", "bf16"}
     assert served == {

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bench.gpu.convolutions import NUMBERS, family_items, fused_items, layer_items
+from bench.gpu.convolutions import NUMBERS, copied_items, family_items, fused_items, layer_items
 from bench.gpu.deform import deform_items
 from bench.gpu.functions import causal_items, separable_items, video_items
 from bench.gpu.item import Item
@@ -15,6 +15,7 @@ from bench.gpu.unfold import unfold_items
 
 def in_order() -> Iterator[Item]:
     yield from family_items(("fp16",), ("channels_last",))
+    yield from copied_items()
     for items in (causal_items, video_items, separable_items, deform_items, normal_items, unfold_items):
         yield from items("fp16", False)
     yield from family_items(("bf16", "tf32", "fp32", "fp64"), ("channels_last",))

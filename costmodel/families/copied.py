@@ -14,7 +14,7 @@ from costmodel.algebra import product
 from costmodel.device import Device
 from costmodel.families.matrix import MatrixPlan
 from costmodel.families.protocol import Counted, Family
-from costmodel.problem import Pass
+from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import MAX_ALIGN, Call, Operand, Plan, channels_last, itemsize
 from costmodel.timing import Prediction, from_dram, overhead, traffic
 
@@ -23,10 +23,14 @@ PREFIX = "copied-"
 PLACE = {Pass.FPROP: "a", Pass.DGRAD: "out", Pass.WGRAD: "b"}
 
 
-def copy_bytes(call: Call) -> int:
-    """Bytes that the kernel around a pass reads and writes at least: x, and x with its padding; or their gradients."""
-    problem = call.problem
-    return itemsize(call.dtype) * (product(problem.input_shape) + product(problem.written_out.input_shape))
+def copied_bytes(problem: ConvProblem, which: Pass, size: int, sums: int) -> int:
+    """Bytes that a pass moves because of the kernel around it, `size` bytes an element: x read, and written with its padding.
+    For the input gradient, in a buffer of `sums` bytes an element: what the product writes there beyond a gradient of x's
+    type, the buffer read, and dx."""
+    inside, whole = product(problem.input_shape), product(problem.written_out.input_shape)
+    if which != Pass.DGRAD:
+        return int(size * (inside + whole))
+    return int((sums - size) * whole + sums * whole + size * inside)
 
 
 class Copied(Family):
@@ -58,26 +62,35 @@ class Copied(Family):
         """The plan of this family behind which a plan of `inner` runs."""
         return replace(plan, family=self.name)
 
+    def sums(self, dtype: str) -> int:
+        """Bytes of an element of dgrad's buffer: at least four, so that the sum of a pixel's images is rounded once. Kernels
+        for narrow groups fill it in x's type."""
+        return itemsize(dtype) if self.narrow else max(4, itemsize(dtype))
+
+    def copied_bytes(self, call: Call) -> int:
+        return copied_bytes(call.problem, call.which, itemsize(call.dtype), self.sums(call.dtype))
+
     def _seconds(self, call: Call, device: Device) -> float:
         """Seconds of the kernel around a pass."""
         constants = device.calibration(self.inner.name)
-        return overhead(1, device, constants) + from_dram(copy_bytes(call), device, constants)
+        return overhead(1, device, constants) + from_dram(self.copied_bytes(call), device, constants)
 
     def refusal(self, call: Call, plan: Any, device: Device | None) -> str:
         return self.inner.refusal(self.written(call), self.within(plan), device)
 
-    def rounds_each(self, call: Call) -> bool:
-        """Whether images are rounded before they are added, where the kernels of "padded" would round their sum once: in 16
-        bits, but for narrow groups, which those kernels do not fill. A choice leaves such plans out; `plan=` takes them."""
-        return call.which == Pass.DGRAD and itemsize(call.dtype) < 4 and not self.narrow
+    def is_left_out(self, call: Call) -> bool:
+        """Whether a choice leaves these plans out: those of a gather that fills a buffer of 32 bits from 16. With large tiles
+        the compiler spilled, and with the others it is what "padded" launches. `plan=` takes them."""
+        widened = call.which == Pass.DGRAD and self.sums(call.dtype) > itemsize(call.dtype)
+        return widened and issubclass(self.plan, MatrixPlan) and not self.plan.boxed
 
     def candidates(self, call: Call, device: Device) -> list[Plan]:
-        if self.rounds_each(call):
+        if self.is_left_out(call):
             return []
         return [self.own(plan) for plan in self.inner.candidates(self.written(call), device)]
 
     def quickest(self, call: Call, device: Device, below: float) -> tuple[float, Plan | None]:
-        if self.rounds_each(call):
+        if self.is_left_out(call):
             return below, None
         copy = self._seconds(call, device)
         seconds, found = self.inner.quickest(self.written(call), device, below - copy)
@@ -91,7 +104,7 @@ class Copied(Family):
             tiles=found.tiles,
             waves=found.waves,
             tile_use=found.tile_use,
-            bytes=found.bytes + copy_bytes(call),
+            bytes=found.bytes + self.copied_bytes(call),
             bound="copies" if copy > found.seconds else found.bound,
             low=found.low * more,
             high=found.high * more,
@@ -102,7 +115,7 @@ class Copied(Family):
         inner = self.written(call)
         issued, extra, launches = self.inner.counted(inner, self.within(plan))
         extra += traffic(inner).compulsory - traffic(call).compulsory
-        extra += copy_bytes(call)
+        extra += self.copied_bytes(call)
         return Counted(issued, extra, launches + 1)
 
     def completed(self, call: Call, plan: Any) -> Plan:

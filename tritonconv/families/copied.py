@@ -3,7 +3,7 @@ images of each pixel of the input gradient."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,19 +19,20 @@ from tritonconv.families.protocol import Laid, Launcher
 from tritonconv.families.written import copy, fold
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.layout import channels_last_strides, dense_strides
-from tritonconv.prepared import FusedKey, TensorKey
+from tritonconv.prepared import FusedKey, TensorKey, wide
 from tritonconv.steps import Copies, Launch, Step
 
 
 @dataclass(frozen=True)
 class Written(Copies):
     """x with its padding in a buffer of `key`, which `step` writes, then the copies of the other family. For dgrad that buffer
-    is the result, and `step` adds its images up."""
+    is the result, in the type `sums` if it has one, and `step` adds its images up."""
 
     which: Pass
     key: TensorKey
     step: Step
     inner: Copies
+    sums: torch.dtype | None = None
 
     @property
     def elsewhere(self) -> bool:  # type: ignore[override]
@@ -39,7 +40,7 @@ class Written(Copies):
 
     def buffer(self, like: torch.Tensor) -> torch.Tensor:
         shape, strides = self.key
-        return torch.empty_strided(shape, strides, dtype=like.dtype, device=like.device)
+        return torch.empty_strided(shape, strides, dtype=self.sums or like.dtype, device=like.device)
 
     def operands(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.which == Pass.FPROP:
@@ -49,6 +50,7 @@ class Written(Copies):
         return self.inner.operands(a, b)
 
     def written(self, x: torch.Tensor) -> torch.Tensor:
+        """x with its padding."""
         made = self.buffer(x)
         self.step.start(*self.step.values({"a": x, "out": made}))
         return made
@@ -81,6 +83,10 @@ class CopiedLauncher(Launcher):
         assert isinstance(found, Copied)
         return found
 
+    def widens(self, plan: Plan, call: Call) -> bool:
+        """Whether the kernel fills a buffer of another type than x's."""
+        return call.which == Pass.DGRAD and self.of(plan).sums(call.dtype) > itemsize(call.dtype)
+
     def laid(self, plan: Any, call: Call, a: TensorKey, b: TensorKey, out: TensorKey) -> Laid:
         of, place, which = self.of(plan), PLACE[call.which], call.which
         inner, problem = of.written(call), call.problem.written_out
@@ -94,12 +100,13 @@ class CopiedLauncher(Launcher):
         described = Call(problem, which, call.dtype, call.precision, *seen, call.epilogue)
         laid = self.inner.laid(of.within(plan), described, a, b, out)
         copied = tuple(dict.fromkeys((*laid.copied, *(() if place == "out" else (place,)))))
+        sums = wide(getattr(torch, call.dtype)) if self.widens(plan, call) else None
         if place == "out":
             upcast = host.INTERPRETED and call.dtype == "bfloat16"
             step = fold(written, asked[place], call.problem, call.dtype, None, upcast)
         else:
             step = copy(asked[place], written, call.problem, call.dtype)
-        copies = Written(which, written, step, laid.copies)
+        copies = Written(which, written, step, laid.copies, sums)
         return laid._replace(plan=of.own(laid.plan), copied=copied, copies=copies)
 
     def launch(
@@ -115,7 +122,12 @@ class CopiedLauncher(Launcher):
     ) -> Launch:
         if plan.which == Pass.DGRAD and bias_stride is not None:
             raise ValueError(f"plan {plan} sums images behind its kernel, which adds the bias: b must be None")
-        return self.inner.launch(self.of(plan).within(plan), call, a, b, out, bias_stride, fused, upcast)
+        made = self.inner.launch(self.of(plan).within(plan), call, a, b, out, bias_stride, fused, upcast)
+        if not self.widens(plan, call) or "out" not in made.main.boxes:
+            return made
+        main = made.main  # a box has the type of x: threads store results of 32 bits themselves
+        boxes = {name: box for name, box in main.boxes.items() if name != "out"}
+        return replace(made, main=replace(main, boxes=boxes, constants=main.constants | {"STORE": False}))
 
     def kernels_of(self, which: Pass) -> str:
         return self.inner.kernels_of(which)
@@ -129,9 +141,11 @@ class CopiedLauncher(Launcher):
         return f"{inner}, of x with its {' x '.join(call.problem.modes)} padding written out{done}"
 
     def words(self, call: Call, plan: Any) -> list[str]:
-        size = itemsize(call.dtype) * product(call.problem.written_out.input_shape)
-        name = {Pass.FPROP: "x with its padding", Pass.DGRAD: "the gradient of x with its padding"}
+        of = self.of(plan)
+        size = of.sums(call.dtype) if call.which == Pass.DGRAD else itemsize(call.dtype)
+        shown = f"{size * product(call.problem.written_out.input_shape) / 1e6:.3g} MB"
+        name = f"{'the gradient of ' * (call.which == Pass.DGRAD)}x with its padding"
         return [
-            *self.inner.words(self.of(plan).written(call), self.of(plan).within(plan)),
-            f"  {name.get(call.which, name[Pass.FPROP])}: {size / 1e6:.3g} MB, in a launch of its own",
+            *self.inner.words(of.written(call), of.within(plan)),
+            f"  {name}: {shown}, in a launch of its own",
         ]
