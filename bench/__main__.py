@@ -115,6 +115,9 @@ def warm(
 def overhead(
     out: Annotated[Path | None, typer.Option(help="Where overhead.json is written.")] = None,
     stub: Annotated[str, typer.Option(metavar="ARCH", help="Without a GPU: warm calls, launches left out (sm_90).")] = "",
+    keep: Annotated[
+        str, typer.Option(help="Host times for the cost model: into the user's table of this device, or the package's.")
+    ] = "",
 ) -> None:
     """Host time of a call against torch's, and of the first call of a shape, new and already compiled."""
     if stub:
@@ -124,7 +127,9 @@ def overhead(
         return
     from bench.overhead import command
 
-    command(out)
+    if keep not in ("", "user", "package"):
+        raise typer.BadParameter(f"--keep must be user or package, got {keep}")
+    command(out, keeps=keep)
 
 
 @app.command(rich_help_panel=USERS)
@@ -153,9 +158,17 @@ def chains(
     dtype: Annotated[str, typer.Option(help="fp16, bf16, fp32, tf32 or fp64.")] = "bf16",
     minutes: Annotated[float | None, typer.Option(help="Begin no chain after this much time; rows are kept.")] = None,
     out: Annotated[Path | None, typer.Option(help="The directory of the rows.")] = None,
+    predicted: Annotated[
+        bool,
+        typer.Option("--predicted", help="Only print docs' table of predicted times, without a GPU."),
+    ] = False,
 ) -> None:
     """Time functions that replace several calls of torch, beside those calls and a copy of as many bytes."""
-    from bench.chains.run import command
+    from bench.chains.run import command, summary
+
+    if predicted:
+        typer.echo(summary())
+        return
 
     try:
         command(suite, step, dtype, minutes, out)

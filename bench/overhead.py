@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,12 @@ from rich.table import Table
 from torch.nn import functional
 
 import tritonconv
+from bench.calls import device_of
 from bench.machine import Gpu, Machine
 from bench.provenance import results_dir
 from bench.records import write
+from costmodel import calibration
+from costmodel.calibration import Host
 
 CALLS = 200
 #: Calls between two synchronisations: few enough that the queue of launches never fills.
@@ -61,7 +64,8 @@ LAYERS = (
 
 @dataclass(frozen=True)
 class Overhead:
-    """Median host microseconds per call; `step` is forward and backward. First calls are in seconds and milliseconds."""
+    """Median host microseconds per call; `step` is forward and backward, and `operator` is torch.relu on the same input. First
+    calls are in seconds and milliseconds."""
 
     layer: str
     forward_us: float
@@ -70,6 +74,9 @@ class Overhead:
     torch_step_us: float
     first_s: float
     compiled_ms: float
+    operator_us: float
+    operator_step_us: float
+    recorded_us: float  # forward, where gradients are recorded
 
 
 def host_us(call: Callable[[], object], machine: Machine, calls: int = CALLS) -> float:
@@ -106,49 +113,87 @@ def first(layer: Layer, batch: int, machine: Machine) -> float:
     return machine.now() - began
 
 
-def of(layer: Layer, machine: Machine) -> Overhead:
+def overhead_of(layer: Layer, machine: Machine) -> Overhead:
     with empty_cache():
         new, compiled = first(layer, 2, machine), first(layer, 3, machine)
-    ours, theirs = getattr(tritonconv, layer.function), getattr(functional, layer.function)
     x, w = layer.tensors(machine.device, 1)
+
+    def called(name: str, package: Any) -> Callable[..., torch.Tensor]:
+        function = getattr(package, name)
+        return lambda x, w: function(x, w, **layer.arguments)
+
+    def relu(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x)
 
     def forward(function: Callable[..., torch.Tensor]) -> float:
         with torch.no_grad():
-            return host_us(lambda: function(x, w, **layer.arguments), machine)
+            return host_us(lambda: function(x, w), machine)
 
-    def step(function: Callable[..., torch.Tensor]) -> float:
+    def step(function: Callable[..., torch.Tensor], wanted: slice = slice(None)) -> float:
         leaf, weight = layer.tensors(machine.device, 1, requires_grad=True)
-        dy = torch.ones_like(function(leaf, weight, **layer.arguments))
-        return host_us(lambda: torch.autograd.grad(function(leaf, weight, **layer.arguments), (leaf, weight), dy), machine)
+        dy = torch.ones_like(function(leaf, weight))
+        return host_us(lambda: torch.autograd.grad(function(leaf, weight), (leaf, weight)[wanted], dy), machine)
 
-    return Overhead(layer.name, forward(ours), forward(theirs), step(ours), step(theirs), new, 1e3 * compiled)
+    ours, theirs = called(layer.function, tritonconv), called(layer.function, functional)
+    times = forward(ours), forward(theirs), step(ours), step(theirs), new, 1e3 * compiled
+    leaf, weight = layer.tensors(machine.device, 1, requires_grad=True)
+    recorded = host_us(lambda: ours(leaf, weight), machine)
+    return Overhead(layer.name, *times, forward(relu), step(relu, slice(1)), recorded)
+
+
+def host_of(rows: Sequence[Overhead], facts: Mapping[str, Any]) -> Host:
+    """What calls cost the host, for the cost model: medians over the layers. A step less its forward pass is its backward."""
+
+    def median(figures: Iterable[float]) -> float:
+        return statistics.median(figures) / 1e6
+
+    words = f"medians of {len(rows)} layers on a machine with {facts['gpu']}, torch {facts['torch']}, Triton {facts['triton']}"
+    return Host(
+        forward=median(row.recorded_us for row in rows),
+        backward=median(row.step_us - row.recorded_us for row in rows),
+        operator=median(row.operator_us for row in rows),
+        operator_backward=median(row.operator_step_us - row.operator_us for row in rows),
+        source=words,
+    )
+
+
+def keep(host: Host, gpu: str, package: bool) -> Path:
+    """Writes host times into a device's table, the package's or the user's own, beside what else it holds. Returns its path."""
+    path = (calibration.package_path if package else calibration.user_path)(gpu)
+    table = calibration.read(path) if path.is_file() else calibration.Table(gpu)
+    calibration.write(replace(table, host=host), path)
+    return path
 
 
 def measure(machine: Machine) -> list[Overhead]:
     """The overhead of every layer, after a call that pays what is paid once per process."""
     first(Layer("", "conv1d", (1, 16, 16), (16, 16, 1), {}), 1, machine)
-    return [of(layer, machine) for layer in LAYERS]
+    return [overhead_of(layer, machine) for layer in LAYERS]
 
 
-def table(found: list[Overhead], title: str) -> Table:
+def table(rows: list[Overhead], title: str) -> Table:
     shown = Table(title=title, box=HORIZONTALS, padding=(0, 1, 0, 0))
     for heading in ("layer", "forward µs", "torch's", "step µs", "torch's", "first call s", "compiled ms"):
         shown.add_column(heading, justify="left" if heading == "layer" else "right")
-    for row in found:
+    for row in rows:
         numbers = (row.forward_us, row.torch_forward_us, row.step_us, row.torch_step_us)
         shown.add_row(row.layer, *(f"{n:.1f}" for n in numbers), f"{row.first_s:.2f}", f"{row.compiled_ms:.2f}")
     return shown
 
 
-def command(out: Path | None, machine: Machine | None = None) -> None:
-    """What `python -m bench overhead` does."""
+def command(out: Path | None, machine: Machine | None = None, keeps: str = "") -> None:
+    """What `python -m bench overhead` does; `keeps` is "" for no table, "user" or "package"."""
     machine, console = machine or Gpu(), Console()
-    found = measure(machine)
+    rows = measure(machine)
     path = (out or results_dir()) / "overhead.json"
-    write(path, [{**asdict(row), **machine.facts} for row in found])
-    console.print(table(found, f"{machine.facts['gpu']}, torch {machine.facts['torch']}, float16, contiguous"))
+    write(path, [{**asdict(row), **machine.facts} for row in rows])
+    console.print(table(rows, f"{machine.facts['gpu']}, torch {machine.facts['torch']}, float16, contiguous"))
     console.print(
         f"aims: forward at most torch's + {GOAL_ABOVE_US:.0f} µs, first call under {GOAL_FIRST_S:.0f} s, of a compiled kernel "
         f"under {GOAL_COMPILED_MS:.0f} ms. Rows: {path}",
         soft_wrap=True,
     )
+    if keeps:
+        device = device_of(machine.facts["gpu"])
+        kept = keep(host_of(rows, machine.facts), device.name, keeps == "package")
+        console.print(f"host times of {device.name} for the cost model: {kept}", soft_wrap=True)

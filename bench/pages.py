@@ -121,6 +121,12 @@ def decoders() -> str:
     return summary()
 
 
+def chains() -> str:
+    from bench.chains.run import summary
+
+    return summary()
+
+
 def images() -> str:
     from bench.chains.images import summary
 
@@ -134,6 +140,7 @@ def blocks() -> Iterator[Block]:
     yield from (Block("layer", docs / "cost-model.md", layer), Block("networks", docs / "cost-model.md", networks))
     yield from (Block(made.__name__, docs / "kernels.md", made) for made in (audit, band, separable))
     yield Block("blocks", docs / "kernels.md", decoders)
+    yield Block("chains", docs / "kernels.md", chains)
     yield Block("images", docs / "kernels.md", images)
     yield from (Block(made.__name__, docs / "design" / f"{made.__name__}.md", made) for made in (deform, unfold, padded))
 

@@ -57,8 +57,9 @@ class Example:
         return (x.half().to(memory_format=form), w.half().to(memory_format=form), b.half()) if self.half else (x, w, b)
 
 
-#: Two sequences in a row of 16 columns, and a pointwise weight of 16 channels.
+#: Two sequences in a row of 16 columns; offsets of 3x3 taps; a pointwise weight of 16 channels.
 SEQUENCES = torch.arange(16).ge(8).int().unsqueeze(0)
+OFFSETS = torch.zeros(1, 18, 8, 8)
 POINTWISE = torch.ones(16, 16, 1, 1).half().to(memory_format=torch.channels_last)
 
 
@@ -86,6 +87,15 @@ EXAMPLES = (
     Example("conv2d, unbatched", lambda *t: OURS.conv2d(*t, 1, 1), (4, 8, 8)),
     Example("causal_conv3d", lambda *t: OURS.causal_conv3d(*t, padding=1)[0], (1, 8, 4, 6, 6), (8, 8, 3, 3, 3), True),
     Example("causal_conv3d, prologue", prologue, (1, 8, 4, 6, 6), (8, 8, 3, 3, 3), True),
+    Example(
+        "group_norm_prologue",
+        lambda x, w, b: OURS.group_norm_prologue(x, 2, b, b).scale,
+        (1, 8, 4, 6, 6),
+        (8, 1, 1, 1, 1),
+        True,
+    ),
+    Example("deform_conv2d", lambda x, *wb: OURS.deform_conv2d(x, OFFSETS, *wb, 1, 1)),
+    Example("unfold", lambda x, *wb: OURS.unfold(x, 3, 1, 1)),
     Example("separable, one kernel", lambda *t: separable("fused", *t), (1, 16, 8, 8), (16, 1, 3, 3), True),
     Example("separable, two kernels", lambda *t: separable("apart", *t), (1, 16, 8, 8), (16, 1, 3, 3), True),
 )
@@ -166,7 +176,7 @@ def _kinds(call: Call, tensors: tuple[torch.Tensor, ...]) -> dict[str, Callable[
         return call(x, w, b)
 
     def backward() -> object:
-        return torch.autograd.grad(y, leaves, dy, retain_graph=True)
+        return torch.autograd.grad(y, leaves, dy, retain_graph=True, allow_unused=True)
 
     return {"no_grad": plain, "recorded": lambda: call(*leaves, b), "backward": backward}
 

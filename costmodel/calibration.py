@@ -31,6 +31,8 @@ PRIOR_SOURCE = "an uncalibrated estimate, 0.7x to 1.4x: nothing has been measure
 #: The range in which each constant makes sense. A share of arithmetic, DRAM or issue above 1 would exceed the datasheet.
 BOUNDS = {"dram": (0.2, 1.0), "l2": (0.2, 5.0), "issue": (0.2, 1.0), "latency": (60.0, 6000.0), "launch": (0.1, 10.0)}
 SHARE_BOUNDS = (0.1, 1.0)
+#: Seconds of the host that make sense for one call.
+HOST_BOUNDS = (1e-7, 1e-2)
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,23 @@ class Measured:
             raise ValueError(f"the interval must be 0 < low <= high, got {self.calibration.low}, {self.calibration.high}")
 
 
+@dataclass(frozen=True)
+class Host:
+    """What calls of eager mode cost the host of a machine with this device, in seconds from a call to its return, as
+    `python -m bench overhead` measures them there. Where the GPU is idle it waits that long for its next kernel."""
+
+    forward: float  # a convolution of this package that records gradients
+    backward: float  # both gradients of one
+    operator: float  # another operator of torch
+    operator_backward: float
+    source: str  # where and with what it was measured
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if each.name != "source":
+                _within(f"host time {each.name}", getattr(self, each.name), *HOST_BOUNDS)
+
+
 def _within(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise ValueError(f"{name} must be from {low:g} to {high:g}, got {value!r}")
@@ -88,12 +107,14 @@ def _within(name: str, value: float, low: float, high: float) -> None:
 class Table:
     """The measurements of a device that predictions and choices use.
 
-    `plans` says for a call (`costmodel.plan.call_key`) which plan was measured fastest, as (plan, hash of its family).
+    `plans` says for a call (`costmodel.plan.call_key`) which plan was measured fastest, as (plan, hash of its family). `host`
+    is None where nobody measured what a call costs the host.
     """
 
     device: str
     families: Mapping[str, Measured] = field(default_factory=dict)
     plans: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    host: Host | None = None
 
     def current(self) -> tuple[tuple[str, Calibration], ...]:
         """The families' calibrations. A stale one (of other kernels or other arithmetic) becomes the default, and its source
@@ -143,7 +164,9 @@ def dumps(table: Table) -> str:
         constants = asdict(measured.calibration) | {"shares": dict(measured.calibration.shares)}
         hashes = {"family_hash": measured.family_hash, "model_hash": measured.model_hash}
         families[family] = hashes | constants
-    return json.dumps({"device": table.device, "families": families, "plans": table.plans}, indent=1, sort_keys=True) + "\n"
+    row = {"device": table.device, "families": families, "plans": table.plans}
+    row |= {} if table.host is None else {"host": asdict(table.host)}
+    return json.dumps(row, indent=1, sort_keys=True) + "\n"
 
 
 def loads(text: str, origin: str) -> Table:
@@ -154,7 +177,8 @@ def loads(text: str, origin: str) -> Table:
         plans = {key: (str(plan), str(sources)) for key, (plan, sources) in row["plans"].items()}
         if broken := [plan for plan, _ in plans.values() if plan.count(":") < 2]:
             raise ValueError(f"{broken[0]!r} is no plan")
-        return Table(str(row["device"]), families, plans)
+        host = Host(**row["host"]) if "host" in row else None
+        return Table(str(row["device"]), families, plans, host)
     except KeyError as error:
         raise ValueError(f"calibration {origin} lacks {error.args[0]!r}") from error
     except (TypeError, ValueError, AttributeError) as error:

@@ -17,7 +17,7 @@ from typing import Any
 
 from costmodel.architectures import derived_rates, is_geforce, limits_of, operations, table
 from costmodel.arithmetic import arithmetic_named
-from costmodel.calibration import DEFAULT, Calibration, Table, for_another_device, inherited, table_of
+from costmodel.calibration import DEFAULT, Calibration, Host, Table, for_another_device, inherited, table_of
 from costmodel.device_names import plain, unknown, whole
 from costmodel.families import FUNCTIONS
 
@@ -63,6 +63,7 @@ class Device:
     interpreted: bool = False
     calibrations: tuple[tuple[str, Calibration], ...] = field(default=(), repr=False)  # by kernel family
     fastest: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)  # `costmodel.plan.call_key` -> plan
+    host: Host | None = field(default=None, compare=False, repr=False)  # None: nobody measured what calls cost the host
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_clock", self.max_clock or self.clock)
@@ -81,10 +82,11 @@ class Device:
         return known.get(family, DEFAULT)
 
     def calibrated(self, table: Table | None) -> Device:
-        """This device with the constants and the fastest plans of a table, or unchanged if there is no table."""
+        """This device with the constants, the fastest plans and the host times of a table, or unchanged if there is no
+        table."""
         if table is None:
             return self
-        return replace(self, calibrations=table.current(), fastest=table.fastest())
+        return replace(self, calibrations=table.current(), fastest=table.fastest(), host=table.host)
 
     def source(self, figure: str) -> str:
         """The source of a figure, by its field's name; "" if the device lacks the figure. Raises KeyError for an unknown
@@ -132,7 +134,7 @@ RATES = ("fp16", "bf16", "fp16_acc16", "tf32", "fp32", "fp64", "fp64_tensor")
 #: The peaks that a user asks for by a dtype.
 NAMED_RATES = ("fp16", "bf16", "tf32", "fp32", "fp64")
 #: Every field that is a number with a source.
-_OTHER = ("name", "half_rate", "names", "aliases", "sources", "interpreted", "calibrations", "fastest")
+_OTHER = ("name", "half_rate", "names", "aliases", "sources", "interpreted", "calibrations", "fastest", "host")
 FIGURES = tuple(f.name for f in fields(Device) if f.name not in _OTHER)
 _WHOLE = tuple(f.name for f in fields(Device) if f.type == "int")
 

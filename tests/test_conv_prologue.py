@@ -313,7 +313,7 @@ def test_a_model_and_a_trace_know_the_prologue(device):
     assert row.plan.endswith(":together") and row.layer.call == ahead.Prologue("silu", True, True, False, 128)
     with torch.no_grad():
         found = tritonconv.explain(block, (1, 64, 32, 32), device="h200")
-    assert "(scale, shift, silu)" in found.calls[-1].found.words
+    assert "(scale, shift, silu)" in found.calls[-1].explanation.words
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ def test_two_processes_equal_one(tmp_path):
     said = [process.communicate(timeout=300)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], "\n".join(said)
     for rank, words in enumerate(said):
-        assert f"process {rank}: 11 cases, DDP and FSDP2, slabs" in words
+        assert f"process {rank}: 16 cases, DDP and FSDP2, slabs" in words
 
 
 def test_the_example_of_a_halo_runs():

@@ -92,10 +92,10 @@ def test_a_model_is_a_table(how, launches):
     x = torch.empty(2, 3, 16, 16)
     first = explain(tritonconv.conv2d, x, model.get_submodule("a.0").weight, padding=1, device="h100")
     if how != "folded":
-        assert found.calls[0].found == first and str(first.plans["fprop"]) in lines[2]
+        assert found.calls[0].explanation == first and str(first.plans["fprop"]) in lines[2]
     else:
-        assert "followed in the same kernel by scale, shift, relu" in str(found.calls[0].found)
-    total = sum(call.found.predictions[next(iter(call.found.plans))].seconds for call in found.calls)
+        assert "followed in the same kernel by scale, shift, relu" in str(found.calls[0].explanation)
+    total = sum(call.explanation.predictions[next(iter(call.explanation.plans))].seconds for call in found.calls)
     assert f"{1e6 * total:.4g} us predicted" in lines[0]
     model(torch.randn(1, 3, 8, 8))  # it is as it was
 
@@ -121,7 +121,7 @@ def test_every_kind_of_call_is_named(device, launches):
     found = explain(Mixed(), torch.randn(1, 8, 8), device=device)
     assert [call.layer for call in found.calls] == ["causal", "video", "pair", "", "wave"]
     assert [call.reason for call in found.calls] == ["", "", "", "", "torch's, its dtype is complex64"]
-    kinds = [next(iter(call.found.plans)) for call in found.calls[:4]]
+    kinds = [next(iter(call.explanation.plans)) for call in found.calls[:4]]
     assert kinds[:2] == ["forward", "forward"] and kinds[3] == "fprop" and kinds[2] in ("separable", "depthwise")
     assert "(the model)  conv2d n1 c8 1x8 -> 8 k1x1" in str(found) and not launches()
     assert all(line in str(found) for line in ("causal_conv1d conv1d n1", "causal_conv3d conv3d n1", "wave"))
@@ -131,7 +131,7 @@ def test_a_model_in_its_own_place():
     found = explain(Vocoder(), torch.randn(1, 8, 6))
     assert found.device == "interpreter" and len(found.calls) == 8
     transposed = [call for call in found.calls if "ups" in call.layer]
-    assert all(list(call.found.plans) == ["dgrad", "fprop", "wgrad"] for call in transposed)
+    assert all(list(call.explanation.plans) == ["dgrad", "fprop", "wgrad"] for call in transposed)
     with pytest.raises(ValueError, match=r"first \(ParametrizedConv1d\) does not take \[1, 9, 6\]"):
         explain(Vocoder(), torch.randn(1, 9, 6))
     with pytest.raises(ValueError, match="parameters without a shape"):
@@ -146,9 +146,9 @@ def test_what_where_leaves_to_torch_is_said():
         assert found.left == ("wgrad",) and str(found).splitlines()[-1] == "  left to torch: where= says so"
         assert explain(tritonconv.conv2d, X, W).left == ()
         table = explain(model, X)
-        assert [call.found.left for call in table.calls] == [("wgrad",), ("fprop", "dgrad", "wgrad")]
+        assert [call.explanation.left for call in table.calls] == [("wgrad",), ("fprop", "dgrad", "wgrad")]
         assert "torch's, where= says so" not in str(table).splitlines()[2]
         assert "torch's, where= says so" in str(table).splitlines()[3]
-        assert [call.found.left for call in explain(convert(model), X).calls] == [(), ()]
+        assert [call.explanation.left for call in explain(convert(model), X).calls] == [(), ()]
         assert not used.record.counts
     assert explain(F.conv2d, X, W).left == ()

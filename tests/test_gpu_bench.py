@@ -111,7 +111,7 @@ def test_probe(gpu):
 
 
 def test_host_time(gpu):
-    row = overhead.of(overhead.LAYERS[0], gpu)
+    row = overhead.overhead_of(overhead.LAYERS[0], gpu)
     assert 0 < row.forward_us < 1000 and 0 < row.compiled_ms < 1e3 * row.first_s
 
 

@@ -20,6 +20,7 @@ from tritonconv import convert, halo
 KEPT = Replicate()
 CONV = (4, 6, 5, 4), (8, 6, 3, 3), (8,)
 TRANSPOSED = (4, 8, 3, 2), (8, 6, 3, 3), (6,)
+DEPTHWISE = (4, 6, 5, 4), (6, 1, 3, 3), (6,)
 BASE = {"padding": 1, "stride": 2}
 #: function, shapes, placements of x and w, arguments, and where the result must be sharded (None: wherever).
 CASES = [
@@ -34,6 +35,11 @@ CASES = [
     ("conv_transpose2d", TRANSPOSED, KEPT, Shard(1), BASE, Shard(1)),
     ("conv2d_fused", CONV, Shard(0), KEPT, {"activation": "silu"}, Shard(0)),
     ("conv2d_fused", CONV, KEPT, Shard(0), {"activation": "silu"}, Shard(1)),
+    ("conv2d", CONV, Shard(0), KEPT, {**BASE, "padding_mode": "reflect"}, Shard(0)),
+    ("conv2d", CONV, KEPT, Shard(0), {**BASE, "padding_mode": ("zeros", "circular")}, Shard(1)),
+    ("conv2d", CONV, Shard(2), KEPT, {**BASE, "padding_mode": "circular"}, None),  # redistributed
+    ("conv2d", DEPTHWISE, Shard(0), KEPT, {"groups": 6, "padding": 1, "padding_mode": "circular"}, Shard(0)),
+    ("conv2d_fused", CONV, Shard(0), KEPT, {"padding": 1, "padding_mode": "replicate", "activation": "silu"}, Shard(0)),
 ]
 
 
@@ -48,8 +54,38 @@ def tensors(mesh):
         parts = [distribute_tensor(t, mesh, [p]).requires_grad_() for t, p in ((x, of_x), (w, of_w), (b, of_b))]
         COUNTS.clear()
         y = function(*parts, **arguments)
-        assert isinstance(y, DTensor) and sum(COUNTS.values()) == 1, (name, COUNTS)
+        assert isinstance(y, DTensor) and {*COUNTS.values()} == {1}, (name, COUNTS)  # one launch, under each of its names
         assert expected is None or y.placements == (expected,), (name, y.placements)
+        torch.testing.assert_close(y.full_tensor(), want, rtol=1e-4, atol=1e-4)
+        y.square().sum().backward()
+        for got, right in zip(parts, whole, strict=True):
+            torch.testing.assert_close(got.grad.full_tensor(), right.grad, rtol=1e-3, atol=1e-3)
+
+
+def others(mesh):
+    """A deformable convolution whose batch, or whose filters, are sharded; unfold and fold of a sharded batch."""
+    shapes = (4, 4, 5, 4), (4, 18, 5, 4), (4, 9, 5, 4), (6, 4, 3, 3), (6,)
+    given = [torch.randn(shape, generator=torch.Generator().manual_seed(len(shape))) for shape in shapes]
+
+    def deformed(x, offset, mask, w, b):
+        return tritonconv.deform_conv2d(x, offset, w, b, 1, 1, 1, mask)
+
+    def through(x):
+        return tritonconv.fold(tritonconv.unfold(x, 3, 1, 1, 2).square(), (5, 4), 3, 1, 1, 2)
+
+    for call, tensors_, placements, expected in (
+        (deformed, given, [Shard(0)] * 3 + [KEPT] * 2, Shard(0)),
+        (deformed, given, [KEPT] * 3 + [Shard(0)] * 2, Shard(1)),
+        (deformed, given, [Shard(2)] * 3 + [KEPT] * 2, None),  # redistributed
+        (through, given[:1], [Shard(0)], Shard(0)),
+        (through, given[:1], [Shard(1)], None),  # redistributed
+    ):
+        whole = [t.clone().requires_grad_() for t in tensors_]
+        want = call(*whole)
+        want.square().sum().backward()
+        parts = [distribute_tensor(t, mesh, [p]).requires_grad_() for t, p in zip(tensors_, placements, strict=True)]
+        y = call(*parts)
+        assert isinstance(y, DTensor) and (expected is None or y.placements == (expected,)), y.placements
         torch.testing.assert_close(y.full_tensor(), want, rtol=1e-4, atol=1e-4)
         y.square().sum().backward()
         for got, right in zip(parts, whole, strict=True):
@@ -129,6 +165,7 @@ def main(rank, file):
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
     tensors(mesh)
+    others(mesh)
     halos(rank)
     training(rank, mesh)
     dist.barrier()

@@ -34,14 +34,14 @@ class ExplainedCall:
     serves it, `reason` says why."""
 
     layer: str
-    found: Explanation | None
+    explanation: Explanation | None
     reason: str = ""
 
     @property
     def seconds(self) -> tuple[float, float]:
         """The predicted seconds of each pass by its name: the forward pass, and the gradients."""
-        times = [each.seconds for each in self.found.predictions.values()] if self.found else []
-        together = self.found is not None and "pointwise" in self.found.predictions
+        times = [each.seconds for each in self.explanation.predictions.values()] if self.explanation else []
+        together = self.explanation is not None and "pointwise" in self.explanation.predictions
         return (sum(times) if together else sum(times[:1])), sum(times)
 
 
@@ -59,13 +59,14 @@ class ModelExplanation:
         rows: list[tuple[str, ...]] = [heads]
         for call in self.calls:
             layer = call.layer or "(the model)"
-            if call.found is None:
+            said = call.explanation
+            if said is None:
                 rows.append((layer, call.reason, "", "", ""))
                 continue
-            plans = ", ".join(map(str, call.found.plans.values() if "pointwise" in call.found.plans else _first(call.found)))
-            plans = "torch's, where= says so" if [*call.found.plans][:1] == [*call.found.left][:1] != [] else plans
-            times = (f"{1e6 * seconds:.3g}" if call.found.plans else "" for seconds in call.seconds)
-            name, _, what = call.found.words.splitlines()[0].partition(": ")
+            plans = ", ".join(map(str, said.plans.values() if "pointwise" in said.plans else _first(said)))
+            plans = "torch's, where= says so" if [*said.plans][:1] == [*said.left][:1] != [] else plans
+            times = (f"{1e6 * seconds:.3g}" if said.plans else "" for seconds in call.seconds)
+            name, _, what = said.words.splitlines()[0].partition(": ")
             rows.append(
                 (layer, what if what.startswith(f"{name} ") else f"{name} {what}", plans or "nothing to multiply", *times)
             )
@@ -121,8 +122,8 @@ def explained_model(number: int | None, model: nn.Module, *inputs: Any, **keywor
     explained = [_explained(index, *call) for call in calls.calls]
     for place, left in reversed(calls.left):
         explained.insert(place, left)
-    if is_convolution(model) and len(explained) == 1 and explained[0].found is not None:
-        return explained[0].found
+    if is_convolution(model) and len(explained) == 1 and explained[0].explanation is not None:
+        return explained[0].explanation
     return ModelExplanation(type(model).__name__, launch.device_model(index).name, tuple(explained))
 
 

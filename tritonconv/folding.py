@@ -187,7 +187,7 @@ def _graph(model: nn.Module) -> GraphModule | None:
         graph = tracer.trace(model)
     except Exception:  # a forward that torch.fx cannot trace may raise anything
         return None
-    plans = _found(model, graph)
+    plans = _foldable(model, graph)
     if not plans:
         return None
     for node in graph.nodes:
@@ -240,34 +240,34 @@ class _Plan(NamedTuple):
 
     layer: Node
     last: Node
-    taken: tuple[Node, ...]
+    folded: tuple[Node, ...]
     residual: Node | None
     follows: Follows
 
 
-def _found(model: nn.Module, graph: Graph) -> list[_Plan]:
+def _foldable(model: nn.Module, graph: Graph) -> list[_Plan]:
     parts = dict(model.named_modules())
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     shared = Counter(id(part) for part in parts.values())
     plans: list[_Plan] = []
-    taken: set[Node] = set()
+    folded: set[Node] = set()
     for node in graph.nodes:
         part = parts.get(node.target) if node.op == "call_module" else None
         if type(part) not in _KINDS or _hooked(part) or calls[node.target] != 1:
             continue
         if shared[id(part)] != 1 or node.kwargs or len(node.args) != 1:
             continue
-        plan = _chain(node, parts, taken)
+        plan = _chain(node, parts, folded)
         if plan is not None:
             plans.append(plan)
-            taken |= {node, *plan.taken}
+            folded |= {node, *plan.folded}
     return plans
 
 
 _KINDS = (ours.Conv1d, ours.Conv2d, ours.Conv3d, ours.ConvTranspose1d, ours.ConvTranspose2d, ours.ConvTranspose3d)
 
 
-def _chain(node: Node, parts: dict[str, nn.Module], taken: set[Node]) -> _Plan | None:
+def _chain(node: Node, parts: dict[str, nn.Module], folded: set[Node]) -> _Plan | None:
     """The longest chain behind one convolution that nothing else reads from; None where there is nothing to fold."""
     steps: list[_Plan] = []
     norm: tuple[nn.Module, ...] = ()
@@ -282,20 +282,20 @@ def _chain(node: Node, parts: dict[str, nn.Module], taken: set[Node]) -> _Plan |
             follows = Follows(norm, activation, slope, "with " + ", ".join(words))
             steps.append(_Plan(node, user, chain, residual, follows))
 
-    user = _only_user(node, taken)
+    user = _only_user(node, folded)
     part = _module(user, parts)
     if user is not None and type(part) in _NORMS and part.running_mean is not None and not _hooked(part) and _alone(user):
         norm = (part,)
         taken_over(user, str(user.target))
-        user = _only_user(user, taken)
+        user = _only_user(user, folded)
     residual = _added(user, chain[-1] if chain else node)
     if user is not None and residual is not None:
         taken_over(user, "a residual")
-        user = _only_user(user, taken)
+        user = _only_user(user, folded)
     activation, slope = _activation(user, parts)
     if user is not None and activation is not None:
         taken_over(user, activation, activation, slope)
-    sound = [plan for plan in steps if not _changed_between(node, plan.last, {node, *plan.taken}, parts)]
+    sound = [plan for plan in steps if not _changed_between(node, plan.last, {node, *plan.folded}, parts)]
     return sound[-1] if sound else None
 
 
@@ -313,9 +313,9 @@ def _changed_between(first: Node, last: Node, chain: set[Node], parts: dict[str,
     return False
 
 
-def _only_user(node: Node, taken: set[Node]) -> Node | None:
+def _only_user(node: Node, folded: set[Node]) -> Node | None:
     users = list(node.users)
-    return users[0] if len(users) == 1 and users[0] not in taken else None
+    return users[0] if len(users) == 1 and users[0] not in folded else None
 
 
 def _module(node: Node | None, parts: dict[str, nn.Module]) -> Any:
@@ -367,6 +367,6 @@ def _rewrite(model: nn.Module, graph: Graph, plan: _Plan, new: dict[Node, Node])
         arguments = (*plan.layer.args, *(() if plan.residual is None else (new.get(plan.residual, plan.residual),)))
         call = graph.call_module(str(plan.layer.target), arguments)
     plan.last.replace_all_uses_with(call)
-    for node in reversed((plan.layer, *plan.taken)):
+    for node in reversed((plan.layer, *plan.folded)):
         graph.erase_node(node)
     return call

@@ -49,13 +49,18 @@ def _idle(forward: Pass, input: torch.Tensor, weight: torch.Tensor) -> dict[Pass
     if torch.compiler.is_compiling() or private.transforms_are_active():
         return {}
     of_input = Pass.DGRAD if forward == Pass.FPROP else Pass.FPROP
-    of = {of_input: ("input", input), Pass.WGRAD: ("weight", weight)}
-    return {which: f"{name} requires no gradient" for which, (name, tensor) in of.items() if not tensor.requires_grad}
+    gradients = {of_input: ("input", input), Pass.WGRAD: ("weight", weight)}
+    return {which: f"{name} requires no gradient" for which, (name, tensor) in gradients.items() if not tensor.requires_grad}
+
+
+def know_subclass(tensor: torch.Tensor) -> None:
+    """Registers the ops' rules for DTensors when the first one comes. A tensor beside a DTensor is one."""
+    if type(tensor) not in (torch.nn.Parameter, torch.Tensor) and not torch.compiler.is_compiling():
+        _know_subclass(type(tensor))
 
 
 @functools.cache
 def _know_subclass(kind: type) -> None:
-    """Registers the ops' rules for DTensors when the first one comes. A weight beside a DTensor is one."""
     if kind.__module__.startswith("torch.distributed.tensor"):
         importlib.import_module("tritonconv.sharding")
 
@@ -108,8 +113,7 @@ def _call(
             return repeated(recipe, input.unsqueeze(0), weight, bias, *each).squeeze(0)
         except torch.OutOfMemoryError:  # the op knows another plan
             pass
-    if type(weight) is not torch.nn.Parameter and not torch.compiler.is_compiling():
-        _know_subclass(type(weight))
+    know_subclass(weight)
     check.tensors(function, rank, input, weight, bias, **({} if after is None else after.tensors()))
     batched = input.dim() == rank + 2
     a = input if batched else input.unsqueeze(0)

@@ -55,8 +55,8 @@ def overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
     inside = left >= 0
     for step, n in sorted(zip(one.stride(), one.shape, strict=True), reverse=True):
         if n > 1:  # the largest steps first: what remains must lie within the inner axes
-            taken = left.div(step, rounding_mode="floor").clamp(0, n - 1)
-            left = left - taken * step
+            steps = left.div(step, rounding_mode="floor").clamp(0, n - 1)
+            left = left - steps * step
     return bool((inside & (left == 0)).any())
 
 

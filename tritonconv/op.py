@@ -126,9 +126,9 @@ _PRIMITIVES = {
 def _known_problem(name: str, *arguments: Any) -> ConvProblem:
     """The problem of an op's arguments up to groups, without the bias. It is checked once, because it depends on numbers
     only."""
-    of = _PRIMITIVES[name]
+    primitive = _PRIMITIVES[name]
     a, b, *place = arguments
-    return of.problem(a, b, *(None,) * of.has_bias, *place)
+    return primitive.problem(a, b, *(None,) * primitive.has_bias, *place)
 
 
 def known_problem(name: str, a: torch.Tensor, b: torch.Tensor, window: tuple[Any, ...]) -> ConvProblem:
@@ -137,52 +137,52 @@ def known_problem(name: str, a: torch.Tensor, b: torch.Tensor, window: tuple[Any
     return _known_problem(name, a.shape, b.shape, *map(tuple, sizes), groups)
 
 
-def _problem(of: _Primitive, a: torch.Tensor, b: torch.Tensor, rest: Sequence[Any]) -> ConvProblem:
+def _problem(primitive: _Primitive, a: torch.Tensor, b: torch.Tensor, rest: Sequence[Any]) -> ConvProblem:
     """The problem of an op's arguments. Raises RuntimeError where they do not fit together."""
-    operands.alike(of.name, a, b, *rest[: of.has_bias], *rest[of.arguments - 2 :])
-    *sizes, groups = rest[of.has_bias : of.arguments - 2]
+    operands.alike(primitive.name, a, b, *rest[: primitive.has_bias], *rest[primitive.arguments - 2 :])
+    *sizes, groups = rest[primitive.has_bias : primitive.arguments - 2]
     make = _known_problem.__wrapped__ if isinstance(a, private.FakeTensor) else _known_problem  # symbols cannot be hashed
-    problem = make(of.name, a.shape, b.shape, *map(tuple, sizes), groups)
-    if of.has_bias:
-        operands.shaped(of.name, "b", rest[0], getattr(problem, of.result)[1])
+    problem = make(primitive.name, a.shape, b.shape, *map(tuple, sizes), groups)
+    if primitive.has_bias:
+        operands.shaped(primitive.name, "b", rest[0], getattr(problem, primitive.result)[1])
     return problem
 
 
-def _by_kernel(of: _Primitive) -> Callable[..., torch.Tensor]:
-    which = Pass(of.name)
+def _by_kernel(primitive: _Primitive) -> Callable[..., torch.Tensor]:
+    which = Pass(primitive.name)
 
     def call(a: torch.Tensor, b: torch.Tensor, *rest: Any) -> torch.Tensor:
-        problem = _problem(of, a, b, rest)
-        bias = rest[: of.has_bias]
-        alone, plan = invariant.unmarked("".join(rest[of.arguments - 2 :]))
+        problem = _problem(primitive, a, b, rest)
+        bias = rest[: primitive.has_bias]
+        alone, plan = invariant.unmarked("".join(rest[primitive.arguments - 2 :]))
         by_torch, plan = where.asked(plan, problem, which, a)
         if by_torch:
-            return of.torch(a, b, *bias, problem)
+            return primitive.torch(a, b, *bias, problem)
         if alone and which != Pass.WGRAD and problem.batch > 1 and problem.macs:
-            found = invariant.fixed(which, problem, a, b, bias[0], plan)
-            if found is None:
+            fixed_plan = invariant.fixed(which, problem, a, b, bias[0], plan)
+            if fixed_plan is None:
                 each = replace(problem, batch=1)
-                return cast(torch.Tensor, invariant.by_image(lambda image: of.kernel(image, b, *bias, each, plan), (a,)))
-            plan = found
+                return cast(torch.Tensor, invariant.by_image(lambda image: primitive.kernel(image, b, *bias, each, plan), (a,)))
+            plan = fixed_plan
 
         def run(plan: str) -> torch.Tensor:
-            return of.kernel(a, b, *bias, problem, plan)
+            return primitive.kernel(a, b, *bias, problem, plan)
 
         return workspace.fitting(run, which, problem, a, b, bias[0] if bias else None, plan)
 
     return call
 
 
-def _by_torch(of: _Primitive) -> Callable[..., torch.Tensor]:
+def _by_torch(primitive: _Primitive) -> Callable[..., torch.Tensor]:
     def call(a: torch.Tensor, b: torch.Tensor, *rest: Any) -> torch.Tensor:
-        return of.torch(a, b, *rest[: of.has_bias], _problem(of, a, b, rest))
+        return primitive.torch(a, b, *rest[: primitive.has_bias], _problem(primitive, a, b, rest))
 
     return call
 
 
-def _fake(of: _Primitive) -> Callable[..., torch.Tensor]:
+def _fake(primitive: _Primitive) -> Callable[..., torch.Tensor]:
     def call(a: torch.Tensor, b: torch.Tensor, *rest: Any) -> torch.Tensor:
-        return allocate(getattr(_problem(of, a, b, rest), of.result), a, b)
+        return allocate(getattr(_problem(primitive, a, b, rest), primitive.result), a, b)
 
     return call
 
@@ -192,13 +192,13 @@ def _fake(of: _Primitive) -> Callable[..., torch.Tensor]:
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
-def _split(of: _Primitive, a: torch.Tensor, b: torch.Tensor, rest: Sequence[Any]) -> tuple[ConvProblem, Epilogue, str]:
+def _split(primitive: _Primitive, a: torch.Tensor, b: torch.Tensor, rest: Sequence[Any]) -> tuple[ConvProblem, Epilogue, str]:
     """The triple (problem, epilogue, forced plans) of a fused op's arguments, which come without trailing defaults."""
-    after = rest[of.arguments - 2 :]
+    after = rest[primitive.arguments - 2 :]
     size = len(Epilogue._fields)
-    problem, epilogue = _problem(of, a, b, rest), Epilogue(*after[:size])
-    name, shape = f"{of.name}_fused", getattr(problem, of.result)
-    if problem.padding_mode and of.name == "dgrad":
+    problem, epilogue = _problem(primitive, a, b, rest), Epilogue(*after[:size])
+    name, shape = f"{primitive.name}_fused", getattr(problem, primitive.result)
+    if problem.padding_mode and primitive.name == "dgrad":
         raise RuntimeError(
             f'tritonconv::{name}: only "zeros" padding mode is supported for a transposed convolution, got '
             f"{mode_words(problem.padding_mode)!r}"
@@ -210,13 +210,13 @@ def _split(of: _Primitive, a: torch.Tensor, b: torch.Tensor, rest: Sequence[Any]
     return problem, epilogue, after[size] if len(after) > size else ""
 
 
-def _fused_by_kernel(which: Pass, of: _Primitive) -> Callable[..., Pair]:
+def _fused_by_kernel(which: Pass, primitive: _Primitive) -> Callable[..., Pair]:
     def call(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, *rest: Any) -> Pair:
-        problem, epilogue, plan = _split(of, a, b, (bias, *rest))
+        problem, epilogue, plan = _split(primitive, a, b, (bias, *rest))
         alone, plan = invariant.unmarked(plan)
         if alone and problem.batch > 1 and problem.macs:
-            found = invariant.fixed(which, problem, a, b, bias, plan, epilogue)
-            if found is None:
+            fixed_plan = invariant.fixed(which, problem, a, b, bias, plan, epilogue)
+            if fixed_plan is None:
                 each = replace(problem, batch=1)
 
                 def one(image: torch.Tensor, residual: torch.Tensor | None) -> Pair:
@@ -224,7 +224,7 @@ def _fused_by_kernel(which: Pass, of: _Primitive) -> Callable[..., Pair]:
 
                 y, z = invariant.by_image(one, (a, epilogue.residual))
                 return y, z if epilogue.keep else z.new_empty(0)
-            plan = found
+            plan = fixed_plan
 
         def run(plan: str) -> Pair:
             return launch.followed(which, problem, a, b, bias, epilogue, plan)
@@ -234,21 +234,24 @@ def _fused_by_kernel(which: Pass, of: _Primitive) -> Callable[..., Pair]:
     return call
 
 
-def _fused_by_torch(of: _Primitive) -> Callable[..., Pair]:
+def _fused_by_torch(primitive: _Primitive) -> Callable[..., Pair]:
     def call(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, *rest: Any) -> Pair:
-        problem, epilogue, _ = _split(of, a, b, (bias, *rest))
+        problem, epilogue, _ = _split(primitive, a, b, (bias, *rest))
         y, z = by_torch(
-            of.torch(widened(a), widened(b), bias if bias is None else widened(bias), problem), problem, epilogue, a.dtype
+            primitive.torch(widened(a), widened(b), bias if bias is None else widened(bias), problem),
+            problem,
+            epilogue,
+            a.dtype,
         )
         return cpu.laid_out(y, a, b), cpu.laid_out(z, a, b) if z.numel() else z
 
     return call
 
 
-def _fused_fake(of: _Primitive) -> Callable[..., Pair]:
+def _fused_fake(primitive: _Primitive) -> Callable[..., Pair]:
     def call(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, *rest: Any) -> Pair:
-        problem, epilogue, _ = _split(of, a, b, (bias, *rest))
-        shape = getattr(problem, of.result)
+        problem, epilogue, _ = _split(primitive, a, b, (bias, *rest))
+        shape = getattr(problem, primitive.result)
         return allocate(shape, a, b), allocate(shape, a, b) if epilogue.keep else a.new_empty(0)
 
     return call
@@ -271,11 +274,11 @@ def _autocast(op: Any, device: str) -> Callable[..., torch.Tensor]:
     return call
 
 
-def _flops(of: _Primitive) -> Callable[..., int]:
+def _flops(primitive: _Primitive) -> Callable[..., int]:
     """Dense FLOP (2 * MAC) without the bias, which are the same for every pass."""
 
     def count(a: Ints, b: Ints, *rest: Any, out_shape: Any = None, **kwargs: Any) -> int:
-        return of.problem(a, b, *rest[: of.arguments - 2]).flops
+        return primitive.problem(a, b, *rest[: primitive.arguments - 2]).flops
 
     return count
 
@@ -284,18 +287,24 @@ for _schema in _SCHEMAS:
     LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
 
 
-def _register(name: str, of: _Primitive, kernel: Any, by_torch: Any, fake: Any) -> None:
+def _register(name: str, primitive: _Primitive, kernel: Any, by_torch: Any, fake: Any) -> None:
     op = getattr(torch.ops.tritonconv, name)
     LIBRARY.impl(name, kernel, "CUDA")
     LIBRARY.impl(name, host.either(kernel, by_torch), "CPU")
     torch.library.register_fake(f"tritonconv::{name}", fake, lib=LIBRARY)
     for device in ("cuda", "cpu"):
         LIBRARY.impl(name, _autocast(op.default, device), f"Autocast{device.upper()}")
-    register_flop_formula(op)(_flops(of))
+    register_flop_formula(op)(_flops(primitive))
 
 
-for _name, _of in _PRIMITIVES.items():
-    _register(_name, _of, _by_kernel(_of), _by_torch(_of), _fake(_of))
+for _name, _primitive in _PRIMITIVES.items():
+    _register(_name, _primitive, _by_kernel(_primitive), _by_torch(_primitive), _fake(_primitive))
 for _which in (Pass.FPROP, Pass.DGRAD):
-    _of = _PRIMITIVES[str(_which)]
-    _register(f"{_which}_fused", _of, _fused_by_kernel(_which, _of), _fused_by_torch(_of), _fused_fake(_of))
+    _primitive = _PRIMITIVES[str(_which)]
+    _register(
+        f"{_which}_fused",
+        _primitive,
+        _fused_by_kernel(_which, _primitive),
+        _fused_by_torch(_primitive),
+        _fused_fake(_primitive),
+    )

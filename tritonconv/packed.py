@@ -43,8 +43,8 @@ def packed(weight: torch.Tensor, kind: Hashable, make: Callable[[torch.Tensor], 
     with _lock:
         kept = _KEPT.get(weight, {}).get(kind)
     if kept is not None and kept.state == state and not kept.storage.expired():
-        found: torch.Tensor = kept.made
-        return found
+        packed_form: torch.Tensor = kept.made
+        return packed_form
     with torch.no_grad():
         made = make(weight)
     with _lock:

@@ -185,11 +185,11 @@ def forced(call: Call, given: str, device: Device) -> Plan | None:
 def _least(call: Call, name: str, device: Device) -> Plan:
     if reason := family(name).padding_refusal(call.problem, call.prologue is not None):
         raise ValueError(f"plan names the family {name!r}, which cannot run {call.which} of {call.problem}: {reason}")
-    _, found = family(name).quickest(call, device, math.inf)
-    if found is None:
+    _, plan = family(name).quickest(call, device, math.inf)
+    if plan is None:
         raise ValueError(
             f"plan names the family {name!r}, which has no plan of its own choice for {call.which} of {call.problem} in "
             f"{call.dtype} on {device.name}: give its tile, as in {call.which}:{name}:64x64x32, or plan= a dictionary of "
             "other passes"
         )
-    return found
+    return plan

@@ -1,4 +1,5 @@
-"""How the ops of the six convolutions act on DTensors: which shards of operands make which shards of a result.
+"""How the ops of the six convolutions, of `deform_conv2d`, `unfold` and `fold` act on DTensors: which shards of operands make
+which shards of a result.
 
 This module is imported with the first DTensor, because importing `torch.distributed.tensor` takes a second. The batch may be
 sharded, and with one group the channels too. A tensor that is sharded along a spatial axis is redistributed before the call; no
@@ -75,6 +76,36 @@ def _fused(place: int, out: Placement) -> Callable[..., Any]:
     return rows
 
 
+def _deform(x: Any, offset: Any, w: Any, b: Any, mask: Any, *rest: Any) -> Rows:
+    """A batch with its offsets and masks, or with one group the filters."""
+    others: list[Placement | None] = [None] * len(rest)
+
+    def row(result: Placement, images: Placement, filters: Placement) -> Any:
+        wanted = (images, images, filters, filters, images)
+        return [result], [*(None if t is None else p for p, t in zip(wanted, (x, offset, w, b, mask), strict=True)), *others]
+
+    choices = [row(_KEPT, _KEPT, _KEPT), row(_BATCH, _BATCH, _KEPT)]
+    return [*choices, row(_CHANNELS, _KEPT, _ROWS)] if x.shape[1] == w.shape[1] else choices
+
+
+def _deform_backward(dy: Any, x: Any, offset: Any, w: Any, mask: Any, *rest: Any) -> Rows:
+    others: list[Placement | None] = [None] * len(rest)
+
+    def row(result: Placement, images: Placement, filters: Placement, dimages: Placement, dfilters: Placement) -> Any:
+        operands = [result, images, images, filters, None if mask is None else images, *others]
+        return [dimages, dimages, dfilters, dimages], operands
+
+    choices = [row(*(_KEPT,) * 5), row(_BATCH, _BATCH, _KEPT, _BATCH, Partial())]
+    filters = row(_CHANNELS, _KEPT, _ROWS, Partial(), _ROWS)
+    return [*choices, filters] if x.shape[1] == w.shape[1] else choices
+
+
+def _by_image(tensor: Any, *rest: Any) -> Rows:
+    """unfold and fold, which are linear and treat each image alone."""
+    others: list[Placement | None] = [None] * len(rest)
+    return [([place], [place, *others]) for place in (_KEPT, _BATCH, Partial())]
+
+
 def _register() -> None:
     """Registers the rules. Besides tensors they depend on every number and word from the window on."""
     propagator = DTensor._op_dispatcher.sharding_propagator
@@ -84,6 +115,10 @@ def _register() -> None:
         (_OPS.wgrad.default, _wgrad, 2),
         (_OPS.fprop_fused.default, _fused(6, Shard(0)), 3),
         (_OPS.dgrad_fused.default, _fused(7, Shard(1)), 3),
+        (_OPS.deform.default, _deform, 5),
+        (_OPS.deform_backward.default, _deform_backward, 5),
+        (_OPS.unfold.default, _by_image, 1),
+        (_OPS.fold.default, _by_image, 1),
     ):
         register_sharding(op)(rule)
         # torch's default would begin at the first int and leave the lists before it out of the cache's key

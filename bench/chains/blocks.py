@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 import costmodel
 import tritonconv
 from bench.chains.chain import OURS, TORCH, Chain, Input, Way
+from bench.chains.predicted import Ran
 from costmodel import video
 from costmodel.chunk import Chunk
 from costmodel.device import Device, find_device
@@ -116,18 +116,6 @@ def by_us(block: Block, x: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
         )
         y = found[0] if isinstance(found, tuple) else found
     return y
-
-
-class Ran(nn.Module):
-    """A block in one of the two ways, for `costmodel.trace`."""
-
-    def __init__(self, way: Way) -> None:
-        super().__init__()
-        self.way = way
-
-    def forward(self, *given: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            return self.way(*given)
 
 
 def shapes(block: Block) -> list[tuple[int, ...]]:

@@ -17,7 +17,7 @@ from rich.box import HORIZONTALS
 from rich.console import Console
 from rich.table import Table
 
-from bench.chains import blocks, causal, images, separable, video
+from bench.chains import blocks, causal, deform, images, padded, predicted, separable, video, windows
 from bench.chains.chain import TORCH, Chain, Way, whole
 from bench.machine import REPLAY_SECONDS, Captured, Gpu, Machine, quantiles
 from bench.measure import MOST_REPETITIONS, one_line
@@ -29,6 +29,8 @@ from bench.run import DTYPES
 from bench.work import float32_in
 from costmodel.device import Device
 
+#: The lists whose predicted times docs show.
+PREDICTED = (deform.chains, padded.chains, windows.chains)
 #: The lists of chains.
 LISTS: tuple[Callable[[torch.dtype, Device], Iterator[Chain]], ...] = (
     causal.chains,
@@ -36,6 +38,7 @@ LISTS: tuple[Callable[[torch.dtype, Device], Iterator[Chain]], ...] = (
     separable.chains,
     blocks.chains,
     images.chains,
+    *PREDICTED,
 )
 COPY = "copy"
 
@@ -164,6 +167,11 @@ def selected(suite: str, dtype: torch.dtype, device: Device) -> list[Chain]:
         suites = ", ".join(sorted({chain.suite for chain in every}))
         raise ValueError(f"no chain matches suite {suite!r}; the suites are {suites}")
     return found
+
+
+def summary() -> str:
+    """docs' table of predicted times."""
+    return predicted.summary(PREDICTED)
 
 
 def command(

@@ -19,6 +19,7 @@ from costmodel.networks.clock import DTYPES, Called, Clock, Step, Time
 from costmodel.networks.memory import Memory
 from costmodel.networks.receptive import Field
 from costmodel.networks.timed import Forecast, Timed
+from costmodel.networks.waiting import Launched, waiting
 from costmodel.problem import ConvProblem, Pass
 from costmodel.reports.notation import by
 from costmodel.reports.tables import Tables
@@ -204,7 +205,9 @@ class Network(Tables):
 
         Convolutions take the plan that `costmodel.plan.select` chooses for channels-last tensors, causal ones that of their
         own model, other operators one launch and the longer of their arithmetic and their DRAM traffic, in which a
-        normalisation reads again what its statistics had to read first (`costmodel.networks.sweeps`). `precision` "tf32" lets
+        normalisation reads again what its statistics had to read first (`costmodel.networks.sweeps`). Where `device.host` holds
+        what calls cost the host, measured there, an operator that the GPU has to wait for takes that wait too
+        (`costmodel.networks.waiting`). `precision` "tf32" lets
         float32 use tensor cores. `training` adds the backward pass.
 
         `library` "cudnn" predicts what PyTorch takes today instead, fitted to times that others published: in `mode` "eager"
@@ -244,8 +247,11 @@ class Network(Tables):
             if spent == Cost():  # a view: only its gradient costs anything
                 continue
             rows.append((layer, spent, times))
-        total = sum(time.seconds for _, _, times in rows for time in times) or 1.0
-        return [_timed(layer, spent, times, total) for layer, spent, times in rows]
+        waited = waiting(
+            [Launched(times, layer.which is not None or layer.call is not None) for layer, _, times in rows], device.host
+        )
+        total = sum(time.seconds for times in waited for time in times) or 1.0
+        return [_timed(layer, spent, times, total) for (layer, spent, _), times in zip(rows, waited, strict=True)]
 
     def compare(self, other: Network, device: Device | str = "h100", dtype: Any = None, **more: Any) -> SideBySide:
         """This network beside another on one device: `print` shows a table. `Forecast.compare` puts one

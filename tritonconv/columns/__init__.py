@@ -17,7 +17,7 @@ from tritonconv.columns import (
     launch,
     op,  # noqa: F401  registers the ops
 )
-from tritonconv.functional import Size
+from tritonconv.functional import Size, know_subclass
 from tritonconv.plans import Plans
 
 _OPS = torch.ops.tritonconv
@@ -61,6 +61,7 @@ def unfold(
         return known
     words = plans.text(plan, "unfold", own="unfold")
     batched, window = check.unfold(input, kernel_size, dilation, padding, stride)
+    know_subclass(input)
     image = input if batched else input.unsqueeze(0)
     made: torch.Tensor = _OPS.unfold(image, *window, words)
     _file(key, Pass.FPROP, image, window, words, batched)
@@ -102,6 +103,7 @@ def fold(
         return known
     words = plans.text(plan, "fold", Pass.DGRAD, own="unfold")
     batched, window = check.fold(input, output_size, kernel_size, dilation, padding, stride)
+    know_subclass(input)
     columns = input if batched else input.unsqueeze(0)
     made: torch.Tensor = _OPS.fold(columns, *window, words)
     _file(key, Pass.DGRAD, columns, window, words, batched)

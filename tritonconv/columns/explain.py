@@ -61,10 +61,10 @@ def _explained(name: str, forward: Pass, unfolding: Unfolding, source: Any, numb
     plans: dict[str, Plan] = {}
     predictions: dict[str, Prediction] = {}
     for which in (forward, Pass.DGRAD if forward == Pass.FPROP else Pass.FPROP):
-        lies = [launch.contiguous(unfolding.problem.input_shape), launch.contiguous(unfolding.columns_shape)]
+        layouts = [launch.contiguous(unfolding.problem.input_shape), launch.contiguous(unfolding.columns_shape)]
         if which == forward:
-            lies[forward == Pass.DGRAD] = key(source)
-        call = launch.described(unfolding, which, dtype, lies[0], lies[1])
+            layouts[forward == Pass.DGRAD] = key(source)
+        call = launch.described(unfolding, which, dtype, layouts[0], layouts[1])
         plan = launch.chosen(call, device, forced)
         prediction = model.predict(call, plan, device)
         plans[str(which)], predictions[str(which)] = plan, prediction

@@ -13,7 +13,7 @@ from tritonconv.deform import (
     check,
     op,  # noqa: F401  registers the op
 )
-from tritonconv.functional import Size
+from tritonconv.functional import Size, know_subclass
 from tritonconv.invariant import by_image, is_on
 from tritonconv.plans import Plans
 
@@ -67,6 +67,7 @@ def deform_conv2d(
     """
     window = check.call(input, offset, weight, bias, stride, padding, dilation, mask)
     words = plans.text(plan, "deform_conv2d", own="deform")
+    know_subclass(input)
 
     def made(images: torch.Tensor, moved: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:
         result: torch.Tensor = _OPS.deform(images, moved, weight, bias, factors, *window, words)

@@ -68,11 +68,11 @@ def described(
 ) -> PairCall:
     """The call in the form of the cost model."""
     z = channels_of(pair, x, w1)
-    lie = (operand(*x, 1, 1), depthwise_operand(*w1), operand(*z, 1, 1), operand(*w2, 1, 1), operand(*y, 1, 1))
+    operands = (operand(*x, 1, 1), depthwise_operand(*w1), operand(*z, 1, 1), operand(*w2, 1, 1), operand(*y, 1, 1))
     kinds = (
         follows.kind(laid) if follows.activation or follows.residual else "" for follows, laid in ((between, z), (after, y))
     )
-    return PairCall(pair, DTYPES[dtype], precision, *lie, *kinds)
+    return PairCall(pair, DTYPES[dtype], precision, *operands, *kinds)
 
 
 def channels_of(pair: Pair, x: TensorKey, w1: TensorKey) -> TensorKey:
@@ -180,14 +180,14 @@ def prepare(
         "num_stages": plan.num_stages,
     }
     strides = []
-    for name, tensor, lies in (("X", x, call.x), ("W1", w1, call.w1), ("W2", w2, call.w2), ("Y", y, call.y)):
-        strides.append(packed_strides(tensor, lies))
-        constants |= {f"{name}_ALIGN": lies.align, f"{name}_UNIT": lies.unit}
+    for name, tensor, described_as in (("X", x, call.x), ("W1", w1, call.w1), ("W2", w2, call.w2), ("Y", y, call.y)):
+        strides.append(packed_strides(tensor, described_as))
+        constants |= {f"{name}_ALIGN": described_as.align, f"{name}_UNIT": described_as.unit}
     over = None
     if residual is not None:
-        lies = operand(*residual, 1, 1)
-        over = packed_strides(residual, lies)
-        constants |= {"R_ALIGN": lies.align, "R_UNIT": lies.unit}
+        described_as = operand(*residual, 1, 1)
+        over = packed_strides(residual, described_as)
+        constants |= {"R_ALIGN": described_as.align, "R_UNIT": described_as.unit}
     if (registers := model.registers(call, plan, capability)) < model.ALL:
         constants["maxnreg"] = registers
     main = Step(separable_kernel, programs, constants, (*strides, Sizes(*map(pack, sizes)), pack(b1 or 0)))

@@ -76,11 +76,11 @@ def known(chunk: Chunk, x: Sequence[Any], cache: Sequence[Any] | None) -> None:
         if (*cache[:2], *cache[3:]) != (*x[:2], *x[3:]) or cache[2] > chunk.reach:
             words = ", ".join(map(str, (x[0], x[1], f"0 to {chunk.reach}", *x[3:])))
             raise RuntimeError(f"{NAME}(): expected cache of shape [{words}] for x {list(x)}, got cache {list(cache)}")
-    of = chunk.problem
-    if any(n < extent for n, extent in zip(of.padded_size[1:], of.effective_kernel[1:], strict=True)):
+    problem = chunk.problem
+    if any(n < extent for n, extent in zip(problem.padded_size[1:], problem.effective_kernel[1:], strict=True)):
         raise RuntimeError(
-            f"{NAME}(): the kernel is larger than the padded frame: weight {list(of.weight_shape)} with "
-            f"dilation={of.dilation}, x {list(x)} with padding={of.padding[1:]}"
+            f"{NAME}(): the kernel is larger than the padded frame: weight {list(problem.weight_shape)} with "
+            f"dilation={problem.dilation}, x {list(x)} with padding={problem.padding[1:]}"
         )
 
 

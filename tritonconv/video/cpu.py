@@ -80,7 +80,7 @@ def forward(
     residual: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(y, the next cache); the cache has no elements where it is not asked for."""
-    lies = x
+    given = x
     if not values.is_empty():
         x = by_torch(x, values)
     line = known_frames(chunk, x, cache)
@@ -96,4 +96,4 @@ def forward(
     after = x.new_empty(0)
     if keeps:
         after = allocate_channels_last(chunk.next_shape, x).copy_(line[:, :, line.shape[2] - chunk.kept :])
-    return cpu.laid_out(y, lies, w), after
+    return cpu.laid_out(y, given, w), after

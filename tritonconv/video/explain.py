@@ -23,12 +23,12 @@ from tritonconv.video.op import chunk_of
 
 
 def prologue_lines(
-    chunk: model.Chunk, plan: model.VideoPlan, dtype: str, precision: str, device: Device, lies: tuple[bool, bool]
+    chunk: model.Chunk, plan: model.VideoPlan, dtype: str, precision: str, device: Device, last_and_far: tuple[bool, bool]
 ) -> list[str]:
     """Where the prologue is applied, and what the better plan of the other way would take."""
     how = "by a kernel of its own first, which writes x once" if plan.apart else "while pixels are gathered"
     lines = [f"  the prologue ({chunk.prologue}) is applied {how}"]
-    others = [p for p in model.candidates(chunk, dtype, precision, device, *lies) if p.apart != plan.apart]
+    others = [p for p in model.candidates(chunk, dtype, precision, device, *last_and_far) if p.apart != plan.apart]
     if others and not device.interpreted:
         least = min(model.predict(chunk, other, dtype, precision, device).seconds for other in others)
         other = "while gathered, for each tap and block of filters" if plan.apart else "by a kernel of its own"
@@ -61,9 +61,9 @@ def explained(number: int | None, *args: Any, **kwargs: Any) -> tuple[ConvProble
     copied = launch.copied(x, cache)
     y = chunk.output_shape, output_strides(chunk.output_shape, x, weight)
     beside = None if residual is None else key(residual)
-    lies = launch.lies(chunk, y, beside)
-    plan = launch.chosen(chunk, forced, dtype, precision, device, *lies)
-    found = model.predict(chunk, plan, dtype, precision, device, copied)
+    last_and_far = launch.last_and_far(chunk, y, beside)
+    plan = launch.chosen(chunk, forced, dtype, precision, device, *last_and_far)
+    prediction = model.predict(chunk, plan, dtype, precision, device, copied)
     m_tiles, n_tiles = model.tiles(chunk, plan)
     n_tiles *= plan.split
     lines += [
@@ -75,7 +75,7 @@ def explained(number: int | None, *args: Any, **kwargs: Any) -> tuple[ConvProble
     if given["return_cache"] and chunk.kept:
         lines.append(f"  {model.copies(chunk, plan, dtype)} more programs write the next cache, {chunk.kept} frames")
     if chunk.prologue is not None:
-        lines += prologue_lines(chunk, plan, dtype, precision, device, lies)
+        lines += prologue_lines(chunk, plan, dtype, precision, device, last_and_far)
     if plan.apart:
         copied = tuple(name for name in copied if name != "x")
     if copied:
@@ -86,19 +86,19 @@ def explained(number: int | None, *args: Any, **kwargs: Any) -> tuple[ConvProble
         lines.append("  weight is copied to channels-last, once for each version of it")
     chain = model.chain(chunk, itemsize(dtype))
     lines.append(
-        f"  {found.bytes / 1e6:.3g} MB moved; as {', '.join(chain)} of torch it is {sum(chain.values()) / 1e6:.3g} MB in "
+        f"  {prediction.bytes / 1e6:.3g} MB moved; as {', '.join(chain)} of torch it is {sum(chain.values()) / 1e6:.3g} MB in "
         f"{len(chain)} operators"
     )
     why = "forced by plan="
     if not forced:
-        why = f"least predicted time of {len(model.candidates(chunk, dtype, precision, device, *lies))} candidates"
+        why = f"least predicted time of {len(model.candidates(chunk, dtype, precision, device, *last_and_far))} candidates"
     lines.append(
-        f"  {why}: {found.seconds * 1e6:.3g} us, bound by {found.bound}; {found.waves:.2g} waves, {found.tile_use:.0%} of the "
-        f"issued multiply-adds needed ({device.name})"
+        f"  {why}: {prediction.seconds * 1e6:.3g} us, bound by {prediction.bound}; {prediction.waves:.2g} waves, "
+        f"{prediction.tile_use:.0%} of the issued multiply-adds needed ({device.name})"
     )
     if not device.interpreted:
-        lines.append(f"  from {found.low * 1e6:.3g} to {found.high * 1e6:.3g} us, {found.source}")
+        lines.append(f"  from {prediction.low * 1e6:.3g} to {prediction.high * 1e6:.3g} us, {prediction.source}")
     lines.append("backward: dgrad and wgrad of conv3d on the known frames written out")
     if chunk.prologue is not None:
         lines.append("  and of the prologue, which a kernel of its own applies then")
-    return chunk.problem, {"forward": plan}, {"forward": found}, "\n".join(lines)
+    return chunk.problem, {"forward": plan}, {"forward": prediction}, "\n".join(lines)

@@ -109,7 +109,7 @@ def with_values(chunk: Chunk, values: Values, residual: torch.Tensor | None) -> 
     return dataclasses.replace(chunk, prologue=prologue, residual=residual is not None)
 
 
-def lies(chunk: Chunk, y: TensorKey, residual: TensorKey | None) -> tuple[bool, bool]:
+def last_and_far(chunk: Chunk, y: TensorKey, residual: TensorKey | None) -> tuple[bool, bool]:
     """(whether result and residual are channels-last, whether offsets take 64 bits), which decide which tiles fit."""
     last = all(operand(*each, 1, 1).unit == 1 for each in (y, residual) if each is not None)
     return last, not fits_int32(chunk, y, residual)
@@ -148,7 +148,7 @@ def prepare(
 ) -> Launch:
     """Plan, arguments and constants of a launch, for operands that the kernel can read."""
     problem, out = chunk.problem, operand(*y, 1, 1)
-    last, far = lies(chunk, y, residual)
+    last, far = last_and_far(chunk, y, residual)
     small = not far and problem.out_channels * (bias_stride or 0) <= INT32_MAX
     plan = chosen(chunk, forced, dtype, precision, device, last, not small)
     m_tiles, n_tiles = model.tiles(chunk, plan)
@@ -311,7 +311,7 @@ def arranged(
     beside = None if residual is None else key(residual)
     chunk, apart = with_values(chunk, values, residual), False
     if chunk.prologue is not None:
-        plan = chosen(chunk, forced, dtype, precision, device, *lies(chunk, y, beside))
+        plan = chosen(chunk, forced, dtype, precision, device, *last_and_far(chunk, y, beside))
         if plan.apart:
             forced, values, apart = str(dataclasses.replace(plan, apart=False)), NOTHING, True
             chunk = dataclasses.replace(chunk, prologue=None)

@@ -60,8 +60,8 @@ def chunk_of(
 ) -> Chunk:
     """The call for an op's arguments, with shapes in place of tensors."""
     cached = 0 if cache is None else cache[2]
-    found = Chunk.of(x, w, cached, tuple(stride), tuple(padding), tuple(dilation), upsample, time_padding, groups, mode)
-    return found.with_summed_taps() if summed else found
+    chunk = Chunk.of(x, w, cached, tuple(stride), tuple(padding), tuple(dilation), upsample, time_padding, groups, mode)
+    return chunk.with_summed_taps() if summed else chunk
 
 
 def checked_chunk(
@@ -250,8 +250,8 @@ class _Video(_Primitive):
                 dw = called("wgrad", dy, line, spatial.kernel_size, *place)
             db = _bias_gradient(dy) if needs_b else None
         if dafter is not None and (needs_x or needs_cache):
-            taken = F.pad(dafter, (0, 0, 0, 0, chunk.front + chunk.known - chunk.kept, 0))
-            dline = taken if dline is None else dline + taken
+            dkept = F.pad(dafter, (0, 0, 0, 0, chunk.front + chunk.known - chunk.kept, 0))
+            dline = dkept if dline is None else dline + dkept
         if dline is not None:
             made, dknown = dline[:, :, : chunk.front], dline[:, :, chunk.front :]
             if chunk.replicate and chunk.front:

@@ -23,12 +23,12 @@ def rows_of(parity: int, low: int, taps: int) -> list[list[int]]:
 
 def summed(w: torch.Tensor, low_h: int, low_w: int) -> torch.Tensor:
     """[4, K, t, (R + 1) / 2, (S + 1) / 2, C], by parity of row and column: summed in the precision of sums, rounded once."""
-    wide, found = widened(w), []
+    wide, parities = widened(w), []
     for a in range(2):
         rows = torch.stack([wide[:, :, :, taps].sum(3) for taps in rows_of(a, low_h, w.shape[3])], 3)
         for b in range(2):
-            found.append(torch.stack([rows[..., taps].sum(4) for taps in rows_of(b, low_w, w.shape[4])], 4))
-    return torch.stack(found).movedim(2, -1).to(w.dtype).contiguous()
+            parities.append(torch.stack([rows[..., taps].sum(4) for taps in rows_of(b, low_w, w.shape[4])], 4))
+    return torch.stack(parities).movedim(2, -1).to(w.dtype).contiguous()
 
 
 def read(chunk: Chunk, w: torch.Tensor, readable: bool) -> torch.Tensor:
