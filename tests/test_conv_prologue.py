@@ -216,8 +216,10 @@ def test_vmap_autocast_and_one_image_at_a_time(device, launched):
     want = torch.stack([one(*each) for each in zip(x, both, prologue.scale, prologue.rstd, strict=True)])
     assert_close(got, want.double(), 1e-6)
     shared = torch.vmap(one, (0, None, 0, 0))(x, w, prologue.scale, prologue.rstd)
+    before = launched()["padded fprop"]
     with tritonconv.batch_invariant():
         fixed = fused(SMALL, x, w, b, prologue=prologue._replace(shift=prologue.shift[:1]), activation="relu")
+        assert launched()["padded fprop"] == before + len(x)
         alone = [one(*each) for each in zip(x, (w, w), prologue.scale, prologue.rstd, strict=True)]
     assert torch.equal(fixed, torch.stack(alone))
     assert_close(shared, fixed.double(), 1e-6)
