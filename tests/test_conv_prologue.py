@@ -10,11 +10,12 @@ import tritonconv
 from costmodel import ahead
 from costmodel.device import find_device
 from costmodel.families import family
-from costmodel.problem import Pass
-from costmodel.tiling import Plan
+from costmodel.problem import ConvProblem, Pass
+from costmodel.tiling import Call, Plan
 from tritonconv import launch, steps
 from tritonconv.ahead import op
 from tritonconv.ahead.launch import prepare
+from tritonconv.describe import describe
 from tritonconv.epilogue import Epilogue
 from tritonconv.normalize.check import as_video, unsqueezed
 from tritonconv.normalize.launch import Values
@@ -284,6 +285,19 @@ def shape_strides(shape):
     return torch.empty(shape, device="meta").to(memory_format=torch.channels_last).stride()
 
 
+@pytest.mark.parametrize("size, bits", [(40000, 32), (60000, 64)])
+def test_values_per_pixel_of_an_expanded_image_are_reached(size, bits):
+    """All pixels of x are one pixel in memory, so that 32 bits reach it, but rstd has a value for each."""
+    problem = ConvProblem.conv((1, 16, size, size), (16, 16, 1, 1), (2, 2), (0, 0), (1, 1))
+    x, w, y = ((shape, shape_strides(shape)) for shape in (problem.input_shape, problem.weight_shape, problem.output_shape))
+    x, y = (x[0], (16, 1, 0, 0)), (y[0], (16, 1, 0, 0))
+    call = Call(
+        problem, Pass.FPROP, "float16", "ieee", *describe(problem, Pass.FPROP, x, w, y), prologue=ahead.Prologue(rstd=True)
+    )
+    made = launch.prepare(Plan.parse(TOGETHER), call, x, w, y, None)
+    assert made.main.constants["INDEX"].primitive_bitwidth == bits
+
+
 def test_what_cannot_be_applied_together_says_so():
     """Narrow groups and values per frame; and gradients, where they are recorded."""
     words = explained(256, 3, padding=1, groups=256).words
@@ -382,7 +396,7 @@ def test_other_functions_and_norms_refuse(launches):
         tritonconv.rms_norm_prologue(X[0, 0, :4, :5])
     assert (
         family("padded").refusal(
-            launch.Call(tritonconv.explain(tritonconv.conv2d, X, W).problem, Pass.FPROP, "float32"),
+            Call(tritonconv.explain(tritonconv.conv2d, X, W).problem, Pass.FPROP, "float32"),
             Plan.parse(TOGETHER),
             None,
         )
