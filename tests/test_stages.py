@@ -20,6 +20,7 @@ import stage_items
 import torch
 
 from bench.gpu import bits, calls, counters, functions, stages, supervise
+from bench.gpu.ahead import normalised_item
 from bench.gpu.convolutions import (
     COPIED,
     EPILOGUES,
@@ -294,6 +295,7 @@ def test_the_first_stage_has_every_family_pass_dtype_and_kind():
         assert f"video cached {numbers} channels_last" in names and f"separable 3x3 relu6 plain {numbers}" in names
     assert {f"causal backward {mode} silu fp16 contiguous" for mode in MODES} <= names
     assert {f"video {name} fp16 channels_last" for name in CHUNKS} <= names
+    assert {f"convolution with a prologue {word} channels_last" for word in NUMBERS} <= names
     assert all(any(name.startswith(f"separable {pair} ") for name in names) for pair in PAIRS)
 
 
@@ -314,6 +316,7 @@ ITEMS = {
     "causal backward": lambda: causal_backward("state", "fp16", True, "silu"),
     "causal update": lambda: causal_update("fp32"),
     "video": lambda: video_item("replicate", "fp16"),
+    "prologue": lambda: normalised_item("fp32"),
     "separable": lambda: separable_item("3x3 stride 2", "fp16", "relu", "silu"),
     "whole numbers": lambda: bits.whole_item(
         pass_item("w", small(Pass.WGRAD), functools.partial(forced, "wgrad:gather:16x16x16:w1:s1:split2")), small(Pass.WGRAD)
