@@ -86,5 +86,5 @@ def from_properties(properties: Any) -> Detection:
     return Detection(device, warnings)
 
 
-def differ(found: float, table: float) -> bool:
-    return abs(found / table - 1) > TOLERANCE
+def differ(measured: float, table: float) -> bool:
+    return abs(measured / table - 1) > TOLERANCE

@@ -169,8 +169,8 @@ def __getattr__(name: str) -> Any:
 @cache
 def devices() -> Mapping[str, Device]:
     """Every part of the table by the first of its driver names, with the measurements of it."""
-    found = [_new({"name": row["names"][0], **row}, f"device {key}") for key, row in table()["device"].items()]
-    return MappingProxyType({device.name: device.calibrated(table_of(device.name)) for device in found})
+    models = [_new({"name": row["names"][0], **row}, f"device {key}") for key, row in table()["device"].items()]
+    return MappingProxyType({device.name: device.calibrated(table_of(device.name)) for device in models})
 
 
 def listed(name: str) -> Device | None:
@@ -259,11 +259,11 @@ def find_device(text: str | Device) -> Device:
 def _named(text: str) -> Device:
     parts = devices().values()
     words = {word: device for device in parts for word in (*device.names, *device.aliases)}
-    found = {plain(word): device for word, device in words.items()}.get(plain(text))
-    if found is None:
+    device = {plain(word): device for word, device in words.items()}.get(plain(text))
+    if device is None:
         shown = [device.aliases[0] for device in parts]
         raise ValueError(f"device {text!r} is unknown{unknown(text, words, shown)}, or a TOML file")
-    return found
+    return device
 
 
 def load(path: str | Path) -> Device:

@@ -108,7 +108,7 @@ class ConvProblem:
         shapes.check_ranks(input_shape, weight_shape, stride=stride, padding=padding, dilation=dilation)
         kernel = tuple(weight_shape[2:])
         pads = padding_pairs(padding, kernel, dilation)
-        found = cls(
+        problem = cls(
             batch=input_shape[0],
             in_channels=input_shape[1],
             out_channels=weight_shape[0],
@@ -120,12 +120,12 @@ class ConvProblem:
             dilation=tuple(dilation),
             padding_mode=shapes.modes_of(padding_mode, pads),
         )
-        if checked and shapes.known(*input_shape, *weight_shape, *stride, *dilation, groups, *found.padded_size):
+        if checked and shapes.known(*input_shape, *weight_shape, *stride, *dilation, groups, *problem.padded_size):
             shapes.check_window(groups, stride, dilation)
             shapes.check_channels(input_shape, weight_shape, groups)
-            shapes.check_modes(found.input_size, found.padding, found.padding_mode)
-            shapes.check_kernel(found.padded_size, found.effective_kernel)
-        return found
+            shapes.check_modes(problem.input_size, problem.padding, problem.padding_mode)
+            shapes.check_kernel(problem.padded_size, problem.effective_kernel)
+        return problem
 
     @classmethod
     def conv_transpose(

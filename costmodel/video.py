@@ -142,8 +142,9 @@ def compiled(chunk: Chunk, tile: Tile, dtype: str, precision: str, device: Devic
     width = width_of(chunk, dtype)
     reach = "wide" if width * itemsize(dtype) == 16 else "narrow"
     key = resource_key(GatherPlan(Pass.FPROP, "gather", *tile), arithmetic(dtype, precision), reach, device.capability)
-    found = resource_table().get(key)
-    return found and found._replace(trip=found.trip + FRAME_INSTRUCTIONS[chunk.upsample] + MODE_INSTRUCTIONS[chunk.mode])
+    resources = resource_table().get(key)
+    more = FRAME_INSTRUCTIONS[chunk.upsample] + MODE_INSTRUCTIONS[chunk.mode]
+    return resources and resources._replace(trip=resources.trip + more)
 
 
 def resources_of(chunk: Chunk, tile: Tile, dtype: str, precision: str, device: Device) -> Resources:
@@ -183,7 +184,7 @@ def candidates(
     result, and a residual, are channels-last. `far`: a frame, the weights or a frame of the result take 64-bit offsets."""
     if device.interpreted:
         return [VideoPlan(Pass.FPROP, FAMILY, *tile) for tile in INTERPRETED_MENU]
-    found = []
+    plans = []
     size = itemsize(dtype)
     wide = width_of(chunk, dtype) * size == 16
     for tile in MENU[arithmetic(dtype, precision)]:
@@ -194,10 +195,10 @@ def candidates(
         if chunk.residual and not residual_fits(tile, last, device.capability):
             continue
         if chunk.prologue is None or ahead.fits(tile, size, device.capability):
-            found.append(VideoPlan(Pass.FPROP, FAMILY, *tile))
+            plans.append(VideoPlan(Pass.FPROP, FAMILY, *tile))
         if chunk.prologue is not None:
-            found.append(VideoPlan(Pass.FPROP, FAMILY, *tile, apart=True))
-    return found + [shared for plan in found for shared in splits(chunk, plan, device)]
+            plans.append(VideoPlan(Pass.FPROP, FAMILY, *tile, apart=True))
+    return plans + [shared for plan in plans for shared in splits(chunk, plan, device)]
 
 
 def splits(chunk: Chunk, plan: VideoPlan, device: Device) -> list[VideoPlan]:
@@ -211,12 +212,13 @@ def splits(chunk: Chunk, plan: VideoPlan, device: Device) -> list[VideoPlan]:
 
 def kernel_of(chunk: Chunk, plan: VideoPlan, dtype: str, precision: str, device: Device) -> Kernel:
     needs, width = resources_of(chunk, plan.tile, dtype, precision, device), width_of(chunk, dtype)
-    found = kernel(FAMILY, plan.tile, needs, arithmetic(dtype, precision), itemsize(dtype), (width, width), device)
+    tile_kernel = kernel(FAMILY, plan.tile, needs, arithmetic(dtype, precision), itemsize(dtype), (width, width), device)
     if chunk.prologue is None or device.interpreted:
-        return found
+        return tile_kernel
     # the product reads registers that the prologue writes in the same trip, so that its instructions come on top
-    extra = ahead.extra_instructions(chunk.prologue, plan.tile) * plan.num_warps / (4 * found.constants.issue)
-    return found._replace(clocks=found.clocks + extra, bound="instruction issue" if extra > found.clocks else found.bound)
+    extra = ahead.extra_instructions(chunk.prologue, plan.tile) * plan.num_warps / (4 * tile_kernel.constants.issue)
+    bound = "instruction issue" if extra > tile_kernel.clocks else tile_kernel.bound
+    return tile_kernel._replace(clocks=tile_kernel.clocks + extra, bound=bound)
 
 
 def predict(
@@ -274,10 +276,10 @@ def predict(
 @lru_cache(maxsize=1024)
 def select(chunk: Chunk, dtype: str, precision: str, device: Device, last: bool = True, far: bool = False) -> VideoPlan:
     """The candidate of least predicted time. Raises RuntimeError where there is none."""
-    found = candidates(chunk, dtype, precision, device, last, far)
-    if not found:
+    plans = candidates(chunk, dtype, precision, device, last, far)
+    if not plans:
         raise RuntimeError(f"no plan for {chunk} in {dtype} on {device.name}")
-    return min(found, key=lambda plan: predict(chunk, plan, dtype, precision, device).seconds)
+    return min(plans, key=lambda plan: predict(chunk, plan, dtype, precision, device).seconds)
 
 
 def forecast(

@@ -52,8 +52,8 @@ FUNCTIONS = {
 @cache
 def families() -> dict[str, Family]:
     """Every kernel family by its name. A test may put one more into it."""
-    found = [family for module in MODULES for family in import_module(f"{__name__}.{module}").FAMILIES]
-    return {family.name: family for family in found}
+    registered = [family for module in MODULES for family in import_module(f"{__name__}.{module}").FAMILIES]
+    return {family.name: family for family in registered}
 
 
 def family(name: str) -> Family:
@@ -66,15 +66,15 @@ def family(name: str) -> Family:
 def asked(problem: ConvProblem) -> list[Family]:
     """The families that serve a problem's padding, in the order in which a choice asks them. Those that serve few calls come
     first."""
-    found = [each for each in families().values() if not each.padding_refusal(problem)]
-    return sorted(found, key=lambda each: not each.narrow)
+    serving = [each for each in families().values() if not each.padding_refusal(problem)]
+    return sorted(serving, key=lambda each: not each.narrow)
 
 
 def plan_class(name: str) -> type[Plan]:
     """The class of the plans of a family or function. ValueError where there is none of that name."""
     if name in FUNCTIONS and FUNCTIONS[name].plan:
-        found: type[Plan] = getattr(import_module(FUNCTIONS[name].module), FUNCTIONS[name].plan)
-        return found
+        kind: type[Plan] = getattr(import_module(FUNCTIONS[name].module), FUNCTIONS[name].plan)
+        return kind
     return family(name).plan
 
 

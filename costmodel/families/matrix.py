@@ -244,7 +244,7 @@ def _least_box(sizes: tuple[int, ...], bits: int, within: bool) -> tuple[int, in
     widest = [min(bits, max(0, (2 * size - 1).bit_length() - 1)) for size in sizes[:3]] + [bits]
     if within:  # only along the images may a box be larger than the output
         widest = [bits] + [min(bits, max(0, size.bit_length() - 1)) for size in sizes[1:]]
-    best, found = math.inf, (0, 0, 0, bits)
+    best, box = math.inf, (0, 0, 0, bits)
     for q in range(widest[3], -1, -1):
         for p in range(min(bits - q, widest[2]), -1, -1):
             for o in range(min(bits - q - p, widest[1]), -1, -1):
@@ -252,8 +252,8 @@ def _least_box(sizes: tuple[int, ...], bits: int, within: bool) -> tuple[int, in
                 if n <= widest[0]:
                     boxes = covered[0][n] * covered[1][o] * covered[2][p] * covered[3][q]
                     if boxes < best:
-                        best, found = boxes, (n, o, p, q)
-    return 1 << found[0], 1 << found[1], 1 << found[2], 1 << found[3]
+                        best, box = boxes, (n, o, p, q)
+    return 1 << box[0], 1 << box[1], 1 << box[2], 1 << box[3]
 
 
 @lru_cache(maxsize=4096)
