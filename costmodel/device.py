@@ -28,6 +28,8 @@ DEVICES: Mapping[str, Device]
 @dataclass(frozen=True, kw_only=True)
 class Device:
     """One GPU model. Rates are in TFLOP/s and GB/s, sizes in bytes, clocks in MHz. A rate is None if the part has no such unit.
+    `source` names the document that a figure comes from. The class raises nothing; `rate` raises ValueError for a dtype that
+    the part does not multiply.
 
     >>> find_device("h100").sm_count, find_device("h100").rate("bf16") / 1e12
     (132, 989.4)

@@ -26,7 +26,8 @@ LONGEST_STRIDE = 2**16
 
 
 class Pass(StrEnum):
-    """The three primitives: y = fprop(x, w), dx = dgrad(dy, w), dw = wgrad(dy, x). `Pass(name)` raises ValueError for others.
+    """The three primitives: y = fprop(x, w), dx = dgrad(dy, w), dw = wgrad(dy, x), as cuDNN names them. `Pass(name)` raises
+    ValueError for other names.
 
     >>> Pass("dgrad") is Pass.DGRAD, str(Pass.WGRAD)
     (True, 'wgrad')
@@ -42,7 +43,8 @@ class Pass(StrEnum):
 
 
 class Gemm(NamedTuple):
-    """The matrix product a pass is, per group: [m, k] x [k, n], `batch` of them. `ConvProblem.gemm` makes it.
+    """The matrix product that a pass is, per group: [m, k] x [k, n], `batch` of them, in elements. `ConvProblem.gemm` makes it;
+    the class raises nothing. Source: the implicit matrix product of Chetlur et al. 2014 (arXiv:1410.0759).
 
     >>> ConvProblem.conv((2, 8, 9, 9), (16, 8, 3, 3), (1, 1), (0, 0), (1, 1)).gemm(Pass.FPROP)
     Gemm(m=98, n=16, k=72, batch=1)
@@ -61,6 +63,8 @@ class ConvProblem:
     `padding` holds (low, high) per axis; both may be negative (a crop). All tuples have one entry per spatial axis. Sizes
     may be sympy symbols. `conv` and `conv_transpose` take torch's arguments and raise ValueError for a layer that cannot be.
     `padding_mode` says per axis what stands in the padding (`shapes.MODES`); it is empty where that is zeros on every axis.
+    The class itself checks nothing and raises nothing. The geometry is that of `torch.nn.functional.conv2d`; Dumoulin and Visin
+    (arXiv:1603.07285) draw it.
 
     >>> problem = ConvProblem.conv((2, 8, 9, 9), (16, 8, 3, 3), (1, 1), (1, 1), (1, 1))
     >>> problem.output_shape, problem.macs, problem.useful_macs

@@ -38,7 +38,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class SideBySide(Tables):
-    """Two reports. `print` shows their totals, `lines` and `pairs` are rows, `to_html` makes a page of both.
+    """Two reports. `print` shows their totals, and `lines` and `pairs` are rows with times in seconds. `to_html` makes one
+    page of both; it raises ValueError for a path that cannot be written.
 
     >>> import costmodel, torch
     >>> net = costmodel.trace(torch.nn.Conv2d(3, 8, 3), (1, 3, 32, 32))
