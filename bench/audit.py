@@ -169,7 +169,7 @@ def compile_menu(rows: list[Row], jobs: int | None = None) -> Iterator[tuple[str
 
 
 def committed(path: Path = TABLE) -> dict[str, dict[str, list[int]]]:
-    """The table as it lies on disk: key -> Triton version -> [registers, shared bytes, spills, trip instructions]."""
+    """The table on disk: key -> Triton version -> [registers, shared bytes, spills, trip instructions]."""
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
@@ -177,7 +177,7 @@ def missing(rows: Iterable[Row], kernels: dict[str, dict[str, list[int]]], versi
     """The rows that `kernels` lacks for a Triton version. Those whose figures are likeliest to change a choice come first.
 
     Rows that no version compiled come first, then those with most registers on other versions. A row that spills on another
-    version is no candidate whatever this version compiles it to, so it comes last.
+    version cannot become a candidate on this one, so it comes last.
     """
 
     def urgency(row: Row) -> tuple[bool, int]:

@@ -45,7 +45,7 @@ CLASSES = (*_CLASS_PATTERNS, "other")
 _LOADS_AND_FMAS = {"ldgsts", "ldg", "lds", "tma", "fma"}
 # A loop without any of these only waits (an mbarrier poll) or keeps books.
 _WORK = _LOADS_AND_FMAS | {"mma", "stg", "sts", "local", "tmem"}
-_WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}  # bytes a thread; no suffix: 4
+_WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}  # bytes per thread; 4 without a suffix
 
 _LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;", re.M)
 _FUNCTION = re.compile(r"^\s*Function : (\S+)", re.M)

@@ -18,12 +18,13 @@ FLOOR_FROM_US = 20.0
 
 @dataclass(frozen=True)
 class Verdict:
-    """A line's rows side by side. A ratio is a time over ours: above 1 where ours is faster, None where either has no time."""
+    """The rows of one line side by side. A ratio is another time divided by ours. It is above 1 where ours is faster, and None
+    where either time is missing."""
 
     line: Line
     ours: Measurement | None
     torch: Measurement | None  # torch in its fastest setting
-    default: Measurement | None  # torch without cudnn.benchmark, on the tensors as they lie
+    default: Measurement | None  # torch without cudnn.benchmark, on tensors in the layout of the line
     others: tuple[Measurement, ...]
     failed: tuple[Measurement, ...]
 

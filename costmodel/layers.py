@@ -77,7 +77,7 @@ class Layer(Convolution, Tables):
         return pass_rows(self, None, *arithmetic_named()[:2])
 
     def document(self) -> dict[str, Any]:
-        """What `to_json` writes: the layer in words, and a row a pass."""
+        """What `to_json` writes: the layer in words, and one row per pass."""
         return {"layer": self.words, "passes": self.table_rows()}
 
     def table(self, device: Device | str | None = None, *, dtype: Any = None, width: int = 80) -> str:

@@ -278,7 +278,7 @@ class ConvProblem:
 
         Tap j reads input i * stride + j * dilation - low. Tap j + stride / gcd(stride, dilation) reads the same coordinates
         from `dilation / gcd` outputs earlier on, so each tap but the last of its kind is counted over that many outputs only.
-        A pixel whose image in the padding is met counts as one that is covered, up to all of them.
+        A pixel that a window meets only as a copy in the padding counts as covered too; the sum is at most the input size.
         """
         if self.padding_mode:
             return tuple(map(minimum, self.input_size, self.written_out.touched_size))

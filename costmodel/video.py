@@ -60,8 +60,8 @@ MODE_INSTRUCTIONS = {"zeros": 0, "replicate": 36, "reflect": 77, "circular": 86}
 class VideoPlan(Plan):
     """A plan of "video": `block_m` pixels x `block_n` filters, `block_k` channels at a time; `group_m` as in `MatrixPlan`.
 
-    apart: a kernel of its own writes x with its prologue, instead of every program for what it gathers. split: so many programs
-    share the channels of a small chunk, and another kernel adds their sums."""
+    apart: a separate kernel applies the prologue to x first; otherwise each program applies it to the pixels that it gathers.
+    split: how many programs share the channels of a small chunk; another kernel then adds their sums."""
 
     group_m: int = said("group", 8)
     apart: bool = said("apart", False)

@@ -1,4 +1,4 @@
-"""The profiler's counters of one kernel, where a profiler is installed: what the cost model counts, as the GPU counts it."""
+"""Reads a profiler's counters of one kernel, where one is installed, to compare the cost model's counts with the GPU's."""
 
 from __future__ import annotations
 

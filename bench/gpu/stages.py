@@ -25,11 +25,11 @@ from bench.prepared.launchers import Launchers
 from bench.prepared.store import install
 from bench.provenance import ROOT, provenance, results_dir
 
-#: Seconds for all stages. What the others leave goes to the stage that takes the rest.
+#: Seconds for all stages together. One stage takes the time that the others do not use.
 TOTAL_SECONDS = 480.0
 #: The folder of kernels that were compiled elsewhere, if it exists.
 PREPARED = ROOT / "build" / "gpu-cache"
-#: The subfolder of the results for what is no row of a measurement.
+#: The subfolder of the results that holds everything except the rows of measurements.
 FOLDER = "gpu"
 #: Seconds after a stage's limit in which a command may end by itself.
 GRACE_SECONDS = 10.0

@@ -105,7 +105,7 @@ def _worst(ours: list[torch.Tensor], exact: list[torch.Tensor], torchs: list[tor
 
 
 def _compiled(model: nn.Module, entry: Entry, x: torch.Tensor, eager: Any, wanted: Any, backward: bool) -> str:
-    """What of the model was run by `torch.compile`, right and by as many kernels as eagerly."""
+    """Checks that the compiled model is right and launches as many kernels as the eager one. Returns the passes that ran."""
     torch._dynamo.reset()
     # with Inductor's decompositions: without them torch's own group norm refuses some strides of a traced model on a CPU
     compiled: Any = torch.compile(model, backend="aot_eager_decomp_partition")

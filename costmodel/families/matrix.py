@@ -155,11 +155,11 @@ def scattered_lines(call: Call, plan: MatrixPlan) -> tuple[float, float]:
     """Cache lines per element of operands a and b that a warp touches where it reads them one element at a time; 0 where
     loads are wider.
 
-    The lanes of a warp then read neighbouring results' elements: the same element of neighbouring patches, or of neighbouring
-    filters. `python -m bench validate --choice` counted such lines in channels-last patches of an odd number of channels, of
-    which Triton knows no contiguous run, in contiguous weights, whose neighbouring filters (fprop) or channels (dgrad) lie
-    a filter or its taps apart, and in the contiguous x of a strided weight gradient, whose lanes are 16 channels (32 of a tile
-    of 128 or more), each in a plane of its own.
+    The lanes of a warp then read elements of neighbouring results: the same element of neighbouring patches, or of neighbouring
+    filters. `python -m bench validate --choice` counted such lines in three cases. Channels-last patches of an odd number of
+    channels have no contiguous run that Triton knows of. In contiguous weights the neighbouring filters (fprop) are a filter
+    apart, and the neighbouring channels (dgrad) its taps. In the contiguous x of a strided weight gradient the lanes are 16
+    channels (32 for a tile of 128 or more), each in a plane of its own.
     """
     if plan.boxed:
         return 0.0, 0.0

@@ -270,7 +270,7 @@ def _by_module(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
 
 
 def blank_figure(width: float, height: float, theme: Theme) -> Figure:
-    """A figure of so many inches, to be drawn without a display."""
+    """A figure of this width and height in inches, which is drawn without a display."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor=theme.paper)
     FigureCanvasAgg(figure)
     return figure
