@@ -99,7 +99,7 @@ def planned_for(device: Device) -> Iterator[None]:
 def steps(
     layer: Layer, arch: int, dtype: torch.dtype, precision: str = "tf32", channels_last: bool = True, plans: str = ""
 ) -> dict[str, Step]:
-    """The launches of a layer by name, those of `KERNELS` that it has, with the plans of an architecture's GPU."""
+    """The launches of a layer by name: those of `KERNELS` that the layer has, under the plans of an architecture's GPU."""
     of, keys = layer.deformation, layer.keys(channels_last)
     x, w, y, offset, mask = (keys[name] for name in ("x", "w", "y", "offset", "mask"))
     with planned_for(find_device(GPU[arch])):

@@ -106,7 +106,7 @@ def _share(name: str) -> Step:
 
 
 def _lower(best: Calibration, least: float, step: Step, off: Callable[[Calibration], float]) -> tuple[Calibration, float]:
-    """(the constants with one of them at its best value, their mean error); unchanged where that gains nothing."""
+    """The pair (constants, mean error) with one constant at its best value, or the pair as given where no value is better."""
 
     def at(log: float) -> float:
         return off(step.put(best, math.exp(log)))

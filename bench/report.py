@@ -29,7 +29,7 @@ from costmodel.tiling import Plan
 
 NOTHING = "Nothing has been measured yet: `bench/results/` holds no rows. `make gpu` makes them on a machine with a GPU."
 README = ROOT / "README.md"
-#: How many passes, those of the lowest ratios, the README lists one by one.
+#: The README lists this many passes one by one: those with the lowest ratios.
 SLOWEST = 8
 MARK = "†"
 

@@ -172,7 +172,7 @@ def find_tool(name: str) -> Path:
 
 def disassemble(cubin: bytes) -> str:
     """`cuobjdump`'s resource usage and SASS listing of a cubin."""
-    find_tool("nvdisasm")  # cuobjdump runs it from the folder it lies in
+    find_tool("nvdisasm")  # cuobjdump runs it from its own folder
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()

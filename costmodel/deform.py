@@ -239,7 +239,7 @@ def trip_of(call: DeformCall, plan: DeformPlan) -> Trip:
 
 
 def trip_instructions(call: DeformCall, plan: DeformPlan) -> float:
-    """Warp instructions per trip: four loads per sample with their addresses, conversions and sums; the positions, which the lanes
+    """Warp instructions per trip: four loads per sample with their addresses, conversions and sums; the positions, which lanes
     along the channels compute together; the loads of the other operands; and the product. `tests/test_deform_aot.py` compares
     them with compiled kernels."""
     m, n, k, warps, _ = plan.tile

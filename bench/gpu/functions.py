@@ -24,7 +24,7 @@ _OPS = torch.ops.tritonconv
 
 
 def tensor(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, device: str, seed: int) -> torch.Tensor:
-    """A tensor of standard normal values, the same in every run; without values on the device "meta"."""
+    """A tensor of standard normal values, which are the same in every run. On the device "meta" it has no values."""
     room = torch.empty_strided(shape, strides, dtype=dtype, device=device)
     return room if device == "meta" else room.normal_(generator=torch.Generator(device).manual_seed(seed))
 

@@ -33,7 +33,7 @@ def normal_item(numbers: str, last: bool = True) -> Item:
         return scale, shift, rstd, _OPS.normalize(x, scale, shift, rstd, "silu")
 
     def judge(tensors: Tensors, results: Sequence[torch.Tensor]) -> float:
-        """Sums of n squares are off by c * u * sqrt(n) of themselves; the applied value by one rounding more."""
+        """Sums of n squares have a relative error of c * u * sqrt(n), and the values that use them one rounding more."""
         x, w, b = in_float64(tensors)
         groups = x.reshape(SHAPE[0], GROUPS, -1)
         variance, mean = torch.var_mean(groups, -1, correction=0)

@@ -19,7 +19,7 @@ from costmodel.library.constants import Interval, Layers, Library, Networks
 #: Classes of support that have intervals, the most support first, and the share of rows that an interval covers.
 SUPPORTS = (2.0, 0.5, 0.0)
 QUANTILES = (0.05, 0.95)
-#: Least seconds of the calls that intervals are made from; shorter single calls are mostly launch.
+#: Intervals are made from calls of at least this many seconds, because the launch dominates shorter single calls.
 FROM = 50e-6
 
 

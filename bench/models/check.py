@@ -82,7 +82,8 @@ def _calls(counts: Counter[str]) -> int:
 
 
 def _run(model: Any, entry: Entry, x: torch.Tensor) -> tuple[list[torch.Tensor], Counter[str], Counter[str]]:
-    """The results and the gradients of their mean square by the input and every parameter; the kernels launched for each."""
+    """(the results with the gradients of their mean square for the input and every parameter, the kernels of the forward pass,
+    those of the backward pass)."""
     leaf = x.clone().requires_grad_()
     parameters = [p for p in model.parameters() if p.requires_grad]
     begun = COUNTS.copy()

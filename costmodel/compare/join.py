@@ -141,7 +141,8 @@ def _layers(instances: Sequence[Instance], device: Device, steps: int, notes: li
 
 
 def _by_pass(instance: Instance) -> list[tuple[tuple[Pass, ...], list[Kernel]]]:
-    """A backward call's kernels by gradient, where the operators inside say which; otherwise together. Nothing is guessed."""
+    """The kernels of a backward call, separated by gradient where the operators inside tell which kernel is whose. Otherwise
+    they stay together; nothing is guessed."""
     own = {"backward_input": instance.call.passes[0], "backward_weight": Pass.WGRAD}
     parts: dict[Pass | None, list[Kernel]] = defaultdict(list)
     for kernel in instance.kernels:

@@ -96,8 +96,8 @@ def arithmetic_of(call: Call, plan: MatrixPlan) -> str:
 
 
 def row_align(problem: ConvProblem, which: Pass) -> int:
-    """`ROW_ALIGN` if it divides the row of pixels that a tile of results runs along, else 1. The row is that of y, or of dx
-    where one stride phase is all of it. For patches, whose dx may have pixels left over, it must divide dy's row too."""
+    """`ROW_ALIGN` if it divides the row of pixels that a tile of results runs along, else 1. This is a row of y, or of dx
+    where it has a single stride phase. For patches, whose dx may have pixels left over, it must divide dy's row too."""
     x, y = problem.input_size[-1], problem.output_size[-1]
     if which == Pass.WGRAD or (which == Pass.DGRAD and problem.stride[-1] != 1):
         return 1

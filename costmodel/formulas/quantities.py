@@ -164,7 +164,8 @@ class Quantities:
 
     @cached_property
     def _grouped(self) -> tuple[ConvProblem, dict[Expr, Expr]]:
-        """(the problem with channels written as groups times channels per group, so that groups divide; the way back)."""
+        """(the problem with channels written as groups times channels per group, so that groups divide them; the substitution
+        that undoes this)."""
         v, (c, k) = self.letters, map(_natural, ("C_g", "K_g"))
         problem = self._problem(v.groups * c, v.groups * k, lambda channels: channels / v.groups)
         return problem, {c: v.in_channels / v.groups, k: v.out_channels / v.groups}

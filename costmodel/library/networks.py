@@ -54,7 +54,7 @@ class LibraryClock:
             strange.append("no training step was timed")
         if dtype == "float32":
             strange.append("no network in float32 was timed")
-        self.wider = STRANGE ** (len(strange) - (fold == "gpu"))  # the interval of fold "gpu" already is that of other GPUs
+        self.wider = STRANGE ** (len(strange) - (fold == "gpu"))  # fold "gpu" already has the interval of other GPUs
         self.source = "; ".join(["fitted to published times of eager PyTorch, networks in amp float16", *strange])
 
     def time(self, operator: str, which: str, problem: ConvProblem | None, spent: Cost, dtype: str) -> OperatorTime:

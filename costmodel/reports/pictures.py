@@ -370,7 +370,7 @@ def receptive_says_something(rows: Sequence[Row]) -> bool:
 
 
 def _sections(names: Sequence[str], limit: int = 16) -> dict[int, str]:
-    """Position and name of the rows where a new module begins, by as much of the path as gives few enough names."""
+    """Position and name of the rows where a new module begins. Names are cut to so few parts of the path that they are few."""
     for depth in (3, 2, 1):
         heads = [".".join(name.split(".")[:depth]) for name in names]
         if len(set(heads)) <= limit + 8:
