@@ -17,12 +17,12 @@ __all__ = ["Call", "Operand", "Plan", "call_key", "candidates", "measured", "pre
 
 def candidates(call: Call, device: Device) -> list[Plan]:
     """Every plan worth predicting. In the interpreter these are the plans of one family, the first that serves the call."""
-    plans: list[Plan] = []
+    found: list[Plan] = []
     for each in asked(call.problem):
-        if plans and device.interpreted:
+        if found and device.interpreted:
             break
-        plans += each.candidates(call, device)
-    return plans
+        found += each.candidates(call, device)
+    return found
 
 
 def predict(call: Call, plan: Plan, device: Device) -> Prediction:
@@ -32,10 +32,10 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
 
 def call_key(call: Call) -> str:
     """Everything that a call's choice depends on, as words: the key of the table of measured plans."""
-    operands = " ".join(f"{operand.unit}/{operand.align}/{operand.outside}" for operand in (call.a, call.b, call.out))
+    lie = " ".join(f"{operand.unit}/{operand.align}/{operand.outside}" for operand in (call.a, call.b, call.out))
     kind = f"{call.dtype} tf32" if arithmetic(call.dtype, call.precision) == "tf32" else call.dtype
     after = f" then {call.epilogue}" if call.epilogue else ""
-    return f"{call.which} of {call.problem} in {kind}, {operands}{after}"
+    return f"{call.which} of {call.problem} in {kind}, {lie}{after}"
 
 
 def measured(call: Call, device: Device) -> Plan | None:
@@ -57,8 +57,8 @@ def select(call: Call, device: Device) -> Plan:
     for each in asked(call.problem):
         if best is not None and device.interpreted:
             break
-        least, quickest = each.quickest(call, device, least)
-        best = quickest or best
+        least, found = each.quickest(call, device, least)
+        best = found or best
     if best is None:
         raise RuntimeError(f"no plan for {call.which} of {call.problem} in {call.dtype} on {device.name}")
     return best

@@ -212,13 +212,12 @@ def splits(chunk: Chunk, plan: VideoPlan, device: Device) -> list[VideoPlan]:
 
 def kernel_of(chunk: Chunk, plan: VideoPlan, dtype: str, precision: str, device: Device) -> Kernel:
     needs, width = resources_of(chunk, plan.tile, dtype, precision, device), width_of(chunk, dtype)
-    tile_kernel = kernel(FAMILY, plan.tile, needs, arithmetic(dtype, precision), itemsize(dtype), (width, width), device)
+    found = kernel(FAMILY, plan.tile, needs, arithmetic(dtype, precision), itemsize(dtype), (width, width), device)
     if chunk.prologue is None or device.interpreted:
-        return tile_kernel
+        return found
     # the product reads registers that the prologue writes in the same trip, so that its instructions come on top
-    extra = ahead.extra_instructions(chunk.prologue, plan.tile) * plan.num_warps / (4 * tile_kernel.constants.issue)
-    bound = "instruction issue" if extra > tile_kernel.clocks else tile_kernel.bound
-    return tile_kernel._replace(clocks=tile_kernel.clocks + extra, bound=bound)
+    extra = ahead.extra_instructions(chunk.prologue, plan.tile) * plan.num_warps / (4 * found.constants.issue)
+    return found._replace(clocks=found.clocks + extra, bound="instruction issue" if extra > found.clocks else found.bound)
 
 
 def predict(

@@ -52,8 +52,8 @@ FUNCTIONS = {
 @cache
 def families() -> dict[str, Family]:
     """Every kernel family by its name. A test may put one more into it."""
-    registered = [family for module in MODULES for family in import_module(f"{__name__}.{module}").FAMILIES]
-    return {family.name: family for family in registered}
+    found = [family for module in MODULES for family in import_module(f"{__name__}.{module}").FAMILIES]
+    return {family.name: family for family in found}
 
 
 def family(name: str) -> Family:
@@ -66,15 +66,15 @@ def family(name: str) -> Family:
 def asked(problem: ConvProblem) -> list[Family]:
     """The families that serve a problem's padding, in the order in which a choice asks them. Those that serve few calls come
     first."""
-    serving = [each for each in families().values() if not each.padding_refusal(problem)]
-    return sorted(serving, key=lambda each: not each.narrow)
+    found = [each for each in families().values() if not each.padding_refusal(problem)]
+    return sorted(found, key=lambda each: not each.narrow)
 
 
 def plan_class(name: str) -> type[Plan]:
     """The class of the plans of a family or function. ValueError where there is none of that name."""
     if name in FUNCTIONS and FUNCTIONS[name].plan:
-        kind: type[Plan] = getattr(import_module(FUNCTIONS[name].module), FUNCTIONS[name].plan)
-        return kind
+        found: type[Plan] = getattr(import_module(FUNCTIONS[name].module), FUNCTIONS[name].plan)
+        return found
     return family(name).plan
 
 
