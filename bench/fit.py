@@ -65,8 +65,8 @@ def fit(samples: Sequence[Sample], device: Device, family: str) -> Calibration:
     """The constants that fit the samples of one family. A constant keeps its default where that fits as well."""
 
     def off(constants: Calibration) -> float:
-        found = log_ratios(samples, with_constants(device, family, constants))
-        return fmean(np.hypot(found, ROUNDING))
+        ratios = log_ratios(samples, with_constants(device, family, constants))
+        return fmean(np.hypot(ratios, ROUNDING))
 
     best = Calibration()
     kinds = sorted({s.kind for s in samples})

@@ -290,7 +290,7 @@ def _heaviest_path(blocks: Sequence[_Block], body: Sequence[int], weight: Mappin
                 new = (gain + weight[successor][0], size + weight[successor][1])
                 if successor not in best or new > best[successor][0]:
                     best[successor] = new, [*path, successor]
-    return max((best[block] for block in body if head in blocks[block].successors), key=lambda found: found[0])[1]
+    return max((best[block] for block in body if head in blocks[block].successors), key=lambda candidate: candidate[0])[1]
 
 
 def _main_trip(code: Sequence[Instruction]) -> Trip:

@@ -30,8 +30,8 @@ class Verdict:
 
     @classmethod
     def of(cls, outcome: Outcome, rows: Mapping[tuple[object, ...], Measurement]) -> Verdict:
-        found = [rows[identity] for identity in outcome.identities if identity in rows]
-        timed = [row for row in found if row.ok]
+        measured = [rows[identity] for identity in outcome.identities if identity in rows]
+        timed = [row for row in measured if row.ok]
         torch = [row for row in timed if row.provider == "cudnn"]
         return cls(
             line=outcome.line,
@@ -39,7 +39,7 @@ class Verdict:
             torch=min(torch, key=microseconds, default=None),
             default=next((row for row in torch if row.setting == row.layout), None),
             others=tuple(row for row in timed if row.provider not in ("tritonconv", "cudnn")),
-            failed=tuple(row for row in found if not row.ok),
+            failed=tuple(row for row in measured if not row.ok),
         )
 
     @property

@@ -45,13 +45,13 @@ def check(entry: Entry, fuse: bool = False) -> dict[str, Any]:
     with _Calls() as calls, torch.no_grad():
         entry.call(model, x)
     converted = tritonconv.convert(model, fuse=fuse)
-    found = tritonconv.report(converted)
+    told = tritonconv.report(converted)
     exact = _run(copy.deepcopy(model).double(), entry, x.double())[0]
     torchs = _run(model, entry, x)[0]
     begun = time.perf_counter()
     ours, forward, backward = _run(converted, entry, x)
     seconds = time.perf_counter() - begun
-    own = sum(not layer.replaced for layer in found.layers)
+    own = sum(not layer.replaced for layer in told.layers)
     assert _calls(forward) == calls.count or own, f"{_calls(forward)} launches for {calls.count} convolutions"
     assert backward["wgrad"] > 0 and _calls(forward) > 0, "no kernel ran"
     worst = _worst(ours, exact, torchs)
@@ -64,9 +64,9 @@ def check(entry: Entry, fuse: bool = False) -> dict[str, Any]:
             assert torch.equal(got, want), "revert gives other values"
     assert not COUNTS - before, "revert leaves a kernel"
     return {
-        "convolutions": len(found.layers),
-        "replaced": len(found.layers) - own,
-        "left": sorted({layer.reason for layer in found.left}),
+        "convolutions": len(told.layers),
+        "replaced": len(told.layers) - own,
+        "left": sorted({layer.reason for layer in told.left}),
         "calls": calls.count,
         "launches": _calls(forward),
         "gradients": int(backward["wgrad"]),

@@ -87,10 +87,10 @@ def _drawn() -> list[Workload]:
 
 
 def _of(suite: str) -> list[Workload]:
-    found = [w for w in _drawn() if w.suite == suite]
-    if not found:
+    layers = [w for w in _drawn() if w.suite == suite]
+    if not layers:
         raise ValueError(f"no workload is of the suite {suite!r}")
-    return found
+    return layers
 
 
 def _dense(w: Workload) -> bool:
