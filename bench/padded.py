@@ -43,8 +43,8 @@ def predicted(problem: ConvProblem, which: Pass, device: Device, dtype: str = "b
     The gradient of the copy is one transfer too; the weight gradient finds the copy that the forward pass made.
     """
 
-    def seconds(shaped: ConvProblem) -> float:
-        call = channels_last(shaped, which, dtype)
+    def seconds(of: ConvProblem) -> float:
+        call = channels_last(of, which, dtype)
         return predict(call, select(call, device), device).seconds
 
     plain, moved = problem.written_out, 0
