@@ -40,7 +40,7 @@ def in_order() -> Iterator[Item]:
 
 def items() -> dict[str, Item]:
     """The items by name, in order. An item that occurs twice is tried once."""
-    found: dict[str, Item] = {}
+    items: dict[str, Item] = {}
     for item in in_order():
-        found.setdefault(item.name, item)
-    return found
+        items.setdefault(item.name, item)
+    return items

@@ -113,8 +113,8 @@ def forced(text: str, call: Call) -> Plan:
 
 
 def work_of(text: str, which: Pass, numbers: str, layout: str) -> Work:
-    found, (dtype, precision) = parse(text), NUMBERS[numbers]
-    return Work(found.problem, which, dtype, precision, layout, found.transposed)
+    work, (dtype, precision) = parse(text), NUMBERS[numbers]
+    return Work(work.problem, which, dtype, precision, layout, work.transposed)
 
 
 def pass_item(name: str, work: Work, choice: Choice) -> Item:
@@ -193,10 +193,10 @@ def fused_item(name: str, work: Work, kind: str, choice: Choice) -> Item:
         window = (p.stride, flat(p.padding, p.padding_mode), p.dilation, p.groups)
         follows = (*rest, activation, SLOPE, keep, str(plan()))
         if work.which == Pass.FPROP:
-            found = torch.ops.tritonconv.fprop_fused(a, b, bias, *window, *follows)
+            results = torch.ops.tritonconv.fprop_fused(a, b, bias, *window, *follows)
         else:
-            found = torch.ops.tritonconv.dgrad_fused(a, b, bias, p.input_size, *window, *follows)
-        return found if keep else found[:1]
+            results = torch.ops.tritonconv.dgrad_fused(a, b, bias, p.input_size, *window, *follows)
+        return results if keep else results[:1]
 
     def judge(tensors: Tensors, results: Sequence[torch.Tensor]) -> float:
         a, b, *rest = tensors
