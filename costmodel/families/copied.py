@@ -20,6 +20,8 @@ from costmodel.tiling import MAX_ALIGN, Call, Operand, Plan, channels_last, item
 from costmodel.timing import Prediction, from_dram, overhead, traffic
 
 PREFIX = "copied-"
+#: The family that serves the same calls without a copy.
+BY_INDEX = "padded"
 #: The field of a call that is x, or its gradient.
 PLACE = {Pass.FPROP: "a", Pass.DGRAD: "out", Pass.WGRAD: "b"}
 
@@ -42,6 +44,11 @@ def copy_launches(problem: ConvProblem, which: Pass) -> int:
         turned = mode == "reflect" or (mode == "replicate" and which == Pass.DGRAD)
         count += sum(1 + (turned and end > 1) for end in ends if end > 0 and mode != "zeros")
     return count
+
+
+def is_copied(plan: Plan) -> bool:
+    """Whether a plan is of one of these families."""
+    return plan.family.startswith(PREFIX)
 
 
 class Copied(Family):
