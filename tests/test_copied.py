@@ -1,6 +1,7 @@
 """Padding modes by a copy of x and a family that pads with zeros: results, when it is chosen, what it counts and says."""
 
 import math
+import warnings
 from dataclasses import replace
 
 import padded
@@ -179,3 +180,20 @@ def test_what_cannot_be_asked():
     torch.testing.assert_close(dx, alone + 1)
     with pytest.raises(ValueError, match="sums images behind its kernel, which adds the bias"):
         torch.ops.tritonconv.dgrad(*given, "dgrad:copied-gather:16x16x16")
+
+
+def test_no_memory_for_the_copy(monkeypatch, launched):
+    """The call runs by index arithmetic, and says so once."""
+    of = LAYERS["reflect"]
+    x, w, b = of.tensors(torch.float32)
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(padding, "write_out", full)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            torch.testing.assert_close(of.ours(x, w, b, plan="copied-gather"), of.ours(x, w, b, plan="padded"))
+    assert len(said) == 1 and "no memory for a copy of x with its padding, so it runs as padded" in str(said[0].message)
+    assert launched()["padded fprop"] == 4 and launched()["fprop"] == 4

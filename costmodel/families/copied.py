@@ -19,6 +19,8 @@ from costmodel.tiling import MAX_ALIGN, Call, Operand, Plan, channels_last, item
 from costmodel.timing import Prediction, from_dram, overhead, traffic
 
 PREFIX = "copied-"
+#: The family that serves the same calls without a copy.
+BY_INDEX = "padded"
 #: The field of a call that is x, or its gradient.
 PLACE = {Pass.FPROP: "a", Pass.DGRAD: "out", Pass.WGRAD: "b"}
 
@@ -31,6 +33,11 @@ def copied_bytes(problem: ConvProblem, which: Pass, size: int, sums: int) -> int
     if which != Pass.DGRAD:
         return int(size * (inside + whole))
     return int((sums - size) * whole + sums * whole + size * inside)
+
+
+def is_copied(plan: Plan) -> bool:
+    """Whether a plan is of one of these families."""
+    return plan.family.startswith(PREFIX)
 
 
 class Copied(Family):
