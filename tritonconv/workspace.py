@@ -35,7 +35,7 @@ def fitting(
     try:
         return run(plan)
     except torch.OutOfMemoryError:
-        first: Any = chosen(which, problem, a, b, bias, plan, epilogue)  # whose field `split` every family has
+        first: Any = chosen(which, problem, a, b, bias, plan, epilogue)  # every family shares by `split`
         if first.split == 1:
             raise
     alone = replace(first, split=1)
