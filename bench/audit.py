@@ -155,10 +155,10 @@ def compile_row(row: Row) -> KernelAudit:
 
 def _entry(row: Row) -> tuple[str, dict[str, Any]]:
     try:
-        found = compile_row(row)
+        entry = compile_row(row)
     except Exception as error:  # a tile that the compiler refuses is a fact of the table
         return row.key, {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
-    return row.key, asdict(found)
+    return row.key, asdict(entry)
 
 
 def compile_menu(rows: list[Row], jobs: int | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -169,7 +169,7 @@ def compile_menu(rows: list[Row], jobs: int | None = None) -> Iterator[tuple[str
 
 
 def committed(path: Path = TABLE) -> dict[str, dict[str, list[int]]]:
-    """The table as it lies on disk: key -> Triton version -> [registers, shared bytes, spills, trip instructions]."""
+    """The table on disk: key -> Triton version -> [registers, shared bytes, spills, trip instructions]."""
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
@@ -177,7 +177,7 @@ def missing(rows: Iterable[Row], kernels: dict[str, dict[str, list[int]]], versi
     """The rows that `kernels` lacks for a Triton version. Those whose figures are likeliest to change a choice come first.
 
     Rows that no version compiled come first, then those with most registers on other versions. A row that spills on another
-    version is no candidate whatever this version compiles it to, so it comes last.
+    version cannot become a candidate on this one, so it comes last.
     """
 
     def urgency(row: Row) -> tuple[bool, int]:
@@ -195,14 +195,14 @@ def coverage(rows: Iterable[Row], kernels: dict[str, dict[str, list[int]]]) -> s
     return f"of {len(keys)} rows the table has {each or 'none'}"
 
 
-def write_table(found: dict[str, dict[str, Any]], path: Path = TABLE) -> None:
+def write_table(entries: dict[str, dict[str, Any]], path: Path = TABLE) -> None:
     """Put rows [registers, shared, spills, trip instructions] into the table, under the Triton version that compiled them.
 
     A row that does not compile or is serialised is written with one spill, so that it is no candidate. The file is replaced
     in one step, so a run that is stopped here leaves either the old table or the new one.
     """
     kernels = committed(path)
-    for key, entry in found.items():
+    for key, entry in entries.items():
         if "error" in entry or entry["trip"]["serialized"]:
             row = [255, 0, 1, 0]
         else:
@@ -265,18 +265,18 @@ def run(
         if not rows:
             return
     rows = rows[:limit]
-    found: dict[str, dict[str, Any]] = {}
+    entries: dict[str, dict[str, Any]] = {}
     unwritten: dict[str, dict[str, Any]] = {}
     for key, entry in track(compile_menu(rows, jobs), "compiling", total=len(rows), console=console):
-        found[key] = unwritten[key] = entry
-        if write and (len(unwritten) == WRITE_EVERY or len(found) == len(rows)):
+        entries[key] = unwritten[key] = entry
+        if write and (len(unwritten) == WRITE_EVERY or len(entries) == len(rows)):
             write_table(unwritten)
             unwritten = {}
     shown = Table(title=f"Triton {triton.__version__}", box=SIMPLE, padding=(0, 1, 0, 0))
     for heading in ("kernel", "regs", "spills", "shared", "trip", "MMA", "copies", *_CLASSES):
         shown.add_column(heading, justify="left" if heading in ("kernel", "MMA", "copies") else "right", no_wrap=True)
     for row in rows:
-        entry = found[row.key]
+        entry = entries[row.key]
         if "error" in entry:
             shown.add_row(row.key, "", "", "", "", entry["error"])
             continue
@@ -295,7 +295,7 @@ def run(
         )
     width = None if console.is_terminal else 400
     Console(width=width).print(shown)
-    broken = [key for key, entry in found.items() if "error" in entry or entry["spills"] or entry["trip"]["serialized"]]
+    broken = [key for key, entry in entries.items() if "error" in entry or entry["spills"] or entry["trip"]["serialized"]]
     console.print(f"{len(rows)} kernels, {len(broken)} that spill, wait after every MMA or do not compile: no candidates")
     if write:
         console.print(f"written: {TABLE}", soft_wrap=True)

@@ -44,8 +44,8 @@ class Errors:
 
     @classmethod
     def of(cls, samples: Sequence[Sample], device: Device) -> Errors:
-        found = absolute_errors(samples, device)
-        return cls(float(np.median(found)), float(np.mean(found)))
+        errors = absolute_errors(samples, device)
+        return cls(float(np.median(errors)), float(np.mean(errors)))
 
 
 @dataclass(frozen=True)
@@ -103,15 +103,15 @@ def fastest_plans(rows: Iterable[Measurement], device: Device) -> dict[str, tupl
     by_call: dict[Call, dict[str, Measurement]] = defaultdict(dict)
     for row in rows:
         by_call[call_of_row(row)][row.plan] = row
-    found = {}
+    plans = {}
     for call, measured in by_call.items():
         best = min(measured.values(), key=lambda row: row.median_us or np.inf)
         chosen = measured.get(str(select(call, device)))
         if chosen is None or best is chosen or best.p90_us is None or chosen.p10_us is None:
             continue
         if best.p90_us < chosen.p10_us and Plan.parse(best.plan) in candidates(call, device):
-            found[call_key(call)] = (best.plan, best.family_hash)
-    return found
+            plans[call_key(call)] = (best.plan, best.family_hash)
+    return plans
 
 
 def calibrate(rows: Iterable[Measurement], gpu: str, seed: int = SEED) -> tuple[Table, list[Fit]]:
@@ -152,12 +152,12 @@ def shown(fits: Sequence[Fit], table: Table) -> RichTable:
 
 def words(constants: Calibration) -> str:
     """The constants that differ from the defaults."""
-    found = [
+    changed = [
         f"{name} {getattr(constants, name):.3g}"
         for name in calibration.BOUNDS
         if getattr(constants, name) != getattr(calibration.DEFAULT, name)
     ]
-    return ", ".join([*found, *(f"{name} {value:.3g}" for name, value in constants.shares)]) or "the defaults"
+    return ", ".join([*changed, *(f"{name} {value:.3g}" for name, value in constants.shares)]) or "the defaults"
 
 
 def run(rows: Sequence[Measurement], gpu: str, write: bool, console: Console | None = None) -> Path:

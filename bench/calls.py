@@ -21,9 +21,9 @@ def call_of_row(row: Measurement) -> Call:
 
 def device_of(gpu: str) -> Device:
     """The cost model's description of a row's GPU. Raises ValueError where it has none."""
-    if (found := listed(gpu)) is None:
+    if (device := listed(gpu)) is None:
         raise ValueError(f"{gpu!r} is not in the table of devices: add it to costmodel/data/devices.toml")
-    return found
+    return device
 
 
 def ours(row: Measurement) -> bool:

@@ -110,6 +110,6 @@ def figures(row: Row) -> Figures:
     kernel, arguments = launch_of(row)
     plan = row.chosen()
     warps, stages = arguments.pop("num_warps"), arguments.pop("num_stages")
-    found = audit(compile_ahead(kernel, arguments, arch=row.arch, num_warps=warps, num_stages=stages))
+    audited = audit(compile_ahead(kernel, arguments, arch=row.arch, num_warps=warps, num_stages=stages))
     outputs = plan.block_m * plan.block_n * plan.block_k / (32 * plan.num_warps)
-    return Figures(found, outputs, found.trip.instructions / outputs)
+    return Figures(audited, outputs, audited.trip.instructions / outputs)

@@ -35,16 +35,16 @@ def charts(
 ) -> dict[str, Figure]:
     """The pictures for which there are rows, by name: "roofline", "ratios", "predicted"."""
     timed = [entry for entry in entries if entry.ratio is not None]
-    found: dict[str, Figure] = {}
+    figures: dict[str, Figure] = {}
     if timed:
-        found["roofline"] = blank_figure(9.2, 5.8, theme)
-        draw_roofline(found["roofline"].subplots(), timed, device, theme)
-        found["ratios"] = blank_figure(9.2, 5.0, theme)
-        draw_ratios(found["ratios"].subplots(), timed, theme)
+        figures["roofline"] = blank_figure(9.2, 5.8, theme)
+        draw_roofline(figures["roofline"].subplots(), timed, device, theme)
+        figures["ratios"] = blank_figure(9.2, 5.0, theme)
+        draw_ratios(figures["ratios"].subplots(), timed, theme)
     if predicted:
-        found["predicted"] = blank_figure(7.2, 6.4, theme)
-        draw_predicted(found["predicted"].subplots(), predicted, theme)
-    return found
+        figures["predicted"] = blank_figure(7.2, 6.4, theme)
+        draw_predicted(figures["predicted"].subplots(), predicted, theme)
+    return figures
 
 
 def draw_roofline(axes: Axes, entries: Sequence[Compared], device: Device, theme: Theme) -> None:

@@ -49,7 +49,7 @@ def qualities(rows: Iterable[Measurement], device: Device) -> list[Quality]:
     for row in latest(rows).values():
         if ours(row) and fresh(row):
             by_job[row.job][row.plan] = row
-    found = []
+    qualities = []
     for members in by_job.values():
         if len(members) < LEAST_PLANS:
             continue
@@ -57,7 +57,7 @@ def qualities(rows: Iterable[Measurement], device: Device) -> list[Quality]:
         call = call_of_row(some)
         measured = np.array([row.median_us for row in members.values()])
         predicted = np.array([1e6 * predict(call, Plan.parse(plan), device).seconds for plan in members])
-        found.append(
+        qualities.append(
             Quality(
                 name=f"{some.suite}/{some.layer} {some.which}" if some.layer else f"{some.problem} {some.which}",
                 plans=len(members),
@@ -68,7 +68,7 @@ def qualities(rows: Iterable[Measurement], device: Device) -> list[Quality]:
                 errors=tuple(np.abs(predicted / measured - 1)),
             )
         )
-    return found
+    return qualities
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
@@ -99,15 +99,15 @@ class Summary:
     mean_error: float
 
     @classmethod
-    def of(cls, found: Sequence[Quality]) -> Summary:
-        shares = [q.share for q in found if q.share is not None] or [np.nan]
-        errors = [error for q in found for error in q.errors]
+    def of(cls, qualities: Sequence[Quality]) -> Summary:
+        shares = [q.share for q in qualities if q.share is not None] or [np.nan]
+        errors = [error for q in qualities for error in q.errors]
         return cls(
-            len(found),
+            len(qualities),
             len(errors),
             float(np.median(shares)),
             float(np.quantile(shares, 0.05)),
-            float(np.nanmedian([q.correlation for q in found])),
+            float(np.nanmedian([q.correlation for q in qualities])),
             float(np.median(errors)),
             float(np.mean(errors)),
         )
@@ -124,9 +124,9 @@ class Summary:
         ]
 
 
-def show(found: Sequence[Quality], console: Console) -> None:
+def show(qualities: Sequence[Quality], console: Console) -> None:
     """Prints one row per call, the worst choice first, and the summary beside its goals."""
-    if not found:
+    if not qualities:
         console.print(f"no call has {LEAST_PLANS} plans measured")
         return
     shown = Table(title="the plan of least predicted time against the fastest", box=HORIZONTALS, padding=(0, 1, 0, 0))
@@ -134,14 +134,14 @@ def show(found: Sequence[Quality], console: Console) -> None:
     for heading in ("plans", "first µs", "best µs", "share", "rank corr.", "error"):
         shown.add_column(heading, justify="right")
     shown.add_column("fastest plan", overflow="fold")
-    for q in sorted(found, key=lambda q: -1.0 if q.share is None else q.share):
+    for q in sorted(qualities, key=lambda q: -1.0 if q.share is None else q.share):
         first = "not measured" if q.first is None else f"{q.first.median_us:.1f}"
         share = "-" if q.share is None else f"{q.share:.0%}"
         error = f"{np.median(q.errors):.0%}"
         best = f"{q.best.median_us:.1f}"
         shown.add_row(q.name, f"{q.plans} of {q.candidates}", first, best, share, f"{q.correlation:.2f}", error, q.best.plan)
     console.print(shown)
-    summary = Summary.of(found)
+    summary = Summary.of(qualities)
     console.print(f"{summary.calls} calls, {summary.plans} plans")
     for what, value, goal, more in summary.lines:
         text = f"{value:.2f}" if goal is None else f"{value:.1%}, goal {goal:.0%} or {'more' if more else 'less'}"

@@ -78,19 +78,19 @@ def committed(results: Path = RESULTS) -> list[Measurement]:
 
 
 def by_gpu(rows: Iterable[Measurement]) -> dict[str, list[Measurement]]:
-    found: dict[str, list[Measurement]] = defaultdict(list)
+    by_line: dict[str, list[Measurement]] = defaultdict(list)
     for row in rows:
-        found[row.gpu].append(row)
-    return dict(sorted(found.items()))
+        by_line[row.gpu].append(row)
+    return dict(sorted(by_line.items()))
 
 
 @cache
 def goal_lines() -> dict[Work, Line]:
     """The works that belong to a goal. A work of two goals counts for the first."""
-    found: dict[Work, Line] = {}
+    lines: dict[Work, Line] = {}
     for line in goals():
-        found.setdefault(line.work, line)
-    return found
+        lines.setdefault(line.work, line)
+    return lines
 
 
 def compared(rows: Sequence[Measurement]) -> list[Compared]:
@@ -107,8 +107,8 @@ def compared(rows: Sequence[Measurement]) -> list[Compared]:
     for members in sorted(jobs.values(), key=lambda members: max(row.when for row in members)):
         if any(row.provider == "tritonconv" for row in members):
             newest[work_of(members[0])] = members
-    found = [_compared(members, device) for members in newest.values()]
-    return sorted(found, key=lambda entry: -1.0 if entry.ratio is None else entry.ratio)
+    entries = [_compared(members, device) for members in newest.values()]
+    return sorted(entries, key=lambda entry: -1.0 if entry.ratio is None else entry.ratio)
 
 
 def _compared(members: Sequence[Measurement], device: Device) -> Compared:
@@ -158,8 +158,8 @@ class Group:
     @property
     def default(self) -> float:
         """The geometric mean of torch's time in its default setting over ours."""
-        found = [m.verdict.against(m.verdict.default) for m in self.members]
-        return geometric_mean(ratio for ratio in found if ratio is not None)
+        ratios = [m.verdict.against(m.verdict.default) for m in self.members]
+        return geometric_mean(ratio for ratio in ratios if ratio is not None)
 
     @property
     def lowest(self) -> float | None:
@@ -182,12 +182,12 @@ class Group:
 
 def grouped(entries: Iterable[Compared], key: str) -> list[Group]:
     """The entries grouped by "goal" (in the order of the goals) or by "suite" (by name). Entries without one are left out."""
-    found: dict[str, list[Compared]] = {}
+    by_group: dict[str, list[Compared]] = {}
     if key == "goal":
-        found = {line.group: [] for line in goal_lines().values()}
+        by_group = {line.group: [] for line in goal_lines().values()}
     for entry in entries:
         line = entry.verdict.line
         if name := line.group if key == "goal" else line.suite:
-            found.setdefault(name, []).append(entry)
-    names = found if key == "goal" else sorted(found)
-    return [Group(name, tuple(found[name])) for name in names if found[name]]
+            by_group.setdefault(name, []).append(entry)
+    names = by_group if key == "goal" else sorted(by_group)
+    return [Group(name, tuple(by_group[name])) for name in names if by_group[name]]

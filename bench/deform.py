@@ -57,19 +57,20 @@ class Layer:
 
     def keys(self, channels_last: bool = True) -> dict[str, TensorKey]:
         """Shape and strides of every tensor; `channels_last`: input, weight and output are, and so are their gradients."""
-        of = self.deformation
+        deformation = self.deformation
 
         def dense(shape: tuple[int, ...], last: bool) -> TensorKey:
             return shape, channels_last_strides(shape) if last else dense_strides(shape, range(len(shape) - 1, -1, -1))
 
-        shapes = {"x": of.problem.input_shape, "w": of.problem.weight_shape, "y": of.problem.output_shape}
-        found = {name: dense(shape, channels_last) for name, shape in shapes.items()}
-        return found | {"offset": dense(of.offset_shape, False), "mask": dense(of.mask_shape, False)}
+        problem = deformation.problem
+        shapes = {"x": problem.input_shape, "w": problem.weight_shape, "y": problem.output_shape}
+        keys = {name: dense(shape, channels_last) for name, shape in shapes.items()}
+        return keys | {"offset": dense(deformation.offset_shape, False), "mask": dense(deformation.mask_shape, False)}
 
     def call(self, dtype: str = "bfloat16", precision: str = "tf32", channels_last: bool = True) -> DeformCall:
         """What the cost model is asked."""
-        of = self.keys(channels_last)
-        return launch.described(self.deformation, getattr(torch, dtype), precision, of["x"], of["w"], of["y"])
+        keys = self.keys(channels_last)
+        return launch.described(self.deformation, getattr(torch, dtype), precision, keys["x"], keys["w"], keys["y"])
 
 
 #: conv3 to conv5 of a ResNet-50 whose 3x3 convolutions are deformable (Zhu et al. 2018, "Deformable ConvNets v2", section 4.1;
@@ -99,16 +100,16 @@ def planned_for(device: Device) -> Iterator[None]:
 def steps(
     layer: Layer, arch: int, dtype: torch.dtype, precision: str = "tf32", channels_last: bool = True, plans: str = ""
 ) -> dict[str, Step]:
-    """The launches of a layer by name, those of `KERNELS` that it has, with the plans of an architecture's GPU."""
-    of, keys = layer.deformation, layer.keys(channels_last)
+    """The launches of a layer by name: those of `KERNELS` that the layer has, under the plans of an architecture's GPU."""
+    deformation, keys = layer.deformation, layer.keys(channels_last)
     x, w, y, offset, mask = (keys[name] for name in ("x", "w", "y", "offset", "mask"))
     with planned_for(find_device(GPU[arch])):
-        forward = launch.prepare(of, dtype, precision, 0, x, offset, w, y, mask, 1, plans)
-        columns = backward.columns_step(of, dtype, precision, 0, y, x, offset, w, mask, True, True, plans)
-        weights = backward.weights_steps(of, dtype, precision, 0, y, x, offset, mask, w, plans)
-        targets, scatter = backward.scatter_steps(of, dtype, offset, mask, x)
-    found = {"forward": forward.main, "columns": columns, "targets": targets, "scatter": scatter, "weights": weights.sums}
-    return found if weights.reduce is None else found | {"reduce": weights.reduce}
+        forward = launch.prepare(deformation, dtype, precision, 0, x, offset, w, y, mask, 1, plans)
+        columns = backward.columns_step(deformation, dtype, precision, 0, y, x, offset, w, mask, True, True, plans)
+        weights = backward.weights_steps(deformation, dtype, precision, 0, y, x, offset, mask, w, plans)
+        targets, scatter = backward.scatter_steps(deformation, dtype, offset, mask, x)
+    steps = {"forward": forward.main, "columns": columns, "targets": targets, "scatter": scatter, "weights": weights.sums}
+    return steps if weights.reduce is None else steps | {"reduce": weights.reduce}
 
 
 def compiled(

@@ -93,19 +93,19 @@ ROWS = (
 class Figures:
     """What a row compiled to. `outputs`: outputs per thread and trip of the main loop."""
 
-    found: KernelAudit
+    audited: KernelAudit
     outputs: float
     per_output: float  # instructions per output; for large filters, per output and tap
 
     @property
     def loads(self) -> str:
         """Loads per trip, by their bytes per thread."""
-        widths = self.found.trip.copies.get("LDG", {})
+        widths = self.audited.trip.copies.get("LDG", {})
         return ", ".join(f"{count}x{8 * width}" for width, count in sorted(widths.items(), reverse=True))
 
     @property
     def fma_per_load(self) -> float:
-        return self.found.trip.classes["fma"] / max(1, sum(self.found.trip.copies.get("LDG", {}).values()))
+        return self.audited.trip.classes["fma"] / max(1, sum(self.audited.trip.copies.get("LDG", {}).values()))
 
 
 def figures(row: Row) -> Figures:
@@ -114,11 +114,11 @@ def figures(row: Row) -> Figures:
     a, b, out = operands(problem, plan.which, row.channels_last)
     bias = None if plan.which == Pass.WGRAD else 1
     prepared = prepare_call(plan.which, problem, torch.bfloat16, "ieee", -1, a, b, out, bias, row.plan)
-    found = compile_prepared(prepared, torch.bfloat16, row.arch)
+    audited = compile_prepared(prepared, torch.bfloat16, row.arch)
     outputs = plan.block_m * plan.block_n * plan.block_k / (32 * plan.num_warps)
     if plan.which != Pass.WGRAD and plan.taps is None:
         outputs *= shape_of(problem, plan.which).out_group[1]
-    return Figures(found, outputs, found.trip.instructions / outputs / (plan.taps[1] if plan.taps else 1))
+    return Figures(audited, outputs, audited.trip.instructions / outputs / (plan.taps[1] if plan.taps else 1))
 
 
 def measured() -> Iterator[tuple[Row, Figures]]:
@@ -136,7 +136,8 @@ def run() -> None:
         shown.add_column(heading, justify="left" if heading in ("kernel", "plan", "loads") else "right", no_wrap=True)
 
     def add(name: str, plan: str, got: Figures) -> None:
-        counts = (str(got.found.registers), str(got.found.spills), str(got.found.trip.instructions), f"{got.per_output:.2f}")
+        kernel = got.audited
+        counts = (str(kernel.registers), str(kernel.spills), str(kernel.trip.instructions), f"{got.per_output:.2f}")
         shown.add_row(name, plan.split(":", 2)[2], *counts, got.loads, f"{got.fma_per_load:.1f}")
 
     for row, got in measured():

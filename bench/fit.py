@@ -65,8 +65,8 @@ def fit(samples: Sequence[Sample], device: Device, family: str) -> Calibration:
     """The constants that fit the samples of one family. A constant keeps its default where that fits as well."""
 
     def off(constants: Calibration) -> float:
-        found = log_ratios(samples, with_constants(device, family, constants))
-        return fmean(np.hypot(found, ROUNDING))
+        ratios = log_ratios(samples, with_constants(device, family, constants))
+        return fmean(np.hypot(ratios, ROUNDING))
 
     best = Calibration()
     kinds = sorted({s.kind for s in samples})
@@ -106,7 +106,7 @@ def _share(name: str) -> Step:
 
 
 def _lower(best: Calibration, least: float, step: Step, off: Callable[[Calibration], float]) -> tuple[Calibration, float]:
-    """(the constants with one of them at its best value, their mean error); unchanged where that gains nothing."""
+    """The pair (constants, mean error) with one constant at its best value, or the pair as given where no value is better."""
 
     def at(log: float) -> float:
         return off(step.put(best, math.exp(log)))

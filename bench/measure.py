@@ -75,11 +75,11 @@ def measure(line: Line, providers: Sequence[str], machine: Machine, done: Collec
         contenders: list[tuple[Contender, Measurement]] = []
         for name in providers:
             try:
-                found = PROVIDERS[name](work)
+                contender = PROVIDERS[name](work)
             except Unserved as reason:
                 outcome.unserved[name] = str(reason)
                 continue
-            contenders += [(contender, describe(line, contender, machine)) for contender in found]
+            contenders += [(contender, describe(line, contender, machine)) for contender in contender]
         outcome.identities = [row.identity for _, row in contenders]
         todo = [pair for pair in contenders if pair[1].identity not in done]
         if not todo:
@@ -120,13 +120,13 @@ def race(work: Work, todo: Sequence[tuple[Contender, Measurement]], machine: Mac
     times = machine.replays(list(ready.values()))
     clock = machine.clock_mhz()
     for (i, captured), seconds in zip(ready.items(), times, strict=True):
-        found = quantiles([1e6 * second / captured.calls for second in seconds])
+        deciles = quantiles([1e6 * second / captured.calls for second in seconds])
         rows[i] = replace(
             rows[i],
-            median_us=found.median,
-            p10_us=found.p10,
-            p90_us=found.p90,
-            repeats=found.count * captured.calls,
+            median_us=deciles.median,
+            p10_us=deciles.p10,
+            p90_us=deciles.p90,
+            repeats=deciles.count * captured.calls,
             clock_mhz=clock,
         )
     return rows

@@ -120,7 +120,7 @@ def compare(model: nn.Module, x: torch.Tensor, train: bool, compiled: bool, mach
     want = results(copy.deepcopy(model).double(), few.double(), train)
     statistics_before = [buffer.clone() for buffer in model.buffers()]  # a timed step changes those of batch norms
     model.train(train)
-    found: list[Variant] = []
+    timed: list[Variant] = []
     allowed = FLOOR
     for name, network in variants(model, compiled):
         for buffer, before in zip(model.buffers(), statistics_before, strict=True):
@@ -130,26 +130,26 @@ def compare(model: nn.Module, x: torch.Tensor, train: bool, compiled: bool, mach
             if name == "torch" and error < math.inf:
                 allowed = max(FLOOR, 2 * error)
             if error > allowed:
-                found.append(Variant(name, False, None, note=f"{error:.2e} off, {allowed:.2e} allowed"))
+                timed.append(Variant(name, False, None, note=f"{error:.2e} off, {allowed:.2e} allowed"))
                 continue
             step = step_of(network, x, train)
             times = quantiles(machine.elapsed(step, STEPS))
-            found.append(
+            timed.append(
                 Variant(name, True, error, 1e3 * times.median, 1e3 * times.p10, 1e3 * times.p90, machine.peak_bytes(step))
             )
         except Exception as raised:  # a variant that fails must not hide the others
-            found.append(Variant(name, False, None, note=one_line(raised)))
+            timed.append(Variant(name, False, None, note=one_line(raised)))
             machine.release()
-    return found
+    return timed
 
 
-def table(found: list[Variant], title: str) -> Table:
+def table(timed: list[Variant], title: str) -> Table:
     """The table. A ratio is torch's time in the same mode over ours."""
     shown = Table(title=title, box=HORIZONTALS, padding=(0, 1, 0, 0))
     for heading in ("", "ms a step", "p10", "p90", "ratio", "peak GB", "error"):
         shown.add_column(heading, justify="right" if heading else "left")
-    times = {variant.name: variant.milliseconds for variant in found}
-    for v in found:
+    times = {variant.name: variant.milliseconds for variant in timed}
+    for v in timed:
         if v.milliseconds is None or v.p10 is None or v.p90 is None or v.peak_bytes is None:
             shown.add_row(v.name, "failed", "", "", "-", "", "")
             continue
@@ -188,13 +188,13 @@ def command(
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = torch.randn(batch, 3, size, size, **place).contiguous(memory_format=torch.channels_last)
     with float32_in("tf32" if dtype == "tf32" else "ieee"), benchmark(True):
-        found = compare(model, x, train, compiled, machine)
+        timed = compare(model, x, train, compiled, machine)
     words = "training" if train else "inference"
     path = (out or results_dir()) / f"model-{name}-{words}-{dtype}.json"
     setting = {"model": name, "train": train, "batch": batch, "size": size, "dtype": dtype}
-    write(path, [{**setting, **asdict(variant), **machine.facts} for variant in found])
-    console.print(table(found, f"{name}, {words}, {batch}x3x{size}x{size} {dtype} channels-last, {machine.facts['gpu']}"))
-    failed = [variant for variant in found if not variant.ok]
+    write(path, [{**setting, **asdict(variant), **machine.facts} for variant in timed])
+    console.print(table(timed, f"{name}, {words}, {batch}x3x{size}x{size} {dtype} channels-last, {machine.facts['gpu']}"))
+    failed = [variant for variant in timed if not variant.ok]
     for variant in failed:
         console.print(f"{variant.name}: {variant.note}", style="red", soft_wrap=True)
     console.print(f"result: {path}", soft_wrap=True)

@@ -84,15 +84,15 @@ def host_us(call: Callable[[], object], machine: Machine, calls: int = CALLS) ->
     for _ in range(3):
         call()
     machine.synchronize()
-    taken = []
+    times = []
     for i in range(calls):
         began = machine.now()
         call()
-        taken.append(machine.now() - began)
+        times.append(machine.now() - began)
         if i % BURST == BURST - 1:
             machine.synchronize()
     machine.synchronize()
-    return 1e6 * statistics.median(taken)
+    return 1e6 * statistics.median(times)
 
 
 @contextmanager

@@ -27,10 +27,10 @@ class Block:
     @property
     def shown(self) -> str:
         """The text that the block has now. Raises ValueError unless the markers occur exactly once."""
-        found = re.findall(rf"<!-- {self.name} -->\n(.*?)\n<!-- /{self.name} -->", self.page.read_text(), re.S)
-        if len(found) != 1:
+        blocks = re.findall(rf"<!-- {self.name} -->\n(.*?)\n<!-- /{self.name} -->", self.page.read_text(), re.S)
+        if len(blocks) != 1:
             raise ValueError(f"{self.page.name} has not the lines <!-- {self.name} --> and <!-- /{self.name} --> once")
-        return str(found[0])
+        return str(blocks[0])
 
     def renew(self) -> bool:
         """Writes the text that the block should have. Returns whether that changed anything."""

@@ -85,7 +85,7 @@ def boxes(view: torch.Tensor, block: tuple[int, int, int]) -> bool:
     return torch.equal(out, want)
 
 
-def taken(view: torch.Tensor, block: tuple[int, int, int]) -> Found:
+def reads(view: torch.Tensor, block: tuple[int, int, int]) -> Found:
     return float(boxes(view, block)), "yes", "values compared box by box"
 
 
@@ -100,7 +100,7 @@ def maps(machine: Machine) -> Iterator[Question]:
         ("a tensor map whose outer stride is the smaller one", by_tap, (1, filters, channels)),
         ("a tensor map of overlapping windows", windows, (1, rows // 2, width)),
     ):
-        yield Question(name, functools.partial(taken, view, block))
+        yield Question(name, functools.partial(reads, view, block))
 
 
 def rates(machine: Machine, sizes: Sizes) -> Iterator[Question]:
@@ -216,18 +216,18 @@ def answers(machine: Machine, sizes: Sizes) -> Iterator[Answer]:
 
 def probe(machine: Machine, out: Path, sizes: Sizes, console: Console) -> list[Answer]:
     """Asks all questions, writes the answers to `out`/probe.json and prints them."""
-    found = list(answers(machine, sizes))
+    answers_ = list(answers(machine, sizes))
     facts = {**machine.facts, "clock_mhz": machine.clock_mhz()}
-    write(out / "probe.json", [{**asdict(answer), **facts} for answer in found])
+    write(out / "probe.json", [{**asdict(answer), **facts} for answer in answers_])
     shown = Table(title=f"{facts['gpu']}, Triton {triton.__version__}", box=HORIZONTALS, padding=(0, 1, 0, 0))
     shown.add_column("question")
     shown.add_column("answer", justify="right")
     shown.add_column("", overflow="fold")
-    for answer in found:
+    for answer in answers_:
         shown.add_row(answer.question, words(answer), answer.note)
     console.print(shown)
     console.print(f"answers: {out / 'probe.json'}", soft_wrap=True)
-    return found
+    return answers_
 
 
 def words(answer: Answer) -> str:
@@ -240,6 +240,6 @@ def words(answer: Answer) -> str:
 
 def command(out: Path | None) -> None:
     """What `python -m bench probe` does. SystemExit(1) where runs differ in their bits."""
-    found = probe(Gpu(), out or results_dir(), Sizes(), Console())
-    if any(answer.value for answer in found if answer.question.startswith(OTHER_BITS)):
+    answers_ = probe(Gpu(), out or results_dir(), Sizes(), Console())
+    if any(answer.value for answer in answers_ if answer.question.startswith(OTHER_BITS)):
         raise SystemExit(1)

@@ -29,7 +29,7 @@ from costmodel.tiling import Plan
 
 NOTHING = "Nothing has been measured yet: `bench/results/` holds no rows. `make gpu` makes them on a machine with a GPU."
 README = ROOT / "README.md"
-#: How many passes, those of the lowest ratios, the README lists one by one.
+#: The README lists this many passes one by one: those with the lowest ratios.
 SLOWEST = 8
 MARK = "†"
 
@@ -67,7 +67,7 @@ def _heading(rows: Sequence[Measurement], entries: Sequence[Compared]) -> str:
     used = [row for entry in entries for row in (entry.verdict.ours, entry.verdict.torch) if row] or rows
     versions = []
     for word, name in (("torch", "torch"), ("cuDNN", "cudnn"), ("Triton", "triton"), ("driver", "driver")):
-        versions += [f"{word} {found}" for found in sorted({getattr(row, name) for row in used}) if found]
+        versions += [f"{word} {value}" for value in sorted({getattr(row, name) for row in used}) if value]
     return (
         f"**{rows[0].gpu}**, {', '.join(versions)}: {len(entries)} passes. A ratio is the time of torch's fastest setting "
         "(contiguous and channels-last, `cudnn.benchmark` off and on, copies between layouts included) over tritonconv's: "
@@ -119,22 +119,22 @@ def _suites(groups: Sequence[Group]) -> str:
 
 def predictions(rows: Sequence[Measurement], device: Device) -> list[tuple[Measurement, float, float, float]]:
     """(row, predicted µs, low, high) by today's model, for every good row of today's kernels."""
-    found = []
+    good = []
     for row in latest(rows).values():
         if ours(row) and fresh(row):
             p = predict(call_of_row(row), Plan.parse(row.plan), device)
-            found.append((row, 1e6 * p.seconds, 1e6 * p.low, 1e6 * p.high))
-    return found
+            good.append((row, 1e6 * p.seconds, 1e6 * p.low, 1e6 * p.high))
+    return good
 
 
 def _prediction(rows: Sequence[Measurement]) -> list[str]:
     """A sentence on predicted times, and one on the choice of plans where a sweep was made."""
     device, sentences = device_of(rows[0].gpu), []
-    if found := predictions(rows, device):
-        errors = [abs(predicted / microseconds(row) - 1) for row, predicted, _, _ in found]
-        inside = np.mean([low <= microseconds(row) <= high for row, _, low, high in found])
+    if good := predictions(rows, device):
+        errors = [abs(predicted / microseconds(row) - 1) for row, predicted, _, _ in good]
+        inside = np.mean([low <= microseconds(row) <= high for row, _, low, high in good])
         sentences.append(
-            f"Predicted times of {len(found)} rows: error {np.median(errors):.1%} in the median (goal "
+            f"Predicted times of {len(good)} rows: error {np.median(errors):.1%} in the median (goal "
             f"{GOALS['median error']:.0%}), {np.mean(errors):.1%} in the mean (goal {GOALS['mean error']:.0%}); "
             f"{inside:.0%} lie in their interval."
         )

@@ -45,11 +45,11 @@ def lines_of(
         layers = [w for w in load_workloads(suite) if w.op.startswith("conv")]  # leaves out deformable operators
         lines += [line_of(layer, step, name, precision, layout) for layer in layers for step in which]
     for text in problems:
-        found = parse(text)
-        lies = layout or layout_of(found.problem.rank)
+        work = parse(text)
+        layout_ = layout or layout_of(work.problem.rank)
         for step in which:
-            step = pass_of_layer(step, found.transposed)
-            lines.append(Line(Work(found.problem, step, name, precision, lies, found.transposed)))
+            step = pass_of_layer(step, work.transposed)
+            lines.append(Line(Work(work.problem, step, name, precision, layout_, work.transposed)))
     for word in lists:
         if word not in LISTS:
             raise ValueError(f"list must be one of {', '.join(LISTS)}, got {word!r}")

@@ -45,7 +45,7 @@ CLASSES = (*_CLASS_PATTERNS, "other")
 _LOADS_AND_FMAS = {"ldgsts", "ldg", "lds", "tma", "fma"}
 # A loop without any of these only waits (an mbarrier poll) or keeps books.
 _WORK = _LOADS_AND_FMAS | {"mma", "stg", "sts", "local", "tmem"}
-_WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}  # bytes a thread; no suffix: 4
+_WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}  # bytes per thread; 4 without a suffix
 
 _LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;", re.M)
 _FUNCTION = re.compile(r"^\s*Function : (\S+)", re.M)
@@ -172,7 +172,7 @@ def find_tool(name: str) -> Path:
 
 def disassemble(cubin: bytes) -> str:
     """`cuobjdump`'s resource usage and SASS listing of a cubin."""
-    find_tool("nvdisasm")  # cuobjdump runs it from the folder it lies in
+    find_tool("nvdisasm")  # cuobjdump runs it from its own folder
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -290,7 +290,7 @@ def _heaviest_path(blocks: Sequence[_Block], body: Sequence[int], weight: Mappin
                 new = (gain + weight[successor][0], size + weight[successor][1])
                 if successor not in best or new > best[successor][0]:
                     best[successor] = new, [*path, successor]
-    return max((best[block] for block in body if head in blocks[block].successors), key=lambda found: found[0])[1]
+    return max((best[block] for block in body if head in blocks[block].successors), key=lambda candidate: candidate[0])[1]
 
 
 def _main_trip(code: Sequence[Instruction]) -> Trip:

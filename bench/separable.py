@@ -151,11 +151,11 @@ def show_compiled() -> None:
     device = find_device("h100")
     for layer in {(each.kernel, each.stride): each for each in reversed(LAYERS)}.values():
         for plan in model.candidates(layer.call(), device):
-            found = compiled(layer, plan)
-            trip = found.trip.instructions
+            compiled_figures = compiled(layer, plan)
+            trip = compiled_figures.trip.instructions
             told = model.trip_instructions(layer.call(), plan, 90)
             words = f"{layer.kernel}x{layer.kernel} s{layer.stride}", str(plan).split(":", 2)[2]
-            counts = found.registers, found.spills, trip, f"{told:.0f}", f"{trip / outputs(plan):.1f}"
+            counts = compiled_figures.registers, compiled_figures.spills, trip, f"{told:.0f}", f"{trip / outputs(plan):.1f}"
             shown.add_row(*words, *map(str, counts))
     console = Console()
     Console(width=None if console.is_terminal else 120).print(shown)

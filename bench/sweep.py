@@ -45,10 +45,10 @@ def ranked(line: Line, device: Device, most: int | None) -> list[Plan]:
 def rounds(lines: Sequence[Line], device: Device, most: int | None) -> Iterator[tuple[Line, list[Plan]]]:
     """The first `AT_ONCE` plans of each line, then the next ones of each."""
     plans = [(line, ranked(line, device, most)) for line in lines]
-    for start in range(0, max((len(found) for _, found in plans), default=0), AT_ONCE):
-        for line, found in plans:
-            if found[start:]:
-                yield line, found[start : start + AT_ONCE]
+    for start in range(0, max((len(ranking) for _, ranking in plans), default=0), AT_ONCE):
+        for line, ranking in plans:
+            if ranking[start:]:
+                yield line, ranking[start : start + AT_ONCE]
 
 
 @dataclass

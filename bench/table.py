@@ -18,19 +18,20 @@ FLOOR_FROM_US = 20.0
 
 @dataclass(frozen=True)
 class Verdict:
-    """A line's rows side by side. A ratio is a time over ours: above 1 where ours is faster, None where either has no time."""
+    """The rows of one line side by side. A ratio is another time divided by ours. It is above 1 where ours is faster, and None
+    where either time is missing."""
 
     line: Line
     ours: Measurement | None
     torch: Measurement | None  # torch in its fastest setting
-    default: Measurement | None  # torch without cudnn.benchmark, on the tensors as they lie
+    default: Measurement | None  # torch without cudnn.benchmark, on tensors in the layout of the line
     others: tuple[Measurement, ...]
     failed: tuple[Measurement, ...]
 
     @classmethod
     def of(cls, outcome: Outcome, rows: Mapping[tuple[object, ...], Measurement]) -> Verdict:
-        found = [rows[identity] for identity in outcome.identities if identity in rows]
-        timed = [row for row in found if row.ok]
+        measured = [rows[identity] for identity in outcome.identities if identity in rows]
+        timed = [row for row in measured if row.ok]
         torch = [row for row in timed if row.provider == "cudnn"]
         return cls(
             line=outcome.line,
@@ -38,7 +39,7 @@ class Verdict:
             torch=min(torch, key=microseconds, default=None),
             default=next((row for row in torch if row.setting == row.layout), None),
             others=tuple(row for row in timed if row.provider not in ("tritonconv", "cudnn")),
-            failed=tuple(row for row in found if not row.ok),
+            failed=tuple(row for row in measured if not row.ok),
         )
 
     @property

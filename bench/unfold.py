@@ -56,14 +56,14 @@ class Layer:
         image, columns = ((shape, channels_last_strides(shape)) if last else contiguous(shape) for shape in shapes)
         return image, columns
 
-    def lies(self, which: Pass, last: bool = False) -> tuple[TensorKey, TensorKey]:
+    def call_keys(self, which: Pass, last: bool = False) -> tuple[TensorKey, TensorKey]:
         """The keys of a call, whose result is contiguous."""
         image, columns = self.keys(last)
         return (image, contiguous(columns[0])) if which == Pass.FPROP else (contiguous(image[0]), columns)
 
     def call(self, which: Pass, dtype: str = "bfloat16", last: bool = False) -> UnfoldCall:
         """What the cost model is asked."""
-        return launch.described(self.unfolding, which, getattr(torch, dtype), *self.lies(which, last))
+        return launch.described(self.unfolding, which, getattr(torch, dtype), *self.call_keys(which, last))
 
 
 #: The soft splits of T2T-ViT-14 (Yuan et al. 2021, arXiv:2101.11986, figure 4), the soft composition of FuseFormer (Liu et al.
@@ -90,7 +90,7 @@ def planned_for(device: Device) -> Iterator[None]:
 def step(layer: Layer, which: Pass, arch: int, dtype: torch.dtype = torch.bfloat16, last: bool = False, plan: str = "") -> Step:
     """The launch of a layer with the plan of an architecture's GPU."""
     with planned_for(find_device(GPU[arch])):
-        return launch.prepare(layer.unfolding, which, dtype, 0, *layer.lies(which, last), plan).main
+        return launch.prepare(layer.unfolding, which, dtype, 0, *layer.call_keys(which, last), plan).main
 
 
 def compiled(
@@ -116,7 +116,7 @@ def table(device: str = "h100", dtype: str = "bfloat16") -> str:
         for which in (Pass.FPROP, Pass.DGRAD):
             call = layer.call(which, dtype)
             plan = model.select(call, gpu)
-            found = model.predict(call, plan, gpu)
-            line += f" | {found.bytes / 1e6:.1f} | {found.seconds * 1e6:.1f} | {found.bound} | `{plan}`"
+            prediction = model.predict(call, plan, gpu)
+            line += f" | {prediction.bytes / 1e6:.1f} | {prediction.seconds * 1e6:.1f} | {prediction.bound} | `{plan}`"
         lines.append(line + " |")
     return "\n".join(lines)

@@ -110,7 +110,8 @@ def run() -> None:
     for heading in ("call", "plan", "registers", "spills", "instructions a trip"):
         shown.add_column(heading, justify="left" if heading in ("call", "plan") else "right", no_wrap=True)
     for row in ROWS:
-        found = figures(row)
-        shown.add_row(str(row.chunk), row.plan, str(found.registers), str(found.spills), str(found.trip.instructions))
+        read_back = figures(row)
+        counts = read_back.registers, read_back.spills, read_back.trip.instructions
+        shown.add_row(str(row.chunk), row.plan, *map(str, counts))
     console = Console()
     Console(width=None if console.is_terminal else 200).print(shown)

@@ -184,7 +184,7 @@ def _kinds(call: Call, tensors: tuple[torch.Tensor, ...]) -> dict[str, Callable[
 def measure(example: Example, skipped: list[str]) -> list[Warm]:
     """The three kinds of a call."""
     ours, theirs = (_kinds(each.call, each.tensors()) for each in (example, THEIRS))
-    found = []
+    rows = []
     for kind, call in ours.items():
 
         def before(call: Callable[[], object] = call) -> object:
@@ -194,9 +194,9 @@ def measure(example: Example, skipped: list[str]) -> list[Warm]:
         times = quickest({"now": call, "before": before, "torch": theirs[kind]})
         skipped.clear()
         call()
-        found.append(Warm(example.name, kind, times["now"], times["before"], times["torch"], len(skipped)))
+        rows.append(Warm(example.name, kind, times["now"], times["before"], times["torch"], len(skipped)))
         skipped.clear()
-    return found
+    return rows
 
 
 def parts() -> dict[str, float]:
@@ -207,14 +207,14 @@ def parts() -> dict[str, float]:
         y = EXAMPLES[0].call(x, w, b)
         problem = ConvProblem.conv(x.shape, w.shape, (1, 1), ((1, 1), (1, 1)), (1, 1), 1)
         prepared = launch.prepared_for(Pass.FPROP, problem, x, w, key(y), b)
-        step, found = prepared.main, recipes.key(words, None, x, w, b)
+        step, known_key = prepared.main, recipes.key(words, None, x, w, b)
         values = step.values({"a": x, "b": w, "bias": b, "out": y, "": None})
         compiled = step.kernel[(step.programs,)](*values, **step.constants)
         bound = [*step.kernel.signature.bind(*values, **_arguments(step)).arguments.values()]
         return quickest(
             {
                 "its key": lambda: recipes.key(words, None, x, w, b),
-                "the look-up": lambda: recipes.known(found),
+                "the look-up": lambda: recipes.known(known_key),
                 "memory for the result": lambda: torch.empty_strided(y.shape, y.stride(), dtype=y.dtype, device=y.device),
                 "the launch": lambda: prepared.run(x, w, b, y),
                 OWN: lambda: compiled[(step.programs, 1, 1)](*bound),
@@ -250,16 +250,16 @@ def command(arch: int) -> None:
     skipped: list[str] = []
     console = Console(width=140)
     with stubbed(arch, skipped):
-        found = parts()
+        times = parts()
         rows = [row for example in EXAMPLES for row in measure(example, skipped)]
-    launches = f"{BOUND} for each kernel, {found[BOUND]:.1f} µs; above B: the same with {OWN}, {found[OWN]:.1f} µs"
+    launches = f"{BOUND} for each kernel, {times[BOUND]:.1f} µs; above B: the same with {OWN}, {times[OWN]:.1f} µs"
     lines = (
         f"above A: above torch's call and Triton's {launches}",
-        "Of conv2d under no_grad: " + ", ".join(f"{name} {us:.1f} µs" for name, us in found.items()),
+        "Of conv2d under no_grad: " + ", ".join(f"{name} {us:.1f} µs" for name, us in times.items()),
         f"aims: at most {GOAL_ABOVE_US:.0f} µs above, at most {GOAL_SHARE:.0%} of before",
     )
     versions = f"torch {torch.__version__}, Triton {triton.__version__}"
     console.print(f"sm_{arch}, no GPU: launches end before the CUDA driver. {versions}")
-    console.print(table(rows, found[BOUND], found[OWN]))
+    console.print(table(rows, times[BOUND], times[OWN]))
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)

@@ -27,7 +27,7 @@ LAYOUTS = ("channels_last", "contiguous")
 #: Most float64 copies of a, b and the result that are alive while the exact result is computed.
 ORACLE_COPIES = 4
 
-#: The sets begin at multiples of so many elements, because torch's allocator returns multiples of 512 bytes.
+#: The sets begin at multiples of this number of elements, because torch's allocator returns multiples of 512 bytes.
 ALIGNED = 512
 
 
@@ -137,7 +137,7 @@ class Line:
 
 
 def written_out(x: torch.Tensor, padding: Sequence[Sequence[int]], modes: Sequence[str]) -> torch.Tensor:
-    """x [N, C, *size] with its padding, by `pad` of one axis after the other, since that takes one mode for all of them."""
+    """x [N, C, *size] with its padding written out, one axis after the other, because `pad` takes one mode per call."""
     for axis, (ends, mode) in enumerate(zip(padding, modes, strict=True), 2):
         moved = x.movedim(axis, -1)
         rows = moved.reshape(1, -1, moved.shape[-1])

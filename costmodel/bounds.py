@@ -20,7 +20,8 @@ from costmodel.problem import ConvProblem, Pass
 
 @dataclass(frozen=True)
 class Roofline:
-    """The least time of some work on a device in seconds, and the two roofs that set it. `roofline` makes it.
+    """The least time of some work on a device in seconds, and the two roofs that set it. `roofline` makes it; the class raises
+    nothing. Source: Williams, Waterman and Patterson 2009, "Roofline", https://doi.org/10.1145/1498765.1498785.
 
     >>> roof = roofline(Cost(useful_macs=10**9, bytes=10**6), "h100", "fp16")
     >>> roof.bound, roof.seconds == roof.compute_seconds
@@ -120,7 +121,7 @@ def crossing_batch(
     """The least batch at which the peak binds and no longer the bandwidth, or None if no batch is large enough.
 
     FLOP are f * n and bytes b * n + w (w the weights) at batch n, so the ridge p / q is reached from n = w p / (f q - b p) on.
-    Arguments and errors are those of `roofline`.
+    Arguments, errors and the source are those of `roofline`.
 
     >>> layer = ConvProblem.conv((1, 512, 7, 7), (512, 512, 3, 3), (1, 1), (1, 1), (1, 1))
     >>> crossing_batch(layer, "a100"), crossing_batch(layer, "h100")

@@ -136,7 +136,8 @@ class Chunk:
 
     @property
     def kept(self) -> Any:
-        """Frames of the next cache: all that a window reaches back, or in a valid call those from the next window's first on.
+        """Frames of the next cache: as many as a window reaches back, or in a valid call those from the first frame of the next
+        window on.
 
         It is negative where the next window begins behind x.
         """

@@ -19,7 +19,8 @@ from costmodel.tiling import Call, Plan, itemsize
 
 @dataclass(frozen=True)
 class Cost:
-    """The work of one pass, or the sum of many. `issued_macs` is None if a part has no plan.
+    """The work of one pass, or the sum of many: multiply-adds, other FLOP, and bytes; a FLOP count is twice the multiply-adds.
+    `issued_macs` is None if a part has no plan. Raises nothing. `docs/cost-model.md` defines each field.
 
     >>> spent = Cost(useful_macs=10, dense_macs=12, bytes=4)
     >>> (spent + spent).dense_flops, 3 * spent == spent + spent + spent, spent.intensity

@@ -141,7 +141,7 @@ def elements(deformation: Deformation) -> dict[str, int]:
 
 
 def compulsory(deformation: Deformation, size: int) -> int:
-    """Bytes that a forward pass moves at least: each tensor once, `size` bytes an element."""
+    """The least bytes that a forward pass moves: each tensor once, with `size` bytes per element."""
     return size * sum(elements(deformation).values())
 
 
@@ -239,9 +239,9 @@ def trip_of(call: DeformCall, plan: DeformPlan) -> Trip:
 
 
 def trip_instructions(call: DeformCall, plan: DeformPlan) -> float:
-    """Warp instructions per trip: four loads a sample with their addresses, conversions and sums; places, which the lanes along
-    the channels find together; the other operands, which wgrad reads across; the product. `tests/test_deform_aot.py` holds
-    them against compiled kernels."""
+    """Warp instructions per trip: four loads per sample with their addresses, conversions and sums; the positions, which lanes
+    along the channels compute together; the loads of the other operands; and the product. `tests/test_deform_aot.py` compares
+    them with compiled kernels."""
     m, n, k, warps, _ = plan.tile
     trip, size, threads = trip_of(call, plan), itemsize(call.dtype), 32 * warps
     width, other = widths(call, plan)
@@ -255,8 +255,8 @@ def trip_instructions(call: DeformCall, plan: DeformPlan) -> float:
 
 
 def takes_all_registers(call: DeformCall) -> bool:
-    """Whether kernels are compiled with leave to take all `REGISTERS`. On tensor cores ptxas else spills some of 130 to stay
-    within 128; where it has no matrix instructions, the leave itself makes it spill."""
+    """Whether kernels are compiled with permission to use all `REGISTERS`. On tensor cores ptxas would otherwise spill a few of
+    130 registers to stay within 128. Without matrix instructions it is the permission that makes it spill."""
     return arithmetic(call.dtype, call.precision) in ("half", "tf32")
 
 

@@ -138,7 +138,8 @@ def flops(deformation: Deformation, inputs: bool = True, places: bool = True, we
 
 
 def busy(call: DeformCall, plan: DeformPlan, device: Device) -> float:
-    """Seconds on the chip of the columns kernel or of the weight's, a second stage of the sums and copies before included."""
+    """Seconds that the chip takes for the kernel of the columns, or for that of the weight's gradient with the kernel that adds
+    its parts. Copies before them are included."""
     deformation, weights = call.deformation, plan.which == Pass.WGRAD
     if weights:
         count, trips = (

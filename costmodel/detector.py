@@ -21,7 +21,8 @@ class Detection(NamedTuple):
 def detect(index: int | None = None) -> Detection:
     """CUDA device `index`, by default the current one: the device, and warnings where its driver and the table disagree.
 
-    Raises ValueError where there is none.
+    Its figures are those that the driver reports through `torch.cuda`; the rest is from the table of devices. Raises ValueError
+    where no CUDA device is at hand.
 
     >>> import costmodel
     >>> costmodel.detect(index=99)  # doctest: +IGNORE_EXCEPTION_DETAIL
@@ -86,5 +87,5 @@ def from_properties(properties: Any) -> Detection:
     return Detection(device, warnings)
 
 
-def differ(found: float, table: float) -> bool:
-    return abs(found / table - 1) > TOLERANCE
+def differ(measured: float, table: float) -> bool:
+    return abs(measured / table - 1) > TOLERANCE

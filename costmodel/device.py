@@ -28,6 +28,8 @@ DEVICES: Mapping[str, Device]
 @dataclass(frozen=True, kw_only=True)
 class Device:
     """One GPU model. Rates are in TFLOP/s and GB/s, sizes in bytes, clocks in MHz. A rate is None if the part has no such unit.
+    `source` names the document that a figure comes from. The class raises nothing; `rate` raises ValueError for a dtype that
+    the part does not multiply.
 
     >>> find_device("h100").sm_count, find_device("h100").rate("bf16") / 1e12
     (132, 989.4)
@@ -169,8 +171,8 @@ def __getattr__(name: str) -> Any:
 @cache
 def devices() -> Mapping[str, Device]:
     """Every part of the table by the first of its driver names, with the measurements of it."""
-    found = [_new({"name": row["names"][0], **row}, f"device {key}") for key, row in table()["device"].items()]
-    return MappingProxyType({device.name: device.calibrated(table_of(device.name)) for device in found})
+    models = [_new({"name": row["names"][0], **row}, f"device {key}") for key, row in table()["device"].items()]
+    return MappingProxyType({device.name: device.calibrated(table_of(device.name)) for device in models})
 
 
 def listed(name: str) -> Device | None:
@@ -236,7 +238,8 @@ def find_device(text: str | Device) -> Device:
     """The device that a user means by an alias ("h100"), a driver's name, or the path of a TOML file (`load`).
 
     A name that only resembles one of the table is unknown, and the error offers the nearest. A `Device` is returned as it is.
-    Figures to change may follow: "h100,bandwidth=3000,sm_count=100" (as in `changed`). Raises ValueError for anything else.
+    Changed figures may follow the name, as in "h100,bandwidth=3000,sm_count=100" (see `changed`). Raises ValueError for
+    anything else.
 
     >>> find_device("a100").name, find_device("h100,bandwidth=3000").bandwidth
     ('NVIDIA A100-SXM4-80GB', 3000.0)
@@ -259,11 +262,11 @@ def find_device(text: str | Device) -> Device:
 def _named(text: str) -> Device:
     parts = devices().values()
     words = {word: device for device in parts for word in (*device.names, *device.aliases)}
-    found = {plain(word): device for word, device in words.items()}.get(plain(text))
-    if found is None:
+    device = {plain(word): device for word, device in words.items()}.get(plain(text))
+    if device is None:
         shown = [device.aliases[0] for device in parts]
         raise ValueError(f"device {text!r} is unknown{unknown(text, words, shown)}, or a TOML file")
-    return found
+    return device
 
 
 def load(path: str | Path) -> Device:

@@ -36,7 +36,8 @@ class Layer(Convolution, Tables):
 
     dtype is a name such as "bf16", "float16" or "tf32", or a torch.dtype; None is bfloat16, or float16 on a device that has no
     bfloat16. device is a name that `costmodel.find_device` reads, or a `costmodel.Device`. `which` is "fprop", "dgrad" or
-    "wgrad" of `problem`; None is the layer's own forward pass, which of a transposed layer is "dgrad".
+    "wgrad" of `problem`; None is the layer's own forward pass, which of a transposed layer is "dgrad". The methods raise
+    ValueError for words that they do not know. Times are in seconds, traffic in bytes.
 
     >>> import costmodel
     >>> layer = costmodel.conv2d((32, 64, 56, 56), (64, 64, 3, 3), padding=1)
@@ -76,7 +77,7 @@ class Layer(Convolution, Tables):
         return pass_rows(self, None, *arithmetic_named()[:2])
 
     def document(self) -> dict[str, Any]:
-        """What `to_json` writes: the layer in words, and a row a pass."""
+        """What `to_json` writes: the layer in words, and one row per pass."""
         return {"layer": self.words, "passes": self.table_rows()}
 
     def table(self, device: Device | str | None = None, *, dtype: Any = None, width: int = 80) -> str:

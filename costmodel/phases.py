@@ -24,7 +24,8 @@ class AxisPhase(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """One stride-1 convolution of dgrad, with an `AxisPhase` for each spatial axis. `ConvProblem.phases` makes them.
+    """One stride-1 convolution of dgrad, with an `AxisPhase` for each spatial axis. `ConvProblem.phases` makes them; the class
+    raises nothing. Source: Shi et al. 2016 (arXiv:1609.07009), where a transposed convolution is convolutions without stride.
 
     >>> from costmodel.problem import ConvProblem
     >>> [phase.taps for phase in ConvProblem.conv((1, 4, 9), (4, 4, 3), (2,), (1,), (1,)).phases()]

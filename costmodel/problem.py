@@ -26,7 +26,8 @@ LONGEST_STRIDE = 2**16
 
 
 class Pass(StrEnum):
-    """The three primitives: y = fprop(x, w), dx = dgrad(dy, w), dw = wgrad(dy, x). `Pass(name)` raises ValueError for others.
+    """The three primitives: y = fprop(x, w), dx = dgrad(dy, w), dw = wgrad(dy, x), as cuDNN names them. `Pass(name)` raises
+    ValueError for other names.
 
     >>> Pass("dgrad") is Pass.DGRAD, str(Pass.WGRAD)
     (True, 'wgrad')
@@ -42,7 +43,8 @@ class Pass(StrEnum):
 
 
 class Gemm(NamedTuple):
-    """The matrix product a pass is, per group: [m, k] x [k, n], `batch` of them. `ConvProblem.gemm` makes it.
+    """The matrix product that a pass is, per group: [m, k] x [k, n], `batch` of them, in elements. `ConvProblem.gemm` makes it;
+    the class raises nothing. Source: the implicit matrix product of Chetlur et al. 2014 (arXiv:1410.0759).
 
     >>> ConvProblem.conv((2, 8, 9, 9), (16, 8, 3, 3), (1, 1), (0, 0), (1, 1)).gemm(Pass.FPROP)
     Gemm(m=98, n=16, k=72, batch=1)
@@ -61,6 +63,8 @@ class ConvProblem:
     `padding` holds (low, high) per axis; both may be negative (a crop). All tuples have one entry per spatial axis. Sizes
     may be sympy symbols. `conv` and `conv_transpose` take torch's arguments and raise ValueError for a layer that cannot be.
     `padding_mode` says per axis what stands in the padding (`shapes.MODES`); it is empty where that is zeros on every axis.
+    The class itself checks nothing and raises nothing. The geometry is that of `torch.nn.functional.conv2d`; Dumoulin and Visin
+    (arXiv:1603.07285) draw it.
 
     >>> problem = ConvProblem.conv((2, 8, 9, 9), (16, 8, 3, 3), (1, 1), (1, 1), (1, 1))
     >>> problem.output_shape, problem.macs, problem.useful_macs
@@ -108,7 +112,7 @@ class ConvProblem:
         shapes.check_ranks(input_shape, weight_shape, stride=stride, padding=padding, dilation=dilation)
         kernel = tuple(weight_shape[2:])
         pads = padding_pairs(padding, kernel, dilation)
-        found = cls(
+        problem = cls(
             batch=input_shape[0],
             in_channels=input_shape[1],
             out_channels=weight_shape[0],
@@ -120,12 +124,12 @@ class ConvProblem:
             dilation=tuple(dilation),
             padding_mode=shapes.modes_of(padding_mode, pads),
         )
-        if checked and shapes.known(*input_shape, *weight_shape, *stride, *dilation, groups, *found.padded_size):
+        if checked and shapes.known(*input_shape, *weight_shape, *stride, *dilation, groups, *problem.padded_size):
             shapes.check_window(groups, stride, dilation)
             shapes.check_channels(input_shape, weight_shape, groups)
-            shapes.check_modes(found.input_size, found.padding, found.padding_mode)
-            shapes.check_kernel(found.padded_size, found.effective_kernel)
-        return found
+            shapes.check_modes(problem.input_size, problem.padding, problem.padding_mode)
+            shapes.check_kernel(problem.padded_size, problem.effective_kernel)
+        return problem
 
     @classmethod
     def conv_transpose(
@@ -274,7 +278,7 @@ class ConvProblem:
 
         Tap j reads input i * stride + j * dilation - low. Tap j + stride / gcd(stride, dilation) reads the same coordinates
         from `dilation / gcd` outputs earlier on, so each tap but the last of its kind is counted over that many outputs only.
-        A pixel whose image in the padding is met counts as one that is covered, up to all of them.
+        A pixel that a window meets only as a copy in the padding counts as covered too; the sum is at most the input size.
         """
         if self.padding_mode:
             return tuple(map(minimum, self.input_size, self.written_out.touched_size))

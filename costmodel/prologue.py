@@ -79,7 +79,7 @@ def gathered(found: Kernel, prologue: Prologue | None, device: Device, spans: bo
 
 
 def fits(tile: Tile, size: int, capability: int) -> bool:
-    """Whether a tile of elements of `size` bytes keeps the prologue, its sums and its addresses in registers, whatever the
+    """Whether a tile of elements of `size` bytes keeps the prologue, its sums and its addresses in registers with every
     activation (compiled with silu and gelu, scale, shift and rstd for sm_80, sm_90 and sm_100).
 
     A thread may prepare 32 elements, and on sm_100 beside 128 x 128 sums 16. On sm_80 the compiler spills a few registers of

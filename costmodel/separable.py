@@ -238,7 +238,7 @@ def lines(call: PairCall, plan: SeparablePlan) -> float:
 
 
 def registers(call: PairCall, plan: SeparablePlan, capability: int) -> int:
-    """Registers per thread that the kernel is compiled for: `FEW` where they hold what a thread needs, else `ALL`."""
+    """Registers per thread that the kernel is compiled for: `FEW` where a thread needs no more, otherwise `ALL`."""
     if compiled_for(capability) == 80:
         return ALL
     even = bool(plan.pack) or call.w1.unit == 0 or call.pair.depthwise.in_channels % plan.block_k == 0

@@ -109,10 +109,10 @@ def modes_of(padding_mode: str | Sequence[str], padding: Sequence[tuple[Size, Si
         raise ShapeError(
             f"padding_mode must be one of {names}, or one of them for each of {len(padding)} spatial axes, got {padding_mode!r}"
         )
-    found = tuple(
+    modes = tuple(
         "zeros" if known(*pair) and tuple(pair) == (0, 0) else mode for mode, pair in zip(given, padding, strict=True)
     )
-    return found if any(mode != "zeros" for mode in found) else ()
+    return modes if any(mode != "zeros" for mode in modes) else ()
 
 
 def check_modes(input_size: Sequence[Size], padding: Sequence[tuple[Size, Size]], modes: Sequence[str]) -> None:

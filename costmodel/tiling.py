@@ -187,9 +187,9 @@ class Plan:
             raise ValueError(f"plan {text!r} must be a {cls.__name__}, got a {kind.__name__}")
         given: dict[str, Any] = {"num_warps": 4, "num_stages": 3}
         for word in rest[:-3]:
-            if (found := _read(word, _TILE) or _read(word, kind.options())) is None:
+            if (option_and_value := _read(word, _TILE) or _read(word, kind.options())) is None:
                 raise ValueError(f"plan {text!r}: {foreign}" if (foreign := _foreign(word, family)) else form)
-            option, value = found
+            option, value = option_and_value
             given[option.name] = given.get(option.name, ()) + value if option.default == () else value
         return kind(Pass(which), family, *sizes, **given)
 
@@ -231,8 +231,8 @@ def _foreign(word: str, family: str) -> str:
     from costmodel import families
 
     for other in families.families().values():
-        if found := _read(word, other.plan.options()):
-            return f"family {family!r} knows no {found[0].name}, got {found[1]}"
+        if option_and_value := _read(word, other.plan.options()):
+            return f"family {family!r} knows no {option_and_value[0].name}, got {option_and_value[1]}"
     return ""
 
 

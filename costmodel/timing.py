@@ -149,7 +149,7 @@ class Traffic(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def traffic(call: Call) -> Traffic:
-    """What a call moves whatever its plan, without copies."""
+    """The bytes that a call moves under any plan, without copies."""
     problem, size = call.problem, itemsize(call.dtype)
     weights = math.prod(problem.weight_shape)
     results = {Pass.FPROP: problem.output_shape, Pass.DGRAD: problem.input_shape, Pass.WGRAD: problem.weight_shape}[call.which]

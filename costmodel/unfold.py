@@ -265,11 +265,11 @@ def _width(operand: Operand, size: int, each: float) -> float:
 
 
 def _spread(operand: Operand, size: int, step: float) -> float:
-    """Cache lines that a load of a warp touches whose lanes are `step` elements apart."""
+    """Cache lines that one load of a warp touches where neighbouring lanes are `step` elements apart."""
     return min(LANES, max(1.0, LANES * size * step / LINE)) if operand.unit == 4 else LANES
 
 
-#: Warp instructions before the loop and behind it: coordinates, of which a program finds one per place.
+#: Warp instructions before and after the loop, which compute the coordinates of each place.
 PROLOGUE = 200
 
 

@@ -60,8 +60,8 @@ MODE_INSTRUCTIONS = {"zeros": 0, "replicate": 36, "reflect": 77, "circular": 86}
 class VideoPlan(Plan):
     """A plan of "video": `block_m` pixels x `block_n` filters, `block_k` channels at a time; `group_m` as in `MatrixPlan`.
 
-    apart: a kernel of its own writes x with its prologue, instead of every program for what it gathers. split: so many programs
-    share the channels of a small chunk, and another kernel adds their sums."""
+    apart: a separate kernel applies the prologue to x first; otherwise each program applies it to the pixels that it gathers.
+    split: how many programs share the channels of a small chunk; another kernel then adds their sums."""
 
     group_m: int = said("group", 8)
     apart: bool = said("apart", False)
@@ -142,8 +142,9 @@ def compiled(chunk: Chunk, tile: Tile, dtype: str, precision: str, device: Devic
     width = width_of(chunk, dtype)
     reach = "wide" if width * itemsize(dtype) == 16 else "narrow"
     key = resource_key(GatherPlan(Pass.FPROP, "gather", *tile), arithmetic(dtype, precision), reach, device.capability)
-    found = resource_table().get(key)
-    return found and found._replace(trip=found.trip + FRAME_INSTRUCTIONS[chunk.upsample] + MODE_INSTRUCTIONS[chunk.mode])
+    resources = resource_table().get(key)
+    more = FRAME_INSTRUCTIONS[chunk.upsample] + MODE_INSTRUCTIONS[chunk.mode]
+    return resources and resources._replace(trip=resources.trip + more)
 
 
 def resources_of(chunk: Chunk, tile: Tile, dtype: str, precision: str, device: Device) -> Resources:
@@ -183,7 +184,7 @@ def candidates(
     result, and a residual, are channels-last. `far`: a frame, the weights or a frame of the result take 64-bit offsets."""
     if device.interpreted:
         return [VideoPlan(Pass.FPROP, FAMILY, *tile) for tile in INTERPRETED_MENU]
-    found = []
+    plans = []
     size = itemsize(dtype)
     wide = width_of(chunk, dtype) * size == 16
     for tile in MENU[arithmetic(dtype, precision)]:
@@ -194,10 +195,10 @@ def candidates(
         if chunk.residual and not residual_fits(tile, last, device.capability):
             continue
         if chunk.prologue is None or ahead.fits(tile, size, device.capability):
-            found.append(VideoPlan(Pass.FPROP, FAMILY, *tile))
+            plans.append(VideoPlan(Pass.FPROP, FAMILY, *tile))
         if chunk.prologue is not None:
-            found.append(VideoPlan(Pass.FPROP, FAMILY, *tile, apart=True))
-    return found + [shared for plan in found for shared in splits(chunk, plan, device)]
+            plans.append(VideoPlan(Pass.FPROP, FAMILY, *tile, apart=True))
+    return plans + [shared for plan in plans for shared in splits(chunk, plan, device)]
 
 
 def splits(chunk: Chunk, plan: VideoPlan, device: Device) -> list[VideoPlan]:
@@ -270,10 +271,10 @@ def predict(
 @lru_cache(maxsize=1024)
 def select(chunk: Chunk, dtype: str, precision: str, device: Device, last: bool = True, far: bool = False) -> VideoPlan:
     """The candidate of least predicted time. Raises RuntimeError where there is none."""
-    found = candidates(chunk, dtype, precision, device, last, far)
-    if not found:
+    plans = candidates(chunk, dtype, precision, device, last, far)
+    if not plans:
         raise RuntimeError(f"no plan for {chunk} in {dtype} on {device.name}")
-    return min(found, key=lambda plan: predict(chunk, plan, dtype, precision, device).seconds)
+    return min(plans, key=lambda plan: predict(chunk, plan, dtype, precision, device).seconds)
 
 
 def forecast(

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.aot
 @pytest.mark.parametrize("row", rows.ROWS, ids=lambda row: f"{row.name}:{row.plan}".replace(" ", "-"))
 def test_an_output_takes_no_more_instructions_than_promised(row):
     got = rows.figures(row)
-    assert got.found.spills == 0 and got.found.stack_bytes == 0
+    assert got.audited.spills == 0 and got.audited.stack_bytes == 0
     assert got.per_output <= row.limit
 
 
@@ -44,7 +44,7 @@ SLOW = pytest.mark.slow
 )
 def test_the_plan_chosen_does_not_spill(taps, features, arch, dtype, last, backward):
     row = Row("", taps, last, activation="silu", backward=backward, features=features, arch=arch, dtype=dtype)
-    found = rows.figures(row).found
+    found = rows.figures(row).audited
     assert found.spills == 0 and found.stack_bytes == 0, row.chosen()
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from standin import StandIn
 
-from bench.chains import blocks
+from bench.chains import blocks, images
 from bench.chains.blocks import BLOCKS, Block
 from bench.chains.chain import OURS, TORCH
 from bench.chains.run import COPY, measure
@@ -36,3 +36,23 @@ def test_a_prologue_apart_costs_less_than_torchs_operators():
     for block in BLOCKS:
         parts, plans = blocks.predicted(block, H100, torch.bfloat16)
         assert parts[OURS].around < parts[TORCH].around and plans
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs in the interpreter")
+@pytest.mark.parametrize("silu", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_every_way_of_a_layer_behind_a_norm_is_right(silu, launched, monkeypatch):
+    monkeypatch.setattr(images, "LAYERS", (images.Layer("small", (1, 32, 3, 4), 3, 3 - 2 * (not silu), silu),))
+    (chain,) = images.chains(torch.float32, H100)
+    rows = measure(chain, False, StandIn((2e-5, 1e-5, 1e-5, 1e-5)))
+    assert [row.way for row in rows] == [TORCH, images.TWO, OURS, COPY]
+    assert all(row.ok for row in rows), [row.note for row in rows]
+    assert rows[1].predicted_us >= rows[2].predicted_us
+
+
+def test_one_call_is_predicted_to_take_no_longer_than_two_kernels():
+    """Which it would launch itself; a pointwise layer takes one."""
+    for layer in images.LAYERS:
+        times, plan = images.predicted(layer, H100, torch.bfloat16)
+        one, two = times[OURS], times[images.TWO]
+        assert one < two if layer.kernel == 1 else one == pytest.approx(two)
+        assert plan.endswith(":together") == (layer.kernel == 1)

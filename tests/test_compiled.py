@@ -69,6 +69,7 @@ PLANS = [
     ("conv2d n2 c32 8x8 -> 64 k3x3 p1,1", "wgrad:tma:64x32x32:w4:s3:split2", "float16", "channels_last", (90,)),
     ("conv2d n2 c32 9x7 -> 48 k3x3 p1 reflect", "fprop:copied-tma:64x64x32:w4:s3", "float16", "channels_last", (90,)),
     ("conv2d n2 c32 9x7 -> 48 k3x3 p1 zeros,circular", "wgrad:copied-tma:64x32x32:w4:s3", "bfloat16", "contiguous", (90,)),
+    ("conv2d n2 c32 9x7 -> 32 k3x3 p2 replicate", "dgrad:copied-tma:64x32x32:w4:s3", "bfloat16", "channels_last", (90,)),
     ("conv2d n1 c16 6x5 -> 16 k3x3 p2:1,1 replicate", "dgrad:copied-gather:32x16x16:w4:s3", "float32", "contiguous", ARCHS),
 ]
 EACH = [pytest.param(arch, *row, id=f"sm_{arch}-{row[1]}-{row[2]}") for *row, archs in PLANS for arch in archs]
@@ -367,3 +368,15 @@ def test_unfold(arch, name, dtype, laid, executed):
 
     unfolded.check(name, dtype, laid=last)
     assert executed == ["unfold_kernel", "fold_kernel"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [90])
+def test_every_family_behind_a_copy(arch, executed):
+    """The items of the GPU's first stage, under the plans of an H200."""
+    from bench.gpu.convolutions import copied_items
+
+    with float32_in("ieee"):
+        for item in copied_items():
+            given = item.inputs("cpu")
+            assert item.judge(given, item.call(*given)) <= 1, item.name

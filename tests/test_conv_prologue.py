@@ -10,11 +10,12 @@ import tritonconv
 from costmodel import ahead
 from costmodel.device import find_device
 from costmodel.families import family
-from costmodel.problem import Pass
-from costmodel.tiling import Plan
+from costmodel.problem import ConvProblem, Pass
+from costmodel.tiling import Call, Plan
 from tritonconv import launch, steps
 from tritonconv.ahead import op
 from tritonconv.ahead.launch import prepare
+from tritonconv.describe import describe
 from tritonconv.epilogue import Epilogue
 from tritonconv.normalize.check import as_video, unsqueezed
 from tritonconv.normalize.launch import Values
@@ -216,8 +217,10 @@ def test_vmap_autocast_and_one_image_at_a_time(device, launched):
     want = torch.stack([one(*each) for each in zip(x, both, prologue.scale, prologue.rstd, strict=True)])
     assert_close(got, want.double(), 1e-6)
     shared = torch.vmap(one, (0, None, 0, 0))(x, w, prologue.scale, prologue.rstd)
+    before = launched()["padded fprop"]
     with tritonconv.batch_invariant():
         fixed = fused(SMALL, x, w, b, prologue=prologue._replace(shift=prologue.shift[:1]), activation="relu")
+        assert launched()["padded fprop"] == before + len(x)
         alone = [one(*each) for each in zip(x, (w, w), prologue.scale, prologue.rstd, strict=True)]
     assert torch.equal(fixed, torch.stack(alone))
     assert_close(shared, fixed.double(), 1e-6)
@@ -280,6 +283,19 @@ def test_the_plan_is_the_quickest_of_all_candidates():
 
 def shape_strides(shape):
     return torch.empty(shape, device="meta").to(memory_format=torch.channels_last).stride()
+
+
+@pytest.mark.parametrize("size, bits", [(40000, 32), (60000, 64)])
+def test_values_per_pixel_of_an_expanded_image_are_reached(size, bits):
+    """All pixels of x are one pixel in memory, so that 32 bits reach it, but rstd has a value for each."""
+    problem = ConvProblem.conv((1, 16, size, size), (16, 16, 1, 1), (2, 2), (0, 0), (1, 1))
+    x, w, y = ((shape, shape_strides(shape)) for shape in (problem.input_shape, problem.weight_shape, problem.output_shape))
+    x, y = (x[0], (16, 1, 0, 0)), (y[0], (16, 1, 0, 0))
+    call = Call(
+        problem, Pass.FPROP, "float16", "ieee", *describe(problem, Pass.FPROP, x, w, y), prologue=ahead.Prologue(rstd=True)
+    )
+    made = launch.prepare(Plan.parse(TOGETHER), call, x, w, y, None)
+    assert made.main.constants["INDEX"].primitive_bitwidth == bits
 
 
 def test_what_cannot_be_applied_together_says_so():
@@ -380,7 +396,7 @@ def test_other_functions_and_norms_refuse(launches):
         tritonconv.rms_norm_prologue(X[0, 0, :4, :5])
     assert (
         family("padded").refusal(
-            launch.Call(tritonconv.explain(tritonconv.conv2d, X, W).problem, Pass.FPROP, "float32"),
+            Call(tritonconv.explain(tritonconv.conv2d, X, W).problem, Pass.FPROP, "float32"),
             Plan.parse(TOGETHER),
             None,
         )

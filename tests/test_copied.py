@@ -1,6 +1,7 @@
 """Padding modes by a copy of x and a family that pads with zeros: results, when it is chosen, what it counts and says."""
 
 import math
+import warnings
 from dataclasses import replace
 
 import padded
@@ -12,7 +13,7 @@ import tritonconv
 from costmodel import layer
 from costmodel.device import find_device
 from costmodel.families import behind_copies, family
-from costmodel.families.copied import copy_elements, copy_launches
+from costmodel.families.copied import copied_bytes
 from costmodel.legality import refusal
 from costmodel.networks.network import trace
 from costmodel.plan import candidates, predict, select
@@ -20,6 +21,9 @@ from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Plan, channels_last
 from costmodel.timing import from_dram, overhead, traffic
 from tritonconv import explain, padding
+from tritonconv.families import written
+from tritonconv.layout import channels_last_strides, dense_strides
+from tritonconv.prepared import key
 
 H200, A100 = find_device("h200"), find_device("a100")
 BLOCK = layer("conv2d 256x64x64 k3 p1 reflect c256 n32").problem
@@ -33,18 +37,28 @@ def problem_of(of: Padded, x: torch.Tensor, w: torch.Tensor) -> ConvProblem:
     return ConvProblem.conv(x.shape, w.shape, stride, of.padding, dilation, of.groups, padding_mode=of.mode)
 
 
+def run(step, **given):
+    """What a step wrote into a tensor of NaN, the last one given."""
+    result = list(given.values())[-1].fill_(math.nan)
+    step.start(*step.values({"bias": None, **given}))
+    return result
+
+
 @pytest.mark.parametrize("last", [False, True], ids=["rows", "channels last"])
+@pytest.mark.parametrize("turned", [False, True], ids=["as x", "the other layout"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_the_copy_and_its_transpose(name, last):
+def test_the_copy_and_its_transpose(name, turned, last):
     """Into tensors of either layout, as torch's operators that autograd sees through do it."""
-    x, w, _ = LAYERS[name].tensors(last=last)
+    x, w, _ = LAYERS[name].tensors(torch.float32, last=last)
     problem = problem_of(LAYERS[name], x, w)
     want = padding.written_out(x, problem)
-    into = torch.full_like(want, math.nan)
-    assert torch.equal(padding.write_out(x, problem, into), want)
-    g = torch.randn_like(want)
-    dx = torch.full_like(x, math.nan)
-    padding.fold_into(dx, g.clone(), problem)
+    plain = dense_strides(want.shape, range(want.dim() - 1, -1, -1))
+    strides = channels_last_strides(want.shape) if last != turned else plain
+    into = torch.empty_strided(want.shape, strides)
+    assert torch.equal(run(written.copy(key(x), key(into), problem, "float32"), a=x, out=into), want)
+    g = torch.empty_strided(want.shape, strides).copy_(torch.randn(want.shape))
+    dx = torch.empty_like(x)
+    run(written.fold(key(g), key(dx), problem, "float32", None, False), workspace=g, out=dx)
     torch.testing.assert_close(dx, padding.folded(g, problem))
 
 
@@ -77,11 +91,11 @@ def test_the_choice_is_the_least_of_both(problem, which, device):
 
 
 def test_what_is_chosen():
-    """On Hopper the copy opens the way to boxes of pixels for large layers; narrow groups fill no tile of the other kernels. An
-    input gradient of 16 bits is rounded once, so it is not a sum of rounded images."""
+    """On Hopper the copy opens the way to boxes of pixels for large layers; narrow groups fill no tile of the other kernels."""
     chosen = {which: select(channels_last(BLOCK, which, "bfloat16"), H200).family for which in Pass}
-    assert chosen == {Pass.FPROP: "copied-tma", Pass.DGRAD: "padded", Pass.WGRAD: "copied-tma"}
-    assert {plan.family for plan in candidates(channels_last(BLOCK, Pass.DGRAD, "bfloat16"), H200)} == {"padded"}
+    assert {*chosen.values()} == {"copied-tma"}
+    families = {plan.family for plan in candidates(channels_last(BLOCK, Pass.DGRAD, "bfloat16"), H200)}
+    assert families == {"padded", "copied-tma"}  # a gather into 32 bits is what "padded" launches
     assert "copied-gather" in {plan.family for plan in candidates(channels_last(BLOCK, Pass.DGRAD, "float32"), H200)}
     assert {select(channels_last(SMALL, which, "bfloat16"), H200).family for which in Pass} == {"padded"}
     assert {select(channels_last(DEPTHWISE, which, "bfloat16"), H200).family for which in Pass} == {"copied-depthwise"}
@@ -96,23 +110,34 @@ def test_what_it_counts(which):
     plain = channels_last(BLOCK.written_out, which, "float32")
     inner = replace(plan, family="gather")
     inside, whole = 32 * 256 * 64 * 64, 32 * 256 * 66 * 66
-    moved = 2 * inside + 3 * (whole - inside) if which == Pass.DGRAD else 2 * whole
-    assert (copy_elements(BLOCK, which), copy_launches(BLOCK, which)) == (moved, 5)
+    moved = 4 * (inside + whole)
+    assert of.copied_bytes(call) == moved
     constants = H200.calibration("gather")
-    copy = overhead(5, H200, constants) + from_dram(4 * moved, H200, constants)
+    copy = overhead(1, H200, constants) + from_dram(moved, H200, constants)
     found, alone = predict(call, plan, H200), predict(plain, inner, H200)
-    assert found.seconds == pytest.approx(alone.seconds + copy) and found.bytes == alone.bytes + 4 * moved
+    assert found.seconds == pytest.approx(alone.seconds + copy) and found.bytes == alone.bytes + moved
     one, other = of.counted(call, plan), family("gather").counted(plain, inner)
-    assert (one.issued_macs, one.launches) == (other.issued_macs, other.launches + 5)
-    assert traffic(call).compulsory + one.extra_bytes == traffic(plain).compulsory + other.extra_bytes + 4 * moved
+    assert (one.issued_macs, one.launches) == (other.issued_macs, other.launches + 1)
+    assert traffic(call).compulsory + one.extra_bytes == traffic(plain).compulsory + other.extra_bytes + moved
 
 
-def test_turned_ends_are_launches_of_their_own():
-    wide = layer("conv2d 3x256x256 k7 p3 reflect c64 n4").problem
-    held = layer("conv2d 3x256x256 k7 p3 replicate c64 n4").problem
-    around = layer("conv2d 3x256x256 k7 p3 zeros,circular c64 n4").problem
-    assert [copy_launches(each, Pass.FPROP) for each in (wide, held, around)] == [9, 5, 3]
-    assert [copy_launches(each, Pass.DGRAD) for each in (wide, held, around)] == [9, 9, 3]
+def test_a_gradient_of_16_bits_is_added_up_in_32():
+    """The buffer takes twice the bytes; narrow groups have one of x's type."""
+    call, inside, whole = channels_last(BLOCK, Pass.DGRAD, "bfloat16"), 32 * 256 * 64 * 64, 32 * 256 * 66 * 66
+    assert behind_copies()["copied-tma"].copied_bytes(call) == (2 + 4) * whole + 2 * inside
+    narrow = behind_copies()["copied-depthwise"]
+    assert narrow.sums("bfloat16") == 2 and narrow.copied_bytes(call) == 2 * (inside + whole)
+
+
+@pytest.mark.parametrize("plan", ["copied-tma", "copied-gather"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_each_pixel_of_a_gradient_is_rounded_once(dtype, plan, launched):
+    """Held to the tolerance of one rounding, at a border where nine places hold a pixel."""
+    of = Padded((3, 4), (3, 3), ((2, 2), (2, 2)), "replicate", channels=8, filters=8)
+    forced = f"dgrad:{plan}:16x16x16:w4:s1:pack-a"  # the gradient of y is contiguous
+    padded.check(of, *of.tensors(dtype, last=True), plan=[forced, "fprop:padded"])
+    found = launched()
+    assert found["dgrad"] == 1 and (found["copied-tma dgrad"] == 1) == (plan == "copied-tma"), found
 
 
 def test_explain_says_which_and_why():
@@ -122,9 +147,10 @@ def test_explain_says_which_and_why():
     assert found.plans["fprop"].family == "copied-tma"
     for words in (
         "of x with its reflect x reflect padding written out",
-        "x with its padding: 71.4 MB, in 5 launches of torch's",
+        "x with its padding: 71.4 MB, in a launch of its own",
         "least predicted time of",
-        "dgrad: implicit GEMM, a gather over the taps of the input with its padding written out",
+        "then a sum of each pixel's images",
+        "the gradient of x with its padding: 143 MB, in a launch of its own",
     ):
         assert words in str(found), words
     forced = explain(tritonconv.conv2d, x, w, padding=1, padding_mode="reflect", device="h200", plan="padded")
@@ -138,7 +164,7 @@ def test_a_network_knows_the_copy():
     net = trace(tritonconv.nn.Conv2d(96, 96, 7, padding=3, groups=96, padding_mode="circular"), (32, 96, 56, 56))
     row = net.on("h100", "bf16")[0]
     plain = trace(torch.nn.Conv2d(96, 96, 7, groups=96), (32, 96, 62, 62)).on("h100", "bf16")[0]
-    copy = 2 * copy_elements(DEPTHWISE, Pass.FPROP) / (find_device("h100").bandwidth * 1e9)
+    copy = copied_bytes(DEPTHWISE, Pass.FPROP, 2, 2) / (find_device("h100").bandwidth * 1e9)
     assert row.plan.startswith("fprop:copied-depthwise:") and row.seconds > plain.seconds + copy
 
 
@@ -154,3 +180,20 @@ def test_what_cannot_be_asked():
     torch.testing.assert_close(dx, alone + 1)
     with pytest.raises(ValueError, match="sums images behind its kernel, which adds the bias"):
         torch.ops.tritonconv.dgrad(*given, "dgrad:copied-gather:16x16x16")
+
+
+def test_no_memory_for_the_copy(monkeypatch, launched):
+    """The call runs by index arithmetic, and says so once."""
+    of = LAYERS["reflect"]
+    x, w, b = of.tensors(torch.float32)
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(padding, "write_out", full)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            torch.testing.assert_close(of.ours(x, w, b, plan="copied-gather"), of.ours(x, w, b, plan="padded"))
+    assert len(said) == 1 and "no memory for a copy of x with its padding, so it runs as padded" in str(said[0].message)
+    assert launched()["padded fprop"] == 4 and launched()["fprop"] == 4

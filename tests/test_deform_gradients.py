@@ -168,19 +168,6 @@ def test_as_torchvision_computes_them():
         host.use(device if was else None)
 
 
-def test_second_derivatives_are_refused_by_name(device):
-    of = Tensors(*(t.requires_grad_() for t in tensors((1, 2, 2, 2), 2, (1, 1), device=device)))
-    (dx,) = torch.autograd.grad(ours(of).square().sum(), of.input, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"deform_conv2d\(\): gradients of its gradients are not served"):
-        dx.sum().backward()
-
-
-def test_forward_mode_is_refused_by_name(device):
-    of = tensors((1, 2, 2, 2), 2, (1, 1), device=device)
-    with pytest.raises(NotImplementedError, match=r"deform_conv2d\(\): forward-mode derivatives are not served"):
-        torch.func.jvp(lambda x: ours(of._replace(input=x)), (of.input,), (of.input,))
-
-
 def test_the_ops_keep_their_promises(device):
     of = Tensors(*(t.requires_grad_() for t in tensors((1, 2, 2, 2), 2, (1, 1), dtype=torch.float32, device=device)))
     window = [1, 1], [0, 0], [1, 1]

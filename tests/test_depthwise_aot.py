@@ -31,7 +31,7 @@ DEVICE = {80: "NVIDIA A100-SXM4-80GB", 90: "NVIDIA H100 80GB HBM3", 100: "NVIDIA
 @pytest.mark.parametrize("row", rows.ROWS, ids=lambda row: f"{row.name}:{row.plan}".replace(" ", "-"))
 def test_an_output_takes_no_more_instructions_than_promised(row):
     got = rows.figures(row)
-    assert got.found.spills == 0 and got.found.stack_bytes == 0
+    assert got.audited.spills == 0 and got.audited.stack_bytes == 0
     assert got.per_output <= row.limit
 
 

@@ -58,7 +58,8 @@ OPS = torch.ops.tritonconv
 
 def normalised(x, w, b, prologue):
     with torch.no_grad():
-        return prologue(x) + tritonconv.conv2d_fused(x, w, b, padding=1, prologue=prologue, activation="relu")
+        y = tritonconv.conv2d_fused(x, w, padding=1, prologue=prologue._replace(activation=None))
+        return prologue(x) + y + tritonconv.conv2d_fused(x, w, b, padding=1, prologue=prologue, activation="relu")
 
 
 #: Calls of the ops that torch's padding and output padding cannot say, and the gradients.

@@ -49,6 +49,14 @@ def video(upsample, time_padding):
     return lambda x, w, b, cache: OPS.video(x, w, b, cache, [1, 1, 1], [1, 0, 0, 1], [1, 1, 1], upsample, time_padding, True)
 
 
+def deform(x, offset, w, b, mask):
+    return OPS.deform(x, offset, w, b, mask, [1, 1], [0, 1], [1, 1])
+
+
+def deform_backward(dy, x, offset, w, mask):
+    return OPS.deform_backward(dy, x, offset, w, mask, [1, 1], [0, 1], [1, 1], [True] * 4)
+
+
 PACKED = ((1, 2, 5), (2, 3), (2,), (3, 2, 2))
 FRAMES = ((1, 2, 2, 2, 2), (2, 2, 2, 2, 1), (2,), (1, 2, 1, 2, 2))
 FUSED = ((1, 4, 5), (2, 2, 2), (2,), (2,), (2,), (1, 2, 3))
@@ -61,6 +69,8 @@ WAYS = {
     "wgrad": (lambda dy, x: OPS.wgrad(dy, x, [2], *PLACE), ((1, 2, 3), (1, 4, 5))),
     "unfold": (lambda x: OPS.unfold(x, [2, 1], [1, 1], [1, 0], [1, 2]), ((1, 2, 2, 3),)),
     "fold": (lambda y: OPS.fold(y, [2, 3], [2, 1], [1, 1], [1, 0], [1, 2]), ((1, 4, 6),)),
+    "deform": (deform, ((1, 2, 2, 2), (1, 4, 2, 3), (1, 2, 1, 2), (1,), (1, 2, 2, 3))),
+    "deform_backward": (deform_backward, ((1, 1, 2, 3), (1, 2, 2, 2), (1, 4, 2, 3), (1, 2, 1, 2), (1, 2, 2, 3))),
     "fprop_fused silu": (of("silu"), FUSED),
     "dgrad_fused gelu": (of_transposed("gelu"), FUSED_TRANSPOSED),
     **{f"separable {a} {b}": (separable(a, b), PAIR) for a, b in (("silu", "tanh"), ("", "gelu"))},
@@ -71,7 +81,12 @@ WAYS = {
     "video": (video(1, "replicate"), FRAMES),
     "video upsample": (video(2, "zeros"), FRAMES),
 }
-every_way = pytest.mark.parametrize("way", WAYS, ids=[name.replace(" ", "-") for name in WAYS])
+
+
+def ways(slow=()):
+    """All of them; those named are slow."""
+    each = [pytest.param(name, marks=pytest.mark.slow if name in slow else (), id=name.replace(" ", "-")) for name in WAYS]
+    return pytest.mark.parametrize("way", each)
 
 
 @contextlib.contextmanager
@@ -100,26 +115,28 @@ def assert_same(got, want):
 
 
 def test_no_op_is_forgotten() -> None:
-    """A new op is here too, and in one of the lists below. The deformable ones and those of prologues refuse
-    (`test_deform_gradients.py`, `test_statistics.py`, `test_conv_prologue.py`)."""
+    """A new op is here too, and in one of the lists below. Those of prologues refuse
+    (`test_statistics.py`, `test_conv_prologue.py`)."""
     registered = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("tritonconv::")}
     assert registered == {name.split()[0] for name in WAYS} | {
-        *("causal_update", "deform", "deform_backward"),
+        "causal_update",
         *("normalize", "group_scale", "rms_rstd", "fprop_normalized"),
     }
 
 
-@every_way
+@ways(slow=("deform_backward",))
 def test_gradcheck(way, by_torch) -> None:
     call, shapes = WAYS[way]
     tensors = tuple(t.requires_grad_() for t in values(shapes))
-    backwards = way.startswith(("causal", "unfold", "fold"))  # the others' derivatives backwards have tests of their own
+    backwards = way.startswith(
+        ("causal", "unfold", "fold", "deform")
+    )  # the others' derivatives backwards have tests of their own
     assert gradcheck(call, tensors, check_forward_ad=True, check_backward_ad=backwards, fast_mode=True)
     options = {"check_rev_over_rev": backwards, "check_undefined_grad": False, "fast_mode": True}
     assert gradgradcheck(call, tensors, check_fwd_over_rev=True, **options)
 
 
-@every_way
+@ways(slow=("deform", "deform_backward"))
 def test_kernels_answer_the_same(way, device, launched) -> None:
     """Tangents of results and of gradients, by the kernels and by torch, which `test_gradcheck` holds against differences."""
     call, shapes = WAYS[way]

@@ -10,19 +10,21 @@ import torch
 from test_fused_aot import KINDS, compiled_ahead
 
 from bench.aot import Pointer, compile_ahead
-from bench.audit import DTYPES, compile_prepared, operands, prepared_launch
+from bench.audit import DTYPES, compile_prepared, kernel_arguments, operands, prepared_launch
 from bench.sass import audit
 from costmodel.device import find_device
 from costmodel.families import families
 from costmodel.families.gemm import epilogue_fits
 from costmodel.families.padded import MENU
+from costmodel.families.tma import menu
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import resource_key, resource_table
 from costmodel.tiling import Call, Plan, itemsize
 from tritonconv import launch
-from tritonconv.families import launchers
-from tritonconv.families.padded import FOLD_REGISTERS
+from tritonconv.families import launcher, launchers, written
+from tritonconv.families.written import FOLD_REGISTERS
 from tritonconv.launch import DTYPES as NAMES
+from tritonconv.layout import channels_last_strides, dense_strides
 
 pytestmark = pytest.mark.aot
 SLOW = pytest.mark.slow
@@ -75,14 +77,66 @@ def test_the_largest_tile_with_an_epilogue_does_not_spill(arch, kind, activation
         assert found.spills == found.stack_bytes == 0 and not found.trip.serialized, plan
 
 
+LAYOUTS = {"rows": False, "channels last": True}
+
+
+def compiled(step, dtype, arch, **given):
+    """The audit of a step on tensors of `dtype`; `given` are those of other types."""
+    tensors = {name: given.get(name, Pointer(dtype)) for name in step.tensors}
+    arguments = dict(zip(step.kernel.arg_names, step.values(tensors), strict=False)) | step.constants
+    return audit(compile_ahead(step.kernel, arguments, arch=arch, maxnreg=arguments.pop("maxnreg", None)))
+
+
 @pytest.mark.parametrize("arch", [pytest.param(80, marks=SLOW), 90, pytest.param(100, marks=SLOW)])
 @pytest.mark.parametrize("name, last", [("wide", True), ("odd", False), pytest.param("space", False, marks=SLOW)])
 def test_the_fold_does_not_spill(arch, name, last):
-    problem = LAYERS[name]
     plan = Plan(Pass.DGRAD, "padded", 64, 64, 32, 4, 4)
-    prepared = prepared_launch(problem, plan, torch.bfloat16, "ieee", last)
+    prepared = prepared_launch(LAYERS[name], plan, torch.bfloat16, "ieee", last)
     (step,) = prepared.after
-    given = {"workspace": Pointer(prepared.between), "bias": Pointer(torch.bfloat16), "out": Pointer(torch.bfloat16)}
-    arguments = dict(zip(step.kernel.arg_names, step.values(given), strict=False)) | step.constants
-    found = audit(compile_ahead(step.kernel, arguments, arch=arch, maxnreg=arguments.pop("maxnreg")))
+    found = compiled(step, torch.bfloat16, arch, workspace=Pointer(prepared.between))
     assert found.spills == found.stack_bytes == 0 and found.registers <= FOLD_REGISTERS
+
+
+@pytest.mark.parametrize("arch", [pytest.param(80, marks=SLOW), 90, pytest.param(100, marks=SLOW)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float32, marks=SLOW)])
+@pytest.mark.parametrize(
+    "name, x, made",
+    [
+        ("wide", True, True),
+        ("depthwise", False, False),
+        pytest.param("wide", False, True, marks=SLOW),
+        pytest.param("odd", False, True, marks=SLOW),
+        pytest.param("space", False, False, marks=SLOW),
+        pytest.param("space", True, False, marks=SLOW),
+    ],
+)
+def test_the_copy_and_its_fold_do_not_spill(name, x, made, dtype, arch):
+    """Between tensors of any layouts; vectors of 16 bytes where both are channels-last."""
+    problem = LAYERS[name]
+    keys = []
+    for shape, last in ((problem.input_shape, x), (problem.written_out.input_shape, made)):
+        keys.append((shape, channels_last_strides(shape) if last else dense_strides(shape, range(len(shape) - 1, -1, -1))))
+    copy = compiled(written.copy(*keys, problem, NAMES[dtype]), dtype, arch)
+    fold = compiled(written.fold(*reversed(keys), problem, NAMES[dtype], None, False), dtype, arch)
+    assert copy.spills == copy.stack_bytes == fold.spills == fold.stack_bytes == 0
+    assert copy.registers <= 96 and fold.registers <= FOLD_REGISTERS
+
+
+@pytest.mark.parametrize(
+    "tile", [pytest.param(tile, marks=SLOW if i else ()) for i, tile in enumerate(menu(Pass.DGRAD, "half"))]
+)
+def test_boxes_whose_results_have_32_bits_do_not_spill(tile):
+    """The input gradient behind a copy: results of 16 bits would leave as boxes, of 32 each thread stores its own."""
+    problem = LAYERS["wide"]
+    a, b, out = operands(problem, Pass.DGRAD, True)
+    call = Call(problem, Pass.DGRAD, "bfloat16", "ieee", *launch.describe(problem, Pass.DGRAD, a, b, out))
+    plan = Plan(Pass.DGRAD, "copied-tma", *tile)
+    of = launcher(plan.family)
+    laid = of.laid(plan, call, a, b, out)
+    seen = Call(laid.problem, Pass.DGRAD, "bfloat16", "ieee", *launch.describe(laid.problem, Pass.DGRAD, *laid[2:5]))
+    prepared = launch.prepare(laid.plan, seen, *laid[2:5], None)
+    assert laid.copies.sums == torch.float32 and "out" not in prepared.main.boxes
+    kernel, arguments = kernel_arguments(prepared, torch.bfloat16)
+    options = {name: arguments.pop(name) for name in ("num_warps", "num_stages")}
+    found = audit(compile_ahead(kernel, arguments | {"out": Pointer(torch.float32)}, arch=90, **options))
+    assert found.spills == found.stack_bytes == 0 and not found.trip.serialized

@@ -1,6 +1,7 @@
 """Padding modes in the cost model: problems and their words, counts, which family serves them, plans and predicted times."""
 
 import itertools
+import math
 
 import padded
 import pytest
@@ -93,8 +94,7 @@ def test_one_family_serves_it_and_says_its_time(which):
     call, device = channels_last(WEATHER, which, "float16"), find_device("h200")
     assert {each.name for each in asked(WEATHER)} == {"padded", *behind_copies()}
     plans = [plan for plan in candidates(call, device) if plan.family == "padded"]
-    found = select(call, device)
-    assert found.family == "padded"
+    _, found = families()["padded"].quickest(call, device, math.inf)
     assert not refusal(call, found, device) and Plan.parse(str(found)) == found
     least = min(families()["padded"].predict(call, plan, device).seconds for plan in plans)
     prediction = families()["padded"].predict(call, found, device)
@@ -108,7 +108,7 @@ def test_one_family_serves_it_and_says_its_time(which):
 
 def test_the_input_gradient_says_what_its_workspace_costs():
     call, device = channels_last(WEATHER, Pass.DGRAD, "float16"), find_device("h200")
-    counted = families()["padded"].counted(call, plan := select(call, device))
+    counted = families()["padded"].counted(call, plan := families()["padded"].quickest(call, device, math.inf)[1])
     assert workspace_shape(WEATHER) == (4, 45, 92, 64)  # only the circular axis is written out
     assert counted.launches == 2
     pixels = 4 * 64 * 45 * 92
@@ -118,7 +118,7 @@ def test_the_input_gradient_says_what_its_workspace_costs():
 
 
 def plan_of(which):
-    return select(channels_last(WEATHER, which, "float16"), find_device("h200"))
+    return families()["padded"].quickest(channels_last(WEATHER, which, "float16"), find_device("h200"), math.inf)[1]
 
 
 def test_explain_says_what_runs():

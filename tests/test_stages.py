@@ -20,7 +20,20 @@ import stage_items
 import torch
 
 from bench.gpu import bits, calls, counters, functions, stages, supervise
-from bench.gpu.convolutions import EPILOGUES, FAMILIES, LAYERS, NUMBERS, chosen, forced, fused_item, pass_item, serves, work_of
+from bench.gpu.ahead import normalised_item
+from bench.gpu.convolutions import (
+    COPIED,
+    EPILOGUES,
+    FAMILIES,
+    LAYERS,
+    NUMBERS,
+    chosen,
+    forced,
+    fused_item,
+    pass_item,
+    serves,
+    work_of,
+)
 from bench.gpu.functions import CHUNKS, MODES, PAIRS, causal_backward, causal_forward, causal_update, separable_item, video_item
 from bench.gpu.item import Result, launch_only, perform
 from bench.gpu.stages import STAGES, Context, Stage
@@ -28,7 +41,7 @@ from bench.gpu.supervise import Lost, Tally
 from bench.prepared.ahead import ahead
 from bench.tolerance import Expected, activated_share, share
 from costmodel.device import DEVICES
-from costmodel.families import families
+from costmodel.families import behind_copies, families
 from costmodel.problem import Pass
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs in the interpreter")
@@ -260,6 +273,11 @@ def test_the_first_stage_has_every_family_pass_dtype_and_kind():
             assert f"{name} {which} {word} channels_last" in names
             assert name == "tma" or f"{name} {which} {word} contiguous" in names
         assert {f"{name} {kind} fp16" for kind in EPILOGUES} <= names
+    assert {*COPIED} == {*behind_copies()}
+    assert {
+        f"copied-{name} {which} fp16" for name in FAMILIES if name != "padded" for which in (Pass.FPROP, Pass.WGRAD)
+    } <= names
+    assert {"copied-tma dgrad fp16", "copied-depthwise dgrad fp32"} <= names
     served = {name: {word for word in NUMBERS if serves(name, Pass.WGRAD, word, "channels_last")} for name in FAMILIES}
     halves = {"fp16", "bf16"}
     assert served == {
@@ -277,6 +295,7 @@ def test_the_first_stage_has_every_family_pass_dtype_and_kind():
         assert f"video cached {numbers} channels_last" in names and f"separable 3x3 relu6 plain {numbers}" in names
     assert {f"causal backward {mode} silu fp16 contiguous" for mode in MODES} <= names
     assert {f"video {name} fp16 channels_last" for name in CHUNKS} <= names
+    assert {f"convolution with a prologue {word} channels_last" for word in NUMBERS} <= names
     assert all(any(name.startswith(f"separable {pair} ") for name in names) for pair in PAIRS)
 
 
@@ -297,6 +316,7 @@ ITEMS = {
     "causal backward": lambda: causal_backward("state", "fp16", True, "silu"),
     "causal update": lambda: causal_update("fp32"),
     "video": lambda: video_item("replicate", "fp16"),
+    "prologue": lambda: normalised_item("fp32"),
     "separable": lambda: separable_item("3x3 stride 2", "fp16", "relu", "silu"),
     "whole numbers": lambda: bits.whole_item(
         pass_item("w", small(Pass.WGRAD), functools.partial(forced, "wgrad:gather:16x16x16:w1:s1:split2")), small(Pass.WGRAD)

@@ -53,7 +53,7 @@ def _takes(part: Any, *names: str) -> bool:
 
 
 def _is_cached(part: Any) -> bool:
-    """Whether a layer is Wan's or Qwen-Image's: a Conv3d without padding of its own, with `_padding` as F.pad takes it."""
+    """Whether a layer is Wan's or Qwen-Image's: a Conv3d whose padding is 0 and whose `_padding` is in the form of F.pad."""
     padding = part.__dict__.get("_padding")
     sound = isinstance(part, nn.Conv3d) and part.groups == 1 and part.padding_mode == "zeros"
     even = isinstance(padding, tuple) and len(padding) == 6 and padding[0] == padding[1] and padding[2] == padding[3]

@@ -119,7 +119,8 @@ def revert(model: Model) -> Model:
 
 
 def report(model: nn.Module, wanted: set[int] | None = None) -> Report:
-    """Which convolutions of `model` run on tritonconv's kernels, and why the others do not. TypeError for what is no module.
+    """Which convolutions of `model` run on tritonconv's kernels, and why the others do not. Raises TypeError for what is no
+    module.
 
     A module that is no convolution and whose `forward` calls one of torch's functions itself is listed too, as far as its code
     shows. `wanted` holds the ids of layers that are to be looked at as `convert` sees them, before it replaces any.

@@ -96,7 +96,8 @@ def _normalize(
 
 
 def _normalized(x: torch.Tensor, w: torch.Tensor, b: Maybe, *rest: Any) -> torch.Tensor:
-    place, before, after = rest[:4], rest[4:9], [*rest[9:], *(None, None, None, "", 0.01, "")[len(rest) - 9 :]]
+    rest = (*rest, *("", 0.01, None, None, None, "", 0.01, "")[len(rest) - 7 :])  # without trailing defaults
+    place, before, after = rest[:4], rest[4:9], rest[9:]
     y: torch.Tensor = _fused(Pass.FPROP)(
         _normalize(as_video(x), *before).view(x.shape), w, b, *place, *after[:5], False, after[5]
     )[0]

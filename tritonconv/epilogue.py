@@ -36,7 +36,8 @@ class Activation(NamedTuple):
 
 
 def _silu_backward(g: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-    """torch's kernel, which has no derivative of its own; where one may be asked for, a formula of the same value."""
+    """The gradient of SiLU by torch's kernel. That kernel has no derivative, so where one may be asked for, a formula with the
+    same value is used."""
     if not torch.is_grad_enabled() and not private.is_differentiated_forwards():
         return _ATEN.silu_backward(g, z)
     s = z.sigmoid()

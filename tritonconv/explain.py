@@ -160,7 +160,7 @@ def explained(
     x_key, y_key = (outside, inside) if forward == Pass.FPROP else (inside, outside)
     w_key = launch.key(weight)
     keys = {Pass.FPROP: (x_key, w_key, y_key), Pass.DGRAD: (y_key, w_key, x_key), Pass.WGRAD: (y_key, x_key, w_key)}
-    here, there = launch.is_aligned(x), launch.is_aligned(weight)  # and a gradient is taken to be
+    here, there = launch.is_aligned(x), launch.is_aligned(weight)  # gradients are assumed to be aligned
     x_here, y_here = (here, True) if forward == Pass.FPROP else (True, here)
     aligned = {Pass.FPROP: (x_here, there), Pass.DGRAD: (y_here, there), Pass.WGRAD: (y_here, x_here)}
     dtype = check.cast_dtype(x)

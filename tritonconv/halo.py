@@ -1,7 +1,7 @@
-"""Images that several processes hold a slab of each: the rows beside a slab, from its neighbours.
+"""Exchanges the rows beside a slab where an image is split into slabs, one per process.
 
-torch's convolution of DTensors that are sharded along their space is not served here (`tritonconv.sharding` redistributes them
-first); this is the exchange on its own, of local tensors. The rank in the group is the slab's place.
+This module works on local tensors, and a process's rank in the group is the place of its slab. It does not serve torch's
+convolution of DTensors that are sharded along their space; `tritonconv.sharding` redistributes those first.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ _now: Installed | None = None
 def install(*, where: Any = None) -> Installed:
     """From here on torch's convolutions of CUDA tensors are tritonconv's in this process, in every thread; `uninstall` ends it.
 
-    It overrides `aten::convolution` and `aten::convolution_backward`, so that whatever arrives there is reached: scripted
+    It overrides `aten::convolution` and `aten::convolution_backward`, so that every call of these is reached: scripted
     modules, other threads, checkpointing, `torch.func`, C++ code. Not reached are direct calls of `aten::cudnn_convolution`
     and its kin, and convolutions that Inductor turns into templates of its own. `where` is that of `tritonconv.use`.
 

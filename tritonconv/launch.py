@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from costmodel.device import Device, find
+from costmodel.families.copied import BY_INDEX
 from costmodel.plan import select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.prologue import Prologue
@@ -186,12 +187,12 @@ def perform(
     if type(copies) is Copies and not is_away(a):  # the most frequent case skips everything that does nothing
         prepared.run(a, b, bias, out, asked, prologue)
         return
-    a, b = copies.operands(a, b)
-    made = copies.result(out)
-    used = None if asked is None else copies.beside(asked, made)
-    with on(a):
+    with on(a):  # copies may be kernels too
+        a, b = copies.operands(a, b)
+        made = copies.result(out)
+        used = None if asked is None else copies.beside(asked, made)
         prepared.run(a, b, bias, made, used, prologue)
-    copies.finish(made, out, used, asked)
+        copies.finish(made, out, used, asked)
 
 
 def fprop(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, problem: ConvProblem, plan: str = "") -> torch.Tensor:
@@ -202,7 +203,7 @@ def fprop(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, problem: Con
 def dgrad(dy: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, problem: ConvProblem, plan: str = "") -> torch.Tensor:
     """dx [N, C, *in], the input gradient of `problem` for dy [N, K, *out], plus b [C] (a transposed convolution's bias)"""
     if b is not None and problem.padding_mode and not plan:  # only the op itself asks for this, and one family adds it
-        plan = f"{Pass.DGRAD}:padded"
+        plan = f"{Pass.DGRAD}:{BY_INDEX}"
     return execute(Pass.DGRAD, problem, dy, w, allocate(problem.input_shape, dy, w), b, plan)
 
 

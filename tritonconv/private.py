@@ -69,8 +69,8 @@ _PLAIN_KEYS = functools.reduce(
 
 
 def thread_keys() -> tuple[int, int]:
-    """The keys that the dispatcher adds to those of tensors in this thread, and those that it leaves out, as numbers: modes,
-    autocast, tracing, levels of `torch.func` and inference mode are all told by them."""
+    """The keys that the dispatcher adds to those of tensors in this thread, and those that it leaves out, as numbers. Modes,
+    autocast, tracing, levels of `torch.func` and inference mode all change them."""
     return _include().raw_repr(), _exclude().raw_repr()
 
 

@@ -130,8 +130,8 @@ def own_forward(part: nn.Module) -> bool:
 
 
 def calls_functional(part: nn.Module) -> str:
-    """Which of torch's convolutions a module that is none calls itself, as far as its code says; "" for none: those that its
-    `forward` names, or a method or function that it names, and the calls of a traced graph."""
+    """Which of torch's convolutions a module that is not one calls itself, as far as its code shows; "" for none. These are the
+    ones that its `forward` names, or a method or function that `forward` names, and the calls of a traced graph."""
     if isinstance(part, torch.fx.GraphModule):
         return ", ".join(sorted({_function_name(node.target) for node in part.graph.nodes if _serves(node.target)}))
     if type(part).__module__.startswith(("torch.", "tritonconv.")) and "forward" not in part.__dict__:

@@ -27,7 +27,7 @@ def by_rank(
     input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: Any, output_padding: Any,
     groups: Any, *_: Any,
 ) -> tuple[Callable[..., torch.Tensor], tuple[Any, ...]]:  # fmt: skip
-    """The one of the six functions that a call of `torch.convolution` is, and its arguments."""
+    """Which of the six functions a call of `torch.convolution` corresponds to, and the arguments of that function."""
     rank = weight.dim() - 2
     window: tuple[Any, ...]
     if transposed:

@@ -1,5 +1,5 @@
 """Calls whose workspace does not fit in memory. Programs that share a reduction keep partial sums; without sharing there are
-none."""
+none. Plans behind a copy keep x with its padding; the kernels of padding modes do not."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from costmodel.families.copied import BY_INDEX, is_copied
 from costmodel.problem import ConvProblem, Pass
 from tritonconv.epilogue import Epilogue
 from tritonconv.invariant import chosen
@@ -28,16 +29,20 @@ def fitting(
     plan: str,
     epilogue: Epilogue | None = None,
 ) -> Result:
-    """`run(plan)`. Where memory runs out and the plan shares a reduction, it runs again without sharing and warns once.
+    """`run(plan)`. Where memory runs out and the plan copies x with its padding, it runs again by index arithmetic; where the
+    plan shares a reduction, it runs again without sharing. It warns once of either.
 
     Raises torch.OutOfMemoryError where that does not fit either.
     """
     try:
         return run(plan)
     except torch.OutOfMemoryError:
-        first: Any = chosen(which, problem, a, b, bias, plan, epilogue)  # every family shares by `split`
-        if first.split == 1:
+        first: Any = chosen(which, problem, a, b, bias, plan, epilogue)  # whose field `split` every family has
+        if first.split == 1 and not is_copied(first):
             raise
+    if is_copied(first):
+        _say(f"{which} of {problem}: no memory for a copy of x with its padding, so it runs as {BY_INDEX}")
+        return fitting(run, which, problem, a, b, bias, f"{which}:{BY_INDEX}", epilogue)
     alone = replace(first, split=1)
     _say(f"{which} of {problem}: no memory for {first.split} partial sums, so it runs as {alone}")
     return run(str(alone))

@@ -35,11 +35,12 @@ LANES, SCHEDULERS, LOADED = 32, 4, 4
 
 @cache
 def package() -> Any:
-    """torchvision.ops, None where it does not load."""
+    """torchvision.ops, None where it does not load or has no operators for this torch."""
     try:
-        return importlib.import_module("torchvision.ops")
+        found = importlib.import_module("torchvision.ops")
     except (ImportError, RuntimeError):  # absent, or built for another torch
         return None
+    return found if importlib.import_module("torchvision.extension")._has_ops() else None
 
 
 def split(made: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,11 +89,9 @@ def by_us(layer: Layer, x: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
 
 
 def without_sampling(layer: Layer, x: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
-    """torchvision's way but for its operator, whose result has the shape of the first convolution's with as many filters."""
-    w_offset, b_offset, w, scale, shift = given
-    made = F.conv2d(x, w_offset, b_offset, layer.stride, 1)
-    split(made)
-    y = made.new_empty(x.shape[0], w.shape[0], *made.shape[2:])
+    """torchvision's way but for its operator, whose result is given last."""
+    w_offset, b_offset, _, scale, shift, y = given
+    split(F.conv2d(x, w_offset, b_offset, layer.stride, 1))
     return F.relu(y * scale.view(-1, 1, 1) + shift.view(-1, 1, 1))
 
 
@@ -143,7 +142,8 @@ def of(layer: Layer, dtype: torch.dtype, device: Device) -> Chain:
     made = inputs(layer)
     known = predicted(ways, made, dtype, device)
     if known:
-        around = predicted({TORCHVISION: partial(without_sampling, layer)}, made, dtype, device)[TORCHVISION]
+        y = Input(shape := layer.deformation.problem.output_shape, dense_strides(shape, (3, 2, 1, 0)))
+        around = predicted({TORCHVISION: partial(without_sampling, layer)}, (*made, y), dtype, device)[TORCHVISION]
         known[TORCHVISION] = around + by_columns(layer.deformation, dtype, device)
     if package() is not None:
         ways[TORCHVISION] = partial(by_torchvision, layer)

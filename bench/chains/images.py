@@ -17,8 +17,9 @@ import torch.nn.functional as F
 
 import costmodel
 import tritonconv
-from bench.chains.blocks import EPS, GROUPS, Ran
+from bench.chains.blocks import EPS, GROUPS
 from bench.chains.chain import OURS, TORCH, Chain, Input, Way
+from bench.chains.predicted import Ran
 from costmodel import ahead
 from costmodel.device import Device, find_device
 from costmodel.problem import Pass

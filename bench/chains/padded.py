@@ -1,4 +1,4 @@
-"""Blocks of networks that pad with pixels: `F.pad` and torch's convolution, beside `padding_mode=`.
+"""Blocks of networks that pad with pixels: `F.pad` and torch's convolution, beside `padding_mode=` and a prologue.
 
 CycleGAN's residual block (Zhu et al. 2017, arXiv:1703.10593: reflect, instance norm), the residual block of a weather model
 (Rasp and Thuerey 2021, arXiv:2008.08626: round the Earth in longitude, zeros at the poles, leaky ReLU before the batch norm),
@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,9 @@ from tritonconv.layout import channels_last_strides, dense_strides
 SUITE, SLOPE, GROUPS = "padding modes", 0.3, 32
 #: This library's convolutions behind `F.pad`, which shows what a padding mode saves apart from whose kernels convolve.
 PAD_FIRST = f"{OURS} after F.pad"
-#: What pads and convolves: (x, weight, bias, modes of height and width, an epilogue by name) -> y.
+#: Of height and width.
+Modes = tuple[str, str]
+#: What normalises, pads and convolves: (x, weight, bias, modes, a norm before it, an epilogue by name) -> y.
 Convolve = Callable[..., torch.Tensor]
 
 
@@ -36,7 +38,7 @@ class Block:
 
     name: str
     x: tuple[int, int, int, int]
-    modes: tuple[str, str]
+    modes: Modes
     body: Callable[..., torch.Tensor]
     kernel: int = 3
     depthwise: bool = False
@@ -47,7 +49,7 @@ class Block:
         return f"{self.name} {batch} x {channels} x {h}x{w}, k{self.kernel} {','.join(dict.fromkeys(self.modes))}"
 
 
-def padded(x: torch.Tensor, p: int, modes: tuple[str, str]) -> tuple[torch.Tensor, tuple[int, int]]:
+def padded(x: torch.Tensor, p: int, modes: Modes) -> tuple[torch.Tensor, tuple[int, int]]:
     """x with the axes padded that have another mode than zeros, both at once where they have one; the zeros that are left."""
     if modes[0] == modes[1]:
         x = F.pad(x, (p, p, p, p), modes[0])
@@ -56,28 +58,52 @@ def padded(x: torch.Tensor, p: int, modes: tuple[str, str]) -> tuple[torch.Tenso
     return x, (p if modes[0] == "zeros" else 0, p if modes[1] == "zeros" else 0)
 
 
-def by_torch(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, modes: tuple[str, str], **after: Any) -> torch.Tensor:
+class Norm(NamedTuple):
+    """What stands before a convolution: a normalisation over groups of channels of an image, and an activation."""
+
+    groups: int
+    activation: str
+
+    def by_torch(self, x: torch.Tensor) -> torch.Tensor:
+        if self.groups == x.shape[1]:
+            return F.relu(F.instance_norm(x))
+        return F.silu(F.group_norm(x, self.groups))
+
+    def ahead(self, x: torch.Tensor) -> tritonconv.Prologue:
+        return tritonconv.group_norm_prologue(x, self.groups, activation=self.activation)
+
+
+def by_torch(
+    x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, modes: Modes, norm: Norm | None = None, **after: Any
+) -> torch.Tensor:
+    x = x if norm is None else norm.by_torch(x)
     x, zeros = padded(x, w.shape[2] // 2, modes)
     y = F.conv2d(x, w, b, 1, zeros, 1, x.shape[1] // w.shape[1])
     y = y if after.get("residual") is None else y + after["residual"]
     return F.leaky_relu(y, after["negative_slope"]) if "activation" in after else y
 
 
-def pad_first(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, modes: tuple[str, str], **after: Any) -> torch.Tensor:
-    """This library's kernels behind `F.pad`."""
+def pad_first(
+    x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, modes: Modes, norm: Norm | None = None, **after: Any
+) -> torch.Tensor:
+    """This library's kernels behind `F.pad`. What stands before works on the padding too, which holds pixels."""
+    prologue = None if norm is None else norm.ahead(x)
     x, zeros = padded(x, w.shape[2] // 2, modes)
-    return tritonconv.conv2d_fused(x, w, b, padding=zeros, groups=x.shape[1] // w.shape[1], **after)
+    return tritonconv.conv2d_fused(x, w, b, padding=zeros, groups=x.shape[1] // w.shape[1], prologue=prologue, **after)
 
 
-def by_mode(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, modes: tuple[str, str], **after: Any) -> torch.Tensor:
+def by_mode(
+    x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, modes: Modes, norm: Norm | None = None, **after: Any
+) -> torch.Tensor:
     window: dict[str, Any] = {"padding": w.shape[2] // 2, "groups": x.shape[1] // w.shape[1], "padding_mode": modes}
-    return tritonconv.conv2d_fused(x, w, b, **window, **after)
+    prologue = None if norm is None else norm.ahead(x)
+    return tritonconv.conv2d_fused(x, w, b, **window, prologue=prologue, **after)
 
 
 def cyclegan(convolve: Convolve, block: Block, x: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
     w1, b1, w2, b2 = given
-    y = F.relu(F.instance_norm(convolve(x, w1, b1, block.modes)))
-    return x + F.instance_norm(convolve(y, w2, b2, block.modes))
+    y = convolve(x, w1, b1, block.modes)
+    return x + F.instance_norm(convolve(y, w2, b2, block.modes, Norm(x.shape[1], "relu")))
 
 
 def weather(convolve: Convolve, block: Block, x: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
@@ -91,9 +117,8 @@ def weather(convolve: Convolve, block: Block, x: torch.Tensor, *given: torch.Ten
 
 def unet(convolve: Convolve, block: Block, x: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
     w1, b1, w2, b2 = given
-    y = convolve(F.silu(F.group_norm(x, GROUPS)), w1, b1, block.modes)
-    y = F.silu(F.group_norm(y, GROUPS))
-    return convolve(y, w2, b2, block.modes, residual=x)
+    y = convolve(x, w1, b1, block.modes, Norm(GROUPS, "silu"))
+    return convolve(y, w2, b2, block.modes, Norm(GROUPS, "silu"), residual=x)
 
 
 def alone(convolve: Convolve, block: Block, x: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
@@ -107,7 +132,7 @@ BLOCKS = (
     Block("weather", (64, 128, 32, 64), EARTH, weather),
     Block("U-Net", (2, 320, 64, 64), AROUND, unet),
     Block("U-Net", (8, 320, 64, 64), AROUND, unet),
-    Block("depthwise", (32, 96, 56, 56), AROUND, alone, 7, True, 1),
+    Block("ConvNeXt", (32, 96, 56, 56), AROUND, alone, 7, True, 1),
 )
 
 

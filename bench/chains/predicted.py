@@ -8,6 +8,7 @@ Each way is traced on stand-ins. This library's operators take the time of their
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -49,8 +50,13 @@ def named(dtype: torch.dtype) -> str:
 
 def times(way: Way, inputs: Sequence[Input], dtype: torch.dtype, device: Device) -> Times:
     """The times of a way. Raises ValueError for float64, of which no time of torch's is known."""
+    return _times(way, tuple(inputs), dtype, device, fp32_precision())
+
+
+@cache
+def _times(way: Way, inputs: tuple[Input, ...], dtype: torch.dtype, device: Device, precision: str) -> Times:
     given = [torch.empty_strided(i.shape, i.strides, dtype=dtype, device="meta") for i in inputs]
-    network, precision = costmodel.trace(Ran(way), *given), fp32_precision()
+    network = costmodel.trace(Ran(way), *given)
     planned = network.on(device, named(dtype), precision=precision)
     today = network.on(device, named(dtype), precision=precision, library="cudnn")
     rows = [*zip(planned.rows, today.rows, strict=True)]

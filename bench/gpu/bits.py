@@ -77,8 +77,8 @@ def unlike(got: torch.Tensor, want: torch.Tensor) -> float:
     """0 where no element differs, else the number of differing elements plus 1."""
     if got.shape != want.shape:
         return float("inf")
-    found = int((got != want).sum())
-    return float(found + 1) if found else 0.0
+    wrong = int((got != want).sum())
+    return float(wrong + 1) if wrong else 0.0
 
 
 # --- copies of any bits -----------------------------------------------------------------------------------------------
@@ -131,15 +131,15 @@ def next_cache(name: str, dtype: torch.dtype, last: bool) -> Item:
     cache_shape = (*x_shape[:2], cached, *x_shape[3:])
     chunk = chunk_of(x_shape, w_shape, cache_shape if cached else None, *window)
 
-    def lie(shape: Sequence[int]) -> tuple[int, ...]:
+    def strides_of(shape: Sequence[int]) -> tuple[int, ...]:
         return channels_last_strides(shape) if last else dense_strides(shape, range(len(shape) - 1, -1, -1))
 
     def inputs(device: str) -> Tensors:
         return [
-            any_bits(x_shape, lie(x_shape), dtype, device, 0),
+            any_bits(x_shape, strides_of(x_shape), dtype, device, 0),
             torch.zeros(w_shape, dtype=dtype, device=device),
             torch.zeros(w_shape[:1], dtype=dtype, device=device),
-            any_bits(cache_shape, lie(cache_shape), dtype, device, 1) if cached else None,
+            any_bits(cache_shape, strides_of(cache_shape), dtype, device, 1) if cached else None,
         ]
 
     def call(*tensors: Any) -> Sequence[torch.Tensor]:

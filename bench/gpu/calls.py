@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bench.gpu.convolutions import NUMBERS, family_items, fused_items, layer_items
+from bench.gpu.ahead import normalised_items
+from bench.gpu.convolutions import NUMBERS, copied_items, family_items, fused_items, layer_items
 from bench.gpu.deform import deform_items
 from bench.gpu.functions import causal_items, separable_items, video_items
 from bench.gpu.item import Item
@@ -15,7 +16,8 @@ from bench.gpu.unfold import unfold_items
 
 def in_order() -> Iterator[Item]:
     yield from family_items(("fp16",), ("channels_last",))
-    for items in (causal_items, video_items, separable_items, deform_items, normal_items, unfold_items):
+    yield from copied_items()
+    for items in (causal_items, video_items, separable_items, deform_items, normal_items, normalised_items, unfold_items):
         yield from items("fp16", False)
     yield from family_items(("bf16", "tf32", "fp32", "fp64"), ("channels_last",))
     yield from fused_items("fp16")
@@ -28,8 +30,9 @@ def in_order() -> Iterator[Item]:
         yield from separable_items(numbers, False)
         yield from deform_items(numbers, False)
         yield from normal_items(numbers, False)
+        yield from normalised_items(numbers, False)
     yield from family_items(tuple(NUMBERS), ("contiguous",))
-    for items in (causal_items, video_items, separable_items, deform_items, normal_items, unfold_items):
+    for items in (causal_items, video_items, separable_items, deform_items, normal_items, normalised_items, unfold_items):
         yield from items("fp16", True)
     yield from fused_items("tf32")
     yield from layer_items("bf16", "contiguous")
@@ -37,7 +40,7 @@ def in_order() -> Iterator[Item]:
 
 def items() -> dict[str, Item]:
     """The items by name, in order. An item that occurs twice is tried once."""
-    found: dict[str, Item] = {}
+    items: dict[str, Item] = {}
     for item in in_order():
-        found.setdefault(item.name, item)
-    return found
+        items.setdefault(item.name, item)
+    return items

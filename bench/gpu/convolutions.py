@@ -15,7 +15,8 @@ from bench.providers.ours import call_of, contender
 from bench.tolerance import Expected, activated_share, share
 from bench.work import Work
 from costmodel.device import DEVICES
-from costmodel.families import families, family
+from costmodel.families import behind_copies, families, family
+from costmodel.families.copied import PREFIX
 from costmodel.plan import candidates, predict, select
 from costmodel.problem import Pass
 from costmodel.reports.notation import parse
@@ -41,6 +42,14 @@ FAMILIES = {
     "depthwise": "conv2d n4 c64 15x13 -> 64 k3 p1 g64",
     "band": "conv2d n4 c16 32x32 -> 16 k31 p15 g16",
     "padded": "conv2d n4 c64 15x13 -> 96 k3 p1 zeros,circular",
+}
+#: For each family behind a copy a layer whose padding holds pixels.
+COPIED = {
+    f"{PREFIX}gather": "conv2d n2 c32 9x7 -> 48 k3x5 s2x1 p2 reflect,circular",
+    f"{PREFIX}patch": "conv2d n2 c64 15x13 -> 96 k1 p1 replicate",
+    f"{PREFIX}tma": "conv2d n4 c64 14x12 -> 96 k3 p1 reflect",
+    f"{PREFIX}depthwise": "conv2d n4 c64 15x13 -> 64 k3 p1 g64 circular",
+    f"{PREFIX}band": "conv2d n4 c16 32x32 -> 16 k31 p15 g16 zeros,circular",
 }
 #: A GPU on which each family serves all that it can.
 SERVING = "NVIDIA H200"
@@ -85,7 +94,7 @@ def serves(name: str, which: Pass, numbers: str, layout: str) -> bool:
     for contiguous tensors one without a copy, since behind copies the kernels are those of channels-last ones."""
 
     def plans(numbers: str) -> list[Any]:
-        call = call_of(work_of(FAMILIES[name], which, numbers, layout))
+        call = call_of(work_of((FAMILIES | COPIED)[name], which, numbers, layout))
         return family(name).candidates(call, DEVICES[SERVING])
 
     if numbers == "tf32" and plans("fp32") == plans("tf32"):
@@ -104,8 +113,8 @@ def forced(text: str, call: Call) -> Plan:
 
 
 def work_of(text: str, which: Pass, numbers: str, layout: str) -> Work:
-    found, (dtype, precision) = parse(text), NUMBERS[numbers]
-    return Work(found.problem, which, dtype, precision, layout, found.transposed)
+    work, (dtype, precision) = parse(text), NUMBERS[numbers]
+    return Work(work.problem, which, dtype, precision, layout, work.transposed)
 
 
 def pass_item(name: str, work: Work, choice: Choice) -> Item:
@@ -184,10 +193,10 @@ def fused_item(name: str, work: Work, kind: str, choice: Choice) -> Item:
         window = (p.stride, flat(p.padding, p.padding_mode), p.dilation, p.groups)
         follows = (*rest, activation, SLOPE, keep, str(plan()))
         if work.which == Pass.FPROP:
-            found = torch.ops.tritonconv.fprop_fused(a, b, bias, *window, *follows)
+            results = torch.ops.tritonconv.fprop_fused(a, b, bias, *window, *follows)
         else:
-            found = torch.ops.tritonconv.dgrad_fused(a, b, bias, p.input_size, *window, *follows)
-        return found if keep else found[:1]
+            results = torch.ops.tritonconv.dgrad_fused(a, b, bias, p.input_size, *window, *follows)
+        return results if keep else results[:1]
 
     def judge(tensors: Tensors, results: Sequence[torch.Tensor]) -> float:
         a, b, *rest = tensors
@@ -210,6 +219,15 @@ def family_items(numbers: Sequence[str], layouts: Sequence[str]) -> Iterator[Ite
             if serves(name, which, word, layout):
                 work = work_of(FAMILIES[name], which, word, layout)
                 yield pass_item(f"{name} {which} {word} {layout}", work, partial(of_family, name))
+
+
+def copied_items() -> Iterator[Item]:
+    """Every family behind a copy. Input gradients of 16 bits are held to one rounding, which narrow groups do not promise."""
+    for name, which in itertools.product(COPIED, Pass):
+        word = "fp32" if which == Pass.DGRAD and behind_copies()[name].sums("float16") == 2 else "fp16"
+        if serves(name, which, word, "channels_last"):
+            work = work_of(COPIED[name], which, word, "channels_last")
+            yield pass_item(f"{name} {which} {word}", work, partial(of_family, name))
 
 
 def fused_items(numbers: str) -> Iterator[Item]:

@@ -1,4 +1,4 @@
-"""The profiler's counters of one kernel, where a profiler is installed: what the cost model counts, as the GPU counts it."""
+"""Reads a profiler's counters of one kernel, where one is installed, to compare the cost model's counts with the GPU's."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ def parsed(text: str) -> dict[str, float]:
     first = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
     if first is None:
         return {}
-    found: dict[str, float] = {}
+    counted: dict[str, float] = {}
     for row in csv.DictReader(lines[first:]):
         name, value = row.get("Metric Name"), (row.get("Metric Value") or "").replace(",", "")
-        if name in METRICS and name not in found:
+        if name in METRICS and name not in counted:
             try:
-                found[str(name)] = float(value)
+                counted[str(name)] = float(value)
             except ValueError:
                 continue
-    return found
+    return counted
 
 
 def run(path: Path, facts: Mapping[str, str], seconds: float, say: Callable[[str], None]) -> Tally:
@@ -69,15 +69,15 @@ def run(path: Path, facts: Mapping[str, str], seconds: float, say: Callable[[str
     except subprocess.TimeoutExpired:
         say(f"ncu gave no answer within {seconds:.0f} s")
         return Tally(left=1)
-    found = parsed(done.stdout)
-    if not found:
+    counted = parsed(done.stdout)
+    if not counted:
         said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         why = next((line for line in said if "ERR" in line or "Error" in line or "Failed" in line), (said or ["nothing"])[-1])
         say(f"ncu counted nothing: {why}"[:300])
         return Tally(unserved=1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"item": ITEM, "kernel": KERNEL, **found, **facts}, indent=1) + "\n")
-    for name, value in found.items():
+    path.write_text(json.dumps({"item": ITEM, "kernel": KERNEL, **counted, **facts}, indent=1) + "\n")
+    for name, value in counted.items():
         say(f"{KERNEL} {name}: {value:,.0f}")
     return Tally(ok=1)
 

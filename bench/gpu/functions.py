@@ -24,7 +24,7 @@ _OPS = torch.ops.tritonconv
 
 
 def tensor(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, device: str, seed: int) -> torch.Tensor:
-    """A tensor of standard normal values, the same in every run; without values on the device "meta"."""
+    """A tensor of standard normal values, which are the same in every run. On the device "meta" it has no values."""
     room = torch.empty_strided(shape, strides, dtype=dtype, device=device)
     return room if device == "meta" else room.normal_(generator=torch.Generator(device).manual_seed(seed))
 
@@ -45,17 +45,17 @@ def same_bits(got: torch.Tensor, want: torch.Tensor) -> float:
 
 def in_float64(tensors: Sequence[Any], change: Any = torch.clone) -> list[Any]:
     """The tensors on the CPU. Floating ones are in float64 and `change` has been applied."""
-    found = []
+    copies = []
     for t in tensors:
         wide = t is not None and t.is_floating_point()
-        found.append(change(t.detach().cpu().double()) if wide else t if t is None else t.cpu())
-    return found
+        copies.append(change(t.detach().cpu().double()) if wide else t if t is None else t.cpu())
+    return copies
 
 
 def planned(function: Any, *arguments: Any, **settings: Any) -> str:
     """The plans of a call, as `tritonconv.explain` names them."""
-    found = tritonconv.explain(function, *arguments, **settings).plans
-    return "; ".join(f"{name} {plan}" for name, plan in found.items())
+    plans = tritonconv.explain(function, *arguments, **settings).plans
+    return "; ".join(f"{name} {plan}" for name, plan in plans.items())
 
 
 # --- causal sequences -------------------------------------------------------------------------------------------------
@@ -108,8 +108,8 @@ def causal_forward(mode: str, numbers: str, last: bool) -> Item:
     dtype, keeps = getattr(torch, NUMBERS[numbers][0]), mode != "ids"
 
     def call(*tensors: Any) -> Sequence[torch.Tensor]:
-        found = _OPS.causal(*tensors, "silu", keeps)
-        return found if keeps else found[:1]
+        results = _OPS.causal(*tensors, "silu", keeps)
+        return results if keeps else results[:1]
 
     def judge(tensors: Tensors, results: Sequence[torch.Tensor]) -> float:
         def z(change: Any) -> torch.Tensor:
@@ -144,8 +144,8 @@ def causal_backward(mode: str, numbers: str, last: bool, activation: str) -> Ite
         return [tensor(tuple(x.shape), x.stride(), dtype, device, 5), *given, dfinal]
 
     def call(*tensors: Any) -> Sequence[torch.Tensor]:
-        found = _OPS.causal_backward(*tensors, activation, *wants)
-        return [t for t, wanted in zip(found, wants, strict=True) if wanted]
+        results = _OPS.causal_backward(*tensors, activation, *wants)
+        return [t for t, wanted in zip(results, wants, strict=True) if wanted]
 
     def judge(tensors: Tensors, results: Sequence[torch.Tensor]) -> float:
         def gradients(change: Any, act: str = "") -> list[torch.Tensor]:
@@ -153,12 +153,14 @@ def causal_backward(mode: str, numbers: str, last: bool, activation: str) -> Ite
             if activation and change is torch.abs:  # |silu'| <= 1.5, and |silu''| <= 0.5 meets what z is off by
                 dy = dy * (STEEPEST + 0.5 * sequences.forward(x, w, b, "", Given(state, ids, starts)))
             given = Given(state, ids, starts)
-            found = sequences.backward(dy, x, w, b, dfinal, act, given, wants)
-            return [t for t, wanted in zip(found, wants, strict=True) if wanted]
+            results = sequences.backward(dy, x, w, b, dfinal, act, given, wants)
+            return [t for t, wanted in zip(results, wants, strict=True) if wanted]
 
-        of = zip(results, gradients(torch.clone, activation), gradients(torch.abs), gradients(torch.ones_like), strict=True)
+        expected = gradients(torch.clone, activation), gradients(torch.abs), gradients(torch.ones_like)
         extra = TAPS if activation else 0  # z has so many terms
-        return max(share(got, Expected(value, size, terms + extra)) for got, value, size, terms in of)
+        return max(
+            share(got, Expected(value, size, terms + extra)) for got, value, size, terms in zip(results, *expected, strict=True)
+        )
 
     name = f"causal backward {mode} {activation or 'plain'} {numbers} {'channels_last' if last else 'contiguous'}"
 
@@ -232,19 +234,19 @@ def video_item(name: str, numbers: str, last: bool = True) -> Item:
     dtype, precision = getattr(torch, NUMBERS[numbers][0]), NUMBERS[numbers][1]
     cache_shape = (*x_shape[:2], cached, *x_shape[3:])
     chunk = chunk_of(x_shape, w_shape, cache_shape if cached else None, *window)
-    lie = channels_last_strides if last else rows
+    strides_of = channels_last_strides if last else rows
 
     def inputs(device: str) -> Tensors:
         return [
-            tensor(x_shape, lie(x_shape), dtype, device, 0),
-            tensor(w_shape, lie(w_shape), dtype, device, 1),
+            tensor(x_shape, strides_of(x_shape), dtype, device, 0),
+            tensor(w_shape, strides_of(w_shape), dtype, device, 1),
             tensor(w_shape[:1], (1,), dtype, device, 2),
-            tensor(cache_shape, lie(cache_shape), dtype, device, 3) if cached else None,
+            tensor(cache_shape, strides_of(cache_shape), dtype, device, 3) if cached else None,
         ]
 
     def call(*tensors: Any) -> Sequence[torch.Tensor]:
-        found: Sequence[torch.Tensor] = _OPS.video(*tensors, *window, True)
-        return found
+        results: Sequence[torch.Tensor] = _OPS.video(*tensors, *window, True)
+        return results
 
     def judge(tensors: Tensors, results: Sequence[torch.Tensor]) -> float:
         def y(change: Any) -> torch.Tensor:

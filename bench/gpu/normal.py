@@ -20,12 +20,12 @@ SHAPE, GROUPS, EPS = (2, 48, 2, 9, 10), 3, 1e-3
 def normal_item(numbers: str, last: bool = True) -> Item:
     """Scale and shift of groups, rstd of pixels, and x with all three behind a SiLU."""
     dtype = getattr(torch, NUMBERS[numbers][0])
-    lie = channels_last_strides if last else rows
+    strides_of = channels_last_strides if last else rows
 
     def inputs(device: str) -> Tensors:
         channels = SHAPE[1:2]
         values = (tensor(channels, (1,), dtype, device, seed) for seed in (1, 2))
-        return [tensor(SHAPE, lie(SHAPE), dtype, device, 0), *values]
+        return [tensor(SHAPE, strides_of(SHAPE), dtype, device, 0), *values]
 
     def call(x: Any, w: Any, b: Any) -> Sequence[torch.Tensor]:
         scale, shift = _OPS.group_scale(x, w, b, GROUPS, EPS, False)
@@ -33,7 +33,7 @@ def normal_item(numbers: str, last: bool = True) -> Item:
         return scale, shift, rstd, _OPS.normalize(x, scale, shift, rstd, "silu")
 
     def judge(tensors: Tensors, results: Sequence[torch.Tensor]) -> float:
-        """Sums of n squares are off by c * u * sqrt(n) of themselves; the applied value by one rounding more."""
+        """Sums of n squares have a relative error of c * u * sqrt(n), and the values that use them one rounding more."""
         x, w, b = in_float64(tensors)
         groups = x.reshape(SHAPE[0], GROUPS, -1)
         variance, mean = torch.var_mean(groups, -1, correction=0)

@@ -25,11 +25,11 @@ from bench.prepared.launchers import Launchers
 from bench.prepared.store import install
 from bench.provenance import ROOT, provenance, results_dir
 
-#: Seconds for all stages. What the others leave goes to the stage that takes the rest.
+#: Seconds for all stages together. One stage takes the time that the others do not use.
 TOTAL_SECONDS = 480.0
 #: The folder of kernels that were compiled elsewhere, if it exists.
 PREPARED = ROOT / "build" / "gpu-cache"
-#: The subfolder of the results for what is no row of a measurement.
+#: The subfolder of the results that holds everything except the rows of measurements.
 FOLDER = "gpu"
 #: Seconds after a stage's limit in which a command may end by itself.
 GRACE_SECONDS = 10.0
@@ -130,12 +130,12 @@ STAGES = {
 @functools.cache
 def sources() -> str:
     """A hash of the library's and the cost model's files. Results of other files are stale."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for package in ("tritonconv", "costmodel"):
         for path in sorted((ROOT / package).rglob("*")):
             if path.suffix in (".py", ".json", ".toml") and "__pycache__" not in path.parts:
-                found.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
-    return found.hexdigest()[:16]
+                digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def facts() -> dict[str, str]:
@@ -159,7 +159,7 @@ def ended_by_signals() -> Iterator[None]:
 
 def run(names: Sequence[str], device: str, out: Path, say: Say, total: float = TOTAL_SECONDS) -> dict[str, Tally]:
     """Runs the named stages in their order. A stage that fails does not keep the others from running."""
-    began, found = time.monotonic(), dict[str, Tally]()
+    began, tallies = time.monotonic(), dict[str, Tally]()
     chosen = [stage for stage in STAGES.values() if stage.name in names]
     with ended_by_signals():
         for stage in chosen:
@@ -167,24 +167,24 @@ def run(names: Sequence[str], device: str, out: Path, say: Say, total: float = T
             seconds = left if stage.rest else min(stage.seconds, left)
             say(f"--- {stage.name}: {stage.what}, {max(0.0, seconds):.0f} s at most")
             if seconds <= 0:
-                found[stage.name] = Tally(left=1)
+                tallies[stage.name] = Tally(left=1)
                 continue
             start = time.monotonic()
             try:
-                found[stage.name] = stage.run(Context(device, out, facts(), seconds, say))
+                tallies[stage.name] = stage.run(Context(device, out, facts(), seconds, say))
             except Exception as error:  # the other stages still run
-                found[stage.name] = Tally(failed=[f"{type(error).__name__}: {error}"[:300]])
-            say(f"--- {stage.name}: {found[stage.name]}, {time.monotonic() - start:.0f} s")
-    return found
+                tallies[stage.name] = Tally(failed=[f"{type(error).__name__}: {error}"[:300]])
+            say(f"--- {stage.name}: {tallies[stage.name]}, {time.monotonic() - start:.0f} s")
+    return tallies
 
 
-def summary(found: Mapping[str, Tally], say: Say) -> None:
+def summary(tallies: Mapping[str, Tally], say: Say) -> None:
     """Prints the outcome of the stages, and failures by name. Raises SystemExit(1) where anything failed."""
-    for name, tally in found.items():
+    for name, tally in tallies.items():
         say(f"{name}: {tally}")
         for failed in tally.failed:
             say(f"  failed: {failed}")
-    if any(tally.failed for tally in found.values()):
+    if any(tally.failed for tally in tallies.values()):
         raise SystemExit(1)
 
 

@@ -51,7 +51,7 @@ class Worker:
         )
         self.answers: queue.Queue[str | None] = queue.Queue()
         self.words: collections.deque[str] = collections.deque(maxlen=LAST_WORDS)
-        self.threads = [threading.Thread(target=of, daemon=True) for of in (self.read, self.listen)]
+        self.threads = [threading.Thread(target=loop, daemon=True) for loop in (self.read, self.listen)]
         for thread in self.threads:
             thread.start()
         self.ready = self.lost = False
@@ -79,8 +79,8 @@ class Worker:
             how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
             said = next((word for word in reversed(self.words) if word.strip()), "")
             raise Lost(f"the process ended with {how}: {said}"[:300])
-        found: dict[str, Any] = json.loads(line)
-        return found
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
     def begin(self) -> None:
         """Waits until the process is ready."""
@@ -174,11 +174,11 @@ def load(path: Path) -> Iterator[dict[str, Any]]:
 
 def settled(path: Path, facts: Mapping[str, str]) -> set[str]:
     """The names of items that are right, or not served, on this GPU with these sources. The last row of each counts."""
-    found: dict[str, bool] = {}
+    marks: dict[str, bool] = {}
     for row in load(path):
         if all(row.get(name) == value for name, value in facts.items()):
-            found[row["name"]] = row["status"] != "failed"
-    return {name for name, good in found.items() if good}
+            marks[row["name"]] = row["status"] != "failed"
+    return {name for name, good in marks.items() if good}
 
 
 @dataclass

@@ -29,13 +29,13 @@ ROUNDINGS = 2
 def unfold_item(name: str, numbers: str, last: bool = True) -> Item:
     """Both functions in one call. `last`: the channels of the image, and the rows of the columns, are contiguous."""
     shape, *window = WINDOWS[name]
-    of, dtype = Unfolding.of(shape, *window), getattr(torch, NUMBERS[numbers][0])
+    unfolding, dtype = Unfolding.of(shape, *window), getattr(torch, NUMBERS[numbers][0])
     strides = channels_last_strides if last else rows
 
     def inputs(device: str) -> Tensors:
         return [
             tensor(each, strides(each), dtype, device, seed)
-            for seed, each in enumerate((of.problem.input_shape, of.columns_shape))
+            for seed, each in enumerate((unfolding.problem.input_shape, unfolding.columns_shape))
         ]
 
     def call(x: torch.Tensor, y: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -45,9 +45,9 @@ def unfold_item(name: str, numbers: str, last: bool = True) -> Item:
         """Infinite where a window has other bits, else the largest error of a sum over `ROUNDINGS`."""
         x, y = (t.cpu() for t in tensors if t is not None)
         windows, sums = results
-        want = cpu.fold(of, y.double())
+        want = cpu.fold(unfolding, y.double())
         off = (sums.cpu().double() - want).abs().max() / want.abs().max()
-        return max(same_bits(windows, cpu.unfold(of, x)), float(off) / (ROUNDINGS * UNIT[dtype]))
+        return max(same_bits(windows, cpu.unfold(unfolding, x)), float(off) / (ROUNDINGS * UNIT[dtype]))
 
     def explained(tensors: Tensors) -> str:
         x, y = tensors

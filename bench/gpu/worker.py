@@ -53,8 +53,8 @@ def main(module: str, device: str) -> None:
     say({"status": READY})
     for line in sys.stdin:
         name = line.rstrip("\n")
-        found = perform(items[name], device) if name in items else Result(name, "failed", "there is no such item")
-        say(answer(found, device))
+        result = perform(items[name], device) if name in items else Result(name, "failed", "there is no such item")
+        say(answer(result, device))
 
 
 if __name__ == "__main__":

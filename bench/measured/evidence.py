@@ -64,15 +64,15 @@ class Below:
 def least_seconds(row: Published) -> float:
     """The roofline of all passes in a row, on the FMA units where float32 is not TF32."""
     spent = [cost(row.problem, which, dtype=row.dtype) for which in row.passes]
-    return sum(roofline(of, row.device, row.dtype, precision=row.precision).seconds for of in spent)
+    return sum(roofline(each, row.device, row.dtype, precision=row.precision).seconds for each in spent)
 
 
 def under_the_roofline() -> list[Below]:
-    found: dict[tuple[str, str], list[Published]] = {}
+    layers: dict[tuple[str, str], list[Published]] = {}
     for row in published():
-        found.setdefault((row.gpu, "tensor cores" if row.tensor_cores else "FMA units"), []).append(row)
+        layers.setdefault((row.gpu, "tensor cores" if row.tensor_cores else "FMA units"), []).append(row)
     rows = []
-    for (gpu, unit), members in sorted(found.items(), key=lambda item: (item[0][1] == "FMA units", item[0][0])):
+    for (gpu, unit), members in sorted(layers.items(), key=lambda item: (item[0][1] == "FMA units", item[0][0])):
         faster = [row for row in members if row.seconds < least_seconds(row)]
         named = [row for row in faster if row.indirect]
         rest = [row for row in faster if not row.indirect]
@@ -107,8 +107,8 @@ def layer_samples() -> tuple[Sample, ...]:
 def guesses(fold: str) -> tuple[float, ...]:
     """Seconds of each sample as the library term predicts them without the sample's fold, "layer" or "gpu"."""
     given = layer_samples()
-    found = held_out(given, {"layer": by_layer, "gpu": by_gpu}[fold])
-    return tuple(s.base * math.exp(g.log_ratio) + s.call for s, g in zip(given, found, strict=True))
+    guesses = held_out(given, {"layer": by_layer, "gpu": by_gpu}[fold])
+    return tuple(s.base * math.exp(g.log_ratio) + s.call for s, g in zip(given, guesses, strict=True))
 
 
 @cache
@@ -118,17 +118,17 @@ def ours(row: Published) -> float:
         passes = [predict(row.problem, w, None, row.device, dtype=row.dtype, precision=row.precision) for w in row.passes]
     except ValueError:
         return math.nan
-    return sum(of.seconds for of in passes)
+    return sum(each.seconds for each in passes)
 
 
 def layer_errors(group: Callable[[Sample], str | None]) -> list[tuple[str, Error, Error, Error]]:
     """(group, errors of the roofline, of the library term with layers held out, and with the GPU held out)."""
-    found: dict[str, list[int]] = {}
+    places: dict[str, list[int]] = {}
     for i, sample in enumerate(layer_samples()):
         if (name := group(sample)) is not None:
-            found.setdefault(name, []).append(i)
+            places.setdefault(name, []).append(i)
     rows = []
-    for name, members in found.items():
+    for name, members in places.items():
         measured = [layer_samples()[i].row.seconds for i in members]
         roof = [least_seconds(layer_samples()[i].row) for i in members]
         errors = [Error.of(name, predicted, measured) for predicted in (
@@ -156,12 +156,12 @@ def kind_on_tensor_cores(sample: Sample) -> str | None:
 def our_ratios() -> list[tuple[str, int, float, float]]:
     """(GPU, rows, median of this package's predicted time over the published one, correlation of the ranks), on tensor cores.
     The ratio is no error, because the published times are those of other kernels."""
-    found: dict[str, list[tuple[float, float]]] = {}
+    by_gpu: dict[str, list[tuple[float, float]]] = {}
     for sample in layer_samples():
         if sample.row.tensor_cores and not math.isnan(mine := ours(sample.row)):
-            found.setdefault(gpu_of(sample), []).append((mine, sample.row.seconds))
+            by_gpu.setdefault(gpu_of(sample), []).append((mine, sample.row.seconds))
     rows = []
-    for gpu, pairs in sorted(found.items()):
+    for gpu, pairs in sorted(by_gpu.items()):
         predicted, measured = (np.array(column) for column in zip(*pairs, strict=True))
         rows.append((gpu, len(pairs), float(np.median(predicted / measured)), spearman(predicted, measured)))
     return rows

@@ -19,7 +19,7 @@ from costmodel.library.constants import Interval, Layers, Library, Networks
 #: Classes of support that have intervals, the most support first, and the share of rows that an interval covers.
 SUPPORTS = (2.0, 0.5, 0.0)
 QUANTILES = (0.05, 0.95)
-#: Least seconds of the calls that intervals are made from; shorter single calls are mostly launch.
+#: Intervals are made from calls of at least this many seconds, because the launch dominates shorter single calls.
 FROM = 50e-6
 
 
@@ -44,7 +44,7 @@ def layers(given: Sequence[Sample]) -> Layers:
     gpus: dict[str, set[str]] = defaultdict(set)
     for sample in given:
         gpus[sample.seen.arithmetic].add(sample.row.device.name)
-    return Layers(tuple(rows_of(given)), {name: tuple(sorted(of)) for name, of in sorted(gpus.items())}, folds)
+    return Layers(tuple(rows_of(given)), {name: tuple(sorted(models)) for name, models in sorted(gpus.items())}, folds)
 
 
 def intervals(given: Sequence[Sample], guesses: Sequence[Guess]) -> tuple[Interval, ...]:
@@ -52,14 +52,14 @@ def intervals(given: Sequence[Sample], guesses: Sequence[Guess]) -> tuple[Interv
     next."""
     off = np.array([math.exp(s.log_ratio - g.log_ratio) for s, g in zip(given, guesses, strict=True)])
     support = np.array([g.support for g in guesses])
-    found: list[Interval] = []
+    intervals: list[Interval] = []
     for least, most in zip(SUPPORTS, (math.inf, *SUPPORTS), strict=False):
         inside = off[(support >= least) & (support < most)]
         if len(inside) >= 20:
             low, high = np.quantile(inside, QUANTILES)
-            found.append(Interval(least, round(float(low), 3), round(float(high), 3), len(inside)))
-    last = found[-1]
-    return (*found, *(Interval(s, last.low, last.high, last.rows) for s in SUPPORTS if s < last.support))
+            intervals.append(Interval(least, round(float(low), 3), round(float(high), 3), len(inside)))
+    last = intervals[-1]
+    return (*intervals, *(Interval(s, last.low, last.high, last.rows) for s in SUPPORTS if s < last.support))
 
 
 # ---- networks -------------------------------------------------------------------------------------------------------
@@ -79,13 +79,13 @@ def held_out_half(layout: str) -> list[tuple[Run, float]]:
 def held_out_gpu(layout: str, source: str | None = None) -> list[tuple[Run, float]]:
     """Each run with the seconds that are predicted from the other GPU, or only from the GPU `source`."""
     given = in_layout(layout)
-    found = []
+    predictions = []
     for gpu in sorted({run.gpu for run in given}):
         rest = [run for run in given if run.gpu != gpu and source in (None, run.gpu)]
         if rest:
             weights = networks.fit(rest)
-            found += [(run, networks.predicted(run, weights)) for run in given if run.gpu == gpu]
-    return found
+            predictions += [(run, networks.predicted(run, weights)) for run in given if run.gpu == gpu]
+    return predictions
 
 
 def whole() -> Networks:

@@ -47,15 +47,15 @@ class Traced:
     def parts(self, device: Device, batch: int) -> dict[str, float]:
         """The terms in seconds by the name of their weight, at another batch size. Other operators' bytes are assumed to grow
         with it."""
-        found: dict[str, float] = defaultdict(float)
+        times: dict[str, float] = defaultdict(float)
         for problem, which, count in self.convolutions:
             for name, seconds in convolution(self.at(problem, batch), which, device, DTYPE, "ieee").items():
-                found[name] += count * seconds
+                times[name] += count * seconds
         for operator, (calls, moved, macs) in self.others.items():
             spent = Cost(useful_macs=macs * batch // self.batch, bytes=moved * batch // self.batch)
             for name, seconds in other(operator, spent, device, DTYPE, "ieee").items():
-                found[name] += calls * seconds if name == "calls" else seconds
-        return found
+                times[name] += calls * seconds if name == "calls" else seconds
+        return times
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class Run:
 def traced() -> Mapping[tuple[str, int], Traced]:
     """The traced networks by model and image size. Networks with an unknown operator are left out."""
     with gzip.open(HERE / "data" / "timm_networks.jsonl.gz", "rt", encoding="utf-8") as file:
-        found = [json.loads(line) for line in file]
-    return {(of["model"], of["img"]): _traced(of) for of in found if not of["unknown"]}
+        rows = [json.loads(line) for line in file]
+    return {(line["model"], line["img"]): _traced(line) for line in rows if not line["unknown"]}
 
 
 def _traced(line: Mapping[str, Any]) -> Traced:
@@ -131,8 +131,8 @@ def fit(given: Sequence[Run]) -> dict[str, float]:
     They come from multiplicative updates of a reweighted least-squares problem, which keep weights from becoming negative.
     """
     parts = [run.network.parts(run.device, run.batch) for run in given]
-    names = sorted({name for of in parts for name in of})
-    shares = np.array([[of.get(name, 0.0) / run.seconds for name in names] for of, run in zip(parts, given, strict=True)])
+    names = sorted({name for part in parts for name in part})
+    shares = np.array([[part.get(name, 0.0) / run.seconds for name in names] for part, run in zip(parts, given, strict=True)])
     weights = np.full(len(names), 1.3)
     for _ in range(400):
         times = shares @ weights

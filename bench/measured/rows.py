@@ -35,14 +35,14 @@ class Sample:
 
 
 def samples(rows: Iterable[Published]) -> list[Sample]:
-    found = []
+    samples = []
     for row in rows:
         mode = "compiled" if row.mode.startswith("compiled inductor") else "eager"
         what = seen(row.problem, row.passes, row.dtype, row.precision, row.layout, mode)
         seconds = sum(base(row.problem, which, row.device, row.dtype, row.precision)[0] for which in row.passes)
         single = row.file == "kernelbench"
-        found.append(Sample(row, what, seconds, CALL[mode] if single else 0.0))
-    return found
+        samples.append(Sample(row, what, seconds, CALL[mode] if single else 0.0))
+    return samples
 
 
 def rows_of(given: Sequence[Sample]) -> list[Row]:
@@ -55,7 +55,7 @@ def rows_of(given: Sequence[Sample]) -> list[Row]:
 
 def held_out(given: Sequence[Sample], fold_of: Callable[[Sample], object]) -> list[Guess]:
     """The guess of each sample from the samples of other folds."""
-    found: dict[int, Guess] = {}
+    guesses: dict[int, Guess] = {}
     for fold in sorted({str(fold_of(s)) for s in given}):
         rows = rows_of([s for s in given if str(fold_of(s)) != fold])
         known: dict[Seen, Guess] = {}
@@ -63,8 +63,8 @@ def held_out(given: Sequence[Sample], fold_of: Callable[[Sample], object]) -> li
             if str(fold_of(sample)) == fold:
                 if sample.seen not in known:
                     known[sample.seen] = guess(sample.seen, rows)
-                found[i] = known[sample.seen]
-    return [found[i] for i in range(len(given))]
+                guesses[i] = known[sample.seen]
+    return [guesses[i] for i in range(len(given))]
 
 
 def by_layer(sample: Sample) -> int:

@@ -30,14 +30,14 @@ GOALS = {"layers": 0.25, "networks": 0.08, "another GPU": 0.12}
 def digest() -> str:
     """A hash of everything that the page's figures follow from: the rows, the constants, the arithmetic, this package's
     code."""
-    found = hashlib.sha256(model_hash().encode())
+    digest = hashlib.sha256(model_hash().encode())
     package = Path(constants.__file__).parent
     for path in sorted([*(HERE / "data").glob("*"), *(HERE / "devices").glob("*"), constants.path()]):
-        found.update(path.read_bytes())
-    found.update((HERE / "sources.toml").read_bytes())
+        digest.update(path.read_bytes())
+    digest.update((HERE / "sources.toml").read_bytes())
     for path in sorted([*HERE.glob("*.py"), *package.glob("*.py")]):
-        found.update(normalised(ast.parse(path.read_text("utf-8"))).encode())
-    return found.hexdigest()[:16]
+        digest.update(normalised(ast.parse(path.read_text("utf-8"))).encode())
+    return digest.hexdigest()[:16]
 
 
 def stamp() -> str:
@@ -121,10 +121,11 @@ def _summary(roof: Sequence[Below], networks: Sequence[tuple[str, Error]], agree
     tf32, half, fma = (units[name][2] for name in ("TF32", "16 bit", "FMA units"))
     halves = [e.median for words, e in networks if "other half" in words]
     across = next(e for words, e in networks if words.startswith("channels last") and "fitted to the RTX 3090" in words)
-    tensor = [of for of in roof if of.unit == "tensor cores"]
+    tensor = [one for one in roof if one.unit == "tensor cores"]
     lines = [
-        f"Of {sum(of.rows for of in tensor):,} times on tensor cores {sum(of.below for of in tensor)} are below the roofline; "
-        f"the least is {min(of.least for of in tensor):.2f} times it. The {sum(of.below for of in roof)} times below it are "
+        f"Of {sum(one.rows for one in tensor):,} times on tensor cores {sum(one.below for one in tensor)} are below the "
+        f"roofline; the least is {min(one.least for one in tensor):.2f} times it. The {sum(one.below for one in roof)} times "
+        "below it are "
         "float32 on FMA units, where cuDNN may run Winograd or FFT, which multiply less.",
         f'`costmodel.predict(..., library="cudnn")` is off by {percent(tf32.median)} in the median on TF32 layers above '
         f"{FROM * 1e6:.0f} µs whose GPU was left out of the fit (goal {percent(GOALS['layers'])}), by {percent(fma.median)} in "
@@ -144,9 +145,9 @@ def _unit(sample: Sample) -> str:
 
 def _sources() -> str:
     rows = [
-        (f"[{name}]({of['repository']})", f"{len(table(name)):,}" if name != "timm_networks" else "", of["licence"],
-         of["hardware"], of["timed"])
-        for name, of in sources().items()
+        (f"[{name}]({one['repository']})", f"{len(table(name)):,}" if name != "timm_networks" else "", one["licence"],
+         one["hardware"], one["timed"])
+        for name, one in sources().items()
     ]  # fmt: skip
     return markdown(("file", "rows", "licence", "hardware", "what"), rows)
 
@@ -154,14 +155,14 @@ def _sources() -> str:
 def _roofline(rows: Iterable[Below]) -> str:
     heads = ("GPU", "unit", "rows", "below", "named Winograd or FFT", "has a fast algorithm", "operands in L2", "least")
     return markdown(heads, [
-        (of.gpu, of.unit, str(of.rows), str(of.below), str(of.named), str(of.fast), str(of.cached), f"{of.least:.2f}")
-        for of in rows
+        (one.gpu, one.unit, str(one.rows), str(one.below), str(one.named), str(one.fast), str(one.cached), f"{one.least:.2f}")
+        for one in rows
     ])  # fmt: skip
 
 
-def _error(of: Error) -> str:
-    rank = f", {of.rank:.2f}" if of.rank == of.rank else ""
-    return f"{percent(of.median)}, {percent(of.p90)}{rank}"
+def _error(one: Error) -> str:
+    rank = f", {one.rank:.2f}" if one.rank == one.rank else ""
+    return f"{percent(one.median)}, {percent(one.p90)}{rank}"
 
 
 def _errors(rows: Sequence[tuple[str, Error, Error, Error]]) -> str:

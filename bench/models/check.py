@@ -46,13 +46,13 @@ def check(entry: Entry, fuse: bool = False) -> dict[str, Any]:
     with _Calls() as calls, torch.no_grad():
         entry.call(model, x)
     converted = tritonconv.convert(model, fuse=fuse)
-    found = tritonconv.report(converted)
+    told = tritonconv.report(converted)
     exact = _run(copy.deepcopy(model).double(), entry, x.double())[0]
     torchs = _run(model, entry, x)[0]
     begun = time.perf_counter()
     ours, forward, backward = _run(converted, entry, x)
     seconds = time.perf_counter() - begun
-    own = sum(not layer.replaced for layer in found.layers)
+    own = sum(not layer.replaced for layer in told.layers)
     assert _calls(forward) == calls.count or own, f"{_calls(forward)} launches for {calls.count} convolutions"
     assert backward["wgrad"] > 0 and _calls(forward) > 0, "no kernel ran"
     worst = _worst(ours, exact, torchs)
@@ -67,9 +67,9 @@ def check(entry: Entry, fuse: bool = False) -> dict[str, Any]:
             assert torch.equal(got, want), "revert gives other values"
     assert not COUNTS - before, "revert leaves a kernel"
     return {
-        "convolutions": len(found.layers),
-        "replaced": len(found.layers) - own,
-        "left": sorted({layer.reason for layer in found.left}),
+        "convolutions": len(told.layers),
+        "replaced": len(told.layers) - own,
+        "left": sorted({layer.reason for layer in told.left}),
         "calls": calls.count,
         "launches": _calls(forward),
         "gradients": int(backward["wgrad"]),
@@ -85,7 +85,8 @@ def _calls(counts: Counter[str]) -> int:
 
 
 def _run(model: Any, entry: Entry, x: torch.Tensor) -> tuple[list[torch.Tensor], Counter[str], Counter[str]]:
-    """The results and the gradients of their mean square by the input and every parameter; the kernels launched for each."""
+    """(the results with the gradients of their mean square for the input and every parameter, the kernels of the forward pass,
+    those of the backward pass)."""
     leaf = x.clone().requires_grad_()
     parameters = [p for p in model.parameters() if p.requires_grad]
     begun = COUNTS.copy()
@@ -108,7 +109,7 @@ def _worst(ours: list[torch.Tensor], exact: list[torch.Tensor], torchs: list[tor
 
 
 def _compiled(model: nn.Module, entry: Entry, x: torch.Tensor, eager: Any, wanted: Any, backward: bool) -> str:
-    """What of the model was run by `torch.compile`, right and by as many kernels as eagerly."""
+    """Checks that the compiled model is right and launches as many kernels as the eager one. Returns the passes that ran."""
     torch._dynamo.reset()
     # with Inductor's decompositions: without them torch's own group norm refuses some strides of a traced model on a CPU
     compiled: Any = torch.compile(model, backend="aot_eager_decomp_partition")

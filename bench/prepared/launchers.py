@@ -34,8 +34,8 @@ def _made(make: Any, source: Any, metadata: Any) -> str:
     names = source.fn.arg_names
     constants = {(names.index(at),) if isinstance(at, str) else at: value for at, value in source.constants.items()}
     described = metadata.get("tensordesc_meta") if isinstance(metadata, dict) else getattr(metadata, "tensordesc_meta", None)
-    found = make(constants, dict(source.signature.items()), described)
-    return found if isinstance(found, str) else ""
+    made = make(constants, dict(source.signature.items()), described)
+    return made if isinstance(made, str) else ""
 
 
 class Launchers:

@@ -71,8 +71,8 @@ def kernels(store: Path) -> list[Kernel]:
     """The kernels of a folder, each once. A last line without its end, from a run that was cut off, is left out."""
     path = store / INDEX
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    found = (Kernel(**json.loads(line)) for line in lines if line.endswith("\n"))
-    return list(dict.fromkeys(kernel for kernel in found if (store / kernel.folder).is_dir()))
+    kernels = (Kernel(**json.loads(line)) for line in lines if line.endswith("\n"))
+    return list(dict.fromkeys(kernel for kernel in kernels if (store / kernel.folder).is_dir()))
 
 
 def add(store: Path, kernel: Kernel, files: Iterable[Path]) -> None:

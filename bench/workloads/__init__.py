@@ -91,8 +91,8 @@ def rows() -> tuple[dict[str, Any], ...]:
 
 def load(suite: str = "*", layer: str = "*") -> list[Workload]:
     """The layers whose suite and name match the shell patterns, in the file's order. Raises ValueError if none does."""
-    found = [w for w in map(parse, rows()) if fnmatchcase(w.suite, suite) and fnmatchcase(w.layer, layer)]
-    if not found:
+    matching = [w for w in map(parse, rows()) if fnmatchcase(w.suite, suite) and fnmatchcase(w.layer, layer)]
+    if not matching:
         suites = ", ".join(sorted({row["suite"] for row in rows()}))
         raise ValueError(f"no layer matches suite {suite!r} and layer {layer!r}; the suites are {suites}")
-    return found
+    return matching

@@ -87,10 +87,10 @@ def _drawn() -> list[Workload]:
 
 
 def _of(suite: str) -> list[Workload]:
-    found = [w for w in _drawn() if w.suite == suite]
-    if not found:
+    layers = [w for w in _drawn() if w.suite == suite]
+    if not layers:
         raise ValueError(f"no workload is of the suite {suite!r}")
-    return found
+    return layers
 
 
 def _dense(w: Workload) -> bool:
@@ -150,7 +150,7 @@ def goals() -> list[Line]:
 
 
 def sample(count: int = SAMPLE_SIZE, seed: int = SAMPLE_SEED) -> list[Line]:
-    """`count` layers of all suites, forward or backward, in the order of a hash of the seed and their row: bfloat16."""
+    """`count` layers of all suites in bfloat16, forward or backward. A hash of the seed and a layer's row orders them."""
     drawn: list[tuple[bytes, Line]] = []
     for layer in _drawn():
         if layer.op.startswith("conv"):

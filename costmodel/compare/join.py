@@ -141,7 +141,8 @@ def _layers(instances: Sequence[Instance], device: Device, steps: int, notes: li
 
 
 def _by_pass(instance: Instance) -> list[tuple[tuple[Pass, ...], list[Kernel]]]:
-    """A backward call's kernels by gradient, where the operators inside say which; otherwise together. Nothing is guessed."""
+    """The kernels of a backward call, separated by gradient where the operators inside tell which kernel is whose. Otherwise
+    they stay together; nothing is guessed."""
     own = {"backward_input": instance.call.passes[0], "backward_weight": Pass.WGRAD}
     parts: dict[Pass | None, list[Kernel]] = defaultdict(list)
     for kernel in instance.kernels:
@@ -179,7 +180,7 @@ def _name(problem: ConvProblem, transposed: bool) -> str:
 def _kinds(trace: Trace) -> dict[str, float]:
     """Seconds of a step by kind."""
     inside = {id(kernel): instance for instance in trace.convolutions for kernel in instance.kernels}
-    found = dict.fromkeys(KINDS, 0.0)
+    seconds_of = dict.fromkeys(KINDS, 0.0)
     for kernel in trace.kernels:
         instance = inside.get(id(kernel))
         if instance is not None:
@@ -188,8 +189,8 @@ def _kinds(trace: Trace) -> dict[str, float]:
             kind = "layout copies"
         else:
             kind = names.kind_of(kernel.operator.name if kernel.operator else None, kernel.name)
-        found[kind] += MICRO * kernel.duration / trace.steps
-    return {kind: seconds for kind, seconds in found.items() if seconds}
+        seconds_of[kind] += MICRO * kernel.duration / trace.steps
+    return {kind: seconds for kind, seconds in seconds_of.items() if seconds}
 
 
 def _busy(kernels: Sequence[Kernel]) -> tuple[float, float]:

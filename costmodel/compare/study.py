@@ -123,7 +123,7 @@ def _on_meta(made: Any, measured: MeasuredNetwork, torch: Any) -> Any:
 
 
 def _builder(model: str) -> Callable[[MeasuredNetwork], Any]:
-    """What builds the network of a line: the model that was asked for, else timm's of that name."""
+    """A function that builds the network of a measured line: `model` where it is given, otherwise timm's model of that name."""
     from costmodel.networks.models import imported, load
 
     if model:

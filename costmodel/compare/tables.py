@@ -93,10 +93,10 @@ def _layers(path: Path, lines: Sequence[Mapping[str, str]], asked: Device | None
             dtype=dtype, precision=schema.precision_of(line), layout=schema.layout_of(line), seconds=seconds,
             indirect=schema.indirect(line), mode=mode, provider=line.get("framework") or "PyTorch",
         ))  # fmt: skip
-    return _found(path, by_gpu, asked)
+    return _measured(path, by_gpu, asked)
 
 
-def _found(path: Path, by_gpu: Mapping[str, Sequence[MeasuredLayer]], asked: Device | None) -> list[Measured]:
+def _measured(path: Path, by_gpu: Mapping[str, Sequence[MeasuredLayer]], asked: Device | None) -> list[Measured]:
     """The result of each known GPU; its notes name the unknown ones. Raises ValueError where none is known."""
     rows, missing = [], []
     for name, layers in by_gpu.items():
@@ -139,7 +139,7 @@ def _rows_of_bench(path: Path, text: str, asked: Device | None) -> list[Measured
             transposed=row.get("transposed", False), dtype=row["dtype"], precision=row.get("precision", "ieee"),
             layout=row["layout"], seconds=median * 1e-6, provider=provider,
         ))  # fmt: skip
-    return _found(path, by_gpu, asked)
+    return _measured(path, by_gpu, asked)
 
 
 def _tuples(value: Any) -> Any:
@@ -155,16 +155,16 @@ def _networks(path: Path, lines: Sequence[Mapping[str, str]], asked: Device | No
     for line in lines:
         for network in _network(line, words):
             by_gpu[line.get("gpu") or ""].append(network)
-    found, reasons = [], []
+    measured, reasons = [], []
     for name, networks in by_gpu.items():
         source = gpu(name, asked) if name or asked else _from_name(words)
         if source.device is None:
             reasons.append(source.reason)
         else:
-            found.append(Measured(str(path), source.device, networks=tuple(networks)))
-    if not found:
+            measured.append(Measured(str(path), source.device, networks=tuple(networks)))
+    if not measured:
         raise ValueError(f"{path}: {'; '.join(dict.fromkeys(reasons)) or 'no line has a time'}")
-    return found
+    return measured
 
 
 def _from_name(words: Sequence[str]) -> Source:

@@ -233,7 +233,7 @@ def _convolutions(kernels: Iterable[Kernel]) -> list[Instance]:
             calls = [call for operator in chain if (call := operator.call()) is not None]
             if not calls:
                 continue
-            # the innermost operator has the dtype that ran; the first with numbers says what was computed
+            # the innermost operator has the dtype that ran, and the first one with numbers has the problem
             numbers = next((call for call in calls if call.problem is not None), calls[0])
             call = Call(
                 backward=numbers.backward,

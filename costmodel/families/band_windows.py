@@ -160,13 +160,13 @@ def cuts(shape: Shape, band: Band) -> Iterator[tuple[int, int, int]]:
     end = (shape.inputs[0] + shape.low[0] - (band.box[0] + shape.kernel[0] - 1)) // band.box[0] + 1
     end = max(begin, min(last, end))
     period = size // math.gcd(size, row)
-    found: dict[int, list[tuple[int, int]]] = {}
+    runs_of: dict[int, list[tuple[int, int]]] = {}
     for p in (*range(min(end, begin + period)), *range(end, last + 1)):
         times = ceil_div(end - p, period) if begin <= p < end else 1
         phase = -p * row % size
-        if p == last or phase not in found:
-            found[phase] = runs(shape, band, phase, p == last)
-        inside = found[phase]
+        if p == last or phase not in runs_of:
+            runs_of[phase] = runs(shape, band, phase, p == last)
+        inside = runs_of[phase]
         down, _ = steps_of(shape, band, p * across, p * across)
         for programs, right in inside:
             yield times * programs, down, right
@@ -179,7 +179,7 @@ def cuts(shape: Shape, band: Band) -> Iterator[tuple[int, int, int]]:
 def runs(shape: Shape, band: Band, start: int, is_last: bool) -> list[tuple[int, int]]:
     """(programs, trips across) of the programs inside one row of blocks. The first of them starts `start` blocks into the row;
     the last program of the last row may be cut short."""
-    row, size, found = ceil_div(shape.outputs[1], band.box[1]) * shape.images, band.blocks, []
+    row, size, shares = ceil_div(shape.outputs[1], band.box[1]) * shape.images, band.blocks, []
     begin = ceil_div(max(0, shape.lead), band.box[1])
     end = (shape.inputs[1] + shape.lead - (band.box[1] + shape.kernel[1] - 1 + shape.gap)) // band.box[1] + 1
     while start + (1 if is_last else size) <= row:
@@ -187,9 +187,9 @@ def runs(shape: Shape, band: Band, start: int, is_last: bool) -> list[tuple[int,
         # alike: those that start before `limit`, with windows that have all of their columns inside, or with the same block
         limit = end * shape.images if begin <= last and first < end else (first + 1) * shape.images - size + 1
         programs = max(1, ceil_div(min(limit, row - size + 1) - start, size))
-        found.append((programs, steps_of(shape, band, first, last)[1]))
+        shares.append((programs, steps_of(shape, band, first, last)[1]))
         start += programs * size
-    return found
+    return shares
 
 
 def steps_of(shape: Shape, band: Band, first: int, last: int) -> tuple[int, int]:

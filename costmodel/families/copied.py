@@ -1,8 +1,7 @@
 """The families "copied-...": convolutions whose padding holds pixels, by a family that pads with zeros. Plain arithmetic.
 
 x is written out with its padding first, and the other family's plan runs on that; the input gradient is the other family's, of
-x with its padding, and the images of each pixel are then added to it. torch's copies and additions do both, end by end of each
-axis, so `launches` counts them. `tritonconv.padding` has them.
+x with its padding, and the images of each pixel are then added up. Each takes one kernel of its own.
 """
 
 from __future__ import annotations
@@ -20,25 +19,25 @@ from costmodel.tiling import MAX_ALIGN, Call, Operand, Plan, channels_last, item
 from costmodel.timing import Prediction, from_dram, overhead, traffic
 
 PREFIX = "copied-"
+#: The family that serves the same calls without a copy.
+BY_INDEX = "padded"
 #: The field of a call that is x, or its gradient.
 PLACE = {Pass.FPROP: "a", Pass.DGRAD: "out", Pass.WGRAD: "b"}
 
 
-def copy_elements(problem: ConvProblem, which: Pass) -> int:
-    """Elements that the copy around a pass reads and writes: x and its padding once each way; for the input gradient the
-    padding is read, and so are the pixels to which it is added."""
+def copied_bytes(problem: ConvProblem, which: Pass, size: int, sums: int) -> int:
+    """Bytes that a pass moves because of the kernel around it, `size` bytes an element: x read, and written with its padding.
+    For the input gradient, in a buffer of `sums` bytes an element: what the product writes there beyond a gradient of x's
+    type, the buffer read, and dx."""
     inside, whole = product(problem.input_shape), product(problem.written_out.input_shape)
-    return 2 * inside + 3 * (whole - inside) if which == Pass.DGRAD else 2 * whole
+    if which != Pass.DGRAD:
+        return int(size * (inside + whole))
+    return int((sums - size) * whole + sums * whole + size * inside)
 
 
-def copy_launches(problem: ConvProblem, which: Pass) -> int:
-    """Kernels of torch around a pass: one for the pixels, one for each end of an axis, and one more where an end of several
-    pixels is turned around (reflect) or, for the input gradient, added up first (replicate)."""
-    count = 1
-    for mode, ends in zip(problem.padding_mode, problem.padding, strict=True):
-        turned = mode == "reflect" or (mode == "replicate" and which == Pass.DGRAD)
-        count += sum(1 + (turned and end > 1) for end in ends if end > 0 and mode != "zeros")
-    return count
+def is_copied(plan: Plan) -> bool:
+    """Whether a plan is of one of these families."""
+    return plan.family.startswith(PREFIX)
 
 
 class Copied(Family):
@@ -70,28 +69,35 @@ class Copied(Family):
         """The plan of this family behind which a plan of `inner` runs."""
         return replace(plan, family=self.name)
 
+    def sums(self, dtype: str) -> int:
+        """Bytes of an element of dgrad's buffer: at least four, so that the sum of a pixel's images is rounded once. Kernels
+        for narrow groups fill it in x's type."""
+        return itemsize(dtype) if self.narrow else max(4, itemsize(dtype))
+
+    def copied_bytes(self, call: Call) -> int:
+        return copied_bytes(call.problem, call.which, itemsize(call.dtype), self.sums(call.dtype))
+
     def _seconds(self, call: Call, device: Device) -> float:
-        """Seconds of the copies around a pass."""
+        """Seconds of the kernel around a pass."""
         constants = device.calibration(self.inner.name)
-        moved = itemsize(call.dtype) * copy_elements(call.problem, call.which)
-        kernels = copy_launches(call.problem, call.which)
-        return overhead(kernels, device, constants) + from_dram(moved, device, constants)
+        return overhead(1, device, constants) + from_dram(self.copied_bytes(call), device, constants)
 
     def refusal(self, call: Call, plan: Any, device: Device | None) -> str:
         return self.inner.refusal(self.written(call), self.within(plan), device)
 
-    def rounds_each(self, call: Call) -> bool:
-        """Whether images are rounded before they are added, where the kernels of "padded" would round their sum once: in 16
-        bits, but for narrow groups, which those kernels do not fill. A choice leaves such plans out; `plan=` takes them."""
-        return call.which == Pass.DGRAD and itemsize(call.dtype) < 4 and not self.narrow
+    def is_left_out(self, call: Call) -> bool:
+        """Whether a choice leaves these plans out: those of a gather that fills a buffer of 32 bits from 16. With large tiles
+        the compiler spilled, and with the others it is what "padded" launches. `plan=` takes them."""
+        widened = call.which == Pass.DGRAD and self.sums(call.dtype) > itemsize(call.dtype)
+        return widened and issubclass(self.plan, MatrixPlan) and not self.plan.boxed
 
     def candidates(self, call: Call, device: Device) -> list[Plan]:
-        if self.rounds_each(call):
+        if self.is_left_out(call):
             return []
         return [self.own(plan) for plan in self.inner.candidates(self.written(call), device)]
 
     def quickest(self, call: Call, device: Device, below: float) -> tuple[float, Plan | None]:
-        if self.rounds_each(call):
+        if self.is_left_out(call):
             return below, None
         copy = self._seconds(call, device)
         seconds, found = self.inner.quickest(self.written(call), device, below - copy)
@@ -105,7 +111,7 @@ class Copied(Family):
             tiles=found.tiles,
             waves=found.waves,
             tile_use=found.tile_use,
-            bytes=found.bytes + itemsize(call.dtype) * copy_elements(call.problem, call.which),
+            bytes=found.bytes + self.copied_bytes(call),
             bound="copies" if copy > found.seconds else found.bound,
             low=found.low * more,
             high=found.high * more,
@@ -116,8 +122,8 @@ class Copied(Family):
         inner = self.written(call)
         issued, extra, launches = self.inner.counted(inner, self.within(plan))
         extra += traffic(inner).compulsory - traffic(call).compulsory
-        extra += itemsize(call.dtype) * copy_elements(call.problem, call.which)
-        return Counted(issued, extra, launches + copy_launches(call.problem, call.which))
+        extra += self.copied_bytes(call)
+        return Counted(issued, extra, launches + 1)
 
     def completed(self, call: Call, plan: Any) -> Plan:
         return self.own(self.inner.completed(self.written(call), self.within(plan)))

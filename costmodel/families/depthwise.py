@@ -282,10 +282,10 @@ class Work(NamedTuple):
     """What a thread does in one trip, and holds, for each of its lanes."""
 
     held: int  # values in registers from trip to trip
-    read: int  # values gathered,
-    loads: int  # in so many loads where a thread has one lane
-    beside: int  # and read besides, of dy (wgrad) or the weights (taps in a loop),
-    beside_loads: int
+    read: int  # values gathered
+    loads: int  # loads that gather them where a thread has one lane
+    beside: int  # values read of dy (wgrad) or of the weights (taps in a loop)
+    beside_loads: int  # loads that read those
     multiply_adds: int
     stored: int
 

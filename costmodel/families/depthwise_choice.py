@@ -117,8 +117,8 @@ def lanes(call: Call, shape: Shape, columns: int, count: int, each: int) -> list
         groups = min(count, tiles, 32)
         return [(min(count // groups, widest), groups)]
     exact = min(count, shape.channels & -shape.channels)  # no lane lacks a channel; taken where a pixel still fills a sector
-    found = [widest] if exact == widest or exact < each or exact * itemsize(call.dtype) < 32 else [widest, exact]
-    return [(channels, min(count // channels, tiles)) for channels in found]
+    choices = [widest] if exact == widest or exact < each or exact * itemsize(call.dtype) < 32 else [widest, exact]
+    return [(channels, min(count // channels, tiles)) for channels in choices]
 
 
 def sizes_of_columns(call: Call, shape: Shape) -> list[int]:
@@ -126,12 +126,12 @@ def sizes_of_columns(call: Call, shape: Shape) -> list[int]:
     unit = shape.out_group[2]
     if is_planes(call):
         width = math.gcd(gathered(call).outside, MAX_ALIGN, max(1, 16 // itemsize(call.dtype)))
-        found = {width * unit // math.gcd(width, unit), 4 * unit, 2 * unit}
+        widths = {width * unit // math.gcd(width, unit), 4 * unit, 2 * unit}
         if shape.which == Pass.WGRAD and call.dtype == "float16" and shape.kernel[0] > 1:
-            found -= {4}  # Triton 3.7.1 keeps two values of such a row on the stack, however few registers it takes
+            widths -= {4}  # Triton 3.7.1 keeps two values of such a row on the stack, however few registers it takes
     else:
-        found = {unit * n for n in (1, 2, 4, 8, 16)}
-    return sorted(n for n in found if n <= 16 or n == unit)
+        widths = {unit * n for n in (1, 2, 4, 8, 16)}
+    return sorted(n for n in widths if n <= 16 or n == unit)
 
 
 def walks(shape: Shape, tile: Tile, device: Device) -> Iterator[tuple[int, int]]:

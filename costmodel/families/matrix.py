@@ -96,8 +96,8 @@ def arithmetic_of(call: Call, plan: MatrixPlan) -> str:
 
 
 def row_align(problem: ConvProblem, which: Pass) -> int:
-    """`ROW_ALIGN` if it divides the row of pixels that a tile of results runs along, else 1. The row is that of y, or of dx
-    where one stride phase is all of it. For patches, whose dx may have pixels left over, it must divide dy's row too."""
+    """`ROW_ALIGN` if it divides the row of pixels that a tile of results runs along, else 1. This is a row of y, or of dx
+    where it has a single stride phase. For patches, whose dx may have pixels left over, it must divide dy's row too."""
     x, y = problem.input_size[-1], problem.output_size[-1]
     if which == Pass.WGRAD or (which == Pass.DGRAD and problem.stride[-1] != 1):
         return 1
@@ -155,11 +155,11 @@ def scattered_lines(call: Call, plan: MatrixPlan) -> tuple[float, float]:
     """Cache lines per element of operands a and b that a warp touches where it reads them one element at a time; 0 where
     loads are wider.
 
-    The lanes of a warp then read neighbouring results' elements: the same element of neighbouring patches, or of neighbouring
-    filters. `python -m bench validate --choice` counted such lines in channels-last patches of an odd number of channels, of
-    which Triton knows no contiguous run, in contiguous weights, whose neighbouring filters (fprop) or channels (dgrad) lie
-    a filter or its taps apart, and in the contiguous x of a strided weight gradient, whose lanes are 16 channels (32 of a tile
-    of 128 or more), each in a plane of its own.
+    The lanes of a warp then read elements of neighbouring results: the same element of neighbouring patches, or of neighbouring
+    filters. `python -m bench validate --choice` counted such lines in three cases. Channels-last patches of an odd number of
+    channels have no contiguous run that Triton knows of. In contiguous weights the neighbouring filters (fprop) are a filter
+    apart, and the neighbouring channels (dgrad) its taps. In the contiguous x of a strided weight gradient the lanes are 16
+    channels (32 for a tile of 128 or more), each in a plane of its own.
     """
     if plan.boxed:
         return 0.0, 0.0
@@ -244,7 +244,7 @@ def _least_box(sizes: tuple[int, ...], bits: int, within: bool) -> tuple[int, in
     widest = [min(bits, max(0, (2 * size - 1).bit_length() - 1)) for size in sizes[:3]] + [bits]
     if within:  # only along the images may a box be larger than the output
         widest = [bits] + [min(bits, max(0, size.bit_length() - 1)) for size in sizes[1:]]
-    best, found = math.inf, (0, 0, 0, bits)
+    best, box = math.inf, (0, 0, 0, bits)
     for q in range(widest[3], -1, -1):
         for p in range(min(bits - q, widest[2]), -1, -1):
             for o in range(min(bits - q - p, widest[1]), -1, -1):
@@ -252,8 +252,8 @@ def _least_box(sizes: tuple[int, ...], bits: int, within: bool) -> tuple[int, in
                 if n <= widest[0]:
                     boxes = covered[0][n] * covered[1][o] * covered[2][p] * covered[3][q]
                     if boxes < best:
-                        best, found = boxes, (n, o, p, q)
-    return 1 << found[0], 1 << found[1], 1 << found[2], 1 << found[3]
+                        best, box = boxes, (n, o, p, q)
+    return 1 << box[0], 1 << box[1], 1 << box[2], 1 << box[3]
 
 
 @lru_cache(maxsize=4096)

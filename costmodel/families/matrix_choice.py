@@ -125,13 +125,13 @@ def compiled(
 ) -> list[Kernel]:
     """The menu's kernels that compile without a spill and fit the device, for operands that are reached as
     `families.matrix.access` and `families.matrix.scattered_lines` say."""
-    found = []
+    tile_kernels = []
     for tile in INTERPRETED_MENU if device.interpreted else family.tiles(which, kind):
         needs = resource_table().get(resource_key(family.plan(which, family.name, *tile), kind, reach, device.capability))
         fits = needs is not None and not needs.spills and not memory_refusal(tile, needs.shared, device)
         if fits or device.interpreted:
-            found.append(kernel(family.name, tile, needs or estimated(tile, size), kind, size, widths, device, lines))
-    return found
+            tile_kernels.append(kernel(family.name, tile, needs or estimated(tile, size), kind, size, widths, device, lines))
+    return tile_kernels
 
 
 class Matrix(Family):
@@ -234,15 +234,15 @@ class Matrix(Family):
         for option in self.options(call, device):
             tile_kernel, kernels, merge, fold, pack, _, covers, tiles, blocks, loops, ways = option
             if (merge, fold, pack) not in shared:
-                found, copied = recast_traffic(call, kernels, merge, fold)
+                moves, copied = recast_traffic(call, kernels, merge, fold)
                 copied += packed_bytes(kernels.problem, which, pack, size)
-                shared[merge, fold, pack] = found, found.compulsory + copied
-            found, fixed = shared[merge, fold, pack]
+                shared[merge, fold, pack] = moves, moves.compulsory + copied
+            moves, fixed = shared[merge, fold, pack]
             if at_least(tile_kernel, tiles, blocks * loops, fixed, launches(which, pack, 1, merge, fold), device) >= below:
                 continue
             for split in ways:
-                moved = fixed + split_bytes(found, split)
-                moved += read_again(tile_kernel, covers, split, group_m, kernels, found.swept, device)
+                moved = fixed + split_bytes(moves, split)
+                moved += read_again(tile_kernel, covers, split, group_m, kernels, moves.swept, device)
                 n_trips = ceil_div(blocks, split) * loops
                 time = seconds(tile_kernel, tiles * split, n_trips, moved, launches(which, pack, split, merge, fold), device)
                 if time < below:

@@ -55,35 +55,35 @@ def merge_bytes(problem: ConvProblem, which: Pass, merge: int, size: int) -> int
     return 2 * weights if which == Pass.WGRAD else (merge + 2) * weights
 
 
-def split_bytes(found: Traffic, split: int) -> int:
+def split_bytes(moves: Traffic, split: int) -> int:
     """Bytes of the partial sums of a shared reduction."""
-    return found.workspace * split if split > 1 else 0
+    return moves.workspace * split if split > 1 else 0
 
 
-def fold_traffic(found: Traffic, problem: ConvProblem, which: Pass, size: int) -> Traffic:
+def fold_traffic(moves: Traffic, problem: ConvProblem, which: Pass, size: int) -> Traffic:
     """What a folded call moves. Pixels that several windows see are counted once, since they are in memory once."""
     moved, _ = fold_elements(problem, which)
-    swept = size * (math.prod(folded_input(problem)) + math.prod(problem.output_shape)) if which == Pass.WGRAD else found.swept
-    return found._replace(compulsory=size * moved, swept=swept)
+    swept = size * (math.prod(folded_input(problem)) + math.prod(problem.output_shape)) if which == Pass.WGRAD else moves.swept
+    return moves._replace(compulsory=size * moved, swept=swept)
 
 
 def recast_traffic(call: Call, kernels: Call, merge: int, fold: bool) -> tuple[Traffic, int]:
     """(what the kernel of `call` moves, bytes of the copies that recast it); `kernels` is the call as the kernel sees it."""
-    found, size = traffic(kernels), itemsize(call.dtype)
+    moves, size = traffic(kernels), itemsize(call.dtype)
     copied = merge_bytes(call.problem, call.which, merge, size)
     copied += 0 if call.prologue is None else value_bytes(call.prologue, size)
     if fold:
-        found = fold_traffic(found, call.problem, call.which, size)
+        moves = fold_traffic(moves, call.problem, call.which, size)
         copied += size * fold_elements(call.problem, call.which)[1]
-    return found, copied
+    return moves, copied
 
 
 def extra_bytes(call: Call, plan: MatrixPlan) -> int:
     """Bytes that a plan moves beyond the compulsory ones: copies of operands and weights, partial sums."""
     kernels = seen(call, plan)
-    found, copied = recast_traffic(call, kernels, plan.merge, plan.fold)
+    moves, copied = recast_traffic(call, kernels, plan.merge, plan.fold)
     copied += packed_bytes(kernels.problem, plan.which, plan.pack, itemsize(call.dtype))
-    return copied + split_bytes(found, plan.split) + found.compulsory - traffic(call).compulsory
+    return copied + split_bytes(moves, plan.split) + moves.compulsory - traffic(call).compulsory
 
 
 def launches(which: Pass, pack: tuple[str, ...], split: int, merge: int, fold: bool = False) -> int:

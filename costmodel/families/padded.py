@@ -20,7 +20,7 @@ from costmodel.families.matrix_choice import Option
 from costmodel.families.protocol import Counted
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import compiled_for
-from costmodel.tiling import MAX_ALIGN, Call, Operand, Plan, Tile, itemsize, said
+from costmodel.tiling import MAX_ALIGN, Call, Operand, Plan, Tile, arithmetic, itemsize, said
 from costmodel.timing import Prediction, from_dram, overhead, traffic
 
 #: The menu of fprop and wgrad: some of the tiles of "gather". A tile computes a source per row and trip, so none is short.
@@ -63,6 +63,16 @@ LARGEST_SUMS = {True: 128 * 128, False: 64 * 64}
 NARROW_ADDRESSES = 16
 
 
+#: Tiles that spill two registers with some prologue under one version of Triton (3.6 on sm_80, else 3.9), by arithmetic, access
+#: and architecture.
+SPILLED: dict[tuple[str, str, int], tuple[tuple[int, int, int], ...]] = {
+    ("half", "wide", 80): ((64, 128, 64),),
+    ("half", "narrow", 90): ((16, 16, 64),),
+    ("fp32", "wide", 90): ((16, 16, 32),),
+    ("half", "wide", 100): ((64, 128, 64),),
+}
+
+
 @dataclass(frozen=True)
 class PaddedPlan(MatrixPlan):
     """A plan of "padded". For dgrad the tile is that of the "gather" kernel, whose reduction is not shared. `fold` is as in
@@ -88,21 +98,22 @@ def unprepared(call: Call) -> str:
 def prologue_fits(call: Call, tile: Tile, reach: str, capability: int) -> bool:
     """Whether a tile keeps the call's prologue in registers, whatever the activation (`tests/test_conv_prologue_aot.py`).
 
-    A thread may prepare 32 elements, of 4 bytes or more with values of each row's own 16. Where each element of x has an
-    address it may prepare 16, and 8 on sm_100, where Triton 3.6 spilled, or with values of each row's own, which leave no room
-    for 64 x 64 results on sm_100. float64 has room for 8 elements, and for 2 on sm_100 or where rows and addresses ask for it.
+    A thread may prepare 32 elements, of 4 bytes or more 16. Where each element of x has an address it may prepare 16, and 8 on
+    sm_100, where Triton 3.6 spilled, or with values of each row's own, which leave no room for 64 x 64 results on sm_100.
+    float64 has room for 8 elements, and for 2 on sm_100 or where rows and addresses ask for it.
     """
     assert call.prologue is not None
-    each, problem, last = tile.m * tile.k // (32 * tile.warps), call.problem, compiled_for(capability) == 100
+    each, problem, arch = tile.m * tile.k // (32 * tile.warps), call.problem, compiled_for(capability)
     spans, size = call.prologue.spans(tile.m, product(problem.output_size), problem.batch), itemsize(call.dtype)
-    if size == 8:
-        return each <= (2 if last or (spans and reach != "wide") else 8)
-    if reach == "wide":
-        spilled = compiled_for(capability) == 80 and (tile.m, tile.n) == (64, 128)  # by Triton 3.6, with gelu and rstd
-        return each <= (16 if spans and (size > 2 or spilled) else 32)
-    if spans and last and tile.m * tile.n >= 64 * 64:
+    if tile[:3] in SPILLED.get((arithmetic(call.dtype, call.precision), reach, arch), ()):
         return False
-    return each <= (8 if spans or last else 16)
+    if size == 8:
+        return each <= (2 if arch == 100 or (spans and reach != "wide") else 8)
+    if reach == "wide":
+        return each <= (16 if size > 2 else 32)
+    if spans and arch == 100 and tile.m * tile.n >= 64 * 64:
+        return False
+    return each <= (8 if spans or arch == 100 else 16)
 
 
 class Unshared(Gemm):
@@ -147,7 +158,7 @@ def fold_bytes(call: Call) -> int:
 class Padded(Gemm):
     """The family. Its fprop and wgrad are ranked, timed and counted as those of "gather", with their own kernels' figures."""
 
-    kernels = ("padded", "padded_fold", "dgrad", "reduce")
+    kernels = ("padded", "padded_copy", "padded_fold", "dgrad", "reduce")
     executed = (80, 90)
     modes = True
     prologues = True

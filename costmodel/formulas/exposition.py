@@ -34,8 +34,8 @@ def _shape_of(symbols: tuple[Expr, ...]) -> Line:
 
 
 def _defined(quantities: Quantities, *names: str) -> tuple[Line, ...]:
-    found = {str(quantity): quantity for quantity in quantities.definitions}
-    return tuple(line(found[name].name, "=", found[name].expression) for name in names)
+    by_name = {str(quantity): quantity for quantity in quantities.definitions}
+    return tuple(line(by_name[name].name, "=", by_name[name].expression) for name in names)
 
 
 def _axis(quantities: Quantities) -> str:
@@ -156,22 +156,22 @@ def _intensity(quantities: Quantities) -> tuple[Step, ...]:
     v, forward = quantities.letters, _passes(quantities)[0]
     lines = _defined(quantities, *(f"I_{which}" for which in _passes(quantities)))
     first = Step("Intensity", Line.prose("Useful FLOP for each compulsory byte."), lines)
-    (found,) = (q for q in quantities.definitions if str(q) == f"I_{forward}")
+    (intensity,) = (q for q in quantities.definitions if str(q) == f"I_{forward}")
     grown = []
     for letter in (v.batch, v.in_channels, v.out_channels):
-        limit = line(sympy.factor(sympy.limit(found.expression, letter, sympy.oo)))
-        tex = rf"\lim_{{{letter} \to \infty}} {latex(found.name)} = {limit.latex}"
-        grown.append(Line(tex, f"{found} -> {limit.plain} as {letter} -> infinity"))
+        limit = line(sympy.factor(sympy.limit(intensity.expression, letter, sympy.oo)))
+        tex = rf"\lim_{{{letter} \to \infty}} {latex(intensity.name)} = {limit.latex}"
+        grown.append(Line(tex, f"{intensity} -> {limit.plain} as {letter} -> infinity"))
     words = "As one number grows alone, the traffic of the tensor that lacks it ceases to matter."
     second = Step("Limits", Line.prose(words), tuple(grown))
     ridge, least, peak, bandwidth = sympy.symbols("rho N_ridge P B", positive=True)
-    (batch,) = sympy.solve(sympy.Eq(found.expression, ridge), v.batch)
+    (batch,) = sympy.solve(sympy.Eq(intensity.expression, ridge), v.batch)
     words = (
         "With a peak of {} FLOP/s and a bandwidth of {} byte/s, arithmetic binds where the intensity reaches the ridge {}: from"
         " a batch of {} on, or at no batch where that is not positive."
     )
     text = _say(words, peak, bandwidth, line(ridge, "=", peak / bandwidth), least)
-    return first, second, Step("Ridge", text, (line(found.name, ">=", ridge), line(least, "=", sympy.factor(batch))))
+    return first, second, Step("Ridge", text, (line(intensity.name, ">=", ridge), line(least, "=", sympy.factor(batch))))
 
 
 def _special(quantities: Quantities, case: Special) -> Step:

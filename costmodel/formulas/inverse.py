@@ -43,7 +43,8 @@ def solve(
     Left out, stride and dilation are 1 and paddings 0. `padding` is one number for both ends, a (low, high) pair, "valid", or
     "same" (dilation * (kernel - 1) in total, whatever the kernel). Asked for the padding, `symmetric` wants one number p for
     both ends; without it the total P is solved for, of which any split will do. Solutions are paddings >= 0 and others >= 1.
-    Raises ValueError for a missing, superfluous or impossible argument.
+    Raises ValueError for a missing, superfluous or impossible argument. Source: the relations of Dumoulin and Visin
+    (arXiv:1603.07285), solved for one unknown.
 
     >>> print(solve(output=112, input=224, kernel=7, stride=2))
     p = 3

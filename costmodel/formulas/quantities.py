@@ -164,7 +164,8 @@ class Quantities:
 
     @cached_property
     def _grouped(self) -> tuple[ConvProblem, dict[Expr, Expr]]:
-        """(the problem with channels written as groups times channels per group, so that groups divide; the way back)."""
+        """(the problem with channels written as groups times channels per group, so that groups divide them; the substitution
+        that undoes this)."""
         v, (c, k) = self.letters, map(_natural, ("C_g", "K_g"))
         problem = self._problem(v.groups * c, v.groups * k, lambda channels: channels / v.groups)
         return problem, {c: v.in_channels / v.groups, k: v.out_channels / v.groups}
@@ -181,8 +182,8 @@ class Quantities:
         named, back = self._named(_Named), self._grouped[1]
 
         def of(which: Pass) -> Cost:
-            found = cost(named, which, dtype="float16")
-            values = {f.name: getattr(found, f.name) for f in fields(Cost)}
+            counted = cost(named, which, dtype="float16")
+            values = {f.name: getattr(counted, f.name) for f in fields(Cost)}
             for name in ("bytes", "im2col_bytes"):  # proportional to the size of an element, which is 2 in float16
                 values[name] = self.letters.itemsize * sympy.expand(values[name] / 2)
             return Cost(**{n: None if v is None else sympy.sympify(v).subs(back) for n, v in values.items()})
@@ -194,19 +195,19 @@ class Quantities:
         v, problem = self.letters, self._grouped[0]
         outlined, back = self._named(_Outlined), self._grouped[1]
         sizes = problem.input_size if self.transposed else problem.output_size
-        found = [Quantity(v.out[i], sizes[i], "output size") for i in range(self.rank)]
+        quantities = [Quantity(v.out[i], sizes[i], "output size") for i in range(self.rank)]
         j, c = sympy.Symbol("j", integer=True, nonnegative=True), _natural("c")
         for i in range(self.rank):
             reached = _as_ceiling(outlined.reached(i, j, c))
-            found.append(Quantity(v.reached[i](j, c), reached, "of the first c outputs, those whose tap j meets input"))
-            found.append(Quantity(v.pairs[i], outlined.valid_pairs[i], "pairs of an output and a tap that meet input"))
+            quantities.append(Quantity(v.reached[i](j, c), reached, "of the first c outputs, those whose tap j meets input"))
+            quantities.append(Quantity(v.pairs[i], outlined.valid_pairs[i], "pairs of an output and a tap that meet input"))
             shared, fresh, touched = self._touched(outlined.touched_size[i], i, j)
-            found.append(Quantity(v.shared[i], shared, "common divisor of stride and dilation"))
-            found.append(Quantity(v.fresh[i](j), fresh, "input coordinates that tap j reads and no later tap does"))
-            found.append(Quantity(v.touched[i], touched, "input coordinates that some window touches"))
+            quantities.append(Quantity(v.shared[i], shared, "common divisor of stride and dilation"))
+            quantities.append(Quantity(v.fresh[i](j), fresh, "input coordinates that tap j reads and no later tap does"))
+            quantities.append(Quantity(v.touched[i], touched, "input coordinates that some window touches"))
         named, costs = self._named(_Named), self.costs
         work = costs[Pass.FPROP]
-        found += [
+        quantities += [
             Quantity(_natural("MAC_useful"), work.useful_macs, "multiply-adds that meet input"),
             Quantity(_natural("MAC_dense"), work.dense_macs, "multiply-adds, padding zeros included"),
             Quantity(_natural("FLOP_useful"), work.useful_flops, "two a MAC"),
@@ -215,10 +216,10 @@ class Quantities:
             Quantity(_natural("parameters"), sympy.sympify(product(named.weight_shape)).subs(back), "elements of the weight"),
         ]
         for which, spent in costs.items():
-            found.append(Quantity(_natural(f"bytes_{which}"), spent.bytes, "every tensor moved once"))
-            found.append(Quantity(_natural(f"bytes_{which}_im2col"), spent.im2col_bytes, "with the column matrix"))
-            found.append(Quantity(_natural(f"I_{which}"), sympy.together(spent.intensity), "useful FLOP a byte"))
-        return tuple(found)
+            quantities.append(Quantity(_natural(f"bytes_{which}"), spent.bytes, "every tensor moved once"))
+            quantities.append(Quantity(_natural(f"bytes_{which}_im2col"), spent.im2col_bytes, "with the column matrix"))
+            quantities.append(Quantity(_natural(f"I_{which}"), sympy.together(spent.intensity), "useful FLOP a byte"))
+        return tuple(quantities)
 
     def _touched(self, expression: Expr, axis: int, j: Expr) -> tuple[Expr, Expr, Expr]:
         """gcd(stride, dilation), what each tap adds, and the sum over taps, each in terms of the one before."""
@@ -293,12 +294,12 @@ class Quantities:
     def evaluate(self, values: Mapping[Expr, int]) -> dict[str, int | Fraction]:
         """Every quantity by name, computed from the definitions as they are printed, without rounding."""
         arguments: list[int | Fraction] = [values[letter] for letter in self.hyper_parameters]
-        found: dict[str, int | Fraction] = {}
+        computed: dict[str, int | Fraction] = {}
         for name, above, below in self._compiled:
             value = Fraction(above(*arguments), below(*arguments))
-            found[name] = int(value) if value.denominator == 1 else value
-            arguments.append(found[name])
-        return found
+            computed[name] = int(value) if value.denominator == 1 else value
+            arguments.append(computed[name])
+        return computed
 
 
 def _as_ceiling(expression: Expr) -> Expr:

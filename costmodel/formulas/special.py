@@ -27,7 +27,7 @@ class Special:
     condition: Expr = sympy.true
 
     def quantity(self, quantities: Quantities, name: str) -> Expr:
-        """ "MAC_useful" or another quantity in the letters that are left."""
+        """The formula of a quantity, such as "MAC_useful", in the letters that this case leaves."""
         (general,) = (q.expression for q in quantities.definitions if str(q) == name)
         return sympy.factor_terms(general.subs(self.substitution).subs(self.claims))
 

@@ -54,7 +54,7 @@ class LibraryClock:
             strange.append("no training step was timed")
         if dtype == "float32":
             strange.append("no network in float32 was timed")
-        self.wider = STRANGE ** (len(strange) - (fold == "gpu"))  # the interval of fold "gpu" already is that of other GPUs
+        self.wider = STRANGE ** (len(strange) - (fold == "gpu"))  # fold "gpu" already has the interval of other GPUs
         self.source = "; ".join(["fitted to published times of eager PyTorch, networks in amp float16", *strange])
 
     def time(self, operator: str, which: str, problem: ConvProblem | None, spent: Cost, dtype: str) -> OperatorTime:
@@ -85,10 +85,10 @@ def riding(layers: Sequence[Layer]) -> list[Layer]:
     Operators that follow each other are assumed to feed each other, because the trace keeps no tensors. Gradients keep half of
     their bytes, as in a chain of two.
     """
-    found: list[Layer] = []
+    fused: list[Layer] = []
     for i, layer in enumerate(layers):
         if not _rides(layer):
-            found.append(layer)
+            fused.append(layer)
             continue
         first = i == 0 or not _rides(layers[i - 1])
         last = i + 1 == len(layers) or not _rides(layers[i + 1])
@@ -97,8 +97,8 @@ def riding(layers: Sequence[Layer]) -> list[Layer]:
         fed = min(read, _elements(layer.input_shape) * _size(layer.dtype))
         moved = read - (0 if first else fed) + (result if last else 0)
         steps = tuple(replace(s, cost=replace(s.cost, bytes=s.cost.bytes // 2)) for s in layer.backward)
-        found.append(replace(layer, forward=replace(layer.forward, bytes=min(moved, layer.forward.bytes)), backward=steps))
-    return found
+        fused.append(replace(layer, forward=replace(layer.forward, bytes=min(moved, layer.forward.bytes)), backward=steps))
+    return fused
 
 
 def _rides(layer: Layer) -> bool:

@@ -144,7 +144,7 @@ _TORCHVISION: list[torch.library.Library] = []
 
 
 def _patient(action: Callable[[], Any]) -> Any:
-    """The result of `action`, which may import torchvision, directly or not.
+    """The result of `action`, which may import torchvision, directly or through another module.
 
     torchvision built for another torch cannot load its C++ operators. Its import then fails, because it describes
     torchvision::nms (and qnms), which do not exist. Declaring them here lets the models, which need neither, be imported.

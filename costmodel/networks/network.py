@@ -111,7 +111,8 @@ class Network(Tables):
     """A traced model: `print(network)` is a summary, `network.on("h100")` its predicted time on a device.
 
     Counts are of a whole batch. `parameters` are elements, each counted once; `unknown` counts calls of operators whose FLOP
-    are not known; `notes` are remarks in words. `trace` makes it.
+    are not known; `notes` are remarks in words. `trace` makes it. `on` raises ValueError for a device or dtype that it does not
+    know. Shapes are those of torch, [batch, channels, *size].
 
     >>> import costmodel, torch
     >>> net = costmodel.trace(torch.nn.Conv2d(3, 8, 3), (2, 3, 32, 32))

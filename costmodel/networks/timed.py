@@ -39,7 +39,8 @@ class Forecast(Sequence[Timed], Tables):
     """The sequence of a network's `Timed` rows, in the order they run, with their totals in seconds.
 
     `print(forecast)` is the table of `costmodel model`; `to_html`, `to_csv`, `to_json`, `to_markdown` and `to_latex` return
-    text, and write it where a path is given. They need `pip install 'tritonconv[report]'`.
+    text, and write it where a path is given. They need `pip install 'tritonconv[report]'`, and raise ValueError for a path
+    that cannot be written. How times are predicted: `docs/design/prediction.md`.
 
     >>> import costmodel, torch
     >>> found = costmodel.trace(torch.nn.Conv2d(3, 8, 3), (1, 3, 32, 32)).on("h100")

@@ -105,11 +105,11 @@ def formula(
     if operator not in OPERATORS:
         raise ValueError(f"operator {operator!r} is unknown: one of {', '.join(OPERATORS)}")
     form = form_named(markdown=markdown, latex=latex)
-    found = symbolic(OPERATORS[operator], operator.startswith("conv_transpose"), symmetric=symmetric)
+    formula = symbolic(OPERATORS[operator], operator.startswith("conv_transpose"), symmetric=symmetric)
     if form:
-        typer.echo({"latex": found.latex, "markdown": found.markdown}[form](), nl=False)
+        typer.echo({"latex": formula.latex, "markdown": formula.markdown}[form](), nl=False)
     else:
-        terminal.show_derivation(terminal.console(), found.plain())
+        terminal.show_derivation(terminal.console(), formula.plain())
 
 
 @app.command()
@@ -218,17 +218,17 @@ def solve(
         "dilation": dilation,
     }
     form = form_named(json=json, markdown=markdown, latex=latex)
-    found = solved(for_, **given, transposed=transposed, output_padding=output_padding, symmetric=not total)
+    solution = solved(for_, **given, transposed=transposed, output_padding=output_padding, symmetric=not total)
     if form == "json":
-        low_high = {name: getattr(found, name) for name in ("solved_for", "symbol", "low", "high", "reason")}
-        typer.echo(export.to_json(low_high | {"solution": str(found), "derivation": found.plain()}), nl=False)
+        low_high = {name: getattr(solution, name) for name in ("solved_for", "symbol", "low", "high", "reason")}
+        typer.echo(export.to_json(low_high | {"solution": str(solution), "derivation": solution.plain()}), nl=False)
     elif form:
-        typer.echo({"markdown": found.markdown, "latex": found.latex}[form](), nl=False)
+        typer.echo({"markdown": solution.markdown, "latex": solution.latex}[form](), nl=False)
     else:
         out = terminal.console()
-        out.print(f"[bold]{found.solved_for}[/]: {found}")
+        out.print(f"[bold]{solution.solved_for}[/]: {solution}")
         out.print()
-        terminal.show_derivation(out, found.plain())
+        terminal.show_derivation(out, solution.plain())
 
 
 @app.command(name="devices")

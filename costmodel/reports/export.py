@@ -98,9 +98,9 @@ def rows_of(value: Any) -> Sequence[Any]:
     if is_dataclass(value) and not isinstance(value, type):
         return [value]
     if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)):
-        found = [*value]
-        if all(is_dataclass(row) and not isinstance(row, type) for row in found):
-            return found
+        rows = [*value]
+        if all(is_dataclass(row) and not isinstance(row, type) for row in rows):
+            return rows
     raise TypeError(f"value must be a network, a layer, a forecast, a report or a sequence of rows, got {type(value).__name__}")
 
 

@@ -27,7 +27,7 @@ def asset(name: str) -> str:
 
 
 def page(*reports: Report) -> str:
-    """The whole file: of one report, or of two with what tells them apart above both."""
+    """The whole file for one report. For two reports their differences come first, then both."""
     if len(reports) > 1:
         return _comparison(SideBySide((reports[0], reports[1])))
     (report,) = reports

@@ -13,7 +13,7 @@ from costmodel.reports.units import share, si
 
 
 def tell(artist: Artist, target: str, words: str) -> None:
-    """A link to a row of the page, and what is said of it where somebody points at it."""
+    """Adds to an artist a link to a row of the page, and the words that show when somebody points at it."""
     if isinstance(artist, PathCollection):
         artist.set_urls([f"#{target}"])
     else:

@@ -187,7 +187,7 @@ def _ends(operator: str, sizes: list[str], words: dict[str, str]) -> tuple[int, 
 
 
 def _short(values: Sequence[object]) -> str:
-    """One value where all are alike, else one an axis."""
+    """One value where all are alike, otherwise one per axis."""
     return str(values[0]) if len(set(values)) == 1 else by(values)
 
 

@@ -115,7 +115,7 @@ def inputs_named(texts: Sequence[str]) -> Arguments:
 
 
 def arguments_named(texts: Sequence[str]) -> dict[str, Any]:
-    """Arguments of a model's factory: "weights=None", "num_classes=10"; what is no Python literal is a string."""
+    """Arguments of a model's factory, such as "weights=None". A value that is no Python literal is a string."""
     arguments: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")

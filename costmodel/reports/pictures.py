@@ -270,7 +270,7 @@ def _by_module(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
 
 
 def blank_figure(width: float, height: float, theme: Theme) -> Figure:
-    """A figure of so many inches, to be drawn without a display."""
+    """A figure of this width and height in inches, which is drawn without a display."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor=theme.paper)
     FigureCanvasAgg(figure)
     return figure
@@ -325,13 +325,13 @@ def label_points(
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     frame = axes.get_window_extent(renderer)
     pixel = figure.dpi / 72
-    taken = [text.get_window_extent(renderer) for text in axes.texts]
+    occupied = [text.get_window_extent(renderer) for text in axes.texts]
     legend = axes.get_legend()
-    taken += [legend.get_window_extent(renderer)] if legend else []
+    occupied += [legend.get_window_extent(renderer)] if legend else []
     for at, area in avoid:
         x, y = axes.transData.transform(at)
         radius = math.sqrt(area / math.pi) * pixel
-        taken.append(Bbox.from_extents(x - radius, y - radius, x + radius, y + radius))
+        occupied.append(Bbox.from_extents(x - radius, y - radius, x + radius, y + radius))
     for at, text, area in named:
         probe = axes.text(0, 0, text, fontsize=8.5)
         extent = probe.get_window_extent(renderer)
@@ -342,8 +342,8 @@ def label_points(
             dx, dy = radius * math.cos(math.radians(angle)), radius * math.sin(math.radians(angle))
             left = x + dx - (0 if dx > 1 else extent.width if dx < -1 else extent.width / 2)
             box = Bbox.from_bounds(left, y + dy - extent.height / 2, extent.width, extent.height)
-            if frame.contains(box.x0, box.y0) and frame.contains(box.x1, box.y1) and not box.count_overlaps(taken):
-                taken.append(box)
+            if frame.contains(box.x0, box.y0) and frame.contains(box.x1, box.y1) and not box.count_overlaps(occupied):
+                occupied.append(box)
                 side = "left" if dx > 1 else "right" if dx < -1 else "center"
                 place: dict[str, Any] = {"xytext": (dx / pixel, dy / pixel), "textcoords": "offset points"}
                 if reach > 4:  # below all texts, so that no line runs through one
@@ -370,7 +370,7 @@ def receptive_says_something(rows: Sequence[Row]) -> bool:
 
 
 def _sections(names: Sequence[str], limit: int = 16) -> dict[int, str]:
-    """Position and name of the rows where a new module begins, by as much of the path as gives few enough names."""
+    """Position and name of the rows where a new module begins. Names are cut to so few parts of the path that they are few."""
     for depth in (3, 2, 1):
         heads = [".".join(name.split(".")[:depth]) for name in names]
         if len(set(heads)) <= limit + 8:

@@ -38,7 +38,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class SideBySide(Tables):
-    """Two reports. `print` shows their totals, `lines` and `pairs` are rows, `to_html` makes a page of both.
+    """Two reports. `print` shows their totals, and `lines` and `pairs` are rows with times in seconds. `to_html` makes one
+    page of both; it raises ValueError for a path that cannot be written.
 
     >>> import costmodel, torch
     >>> net = costmodel.trace(torch.nn.Conv2d(3, 8, 3), (1, 3, 32, 32))
@@ -74,7 +75,7 @@ class SideBySide(Tables):
             ratio = last / first if first and last else None
             return Line(quantity, values, tuple("–" if v is None else words(v) for v in values), ratio)
 
-        found = [
+        lines = [
             line("operators", lambda report: report.operators, lambda v: f"{v:,}"),
             line("convolutions", lambda report: report.convolutions, lambda v: f"{v:,}"),
             line("parameters", lambda report: report.parameters, si),
@@ -87,19 +88,19 @@ class SideBySide(Tables):
             line("roofline, training step", lambda report: report.totals[1].roofline_seconds, duration),
         ]
         for timed in dict.fromkeys(report.timed for report in self.reports):
-            found.append(line(f"predicted {timed}", lambda report, timed=timed: report.seconds_of(timed), duration))  # type: ignore[misc]
-        return tuple(found)
+            lines.append(line(f"predicted {timed}", lambda report, timed=timed: report.seconds_of(timed), duration))  # type: ignore[misc]
+        return tuple(lines)
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
         """Rows by name: those of the first report in their order, then those that only the last one has."""
         first, last = ({row.name: row for row in report.rows} for report in self.reports)
-        found = []
+        pairs = []
         for name in dict.fromkeys([*first, *last]):
             times = [rows[name].seconds if name in rows else None for rows in (first, last)]
             ratio = times[1] / times[0] if times[0] and times[1] else None
-            found.append(Pair(name, (first.get(name) or last[name]).op, times[0], times[1], ratio))
-        return tuple(found)
+            pairs.append(Pair(name, (first.get(name) or last[name]).op, times[0], times[1], ratio))
+        return tuple(pairs)
 
     def table_rows(self) -> Sequence[Pair]:
         """What a table of both holds."""

@@ -57,7 +57,7 @@ def optional(value: Any, text: Callable[[Any], str] = str) -> str:
 
 
 def show_derivation(out: Console, text: str) -> None:
-    """Prose and indented formulas; what a line has too much of goes on below, further in."""
+    """Prints prose and indented formulas. A line that is too long continues on the next one, indented further."""
     for line in text.splitlines():
         inset = line[: len(line) - len(line.lstrip())]
         folded = textwrap.wrap(line, out.width, subsequent_indent=inset and inset + "  ", break_long_words=False)

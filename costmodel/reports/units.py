@@ -91,5 +91,5 @@ def apart(names: Sequence[str], width: int) -> list[str]:
 
 
 def _cut(name: str, width: int, tail: int) -> str:
-    """At most `width` letters, of which the last `tail` are the name's last."""
+    """A name shortened to `width` letters; it keeps its last `tail` letters."""
     return name if len(name) <= width else name[: width - 1 - tail] + "…" + name[len(name) - tail :]

@@ -91,7 +91,7 @@ def causal(
     sequences = x.shape[0]
     if seq_idx is not None:
         _indices(function, "seq_idx", seq_idx, x, 2)
-        _name_shape(function, "seq_idx", seq_idx, (x.shape[0], x.shape[2]), "one number a column of x")
+        _name_shape(function, "seq_idx", seq_idx, (x.shape[0], x.shape[2]), "one number per column of x")
         for name, asked in (
             ("cu_seqlens", cu_seqlens is not None),
             ("initial_state", initial_state is not None),
@@ -109,7 +109,7 @@ def causal(
         sequences = cu_seqlens.shape[0] - 1
     if initial_state is not None:
         shape = (sequences, x.shape[1], weight.shape[1] - 1)
-        _name_shape(function, "initial_state", initial_state, shape, "K - 1 columns a channel of each sequence")
+        _name_shape(function, "initial_state", initial_state, shape, "K - 1 columns per channel of each sequence")
 
 
 def pool(function: str, x: Any, conv_state: Any, weight: Any, bias: Any, how: Any, cu_seqlens: Any) -> None:
@@ -146,18 +146,18 @@ def rows(
     for name, value in (("cache_seqlens", cache_seqlens), ("conv_state_indices", conv_state_indices)):
         if value is not None:
             _indices(function, name, value, x, 1)
-            _name_shape(function, name, value, (count,), "one number a sequence of x")
+            _name_shape(function, name, value, (count,), "one number per sequence of x")
     if has_initial_state is not None:
         if not isinstance(has_initial_state, torch.Tensor) or has_initial_state.dtype != torch.bool:
             kind = getattr(has_initial_state, "dtype", type(has_initial_state).__name__)
             raise TypeError(f"{function}(): argument 'has_initial_state' must be a Tensor of torch.bool, got {kind}")
-        _name_shape(function, "has_initial_state", has_initial_state, (count,), "one value a sequence of x")
+        _name_shape(function, "has_initial_state", has_initial_state, (count,), "one value per sequence of x")
 
 
 def accepted(function: str, x: torch.Tensor, conv_state: torch.Tensor, weight: torch.Tensor, value: Any, ring: Any) -> None:
     """num_accepted_tokens of an update, whose state must have room for tokens that were not."""
     _indices(function, "num_accepted_tokens", value, x, 1)
-    _name_shape(function, "num_accepted_tokens", value, (x.shape[0],), "one number a sequence of x")
+    _name_shape(function, "num_accepted_tokens", value, (x.shape[0],), "one number per sequence of x")
     if ring is not None:
         raise RuntimeError(
             f"{function}(): num_accepted_tokens does not go with cache_seqlens, got both: a ring goes back by smaller "
@@ -194,4 +194,4 @@ def update(
     for name, value in (("cache_seqlens", cache_seqlens), ("conv_state_indices", conv_state_indices)):
         if value is not None:
             _indices(function, name, value, x, 1)
-            _name_shape(function, name, value, (batch,), "one number a sequence of x")
+            _name_shape(function, name, value, (batch,), "one number per sequence of x")

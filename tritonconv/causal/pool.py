@@ -6,8 +6,8 @@ import torch
 
 
 class Rows:
-    """Which row of a pool [rows, C, S] is whose: those of `indices` int32 [B], or in order. A number that is no row reads
-    zeros and changes nothing."""
+    """The rows of a pool [rows, C, S] that belong to the B sequences: those that `indices` int32 [B] names, or the first B in
+    order. A number without a row reads zeros and changes nothing."""
 
     def __init__(self, pool: torch.Tensor, count: int, indices: torch.Tensor | None) -> None:
         self.pool = pool

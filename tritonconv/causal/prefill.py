@@ -33,7 +33,7 @@ def causal_conv1d_prefill(
     column n % S is column n. A sequence without a row begins with zeros and leaves nothing. has_initial_state bool [B]: those
     that do not begin with zeros whatever their row holds; None is all of them.
 
-    One kernel for out and one for what is left, beside a few small ones of torch that copy K - 1 columns a sequence. out has
+    One kernel for out and one for what is left, beside a few small ones of torch that copy K - 1 columns per sequence. out has
     the derivatives of x, weight and bias; the pool counts as a constant, and as changed for autograd.
 
     Raises TypeError, ValueError or RuntimeError naming the argument, before anything is launched, and on the CPU IndexError and

@@ -33,7 +33,7 @@ def of_unfold(number: int | None, *args: Any, **kwargs: Any) -> Found:
 
 
 def of_fold(number: int | None, *args: Any, **kwargs: Any) -> Found:
-    """The same of a call of `fold`: "dgrad", and "fprop", its gradient."""
+    """The same for a call of `fold`: "dgrad" is the call itself and "fprop" its gradient."""
     given = _bound(fold, args, kwargs)
     forced = plan_text(given.pop("plan"), "fold", Pass.DGRAD, own=model.FAMILY)
     batched, window = check.fold(**given)

@@ -10,8 +10,9 @@ import torch
 
 from tritonconv import plans
 from tritonconv.deform import (
+    batching,  # noqa: F401  registers the rules
     check,
-    op,  # noqa: F401  registers the op
+    op,  # noqa: F401  registers the ops
 )
 from tritonconv.functional import Size, know_subclass
 from tritonconv.invariant import by_image, is_on
@@ -50,8 +51,8 @@ def deform_conv2d(
     sample is rounded to input's dtype before the product. Sums are float32 (float64) and are rounded once. Samples are never
     written to memory.
 
-    All five tensors have gradients, with the same bits on every run. The gradients have none of their own. The gradient of
-    input needs workspace (`docs/design/deform.md`).
+    All five tensors have gradients, with the same bits on every run. They, and tangents (`jvp`), have derivatives of any order,
+    which are sums of up to seven calls each. The gradient of input needs workspace (`docs/design/deform.md`).
 
     Raises torchvision's exception types, naming the argument, before anything is launched: TypeError for what is no tensor, int
     or plan, ValueError for an input that does not have four axes, and RuntimeError for everything else. A kernel larger than

@@ -5,7 +5,7 @@
     deform_backward(dy, x, offset, w, mask, stride, padding, dilation, needs, plan) -> (dx, doffset, dw, dmask), those that
            `needs` asks for, the others of no elements
 
-Both groups follow from the shapes. `padding` is one number an axis. The second op has no derivative, and says so.
+Both groups follow from the shapes. `padding` is one number an axis. Derivatives of both: `tritonconv.deform.derivatives`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from costmodel.problem import ConvProblem
 from tritonconv import operands, private
 from tritonconv.autograd import _below_autograd, _bias_gradient, _Primitive, as_parameter
 from tritonconv.deform import backward as gradients
-from tritonconv.deform import check, cpu, launch
+from tritonconv.deform import check, cpu, derivatives, launch
+from tritonconv.deform.derivatives import Of, Window
 from tritonconv.host import either
 from tritonconv.layout import allocate
 from tritonconv.op import LIBRARY
@@ -152,8 +153,9 @@ def _backward_flops(
 
 class _Deform(_Primitive):
     @classmethod
-    def tangents(cls, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError("deform_conv2d(): forward-mode derivatives are not served")
+    def tangents(cls, ctx: Any, saved: tuple[Any, ...], *given: Maybe) -> Maybe:
+        tx, toffset, tw, tb, tmask, *_ = given
+        return derivatives.tangent(Of(*saved), Of(tx, toffset, tw, tmask), tb, Window(tuple(ctx.window), ctx.plan))
 
     @staticmethod
     def forward(*args: Any) -> Any:
@@ -165,26 +167,34 @@ class _Deform(_Primitive):
         *ctx.window, ctx.plan = window
         ctx.strides = w.stride()
         ctx.set_materialize_grads(False)
+        ctx.save_for_forward(x, offset, w, mask)
         ctx.save_for_backward(x, offset, w, mask)
 
     @staticmethod
     def backward(ctx: Any, dy: Maybe) -> Any:
         if dy is None:
             return (None,) * 9
-        x, offset, w, mask = ctx.saved_tensors
         needs_x, needs_offset, needs_w, needs_b, needs_mask, *_ = ctx.needs_input_grad
-        needs = [needs_x, needs_offset, needs_w, needs_mask]
-        made: list[Maybe] = [None] * 4
-        if any(needs):
-            results = _OPS.deform_backward(dy, x, offset, w, mask, *ctx.window, needs, ctx.plan)
-            made = [each if asked else None for each, asked in zip(results, needs, strict=True)]
-        dx, doffset, dw, dmask = made
+        needs, window = (needs_x, needs_offset, needs_w, needs_mask), Window(tuple(ctx.window), ctx.plan)
+        dx, doffset, dw, dmask = derivatives.gradients(dy, Of(*ctx.saved_tensors), needs, window)
         dw = None if dw is None else as_parameter(dw, ctx.strides)
         return dx, doffset, dw, _bias_gradient(dy) if needs_b else None, dmask, *(None,) * 4
 
 
 class _Backward(_Primitive):
-    """The gradients, which have none."""
+    """The gradients, whose derivatives are sums of both ops' results again."""
+
+    @classmethod
+    def tangents(cls, ctx: Any, saved: tuple[Any, ...], *given: Maybe) -> Any:
+        dy, *rest = saved
+        tdy, *moved = given[:5]
+        of, window = Of(*rest), Window(tuple(ctx.window), ctx.plan)
+        total = derivatives.Sum(of)
+        total.add(derivatives.moved_gradients(dy, of, Of(*moved), ctx.needs, window))
+        if tdy is not None:
+            total.add(derivatives.gradients(tdy, of, ctx.needs, window))
+        made = zip(total.rounded(), gradients.allocated(*of, ctx.needs), strict=True)
+        return tuple(torch.zeros_like(like) if part is None else part for part, like in made)
 
     @staticmethod
     def forward(*args: Any) -> Any:
@@ -192,11 +202,20 @@ class _Backward(_Primitive):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
+        dy, x, offset, w, mask, *ctx.window = inputs
+        *ctx.window, ctx.needs, ctx.plan = ctx.window
+        ctx.set_materialize_grads(False)
+        ctx.save_for_forward(dy, x, offset, w, mask)
+        ctx.save_for_backward(dy, x, offset, w, mask)
 
     @staticmethod
-    def backward(ctx: Any, *_: Any) -> Any:
-        raise RuntimeError("deform_conv2d(): gradients of its gradients are not served: second derivatives are not implemented")
+    def backward(ctx: Any, *given: Maybe) -> Any:
+        dy, *rest = ctx.saved_tensors
+        of, window = Of(*rest), Window(tuple(ctx.window), ctx.plan)
+        moved = Of(*(g if asked else None for g, asked in zip(given, ctx.needs, strict=True)))
+        needs_dy, *needs = ctx.needs_input_grad[:5]
+        ddy = derivatives.tangent(of, moved, None, window) if needs_dy else None
+        return ddy, *derivatives.moved_gradients(dy, of, moved, needs, window), *(None,) * 5
 
 
 def _autograd(*args: Any) -> Any:
@@ -210,7 +229,7 @@ LIBRARY.impl("deform", _by(either(launch.forward, cpu.forward)), "CPU")
 LIBRARY.impl("deform", _autograd, "Autograd")
 LIBRARY.impl("deform_backward", _backward_by(gradients.backward), "CUDA")
 LIBRARY.impl("deform_backward", _backward_by(either(gradients.backward, cpu.backward)), "CPU")
-LIBRARY.impl("deform_backward", _Backward.apply, "Autograd")
+LIBRARY.impl("deform_backward", lambda *args: _Backward.apply(*args, *("",)[len(args) - 9 :]), "Autograd")
 torch.library.register_fake("tritonconv::deform", _by(_fake), lib=LIBRARY)
 torch.library.register_fake("tritonconv::deform_backward", _backward_by(_fake_backward), lib=LIBRARY)
 register_flop_formula(_OPS.deform)(_flops)

@@ -1,35 +1,38 @@
-"""Launches of the families "copied-...": another family's, around which torch writes x out with its padding, or adds the images
-of each pixel to the input gradient."""
+"""Launches of the families "copied-...": another family's, around which a kernel writes x out with its padding, or adds up the
+images of each pixel of the input gradient."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from costmodel.algebra import product
 from costmodel.families import family
-from costmodel.families.copied import PLACE, PREFIX, Copied, copy_launches
-from costmodel.problem import ConvProblem, Pass
+from costmodel.families.copied import PLACE, PREFIX, Copied
+from costmodel.problem import Pass
 from costmodel.tiling import Call, Plan, itemsize
-from tritonconv import padding
+from tritonconv import host
 from tritonconv.describe import describe
 from tritonconv.families.protocol import Laid, Launcher
+from tritonconv.families.written import copy, fold
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.layout import channels_last_strides, dense_strides
-from tritonconv.prepared import FusedKey, TensorKey
-from tritonconv.steps import Copies, Launch
+from tritonconv.prepared import FusedKey, TensorKey, wide
+from tritonconv.steps import Copies, Launch, Step
 
 
 @dataclass(frozen=True)
 class Written(Copies):
-    """x with its padding in a buffer of `key`, then the copies of the other family; for dgrad that buffer is the result."""
+    """x with its padding in a buffer of `key`, which `step` writes, then the copies of the other family. For dgrad that buffer
+    is the result, in the type `sums` if it has one, and `step` adds its images up."""
 
-    problem: ConvProblem
     which: Pass
     key: TensorKey
+    step: Step
     inner: Copies
+    sums: torch.dtype | None = None
 
     @property
     def elsewhere(self) -> bool:  # type: ignore[override]
@@ -37,14 +40,20 @@ class Written(Copies):
 
     def buffer(self, like: torch.Tensor) -> torch.Tensor:
         shape, strides = self.key
-        return torch.empty_strided(shape, strides, dtype=like.dtype, device=like.device)
+        return torch.empty_strided(shape, strides, dtype=self.sums or like.dtype, device=like.device)
 
     def operands(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.which == Pass.FPROP:
-            a = padding.write_out(a, self.problem, self.buffer(a))
+            a = self.written(a)
         elif self.which == Pass.WGRAD:
-            b = padding.write_out(b, self.problem, self.buffer(b))
+            b = self.written(b)
         return self.inner.operands(a, b)
+
+    def written(self, x: torch.Tensor) -> torch.Tensor:
+        """x with its padding."""
+        made = self.buffer(x)
+        self.step.start(*self.step.values({"a": x, "out": made}))
+        return made
 
     def result(self, out: torch.Tensor) -> torch.Tensor:
         return self.inner.result(self.buffer(out) if self.which == Pass.DGRAD else out)
@@ -60,7 +69,7 @@ class Written(Copies):
         if self.inner.elsewhere:
             padded = self.buffer(out)
             self.inner.finish(made, padded, used, asked)
-        padding.fold_into(out, padded, self.problem)
+        self.step.start(*self.step.values({"workspace": padded, "bias": None, "out": out}))
 
 
 class CopiedLauncher(Launcher):
@@ -74,20 +83,30 @@ class CopiedLauncher(Launcher):
         assert isinstance(found, Copied)
         return found
 
+    def widens(self, plan: Plan, call: Call) -> bool:
+        """Whether the kernel fills a buffer of another type than x's."""
+        return call.which == Pass.DGRAD and self.of(plan).sums(call.dtype) > itemsize(call.dtype)
+
     def laid(self, plan: Any, call: Call, a: TensorKey, b: TensorKey, out: TensorKey) -> Laid:
         of, place, which = self.of(plan), PLACE[call.which], call.which
         inner, problem = of.written(call), call.problem.written_out
         shape = problem.input_shape
         last = getattr(inner, place).unit == 1
         strides = channels_last_strides(shape) if last else dense_strides(shape, range(len(shape) - 1, -1, -1))
-        written = shape, strides
-        a, b, out = (written if name == place else key for name, key in (("a", a), ("b", b), ("out", out)))
+        written, asked = (shape, strides), {"a": a, "b": b, "out": out}
+        a, b, out = (written if name == place else key for name, key in asked.items())
         aligned = call.a.aligned or place == "a", call.b.aligned or place == "b"
         seen = describe(problem, which, a, b, out, aligned)
         described = Call(problem, which, call.dtype, call.precision, *seen, call.epilogue)
         laid = self.inner.laid(of.within(plan), described, a, b, out)
         copied = tuple(dict.fromkeys((*laid.copied, *(() if place == "out" else (place,)))))
-        copies = Written(call.problem, which, written, laid.copies)
+        sums = wide(getattr(torch, call.dtype)) if self.widens(plan, call) else None
+        if place == "out":
+            upcast = host.INTERPRETED and call.dtype == "bfloat16"
+            step = fold(written, asked[place], call.problem, call.dtype, None, upcast)
+        else:
+            step = copy(asked[place], written, call.problem, call.dtype)
+        copies = Written(which, written, step, laid.copies, sums)
         return laid._replace(plan=of.own(laid.plan), copied=copied, copies=copies)
 
     def launch(
@@ -103,7 +122,12 @@ class CopiedLauncher(Launcher):
     ) -> Launch:
         if plan.which == Pass.DGRAD and bias_stride is not None:
             raise ValueError(f"plan {plan} sums images behind its kernel, which adds the bias: b must be None")
-        return self.inner.launch(self.of(plan).within(plan), call, a, b, out, bias_stride, fused, upcast)
+        made = self.inner.launch(self.of(plan).within(plan), call, a, b, out, bias_stride, fused, upcast)
+        if not self.widens(plan, call) or "out" not in made.main.boxes:
+            return made
+        main = made.main  # a box has the type of x: threads store results of 32 bits themselves
+        boxes = {name: box for name, box in main.boxes.items() if name != "out"}
+        return replace(made, main=replace(main, boxes=boxes, constants=main.constants | {"STORE": False}))
 
     def kernels_of(self, which: Pass) -> str:
         return self.inner.kernels_of(which)
@@ -117,10 +141,11 @@ class CopiedLauncher(Launcher):
         return f"{inner}, of x with its {' x '.join(call.problem.modes)} padding written out{done}"
 
     def words(self, call: Call, plan: Any) -> list[str]:
-        size = itemsize(call.dtype) * product(call.problem.written_out.input_shape)
-        name = {Pass.FPROP: "x with its padding", Pass.DGRAD: "the gradient of x with its padding"}
+        of = self.of(plan)
+        size = of.sums(call.dtype) if call.which == Pass.DGRAD else itemsize(call.dtype)
+        shown = f"{size * product(call.problem.written_out.input_shape) / 1e6:.3g} MB"
+        name = f"{'the gradient of ' * (call.which == Pass.DGRAD)}x with its padding"
         return [
-            *self.inner.words(self.of(plan).written(call), self.of(plan).within(plan)),
-            f"  {name.get(call.which, name[Pass.FPROP])}: {size / 1e6:.3g} MB, in {copy_launches(call.problem, call.which)} "
-            "launches of torch's",
+            *self.inner.words(of.written(call), of.within(plan)),
+            f"  {name}: {shown}, in a launch of its own",
         ]

@@ -240,7 +240,7 @@ class Depthwise(Launcher):
             together = ", in one load" if loads_together(call, plan.taps) else ""
             lines.append(f"  each channel sums the {shape.summed} of its group in {name}{together}")
         width = load_width(call, plan)
-        lines.append(f"  {name} is read along its {'rows' if is_planes(call) else 'channels'}, {width} columns a load")
+        lines.append(f"  {name} is read along its {'rows' if is_planes(call) else 'channels'}, {width} columns per load")
         if plan.pack:
             lines.append("  w copied first, neighbouring filters next to each other")
         return lines

@@ -10,26 +10,20 @@ from typing import Any
 import torch
 import triton.language as tl
 
-from costmodel.algebra import ceil_div
 from costmodel.families.matrix import MatrixPlan
 from costmodel.families.padded import gathering, workspace_shape, written_out
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import MAX_ALIGN, Call, itemsize
+from costmodel.tiling import Call
 from tritonconv.families import gemm
-from tritonconv.families.gemm import REDUCE_BYTES, REDUCE_CHANNELS, REDUCE_PLANES
 from tritonconv.families.gemm import fits_int32 as fits_int32
 from tritonconv.families.matrix import phases
-from tritonconv.kernels.index import pack
+from tritonconv.families.written import fold, modes
 from tritonconv.kernels.padded import padded_fprop_kernel, padded_wgrad_kernel
-from tritonconv.kernels.padded_fold import padded_fold_kernel
-from tritonconv.kernels.reduce import Results
-from tritonconv.layout import channels_last_strides, operand
-from tritonconv.prepared import INT32_MAX, FusedKey, TensorKey, packed_strides, wide
+from tritonconv.layout import channels_last_strides
+from tritonconv.prepared import INT32_MAX, FusedKey, TensorKey, wide
 from tritonconv.steps import Launch, Step
 
 KERNELS = {Pass.FPROP: padded_fprop_kernel, Pass.WGRAD: padded_wgrad_kernel}
-#: Registers of a thread of the fold. Left to itself ptxas takes 32 on sm_100, where it then spilled 14 times.
-FOLD_REGISTERS = 128
 #: Constants of the kernels of "gather" that those of this family do not have: they have no plain product, and find what falls
 #: outside the image by the mode of each axis.
 DROPPED = ("PATCH", "BOUNDS", "X_FOLD")
@@ -65,44 +59,6 @@ def values_fit_int32(plan: MatrixPlan, problem: ConvProblem) -> bool:
     return images * math.prod(problem.input_size) <= INT32_MAX
 
 
-def modes(problem: ConvProblem) -> dict[str, str]:
-    """The constants that say what stands in the padding of each of three axes."""
-    return dict(zip(("MODE_D", "MODE_H", "MODE_W"), problem.with_unit_axes().modes, strict=True))
-
-
-def written_ends(problem: ConvProblem) -> tuple[tuple[int, int], ...]:
-    """(low, high) of the padding that is written out, of three axes: none where it holds zeros."""
-    full = problem.with_unit_axes()
-    return tuple((0, 0) if mode == "zeros" else pair for mode, pair in zip(full.modes, full.padding, strict=True))
-
-
-def fold(call: Call, out: TensorKey, bias_stride: int | None, upcast: bool) -> Step:
-    """The kernel that adds up the images of each pixel of dx."""
-    (images, channels, *spatial), described = out[0], operand(*out, 1, 1)
-    align = math.gcd(channels, MAX_ALIGN)
-    most = REDUCE_CHANNELS if described.unit == 1 else REDUCE_PLANES[align % 8 == 0]
-    block_n = min(most, 1 << (channels - 1).bit_length())
-    block_m = REDUCE_BYTES // max(4, itemsize(call.dtype)) // block_n
-    sizes = (images, channels // align, *(1,) * (3 - len(spatial)), *spatial, bias_stride or 0, 1)
-    low, high = zip(*written_ends(call.problem), strict=True)
-    constants = {
-        "DX_ALIGN": described.align,
-        "DX_UNIT": described.unit,
-        "C_ALIGN": align,
-        "HAS_BIAS": bias_stride is not None,
-        **modes(call.problem),
-        "RANK": len(spatial),
-        "INDEX": tl.int32 if math.prod(workspace_shape(call.problem)[1:-1]) + block_m <= INT32_MAX else tl.int64,
-        "UPCAST": upcast,
-        "BLOCK_M": block_m,
-        "BLOCK_N": block_n,
-        "maxnreg": FOLD_REGISTERS,
-    }
-    programs = ceil_div(images * math.prod(spatial), block_m) * ceil_div(channels, block_n)
-    arguments = (packed_strides(out, described), Results(*map(pack, sizes)), tuple(map(pack, low)), tuple(map(pack, high)))
-    return Step(padded_fold_kernel, programs, constants, arguments, ("workspace", "bias", "out"))
-
-
 class Padded(gemm.Gemm):
     """The launcher."""
 
@@ -127,7 +83,7 @@ class Padded(gemm.Gemm):
         made = shape, channels_last_strides(shape)
         main = gemm.sums(gathering(plan), inner, a, b, made, None, None, {}, upcast)
         main = replace(main, tensors=("a", "b", "", "workspace"), fused=False)
-        last = fold(call, out, bias_stride, upcast)
+        last = fold(made, out, call.problem, call.dtype, bias_stride, upcast)
         return Launch(
             plan, main, after=(last,), workspace=workspace_shape(call.problem), between=wide(getattr(torch, call.dtype))
         )

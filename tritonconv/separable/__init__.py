@@ -47,7 +47,7 @@ def checked(
     channels = x.shape[1]
     if depthwise_weight.shape[0] != channels or depthwise_weight.shape[1] != 1:
         raise RuntimeError(
-            f"{_NAME}(): expected depthwise_weight of shape [{channels}, 1, R, S], one filter a channel of input "
+            f"{_NAME}(): expected depthwise_weight of shape [{channels}, 1, R, S], one filter per channel of input "
             f"{list(input.shape)}, got depthwise_weight {list(depthwise_weight.shape)}"
         )
     if pointwise_weight.dim() != 4 or tuple(pointwise_weight.shape[1:]) != (channels, 1, 1) or not pointwise_weight.shape[0]:
@@ -58,7 +58,7 @@ def checked(
     filters = pointwise_weight.shape[0]
     if pointwise_bias is not None and tuple(pointwise_bias.shape) != (filters,):
         raise RuntimeError(
-            f"{_NAME}(): expected pointwise_bias of shape [{filters}], one value a filter, got pointwise_bias "
+            f"{_NAME}(): expected pointwise_bias of shape [{filters}], one value per filter, got pointwise_bias "
             f"{list(pointwise_bias.shape)}"
         )
     problem = check.conv(_NAME, 2, x, depthwise_weight, depthwise_bias, stride, padding, dilation, channels)
