@@ -2,6 +2,7 @@
 
 TESTS = ("tests/test_padded.py", "-k", "results_and_gradients or plans or beyond")
 MODES, KERNELS = "modes.py", "padded.py"
+COPIES = ("tests/test_copied.py", "-k", "the_copy_and_its_transpose")
 PROLOGUES = ("tests/test_conv_prologue.py", "-k", "test_the_definition or epilogue_behind or tiles_of_one or any_layout")
 BEFORE = "padded_prologue.py"
 
@@ -28,10 +29,12 @@ ROWS = (
     (
         "padding that begins elsewhere",
         "padded_fold.py",
-        "pixel = pixel * row_w + (at_w + low_w)",
-        "pixel = pixel * row_w + at_w",
+        "at = (at_d + low_d, at_h + low_h, at_w + low_w)",
+        "at = (at_d + low_d, at_h + low_h, at_w)",
         TESTS,
     ),
+    ("a copy whose padding begins elsewhere", "padded_copy.py", "mapped(w - unpack(low[2])", "mapped(w", COPIES),
+    ("a copy with the size of another axis", "padded_copy.py", "unpack(size[1]), MODE_H", "unpack(size[2]), MODE_H", COPIES),
     ("a wrong group", KERNELS, "x_base += group * channels", "x_base += 0 * channels", TESTS),
     ("a prologue of zeros in the padding", BEFORE, "return tl.where(mask, z, x)", "return z", PROLOGUES),
     (

@@ -21,7 +21,7 @@ from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Plan, channels_last
 from costmodel.timing import from_dram, overhead, traffic
 from tritonconv import explain, padding
-from tritonconv.families import written
+from tritonconv.families import copied, written
 from tritonconv.layout import channels_last_strides, dense_strides
 from tritonconv.prepared import key
 
@@ -190,7 +190,7 @@ def test_no_memory_for_the_copy(monkeypatch, launched):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(padding, "write_out", full)
+    monkeypatch.setattr(copied.Written, "written", full)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         for _ in range(2):
