@@ -20,6 +20,7 @@ from sequences import assert_close as assert_close_in_size
 from bench.tolerance import C_LIMIT, UNIT, Expected
 from bench.work import Work, float32_in
 from costmodel.device import DEVICES
+from costmodel.families.copied import PREFIX
 from costmodel.problem import Pass
 from costmodel.reports.notation import parse
 from costmodel.tiling import Plan
@@ -128,7 +129,8 @@ def test_a_plan(arch, layer, plan, arithmetic, layout, executed):
     with float32_in(precision):
         assert error_of(Chosen(work, forced, forced.which == Pass.FPROP, arch, ""), GPU[arch]) <= 1
     twice = (("depthwise", Pass.WGRAD), ("padded", Pass.DGRAD))
-    two_stages = forced.split > 1 or forced.family == "band" or (forced.family, forced.which) in twice
+    copied = forced.family.startswith(PREFIX)
+    two_stages = forced.split > 1 or forced.family == "band" or copied or (forced.family, forced.which) in twice
     assert len(executed) == 1 + two_stages
 
 

@@ -34,6 +34,23 @@ def is_read(mask, coordinate, size, MODE: tl.constexpr):
 
 
 @triton.jit
+def sources_of(rows, n, at, size, step, MODE_D: tl.constexpr, MODE_H: tl.constexpr, MODE_W: tl.constexpr, RANK: tl.constexpr):
+    """(offset, mask) of the pixels that stand at coordinates (d, h, w): of images n in a tensor of these steps (n, d, h, w).
+
+    Lanes without `rows`, and those that meet zeros of the padding, are masked.
+    """
+    offset = n * step[0] + mapped(at[2], size[2], MODE_W) * step[3]
+    mask = is_read(rows, at[2], size[2], MODE_W)
+    if RANK >= 2:
+        offset += mapped(at[1], size[1], MODE_H) * step[2]
+        mask = is_read(mask, at[1], size[1], MODE_H)
+    if RANK >= 3:
+        offset += mapped(at[0], size[0], MODE_D) * step[1]
+        mask = is_read(mask, at[0], size[0], MODE_D)
+    return offset, mask
+
+
+@triton.jit
 def images_of(low, high, MODE: tl.constexpr):
     """The most coordinates that `mapped` takes to one pixel, with padding of `low` and `high` pixels: the numbers of
     `image_of`. A negative `high` crops the axis."""

@@ -11,27 +11,10 @@ from tritonconv.kernels.boxes import first_box, next_box
 from tritonconv.kernels.epilogue import TRANSPOSED, add_bias, finish, rounded, store_transposed
 from tritonconv.kernels.fprop import placed
 from tritonconv.kernels.index import inside_of, load_inside, pixels_of, strides, tile_of, unpack, wide
-from tritonconv.kernels.modes import is_read, mapped
+from tritonconv.kernels.modes import sources_of
 from tritonconv.kernels.padded_prologue import prepared_rows
 from tritonconv.kernels.reduce import share_of, store_share
 from tritonconv.kernels.wgrad import new_pixels, store_filters
-
-
-@triton.jit
-def sources_of(rows, n, at, size, step, MODE_D: tl.constexpr, MODE_H: tl.constexpr, MODE_W: tl.constexpr, RANK: tl.constexpr):
-    """(offset, mask) of the pixels that stand at coordinates (d, h, w): of images n in a tensor of these steps (n, d, h, w).
-
-    Lanes without `rows`, and those that meet zeros of the padding, are masked.
-    """
-    offset = n * step[0] + mapped(at[2], size[2], MODE_W) * step[3]
-    mask = is_read(rows, at[2], size[2], MODE_W)
-    if RANK >= 2:
-        offset += mapped(at[1], size[1], MODE_H) * step[2]
-        mask = is_read(mask, at[1], size[1], MODE_H)
-    if RANK >= 3:
-        offset += mapped(at[0], size[0], MODE_D) * step[1]
-        mask = is_read(mask, at[0], size[0], MODE_D)
-    return offset, mask
 
 
 @triton.jit
