@@ -153,6 +153,7 @@ def test_explain_says_which_and_why():
         "the gradient of x with its padding: 143 MB, in a launch of its own",
     ):
         assert words in str(found), words
+    assert str(found).count("the result leaves as boxes too") == 1 and "each thread stores its own results" in str(found)
     forced = explain(tritonconv.conv2d, x, w, padding=1, padding_mode="reflect", device="h200", plan="padded")
     assert {plan.family for plan in forced.plans.values()} == {"padded"}
     kept = explain(tritonconv.conv2d, x, w, padding=1, padding_mode="reflect", device="h200", plan=found)

@@ -16,6 +16,7 @@ from costmodel.tiling import Call, Plan, itemsize
 from tritonconv import host
 from tritonconv.describe import describe
 from tritonconv.families.protocol import Laid, Launcher
+from tritonconv.families.tma import BY_BOXES, BY_THREADS
 from tritonconv.families.written import copy, fold
 from tritonconv.kernels.epilogue import Fused
 from tritonconv.layout import channels_last_strides, dense_strides
@@ -145,7 +146,10 @@ class CopiedLauncher(Launcher):
         size = of.sums(call.dtype) if call.which == Pass.DGRAD else itemsize(call.dtype)
         shown = f"{size * product(call.problem.written_out.input_shape) / 1e6:.3g} MB"
         name = f"{'the gradient of ' * (call.which == Pass.DGRAD)}x with its padding"
+        lines = self.inner.words(of.written(call), of.within(plan))
+        if self.widens(plan, call):
+            lines = [line.replace(BY_BOXES, BY_THREADS) for line in lines]
         return [
-            *self.inner.words(of.written(call), of.within(plan)),
+            *lines,
             f"  {name}: {shown}, in a launch of its own",
         ]

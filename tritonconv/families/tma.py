@@ -35,6 +35,9 @@ from tritonconv.prepared import (
 )
 from tritonconv.steps import Box, Launch, Step
 
+#: How a result leaves the kernel.
+BY_BOXES, BY_THREADS = "the result leaves as boxes too", "each thread stores its own results"
+
 
 def described(tensor: TensorKey, size: int, block: list[int], stride: tuple[int, ...] = ()) -> Box:
     """The descriptor of a tensor [outer, channel, *spatial] as [outer, *spatial, channel], for reading in steps of `stride`.
@@ -205,7 +208,7 @@ class Tma(Launcher):
         if call.which == Pass.WGRAD:
             loads = f"  boxes of {box} pixels of x; elements a load: dy {vector_widths(call, plan)[0]}"
         else:
-            leave = "the result leaves as boxes too" if access(call, plan) == "wide" else "each thread stores its own results"
+            leave = BY_BOXES if access(call, plan) == "wide" else BY_THREADS
             loads = f"  boxes of {box} pixels; {leave}"
         return matrix_words(call, plan, loads)
 
