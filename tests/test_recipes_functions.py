@@ -1,5 +1,9 @@
 """Known calls of the other functions: unbatched ones, sequences in a row. What is looked up, and what is in the key."""
 
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from test_recipes import conv, found, fused, nothing_is_known, operands, unaligned  # noqa: F401
@@ -142,6 +146,34 @@ def test_what_sequences_change_is_in_the_key(other, found, launched):  # noqa: F
     assert [recipe is None for recipe in found] == [True, False] and torch.equal(first, second)
     recipes.forget()
     assert torch.equal(causal(*tensors, **other), first)
+
+
+# ---- threads -------------------------------------------------------------------------------------------------------------
+
+
+def test_32_threads_at_once(launched):
+    """Each with one of four calls, known and not."""
+    image, sequences = [t[..., :2] if t.dim() == 3 else t for t in unbatched()], row()
+    calls = (
+        lambda: conv(*image),
+        lambda: causal(*sequences, seq_idx=IDS),
+        lambda: causal(*sequences, cu_seqlens=STARTS),
+        lambda: tritonconv.unfold(image[0], 2),
+    )
+    want = [call() for call in calls]
+    recipes.forget()
+    ready, interval = threading.Barrier(32), sys.getswitchinterval()
+
+    def work(i):
+        ready.wait()
+        return all(torch.equal(calls[j % 4](), want[j % 4]) for j in (i, i + 1))
+
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(32) as pool:
+            assert all(pool.map(work, range(32)))
+    finally:
+        sys.setswitchinterval(interval)
 
 
 # ---- windows as columns --------------------------------------------------------------------------------------------------
