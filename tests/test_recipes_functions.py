@@ -1,14 +1,19 @@
 """Known calls of the other functions: unbatched ones, sequences in a row. What is looked up, and what is in the key."""
 
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from test_recipes import conv, found, fused, nothing_is_known, operands, unaligned  # noqa: F401
 
 import tritonconv
-from tritonconv import check, launch, recipes
+from tritonconv import check, launch, recipes, steps
 from tritonconv.causal import check as causal_check
 from tritonconv.causal import launch as causal_launch
 from tritonconv.columns import check as columns_check
+from tritonconv.deform import check as deform_check
 
 pytestmark = pytest.mark.interpreter
 
@@ -144,6 +149,34 @@ def test_what_sequences_change_is_in_the_key(other, found, launched):  # noqa: F
     assert torch.equal(causal(*tensors, **other), first)
 
 
+# ---- threads -------------------------------------------------------------------------------------------------------------
+
+
+def test_32_threads_at_once(launched):
+    """Each with one of four calls, known and not."""
+    image, sequences = [t[..., :2] if t.dim() == 3 else t for t in unbatched()], row()
+    calls = (
+        lambda: conv(*image),
+        lambda: causal(*sequences, seq_idx=IDS),
+        lambda: causal(*sequences, cu_seqlens=STARTS),
+        lambda: tritonconv.unfold(image[0], 2),
+    )
+    want = [call() for call in calls]
+    recipes.forget()
+    ready, interval = threading.Barrier(32), sys.getswitchinterval()
+
+    def work(i):
+        ready.wait()
+        return all(torch.equal(calls[j % 4](), want[j % 4]) for j in (i, i + 1))
+
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(32) as pool:
+            assert all(pool.map(work, range(32)))
+    finally:
+        sys.setswitchinterval(interval)
+
+
 # ---- windows as columns --------------------------------------------------------------------------------------------------
 
 IMAGE = torch.arange(40.0).view(1, 2, 4, 5)
@@ -214,3 +247,81 @@ def test_columns_that_record_take_the_ordinary_way(name, found, launched):  # no
     for _ in range(2):
         assert call(leaf, *given).requires_grad
     assert [recipe is None for recipe in found] == [True, False, True, True]
+
+
+# ---- deformable convolutions ---------------------------------------------------------------------------------------------
+
+
+def deformable():
+    torch.manual_seed(0)
+    shapes = (1, 4, 4, 5), (1, 8, 3, 4), (2, 4, 2, 2), (2,), (1, 4, 3, 4)
+    return [torch.randn(shape) for shape in shapes]
+
+
+def deform(x, offset, w, b, mask, **given):
+    return tritonconv.deform_conv2d(x, offset, w, b, mask=mask, **given)
+
+
+def replaced(i, change):
+    return lambda *t: deform(*(change(each) if i == j else each for j, each in enumerate(t)))
+
+
+def test_a_deformable_convolution_is_known(found, launched, monkeypatch):  # noqa: F811
+    tensors = deformable()
+    first = deform(*tensors)
+    monkeypatch.setattr(deform_check, "call", None)
+    tensors[1] *= 2  # read anew by a call of the same key
+    known = deform(*tensors)
+    assert [recipe is None for recipe in found] == [True, False] and not torch.equal(first, known)
+    monkeypatch.undo()
+    recipes.forget()
+    cold = deform(*tensors)
+    assert torch.equal(cold, known) and cold.stride() == known.stride()
+
+
+DEFORMED = {
+    "dtype": lambda *t: deform(*(each.double() for each in t)),
+    "strides of x": replaced(0, lambda t: t.to(memory_format=torch.channels_last)),
+    "strides of the offset": replaced(1, lambda t: t.mT.contiguous().mT),
+    "alignment of w": replaced(2, unaligned),
+    "no bias": replaced(3, lambda t: None),
+    "no mask": replaced(4, lambda t: None),
+    "padding": lambda x, o, w, b, m: deform(x, o.new_ones(1, 8, 5, 6), w, b, m.new_ones(1, 4, 5, 6), padding=1),
+    "stride": lambda x, o, w, b, m: deform(x, o[..., :2, :2], w, b, m[..., :2, :2], stride=2),
+    "dilation": lambda x, o, w, b, m: deform(x, o[..., :2, :3], w, b, m[..., :2, :3], dilation=2),
+    "plan": lambda *t: deform(*t, plan="fprop:deform:16x16x16:w4:s1"),
+}
+
+
+@pytest.mark.parametrize("name", DEFORMED)
+def test_what_a_deformable_convolution_hangs_on_is_in_the_key(name, found, monkeypatch):  # noqa: F811
+    """Nothing is launched: only the look-ups matter, and what they find."""
+    tensors = deformable()
+    monkeypatch.setattr(launch.Launch, "run", None)
+    monkeypatch.setattr(steps.Step, "start", lambda *_, **__: None)
+    deform(*tensors), deform(*tensors)
+    found.clear()
+    first, second = (DEFORMED[name](*tensors) for _ in range(2))
+    assert [recipe is None for recipe in found] == [True, False] and first.stride() == second.stride()
+
+
+def test_windows_of_the_same_size_are_told_apart(found, launched):  # noqa: F811
+    x, offset, w, b, mask = deformable()
+    offset, mask = offset[:, :, :2].contiguous(), mask[:, :, :2].contiguous()
+    for window in ({"stride": (2, 1)}, {"dilation": (2, 1)}, {"padding": (1, 0), "stride": (3, 1)}):
+        made = [deform(x, offset, w, b, mask, **window) for _ in range(2)]
+        recipes.forget()
+        assert torch.equal(made[1], deform(x, offset, w, b, mask, **window))
+        deform(x, offset, w, b, mask, stride=(2, 1))
+    assert [recipe is None for recipe in found][:3] == [True, False, True]
+
+
+def test_a_deformable_convolution_that_records_takes_the_ordinary_way(found, launched):  # noqa: F811
+    tensors = deformable()
+    deform(*tensors), deform(*tensors)
+    tensors[1].requires_grad_()
+    for _ in range(2):
+        assert deform(*tensors).requires_grad
+    with torch.no_grad():
+        deform(*tensors), deform(*tensors)
+    assert [recipe is None for recipe in found] == [True, False, True, True, True, False]

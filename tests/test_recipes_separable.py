@@ -173,7 +173,7 @@ def test_memory_runs_out_as_in_a_first_call(launched, monkeypatch):
 
 def test_32_threads_at_once(launched):
     """Each in one kernel or in two, known and not."""
-    given = tensors()
+    given = [t[..., :1, :1] if i in (0, 5) else t for i, t in enumerate(tensors())]
     want = {way: conv(*given, plan=way) for way in WAYS}
     recipes.forget()
     ready = threading.Barrier(32)

@@ -179,6 +179,7 @@ def test_what_changes_the_answer_is_in_the_key(name, found, monkeypatch):  # noq
 def test_a_changed_weight_is_read_anew(launched):
     """Summed taps and channels-last copies belong to a version of the weight, and no recipe holds them."""
     x, w, b, *_ = tensors()
+    x = x[..., :2, :1]
     for call in (CALLS["upsample"], lambda *t: conv(t[0], t[1].contiguous(), t[2], return_cache=False)):
         for _ in range(2):
             before = call(x, w, b)

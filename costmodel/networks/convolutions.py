@@ -189,10 +189,11 @@ def _causal(named: dict[str, Any]) -> Convolution:
         each, longer = divmod(length, sequences)
         met = [problem_of(1, channels, size, taps).useful_macs if size else 0 for size in (each, each + 1)]
         lost = int(problem.useful_macs) - (sequences - longer) * met[0] - longer * met[1]
-    found = Convolution(problem, Pass.FPROP, named["b"] is not None, call=kind, before=before, lost=lost, label="causal_conv1d")
+    biased = named["b"] is not None
+    convolution = Convolution(problem, Pass.FPROP, biased, call=kind, before=before, lost=lost, label="causal_conv1d")
     last = channels * (taps - 1) * (batch if starts is None else starts.shape[0] - 1)
     moved = _read(named, "x", "w", "b", "state", "ids", "starts") + x.element_size() * (x.numel() + last * named["final"])
-    return _with_tensors(found, named, moved)
+    return _with_tensors(convolution, named, moved)
 
 
 def _update(named: dict[str, Any]) -> Convolution:
@@ -203,7 +204,7 @@ def _update(named: dict[str, Any]) -> Convolution:
     touched = 2 * columns if named["before"] is None else taps - 1 + min(x.shape[2], columns)
     moved = _read(named, "x", "w", "b", "before", "entries")
     moved += x.shape[0] * x.shape[1] * (x.shape[2] + touched) * x.element_size()
-    found = Convolution(
+    convolution = Convolution(
         _continued(x, taps),
         Pass.FPROP,
         named["b"] is not None,
@@ -212,7 +213,7 @@ def _update(named: dict[str, Any]) -> Convolution:
         planned=False,
         label="causal_conv1d_update",
     )
-    return _with_tensors(found, named, moved)
+    return _with_tensors(convolution, named, moved)
 
 
 def _video(named: dict[str, Any]) -> Convolution | None:
@@ -228,12 +229,12 @@ def _video(named: dict[str, Any]) -> Convolution | None:
     if 0 in chunk.output_shape:
         return None
     problem, before = (chunk.spatial, chunk.front + chunk.cached) if chunk.replicate else (chunk.problem, chunk.cached)
-    found = Convolution(
+    convolution = Convolution(
         problem, Pass.FPROP, named["b"] is not None, call=chunk, before=before, label=f"causal_conv{problem.rank}d"
     )
     elements = elements_of(chunk)
     made = x.element_size() * (elements["y"] + elements["next"] * named["keeps"])
-    return _with_tensors(found, named, _read(named, "x", "w", "b", "cache", "scale", "shift", "rstd", "residual") + made)
+    return _with_tensors(convolution, named, _read(named, "x", "w", "b", "cache", "scale", "shift", "rstd", "residual") + made)
 
 
 def _deform(named: dict[str, Any]) -> Convolution:
@@ -242,26 +243,26 @@ def _deform(named: dict[str, Any]) -> Convolution:
     stride, padding, dilation = (named[name] for name in ("stride", "padding", "dilation"))
     problem = ConvProblem.conv(x.shape, w.shape, stride, padding, dilation, x.shape[1] // w.shape[1])
     deformation = Deformation(problem, named["offset"].shape[1] // (2 * problem.taps), named["mask"] is not None)
-    found = Convolution(problem, Pass.FPROP, named["b"] is not None, weight=2, call=deformation, label="deform_conv2d")
+    convolution = Convolution(problem, Pass.FPROP, named["b"] is not None, weight=2, call=deformation, label="deform_conv2d")
     made = x.element_size() * product(problem.output_shape)
-    found = _with_tensors(found, named, _read(named, "x", "offset", "w", "b", "mask") + made)
-    return replace(found, after=found.after + Cost(other_flops=SAMPLE_FLOPS * deformation.samples))
+    convolution = _with_tensors(convolution, named, _read(named, "x", "offset", "w", "b", "mask") + made)
+    return replace(convolution, after=convolution.after + Cost(other_flops=SAMPLE_FLOPS * deformation.samples))
 
 
 def deform_gradient(func: Any, args: Sequence[Any], out: Any) -> tuple[Convolution, Cost]:
     """The gradients of deform_conv2d, in one operator but for the bias': the convolution, and what those that are asked for
     cost. Bytes are those of its arguments and results; what lies between its kernels is in their predicted time."""
     named = {"b": None, **arguments(func, args)}
-    found, dtype = _deform(named), named["x"].dtype
-    deformation = found.call
+    convolution, dtype = _deform(named), named["x"].dtype
+    deformation = convolution.call
     assert isinstance(deformation, Deformation)
     inputs, offsets, weights, mask = named["needs"]
     products = (inputs or offsets or mask) + weights
-    spent = replace(found, after=Cost()).cost(Pass.DGRAD, dtype)
+    spent = replace(convolution, after=Cost()).cost(Pass.DGRAD, dtype)
     others = gradient_flops(deformation, inputs, offsets or mask, weights) - 2 * deformation.macs * products
     moved = moved_bytes(func, name_of(func), args, {}, out)
     macs = {"useful_macs": spent.useful_macs * products, "dense_macs": spent.dense_macs * products}
-    return found, Cost(**macs, other_flops=others, bytes=moved, im2col_bytes=moved)
+    return convolution, Cost(**macs, other_flops=others, bytes=moved, im2col_bytes=moved)
 
 
 #: Gradients that one operator makes together: by its name, (the convolution, what they cost).
@@ -287,13 +288,13 @@ def _read(named: dict[str, Any], *names: str) -> int:
     return sum(elements(named[name]) * named[name].element_size() for name in names if named[name] is not None)
 
 
-def _with_tensors(found: Convolution, named: dict[str, Any], moved: int) -> Convolution:
+def _with_tensors(convolution: Convolution, named: dict[str, Any], moved: int) -> Convolution:
     """The convolution with an activation in its kernel, and with `moved` bytes (those of the operator's own tensors) instead of
     the problem's."""
     x, activation = named["x"], named.get("activation", "")
-    rest = moved - found.cost(Pass.FPROP, x.dtype, found.bias).bytes
+    rest = moved - convolution.cost(Pass.FPROP, x.dtype, convolution.bias).bytes
     flops = ELEMENTWISE[activation] * x.numel() if activation else 0
-    return replace(found, after=Cost(other_flops=flops, bytes=rest, im2col_bytes=rest))
+    return replace(convolution, after=Cost(other_flops=flops, bytes=rest, im2col_bytes=rest))
 
 
 def causal_gradient(func: Any, args: Sequence[Any], out: Any) -> tuple[Convolution, Cost]:
@@ -302,13 +303,13 @@ def causal_gradient(func: Any, args: Sequence[Any], out: Any) -> tuple[Convoluti
     The kernel computes the value before the activation again; that is not counted.
     """
     named = arguments(func, args)
-    found, dtype = _causal({"final": False, **named}), named["x"].dtype
-    assert isinstance(found.call, Kind)
-    found = replace(found, call=found.call._replace(backward=True), after=Cost())
+    convolution, dtype = _causal({"final": False, **named}), named["x"].dtype
+    assert isinstance(convolution.call, Kind)
+    convolution = replace(convolution, call=convolution.call._replace(backward=True), after=Cost())
     gradients = [which for which, wanted in ((Pass.DGRAD, named["wants_x"]), (Pass.WGRAD, named["wants_w"])) if wanted]
-    bias = found.bias and named["wants_w"]
-    spent = sum((found.cost(which, dtype, bias and which == Pass.WGRAD) for which in gradients), Cost())
+    bias = convolution.bias and named["wants_w"]
+    spent = sum((convolution.cost(which, dtype, bias and which == Pass.WGRAD) for which in gradients), Cost())
     activation = named["activation"]
     each = ELEMENTWISE[f"{activation}_backward"] if activation else 0
     moved = moved_bytes(func, name_of(func), args, {}, out)
-    return found, replace(spent, other_flops=each * named["x"].numel(), bytes=moved, im2col_bytes=moved)
+    return convolution, replace(spent, other_flops=each * named["x"].numel(), bytes=moved, im2col_bytes=moved)

@@ -259,15 +259,15 @@ def _viewed(x: Lineage, result: torch.Tensor) -> Lineage:
     factors = [factor for factor in factors if factor[0] != 1]
     layout: list[Dimension] = []
     for size in result.shape:
-        taken: list[Factor] = []
-        while factors and _size(tuple(taken)) < size:
-            taken.append(factors.pop(0))
-        if _size(tuple(taken)) != size:  # they do not fit: this factor and its neighbours become one factor without an axis
-            excess = _size(tuple(taken))
-            taken = [*plain(size)]
+        joined: list[Factor] = []
+        while factors and _size(tuple(joined)) < size:
+            joined.append(factors.pop(0))
+        if _size(tuple(joined)) != size:  # they do not fit: this factor and its neighbours become one factor without an axis
+            excess = _size(tuple(joined))
+            joined = [*plain(size)]
             if size and excess % size == 0:
                 factors.insert(0, (excess // size, None))
-        layout.append(tuple(taken))
+        layout.append(tuple(joined))
     kept = x.only(layout, exact=False)
     # axes of size 1 are not among the factors and stay as they are
     fields = [x.fields[axis] if (1, axis) in ones else field for axis, field in enumerate(kept.fields)]

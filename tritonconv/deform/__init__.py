@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import torch
 
-from tritonconv import plans
+from tritonconv import plans, recipes
 from tritonconv.deform import (
     batching,  # noqa: F401  registers the rules
     check,
     op,  # noqa: F401  registers the ops
 )
+from tritonconv.deform.launch import arranged
 from tritonconv.functional import Size, know_subclass
 from tritonconv.invariant import by_image, is_on
 from tritonconv.plans import Plans
@@ -66,6 +67,11 @@ def deform_conv2d(
     >>> tritonconv.deform_conv2d(x, half_a_pixel_to_the_right, w)[0, 0, 0]
     tensor([0.5000, 1.5000, 2.5000, 1.5000])
     """
+    tensors = input, offset, weight, bias, mask
+    key = recipes.key(("deform_conv2d", stride, padding, dilation), plan, *tensors)
+    if (recipe := recipes.known(key)) is not None:
+        known: torch.Tensor = recipe.run(*tensors)
+        return known
     window = check.call(input, offset, weight, bias, stride, padding, dilation, mask)
     words = plans.text(plan, "deform_conv2d", own="deform")
     know_subclass(input)
@@ -74,6 +80,12 @@ def deform_conv2d(
         result: torch.Tensor = _OPS.deform(images, moved, weight, bias, factors, *window, words)
         return result
 
-    tensors = (input, offset, mask)
-    y: torch.Tensor = by_image(made, tensors) if is_on() and len(input) > 1 else made(*tensors)
+    batched = (input, offset, mask)
+    if is_on() and len(input) > 1:
+        y: torch.Tensor = by_image(made, batched)
+        return y
+    y = made(*batched)
+    if key is not None and y.numel() and not recipes.records(*tensors) and recipes.may_keep(key, *tensors):
+        deformation = check.described(input, offset, weight, mask, *window, "deform_conv2d()")
+        recipes.keep(key, arranged(deformation, *tensors, words))
     return y

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,11 +13,11 @@ from costmodel.algebra import product
 from costmodel.deform import Deformation, DeformCall, DeformPlan
 from costmodel.problem import Pass
 from costmodel.tiling import MAX_ALIGN, Operand
-from tritonconv.host import INTERPRETED, index_of
+from tritonconv.host import INTERPRETED, index_of, turn
 from tritonconv.kernels.deform import Deformed, deform_kernel
 from tritonconv.kernels.index import pack
 from tritonconv.launch import DTYPES, device_model, fp32_precision, on
-from tritonconv.layout import allocate, channels_last_copy, channels_last_strides, operand
+from tritonconv.layout import allocate, channels_last_copy, channels_last_strides, operand, output_strides
 from tritonconv.plans import plan_for
 from tritonconv.prepared import INT32_MAX, TensorKey, accumulator, key, packed_strides
 from tritonconv.steps import Launch, Step, clamped
@@ -159,6 +159,54 @@ def prepare(
     return clamped(Launch(plan, Step(deform_kernel, tiles_m * tiles_n, constants, arguments)), device_model(device).capability)
 
 
+class Arranged(NamedTuple):
+    """What a call takes, without its tensors."""
+
+    main: Step
+    packs: tuple[str, ...]  # "a" where the input is copied first, "b" where the weight is
+    y: TensorKey
+
+    def run(
+        self, x: torch.Tensor, offset: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """y [N, K, P, Q]. Autograd records nothing."""
+        y = torch.empty_strided(*self.y, dtype=x.dtype, device=x.device)
+        with turn() if x.is_cpu else on(x):
+            x = channels_last_copy(x) if "a" in self.packs else x
+            w = channels_last_copy(w) if "b" in self.packs else w
+            self.main.start(x, offset, mask, w, b, y, *self.main.arguments)
+        return y
+
+
+def arranged(
+    deformation: Deformation,
+    x: torch.Tensor,
+    offset: torch.Tensor,
+    w: torch.Tensor,
+    b: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    forced: str,
+) -> Arranged:
+    """What a call on these tensors takes."""
+    shape = tuple(deformation.problem.output_shape)
+    y = shape, output_strides(shape, x, w)
+    prepared = prepare(
+        deformation,
+        x.dtype,
+        fp32_precision(),
+        index_of(x),
+        key(x),
+        key(offset),
+        key(w),
+        y,
+        None if mask is None else key(mask),
+        None if b is None else b.stride(0),
+        forced,
+    )
+    assert isinstance(prepared.plan, DeformPlan)
+    return Arranged(prepared.main, prepared.plan.pack, y)
+
+
 def forward(
     deformation: Deformation,
     x: torch.Tensor,
@@ -169,26 +217,6 @@ def forward(
     forced: str = "",
 ) -> torch.Tensor:
     """y [N, K, P, Q] by one kernel."""
-    y = allocate(deformation.problem.output_shape, x, w)
-    if not y.numel():
-        return y
-    prepared = prepare(
-        deformation,
-        x.dtype,
-        fp32_precision(),
-        index_of(x),
-        key(x),
-        key(offset),
-        key(w),
-        key(y),
-        None if mask is None else key(mask),
-        None if b is None else b.stride(0),
-        forced,
-    )
-    assert isinstance(prepared.plan, DeformPlan)
-    packed, main = prepared.plan.pack, prepared.main
-    with on(x):
-        x = channels_last_copy(x) if "a" in packed else x
-        w = channels_last_copy(w) if "b" in packed else w
-        main.start(x, offset, mask, w, b, y, *main.arguments)
-    return y
+    if 0 in deformation.problem.output_shape:
+        return allocate(deformation.problem.output_shape, x, w)
+    return arranged(deformation, x, offset, w, b, mask, forced).run(x, offset, w, b, mask)

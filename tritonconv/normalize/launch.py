@@ -72,8 +72,8 @@ def _step(kernel: Any, programs: int, constants: dict[str, Any], arguments: tupl
 
 def _described(x: TensorKey, dtype: str) -> tuple[Any, dict[str, Any]]:
     """(packed strides, constants) of x as kernels read it."""
-    of = operand(*x, 1, 1)
-    return packed_strides(x, of), {"X_ALIGN": of.align, "X_UNIT": of.unit, "ACC": accumulator(dtype)}
+    described = operand(*x, 1, 1)
+    return packed_strides(x, described), {"X_ALIGN": described.align, "X_UNIT": described.unit, "ACC": accumulator(dtype)}
 
 
 def is_linear(x: TensorKey, frames: int) -> bool:

@@ -172,9 +172,9 @@ def _fake_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
 # ---- gradients ----------------------------------------------------------------------------------------------------------
 
 
-def _like(gradient: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
-    """A gradient summed over what `of` was broadcast along, in its dtype."""
-    return gradient.sum_to_size(of.shape).to(of.dtype)
+def _like(gradient: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A gradient with the shape and dtype of `like`: it is summed along the axes where `like` was broadcast."""
+    return gradient.sum_to_size(like.shape).to(like.dtype)
 
 
 class _Normalize(_Primitive):
@@ -195,8 +195,8 @@ class _Normalize(_Primitive):
         values = Values(scale, shift, rstd, ctx.activation, ctx.slope)
         dz, wide = widened(g), widened(x)
         if ctx.activation:
-            z, of = _sums(x, values), ACTIVATIONS[ctx.activation]
-            dz = of.backward(dz, z if needs_z(ctx.activation, ctx.slope) else of.forward(z, ctx.slope), ctx.slope)
+            z, function = _sums(x, values), ACTIVATIONS[ctx.activation]
+            dz = function.backward(dz, z if needs_z(ctx.activation, ctx.slope) else function.forward(z, ctx.slope), ctx.slope)
         scaled = dz if scale is None else dz * over_pixels(scale)
         read = wide if rstd is None else wide * over_channels(rstd)
         needs = ctx.needs_input_grad
