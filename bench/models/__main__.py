@@ -82,8 +82,8 @@ def page(known: dict[str, dict[str, Any]], names: list[str]) -> str:
         "every parameter are compared with float64; the error is in parts of what torch's own float32 has, or of 1e-5 of the "
         "largest value where that is more, and may be 8. Launches are counted, so that torch's convolution is never compared "
         "with itself. What `torch.compile` ran, which the column before the last one says, is held to the same, by as many "
-        "launches. Each model is given back by `revert` at the "
-        "end, with the bits of the original.",
+        "launches. Each model is given back by `revert` at the end, with the bits of the original. Where rounding moves a "
+        "value across the kink of a ReLU, gradients jump, so another input is drawn.",
         "",
         "| model | convolutions replaced | calls | launches | weight gradients | error | by | compiled | left to torch |",
         "|---|---|---|---|---|---|---|---|---|",
