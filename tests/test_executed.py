@@ -160,7 +160,7 @@ def test_words_positions_and_other_kernels_do_not_age_a_kernel(sources):
             ">= (3, 8)",
             {
                 *("fprop_kernel", "dgrad_kernel", "reduce_kernel", "video_kernel", "deform_kernel", "scatter_kernel"),
-                *("padded_fprop_kernel", "padded_fold_kernel"),
+                *("padded_fprop_kernel", "padded_copy_kernel", "padded_fold_kernel"),
             },
         ),  # a constant that it reads
         ("band.py", "class Band(NamedTuple):\n", "class Band(NamedTuple):\n    first: int\n", set(kernels_of(["band"]))),

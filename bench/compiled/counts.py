@@ -34,12 +34,19 @@ from tritonconv import host
 #: Architectures, each with the device whose plans are used.
 ARCHS = {80: "NVIDIA A100-SXM4-80GB", 90: "NVIDIA H200"}
 SOME = ("fp16", "fp32"), (Pass.FPROP, Pass.DGRAD)
+ONCE = ("fp16", "fp32"), (Pass.FPROP,)
 #: Kernels that are never the first choice for such small layers: sums that programs share, windows that slide, filters in a
-#: loop. Each has a layer, the plan, the types and passes.
+#: loop, copies with the padding. Each has a layer, the plan, the types and passes.
 FORCED = {
     "shared gather": ("conv2d n4 c64 15x13 -> 96 k3 p1", "{}:gather:64x32x32:w4:s3:split2", tuple(NUMBERS), tuple(Pass)),
     "slide depthwise": ("conv2d n4 c64 15x28 -> 64 k3 p1 g64", "{}:depthwise:4x32x4:w4:s3:rows5", *SOME),
     "slide depthwise, odd rows": ("conv2d n4 c64 15x13 -> 64 k3 p1 g64", "{}:depthwise:4x32x4:w4:s3:rows5", *SOME),
+    "copied gather": ("conv2d n4 c64 15x13 -> 96 k3 p1 reflect", "{}:copied-gather:64x32x32:w4:s3", *ONCE),
+    "copied depthwise": (
+        "conv2d n4 c64 15x28 -> 64 k3 p1 circular g64",
+        "{}:copied-depthwise:4x32x4:w4:s3:rows5",
+        *ONCE,
+    ),
     "taps depthwise": ("conv2d n2 c32 20x20 -> 32 k9 p4 g32", "{}:depthwise:4x32x4:w4:s3:taps1x3", *SOME),
 }
 #: Kinds of access, by how an instruction begins. The first ones have sectors, the others wavefronts.
