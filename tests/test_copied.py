@@ -129,6 +129,16 @@ def test_a_gradient_of_16_bits_is_added_up_in_32():
     assert narrow.sums("bfloat16") == 2 and narrow.copied_bytes(call) == 2 * (inside + whole)
 
 
+def test_images_are_rounded_one_by_one_in_narrow_groups_alone():
+    """Three channels and four filters are served by the kernels for narrow groups too."""
+    few, names = layer("conv2d 3x4x5 k3 p1 replicate c4 n2").problem, ("copied-depthwise", "copied-band")
+    for dtype, left in (("float16", True), ("bfloat16", True), ("float32", False)):
+        call = channels_last(few, Pass.DGRAD, dtype)
+        assert not left or not {plan.family for plan in candidates(call, H200)} & {*names}
+        assert behind_copies()["copied-depthwise"].is_left_out(call) == left
+    assert "copied-depthwise" in {plan.family for plan in candidates(channels_last(DEPTHWISE, Pass.DGRAD, "float16"), H200)}
+
+
 @pytest.mark.parametrize("plan", ["copied-tma", "copied-gather"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_each_pixel_of_a_gradient_is_rounded_once(dtype, plan, launched):

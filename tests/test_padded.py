@@ -161,6 +161,7 @@ def test_what_follows_is_in_the_same_kernel(name, launched):
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize(
     ("mode", "ends"),
     [
