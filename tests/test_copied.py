@@ -20,8 +20,9 @@ from costmodel.plan import candidates, predict, select
 from costmodel.problem import ConvProblem, Pass
 from costmodel.tiling import Plan, channels_last
 from costmodel.timing import from_dram, overhead, traffic
-from tritonconv import explain, padding
+from tritonconv import explain, host, padding
 from tritonconv.families import copied, written
+from tritonconv.launch import device_model
 from tritonconv.layout import channels_last_strides, dense_strides
 from tritonconv.prepared import key
 
@@ -143,6 +144,9 @@ def test_images_are_rounded_one_by_one_in_narrow_groups_alone():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_each_pixel_of_a_gradient_is_rounded_once(dtype, plan, launched):
     """Held to the tolerance of one rounding, at a border where nine places hold a pixel."""
+    here = device_model(host.index_of(torch.empty(0)))
+    if plan == "copied-tma" and not here.interpreted and here.capability < 90:
+        pytest.skip("boxes of pixels need compute capability 9.0")
     of = Padded((3, 4), (3, 3), ((2, 2), (2, 2)), "replicate", channels=8, filters=8)
     forced = f"dgrad:{plan}:16x16x16:w4:s1:pack-a"  # the gradient of y is contiguous
     padded.check(of, *of.tensors(dtype, last=True), plan=[forced, "fprop:padded"])

@@ -25,6 +25,7 @@ FILES = tuple(
         "opinfo",
         "paths",
         "padded",
+        "copied",
         "tma",
         "tma_wgrad",
         "band",

@@ -86,9 +86,9 @@ class Copied(Family):
         return self.inner.refusal(self.written(call), self.within(plan), device)
 
     def is_left_out(self, call: Call) -> bool:
-        """Whether a choice leaves these plans out, which `plan=` takes. They are those of a gather that fills a buffer of 32 bits
-        from 16, since with large tiles the compiler spilled, and with the others it is what "padded" launches; and those that
-        round each image to 16 bits, where the call has no groups that would leave tiles of "padded" empty."""
+        """Whether a choice leaves these plans out, which `plan=` takes. They are those of a gather that fills a buffer of 32
+        bits from 16, since with large tiles the compiler spilled, and with the others it is what "padded" launches; and those
+        that round each image to 16 bits, where the call has no groups that would leave tiles of "padded" empty."""
         if call.which != Pass.DGRAD:
             return False
         if self.sums(call.dtype) > itemsize(call.dtype):
