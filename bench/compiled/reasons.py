@@ -180,6 +180,19 @@ REASONS = (
         "As above, the other side of it.",
     ),
     Reason(
+        "read",
+        ("padded_copy_kernel",),
+        holds("contiguous"),
+        "Contiguous rows with their padding: a warp takes 32 neighbouring places, so it meets two or three rows of 15 to 30 "
+        "pixels, each of which begins anywhere in a sector and is read twice at its ends, where the padding repeats it.",
+    ),
+    Reason(
+        "written",
+        ("padded_copy_kernel",),
+        holds("contiguous"),
+        "A plane of 450 or 510 places in 16 bits begins anywhere in a sector, and a warp writes 64 bytes of it.",
+    ),
+    Reason(
         "written",
         ("reduce_kernel",),
         holds("deform"),
