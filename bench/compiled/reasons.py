@@ -193,6 +193,13 @@ REASONS = (
         "A plane of 450 or 510 places in 16 bits begins anywhere in a sector, and a warp writes 64 bytes of it.",
     ),
     Reason(
+        "read",
+        ("reduce_kernel",),
+        holds("video", "fp64"),
+        "The bias in float64: a thread has two neighbouring channels and loads their values one at a time, so each sector is "
+        "asked for twice. The partial sums beside it are read at 1.00.",
+    ),
+    Reason(
         "written",
         ("reduce_kernel",),
         holds("deform"),
