@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import NamedTuple
 
 from costmodel import plan as plans
@@ -44,9 +43,7 @@ def predict(ways: Ways, plan: Plan, device: Device) -> Prediction:
         return found
     size = itemsize(ways.apart.dtype)
     moved, first = applied(product(ways.apart.problem.input_shape), ways.prologue, size, device, plan.family)
-    total = found.seconds + first
-    low, high = (end / found.seconds * total for end in (found.low, found.high))
-    return replace(found, seconds=total, bytes=found.bytes + moved, low=low, high=high)
+    return found.beside(first, moved)
 
 
 def quickest(ways: Ways, device: Device, name: str = "") -> list[Plan]:

@@ -6,6 +6,7 @@ Plain arithmetic, standard library only.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Self
 
 from costmodel.device import Device
 from costmodel.resources import compiled_for
@@ -51,6 +52,15 @@ class Prologue:
     slope: float = 0.01
     each_image: bool = False
     each_frame: bool = False
+
+    @classmethod
+    def of(cls, activation: str, scale: Any, shift: Any, rstd: Any, slope: float = 0.01) -> Self:
+        """The prologue of the tensors scale and shift [N or 1, T or 1, C] and rstd [N, T, H, W], each of which may be None."""
+        per_channel = [tensor for tensor in (scale, shift) if tensor is not None]
+        values = sum(tensor.numel() for tensor in (scale, shift, rstd) if tensor is not None)
+        each_image, each_frame = (any(tensor.shape[axis] > 1 for tensor in per_channel) for axis in (0, 1))
+        with_scale, with_shift, with_rstd = (tensor is not None for tensor in (scale, shift, rstd))
+        return cls(activation, with_scale, with_shift, with_rstd, values, slope, each_image, each_frame)
 
     def spans(self, rows: int, pixels: int, batch: int) -> bool:
         """Whether a tile of `rows` results, of images of `pixels` results, may hold rows with different values."""

@@ -46,6 +46,19 @@ class Prediction:
     high: float = math.inf
     source: str = PRIOR_SOURCE  # where the interval comes from
 
+    def beside(self, seconds: float, moved: int, name: str = "") -> Prediction:
+        """The same prediction with a kernel beside it that takes `seconds` and moves `moved` bytes. The interval keeps its
+        share of the time. `name` is the bound where that kernel takes longer than the rest."""
+        more = 1 + seconds / self.seconds
+        return replace(
+            self,
+            seconds=self.seconds * more,
+            bytes=self.bytes + moved,
+            bound=name if name and seconds > self.seconds else self.bound,
+            low=self.low * more,
+            high=self.high * more,
+        )
+
     def noted(self, remark: str) -> Prediction:
         """The same prediction with a remark added to its source, where there is one."""
         return replace(self, source=f"{self.source}; {remark}") if remark else self

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from costmodel.lying import lies
+from costmodel.alignment import unit_and_align
 from costmodel.problem import ConvProblem
 from costmodel.recast import fold_columns, fold_row, fold_width, folded_input
 from costmodel.tiling import MAX_ALIGN, Operand
@@ -191,7 +191,7 @@ def depthwise_operand(
 ) -> Operand:
     """`operand`, for problems that the depthwise kernels may take. Nothing is read along an axis of size 1. These kernels read
     all groups at once and use `outside`."""
-    unit, align = lies(shape, strides)
+    unit, align = unit_and_align(shape, strides)
     per_group = shape[grouped_axis] // groups
     shared = math.gcd(align, per_group * strides[grouped_axis]) if groups > 1 else align
     return Operand(unit, shared, align, aligned and is_boxed(shape, strides, grouped_axis))

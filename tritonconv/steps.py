@@ -28,7 +28,8 @@ class Step:
 
     tensors: its first arguments, by name: "a", "b", "bias", "out" (the result of the last kernel), "workspace" (memory between
     two kernels), "" for none. arguments and constants: its further arguments. boxes: for tensors that it takes as TMA
-    descriptors, the descriptor without the address. fused: whether it runs the epilogue of the call. prologue: likewise.
+    descriptors, the descriptor without the address. fused: whether it runs the epilogue of the call. prologue: whether it
+    runs the prologue.
     """
 
     kernel: Any

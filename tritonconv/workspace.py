@@ -37,7 +37,7 @@ def fitting(
     try:
         return run(plan)
     except torch.OutOfMemoryError:
-        first: Any = chosen(which, problem, a, b, bias, plan, epilogue)  # whose field `split` every family has
+        first: Any = chosen(which, problem, a, b, bias, plan, epilogue)  # every family has the field `split`
         if first.split == 1 and not is_copied(first):
             raise
     if is_copied(first):

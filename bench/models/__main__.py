@@ -85,17 +85,18 @@ def page(known: dict[str, dict[str, Any]], names: list[str]) -> str:
         "launches. Each model is given back by `revert` at the end, with the bits of the original. Where rounding moves a "
         "value across the kink of a ReLU, gradients jump, so another input is drawn.",
         "",
-        "| model | convolutions replaced | calls | launches | weight gradients | error | by | compiled | left to torch |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | replaced | launches, of calls | weight gradients | error | by | compiled | left to torch |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in names:
         row = known.get(name)
         if row is None:
-            lines.append(f"| {name} | not run yet | | | | | | | |")
+            lines.append(f"| {name} | not run yet | | | | | | |")
         elif "failed" in row:
-            lines.append(f"| {name} | failed: {row['failed'].replace('|', '/')} | | | | | | | |")
+            lines.append(f"| {name} | failed: {row['failed'].replace('|', '/')} | | | | | | |")
         else:
-            counts = (f"{row['replaced']} of {row['convolutions']}", row["calls"], row["launches"], row["gradients"])
+            launches = f"{row['launches']} of {row['calls']}"
+            counts = f"{row['replaced']} of {row['convolutions']}", launches, row["gradients"]
             by = f"sm_{row['arch']}" if "arch" in row else "interpreter"
             results = row["error"], by, row.get("compiled", "not run"), "; ".join(row["left"])
             lines.append(f"| {name} | {' | '.join(map(str, (*counts, *results)))} |")

@@ -66,7 +66,8 @@ def check(entry: Entry, fuse: bool = False) -> dict[str, Any]:
         entry.call(model, x)
     converted = tritonconv.convert(model, fuse=fuse)
     told = tritonconv.report(converted)
-    for _ in range(DRAWS):
+    for draw in range(DRAWS):
+        x = torch.randn(entry.input) if draw else x
         with _Sides() as want:
             exact = _run(copy.deepcopy(model).double(), entry, x.double())[0]
         begun = time.perf_counter()
@@ -75,7 +76,6 @@ def check(entry: Entry, fuse: bool = False) -> dict[str, Any]:
         seconds = time.perf_counter() - begun
         if fuse or all(torch.equal(a, b) for a, b in zip(got.sides, want.sides, strict=True)):  # kernels rectify what is fused
             break
-        x = torch.randn(entry.input)
     torchs = _run(model, entry, x)[0]
     own = sum(not layer.replaced for layer in told.layers)
     assert _calls(forward) == calls.count or own, f"{_calls(forward)} launches for {calls.count} convolutions"

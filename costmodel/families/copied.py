@@ -26,9 +26,9 @@ PLACE = {Pass.FPROP: "a", Pass.DGRAD: "out", Pass.WGRAD: "b"}
 
 
 def copied_bytes(problem: ConvProblem, which: Pass, size: int, sums: int) -> int:
-    """Bytes that a pass moves because of the kernel around it, `size` bytes an element: x read, and written with its padding.
-    For the input gradient, in a buffer of `sums` bytes an element: what the product writes there beyond a gradient of x's
-    type, the buffer read, and dx."""
+    """Bytes that a pass moves because of the kernel around it, `size` bytes per element: x read, and written with its
+    padding. For the input gradient, in a buffer of `sums` bytes per element: what the product writes there beyond a gradient
+    of x's type, the buffer read, and dx."""
     inside, whole = product(problem.input_shape), product(problem.written_out.input_shape)
     if which != Pass.DGRAD:
         return int(size * (inside + whole))
@@ -70,7 +70,7 @@ class Copied(Family):
         return replace(plan, family=self.name)
 
     def sums(self, dtype: str) -> int:
-        """Bytes of an element of dgrad's buffer: at least four, so that the sum of a pixel's images is rounded once. Kernels
+        """Bytes per element of dgrad's buffer: at least four, so that the sum of a pixel's images is rounded once. Kernels
         for narrow groups fill it in x's type."""
         return itemsize(dtype) if self.narrow else max(4, itemsize(dtype))
 
@@ -108,19 +108,8 @@ class Copied(Family):
         return (below, None) if found is None else (seconds + copy, self.own(found))
 
     def predict(self, call: Call, plan: Any, device: Device) -> Prediction:
-        found, copy = self.inner.predict(self.written(call), self.within(plan), device), self._seconds(call, device)
-        more = 1 + copy / found.seconds
-        return Prediction(
-            seconds=found.seconds * more,
-            tiles=found.tiles,
-            waves=found.waves,
-            tile_use=found.tile_use,
-            bytes=found.bytes + self.copied_bytes(call),
-            bound="copies" if copy > found.seconds else found.bound,
-            low=found.low * more,
-            high=found.high * more,
-            source=found.source,
-        )
+        found = self.inner.predict(self.written(call), self.within(plan), device)
+        return found.beside(self._seconds(call, device), self.copied_bytes(call), "copies")
 
     def counted(self, call: Call, plan: Any) -> Counted:
         inner = self.written(call)

@@ -219,19 +219,8 @@ class Padded(Gemm):
     def predict(self, call: Call, plan: MatrixPlan, device: Device) -> Prediction:
         if call.which != Pass.DGRAD:
             return super().predict(call, plan, device)
-        fold, found = self._fold_seconds(call, device), GATHER.predict(written_out(call), gathering(plan), device)
-        more = 1 + fold / found.seconds
-        return Prediction(
-            seconds=found.seconds * more,
-            tiles=found.tiles,
-            waves=found.waves,
-            tile_use=found.tile_use,
-            bytes=found.bytes + fold_bytes(call),
-            bound=found.bound,
-            low=found.low * more,
-            high=found.high * more,
-            source=found.source,
-        )
+        found = GATHER.predict(written_out(call), gathering(plan), device)
+        return found.beside(self._fold_seconds(call, device), fold_bytes(call))
 
     def counted(self, call: Call, plan: MatrixPlan) -> Counted:
         if call.which != Pass.DGRAD:

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from costmodel.alignment import unit_and_align
 from costmodel.count import Cost
-from costmodel.lying import lies
 from costmodel.networks.convolutions import arguments
 from costmodel.networks.operators import name_of
 from costmodel.problem import Pass
@@ -28,7 +28,7 @@ def columns(func: Any, args: Sequence[Any], out: Any) -> UnfoldCall | None:
     image, made = (named["x"], out) if which == Pass.FPROP else (out, named["y"])
     assert isinstance(out, torch.Tensor)
     unfolding = Unfolding.of(image.shape, *(named[name] for name in ("kernel_size", "dilation", "padding", "stride")))
-    image, made = (Operand(*lies(tuple(t.shape), t.stride())) for t in (image, made))
+    image, made = (Operand(*unit_and_align(tuple(t.shape), t.stride())) for t in (image, made))
     return UnfoldCall(unfolding, which, str(out.dtype).removeprefix("torch."), image, made)
 
 

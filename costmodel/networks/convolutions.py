@@ -100,17 +100,7 @@ def convolution(func: Any, args: Sequence[Any]) -> Convolution | None:
 
 def _prologue(named: dict[str, Any], prefix: str = "") -> Prologue:
     """The prologue that an operator's arguments describe, whose names begin with `prefix`."""
-    scale, shift, rstd = (named[prefix + name] for name in ("scale", "shift", "rstd"))
-    per_channel = [t for t in (scale, shift) if t is not None]
-    return Prologue(
-        named[f"{prefix}activation"],
-        scale is not None,
-        shift is not None,
-        rstd is not None,
-        sum(t.numel() for t in (scale, shift, rstd) if t is not None),
-        each_image=any(t.shape[0] > 1 for t in per_channel),
-        each_frame=any(t.shape[1] > 1 for t in per_channel),
-    )
+    return Prologue.of(*(named[prefix + name] for name in ("activation", "scale", "shift", "rstd")))
 
 
 def _with_prologue(found: Convolution, named: dict[str, Any]) -> Convolution:

@@ -28,17 +28,7 @@ Maybe = torch.Tensor | None
 def described(values: Values) -> Prologue:
     """A prologue without its tensors."""
     scale, shift, rstd, activation, slope = values
-    per_channel = [t for t in (scale, shift) if t is not None]
-    return Prologue(
-        activation,
-        scale is not None,
-        shift is not None,
-        rstd is not None,
-        sum(t.numel() for t in (scale, shift, rstd) if t is not None),
-        slope,
-        each_image=any(t.shape[0] > 1 for t in per_channel),
-        each_frame=any(t.shape[1] > 1 for t in per_channel),
-    )
+    return Prologue.of(activation, scale, shift, rstd, slope)
 
 
 def is_empty(epilogue: Epilogue) -> bool:

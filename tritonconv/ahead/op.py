@@ -10,8 +10,8 @@ convolution behind it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import register_flop_formula
@@ -54,30 +54,47 @@ def checked(
     return problem
 
 
+class Arguments(NamedTuple):
+    """What the op takes, in groups."""
+
+    x: Any
+    w: Any
+    b: Any
+    place: tuple[Any, ...]
+    values: Values
+    epilogue: Epilogue
+    plan: str
+
+
+def _arguments(
+    x: Any,
+    w: Any,
+    b: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    x_scale: Any,
+    x_shift: Any,
+    x_rstd: Any,
+    x_activation: str = "",
+    x_slope: float = 0.01,
+    scale: Any = None,
+    shift: Any = None,
+    residual: Any = None,
+    activation: str = "",
+    slope: float = 0.01,
+    plan: str = "",
+) -> Arguments:
+    values = Values(x_scale, x_shift, x_rstd, x_activation, x_slope)
+    epilogue = Epilogue(scale, shift, residual, activation, slope)
+    return Arguments(x, w, b, (stride, padding, dilation, groups), values, epilogue, plan)
+
+
 def _by(where: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    def call(
-        x: torch.Tensor,
-        w: torch.Tensor,
-        b: Maybe,
-        stride: Sequence[int],
-        padding: Sequence[int],
-        dilation: Sequence[int],
-        groups: int,
-        x_scale: Maybe,
-        x_shift: Maybe,
-        x_rstd: Maybe,
-        x_activation: str = "",
-        x_slope: float = 0.01,
-        scale: Maybe = None,
-        shift: Maybe = None,
-        residual: Maybe = None,
-        activation: str = "",
-        slope: float = 0.01,
-        plan: str = "",
-    ) -> torch.Tensor:
-        values = Values(x_scale, x_shift, x_rstd, x_activation, x_slope)
-        epilogue = Epilogue(scale, shift, residual, activation, slope)
-        problem = checked(x, w, b, (stride, padding, dilation, groups), values, epilogue)
+    def call(*given: Any) -> torch.Tensor:
+        x, w, b, place, values, epilogue, plan = _arguments(*given)
+        problem = checked(x, w, b, place, values, epilogue)
         return where(problem, x, w, b, values, epilogue, plan)
 
     return call
@@ -113,33 +130,14 @@ def without_together(plan: str) -> str:
     return ";".join(words)
 
 
-def _recorded(
-    x: Any,
-    w: Any,
-    b: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: Any,
-    x_scale: Any,
-    x_shift: Any,
-    x_rstd: Any,
-    x_activation: str = "",
-    x_slope: float = 0.01,
-    scale: Any = None,
-    shift: Any = None,
-    residual: Any = None,
-    activation: str = "",
-    slope: float = 0.01,
-    plan: str = "",
-) -> Any:
-    place, before = (stride, padding, dilation, groups), (x_scale, x_shift, x_rstd, x_activation, x_slope)
-    after = (scale, shift, residual, activation, slope)
-    tensors = x, w, b, x_scale, x_shift, x_rstd, scale, shift, residual
+def _recorded(*given: Any) -> Any:
+    x, w, b, place, values, epilogue, plan = _arguments(*given)
+    after = epilogue[:5]  # the last field is whether to keep what precedes the activation
+    tensors = x, w, b, *values[:3], *epilogue[:3]
     if not private.transforms_are_active() and not private.is_differentiated_forwards() and not recipes.records(*tensors):
-        return _below_autograd(_OPS.fprop_normalized, x, w, b, *place, *before, *after, plan)
-    x, plan = _apart(x, before), without_together(plan)
-    if launch.is_empty(Epilogue(*after)):
+        return _below_autograd(_OPS.fprop_normalized, x, w, b, *place, *values, *after, plan)
+    x, plan = _apart(x, values), without_together(plan)
+    if launch.is_empty(epilogue):
         return _OPS.fprop(x, w, b, *place, plan)
     return _OPS.fprop_fused(x, w, b, *place, *after, False, plan)[0]
 

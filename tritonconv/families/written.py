@@ -74,7 +74,7 @@ def fold(padded: TensorKey, dx: TensorKey, problem: ConvProblem, dtype: str, bia
 def _tiles(
     made: TensorKey, other: TensorKey, problem: ConvProblem, described: Operand, size: int, bias_stride: int, most: int = 0
 ) -> tuple[int, Results, dict[str, Any]]:
-    """(programs, sizes, constants) of a kernel that writes `made` from `other`, `size` bytes an element."""
+    """(programs, sizes, constants) of a kernel that writes `made` from `other`, `size` bytes per element."""
     images, channels, *spatial = made[0]
     align = math.gcd(channels, MAX_ALIGN)
     most = most or (REDUCE_CHANNELS if described.unit == 1 else REDUCE_PLANES[align % 8 == 0])

@@ -101,11 +101,7 @@ def fits_int32(chunk: Chunk, y: TensorKey, residual: TensorKey | None = None) ->
 
 def with_values(chunk: Chunk, values: Values, residual: torch.Tensor | None) -> Chunk:
     """The call with what its prologue and residual are, without their tensors."""
-    prologue = None
-    if not values.is_empty():
-        scale, shift, rstd = (t is not None for t in values[:3])
-        count = sum(t.numel() for t in values[:3] if t is not None)
-        prologue = Prologue(values.activation, scale, shift, rstd, count)
+    prologue = None if values.is_empty() else Prologue.of(values.activation, *values[:3])
     return dataclasses.replace(chunk, prologue=prologue, residual=residual is not None)
 
 

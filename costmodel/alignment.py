@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from costmodel.tiling import MAX_ALIGN
 
 
-def lies(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, int]:
+def unit_and_align(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, int]:
     """(`unit`, `align`) of `costmodel.tiling.Operand` for a tensor [outer, channel, *spatial] of one group. Nothing is read
     along an axis of size 1.
 
-    >>> lies((2, 6, 4, 4), (96, 1, 24, 6)), lies((2, 6, 4, 4), (96, 16, 4, 1))
+    >>> unit_and_align((2, 6, 4, 4), (96, 1, 24, 6)), unit_and_align((2, 6, 4, 4), (96, 16, 4, 1))
     ((1, 2), (4, 4))
     """
     axes = {1: 1, 0: 0, 4: len(shape) - 1} if shape[1] > 1 else {0: 0, 4: len(shape) - 1}
