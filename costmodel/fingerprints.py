@@ -69,7 +69,7 @@ def timed() -> tuple[str, ...]:
     """The modules that compute a predicted time from fitted constants."""
     modules = (module for each in families.FUNCTIONS.values() for module in (each.module, each.gradients) if module)
     functions = (module.removeprefix("costmodel.") for module in modules)
-    return ("timing", *(f"families.{module}" for module in families.TIMED), *functions)
+    return ("timing", "ahead", *(f"families.{module}" for module in families.TIMED), *functions)
 
 
 def arithmetic(model: Path) -> dict[str, ast.Module]:
@@ -78,11 +78,12 @@ def arithmetic(model: Path) -> dict[str, ast.Module]:
     todo = list(timed())
     while todo:
         name = todo.pop()
-        if name not in modules and name not in BESIDE:
-            modules[name] = ast.parse((model / f"{name.replace('.', '/')}.py").read_text())
-            todo += sorted(
-                imported(modules[name], "costmodel") | {f"families.{n}" for n in imported(modules[name], "costmodel.families")}
-            )
+        path = model / f"{name.replace('.', '/')}.py"
+        if name in modules or name in BESIDE or not path.exists():  # a function of the package `families` is no module
+            continue
+        modules[name] = ast.parse(path.read_text())
+        todo += sorted(imported(modules[name], "costmodel"))
+        todo += sorted(f"families.{each}" for each in imported(modules[name], "costmodel.families"))
     return modules
 
 
