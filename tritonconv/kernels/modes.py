@@ -14,15 +14,15 @@ def mapped(coordinate, size, MODE: tl.constexpr):
     goes round once, from -size to 2 * size - 1; "replicate" takes any. "zeros" answers the coordinate, which the caller masks
     (`is_read`). The answer has the type of the coordinate.
     """
-    found = coordinate
+    pixel = coordinate
     if MODE == "reflect":
         last = size - 1
-        found = last - tl.abs(last - tl.abs(coordinate))
+        pixel = last - tl.abs(last - tl.abs(coordinate))
     if MODE == "replicate":
-        found = tl.maximum(tl.minimum(coordinate, size - 1), 0)
+        pixel = tl.maximum(tl.minimum(coordinate, size - 1), 0)
     if MODE == "circular":
-        found = tl.where(coordinate < 0, coordinate + size, tl.where(coordinate >= size, coordinate - size, coordinate))
-    return found
+        pixel = tl.where(coordinate < 0, coordinate + size, tl.where(coordinate >= size, coordinate - size, coordinate))
+    return pixel
 
 
 @triton.jit

@@ -49,10 +49,10 @@ def normalized(x, scale, shift, rstd, ACTIVATION: tl.constexpr, SLOPE: tl.conste
 @triton.jit
 def frame_values(ptr, image, frame, stride_n, stride_t):
     """A pointer to the values per channel of a frame; None where there are none. `image` has 64 bits."""
-    found = None
+    values = None
     if ptr is not None:
-        found = ptr + image * unpack(stride_n) + frame * unpack(stride_t).to(tl.int64)
-    return found
+        values = ptr + image * unpack(stride_n) + frame * unpack(stride_t).to(tl.int64)
+    return values
 
 
 @triton.jit
