@@ -30,7 +30,7 @@ from tritonconv.steps import Launch, Step
 
 #: Smaller problems that are tried per layer.
 TRIED = 96
-#: Multiply-adds above which a problem's number of groups is reduced too.
+#: Multiply-adds (`walked`) above which a problem's number of groups is reduced too.
 MANY_MACS = 10**9
 
 
@@ -117,7 +117,7 @@ def chosen(work: Work, bias: bool, device: Device, forced: str = "") -> Chosen:
     with far() if wide else nullcontext():
         tried = itertools.islice(smaller(work.problem, least), TRIED)
         problem = next(filter(alike, tried), work.problem)
-        if problem.macs > MANY_MACS:
+        if walked(problem) > MANY_MACS:
             problem = next(filter(alike, fewer_groups(problem)), problem)
     found = replace(work, problem=problem)
     return Chosen(found, plan, bias, device.capability, key_of(real, work, device.capability), wide)
@@ -141,6 +141,13 @@ def far() -> Iterator[None]:
         for module, function in kept:
             module.fits_int32 = function
         launch.prepare_call.cache_clear()
+
+
+def walked(problem: ConvProblem) -> int:
+    """Multiply-adds of each tap with each pixel of the input or of the result, whichever has more of them. A kernel walks over
+    pairs that meet padding too, which `macs` leaves out."""
+    pixels = max(math.prod(problem.input_size), math.prod(problem.output_size))
+    return problem.batch * problem.out_channels * problem.channels_per_group * math.prod(problem.kernel_size) * pixels
 
 
 def fewer_groups(problem: ConvProblem) -> Iterator[ConvProblem]:
