@@ -278,11 +278,6 @@ def test_errors_name_the_argument(change, error, words, launches):
     assert not launches()
 
 
-def test_forward_mode_is_refused_by_name(device):
-    with pytest.raises(NotImplementedError, match="_Normalize has no forward mode"):
-        torch.func.jvp(lambda x: tritonconv.conv2d_fused(x, W.double(), prologue=Prologue()), (X.double(),), (X.double(),))
-
-
 @pytest.mark.slow
 def test_as_an_op_of_torch(device):
     x, w, b = SMALL.tensors(torch.float32, device)

@@ -57,6 +57,18 @@ def deform_backward(dy, x, offset, w, mask):
     return OPS.deform_backward(dy, x, offset, w, mask, [1, 1], [0, 1], [1, 1], [True] * 4)
 
 
+def normalize(activation):
+    return lambda x, scale, shift, rstd: OPS.normalize(x, scale, shift, rstd, activation, 0.01)
+
+
+def group_scale(per_frame):
+    return lambda x, w, b: OPS.group_scale(x, w, b, 2, 0.5, per_frame)
+
+
+def fprop_normalized(x, w, b, scale, shift, rstd):
+    return OPS.fprop_normalized(x, w, b, *PLACE, scale, shift, rstd, "silu")
+
+
 PACKED = ((1, 2, 5), (2, 3), (2,), (3, 2, 2))
 FRAMES = ((1, 2, 2, 2, 2), (2, 2, 2, 2, 1), (2,), (1, 2, 1, 2, 2))
 FUSED = ((1, 4, 5), (2, 2, 2), (2,), (2,), (2,), (1, 2, 3))
@@ -78,6 +90,14 @@ WAYS = {
     "causal silu": (lambda x, w, b, s: OPS.causal(x, w, b, s, IDS, STARTS, "silu", True), PACKED),
     "causal_backward": (causal_backward(""), ((1, 2, 5), *PACKED, (3, 2, 2))),
     "causal_backward silu": (causal_backward("silu"), ((1, 2, 5), *PACKED, (3, 2, 2))),
+    "normalize silu": (normalize("silu"), ((2, 2, 1, 2, 2), (2, 1, 2), (1, 1, 2), (2, 1, 2, 2))),
+    "normalize relu": (normalize("relu"), ((1, 2, 2, 1, 2), (1, 2, 2), (1, 1, 2), (1, 2, 1, 2))),
+    "normalize": (lambda x, shift: OPS.normalize(x, None, shift, None), ((1, 2, 2, 1, 2), (1, 2, 2))),
+    "group_scale": (group_scale(False), ((2, 4, 2, 1, 2), (4,), (4,))),
+    "group_scale per frame": (group_scale(True), ((1, 4, 2, 2, 1), (4,), (4,))),
+    "group_scale alone": (lambda x: OPS.group_scale(x, None, None, 1, 0.5, False), ((1, 2, 1, 2, 2),)),
+    "rms_rstd": (lambda x: OPS.rms_rstd(x, 0.5), ((2, 3, 1, 2, 2),)),
+    "fprop_normalized": (fprop_normalized, ((1, 4, 5), (2, 2, 2), (2,), (1, 1, 4), (1, 1, 4), (1, 1, 1, 5))),
     "video": (video(1, "replicate"), FRAMES),
     "video upsample": (video(2, "zeros"), FRAMES),
 }
@@ -115,28 +135,23 @@ def assert_same(got, want):
 
 
 def test_no_op_is_forgotten() -> None:
-    """A new op is here too, and in one of the lists below. Those of prologues refuse
-    (`test_statistics.py`, `test_conv_prologue.py`)."""
+    """A new op is here too, and in one of the lists below."""
     registered = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("tritonconv::")}
-    assert registered == {name.split()[0] for name in WAYS} | {
-        "causal_update",
-        *("normalize", "group_scale", "rms_rstd", "fprop_normalized"),
-    }
+    assert registered == {name.split()[0] for name in WAYS} | {"causal_update"}
 
 
-@ways(slow=("deform_backward",))
+@ways(slow=("deform_backward", "normalize relu", "normalize", "group_scale alone"))
 def test_gradcheck(way, by_torch) -> None:
     call, shapes = WAYS[way]
     tensors = tuple(t.requires_grad_() for t in values(shapes))
-    backwards = way.startswith(
-        ("causal", "unfold", "fold", "deform")
-    )  # the others' derivatives backwards have tests of their own
+    # The others' derivatives backwards have tests of their own.
+    backwards = way.startswith(("causal", "unfold", "fold", "deform", "normalize", "group_scale", "rms_rstd"))
     assert gradcheck(call, tensors, check_forward_ad=True, check_backward_ad=backwards, fast_mode=True)
     options = {"check_rev_over_rev": backwards, "check_undefined_grad": False, "fast_mode": True}
     assert gradgradcheck(call, tensors, check_fwd_over_rev=True, **options)
 
 
-@ways(slow=("deform", "deform_backward"))
+@ways(slow=("deform", "deform_backward", "normalize", "group_scale"))
 def test_kernels_answer_the_same(way, device, launched) -> None:
     """Tangents of results and of gradients, by the kernels and by torch, which `test_gradcheck` holds against differences."""
     call, shapes = WAYS[way]
@@ -153,6 +168,23 @@ def test_kernels_answer_the_same(way, device, launched) -> None:
 def silu(z):
     """F.silu, whose own derivative has none in forward mode where no gradient is recorded."""
     return z * z.sigmoid()
+
+
+def group_norm(x):
+    """F.group_norm of two groups, whose own backward has no tangents in torch."""
+    variance, mean = torch.var_mean(x.unflatten(1, (2, -1)), (2, 3), correction=0, keepdim=True)
+    return ((x.unflatten(1, (2, -1)) - mean) * (variance + 0.5).rsqrt()).flatten(1, 2)
+
+
+def normed(x, w, b):
+    """GroupNorm with a weight and SiLU before a convolution; b is the weight of both."""
+    return tritonconv.conv1d_fused(x, w, b, prologue=tritonconv.group_norm_prologue(x, 2, b, None, 0.5, activation="silu"))
+
+
+def normed_causal3d(x, w, b):
+    """RMSNorm and SiLU before a causal convolution of a video."""
+    prologue = tritonconv.rms_norm_prologue(x, eps=0.5, activation="silu")
+    return tritonconv.causal_conv3d(x, w, b, prologue=prologue, return_cache=False)
 
 
 def causal3d(x, w, b):
@@ -186,6 +218,16 @@ FUNCTIONS = {
     "causal_conv3d": (
         causal3d,
         lambda x, w, b: F.conv3d(F.pad(x, (0, 0, 0, 0, 1, 0)), w, b),
+        ((1, 2, 2, 2, 2), (2, 2, 2, 1, 2), (2,)),
+    ),
+    "group_norm before conv1d": (
+        normed,
+        lambda x, w, b: F.conv1d(silu(group_norm(x) * b[:, None]), w, b),
+        ((2, 4, 3), (4, 4, 2), (4,)),
+    ),
+    "rms_norm before causal_conv3d": (
+        normed_causal3d,
+        lambda x, w, b: F.conv3d(F.pad(silu(x * (x.square().mean(1, True) + 0.5).rsqrt()), (0, 0, 0, 0, 1, 0)), w, b),
         ((1, 2, 2, 2, 2), (2, 2, 2, 1, 2), (2,)),
     ),
 }

@@ -117,17 +117,6 @@ def both_gradients(call, leaves):
     return [t.detach() for t in (*first, *torch.autograd.grad([g.square().sum() for g in first], leaves))]
 
 
-def test_forward_mode_is_refused_by_name(device):
-    x = video(1, 2, 1, 2, 2, device=device)
-    for name, call in (
-        ("_Normalize", lambda x: tritonconv.Prologue(activation="relu")(x)),
-        ("_GroupScale", lambda x: tritonconv.group_norm_prologue(x, 2).scale),
-        ("_RmsRstd", lambda x: tritonconv.rms_norm_prologue(x).rstd),
-    ):
-        with pytest.raises(NotImplementedError, match=f"{name} has no forward mode"):
-            torch.func.jvp(call, (x,), (x,))
-
-
 @pytest.mark.slow
 def test_as_ops_of_torch(device):
     x = video(2, 4, 2, 2, 3, dtype=torch.float32, device=device)

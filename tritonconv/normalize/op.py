@@ -5,7 +5,7 @@
     rms_rstd(x, eps) -> [N, T, H, W]
 
 CUDA tensors run Triton kernels. CPU tensors run them where Triton's interpreter is on, otherwise torch. Gradients are made of
-torch's operators, so they exist to any order; there is no forward mode.
+torch's operators, so they exist to any order, in both directions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from tritonconv import operands, private
-from tritonconv.autograd import _below_autograd, _Primitive
+from tritonconv.autograd import _below_autograd, _Primitive, added
 from tritonconv.epilogue import ACTIVATIONS, needs_z, widened
 from tritonconv.host import either
 from tritonconv.layout import allocate_channels_last
@@ -47,11 +47,14 @@ def over_channels(rstd: torch.Tensor) -> torch.Tensor:
     return rstd.unsqueeze(1)
 
 
+def _times(x: torch.Tensor, factor: Maybe, over: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """x times a factor that `over` broadcasts; x where there is none."""
+    return x if factor is None else x * over(factor)
+
+
 def _sums(x: torch.Tensor, values: Values) -> torch.Tensor:
     """x * rstd * scale + shift in the precision of sums."""
-    z = widened(x)
-    z = z if values.rstd is None else z * over_channels(values.rstd)
-    z = z if values.scale is None else z * over_pixels(values.scale)
+    z = _times(_times(widened(x), values.rstd, over_channels), values.scale, over_pixels)
     return z if values.shift is None else z + over_pixels(values.shift)
 
 
@@ -177,6 +180,15 @@ def _like(gradient: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return gradient.sum_to_size(like.shape).to(like.dtype)
 
 
+def _through_activation(dz: torch.Tensor, x: torch.Tensor, values: Values) -> torch.Tensor:
+    """dz times the activation's derivative at z, which is computed anew from x: a gradient's way back, a tangent's way on."""
+    if not values.activation:
+        return dz
+    z, function = _sums(x, values), ACTIVATIONS[values.activation]
+    seen = z if needs_z(values.activation, values.slope) else function.forward(z, values.slope)
+    return function.backward(dz, seen, values.slope)
+
+
 class _Normalize(_Primitive):
     """y = act(z), z = x * rstd * scale + shift. The backward pass computes z anew from x."""
 
@@ -187,22 +199,36 @@ class _Normalize(_Primitive):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         *tensors, ctx.activation, ctx.slope = inputs
+        ctx.save_for_forward(*tensors)
         ctx.save_for_backward(*tensors)
+
+    @classmethod
+    def tangents(
+        cls, ctx: Any, saved: tuple[Any, ...], tx: Maybe, tscale: Maybe, tshift: Maybe, trstd: Maybe, *_: Any
+    ) -> torch.Tensor:
+        """ty = act'(z) tz, tz = (tx * rstd + x * trstd) * scale + x * rstd * tscale + tshift."""
+        x, scale, shift, rstd = saved
+        wide = widened(x)
+        tread = None if tx is None else _times(widened(tx), rstd, over_channels)
+        tread = added(tread, None if trstd is None else wide * over_channels(trstd))
+        tz = None if tread is None else _times(tread, scale, over_pixels)
+        tz = added(tz, None if tscale is None else _times(wide, rstd, over_channels) * over_pixels(tscale))
+        tz = added(tz, None if tshift is None else over_pixels(tshift))
+        values = Values(scale, shift, rstd, ctx.activation, ctx.slope)
+        tz = torch.zeros_like(wide) if tz is None else tz.expand(x.shape)
+        return _through_activation(tz, x, values).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> Any:
         x, scale, shift, rstd = ctx.saved_tensors
-        values = Values(scale, shift, rstd, ctx.activation, ctx.slope)
-        dz, wide = widened(g), widened(x)
-        if ctx.activation:
-            z, function = _sums(x, values), ACTIVATIONS[ctx.activation]
-            dz = function.backward(dz, z if needs_z(ctx.activation, ctx.slope) else function.forward(z, ctx.slope), ctx.slope)
-        scaled = dz if scale is None else dz * over_pixels(scale)
-        read = wide if rstd is None else wide * over_channels(rstd)
+        wide = widened(x)
+        dz = _through_activation(widened(g), x, Values(scale, shift, rstd, ctx.activation, ctx.slope))
+        scaled = _times(dz, scale, over_pixels)
+        read = _times(wide, rstd, over_channels)
         needs = ctx.needs_input_grad
         dx = dscale = dshift = drstd = None
         if needs[0]:
-            dx = (scaled if rstd is None else scaled * over_channels(rstd)).to(x.dtype)
+            dx = _times(scaled, rstd, over_channels).to(x.dtype)
         if scale is not None and needs[1]:
             dscale = _like((dz * read).sum((3, 4)).transpose(1, 2), scale)
         if shift is not None and needs[2]:
@@ -216,6 +242,11 @@ def _normalize(x: Any, scale: Any, shift: Any, rstd: Any, activation: str = "", 
     return _Normalize.apply(x, scale, shift, rstd, activation, slope)
 
 
+def _weights(w: Maybe, mean: torch.Tensor, groups: int) -> torch.Tensor:
+    """The weight of a group normalisation as [groups, channels of a group], ones where there is none."""
+    return torch.ones_like(mean) if w is None else widened(w).view(groups, -1)
+
+
 class _GroupScale(_Primitive):
     """scale = w * rstd, shift = b - mean * scale. Of the M values x of a group, dmean/dx = 1 / M and
     drstd/dx = -rstd^3 (x - mean) / M."""
@@ -227,7 +258,29 @@ class _GroupScale(_Primitive):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         x, w, b, *ctx.how = inputs
+        ctx.save_for_forward(x, w)
         ctx.save_for_backward(x, w, b)
+
+    @classmethod
+    def tangents(cls, ctx: Any, saved: tuple[Any, ...], tx: Maybe, tw: Maybe, tb: Maybe, *_: Any) -> Any:
+        """tscale = tw * rstd + w * trstd, tshift = tb - tmean * scale - mean * tscale."""
+        x, w = saved
+        groups, eps, per_frame = ctx.how
+        mean, rstd = _moments(x, groups, eps, per_frame)
+        weight = _weights(w, mean, groups)
+        tscale, tshift = torch.zeros_like(rstd * weight), torch.zeros_like(rstd * weight)
+        if tx is not None:
+            values, moved = _grouped(x, groups, per_frame), _grouped(tx, groups, per_frame)
+            trstd = -rstd.pow(3) * ((values - mean) * moved).mean(-1, keepdim=True)
+            tscale = tscale + weight * trstd
+            tshift = tshift - moved.mean(-1, keepdim=True) * (weight * rstd)
+        if tw is not None:
+            tscale = tscale + widened(tw).view(groups, -1) * rstd
+        tshift = tshift - mean * tscale
+        if tb is not None:
+            tshift = tshift + widened(tb).view(groups, -1)
+        channels = (*mean.shape[:3], x.shape[1] // groups)
+        return tuple(t.expand(channels).flatten(2) for t in (tscale, tshift))
 
     @staticmethod
     def backward(ctx: Any, dscale: torch.Tensor, dshift: torch.Tensor) -> Any:
@@ -235,7 +288,7 @@ class _GroupScale(_Primitive):
         groups, eps, per_frame = ctx.how
         mean, rstd = _moments(x, groups, eps, per_frame)
         by_group = (*mean.shape[:3], x.shape[1] // groups)
-        weight = torch.ones_like(mean) if w is None else widened(w).view(groups, -1)
+        weight = _weights(w, mean, groups)
         ds, dt = dscale.reshape(by_group), dshift.reshape(by_group)
         through = ds - dt * mean  # of w * rstd
         dx = dw = db = None
@@ -265,7 +318,14 @@ class _RmsRstd(_Primitive):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         x, ctx.eps = inputs
+        ctx.save_for_forward(x)
         ctx.save_for_backward(x)
+
+    @classmethod
+    def tangents(cls, ctx: Any, saved: tuple[Any, ...], tx: torch.Tensor, *_: Any) -> torch.Tensor:
+        """trstd = -rstd^3 * mean of x * tx."""
+        (x,) = saved
+        return -_rstd(x, ctx.eps).pow(3) * (widened(x) * widened(tx)).mean(1)
 
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> Any:
