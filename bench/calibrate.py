@@ -44,6 +44,7 @@ class Errors:
 
     @classmethod
     def of(cls, samples: Sequence[Sample], device: Device) -> Errors:
+        """The errors of the predictions for `samples` by the constants that `device` has."""
         errors = absolute_errors(samples, device)
         return cls(float(np.median(errors)), float(np.mean(errors)))
 

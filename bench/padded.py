@@ -44,7 +44,7 @@ def predicted(problem: ConvProblem, which: Pass, device: Device, dtype: str = "b
     """Seconds of a pass in the kernels of "padded", and by the best family that pads with zeros, its copies included; infinite
     where none is for it."""
     call = channels_last(problem, which, dtype)
-    copied = min(of.quickest(call, device, math.inf)[0] for of in behind_copies().values())
+    copied = min(member.quickest(call, device, math.inf)[0] for member in behind_copies().values())
     return family("padded").quickest(call, device, math.inf)[0], copied
 
 

@@ -30,6 +30,7 @@ class Verdict:
 
     @classmethod
     def of(cls, outcome: Outcome, rows: Mapping[tuple[object, ...], Measurement]) -> Verdict:
+        """The verdict on a line whose contenders are `outcome.identities`, from the rows of a file by their identity."""
         measured = [rows[identity] for identity in outcome.identities if identity in rows]
         timed = [row for row in measured if row.ok]
         torch = [row for row in timed if row.provider == "cudnn"]

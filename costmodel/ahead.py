@@ -9,7 +9,7 @@ from typing import NamedTuple
 from costmodel import plan as plans
 from costmodel.algebra import product
 from costmodel.device import Device
-from costmodel.families import asked, family
+from costmodel.families import family, serving
 from costmodel.prologue import Prologue, applied
 from costmodel.tiling import Call, Plan, itemsize
 from costmodel.timing import Prediction
@@ -26,7 +26,7 @@ class Ways(NamedTuple):
         assert self.together.prologue is not None
         return self.together.prologue
 
-    def of(self, plan: Plan) -> Call:
+    def call_for(self, plan: Plan) -> Call:
         """The call that a plan is for."""
         return self.together if is_together(plan) else self.apart
 
@@ -38,26 +38,26 @@ def is_together(plan: Plan) -> bool:
 
 def predict(ways: Ways, plan: Plan, device: Device) -> Prediction:
     """The time of a call with its prologue, which a plan for `ways.apart` has in a kernel of its own."""
-    found = plans.predict(ways.of(plan), plan, device)
+    prediction = plans.predict(ways.call_for(plan), plan, device)
     if is_together(plan) or device.interpreted:
-        return found
+        return prediction
     size = itemsize(ways.apart.dtype)
     moved, first = applied(product(ways.apart.problem.input_shape), ways.prologue, size, device, plan.family)
-    return found.beside(first, moved)
+    return prediction.beside(first, moved)
 
 
 def quickest(ways: Ways, device: Device, name: str = "") -> list[Plan]:
     """The quickest plan of each way that there is, the quicker one first; of one family where it is named. In the interpreter
     the kernels together come first."""
-    found = []
+    fastest = []
     for call in ways:
         best, least = None, math.inf
-        for each in [family(name)] if name else asked(call.problem, call.prologue is not None):
-            if each.padding_refusal(call.problem, call.prologue is not None) or (best is not None and device.interpreted):
+        for member in [family(name)] if name else serving(call.problem, call.prologue is not None):
+            if member.padding_refusal(call.problem, call.prologue is not None) or (best is not None and device.interpreted):
                 continue
-            least, plan = each.quickest(call, device, least)
+            least, plan = member.quickest(call, device, least)
             best = plan or best
         if call.prologue is None and not name and (known := plans.measured(call, device)) is not None:
             best = known
-        found += [] if best is None else [best]
-    return found if device.interpreted else sorted(found, key=lambda plan: predict(ways, plan, device).seconds)
+        fastest += [] if best is None else [best]
+    return fastest if device.interpreted else sorted(fastest, key=lambda plan: predict(ways, plan, device).seconds)

@@ -24,7 +24,7 @@ from costmodel.tiling import (
     arithmetic,
     itemsize,
     pack_refusal,
-    said,
+    plan_option,
     tile_refusal,
 )
 from costmodel.timing import Kernel, Prediction, borrowed, from_dram, interpreted, kernel, on_chip, overhead, trip_clocks
@@ -61,9 +61,9 @@ class DeformPlan(Plan):
     in `split` shares. `pack` names what is copied to channels-last first: "a" the input, and in the gradients that of the
     output too, "b" the weight."""
 
-    split: int = said("split", 1)
-    group_m: int = said("group", 8)
-    pack: tuple[str, ...] = said("pack-", ())
+    split: int = plan_option("split", 1)
+    group_m: int = plan_option("group", 8)
+    pack: tuple[str, ...] = plan_option("pack-", ())
 
 
 @dataclass(frozen=True)
@@ -210,12 +210,12 @@ def widths(call: DeformCall, plan: DeformPlan) -> tuple[int, int]:
     most = max(1, 16 // itemsize(call.dtype))
     channels = math.gcd(call.deformation.run, most)
 
-    def of(operand: Operand, name: str) -> int:
+    def width(operand: Operand, name: str) -> int:
         if name in plan.pack:
             return channels
         return math.gcd(channels, operand.align) if operand.unit == 1 else 1
 
-    return of(call.x, "a"), of(call.w, "b")
+    return width(call.x, "a"), width(call.w, "b")
 
 
 class Trip(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from costmodel.device import Device
-from costmodel.families import asked, family
+from costmodel.families import family, serving
 from costmodel.tiling import Call, Operand, Plan, arithmetic
 from costmodel.timing import Prediction
 
@@ -17,12 +17,12 @@ __all__ = ["Call", "Operand", "Plan", "call_key", "candidates", "measured", "pre
 
 def candidates(call: Call, device: Device) -> list[Plan]:
     """Every plan worth predicting. In the interpreter these are the plans of one family, the first that serves the call."""
-    found: list[Plan] = []
-    for each in asked(call.problem, call.prologue is not None):
-        if found and device.interpreted:
+    plans: list[Plan] = []
+    for member in serving(call.problem, call.prologue is not None):
+        if plans and device.interpreted:
             break
-        found += each.candidates(call, device)
-    return found
+        plans += member.candidates(call, device)
+    return plans
 
 
 def predict(call: Call, plan: Plan, device: Device) -> Prediction:
@@ -32,11 +32,11 @@ def predict(call: Call, plan: Plan, device: Device) -> Prediction:
 
 def call_key(call: Call) -> str:
     """Everything that a call's choice depends on, as words: the key of the table of measured plans."""
-    lie = " ".join(f"{operand.unit}/{operand.align}/{operand.outside}" for operand in (call.a, call.b, call.out))
+    layouts = " ".join(f"{operand.unit}/{operand.align}/{operand.outside}" for operand in (call.a, call.b, call.out))
     kind = f"{call.dtype} tf32" if arithmetic(call.dtype, call.precision) == "tf32" else call.dtype
     after = f" then {call.epilogue}" if call.epilogue else ""
     before = f" after {call.prologue}" if call.prologue is not None else ""
-    return f"{call.which} of {call.problem} in {kind}, {lie}{after}{before}"
+    return f"{call.which} of {call.problem} in {kind}, {layouts}{after}{before}"
 
 
 def measured(call: Call, device: Device) -> Plan | None:
@@ -55,11 +55,11 @@ def select(call: Call, device: Device) -> Plan:
     if (known := measured(call, device)) is not None:
         return known
     least, best = math.inf, None
-    for each in asked(call.problem, call.prologue is not None):
+    for member in serving(call.problem, call.prologue is not None):
         if best is not None and device.interpreted:
             break
-        least, found = each.quickest(call, device, least)
-        best = found or best
+        least, plan = member.quickest(call, device, least)
+        best = plan or best
     if best is None:
         raise RuntimeError(f"no plan for {call.which} of {call.problem} in {call.dtype} on {device.name}")
     return best

@@ -79,13 +79,13 @@ def extra_instructions(prologue: Prologue, tile: Tile, spans: bool = False) -> i
     return round(each * (INSTRUCTIONS[prologue.activation] + RSTD_INSTRUCTIONS * prologue.rstd + by_row))
 
 
-def gathered(found: Kernel, prologue: Prologue | None, device: Device, spans: bool = False) -> Kernel:
+def gathered(plain: Kernel, prologue: Prologue | None, device: Device, spans: bool = False) -> Kernel:
     """A kernel that applies a prologue to the pixels that it gathers. The product reads registers that the prologue writes in
     the same trip, so that its instructions come on top."""
     if prologue is None or device.interpreted:
-        return found
-    extra = extra_instructions(prologue, found.tile, spans) * found.tile.warps / (4 * found.constants.issue)
-    return found._replace(clocks=found.clocks + extra, bound="instruction issue" if extra > found.clocks else found.bound)
+        return plain
+    extra = extra_instructions(prologue, plain.tile, spans) * plain.tile.warps / (4 * plain.constants.issue)
+    return plain._replace(clocks=plain.clocks + extra, bound="instruction issue" if extra > plain.clocks else plain.bound)
 
 
 def fits(tile: Tile, size: int, capability: int) -> bool:

@@ -18,7 +18,18 @@ from costmodel.families.depthwise import axis_of
 from costmodel.families.depthwise_choice import UNHIDDEN
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import Resources, compiled_for, memory_refusal
-from costmodel.tiling import LARGEST_BOX, Call, Operand, Plan, Tile, arithmetic, itemsize, reach_refusal, said, tile_refusal
+from costmodel.tiling import (
+    LARGEST_BOX,
+    Call,
+    Operand,
+    Plan,
+    Tile,
+    arithmetic,
+    itemsize,
+    plan_option,
+    reach_refusal,
+    tile_refusal,
+)
 from costmodel.timing import (
     INTERPRETED_TRIP,
     L2_SHARE,
@@ -40,8 +51,8 @@ MAX_WINDOW = 32
 class SeparablePlan(Plan):
     """A plan of the fused kernel. This module's docstring says what the fields mean."""
 
-    step: tuple[int, int, int, int] | None = said("step", None, 4)
-    pack: tuple[str, ...] = said("pack-", ())
+    step: tuple[int, int, int, int] | None = plan_option("step", None, 4)
+    pack: tuple[str, ...] = plan_option("pack-", ())
 
 
 @dataclass(frozen=True)

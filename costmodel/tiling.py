@@ -113,7 +113,7 @@ def channels_last(problem: ConvProblem, which: Pass, dtype: str, precision: str 
     return Call(problem, which, dtype, precision, a, b, out)
 
 
-def said(word: str, default: Any, count: int = 1) -> Any:
+def plan_option(word: str, default: Any, count: int = 1) -> Any:
     """A field of a plan class that is written as `word` and its value, and left out where it has its default.
 
     The default decides the form: False makes it a word without a value, () a word for each entry, None `count` numbers joined
@@ -124,7 +124,7 @@ def said(word: str, default: Any, count: int = 1) -> Any:
 @dataclass(frozen=True)
 class Plan:
     """A kernel with its tile: the fields that plans of all families have. Each family has a class of its own with further
-    fields (`said`); `Plan(which, family, ...)` makes a plan of the family's class.
+    fields (`plan_option`); `Plan(which, family, ...)` makes a plan of the family's class.
 
     block_m, block_n, block_k: the tile, as the family's class reads it. num_warps and num_stages are Triton's.
     """

@@ -16,7 +16,7 @@ from costmodel.algebra import ceil_div, product
 from costmodel.device import Device
 from costmodel.families import depthwise_choice as choice
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import MAX_ALIGN, Operand, Plan, itemsize, said, tile_refusal
+from costmodel.tiling import MAX_ALIGN, Operand, Plan, itemsize, plan_option, tile_refusal
 from costmodel.timing import INTERPRETED_ELEMENT, INTERPRETED_TRIP, Prediction, borrowed
 
 FAMILY = "unfold"
@@ -42,7 +42,7 @@ class UnfoldPlan(Plan):
     `block_n` channels, all of whose taps one program sums, so `block_k` is 1. `pack` "a": what the kernel reads is first copied
     so that it is contiguous."""
 
-    pack: tuple[str, ...] = said("pack-", ())
+    pack: tuple[str, ...] = plan_option("pack-", ())
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from costmodel.tiling import (
     arithmetic,
     channels_last,
     itemsize,
-    said,
+    plan_option,
     tile_refusal,
 )
 from costmodel.timing import (
@@ -63,9 +63,9 @@ class VideoPlan(Plan):
     apart: a separate kernel applies the prologue to x first; otherwise each program applies it to the pixels that it gathers.
     split: how many programs share the channels of a small chunk; another kernel then adds their sums."""
 
-    group_m: int = said("group", 8)
-    apart: bool = said("apart", False)
-    split: int = said("split", 1)
+    group_m: int = plan_option("group", 8)
+    apart: bool = plan_option("apart", False)
+    split: int = plan_option("split", 1)
 
 
 def tiles(chunk: Chunk, plan: VideoPlan) -> tuple[int, int]:
@@ -212,8 +212,8 @@ def splits(chunk: Chunk, plan: VideoPlan, device: Device) -> list[VideoPlan]:
 
 def kernel_of(chunk: Chunk, plan: VideoPlan, dtype: str, precision: str, device: Device) -> Kernel:
     needs, width = resources_of(chunk, plan.tile, dtype, precision, device), width_of(chunk, dtype)
-    found = kernel(FAMILY, plan.tile, needs, arithmetic(dtype, precision), itemsize(dtype), (width, width), device)
-    return ahead.gathered(found, chunk.prologue, device)
+    plain = kernel(FAMILY, plan.tile, needs, arithmetic(dtype, precision), itemsize(dtype), (width, width), device)
+    return ahead.gathered(plain, chunk.prologue, device)
 
 
 def predict(

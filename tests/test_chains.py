@@ -24,7 +24,7 @@ interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reas
 
 def small(dtype: torch.dtype = torch.float32) -> Chain:
     layer = replace(load("mamba1_conv1d")[0], batch=2, in_channels=16, out_channels=16, groups=16, size=(12,))
-    return causal.of(layer, dtype, H100, True)
+    return causal.chain_of(layer, dtype, H100, True)
 
 
 @interpreted

@@ -19,11 +19,11 @@ H100 = DEVICES["NVIDIA H100 80GB HBM3"]
 SPLIT = windows.Layer("small", windows.split, (1, 4, 5, 5), ((3, 36),), (1, 9, 3))
 OUTLOOK = windows.Layer("small", windows.outlook, (1, 4, 4, 4), ((4, 4), (2 * 81, 4), (4, 4)), (1, 4, 4, 4), 2)
 SMALL = {
-    "deformable": lambda: deform.of(Layer("small", 4, 3, 3, 4, batch=1), torch.float32, H100),
-    "reflect": lambda: padded.of(Block("small", (1, 4, 3, 4), REFLECT, padded.cyclegan), torch.float32, H100),
-    "earth": lambda: padded.of(Block("small", (1, 4, 3, 4), EARTH, padded.weather), torch.float32, H100),
-    "split": lambda: windows.of(SPLIT, torch.float32, H100),
-    "outlook": lambda: windows.of(OUTLOOK, torch.float32, H100),
+    "deformable": lambda: deform.chain_of(Layer("small", 4, 3, 3, 4, batch=1), torch.float32, H100),
+    "reflect": lambda: padded.chain_of(Block("small", (1, 4, 3, 4), REFLECT, padded.cyclegan), torch.float32, H100),
+    "earth": lambda: padded.chain_of(Block("small", (1, 4, 3, 4), EARTH, padded.weather), torch.float32, H100),
+    "split": lambda: windows.chain_of(SPLIT, torch.float32, H100),
+    "outlook": lambda: windows.chain_of(OUTLOOK, torch.float32, H100),
 }
 interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs in the interpreter")
 
@@ -41,7 +41,7 @@ def test_every_way_is_right_and_timed(name, launched):
 def test_what_is_predicted_of_torchs_own_operators_is_the_librarys():
     """In our way too: they are the same operators."""
     layer = windows.LAYERS[0]
-    chain = windows.of(layer, torch.float16, H100)
+    chain = windows.chain_of(layer, torch.float16, H100)
     ours, theirs = (times(chain.ways[way], chain.inputs, torch.float16, H100) for way in (OURS, TORCH))
     assert theirs.ours == 0 < ours.ours and 0 < ours.others < theirs.others
     given = [torch.empty_strided(i.shape, i.strides, dtype=torch.float16, device="meta") for i in chain.inputs]

@@ -41,7 +41,10 @@ def test_predictions_are_of_the_type_and_precision_that_run() -> None:
     told = {}
     for name, dtype in (("float32", torch.float32), ("tf32", torch.float32), ("bfloat16", torch.bfloat16)):
         with float32_in("tf32" if name == "tf32" else "ieee"):
-            told[name] = video.of(layer, dtype, H100).predicted[OURS], separable.of(pair, dtype, H100).predicted[OURS]
+            told[name] = (
+                video.chain_of(layer, dtype, H100).predicted[OURS],
+                separable.chain_of(pair, dtype, H100).predicted[OURS],
+            )
     for i in range(2):
         assert told["float32"][i] > told["tf32"][i] > told["bfloat16"][i]
 
@@ -49,7 +52,7 @@ def test_predictions_are_of_the_type_and_precision_that_run() -> None:
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs in the interpreter")
 @pytest.mark.parametrize("layer", [SMALL, UPSAMPLER, DOWNSAMPLER, TALL], ids=lambda layer: layer.name)
 def test_every_way_is_right_and_timed(layer: Layer, launched) -> None:
-    rows = measure(video.of(layer, torch.float32, H100), False, StandIn((2e-5, 5e-5, 1e-5)))
+    rows = measure(video.chain_of(layer, torch.float32, H100), False, StandIn((2e-5, 5e-5, 1e-5)))
     assert [row.way for row in rows] == [TORCH, f"{TORCH} contiguous", OURS, COPY]
     assert all(row.ok for row in rows), [row.note for row in rows]
     assert [row.median_us for row in rows[:3]] == pytest.approx([20, 50, 10])

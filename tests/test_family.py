@@ -21,7 +21,7 @@ from costmodel.fingerprints import is_current
 from costmodel.legality import refusal
 from costmodel.plan import candidates, select
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import Call, Plan, Tile, channels_last, itemsize, said
+from costmodel.tiling import Call, Plan, Tile, channels_last, itemsize, plan_option
 from costmodel.timing import Prediction, from_dram, overhead, traffic
 from tritonconv.describe import describe
 from tritonconv.families import launchers
@@ -69,7 +69,7 @@ def toy_kernel(
 class ToyPlan(Plan):
     """`block_m` outputs a program; `label` changes nothing."""
 
-    label: int = said("label", 0)
+    label: int = plan_option("label", 0)
 
 
 class Toy(Family):

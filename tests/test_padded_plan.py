@@ -10,7 +10,7 @@ import torch
 import costmodel
 import tritonconv
 from costmodel.device import find_device
-from costmodel.families import asked, behind_copies, families
+from costmodel.families import behind_copies, families, serving
 from costmodel.families.padded import workspace_shape
 from costmodel.legality import refusal
 from costmodel.plan import candidates, select
@@ -92,7 +92,7 @@ def test_the_functions_of_the_cost_model_take_a_mode():
 @pytest.mark.parametrize("which", Pass)
 def test_one_family_serves_it_and_says_its_time(which):
     call, device = channels_last(WEATHER, which, "float16"), find_device("h200")
-    assert {each.name for each in asked(WEATHER)} == {"padded", *behind_copies()}
+    assert {each.name for each in serving(WEATHER)} == {"padded", *behind_copies()}
     plans = [plan for plan in candidates(call, device) if plan.family == "padded"]
     _, found = families()["padded"].quickest(call, device, math.inf)
     assert not refusal(call, found, device) and Plan.parse(str(found)) == found
@@ -102,7 +102,7 @@ def test_one_family_serves_it_and_says_its_time(which):
     counted = families()["padded"].counted(call, found)
     assert counted.issued_macs >= WEATHER.macs and prediction.bytes >= traffic(call).compulsory + counted.extra_bytes
     zeros = channels_last(ConvProblem.conv((4, 64, 45, 90), (64, 64, 3, 3), (1, 1), (1, 1), (1, 1)), which, "float16")
-    assert not {each.name for each in asked(zeros.problem)} & {"padded", *behind_copies()}
+    assert not {each.name for each in serving(zeros.problem)} & {"padded", *behind_copies()}
     assert "it pads with zeros, and the call asks for zeros,circular padding" in refusal(call, select(zeros, device), device)
 
 

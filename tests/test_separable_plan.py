@@ -9,7 +9,7 @@ from standin import StandIn
 import tritonconv
 from bench import separable as bench
 from bench.chains.run import measure
-from bench.chains.separable import of as chain_of
+from bench.chains.separable import chain_of
 from bench.separable import LAYERS, Layer
 from costmodel import separable as model
 from costmodel.device import find_device

@@ -182,7 +182,7 @@ def explained(
             recorded = recipes.records(*operands, *tensors.values(), *values[:3])
             both = ahead_launch.ways(problem, call.dtype, precision, *keys[which], follows, aligned[which], prologue)
             chosen = ahead_explain.chosen(both, plan, model, recorded)
-            call, remarks = both.of(chosen), ahead_explain.lines(both, chosen, model, recorded)
+            call, remarks = both.call_for(chosen), ahead_explain.lines(both, chosen, model, recorded)
             prediction, alone = ahead.predict(both, chosen, model), predict(call, chosen, model)
         else:
             chosen = launch.choose(which, problem, dtype, precision, index, *described, plan, follows)
@@ -204,9 +204,9 @@ def explained(
 
 
 def _words(call: Call, plan: Plan, prediction: Prediction, device: Device, forced: bool) -> list[str]:
-    of = launcher(plan.family)
-    title = f"{call.which}: {of.title}{of.remark(call, plan)}"
-    return [title, f"  plan {plan}", *of.words(call, plan), *_cost_words(call, plan, prediction, device, forced)]
+    family_launcher = launcher(plan.family)
+    title = f"{call.which}: {family_launcher.title}{family_launcher.remark(call, plan)}"
+    return [title, f"  plan {plan}", *family_launcher.words(call, plan), *_cost_words(call, plan, prediction, device, forced)]
 
 
 def _cost_words(call: Call, plan: Plan, prediction: Prediction, device: Device, forced: bool) -> list[str]:

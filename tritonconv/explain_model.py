@@ -135,7 +135,7 @@ def _where(*given: Any) -> int:
 
 def _explained(number: int, layer: str, name: str, given: Sequence[Any], torchs: bool) -> ExplainedCall:
     """What `explain` says about one call of an op."""
-    args = [*map(_lying, given)]
+    args = [*map(_on_meta, given)]
     if name == "fprop_normalized":
         return ExplainedCall(layer, _normalized(number, args))
     if name.removesuffix("_fused") in ("fprop", "dgrad"):
@@ -161,12 +161,12 @@ def _explained(number: int, layer: str, name: str, given: Sequence[Any], torchs:
     return ExplainedCall(layer, None, f"{name}: one kernel, there is no plan to choose")
 
 
-def _lying(value: Any) -> Any:
+def _on_meta(value: Any) -> Any:
     """A tensor on the meta device with the strides of a stand-in."""
     if not isinstance(value, torch.Tensor):
         return value
-    made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
-    return made.requires_grad_(value.requires_grad)
+    stand_in = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+    return stand_in.requires_grad_(value.requires_grad)
 
 
 def _convolution(number: int, name: str, args: Sequence[Any], torchs: bool) -> Explanation:

@@ -30,6 +30,7 @@ class FusedKey(NamedTuple):
 
     @classmethod
     def of(cls, epilogue: Epilogue) -> FusedKey:
+        """The key of an epilogue with its tensors."""
         scale, shift, residual, activation, slope, keep = epilogue
         return cls(
             None if scale is None else scale.stride(0),

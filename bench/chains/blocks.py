@@ -96,8 +96,8 @@ def by_torch(block: Block, x: torch.Tensor, *given: torch.Tensor) -> torch.Tenso
     return y + x
 
 
-def by_us(block: Block, x: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
-    parameters, caches = given[:8], given[8:] or (None, None)
+def by_us(block: Block, x: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
+    parameters, caches = tensors[:8], tensors[8:] or (None, None)
     time = "replicate" if block.border == "replicate" else "zeros"
     keeps = block.kernel[0] > 1 and block.border == "zeros"
     y = x
@@ -107,14 +107,14 @@ def by_us(block: Block, x: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
             prologue = tritonconv.group_norm_prologue(y, GROUPS, weight, shift, EPS, "silu")
         else:
             prologue = tritonconv.rms_norm_prologue(y, weight, shift, 1e-24, "silu")
-        found: Any = tritonconv.causal_conv3d(
+        result: Any = tritonconv.causal_conv3d(
             *(y, w, b, 1, 1, before, keeps),
             time_padding=time,
             prologue=prologue,
             residual=x if i else None,
             padding_mode=block.border,
         )
-        y = found[0] if isinstance(found, tuple) else found
+        y = result[0] if isinstance(result, tuple) else result
     return y
 
 
@@ -126,13 +126,13 @@ def shapes(block: Block) -> list[tuple[int, ...]]:
 
 
 def inputs(block: Block) -> tuple[Input, ...]:
-    def of(shape: tuple[int, ...]) -> Input:
+    def input_of(shape: tuple[int, ...]) -> Input:
         if len(shape) == 1:
             return Input(shape, dense_strides(shape, (0,)))
         small = math.prod(shape[1:]) ** -0.5 if shape[2:] == block.kernel else 1.0
         return Input(shape, channels_last_strides(shape), small)
 
-    return tuple(map(of, shapes(block)))
+    return tuple(map(input_of, shapes(block)))
 
 
 class Parts(NamedTuple):
@@ -163,17 +163,18 @@ def predicted(block: Block, device: Device, dtype: torch.dtype) -> tuple[dict[st
     return parts, tuple(row.plan for row in rows if row.plan)
 
 
-def of(block: Block, dtype: torch.dtype, device: Device) -> Chain:
+def chain_of(block: Block, dtype: torch.dtype, device: Device) -> Chain:
+    """The chain of a block: two calls, each with a normalisation before it."""
     ways: dict[str, Way] = {TORCH: partial(by_torch, block), OURS: partial(by_us, block)}
-    made = inputs(block)
-    moved = dtype.itemsize * (sum(math.prod(i.shape) for i in made) + math.prod(block.x))
+    tensors = inputs(block)
+    moved = dtype.itemsize * (sum(math.prod(i.shape) for i in tensors) + math.prod(block.x))
     known = {} if dtype == torch.float64 else {OURS: predicted(block, device, dtype)[0][OURS].seconds}
-    return Chain(f"block {block.suite}", f"{block}, {block.norm} norm", dtype, made, moved, ways, known)
+    return Chain(f"block {block.suite}", f"{block}, {block.norm} norm", dtype, tensors, moved, ways, known)
 
 
 def chains(dtype: torch.dtype, device: Device) -> Iterator[Chain]:
     for block in BLOCKS:
-        yield of(block, dtype, device)
+        yield chain_of(block, dtype, device)
 
 
 def summary(device: str = "h200") -> str:

@@ -32,11 +32,12 @@ def by_us(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def by_package(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """The call by the package causal-conv1d."""
-    found: torch.Tensor = importlib.import_module("causal_conv1d").causal_conv1d_fn(x, w, b, activation="silu")
-    return found
+    y: torch.Tensor = importlib.import_module("causal_conv1d").causal_conv1d_fn(x, w, b, activation="silu")
+    return y
 
 
-def of(layer: Workload, dtype: torch.dtype, device: Device, channels_last: bool) -> Chain:
+def chain_of(layer: Workload, dtype: torch.dtype, device: Device, channels_last: bool) -> Chain:
+    """The chain of a layer of the workloads, in the layout [B, L, C] where `channels_last`, else [B, C, L]."""
     batch, channels, (taps,) = layer.batch, layer.in_channels, layer.kernel
     length = layer.size[0] - (0 if layer.padding[0] else taps - 1)  # a layer without padding was traced with a padded input
     strides = (channels * length, 1, channels) if channels_last else (channels * length, length, 1)
@@ -60,4 +61,4 @@ def chains(dtype: torch.dtype, device: Device) -> Iterator[Chain]:
     for suite in SUITES:
         for layer in load(suite):
             for channels_last in (True, False):
-                yield of(layer, dtype, device, channels_last)
+                yield chain_of(layer, dtype, device, channels_last)

@@ -37,10 +37,10 @@ LANES, SCHEDULERS, LOADED = 32, 4, 4
 def package() -> Any:
     """torchvision.ops, None where it does not load or has no operators for this torch."""
     try:
-        found = importlib.import_module("torchvision.ops")
+        module = importlib.import_module("torchvision.ops")
     except (ImportError, RuntimeError):  # absent, or built for another torch
         return None
-    return found if importlib.import_module("torchvision.extension")._has_ops() else None
+    return module if importlib.import_module("torchvision.extension")._has_ops() else None
 
 
 def split(made: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,9 +60,9 @@ def sampled(x: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, stride: i
     h = moved[:, :, 0] + p + torch.div(taps, 3, rounding_mode="floor").view(-1, 1, 1)
     w = moved[:, :, 1] + q + (taps % 3).view(-1, 1, 1)
     grid = torch.stack([w * (2 / (width - 1)) - 1, h * (2 / (height - 1)) - 1], -1)
-    found = F.grid_sample(x.to(wide), grid.view(batch, TAPS * rows, columns, 2), align_corners=True)
-    found = found.view(batch, -1, TAPS, rows, columns) * mask.to(wide).unsqueeze(1)
-    return found.to(x.dtype).flatten(3).flatten(1, 2)
+    samples = F.grid_sample(x.to(wide), grid.view(batch, TAPS * rows, columns, 2), align_corners=True)
+    samples = samples.view(batch, -1, TAPS, rows, columns) * mask.to(wide).unsqueeze(1)
+    return samples.to(x.dtype).flatten(3).flatten(1, 2)
 
 
 def by_torch(layer: Layer, x: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
@@ -107,17 +107,17 @@ def by_columns(deformation: Deformation, dtype: torch.dtype, device: Device) -> 
     clock = LibraryClock(
         device, "cudnn", mode="eager", layout="channels_last", dtype=name, precision=fp32_precision(), training=False
     )
-    of, columns = elements(deformation), column_bytes(deformation, size) // 2
-    y = size * of["output"]
-    read = size * (of["input"] + of["offset"] + of["mask"])
+    counts, columns = elements(deformation), column_bytes(deformation, size) // 2
+    y = size * counts["output"]
+    read = size * (counts["input"] + counts["offset"] + counts["mask"])
     steps = (
         ("copy", Cost(bytes=2 * read)),
         ("zeros", Cost(bytes=columns)),
         ("zeros", Cost(bytes=y)),
         ("zeros", Cost(bytes=y)),
-        ("addmm", Cost(deformation.macs, deformation.macs, bytes=columns + size * of["weight"] + 2 * y)),
+        ("addmm", Cost(deformation.macs, deformation.macs, bytes=columns + size * counts["weight"] + 2 * y)),
         ("copy", Cost(bytes=2 * y)),
-        ("add", Cost(bytes=2 * y, other_flops=of["output"])),
+        ("add", Cost(bytes=2 * y, other_flops=counts["output"])),
     )
     others = sum(clock.time(operator, "", None, spent, name).seconds for operator, spent in steps)
     copied = clock.time("im2col", "", None, Cost(bytes=read + columns), name).seconds
@@ -137,23 +137,24 @@ def inputs(layer: Layer) -> tuple[Input, ...]:
     return x, w_offset, b_offset, w, scale, shift
 
 
-def of(layer: Layer, dtype: torch.dtype, device: Device) -> Chain:
+def chain_of(layer: Layer, dtype: torch.dtype, device: Device) -> Chain:
+    """The chain of a deformable layer and of the convolution that makes its offsets."""
     ways: dict[str, Way] = {TORCH: partial(by_torch, layer), OURS: partial(by_us, layer)}
-    made = inputs(layer)
-    known = predicted(ways, made, dtype, device)
+    tensors = inputs(layer)
+    known = predicted(ways, tensors, dtype, device)
     if known:
         y = Input(shape := layer.deformation.problem.output_shape, dense_strides(shape, (3, 2, 1, 0)))
-        around = predicted({TORCHVISION: partial(without_sampling, layer)}, (*made, y), dtype, device)[TORCHVISION]
+        around = predicted({TORCHVISION: partial(without_sampling, layer)}, (*tensors, y), dtype, device)[TORCHVISION]
         known[TORCHVISION] = around + by_columns(layer.deformation, dtype, device)
     if package() is not None:
         ways[TORCHVISION] = partial(by_torchvision, layer)
-    shapes = (*(i.shape for i in made), layer.deformation.problem.output_shape)
+    shapes = (*(i.shape for i in tensors), layer.deformation.problem.output_shape)
     moved = dtype.itemsize * sum(torch.Size(shape).numel() for shape in shapes)
-    return Chain(SUITE, f"{layer.network} {layer.name}", dtype, made, moved, ways, known)
+    return Chain(SUITE, f"{layer.network} {layer.name}", dtype, tensors, moved, ways, known)
 
 
 def chains(dtype: torch.dtype, device: Device) -> Iterator[Chain]:
     """The layers whose offsets one convolution makes."""
     for layer in LAYERS:
         if layer.offset_groups == layer.groups == 1:
-            yield of(layer, dtype, device)
+            yield chain_of(layer, dtype, device)

@@ -26,7 +26,7 @@ from tritonconv.layout import channels_last_strides, dense_strides
 SUITE, SLOPE, GROUPS = "padding modes", 0.3, 32
 #: This library's convolutions behind `F.pad`, which shows what a padding mode saves apart from whose kernels convolve.
 PAD_FIRST = f"{OURS} after F.pad"
-#: Of height and width.
+#: The padding modes of height and width.
 Modes = tuple[str, str]
 #: What normalises, pads and convolves: (x, weight, bias, modes, a norm before it, an epilogue by name) -> y.
 Convolve = Callable[..., torch.Tensor]
@@ -146,17 +146,18 @@ def inputs(block: Block) -> tuple[Input, ...]:
     return Input(block.x, channels_last_strides(block.x)), *each * block.convolutions
 
 
-def of(block: Block, dtype: torch.dtype, device: Device) -> Chain:
+def chain_of(block: Block, dtype: torch.dtype, device: Device) -> Chain:
+    """The chain of a block whose convolutions have padding modes, with channels-last pixels."""
     ways: dict[str, Way] = {
         TORCH: partial(block.body, by_torch, block),
         OURS: partial(block.body, by_mode, block),
         PAD_FIRST: partial(block.body, pad_first, block),
     }
-    made = inputs(block)
-    moved = dtype.itemsize * (sum(math.prod(i.shape) for i in made) + math.prod(block.x))
-    return Chain(SUITE, str(block), dtype, made, moved, ways, predicted(ways, made, dtype, device))
+    tensors = inputs(block)
+    moved = dtype.itemsize * (sum(math.prod(i.shape) for i in tensors) + math.prod(block.x))
+    return Chain(SUITE, str(block), dtype, tensors, moved, ways, predicted(ways, tensors, dtype, device))
 
 
 def chains(dtype: torch.dtype, device: Device) -> Iterator[Chain]:
     for block in BLOCKS:
-        yield of(block, dtype, device)
+        yield chain_of(block, dtype, device)

@@ -75,8 +75,8 @@ def predicted(ways: dict[str, Way], inputs: Sequence[Input], dtype: torch.dtype,
 
 def plans(chain: Chain, device: Device) -> str:
     """The plans of our way, each once, in words."""
-    found = dict.fromkeys(times(chain.ways[OURS], chain.inputs, chain.dtype, device).plans)
-    return ", ".join(f"`{plan}`" for plan in found)
+    distinct = dict.fromkeys(times(chain.ways[OURS], chain.inputs, chain.dtype, device).plans)
+    return ", ".join(f"`{plan}`" for plan in distinct)
 
 
 def summary(
@@ -84,7 +84,7 @@ def summary(
 ) -> str:
     """The table of the chains of some lists, in microseconds, with a column for every way that one of them has."""
     gpu = find_device(device)
-    every = [chain for of in lists for chain in of(dtype, gpu)]
+    every = [chain for chains in lists for chain in chains(dtype, gpu)]
     ways = dict.fromkeys((TORCH, *(way for chain in every for way in chain.predicted if way != OURS), OURS))
     lines = [
         f"| {named(dtype)}, {device.upper()} (predicted, µs) | {' | '.join(ways)} | plans |",

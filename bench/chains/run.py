@@ -119,8 +119,8 @@ def measure(chain: Chain, step: bool, machine: Machine) -> list[Timing]:
     rows.append(replace(blank, way=COPY, ok=True))
     times = machine.replays([captured for _, captured in ready])
     for (i, captured), seconds in zip(ready, times, strict=True):
-        found = quantiles([1e6 * second / captured.calls for second in seconds])
-        rows[i] = replace(rows[i], median_us=found.median, p10_us=found.p10, p90_us=found.p90)
+        spread = quantiles([1e6 * second / captured.calls for second in seconds])
+        rows[i] = replace(rows[i], median_us=spread.median, p10_us=spread.p10, p90_us=spread.p90)
     machine.release()
     return rows
 
@@ -162,11 +162,11 @@ def table(rows: list[Timing], title: str) -> Table:
 def selected(suite: str, dtype: torch.dtype, device: Device) -> list[Chain]:
     """The chains whose suite matches a shell pattern. Raises ValueError where none does."""
     every = [chain for chains in LISTS for chain in chains(dtype, device)]
-    found = [chain for chain in every if fnmatchcase(chain.suite, suite)]
-    if not found:
+    matching = [chain for chain in every if fnmatchcase(chain.suite, suite)]
+    if not matching:
         suites = ", ".join(sorted({chain.suite for chain in every}))
         raise ValueError(f"no chain matches suite {suite!r}; the suites are {suites}")
-    return found
+    return matching
 
 
 def summary() -> str:

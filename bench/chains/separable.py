@@ -37,7 +37,7 @@ def by_us(
     )
 
 
-def of(layer: Layer, dtype: torch.dtype, device: Device) -> Chain:
+def chain_of(layer: Layer, dtype: torch.dtype, device: Device) -> Chain:
     """The chain of a layer, with channels-last pixels and contiguous weights."""
     c, k = layer.channels, layer.filters
     keys = (*layer.keys()[:3], ((c,), (1,)), ((k,), (1,)))
@@ -56,4 +56,4 @@ def of(layer: Layer, dtype: torch.dtype, device: Device) -> Chain:
 
 def chains(dtype: torch.dtype, device: Device) -> Iterator[Chain]:
     for layer in LAYERS:
-        yield of(layer, dtype, device)
+        yield chain_of(layer, dtype, device)

@@ -70,11 +70,11 @@ def layer_of(row: Workload) -> Layer | None:
 
 def layers() -> list[Layer]:
     """The different calls, each once."""
-    found: dict[tuple[Any, ...], Layer] = {}
+    distinct: dict[tuple[Any, ...], Layer] = {}
     for row in rows():
         if row["suite"] in SUITES and (layer := layer_of(parse(row))) is not None:
-            found.setdefault((layer.suite, str(layer.chunk)), layer)
-    return list(found.values())
+            distinct.setdefault((layer.suite, str(layer.chunk)), layer)
+    return list(distinct.values())
 
 
 def by_us(layer: Layer, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, cache: torch.Tensor | None = None) -> torch.Tensor:
@@ -113,7 +113,9 @@ def exact(layer: Layer, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, cache
     return seen(F.conv3d(F.pad(line, (s, s, h, below, layer.chunk.front, 0)), w.contiguous(), b, layer.stride))
 
 
-def of(layer: Layer, dtype: torch.dtype, device: Device) -> Chain:
+def chain_of(layer: Layer, dtype: torch.dtype, device: Device) -> Chain:
+    """The chain of a call on a chunk of a video, with channels-last pixels and filters."""
+
     def channels_last(shape: tuple[int, ...], scale: float = 1.0) -> Input:
         return Input(shape, channels_last_strides(shape), scale)
 
@@ -140,4 +142,4 @@ def of(layer: Layer, dtype: torch.dtype, device: Device) -> Chain:
 
 def chains(dtype: torch.dtype, device: Device) -> Iterator[Chain]:
     for layer in layers():
-        yield of(layer, dtype, device)
+        yield chain_of(layer, dtype, device)

@@ -93,17 +93,18 @@ def inputs(layer: Layer) -> tuple[Input, ...]:
     rows = dense_strides(shape, range(len(shape) - 1, -1, -1))
     last = layer.body is split and shape[1] > 3
     x = Input(shape, channels_last_strides(shape) if last else rows)
-    return x, *(Input(of, (of[1], 1), of[1] ** -0.5) for of in layer.matrices)
+    return x, *(Input(matrix, (matrix[1], 1), matrix[1] ** -0.5) for matrix in layer.matrices)
 
 
-def of(layer: Layer, dtype: torch.dtype, device: Device) -> Chain:
+def chain_of(layer: Layer, dtype: torch.dtype, device: Device) -> Chain:
+    """The chain of a layer that takes windows as columns."""
     ways: dict[str, Way] = {TORCH: partial(layer.body, BY_TORCH, layer), OURS: partial(layer.body, BY_US, layer)}
-    made = inputs(layer)
-    moved = dtype.itemsize * (sum(math.prod(i.shape) for i in made) + math.prod(layer.y))
+    tensors = inputs(layer)
+    moved = dtype.itemsize * (sum(math.prod(i.shape) for i in tensors) + math.prod(layer.y))
     name = f"{layer.name} {'x'.join(map(str, layer.x))}"
-    return Chain(SUITE, name, dtype, made, moved, ways, predicted(ways, made, dtype, device))
+    return Chain(SUITE, name, dtype, tensors, moved, ways, predicted(ways, tensors, dtype, device))
 
 
 def chains(dtype: torch.dtype, device: Device) -> Iterator[Chain]:
     for layer in LAYERS:
-        yield of(layer, dtype, device)
+        yield chain_of(layer, dtype, device)

@@ -64,10 +64,10 @@ def prepared_for(work: Work, bias: bool, device: Device, forced: str = "") -> La
 def code_of(prepared: Launch) -> tuple[Any, ...]:
     """Everything that the compiled kernels of a launch depend on, except for the element type and the architecture."""
     plan, main = prepared.plan, prepared.main
-    pack, kind = said(plan, "pack"), (plan.which.value, plan.family, said(plan, "taps") is None)
+    pack, kind = option_of(plan, "pack"), (plan.which.value, plan.family, option_of(plan, "taps") is None)
     boxes = tuple(main.boxes.get(name) for name in ("a", "b", "out")) if main.boxes else ()
     blocks = tuple(None if box is None else (len(box[0]), tuple(box[2])) for box in boxes)
-    recast = pack, said(plan, "merge") > 1, said(plan, "fold"), bool(prepared.workspace), prepared.copies.elsewhere
+    recast = pack, option_of(plan, "merge") > 1, option_of(plan, "fold"), bool(prepared.workspace), prepared.copies.elsewhere
     beside: tuple[Any, ...] = ()
     for step in (*prepared.before, *prepared.after):  # there is at most one
         family = launcher(plan.family).kernels_of(plan.which)
@@ -80,7 +80,7 @@ def code_of_step(step: Step) -> tuple[Any, Any]:
     return tuple(sorted((name, str(value)) for name, value in step.constants.items())), widths(step.arguments)
 
 
-def said(plan: Plan, option: str) -> Any:
+def option_of(plan: Plan, option: str) -> Any:
     """The value of an option of a plan, or its default where the plan's family does not have it. The keys of the record are
     older than the families' own classes of plans."""
     return getattr(plan, option, {"pack": (), "merge": 1, "fold": False}.get(option))
@@ -104,7 +104,7 @@ def chosen(work: Work, bias: bool, device: Device, forced: str = "") -> Chosen:
     computes."""
     real = prepared_for(work, bias, device, forced)
     code, plan = code_of(real), real.plan
-    step = said(plan, "step")
+    step = option_of(plan, "step")
     least = step[4 - work.problem.rank :] if step and work.which == Pass.WGRAD else ()
     wide = real.main.constants.get("INDEX") == tl.int64
 
@@ -115,12 +115,12 @@ def chosen(work: Work, bias: bool, device: Device, forced: str = "") -> Chosen:
             return False
 
     with far() if wide else nullcontext():
-        tried = itertools.islice(smaller(work.problem, least), TRIED)
-        problem = next(filter(alike, tried), work.problem)
+        candidates = itertools.islice(smaller(work.problem, least), TRIED)
+        problem = next(filter(alike, candidates), work.problem)
         if walked(problem) > MANY_MACS:
             problem = next(filter(alike, fewer_groups(problem)), problem)
-    found = replace(work, problem=problem)
-    return Chosen(found, plan, bias, device.capability, key_of(real, work, device.capability), wide)
+    small = replace(work, problem=problem)
+    return Chosen(small, plan, bias, device.capability, key_of(real, work, device.capability), wide)
 
 
 def reach() -> list[Any]:

@@ -171,18 +171,18 @@ def run(archs: Sequence[int], only: str, report: Callable[[str], None]) -> None:
         began, executor = time.monotonic(), install(arch)
         host.use(DEVICES[ARCHS[arch]])
         try:
-            found = counted(item, executor)
+            counted_rows = counted(item, executor)
         except Unserved as reason:
             report(f"{number}/{len(todo)} sm_{arch} {item.name}: {reason}")
             continue
         finally:
             host.use(None)
             uninstall()
-        rows = store.count_rows() | {(item.name, arch): found}
+        rows = store.count_rows() | {(item.name, arch): counted_rows}
         ordered = sorted(rows.items(), key=lambda pair: (names.index(pair[0][0]) if pair[0][0] in names else -1, pair[0][1]))
-        store.compacted(store.COUNTS, [row for (name, _), each in ordered if name in names for row in each])
-        report(f"{number}/{len(todo)} sm_{arch} {item.name} by {found[0].plan}, {time.monotonic() - began:.1f} s")
-        for row in found:
+        store.compacted(store.COUNTS, [row for (name, _), call_rows in ordered if name in names for row in call_rows])
+        report(f"{number}/{len(todo)} sm_{arch} {item.name} by {counted_rows[0].plan}, {time.monotonic() - began:.1f} s")
+        for row in counted_rows:
             report(f"  {row.kernel}, {row.programs} programs: {in_words(row)}")
 
 

@@ -27,9 +27,9 @@ HEAD = ("call", "numbers", "layout", "sm", "plan", "kernel", "instructions", *CO
 
 def total(row: CountRow, column: str) -> Access:
     """The sum over all accesses of a column."""
-    found = [row.accesses[kind] for kind in COLUMNS[column] if kind in row.accesses]
+    parts = [row.accesses[kind] for kind in COLUMNS[column] if kind in row.accesses]
     names = Access.__dataclass_fields__
-    return Access(**{name: sum(getattr(access, name) for access in found) for name in names})
+    return Access(**{name: sum(getattr(access, name) for access in parts) for name in names})
 
 
 def ratio(row: CountRow, column: str) -> float:

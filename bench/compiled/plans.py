@@ -51,7 +51,7 @@ def enumerated(device: Device, arithmetic: str) -> dict[str, tuple[Chosen, str]]
     """key -> (code, its first layer), for the distinct codes that a device chooses for all convolutions of the workloads,
     forward and both gradients."""
     dtype, precision = ARITHMETICS[arithmetic]
-    found: dict[str, tuple[Chosen, str]] = {}
+    codes: dict[str, tuple[Chosen, str]] = {}
     seen = set()
     for layer in load():
         if not layer.op.startswith("conv"):
@@ -61,8 +61,8 @@ def enumerated(device: Device, arithmetic: str) -> dict[str, tuple[Chosen, str]]
             if (work, bias) not in seen:
                 seen.add((work, bias))
                 code = chosen(work, bias, device)
-                found.setdefault(code.key, (code, f"{layer.suite}/{layer.layer}"))
-    return found
+                codes.setdefault(code.key, (code, f"{layer.suite}/{layer.layer}"))
+    return codes
 
 
 def executed(code: Chosen, layer: str, device: Device, executor: Executor) -> PlanRow:

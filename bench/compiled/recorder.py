@@ -45,6 +45,6 @@ class Recorder:
         if self.path is None:
             return
         counted = {name: self.outcomes[name] for name in ("passed", "failed", "skipped")}
-        kernels = {name: " ".join(sorted(found)) for name, found in sorted(self.kernels.items())}
-        found = counted | {"launches": self.launches, "instructions": self.instructions, "kernels": kernels}
-        self.path.write_text(json.dumps(found))
+        kernels = {name: " ".join(sorted(codes)) for name, codes in sorted(self.kernels.items())}
+        record = counted | {"launches": self.launches, "instructions": self.instructions, "kernels": kernels}
+        self.path.write_text(json.dumps(record))

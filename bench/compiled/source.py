@@ -25,7 +25,7 @@ class Module:
     """A parsed file: what it defines at its top level, and what it imports from the package: name -> (module, name there)."""
 
     defined: dict[str, ast.stmt]
-    taken: dict[str, tuple[str, str]]
+    imported: dict[str, tuple[str, str]]
 
 
 @cache
@@ -57,11 +57,11 @@ def is_shared(kernel: str) -> bool:
 
 def kernels_of(names: Iterable[str]) -> tuple[str, ...]:
     """The names of the kernels that families launch. The kernel of `SHARED` counts for no family."""
-    asked = set(names)
+    selected = set(names)
     return tuple(
         kernel
         for kernel, owners in families_of().items()
-        if (SHARED in asked if is_shared(kernel) else asked.intersection(owners))
+        if (SHARED in selected if is_shared(kernel) else selected.intersection(owners))
     )
 
 
@@ -72,14 +72,14 @@ def source_hash(kernels: tuple[str, ...], sources: Path = SOURCES) -> str:
     Raises ValueError where a kernel is in no file.
     """
     modules = parsed(sources)
-    found: set[tuple[str, str]] = set()
+    definitions: set[tuple[str, str]] = set()
     for name in kernels:
         homes = [module for module, tree in modules.items() if name in tree.defined]
         if not homes:
             raise ValueError(f"no file of {sources} defines a kernel {name!r}")
-        found |= reached((homes[0], name), modules)
-    texts = {ast.unparse(modules[module].defined[name]) for module, name in found}
-    texts |= {text for module in {module for module, _ in found} for text in classes(modules[module])}
+        definitions |= reached((homes[0], name), modules)
+    texts = {ast.unparse(modules[module].defined[name]) for module, name in definitions}
+    texts |= {text for module in {module for module, _ in definitions} for text in classes(modules[module])}
     digest = hashlib.sha256("\n".join([*sorted(set(kernels)), *sorted(texts)]).encode())
     return digest.hexdigest()[:16]
 
@@ -87,10 +87,10 @@ def source_hash(kernels: tuple[str, ...], sources: Path = SOURCES) -> str:
 @cache
 def parsed(sources: Path) -> dict[str, Module]:
     """Every file of a folder of kernels, by name. Raises ValueError for an import that `reached` cannot follow."""
-    found = {}
+    modules = {}
     for path in sources.glob("*.py"):
         defined: dict[str, ast.stmt] = {}
-        taken: dict[str, tuple[str, str]] = {}
+        imported: dict[str, tuple[str, str]] = {}
         tree = ast.parse(path.read_text())
         normalised(tree)  # removes its docstrings
         for node in tree.body:
@@ -103,11 +103,11 @@ def parsed(sources: Path) -> dict[str, Module]:
                 home = str(node.module).removeprefix(PACKAGE + ".")
                 if any(name.asname or name.name == "*" for name in node.names):
                     raise ValueError(f"{path}:{node.lineno}: kernels import functions of each other by their own names")
-                taken |= {name.name: (home, name.name) for name in node.names}
+                imported |= {name.name: (home, name.name) for name in node.names}
             elif any(name.split(".")[0] in ("tritonconv", "costmodel", "bench") for name in modules_of(node)):
                 raise ValueError(f"{path}:{node.lineno}: kernels import functions of files of {PACKAGE}, and nothing else")
-        found[path.stem] = Module(defined, taken)
-    return found
+        modules[path.stem] = Module(defined, imported)
+    return modules
 
 
 def modules_of(node: ast.stmt) -> Iterator[str]:
@@ -120,17 +120,17 @@ def modules_of(node: ast.stmt) -> Iterator[str]:
 
 def reached(start: tuple[str, str], modules: dict[str, Module]) -> set[tuple[str, str]]:
     """The functions and constants, as (module, name), that `start` uses, directly or not."""
-    found: set[tuple[str, str]] = set()
+    visited: set[tuple[str, str]] = set()
     todo = [start]
     while todo:
         module, name = todo.pop()
-        here = modules[module]
-        if name in here.taken:
-            todo.append(here.taken[name])
-        elif name in here.defined and (module, name) not in found:
-            found.add((module, name))
-            todo += [(module, node.id) for node in ast.walk(here.defined[name]) if isinstance(node, ast.Name)]
-    return found
+        file = modules[module]
+        if name in file.imported:
+            todo.append(file.imported[name])
+        elif name in file.defined and (module, name) not in visited:
+            visited.add((module, name))
+            todo += [(module, node.id) for node in ast.walk(file.defined[name]) if isinstance(node, ast.Name)]
+    return visited
 
 
 def classes(module: Module) -> Iterator[str]:

@@ -181,11 +181,11 @@ def test_rows() -> dict[tuple[str, int], TestRow]:
 
 def count_rows() -> dict[tuple[str, int], list[CountRow]]:
     """The rows of each call and architecture, one per kernel."""
-    found: dict[tuple[str, int], list[CountRow]] = {}
+    by_call: dict[tuple[str, int], list[CountRow]] = {}
     for row in load(COUNTS, CountRow):
         accesses = {kind: Access(**values) for kind, values in row.accesses.items()}  # type: ignore[arg-type]
-        found.setdefault((row.call, row.arch), []).append(replace(row, accesses=accesses))
-    return found
+        by_call.setdefault((row.call, row.arch), []).append(replace(row, accesses=accesses))
+    return by_call
 
 
 def compacted(path: Path, rows: Iterable[Any]) -> None:

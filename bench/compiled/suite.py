@@ -85,9 +85,9 @@ def run_file(file: str, arch: int) -> tuple[TestRow | None, str]:
         done = subprocess.run(command, cwd=ROOT, env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
         if not record.exists():
             return None, (done.stdout + done.stderr)[-2000:]
-        found = json.loads(record.read_text())
-    source = store.source_of_families(found["kernels"])
-    row = TestRow(file=file, arch=arch, device=device, triton=triton.__version__, source=source, **found)
+        outcome = json.loads(record.read_text())
+    source = store.source_of_families(outcome["kernels"])
+    row = TestRow(file=file, arch=arch, device=device, triton=triton.__version__, source=source, **outcome)
     return row, done.stdout[-4000:] if row.failed else ""
 
 
@@ -103,14 +103,14 @@ def run(minutes: float | None, jobs: int, report: Callable[[str], None]) -> int:
     with ThreadPoolExecutor(jobs) as pool:
         running = {pool.submit(timely, file, arch): (file, arch) for file, arch in todo}
         for i, future in enumerate(as_completed(running), 1):
-            (file, arch), found = running[future], future.result()
-            if found is None:
+            (file, arch), result = running[future], future.result()
+            if result is None:
                 continue
-            row, said = found
+            row, text = result
             if row is None or row.failed:
                 wrong += 1
             if row is not None:
                 store.append(store.TESTS, [row])
-                said = f"{row.passed} passed, {row.failed} failed, {row.skipped} skipped, {row.launches} launches\n{said}"
-            report(f"{i}/{len(todo)} {file} sm_{arch}: {said.strip()}")
+                text = f"{row.passed} passed, {row.failed} failed, {row.skipped} skipped, {row.launches} launches\n{text}"
+            report(f"{i}/{len(todo)} {file} sm_{arch}: {text.strip()}")
     return wrong

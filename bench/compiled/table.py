@@ -30,29 +30,29 @@ def executed_kernels(
 ) -> dict[tuple[str, int, str], set[str]]:
     """Distinct kernels whose results were right, by family, architecture and type. A test file with a failure has none; stale
     rows count only with `any_age`."""
-    found: defaultdict[tuple[str, int, str], set[str]] = defaultdict(set)
+    executed: defaultdict[tuple[str, int, str], set[str]] = defaultdict(set)
     for row in plans:
         if row.ok and (row.current or any_age):
             for name, code in row.kernels:
-                found[SHARED if is_shared(name) else row.family, row.arch, row.dtype].add(code)
+                executed[SHARED if is_shared(name) else row.family, row.arch, row.dtype].add(code)
     for test in tests:
         if not test.failed and (test.current or any_age):
             for name, codes in test.kernels.items():
                 family, dtype = name.split()
-                found[family, test.arch, dtype] |= set(codes.split())
-    return dict(found)
+                executed[family, test.arch, dtype] |= set(codes.split())
+    return dict(executed)
 
 
 def families() -> str:
     """The table of distinct executed kernels, by family, architecture and type."""
-    found = executed_kernels(store.plan_rows().values(), store.test_rows().values())
-    archs = sorted({arch for _, arch, _ in found})
+    executed = executed_kernels(store.plan_rows().values(), store.test_rows().values())
+    archs = sorted({arch for _, arch, _ in executed})
     rows = []
     from bench.compiled.ptx import SHARED
 
     for family in (*kernel_families(), SHARED, *FUNCTIONS):
         for arch in archs:
-            counts = [len(found.get((family, arch, dtype), ())) for dtype in DTYPES]
+            counts = [len(executed.get((family, arch, dtype), ())) for dtype in DTYPES]
             if any(counts):
                 rows.append([f"`{family}`", f"sm_{arch}", *(n or "" for n in counts)])
     return grid(["family", "", *DTYPES], rows)
@@ -98,9 +98,9 @@ def tests() -> str:
 def summary() -> str:
     """The README's block: how much compiled code has run, and how much there is."""
     rows, groups, tested = store.plan_rows(), store.groups(), store.test_rows()
-    found = executed_kernels(rows.values(), tested.values())
-    kernels = len(set().union(*found.values())) if found else 0
-    archs = ", ".join(f"sm_{arch}" for arch in sorted({arch for _, arch, _ in found})) or "no architecture"
+    executed = executed_kernels(rows.values(), tested.values())
+    kernels = len(set().union(*executed.values())) if executed else 0
+    archs = ", ".join(f"sm_{arch}" for arch in sorted({arch for _, arch, _ in executed})) or "no architecture"
     passed = sum(row.passed for row in tested.values() if row.current)
     every = {key for group in groups.values() for key in group.keys}
     right = sum(key in rows and rows[key].ok and rows[key].current for key in every)

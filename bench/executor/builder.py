@@ -66,11 +66,11 @@ class Builder:
 
     def declare(self, text: str) -> None:
         """`.reg .b32 %r<40>` or `.reg .pred p, q`. A prefix is kept as "%r<"."""
-        found = re.fullmatch(r"\.reg\s+\.(\w+)\s+(.*)", text, re.S)
-        if not found:
+        match = re.fullmatch(r"\.reg\s+\.(\w+)\s+(.*)", text, re.S)
+        if not match:
             raise Unknown(f"declaration {text}")
-        for name in split(found[2]):
-            self.scopes[-1][re.sub(r"<\d+>$", "<", name)] = found[1]
+        for name in split(match[2]):
+            self.scopes[-1][re.sub(r"<\d+>$", "<", name)] = match[1]
 
     def find(self, name: str) -> tuple[str, str]:
         """(the unique name of a register, its type)."""

@@ -208,16 +208,16 @@ def compare(b: Builder, parts: list[str], operands: list[str]) -> None:
             b.emit(f"{comparison}.f32", b.predicate(target), *halves)
         return
     place = b.new_predicate() if combine or second else b.predicate(first)
-    found = comparison_of(b, comparison, kind, "ftz" in parts, operands[1:3], place)
+    compared = comparison_of(b, comparison, kind, "ftz" in parts, operands[1:3], place)
     if second:
-        opposite = b.into("notp", found)
+        opposite = b.into("notp", compared)
         b.emit(f"{combine}p", b.predicate(second), opposite, b.predicate(operands[3])) if combine else b.emit(
             "movp", b.predicate(second), opposite
         )
     if combine:
-        b.emit(f"{combine}p", b.predicate(first), found, b.predicate(operands[3]))
+        b.emit(f"{combine}p", b.predicate(first), compared, b.predicate(operands[3]))
     elif second:
-        b.emit("movp", b.predicate(first), found)
+        b.emit("movp", b.predicate(first), compared)
 
 
 def comparison_of(b: Builder, comparison: str, kind: str, flush: bool, operands: list[str], place: int) -> int:

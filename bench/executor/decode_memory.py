@@ -74,10 +74,10 @@ def copy_async(b: Builder, parts: list[str], operands: list[str]) -> None:
         (target, at), (source, source_at) = address(operands[0]), address(operands[1])
         size = int(operands[2], 0)
         hint = "L2::cache_hint" in parts
-        taken = operands[3] if len(operands) - hint > 3 else None
+        source_size = operands[3] if len(operands) - hint > 3 else None
         fields = {"D": b.value(target), "IMM": at, "A": b.value(source, 64), "EXTRA": source_at, "SIZE": size}
-        if taken is not None:
-            fields |= {"B": b.value(taken), "FLAG": 1}
+        if source_size is not None:
+            fields |= {"B": b.value(source_size), "FLAG": 1}
         b.add(Op.COPY, **fields)
     elif parts[2:] == ["commit_group"]:
         b.add(Op.COPY_COMMIT)

@@ -249,11 +249,11 @@ def execute(
     summed = np.zeros((len(program.where), layout.COUNTS), np.int64)
     np.add.at(summed, statement, counters)
     summed[:, : layout.N_SECTORS] = counted[:, : layout.N_SECTORS]
-    found = [render(program, regions, row) for row in faults[: words[layout.N_FAULTS]]]
+    rendered = [render(program, regions, row) for row in faults[: words[layout.N_FAULTS]]]
     columns = summed.T.copy()
     shift = int(words[layout.GLOBAL_SHIFT])
     return Execution(
-        found,
+        rendered,
         int(columns[layout.N_WARPS].sum()),
         columns[layout.N_WARPS],
         columns[layout.N_LANES],

@@ -54,18 +54,18 @@ def cache_root() -> Path:
 @cache
 def sources_of(path: Path) -> frozenset[Path]:
     """A file and the files of this package that it imports, directly or not."""
-    found, todo = set(), [path]
+    files, todo = set(), [path]
     while todo:
         source = todo.pop()
-        if source in found or not source.is_file():
+        if source in files or not source.is_file():
             continue
-        found.add(source)
+        files.add(source)
         text = source.read_text()
         for name in re.findall(r"^from bench\.executor\.([\w.]+) import", text, re.M):
             todo.append(HERE / (name.replace(".", "/") + ".py"))
         for package, names in re.findall(r"^from bench\.executor(\.engine)? import ([\w, ]+)", text, re.M):
             todo += [HERE / package.strip(".") / f"{name.split(' as ')[0].strip()}.py" for name in names.split(",")]
-    return frozenset(found)
+    return frozenset(files)
 
 
 @cache

@@ -68,10 +68,10 @@ def _opcode(text: str) -> tuple[str, list[str]]:
 def _instruction(b: Builder, statement: Statement) -> None:
     text = statement.text
     b.guard = (layout.NONE, 0)
-    if found := re.match(r"@(!?)([%\w$]+)\s+", text):
-        place = b.predicate(found[2])
-        b.guard = (place, int(bool(found[1])))
-        text = text[found.end() :]
+    if guard := re.match(r"@(!?)([%\w$]+)\s+", text):
+        place = b.predicate(guard[2])
+        b.guard = (place, int(bool(guard[1])))
+        text = text[guard.end() :]
     name, operands = _opcode(text)
     parts = name.split(".")
     if parts[0] == "ld" and "param" in parts:

@@ -28,19 +28,19 @@ def span(tensor: torch.Tensor) -> int:
 def memory_of(tensor: torch.Tensor, size: int) -> np.ndarray:
     """`size` bytes from a tensor's first byte on, which share its memory."""
     first = tensor.storage_offset() * tensor.element_size()
-    found = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage(), first, (size,), (1,))
-    return found.numpy()
+    memory = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage(), first, (size,), (1,))
+    return memory.numpy()
 
 
 def bytes_of(tensor: torch.Tensor, size: int) -> np.ndarray | None:
     """A map of the bytes that belong to a view; None where all do."""
     if tensor.numel() * tensor.element_size() == size:
         return None
-    found = np.zeros(size, np.uint8)
-    each = tensor.element_size()
-    steps = (*(stride * each for stride in tensor.stride()), 1)
-    np.lib.stride_tricks.as_strided(found, (*tensor.shape, each), steps)[...] = 1
-    return found
+    owned = np.zeros(size, np.uint8)
+    itemsize = tensor.element_size()
+    steps = (*(stride * itemsize for stride in tensor.stride()), 1)
+    np.lib.stride_tricks.as_strided(owned, (*tensor.shape, itemsize), steps)[...] = 1
+    return owned
 
 
 def region_of(name: str, tensor: torch.Tensor, index: int, true_address: bool = False) -> Region:

@@ -37,10 +37,10 @@ class Statement(NamedTuple):
 
 def kernel_name(ptx: str) -> str:
     """The name of the only kernel. Raises ValueError where there is none."""
-    found = re.search(r"\.entry\s+([\w$]+)", ptx)
-    if not found:
+    match = re.search(r"\.entry\s+([\w$]+)", ptx)
+    if not match:
         raise ValueError("the PTX has no .entry")
-    return found[1]
+    return match[1]
 
 
 def head_of(ptx: str) -> str:
@@ -54,8 +54,8 @@ def head_of(ptx: str) -> str:
 def params_of(ptx: str) -> tuple[tuple[Param, ...], int]:
     """(the parameters, how many bytes they take together)."""
     params, offset = [], 0
-    for found in _PARAM.finditer(head_of(ptx)):
-        align, kind, _, name, length = found.groups()
+    for match in _PARAM.finditer(head_of(ptx)):
+        align, kind, _, name, length = match.groups()
         element = int(kind.lstrip("busf")) // 8
         size = element * int(length) if length else element
         step = int(align) if align else element
@@ -67,10 +67,10 @@ def params_of(ptx: str) -> tuple[tuple[Param, ...], int]:
 
 def threads_of(ptx: str) -> int:
     """Threads per program. Raises ValueError where neither .reqntid nor .maxntid says so."""
-    found = re.search(r"\.(?:reqntid|maxntid)\s+(\d+)", head_of(ptx))
-    if not found:
+    match = re.search(r"\.(?:reqntid|maxntid)\s+(\d+)", head_of(ptx))
+    if not match:
         raise ValueError("the PTX says neither .reqntid nor .maxntid")
-    return int(found[1])
+    return int(match[1])
 
 
 def _source(text: str, comment: str, files: dict[str, str]) -> str:
@@ -148,10 +148,10 @@ def immediate(text: str) -> int | None:
 
 def address(text: str) -> tuple[str, int]:
     """(register or symbol, bytes) of an address such as "[%r1+16]". Raises ValueError for another form."""
-    found = re.fullmatch(r"\[\s*([%$\w.]+)\s*(?:\+\s*(-?\w+))?\s*\]", text.strip())
-    if not found:
+    match = re.fullmatch(r"\[\s*([%$\w.]+)\s*(?:\+\s*(-?\w+))?\s*\]", text.strip())
+    if not match:
         raise ValueError(f"an address is [register+bytes], not {text}")
-    return found[1], int(found[2], 0) if found[2] else 0
+    return match[1], int(match[2], 0) if match[2] else 0
 
 
 def group(text: str) -> list[str]:

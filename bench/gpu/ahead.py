@@ -24,12 +24,12 @@ def normalised_item(numbers: str, last: bool = True) -> Item:
     """scale, shift and rstd with a SiLU, and a residual; the first result by the kernel of padding modes, the second apart."""
     dtype, precision = getattr(torch, NUMBERS[numbers][0]), NUMBERS[numbers][1]
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    lie = channels_last_strides if last else rows
+    strides_of = channels_last_strides if last else rows
 
     def inputs(device: str) -> Tensors:
         pixels = (X[0], *X[2:])
         values = (tensor(shape, rows(shape), wide, device, seed) for seed, shape in ((3, X[:2]), (4, X[:2]), (5, pixels)))
-        x, w, residual = (tensor(shape, lie(shape), dtype, device, seed) for seed, shape in enumerate((X, W, Y)))
+        x, w, residual = (tensor(shape, strides_of(shape), dtype, device, seed) for seed, shape in enumerate((X, W, Y)))
         return [x, w, residual, *values]
 
     def settings(plan: str | None, residual: Any, scale: Any, shift: Any, rstd: Any) -> dict[str, Any]:
@@ -47,8 +47,8 @@ def normalised_item(numbers: str, last: bool = True) -> Item:
         known = F.silu(z)
         off = 4 * UNIT[wide] * (STEEPEST * ((x * rstd * scale).abs() + shift.abs()) + known.abs()) + UNIT[dtype] * known.abs()
 
-        def conv(of: torch.Tensor) -> torch.Tensor:
-            return F.conv2d(of, w.abs(), padding=1)
+        def conv(image: torch.Tensor) -> torch.Tensor:
+            return F.conv2d(image, w.abs(), padding=1)
 
         exact = F.conv2d(known, w, padding=1) + residual
         want = Expected(exact, conv(known.abs()) + residual.abs(), torch.full_like(exact, 9.0 * W[1]))

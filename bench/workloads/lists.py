@@ -68,7 +68,9 @@ class Goal:
     layout: str = ""  # the default is that of `layout_of`
 
     def layers(self) -> list[Workload]:
-        return list(chain.from_iterable(spread([w for w in _of(suite) if self.wanted(w)], self.each) for suite in self.suites))
+        return list(
+            chain.from_iterable(spread([w for w in _suite_layers(suite) if self.wanted(w)], self.each) for suite in self.suites)
+        )
 
     def lines(self) -> list[Line]:
         shape = self.dtype, self.precision, self.layout
@@ -86,7 +88,7 @@ def _drawn() -> list[Workload]:
     return [parse(row) for row in rows()[:DRAWN_FROM]]
 
 
-def _of(suite: str) -> list[Workload]:
+def _suite_layers(suite: str) -> list[Workload]:
     layers = [w for w in _drawn() if w.suite == suite]
     if not layers:
         raise ValueError(f"no workload is of the suite {suite!r}")

@@ -53,16 +53,16 @@ FUNCTIONS = {
 @cache
 def families() -> dict[str, Family]:
     """Every kernel family by its name. A test may put one more into it."""
-    found = [family for module in MODULES for family in import_module(f"{__name__}.{module}").FAMILIES]
-    return {family.name: family for family in found}
+    registered = [family for module in MODULES for family in import_module(f"{__name__}.{module}").FAMILIES]
+    return {family.name: family for family in registered}
 
 
 @cache
 def behind_copies() -> dict[str, Copied]:
     """Every family that pads with zeros, behind a copy of x with its padding, by its name. None has kernels of its own."""
     module = import_module(f"{__name__}.copied")
-    found: list[Copied] = [module.Copied(each) for each in families().values() if not each.modes]
-    return {family.name: family for family in found}
+    copied: list[Copied] = [module.Copied(inner) for inner in families().values() if not inner.modes]
+    return {family.name: family for family in copied}
 
 
 def named() -> dict[str, Family]:
@@ -72,24 +72,24 @@ def named() -> dict[str, Family]:
 
 def family(name: str) -> Family:
     """The family of a plan. ValueError where there is none of that name."""
-    if (found := families().get(name) or behind_copies().get(name)) is None:
+    if (member := families().get(name) or behind_copies().get(name)) is None:
         raise ValueError(f"there is no family {name!r}, there are {', '.join(named())}")
-    return found
+    return member
 
 
-def asked(problem: ConvProblem, prologue: bool = False) -> list[Family]:
+def serving(problem: ConvProblem, prologue: bool = False) -> list[Family]:
     """The families that serve a problem's padding, and with `prologue` apply one to the pixels that they gather, in the order
     in which a choice asks them. Those that serve few calls come first."""
     every = named() if problem.padding_mode else families()
-    found = [each for each in every.values() if not each.padding_refusal(problem, prologue)]
-    return sorted(found, key=lambda each: not each.narrow)
+    members = [member for member in every.values() if not member.padding_refusal(problem, prologue)]
+    return sorted(members, key=lambda member: not member.narrow)
 
 
 def plan_class(name: str) -> type[Plan]:
     """The class of the plans of a family or function. ValueError where there is none of that name."""
     if name in FUNCTIONS and FUNCTIONS[name].plan:
-        found: type[Plan] = getattr(import_module(FUNCTIONS[name].module), FUNCTIONS[name].plan)
-        return found
+        plan: type[Plan] = getattr(import_module(FUNCTIONS[name].module), FUNCTIONS[name].plan)
+        return plan
     return family(name).plan
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from costmodel.algebra import ceil_div
 from costmodel.problem import ConvProblem, Pass
-from costmodel.tiling import Plan, said
+from costmodel.tiling import Plan, plan_option
 
 #: Elements of a vector. The kernels align windows and taps to whole vectors.
 VECTOR = 8
@@ -24,10 +24,10 @@ class BandPlan(Plan):
     tile) takes `block_k` (wgrad: `block_n`) pixels of a window, in `rows` rows. The remaining block size counts blocks of
     outputs. `split` programs share wgrad's sum. `pack` names the tensors that are first copied to rows of whole vectors."""
 
-    split: int = said("split", 1)
-    step: tuple[int, int, int, int] | None = said("step", None, 4)
-    rows: int = said("rows", 1)
-    pack: tuple[str, ...] = said("pack-", ())
+    split: int = plan_option("split", 1)
+    step: tuple[int, int, int, int] | None = plan_option("step", None, 4)
+    rows: int = plan_option("rows", 1)
+    pack: tuple[str, ...] = plan_option("pack-", ())
 
 
 class Shape(NamedTuple):

@@ -104,12 +104,12 @@ class Copied(Family):
         if self.is_left_out(call):
             return below, None
         copy = self._seconds(call, device)
-        seconds, found = self.inner.quickest(self.written(call), device, below - copy)
-        return (below, None) if found is None else (seconds + copy, self.own(found))
+        seconds, plan = self.inner.quickest(self.written(call), device, below - copy)
+        return (below, None) if plan is None else (seconds + copy, self.own(plan))
 
     def predict(self, call: Call, plan: Any, device: Device) -> Prediction:
-        found = self.inner.predict(self.written(call), self.within(plan), device)
-        return found.beside(self._seconds(call, device), self.copied_bytes(call), "copies")
+        prediction = self.inner.predict(self.written(call), self.within(plan), device)
+        return prediction.beside(self._seconds(call, device), self.copied_bytes(call), "copies")
 
     def counted(self, call: Call, plan: Any) -> Counted:
         inner = self.written(call)

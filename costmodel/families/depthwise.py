@@ -15,7 +15,7 @@ from costmodel.algebra import ceil_div, product
 from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import memory_refusal
-from costmodel.tiling import Call, Operand, Plan, itemsize, pack_refusal, reach_refusal, said
+from costmodel.tiling import Call, Operand, Plan, itemsize, pack_refusal, plan_option, reach_refusal
 
 #: Most channels, and most filters, of a group that has several of both. With 4 channels a 3x3 filter takes 36 multiply-adds
 #: per output, about as many as a GPU issues in the time that DRAM needs for two elements. Beyond, tensor cores are better.
@@ -37,10 +37,10 @@ class DepthwisePlan(Plan):
     A program walks down `rows` groups of output rows. `taps` are the filter rows and columns that it unrolls; with None it
     unrolls all of them, in a window that slides down the rows. `pack` "b": the weights are copied first."""
 
-    split: int = said("split", 1)
-    rows: int = said("rows", 1)
-    taps: tuple[int, int] | None = said("taps", None, 2)
-    pack: tuple[str, ...] = said("pack-", ())
+    split: int = plan_option("split", 1)
+    rows: int = plan_option("rows", 1)
+    taps: tuple[int, int] | None = plan_option("taps", None, 2)
+    pack: tuple[str, ...] = plan_option("pack-", ())
 
 
 class Axis(NamedTuple):

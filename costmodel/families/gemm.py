@@ -24,7 +24,7 @@ from costmodel.families.matrix_choice import Matrix
 from costmodel.problem import ConvProblem, Pass
 from costmodel.recast import FOLDED_WIDTHS, folds
 from costmodel.resources import compiled_for, memory_refusal
-from costmodel.tiling import Call, Plan, Tile, itemsize, said
+from costmodel.tiling import Call, Plan, Tile, itemsize, plan_option
 
 #: The menu. float16/bfloat16 and tf32 use tensor cores, ieee float32 the FMA units, float64 its own tensor cores.
 MENU: dict[str, tuple[Tile, ...]] = {
@@ -105,8 +105,8 @@ class GatherPlan(MatrixPlan):
 
     folds: ClassVar[bool] = True
 
-    fold: bool = said("fold", False)
-    x3: bool = said("x3", False)
+    fold: bool = plan_option("fold", False)
+    x3: bool = plan_option("x3", False)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from costmodel.device import Device
 from costmodel.problem import ConvProblem, Pass
 from costmodel.recast import fold_columns, fold_width, merge_groups
 from costmodel.resources import Resources, estimated, resource_key, resource_table
-from costmodel.tiling import LARGEST_BOX, MAX_ALIGN, Call, Extent, Operand, Plan, arithmetic, itemsize, said
+from costmodel.tiling import LARGEST_BOX, MAX_ALIGN, Call, Extent, Operand, Plan, arithmetic, itemsize, plan_option
 
 #: Bytes of a cache line.
 LINE = 128
@@ -39,13 +39,13 @@ class MatrixPlan(Plan):
     folds: ClassVar[bool] = False  # the columns of a filter may become channels
     patches: ClassVar[bool] = False  # the windows tile the input, so taps and channels are one axis
 
-    split: int = said("split", 1)
-    group_m: int = said("group", 8)
-    step: tuple[int, int, int, int] | None = said("step", None, 4)
-    merge: int = said("merge", 1)
+    split: int = plan_option("split", 1)
+    group_m: int = plan_option("group", 8)
+    step: tuple[int, int, int, int] | None = plan_option("step", None, 4)
+    merge: int = plan_option("merge", 1)
     fold: bool = field(default=False, init=False, repr=False)  # an option of the families with `folds`
     x3: bool = field(default=False, init=False, repr=False)
-    pack: tuple[str, ...] = said("pack-", ())
+    pack: tuple[str, ...] = plan_option("pack-", ())
 
 
 def merged(call: Call, merge: int) -> Call:

@@ -220,8 +220,8 @@ class Matrix(Family):
     def plan_of(self, option: Option, split: int) -> Plan:
         """The plan of an option whose reduction `split` programs share."""
         _, call, merge, fold, pack, step, *_ = option
-        said = {"fold": True} if fold else {}
-        return self.plan(call.which, self.name, *option.kernel.tile, split=split, step=step, pack=pack, merge=merge, **said)
+        words = {"fold": True} if fold else {}
+        return self.plan(call.which, self.name, *option.kernel.tile, split=split, step=step, pack=pack, merge=merge, **words)
 
     def candidates(self, call: Call, device: Device) -> list[Plan]:
         return [self.plan_of(option, split) for option in self.options(call, device) for split in option.splits]

@@ -20,7 +20,7 @@ from costmodel.families.matrix_choice import Option
 from costmodel.families.protocol import Counted
 from costmodel.problem import ConvProblem, Pass
 from costmodel.resources import compiled_for
-from costmodel.tiling import MAX_ALIGN, Call, Operand, Plan, Tile, arithmetic, itemsize, said
+from costmodel.tiling import MAX_ALIGN, Call, Operand, Plan, Tile, arithmetic, itemsize, plan_option
 from costmodel.timing import Prediction, from_dram, overhead, traffic
 
 #: The menu of fprop and wgrad: some of the tiles of "gather". A tile computes a source per row and trip, so none is short.
@@ -80,8 +80,8 @@ class PaddedPlan(MatrixPlan):
 
     folds: ClassVar[bool] = True
 
-    fold: bool = said("fold", False)
-    together: bool = said("together", False)
+    fold: bool = plan_option("fold", False)
+    together: bool = plan_option("together", False)
 
 
 def unprepared(call: Call) -> str:
@@ -213,14 +213,14 @@ class Padded(Gemm):
         if call.which != Pass.DGRAD:
             return super().quickest(call, device, below)
         fold = self._fold_seconds(call, device)
-        seconds, found = GATHER.quickest(written_out(call), device, below - fold)
-        return (below, None) if found is None else (seconds + fold, self._own(found))
+        seconds, plan = GATHER.quickest(written_out(call), device, below - fold)
+        return (below, None) if plan is None else (seconds + fold, self._own(plan))
 
     def predict(self, call: Call, plan: MatrixPlan, device: Device) -> Prediction:
         if call.which != Pass.DGRAD:
             return super().predict(call, plan, device)
-        found = GATHER.predict(written_out(call), gathering(plan), device)
-        return found.beside(self._fold_seconds(call, device), fold_bytes(call))
+        prediction = GATHER.predict(written_out(call), gathering(plan), device)
+        return prediction.beside(self._fold_seconds(call, device), fold_bytes(call))
 
     def counted(self, call: Call, plan: MatrixPlan) -> Counted:
         if call.which != Pass.DGRAD:

@@ -58,10 +58,12 @@ class Letters:
 
     @classmethod
     def of(cls, rank: int, one_padding: bool) -> Letters:
+        """The letters of a convolution with `rank` axes. With `one_padding` both ends of an axis have the same
+        padding, and share its letter."""
         axes, sizes, kernels = _AXES[3 - rank :], _SIZES[3 - rank :], _KERNELS[3 - rank :]
         low = tuple(_whole(f"p_{a}" if one_padding else f"p_{a}_lo") for a in axes)
 
-        def each(letter: str, kind: Callable[[str], Expr] = _natural) -> tuple[Expr, ...]:
+        def per_axis(letter: str, kind: Callable[[str], Expr] = _natural) -> tuple[Expr, ...]:
             return tuple(kind(f"{letter}_{a}") for a in axes)
 
         return cls(
@@ -73,16 +75,16 @@ class Letters:
             size=tuple(map(_natural, sizes)),
             out=tuple(_natural(f"{s}_o") for s in sizes),
             kernel=tuple(map(_natural, kernels)),
-            stride=each("s"),
-            dilation=each("d"),
+            stride=per_axis("s"),
+            dilation=per_axis("d"),
             low=low,
             high=low if one_padding else tuple(_whole(f"p_{a}_hi") for a in axes),
-            extra=each("a", _whole),
-            pairs=each("U"),
-            touched=each("T"),
-            shared=each("G"),
-            reached=each("V", sympy.Function),
-            fresh=each("F", sympy.Function),
+            extra=per_axis("a", _whole),
+            pairs=per_axis("U"),
+            touched=per_axis("T"),
+            shared=per_axis("G"),
+            reached=per_axis("V", sympy.Function),
+            fresh=per_axis("F", sympy.Function),
         )
 
 
@@ -181,14 +183,14 @@ class Quantities:
         """The cost of each pass in terms of names, without a bias."""
         named, back = self._named(_Named), self._grouped[1]
 
-        def of(which: Pass) -> Cost:
+        def cost_of(which: Pass) -> Cost:
             counted = cost(named, which, dtype="float16")
             values = {f.name: getattr(counted, f.name) for f in fields(Cost)}
             for name in ("bytes", "im2col_bytes"):  # proportional to the size of an element, which is 2 in float16
                 values[name] = self.letters.itemsize * sympy.expand(values[name] / 2)
             return Cost(**{n: None if v is None else sympy.sympify(v).subs(back) for n, v in values.items()})
 
-        return {which: of(which) for which in Pass}
+        return {which: cost_of(which) for which in Pass}
 
     @cached_property
     def definitions(self) -> tuple[Quantity, ...]:

@@ -94,8 +94,8 @@ def convolution(func: Any, args: Sequence[Any]) -> Convolution | None:
         w_shape = (named["dy"].shape[1], x_shape[1] // named["groups"], *named["kernel_size"])
     problem = ConvProblem.conv(x_shape, w_shape, *window, padding_mode=modes)
     after, kept = _epilogue(problem.output_shape if which == Pass.FPROP else problem.input_shape, named, args[0].element_size())
-    found = Convolution(problem, which, named.get("b") is not None, after=after, kept=kept, residual=named.get("residual"))
-    return _with_prologue(found, named) if "x_rstd" in named else found
+    plain = Convolution(problem, which, named.get("b") is not None, after=after, kept=kept, residual=named.get("residual"))
+    return _with_prologue(plain, named) if "x_rstd" in named else plain
 
 
 def _prologue(named: dict[str, Any], prefix: str = "") -> Prologue:
@@ -103,14 +103,14 @@ def _prologue(named: dict[str, Any], prefix: str = "") -> Prologue:
     return Prologue.of(*(named[prefix + name] for name in ("activation", "scale", "shift", "rstd")))
 
 
-def _with_prologue(found: Convolution, named: dict[str, Any]) -> Convolution:
+def _with_prologue(plain: Convolution, named: dict[str, Any]) -> Convolution:
     """The convolution with a prologue of its input, of which each step is one FLOP per element."""
     prologue = _prologue(named, "x_")
-    each = prologue.rstd + prologue.scale + prologue.shift
-    each += ELEMENTWISE[SAME_FLOPS.get(prologue.activation, prologue.activation)] if prologue.activation else 0
+    per_element = prologue.rstd + prologue.scale + prologue.shift
+    per_element += ELEMENTWISE[SAME_FLOPS.get(prologue.activation, prologue.activation)] if prologue.activation else 0
     moved = _read(named, "x_scale", "x_shift", "x_rstd")
-    spent = Cost(other_flops=each * named["x"].numel(), bytes=moved, im2col_bytes=moved)
-    return replace(found, call=prologue, after=found.after + spent)
+    spent = Cost(other_flops=per_element * named["x"].numel(), bytes=moved, im2col_bytes=moved)
+    return replace(plain, call=prologue, after=plain.after + spent)
 
 
 def _epilogue(result: Sequence[int], named: dict[str, Any], size: int) -> tuple[Cost, Cost]:

@@ -128,7 +128,7 @@ class Tracker:
     def _aligned(self, tensor: torch.Tensor) -> bool:
         return all(field.aligned for field in self.fields(tensor) or ())
 
-    def _of(self, value: Any) -> Lineage | None:
+    def _lineage_of(self, value: Any) -> Lineage | None:
         return self.known.get(id(value)) if isinstance(value, torch.Tensor) else None
 
     def _union(self, args: Any) -> Lineage:
@@ -155,13 +155,13 @@ class Tracker:
             return self._attention(args, result) if position == 0 else None
         if name in ("mm", "bmm", "addmm", "baddbmm"):
             return self._product(args[-2:] if name in ("mm", "bmm") else args[1:3], result)
-        x = self._of(args[0]) if args else None
+        x = self._lineage_of(args[0]) if args else None
         if x is None:
             return None
         if convolution is not None:
             if position or not result.numel():
                 return None
-            return self._joined(self._convolution(x, result, convolution), self._of(convolution.residual))
+            return self._joined(self._convolution(x, result, convolution), self._lineage_of(convolution.residual))
         if name in _REDUCTIONS:
             return _reduced(x, args, result)
         if name in _VIEWS:
@@ -219,7 +219,7 @@ class Tracker:
         return joined.only(layout, exact=False)
 
     def _product(self, factors: Sequence[Any], result: torch.Tensor) -> Lineage:
-        a, b = (self._of(factor) for factor in factors)
+        a, b = (self._lineage_of(factor) for factor in factors)
         if a is not None and b is not None:  # each element sees a row of one and a column of the other
             both = self._union(factors)
             return both.only([*both.layout[:-2], *map(plain, result.shape[-2:])], exact=False)
@@ -229,7 +229,7 @@ class Tracker:
         return b.only([*b.layout[:-2], plain(result.shape[-2]), b.layout[-1]])
 
     def _attention(self, args: Sequence[Any], result: torch.Tensor) -> Lineage | None:
-        query = self._of(args[0])
+        query = self._lineage_of(args[0])
         if query is None:
             return None
         joined = self._union(args[:3])

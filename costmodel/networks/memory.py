@@ -65,25 +65,25 @@ class Lives:
     def __init__(self) -> None:
         self.place = 0
         self.forward = True
-        self.found: dict[int, Life] = {}
+        self.lives: dict[int, Life] = {}
 
     def made(self, tensors: Iterable[object]) -> None:
         """Records tensors that exist from now on: inputs, or results of an operator."""
         for tensor in tensors:
             storage = tensor.untyped_storage()  # type: ignore[attr-defined]
-            if storage._cdata not in self.found:
+            if storage._cdata not in self.lives:
                 dtype = str(tensor.dtype).removeprefix("torch.")  # type: ignore[attr-defined]
-                self.found[storage._cdata] = Life(self.place, self.place - 1, self.place, storage.nbytes(), dtype)
+                self.lives[storage._cdata] = Life(self.place, self.place - 1, self.place, storage.nbytes(), dtype)
         self.used(tensors)
 
     def used(self, tensors: Iterable[object]) -> None:
         """Records tensors that an operator reads, or that are the network's result."""
         for tensor in tensors:
             address = tensor.untyped_storage()._cdata  # type: ignore[attr-defined]
-            life = self.found.get(address)
+            life = self.lives.get(address)
             if life is not None:
                 forward = self.place if self.forward else life.last_forward
-                self.found[address] = replace(life, last_forward=forward, last=self.place)
+                self.lives[address] = replace(life, last_forward=forward, last=self.place)
 
     def ran(self, read: Sequence[object], written: Sequence[object], known: Iterable[int]) -> None:
         """Records an operator. `known` are the addresses of parameters and buffers, which do not count."""
@@ -95,10 +95,10 @@ class Lives:
         """Records tensors that are kept only for a backward pass."""
         for tensor in tensors:
             address = tensor.untyped_storage()._cdata  # type: ignore[attr-defined]
-            if address in self.found:
-                self.found[address] = replace(self.found[address], last_forward=-1)
+            if address in self.lives:
+                self.lives[address] = replace(self.lives[address], last_forward=-1)
 
     def without(self, tensors: Iterable[object]) -> Memory:
         """The memory without `tensors`, the gradients of parameters."""
         left = {tensor.untyped_storage()._cdata for tensor in tensors}  # type: ignore[attr-defined]
-        return Memory(tuple(life for address, life in self.found.items() if address not in left))
+        return Memory(tuple(life for address, life in self.lives.items() if address not in left))

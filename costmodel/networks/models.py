@@ -37,7 +37,7 @@ def load(name: str, **arguments: Any) -> nn.Module:
         hint = f"; torchvision.models:{name} or timm:{name}?" if name.isidentifier() else ""
         raise ValueError(f"model must be package.module:callable or file.py:callable, got {name!r}{hint}")
     with offline() as asked, _aside(asked):
-        target, described = _found(name, where, attribute)
+        target, described = _looked_up(name, where, attribute)
         if isinstance(target, nn.Module):
             return target
         if not callable(target):
@@ -58,17 +58,17 @@ def load(name: str, **arguments: Any) -> nn.Module:
 def _aside(asked: Sequence[str]) -> Iterator[None]:
     """What a factory prints is not the report: it goes to the errors, at the end, and nowhere where the factory failed for
     want of a download, which it says to be under way."""
-    said, built = io.StringIO(), False
+    output, built = io.StringIO(), False
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             yield
         built = True
     finally:
         if built or not asked:
-            sys.stderr.write(said.getvalue())
+            sys.stderr.write(output.getvalue())
 
 
-def _found(name: str, where: str, attribute: str) -> tuple[Any, Any]:
+def _looked_up(name: str, where: str, attribute: str) -> tuple[Any, Any]:
     """(what to call, what has its signature)."""
     module = imported(where)
     if where == "timm" and not hasattr(module, attribute):
@@ -89,8 +89,8 @@ def _refusal(described: Any, host: str) -> str:
     except (TypeError, ValueError):  # a class written in C has no signature
         names = []
     weights = [word for word in names if word.startswith("weights")]
-    said = [f"{word}=None" for word in weights] + [f"{word}=False" for word in names if word.startswith("pretrained")]
-    options = " ".join(f"--arg {word}" for word in said or ["weights=None"])
+    settings = [f"{word}=None" for word in weights] + [f"{word}=False" for word in names if word.startswith("pretrained")]
+    options = " ".join(f"--arg {word}" for word in settings or ["weights=None"])
     return f"it asked {host} for weights, and nothing is downloaded: say no with {options}"
 
 

@@ -158,8 +158,8 @@ def inline(figure: Figure, name: str, label: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     # ids are unique within a picture only, and a page holds several
     svg = re.sub(r'(\bid="|url\(#|href="#(?!\w*row-\d))', rf"\g<1>{name}-", svg)
-    for mark, said in words.items():
-        svg = svg.replace(f'<g id="{name}-{mark}">', f'<g id="{name}-{mark}"><title>{escape(said)}</title>')
+    for mark, tooltip in words.items():
+        svg = svg.replace(f'<g id="{name}-{mark}">', f'<g id="{name}-{mark}"><title>{escape(tooltip)}</title>')
     return "<figure>" + svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1) + "</figure>"
 
 

@@ -21,18 +21,18 @@ def chosen(both: model.Ways, forced: str, device: Device, recorded: bool) -> Pla
 
 def lines(both: model.Ways, plan: Plan, device: Device, recorded: bool) -> list[str]:
     """Where the prologue is applied and why, and what the better plan of the other way would take."""
-    together, found = model.is_together(plan), model.predict(both, plan, device)
+    together, prediction = model.is_together(plan), model.predict(both, plan, device)
     how = "while pixels are gathered" if together else "by a kernel of its own first, which writes the input once"
-    said = [f"  the prologue ({both.prologue}) is applied {how}"]
+    text = [f"  the prologue ({both.prologue}) is applied {how}"]
     if recorded:
-        return [*said, "  because gradients are recorded"]
+        return [*text, "  because gradients are recorded"]
     if not device.interpreted:
-        said.append(f"  {found.seconds * 1e6:.3g} us with it, {found.bytes / 1e6:.3g} MB moved")
+        text.append(f"  {prediction.seconds * 1e6:.3g} us with it, {prediction.bytes / 1e6:.3g} MB moved")
     others = [other for other in model.quickest(both, device) if model.is_together(other) != together]
     for other in others if not device.interpreted else []:
         way = "by a kernel of its own" if together else "while gathered, for each tap and block of filters"
-        said.append(f"  {way} it would take {model.predict(both, other, device).seconds * 1e6:.3g} us in all")
+        text.append(f"  {way} it would take {model.predict(both, other, device).seconds * 1e6:.3g} us in all")
     if not others and not together:
         reason = unprepared(both.together) or "no tile keeps it in registers"
-        said.append(f"  it cannot be applied while pixels are gathered: {reason}")
-    return said
+        text.append(f"  it cannot be applied while pixels are gathered: {reason}")
+    return text

@@ -47,11 +47,11 @@ def ways(
     prologue: Prologue,
 ) -> model.Ways:
     """The call in one kernel and in two, of which the second reads x dense and channels-last."""
-    given = describe(problem, Pass.FPROP, x, w, y, aligned)
-    made = describe(problem, Pass.FPROP, (x[0], channels_last_strides(x[0])), w, y, (True, aligned[1]))
+    as_given = describe(problem, Pass.FPROP, x, w, y, aligned)
+    as_written = describe(problem, Pass.FPROP, (x[0], channels_last_strides(x[0])), w, y, (True, aligned[1]))
     return model.Ways(
-        Call(problem, Pass.FPROP, dtype, precision, *given, kind, prologue),
-        Call(problem, Pass.FPROP, dtype, precision, *made, kind),
+        Call(problem, Pass.FPROP, dtype, precision, *as_given, kind, prologue),
+        Call(problem, Pass.FPROP, dtype, precision, *as_written, kind),
     )
 
 
@@ -62,10 +62,10 @@ def chosen(both: model.Ways, forced: str, device: Device) -> Plan:
     _, _, rest = word.partition(":")
     if ":" in rest:
         plan = Plan.parse(word)
-        return checked(both.of(plan), plan, device)
-    found = model.quickest(both, device, family(rest).name if rest else "")
-    if found:
-        return found[0]
+        return checked(both.call_for(plan), plan, device)
+    quickest = model.quickest(both, device, family(rest).name if rest else "")
+    if quickest:
+        return quickest[0]
     plans.forced(both.apart, word, device)  # which says why there is none
     raise RuntimeError(f"no plan for fprop of {both.apart.problem} in {both.apart.dtype} on {device.name}")
 
@@ -140,9 +140,9 @@ def each_image(
     one = replace(problem, batch=1)
     tensors = [t if t is None else t.expand(len(x), *t.shape[1:]) for t in values[:3]]
 
-    def made(image: torch.Tensor, scale: Maybe, shift: Maybe, rstd: Maybe, residual: Maybe) -> torch.Tensor:
-        of = Values(scale, shift, rstd, values.activation, values.slope)
-        return forward(one, image, w, b, of, epilogue._replace(residual=residual), plan)
+    def on_image(image: torch.Tensor, scale: Maybe, shift: Maybe, rstd: Maybe, residual: Maybe) -> torch.Tensor:
+        image_values = Values(scale, shift, rstd, values.activation, values.slope)
+        return forward(one, image, w, b, image_values, epilogue._replace(residual=residual), plan)
 
-    result: torch.Tensor = invariant.by_image(made, (x, *tensors, epilogue.residual))
+    result: torch.Tensor = invariant.by_image(on_image, (x, *tensors, epilogue.residual))
     return result

@@ -164,13 +164,15 @@ def _batched(
     x = batching._spread(x, dims[0], size)
     spread = [batching._spread(t, d, size) for t, d in zip(given, dims[7:10], strict=True)]
     scale, shift, rstd = (t if t is None else t.expand(size, x.shape[1], *t.shape[2:]).flatten(0, 1) for t in spread)
-    made = normalized(x.flatten(0, 1), scale, shift, rstd, x_activation, x_slope).unflatten(0, (size, -1))
+    after_prologue = normalized(x.flatten(0, 1), scale, shift, rstd, x_activation, x_slope).unflatten(0, (size, -1))
     tensors = (*after[:3], *(None,) * 3)[:3]
     words: tuple[Any, ...] = ("", 0.01, "")
     activation, slope, plan = after[3:] + words[len(after[3:]) :]
-    lie = (0, *dims[1:3], *(None,) * 4, *(*dims[12:15], *(None,) * 3)[:3])
+    axes = (0, *dims[1:3], *(None,) * 4, *(*dims[12:15], *(None,) * 3)[:3])
     place = (stride, padding, dilation, groups)
-    (y, _), (out, _) = _FUSED(info, lie, made, w, b, *place, *tensors, activation, slope, False, without_together(plan))
+    (y, _), (out, _) = _FUSED(
+        info, axes, after_prologue, w, b, *place, *tensors, activation, slope, False, without_together(plan)
+    )
     return y, out
 
 

@@ -28,8 +28,8 @@ def described(
 ) -> DeformCall:
     """The description of a call for the cost model."""
     problem = deformation.problem
-    lie = (operand(*x, problem.groups, 1), operand(*w, problem.groups, 0), operand(*y, problem.groups, 1))
-    return DeformCall(deformation, DTYPES[dtype], precision, *lie)
+    layouts = (operand(*x, problem.groups, 1), operand(*w, problem.groups, 0), operand(*y, problem.groups, 1))
+    return DeformCall(deformation, DTYPES[dtype], precision, *layouts)
 
 
 def chosen(call: DeformCall, device: Any, forced: str) -> DeformPlan:
@@ -89,11 +89,11 @@ def laid(**tensors: tuple[TensorKey, Operand] | None) -> tuple[list[Any], dict[s
     """(packed strides in order, the constants that describe the layout of each); None in the place of a missing tensor."""
     strides: list[Any] = []
     constants: dict[str, Any] = {}
-    for name, lies in tensors.items():
-        strides.append(None if lies is None else packed_strides(*lies))
+    for name, layout in tensors.items():
+        strides.append(None if layout is None else packed_strides(*layout))
         constants |= {
-            f"{name}_ALIGN": 1 if lies is None else lies[1].align,
-            f"{name}_UNIT": -1 if lies is None else lies[1].unit,
+            f"{name}_ALIGN": 1 if layout is None else layout[1].align,
+            f"{name}_UNIT": -1 if layout is None else layout[1].unit,
         }
     return strides, constants
 
@@ -138,8 +138,8 @@ def prepare(
     tiles_m, tiles_n = model.tiles(deformation, plan)
     if tiles_m * tiles_n > INT32_MAX:
         raise RuntimeError(f"{deformation} needs {tiles_m * tiles_n} programs, more than a CUDA grid of {INT32_MAX} holds")
-    lies = {name: None if t is None else (t, operand(*t, 1, 1)) for name, t in (("OFFSET", offset), ("MASK", mask))}
-    strides, constants = laid(X=(x, call.x), **lies, W=(w, call.w), Y=(y, call.y))
+    optional = {name: None if t is None else (t, operand(*t, 1, 1)) for name, t in (("OFFSET", offset), ("MASK", mask))}
+    strides, constants = laid(X=(x, call.x), **optional, W=(w, call.w), Y=(y, call.y))
     c_align, k_align = aligns = aligns_of(deformation)
     constants |= arithmetic_constants(call) | {
         "C_ALIGN": c_align,

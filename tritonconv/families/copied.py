@@ -52,9 +52,9 @@ class Written(Copies):
 
     def written(self, x: torch.Tensor) -> torch.Tensor:
         """x with its padding."""
-        made = self.buffer(x)
-        self.step.start(*self.step.values({"a": x, "out": made}))
-        return made
+        padded = self.buffer(x)
+        self.step.start(*self.step.values({"a": x, "out": padded}))
+        return padded
 
     def result(self, out: torch.Tensor) -> torch.Tensor:
         return self.inner.result(self.buffer(out) if self.which == Pass.DGRAD else out)
@@ -79,36 +79,36 @@ class CopiedLauncher(Launcher):
     def __init__(self, inner: Launcher) -> None:
         self.inner, self.name, self.title = inner, PREFIX + inner.name, inner.title
 
-    def of(self, plan: Plan) -> Copied:
-        found = family(plan.family)
-        assert isinstance(found, Copied)
-        return found
+    def family_of(self, plan: Plan) -> Copied:
+        copied = family(plan.family)
+        assert isinstance(copied, Copied)
+        return copied
 
     def widens(self, plan: Plan, call: Call) -> bool:
         """Whether the kernel fills a buffer of another type than x's."""
-        return call.which == Pass.DGRAD and self.of(plan).sums(call.dtype) > itemsize(call.dtype)
+        return call.which == Pass.DGRAD and self.family_of(plan).sums(call.dtype) > itemsize(call.dtype)
 
     def laid(self, plan: Any, call: Call, a: TensorKey, b: TensorKey, out: TensorKey) -> Laid:
-        of, place, which = self.of(plan), PLACE[call.which], call.which
-        inner, problem = of.written(call), call.problem.written_out
+        outer, place, which = self.family_of(plan), PLACE[call.which], call.which
+        inner, problem = outer.written(call), call.problem.written_out
         shape = problem.input_shape
         last = getattr(inner, place).unit == 1
         strides = channels_last_strides(shape) if last else dense_strides(shape, range(len(shape) - 1, -1, -1))
-        written, asked = (shape, strides), {"a": a, "b": b, "out": out}
-        a, b, out = (written if name == place else key for name, key in asked.items())
+        written, keys = (shape, strides), {"a": a, "b": b, "out": out}
+        a, b, out = (written if name == place else key for name, key in keys.items())
         aligned = call.a.aligned or place == "a", call.b.aligned or place == "b"
-        seen = describe(problem, which, a, b, out, aligned)
-        described = Call(problem, which, call.dtype, call.precision, *seen, call.epilogue)
-        laid = self.inner.laid(of.within(plan), described, a, b, out)
+        operands = describe(problem, which, a, b, out, aligned)
+        described = Call(problem, which, call.dtype, call.precision, *operands, call.epilogue)
+        laid = self.inner.laid(outer.within(plan), described, a, b, out)
         copied = tuple(dict.fromkeys((*laid.copied, *(() if place == "out" else (place,)))))
         sums = wide(getattr(torch, call.dtype)) if self.widens(plan, call) else None
         if place == "out":
             upcast = host.INTERPRETED and call.dtype == "bfloat16"
-            step = fold(written, asked[place], call.problem, call.dtype, None, upcast)
+            step = fold(written, keys[place], call.problem, call.dtype, None, upcast)
         else:
-            step = copy(asked[place], written, call.problem, call.dtype)
+            step = copy(keys[place], written, call.problem, call.dtype)
         copies = Written(which, written, step, laid.copies, sums)
-        return laid._replace(plan=of.own(laid.plan), copied=copied, copies=copies)
+        return laid._replace(plan=outer.own(laid.plan), copied=copied, copies=copies)
 
     def launch(
         self,
@@ -123,30 +123,30 @@ class CopiedLauncher(Launcher):
     ) -> Launch:
         if plan.which == Pass.DGRAD and bias_stride is not None:
             raise ValueError(f"plan {plan} sums images behind its kernel, which adds the bias: b must be None")
-        made = self.inner.launch(self.of(plan).within(plan), call, a, b, out, bias_stride, fused, upcast)
-        if not self.widens(plan, call) or "out" not in made.main.boxes:
-            return made
-        main = made.main  # a box has the type of x: threads store results of 32 bits themselves
+        launch = self.inner.launch(self.family_of(plan).within(plan), call, a, b, out, bias_stride, fused, upcast)
+        if not self.widens(plan, call) or "out" not in launch.main.boxes:
+            return launch
+        main = launch.main  # a box has the type of x: threads store results of 32 bits themselves
         boxes = {name: box for name, box in main.boxes.items() if name != "out"}
-        return replace(made, main=replace(main, boxes=boxes, constants=main.constants | {"STORE": False}))
+        return replace(launch, main=replace(main, boxes=boxes, constants=main.constants | {"STORE": False}))
 
     def kernels_of(self, which: Pass) -> str:
         return self.inner.kernels_of(which)
 
     def fused_in(self, plan: Any) -> str:
-        return self.inner.fused_in(self.of(plan).within(plan))
+        return self.inner.fused_in(self.family_of(plan).within(plan))
 
     def remark(self, call: Call, plan: Any) -> str:
-        inner = self.inner.remark(self.of(plan).written(call), self.of(plan).within(plan))
+        inner = self.inner.remark(self.family_of(plan).written(call), self.family_of(plan).within(plan))
         done = ", then a sum of each pixel's images" if call.which == Pass.DGRAD else ""
         return f"{inner}, of x with its {' x '.join(call.problem.modes)} padding written out{done}"
 
     def words(self, call: Call, plan: Any) -> list[str]:
-        of = self.of(plan)
-        size = of.sums(call.dtype) if call.which == Pass.DGRAD else itemsize(call.dtype)
+        outer = self.family_of(plan)
+        size = outer.sums(call.dtype) if call.which == Pass.DGRAD else itemsize(call.dtype)
         shown = f"{size * product(call.problem.written_out.input_shape) / 1e6:.3g} MB"
         name = f"{'the gradient of ' * (call.which == Pass.DGRAD)}x with its padding"
-        lines = self.inner.words(of.written(call), of.within(plan))
+        lines = self.inner.words(outer.written(call), outer.within(plan))
         if self.widens(plan, call):
             lines = [line.replace(BY_BOXES, BY_THREADS) for line in lines]
         return [

@@ -122,7 +122,7 @@ def prologue(function: str, x: Any, given: Any) -> tuple[Maybe, Maybe, Maybe]:
         raise TypeError(f"{function}(): argument 'prologue' must be a tritonconv.Prologue, got {type(given).__name__}")
     n, c, *size = x.shape
     frames = size[0] if len(size) == 3 else 1
-    found = []
+    per_channel = []
     for name, value in (("scale", given.scale), ("shift", given.shift)):
         if value is not None:
             name = f"prologue.{name}"
@@ -141,7 +141,7 @@ def prologue(function: str, x: Any, given: Any) -> tuple[Maybe, Maybe, Maybe]:
                 raise RuntimeError(
                     f"{function}(): expected {name} of shape {forms} for x {list(x.shape)}, got {name} {list(shape)}"
                 )
-        found.append(per_frame(value))
+        per_channel.append(per_frame(value))
     rstd = given.rstd
     if rstd is not None:
         _values(function, "prologue.rstd", x, rstd)
@@ -157,4 +157,4 @@ def prologue(function: str, x: Any, given: Any) -> tuple[Maybe, Maybe, Maybe]:
         raise TypeError(
             f"{function}(): argument 'prologue.negative_slope' must be a number, got {slope!r} of type {type(slope).__name__}"
         )
-    return found[0], found[1], rstd
+    return per_channel[0], per_channel[1], rstd

@@ -62,15 +62,15 @@ def copy_issue(state, n, warp, mask, registers, predicates):
     for lane in range(32):
         entry[COPY_TARGETS + lane] = target[lane] + row[IMM]
         entry[COPY_SOURCES + lane] = source[lane] + row[EXTRA]
-        taken = size
+        read = size
         if row[FLAG]:
-            taken = min(size, u32(registers + row[B])[lane])
-        entry[COPY_SIZES + lane] = taken
+            read = min(size, u32(registers + row[B])[lane])
+        entry[COPY_SIZES + lane] = read
         if (mask >> lane) & 1:
             address = entry[COPY_TARGETS + lane]
-            if taken == 0 and find_region(state, entry[COPY_SOURCES + lane], size) < 0:
+            if read == 0 and find_region(state, entry[COPY_SOURCES + lane], size) < 0:
                 counts[N_OUTSIDE] += 1
-            if taken != 0 and entry[COPY_SOURCES + lane] & (size - 1):
+            if read != 0 and entry[COPY_SOURCES + lane] & (size - 1):
                 fault(state, MISALIGNED, n, warp, lane, entry[COPY_SOURCES + lane], -1, size)
             if shared_place(state, address, size, size, n, warp, lane) != 0:
                 kept |= 1 << lane
@@ -101,15 +101,15 @@ def copy_land(state, warp, pending):
         place_of = state[MEMORY] - SHARED_BASE
         for lane in range(32):
             if (entry[Q_MASK] >> lane) & 1:
-                target, taken = entry[COPY_TARGETS + lane], entry[COPY_SIZES + lane]
+                target, read = entry[COPY_TARGETS + lane], entry[COPY_SIZES + lane]
                 place = place_of + target  # within shared memory, or it would not have been issued
                 fill(place, 0, size)
-                if taken > 0:
-                    source = global_place(state, entry[COPY_SOURCES + lane], taken, 1, 0, row, warp, lane)
+                if read > 0:
+                    source = global_place(state, entry[COPY_SOURCES + lane], read, 1, 0, row, warp, lane)
                     if source != 0:
-                        copy(place, source, taken)
+                        copy(place, source, read)
                     else:
-                        fill(place, 255, taken)
+                        fill(place, 255, read)
                 if state[CHECK]:
                     shared_written(state, target, size, warp, clock, state[ERA])
     return 0

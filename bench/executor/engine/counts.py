@@ -13,7 +13,7 @@ def count_global(state, row, mask, addresses, sizes, size):
     counts = i64(state[COUNTERS] + row * COUNTS * 8)
     address = i64(addresses)
     sectors = i64(state[SCRATCH] + SECTORS)
-    found, asked = 0, 0
+    distinct, requested = 0, 0
     for lane in range(32):
         if (mask >> lane) & 1:
             bytes_here = size
@@ -21,20 +21,20 @@ def count_global(state, row, mask, addresses, sizes, size):
                 bytes_here = i64(sizes)[lane]
             if bytes_here == 0:
                 continue
-            asked += bytes_here
+            requested += bytes_here
             for sector in range(address[lane] >> 5, ((address[lane] + bytes_here - 1) >> 5) + 1):
-                if found > 0 and sectors[found - 1] == sector:
+                if distinct > 0 and sectors[distinct - 1] == sector:
                     continue
                 known = False
-                for k in range(found - 1, -1, -1):
+                for k in range(distinct - 1, -1, -1):
                     if sectors[k] == sector:
                         known = True
                         break
                 if not known:
-                    sectors[found] = sector
-                    found += 1
+                    sectors[distinct] = sector
+                    distinct += 1
     lines = 0
-    for k in range(found):
+    for k in range(distinct):
         line = sectors[k] >> 2
         known = False
         for earlier in range(k - 1, -1, -1):
@@ -43,9 +43,9 @@ def count_global(state, row, mask, addresses, sizes, size):
                 break
         if not known:
             lines += 1
-    counts[N_SECTORS] += found
+    counts[N_SECTORS] += distinct
     counts[N_LINES] += lines
-    counts[N_BYTES] += asked
+    counts[N_BYTES] += requested
     return 0
 
 

@@ -172,9 +172,9 @@ def mbarrier_wait(state, n, warp, mask, registers, predicates):
     lane = lowest(mask)
     address, parity = u32(registers + row[A])[lane] + row[IMM], u32(registers + row[B])[lane] & 1
     entry = known_mbarrier(state, address, n, warp, lane)
-    said = u32(predicates + row[D])
+    answer = u32(predicates + row[D])
     if entry == 0:
-        said[0] |= mask
+        answer[0] |= mask
         return 0
     barrier = i64(entry)
     if barrier[B_PHASE] == parity:
@@ -184,10 +184,10 @@ def mbarrier_wait(state, n, warp, mask, registers, predicates):
             land_loads(state, address, entry)
             complete(state, entry)
     if barrier[B_PHASE] == parity:
-        said[0] &= ~mask
+        answer[0] &= ~mask
         i64(state[WARP_STATES] + warp * WARP * 8)[FAILED] += 1
         return 1
-    said[0] |= mask
+    answer[0] |= mask
     join(state, state[CLOCKS] + warp * AGENTS * 8, entry + 8 * B_DONE)
     join(state, state[PROXY_CLOCKS] + warp * AGENTS * 8, entry + 8 * B_DONE_PROXY)
     return 0

@@ -202,11 +202,11 @@ def run_warp(state, warp, budget):
         op = row[OP]
         lanes = mask
         if row[GUARD] >= 0:
-            said = 0
-            said += u32(predicates + row[GUARD])[0]
+            guard = 0
+            guard += u32(predicates + row[GUARD])[0]
             if row[GUARD_NOT]:
-                said = ~said
-            lanes &= said
+                guard = ~guard
+            lanes &= guard
         steps += 1
         counts = i64(counters + pc * (COUNTS * 8))
         counts[N_WARPS] += 1

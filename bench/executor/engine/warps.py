@@ -44,11 +44,11 @@ def members(state, asked, mask, n, warp):
 def shuffle(state, n, warp, mask, registers, predicates):
     """`size`: 0 idx, 1 bfly, 2 up, 3 down; `flag`: whether there is a predicate target, its place in `imm`."""
     row = i64(state[CODE] + n * ROW * 8)
-    value, by, clamp, asked = u32(registers + row[A]), u32(registers + row[B]), u32(registers + row[C]), u32(registers + row[E])
+    value, by, clamp, masks = u32(registers + row[A]), u32(registers + row[B]), u32(registers + row[C]), u32(registers + row[E])
     target = u32(registers + row[D])
-    members(state, asked[lowest(mask)], mask, n, warp)
-    found_values = u32(state[SCRATCH])
-    found = 0
+    members(state, masks[lowest(mask)], mask, n, warp)
+    results = u32(state[SCRATCH])
+    in_range = 0
     for lane in range(32):
         segment, limit, step = (clamp[lane] >> 8) & 31, clamp[lane] & 31, by[lane] & 31
         last, start = (lane & segment) | (limit & ~segment), lane & segment
@@ -67,16 +67,16 @@ def shuffle(state, n, warp, mask, registers, predicates):
         if not inside:
             source = lane
         elif (mask >> lane) & 1:
-            found |= 1 << lane
+            in_range |= 1 << lane
             if not (mask >> source) & 1:
-                fault(state, DIVERGED, n, warp, lane, asked[lane], source, mask)
-        found_values[lane] = value[source & 31]
+                fault(state, DIVERGED, n, warp, lane, masks[lane], source, mask)
+        results[lane] = value[source & 31]
     for lane in range(32):
         if (mask >> lane) & 1:
-            target[lane] = found_values[lane]
+            target[lane] = results[lane]
     if row[FLAG]:
         place = u32(predicates + row[IMM])
-        place[0] = (place[0] & ~mask) | found
+        place[0] = (place[0] & ~mask) | in_range
     return 0
 
 
@@ -120,19 +120,19 @@ def vote(state, n, warp, mask, registers, predicates):
     """vote.sync of a predicate (`a`, inverted with `flag`) into a predicate, or a register for a ballot; `size`: which."""
     row = i64(state[CODE] + n * ROW * 8)
     members(state, u32(registers + row[B])[lowest(mask)], mask, n, warp)
-    said = u32(predicates + row[A])[0] & mask
+    votes = u32(predicates + row[A])[0] & mask
     if row[SIZE] == BALLOT:
         target = u32(registers + row[D])
         for lane in range(32):
             if (mask >> lane) & 1:
-                target[lane] = said
+                target[lane] = votes
         return 0
     if row[SIZE] == ANY:
-        true = said != 0
+        true = votes != 0
     elif row[SIZE] == ALL:
-        true = said == mask
+        true = votes == mask
     else:
-        true = said == 0 or said == mask
+        true = votes == 0 or votes == mask
     place = u32(predicates + row[D])
     place[0] = (place[0] & ~mask) | (mask if true else 0)
     return 0
