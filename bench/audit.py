@@ -191,8 +191,8 @@ def coverage(rows: Iterable[Row], kernels: dict[str, dict[str, list[int]]]) -> s
     """How many of the rows each Triton version compiled, in words."""
     keys = [row.key for row in rows]
     counts = Counter(version for key in keys for version in kernels.get(key, {}))
-    each = ", ".join(f"{counts[version]} from Triton {version}" for version in sorted(counts))
-    return f"of {len(keys)} rows the table has {each or 'none'}"
+    versions = ", ".join(f"{counts[version]} from Triton {version}" for version in sorted(counts))
+    return f"of {len(keys)} rows the table has {versions or 'none'}"
 
 
 def write_table(entries: dict[str, dict[str, Any]], path: Path = TABLE) -> None:

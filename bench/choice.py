@@ -144,7 +144,7 @@ def show(qualities: Sequence[Quality], console: Console) -> None:
     console.print(shown)
     summary = Summary.of(qualities)
     console.print(f"{summary.calls} calls, {summary.plans} plans")
-    for what, value, goal, more in summary.lines:
-        text = f"{value:.2f}" if goal is None else f"{value:.1%}, goal {goal:.0%} or {'more' if more else 'less'}"
-        met = goal is None or (value >= goal if more else value <= goal)
+    for what, value, goal, direction in summary.lines:
+        text = f"{value:.2f}" if goal is None else f"{value:.1%}, goal {goal:.0%} or {'more' if direction else 'less'}"
+        met = goal is None or (value >= goal if direction else value <= goal)
         console.print(f"  {what}: {text}", style="" if met else "yellow")

@@ -88,13 +88,13 @@ LAYERS = (
 def planned_for(device: Device) -> Iterator[None]:
     """Launches are prepared with this device's plans."""
     caches: tuple[Any, ...] = (launch.prepare, backward.columns_step, backward.weights_steps)
-    for each in caches:
-        each.cache_clear()
+    for cached in caches:
+        cached.cache_clear()
     with mock.patch.object(launch, "device_model", lambda _: device):
         with mock.patch.object(backward, "device_model", lambda _: device):
             yield
-    for each in caches:
-        each.cache_clear()
+    for cached in caches:
+        cached.cache_clear()
 
 
 def steps(

@@ -142,7 +142,7 @@ def run() -> None:
 
     for row, got in measured():
         add(row.name, row.plan, got)
-    for each in causal.ROWS:
-        name = f"{each.name} {'channels-last' if each.channels_last else 'contiguous'}"
-        add(name, each.plan, causal.figures(each))
+    for causal_row in causal.ROWS:
+        name = f"{causal_row.name} {'channels-last' if causal_row.channels_last else 'contiguous'}"
+        add(name, causal_row.plan, causal.figures(causal_row))
     Console(width=None if console.is_terminal else 200).print(shown)

@@ -155,15 +155,15 @@ class Gpu:
         self.device = "cuda"
         self.model = detect().device
         self.memory = int(0.9 * torch.cuda.mem_get_info()[0])
-        said = provenance()
+        versions = provenance()
         self.facts: Mapping[str, Any] = {
-            "gpu": said["device"],
+            "gpu": versions["device"],
             "driver": nvidia_smi("driver_version"),
             "cuda": str(torch.version.cuda),
-            "cudnn": said["cudnn"],
-            "torch": said["torch"],
-            "triton": said["triton"],
-            "commit": said["commit"],
+            "cudnn": versions["cudnn"],
+            "torch": versions["torch"],
+            "triton": versions["triton"],
+            "commit": versions["commit"],
         }
 
     def capture(self, call: Call, sets: int, calls: int) -> Graph:

@@ -61,6 +61,6 @@ def table(device: str = "h100", dtype: str = "bfloat16") -> str:
         cells = " | ".join("-" if seconds == math.inf else f"{1e6 * seconds:.0f}" for pair in times for seconds in pair)
         megabytes = itemsize(dtype) * product(layer.problem.written_out.input_shape) / 1e6
         plans = (select(channels_last(layer.problem, which, dtype), model) for which in Pass)
-        told = ", ".join(f"`{plan.family}`" for plan in plans)
-        lines.append(f"| {layer.network}: {layer.words} | {cells} | {megabytes:.1f} | {told} |")
+        names = ", ".join(f"`{plan.family}`" for plan in plans)
+        lines.append(f"| {layer.network}: {layer.words} | {cells} | {megabytes:.1f} | {names} |")
     return "\n".join(lines)

@@ -22,7 +22,7 @@ class Block:
 
     name: str
     page: Path
-    made: Callable[[], str]
+    build: Callable[[], str]
 
     @property
     def shown(self) -> str:
@@ -34,7 +34,7 @@ class Block:
 
     def renew(self) -> bool:
         """Writes the text that the block should have. Returns whether that changed anything."""
-        before, now = self.shown, self.made()
+        before, now = self.shown, self.build()
         if before == now:
             return False
         text = self.page.read_text()
@@ -138,11 +138,11 @@ def blocks() -> Iterator[Block]:
     docs = ROOT / "docs"
     yield from (Block("count", README, counted), Block("compiled", README, compiled), Block("measured", README, measured))
     yield from (Block("layer", docs / "cost-model.md", layer), Block("networks", docs / "cost-model.md", networks))
-    yield from (Block(made.__name__, docs / "kernels.md", made) for made in (audit, band, separable))
+    yield from (Block(build.__name__, docs / "kernels.md", build) for build in (audit, band, separable))
     yield Block("blocks", docs / "kernels.md", decoders)
     yield Block("chains", docs / "kernels.md", chains)
     yield Block("images", docs / "kernels.md", images)
-    yield from (Block(made.__name__, docs / "design" / f"{made.__name__}.md", made) for made in (deform, unfold, padded))
+    yield from (Block(build.__name__, docs / "design" / f"{build.__name__}.md", build) for build in (deform, unfold, padded))
 
 
 def command(show: Callable[[str], None]) -> None:

@@ -53,9 +53,9 @@ def _of_gpu(rows: Sequence[Measurement], full: bool) -> str:
     parts += _prediction(rows)
     failed = [f"{e.name}: {row.provider} {row.setting}".rstrip() + f", {row.note}" for e in entries for row in e.verdict.failed]
     if failed:
-        told = failed if full else failed[:SLOWEST]
-        more = f"; and {len(failed) - len(told)} more" if len(failed) > len(told) else ""
-        parts.append(f"Failed: {'; '.join(told)}{more}.")
+        shown = failed if full else failed[:SLOWEST]
+        rest = f"; and {len(failed) - len(shown)} more" if len(failed) > len(shown) else ""
+        parts.append(f"Failed: {'; '.join(shown)}{rest}.")
     if stale := [entry for entry in entries if entry.stale]:
         kernels = sum(entry.stale == "kernels" for entry in stale)
         changed = [f"{kernels} of kernels"] * bool(kernels) + [f"{len(stale) - kernels} of plans"] * (len(stale) > kernels)

@@ -149,13 +149,13 @@ def show_compiled() -> None:
     for heading in ("filter", "plan", "regs", "spills", "trip", "predicted", "an output"):
         shown.add_column(heading, justify="left" if heading in ("filter", "plan") else "right", no_wrap=True)
     device = find_device("h100")
-    for layer in {(each.kernel, each.stride): each for each in reversed(LAYERS)}.values():
+    for layer in {(shape.kernel, shape.stride): shape for shape in reversed(LAYERS)}.values():
         for plan in model.candidates(layer.call(), device):
             compiled_figures = compiled(layer, plan)
             trip = compiled_figures.trip.instructions
-            told = model.trip_instructions(layer.call(), plan, 90)
+            counted = model.trip_instructions(layer.call(), plan, 90)
             words = f"{layer.kernel}x{layer.kernel} s{layer.stride}", str(plan).split(":", 2)[2]
-            counts = compiled_figures.registers, compiled_figures.spills, trip, f"{told:.0f}", f"{trip / outputs(plan):.1f}"
+            counts = compiled_figures.registers, compiled_figures.spills, trip, f"{counted:.0f}", f"{trip / outputs(plan):.1f}"
             shown.add_row(*words, *map(str, counts))
     console = Console()
     Console(width=None if console.is_terminal else 120).print(shown)

@@ -142,8 +142,8 @@ def command(
     path = (out or results_dir()) / "sweep.jsonl"
     earlier = (committed_results(), path.parent)
     result = sweep(lines, machine, path, earlier, minutes, most, console)
-    asked = {line.work for line in lines}
-    rows = [row for row in load(*earlier) if row.gpu == machine.facts["gpu"] and work_of(row) in asked]
+    works = {line.work for line in lines}
+    rows = [row for row in load(*earlier) if row.gpu == machine.facts["gpu"] and work_of(row) in works]
     show(qualities(rows, machine.model), console)
     for text in dict.fromkeys(result.notes):
         console.print(text, style="yellow", soft_wrap=True)

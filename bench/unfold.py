@@ -97,11 +97,13 @@ def compiled(
     layer: Layer, which: Pass, arch: int = 90, dtype: torch.dtype = torch.bfloat16, last: bool = False, plan: str = ""
 ) -> KernelAudit:
     """What a layer's kernel compiles to."""
-    made = step(layer, which, arch, dtype, last, plan)
+    unfold_step = step(layer, which, arch, dtype, last, plan)
     given = Pointer(dtype)
-    arguments = dict(zip(made.kernel.arg_names, (given, given, *made.arguments), strict=False)) | made.constants
+    arguments = (
+        dict(zip(unfold_step.kernel.arg_names, (given, given, *unfold_step.arguments), strict=False)) | unfold_step.constants
+    )
     options = {name: arguments.pop(name) for name in ("num_warps", "num_stages")}
-    return audit(compile_ahead(made.kernel, arguments, arch=arch, **options))
+    return audit(compile_ahead(unfold_step.kernel, arguments, arch=arch, **options))
 
 
 def table(device: str = "h100", dtype: str = "bfloat16") -> str:

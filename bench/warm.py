@@ -183,7 +183,7 @@ def _kinds(call: Call, tensors: tuple[torch.Tensor, ...]) -> dict[str, Callable[
 
 def measure(example: Example, skipped: list[str]) -> list[Warm]:
     """The three kinds of a call."""
-    ours, theirs = (_kinds(each.call, each.tensors()) for each in (example, THEIRS))
+    ours, theirs = (_kinds(made_call.call, made_call.tensors()) for made_call in (example, THEIRS))
     rows = []
     for kind, call in ours.items():
 

@@ -78,8 +78,8 @@ class Work:
         own copy of every b, and copies of one set's inputs and result."""
         size, sets = itemsize(self.dtype), self.sets(l2_bytes)
         a, b, out = (math.prod(shape) for shape in self.shapes)
-        each = size * ((sets + 1) * out + sets * b + a + b + out)
-        return size * sets * (a + b) + contenders * each + 8 * ORACLE_COPIES * (a + b + out)
+        per_set = size * ((sets + 1) * out + sets * b + a + b + out)
+        return size * sets * (a + b) + contenders * per_set + 8 * ORACLE_COPIES * (a + b + out)
 
     def roofline_seconds(self, device: Device) -> float:
         return roofline(self.problem, device, self.dtype, precision=self.precision, which=self.which).seconds

@@ -144,8 +144,8 @@ def limits(problem: ConvProblem, which: Pass | str = Pass.FPROP, dtype: Any = No
     here = cost(problem, which, dtype=dtype)
 
     def limit(size: str, step: int) -> float:
-        more = cost(replace(problem, **{size: getattr(problem, size) + step}), which, dtype=dtype)
-        flops, moved = more.useful_flops - here.useful_flops, more.bytes - here.bytes
+        larger = cost(replace(problem, **{size: getattr(problem, size) + step}), which, dtype=dtype)
+        flops, moved = larger.useful_flops - here.useful_flops, larger.bytes - here.bytes
         return flops / moved if moved else 0.0
 
     return IntensityLimits(limit("batch", 1), limit("in_channels", problem.groups), limit("out_channels", problem.groups))

@@ -93,9 +93,9 @@ class Host:
     source: str  # where and with what it was measured
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            if each.name != "source":
-                _within(f"host time {each.name}", getattr(self, each.name), *HOST_BOUNDS)
+        for constant in fields(self):
+            if constant.name != "source":
+                _within(f"host time {constant.name}", getattr(self, constant.name), *HOST_BOUNDS)
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:
@@ -225,11 +225,11 @@ def write(table: Table, path: Path) -> None:
 
 def table_of(device: str) -> Table | None:
     """The table that the environment asks for on a device, or None."""
-    asked = os.environ.get("TRITONCONV_CALIBRATION", "")
-    if asked == "none":
+    setting = os.environ.get("TRITONCONV_CALIBRATION", "")
+    if setting == "none":
         return None
-    if asked == "user" and user_path(device).is_file():
+    if setting == "user" and user_path(device).is_file():
         return read(user_path(device))
-    if asked not in ("", "user") and (own := read(Path(asked))).device == device:
+    if setting not in ("", "user") and (own := read(Path(setting))).device == device:
         return own
     return read(package_path(device)) if package_path(device).is_file() else None

@@ -81,18 +81,18 @@ def work(call: Call, columns: int, kind: Kind) -> Work:
     if not kind.backward:
         adds = forward.multiply_adds + SILU * columns * activation
         return forward._replace(held=forward.held + kept(taps, columns, kind), multiply_adds=adds)
-    made = columns + taps - 1  # columns of dz
-    read = made if activation else columns
+    columns_dz = columns + taps - 1  # columns of dz
+    read = columns_dz if activation else columns
     window = read + taps - 1
     width = width_of(call, columns, None)
     extra = 1 if width > 1 else 0
-    adds = 2 * columns * taps + columns + activation * made * (taps + SILU_BACKWARD)
+    adds = 2 * columns * taps + columns + activation * columns_dz * (taps + SILU_BACKWARD)
     return Work(
         held=2 * taps + 1 + columns + kept(taps, read, kind),
         read=window,
         loads=ceil_div(window, width) + extra,
-        beside=made,
-        beside_loads=ceil_div(made, width) + extra,
+        beside=columns_dz,
+        beside_loads=ceil_div(columns_dz, width) + extra,
         multiply_adds=adds,
         stored=columns,
     )
@@ -121,15 +121,15 @@ def stored_together(call: Call, plan: DepthwisePlan) -> int:
 
 def candidates(call: Call, device: Device, kind: Kind) -> list[DepthwisePlan]:
     """Tiles that fit the registers, each with every length of a program's walk; where none fits, those that need fewest."""
-    shape, most = shape_of(call.problem, Pass.FPROP), max_registers(call, device)
-    most = min(most, MAX_REGISTERS_BACKWARD) if kind.backward else most
+    shape, limit = shape_of(call.problem, Pass.FPROP), max_registers(call, device)
+    limit = min(limit, MAX_REGISTERS_BACKWARD) if kind.backward else limit
     sized = []
     for option in choice.options(call, shape, device):
         if option.tile.taps is None and not option.tile.pack:
             plans = [option.plan(Pass.FPROP, rows, 1) for rows, _ in choice.walks(shape, option.tile, device)]
             sized += [(registers(call, plan, kind), plan) for plan in plans]
-    most = max(most, min(needed for needed, _ in sized))
-    return [plan for needed, plan in sized if needed <= most]
+    limit = max(limit, min(needed for needed, _ in sized))
+    return [plan for needed, plan in sized if needed <= limit]
 
 
 def predict(call: Call, plan: DepthwisePlan, device: Device, kind: Kind) -> Prediction:

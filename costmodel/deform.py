@@ -207,8 +207,8 @@ def trips(deformation: Deformation, plan: DeformPlan) -> int:
 
 def widths(call: DeformCall, plan: DeformPlan) -> tuple[int, int]:
     """Elements that a load brings of a pixel's channels and of a filter's."""
-    most = max(1, 16 // itemsize(call.dtype))
-    channels = math.gcd(call.deformation.run, most)
+    widest = max(1, 16 // itemsize(call.dtype))
+    channels = math.gcd(call.deformation.run, widest)
 
     def width(operand: Operand, name: str) -> int:
         if name in plan.pack:
@@ -309,14 +309,14 @@ def predict(call: DeformCall, plan: DeformPlan, device: Device) -> Prediction:
     """Seconds of a forward pass under a plan, with the copies before it."""
     size, tile_kernel = itemsize(call.dtype), kernel_of(call, plan, device)
     tiles_m, tiles_n = tiles(call.deformation, plan)
-    count, each = tiles_m * tiles_n, trips(call.deformation, plan)
+    count, trips_each = tiles_m * tiles_n, trips(call.deformation, plan)
     named = {"a": "input", "b": "weight"}
     moved = compulsory(call.deformation, size) + sum(2 * size * elements(call.deformation)[named[name]] for name in plan.pack)
-    issued = count * each * plan.block_m * plan.block_n * plan.block_k
+    issued = count * trips_each * plan.block_m * plan.block_n * plan.block_k
     if device.interpreted:
-        total, bound = CORNERS * interpreted(plan.tile, count, each), tile_kernel.bound
+        total, bound = CORNERS * interpreted(plan.tile, count, trips_each), tile_kernel.bound
     else:
-        busy, dram = on_chip(tile_kernel, count, each, device), from_dram(moved, device, tile_kernel.constants)
+        busy, dram = on_chip(tile_kernel, count, trips_each, device), from_dram(moved, device, tile_kernel.constants)
         start = overhead(1 + len(plan.pack), device, tile_kernel.constants)
         total, bound = (
             start + max(busy, dram),

@@ -67,7 +67,7 @@ BESIDE = frozenset("calibration device executed families families.gemm families.
 
 def timed() -> tuple[str, ...]:
     """The modules that compute a predicted time from fitted constants."""
-    modules = (module for each in families.FUNCTIONS.values() for module in (each.module, each.gradients) if module)
+    modules = (module for function in families.FUNCTIONS.values() for module in (function.module, function.gradients) if module)
     functions = (module.removeprefix("costmodel.") for module in modules)
     return ("timing", "ahead", *(f"families.{module}" for module in families.TIMED), *functions)
 
@@ -83,7 +83,7 @@ def arithmetic(model: Path) -> dict[str, ast.Module]:
             continue
         modules[name] = ast.parse(path.read_text())
         todo += sorted(imported(modules[name], "costmodel"))
-        todo += sorted(f"families.{each}" for each in imported(modules[name], "costmodel.families"))
+        todo += sorted(f"families.{member}" for member in imported(modules[name], "costmodel.families"))
     return modules
 
 

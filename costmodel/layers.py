@@ -131,7 +131,7 @@ def _shape(function: str, name: str, value: Any, rank: int) -> tuple[int, ...]:
     return shape
 
 
-def _each(function: str, name: str, value: Any, rank: int) -> tuple[int, ...]:
+def _per_axis(function: str, name: str, value: Any, rank: int) -> tuple[int, ...]:
     """One number for all axes, or one number per axis."""
     expected = f"{function}(): {name} must be an int or {rank} ints, got {name}={value!r}"
     try:
@@ -165,12 +165,12 @@ def _conv(rank: int) -> Callable[..., Layer]:
         padding_mode: str | Sequence[str] = "zeros",
     ) -> Layer:
         shapes = _shape(function, "input", input, rank), _shape(function, "weight", weight, rank)
-        pads = padding if isinstance(padding, str) else _each(function, "padding", padding, rank)
-        steps = _each(function, "stride", stride, rank), _each(function, "dilation", dilation, rank)
+        pads = padding if isinstance(padding, str) else _per_axis(function, "padding", padding, rank)
+        steps = _per_axis(function, "stride", stride, rank), _per_axis(function, "dilation", dilation, rank)
         of_groups = _groups(function, groups)
         return Layer(ConvProblem.conv(*shapes, steps[0], pads, steps[1], of_groups, padding_mode=padding_mode))
 
-    return _documented(conv, function, rank, "stride, padding, dilation, groups")
+    return _documented(conv, function, rank, "stride, padding (also 'valid' or 'same') and dilation")
 
 
 def _conv_transpose(rank: int) -> Callable[..., Layer]:
@@ -188,34 +188,36 @@ def _conv_transpose(rank: int) -> Callable[..., Layer]:
     ) -> Layer:
         shapes = _shape(function, "input", input, rank), _shape(function, "weight", weight, rank)
         given = {"stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation}
-        each = {name: _each(function, name, value, rank) for name, value in given.items()}
-        window = each["stride"], each["padding"], each["output_padding"]
-        problem = ConvProblem.conv_transpose(*shapes, *window, _groups(function, groups), each["dilation"])
+        per_axis = {name: _per_axis(function, name, value, rank) for name, value in given.items()}
+        window = per_axis["stride"], per_axis["padding"], per_axis["output_padding"]
+        problem = ConvProblem.conv_transpose(*shapes, *window, _groups(function, groups), per_axis["dilation"])
         return Layer(problem, transposed=True)
 
-    return _documented(conv_transpose, function, rank, "stride, padding, output_padding, groups, dilation")
+    return _documented(conv_transpose, function, rank, "stride, padding, output_padding and dilation")
 
 
-def _documented(made: Callable[..., Layer], function: str, rank: int, arguments: str) -> Callable[..., Layer]:
-    made.__name__ = made.__qualname__ = function
+def _documented(constructor: Callable[..., Layer], function: str, rank: int, arguments: str) -> Callable[..., Layer]:
+    constructor.__name__ = constructor.__qualname__ = function
     transposed = "transpose" in function
     axes = ", ".join("DHW"[-rank:]) if rank > 1 else "L"
     taps = ", ".join("TRS"[-rank:])
     weights = f"[C, K / groups, {taps}]" if transposed else f"[K, C / groups, {taps}]"
     size, kernel, groups = (9,) * rank, (3,) * rank, 2
     shape = (1, 4, *(19,) * rank) if transposed else (1, 4, *(4,) * rank)
-    more = "" if transposed else "\n    padding_mode: what the padding holds, a word of torch's layers or one per axis."
-    made.__doc__ = f"""The layer of `torch.nn.functional.{function}`, by torch's arguments: {arguments}, ints or {rank} ints.
+    modes = "" if transposed else "\n    padding_mode says what the padding holds: a word of torch's layers, or one per axis."
+    constructor.__doc__ = f"""The layer of `torch.nn.functional.{function}`, described by torch's arguments.
 
-    input [N, C, {axes}] and weight {weights} are shapes of {rank + 2} sizes, or tensors,
-    of which only the shape is read: a layer has no dtype, its methods ask for one. A bias changes no count.{more}
-    Raises TypeError for what are no ints, ValueError for a layer that cannot be. torch's page says what is computed.
+    input [N, C, {axes}] and weight {weights} are shapes of {rank + 2} sizes, or tensors, of which only the shape is read.
+    {arguments} are each an int or a sequence of {rank}; groups is an int.
+    A bias changes no count. A layer has no dtype: its methods take one.{modes}
+    Raises TypeError where an argument is of another type, ValueError for a layer that cannot be. The source is torch's page
+    on the function.
 
     >>> import costmodel
     >>> costmodel.{function}({(1, 4, *size)}, {(4, 2, *kernel)}, stride=2, groups={groups}).output_shape
     {shape}
     """
-    return made
+    return constructor
 
 
 conv1d, conv2d, conv3d = (_conv(rank) for rank in (1, 2, 3))

@@ -14,10 +14,10 @@ def refusal(call: Call, plan: Plan, device: Device | None = None) -> str:
     if reason := tile_refusal(plan):
         return reason
     try:
-        asked = family(plan.family)
+        member = family(plan.family)
     except ValueError as error:  # the plan of a function
         return str(error)
-    return asked.padding_refusal(call.problem, call.prologue is not None) or asked.refusal(call, plan, device)
+    return member.padding_refusal(call.problem, call.prologue is not None) or member.refusal(call, plan, device)
 
 
 def checked(call: Call, plan: Plan, device: Device | None = None) -> Plan:

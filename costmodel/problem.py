@@ -218,11 +218,11 @@ class ConvProblem:
         """The problem of the input with its padding written out where that is not zeros; itself where all of it is."""
         if not self.padding_mode:
             return self
-        each = [*zip(self.input_size, self.padded_size, self.padding, self.padding_mode, strict=True)]
+        axes = [*zip(self.input_size, self.padded_size, self.padding, self.padding_mode, strict=True)]
         return replace(
             self,
-            input_size=tuple(size if mode == "zeros" else padded for size, padded, _, mode in each),
-            padding=tuple(pair if mode == "zeros" else (0, 0) for *_, pair, mode in each),
+            input_size=tuple(size if mode == "zeros" else padded for size, padded, _, mode in axes),
+            padding=tuple(pair if mode == "zeros" else (0, 0) for *_, pair, mode in axes),
             padding_mode=(),
         )
 

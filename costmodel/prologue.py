@@ -74,9 +74,9 @@ class Prologue:
 def extra_instructions(prologue: Prologue, tile: Tile, spans: bool = False) -> int:
     """Instructions per trip of a thread that prepares its part of a tile of x. `spans`: the tile's rows have different
     values."""
-    each = tile.m * tile.k / (32 * tile.warps)
+    per_thread = tile.m * tile.k / (32 * tile.warps)
     by_row = ROW_INSTRUCTIONS * (prologue.scale + prologue.shift) if spans else 0
-    return round(each * (INSTRUCTIONS[prologue.activation] + RSTD_INSTRUCTIONS * prologue.rstd + by_row))
+    return round(per_thread * (INSTRUCTIONS[prologue.activation] + RSTD_INSTRUCTIONS * prologue.rstd + by_row))
 
 
 def gathered(plain: Kernel, prologue: Prologue | None, device: Device, spans: bool = False) -> Kernel:
@@ -95,14 +95,14 @@ def fits(tile: Tile, size: int, capability: int) -> bool:
     A thread may prepare 32 elements, and on sm_100 beside 128 x 128 sums 16. On sm_80 the compiler spills a few registers of
     most small tiles of 16 bits, so they have a list, and of some wider elements anywhere.
     """
-    arch, each = compiled_for(capability), tile.m * tile.k // (32 * tile.warps)
-    if tile.m * tile.n > 128 * 128 or each > 32:
+    arch, per_thread = compiled_for(capability), tile.m * tile.k // (32 * tile.warps)
+    if tile.m * tile.n > 128 * 128 or per_thread > 32:
         return False
     if size > 2 and (tile.m, tile.n, tile.k, tile.warps) in SPILL_WIDE:
         return False
     if arch == 80 and size == 2:
         return (tile.m, tile.n, tile.k) in FITS_SM80
-    return arch != 100 or tile.m * tile.n < 128 * 128 or each <= 16
+    return arch != 100 or tile.m * tile.n < 128 * 128 or per_thread <= 16
 
 
 def value_bytes(prologue: Prologue, size: int) -> int:

@@ -356,12 +356,12 @@ def predict(call: PairCall, plan: SeparablePlan, device: Device) -> Prediction:
         total = overhead(launched, device, tile_kernel.constants) + max(busy, dram) + UNHIDDEN * min(busy, dram)
         bound = "DRAM" if dram > busy else bound
         bound = "launch" if overhead(launched, device, tile_kernel.constants) > max(busy, dram) else bound
-    made = tiles * trips * k * m * (n + pair.depthwise.taps)
+    between = tiles * trips * k * m * (n + pair.depthwise.taps)
     return Prediction(
         seconds=total,
         tiles=tiles,
         waves=tiles / (device.sm_count * tile_kernel.resident),
-        tile_use=min(1.0, pair.flops / 2 / max(1, made)),
+        tile_use=min(1.0, pair.flops / 2 / max(1, between)),
         bytes=moved,
         bound=bound,
         low=total * tile_kernel.constants.low,

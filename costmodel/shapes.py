@@ -124,8 +124,8 @@ def check_modes(input_size: Sequence[Size], padding: Sequence[tuple[Size, Size]]
             raise ShapeError(
                 f"padding_mode {mode!r} takes padding of at least 0, got padding {tuple(pair)} at spatial axis {axis}"
             )
-        most = {"reflect": size - 1, "circular": size}.get(mode)
-        if size < 1 or (most is not None and max(pair) > most):
+        limit = {"reflect": size - 1, "circular": size}.get(mode)
+        if size < 1 or (limit is not None and max(pair) > limit):
             needs = {"reflect": "less padding than pixels", "circular": "at most as much padding as pixels"}
             raise ShapeError(
                 f"padding_mode {mode!r} needs {needs.get(mode, 'a pixel')}, got padding {tuple(pair)} and {size} pixels at "

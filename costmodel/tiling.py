@@ -151,23 +151,23 @@ class Plan:
     @classmethod
     def options(cls) -> list[Field[Any]]:
         """The fields of plans of this class besides their tile, in the order of the words."""
-        return [each for each in fields(cls) if "word" in each.metadata]
+        return [option for option in fields(cls) if "word" in option.metadata]
 
     def __str__(self) -> str:
         """The plan as one word, which `Plan.parse` reads back:
         fprop:patch:128x64x64:w4:s4[:split7][:group8][:step1x1x8x8][:merge4][:fold][:x3][:rows14][:taps1x8][:pack-a]."""
         words = [str(self.which), self.family, f"{self.block_m}x{self.block_n}x{self.block_k}"]
         words += [f"w{self.num_warps}", f"s{self.num_stages}"]
-        for each in self.options():
-            value, word = getattr(self, each.name), each.metadata["word"]
-            if value == each.default:
+        for option in self.options():
+            value, word = getattr(self, option.name), option.metadata["word"]
+            if value == option.default:
                 continue
-            if each.default is False:
+            if option.default is False:
                 words.append(word)
-            elif each.default == ():
+            elif option.default == ():
                 words += [f"{word}{name}" for name in value]
             else:
-                words.append(word + ("x".join(map(str, value)) if each.default is None else str(value)))
+                words.append(word + ("x".join(map(str, value)) if option.default is None else str(value)))
         return ":".join(words)
 
     @classmethod
@@ -212,17 +212,17 @@ _TILE = [each for each in fields(Plan) if each.name in ("num_warps", "num_stages
 
 def _read(word: str, options: Iterable[Field[Any]]) -> tuple[Field[Any], Any] | None:
     """(field, value) of a word; None where it is no word of these fields."""
-    for each in options:
-        name = {"num_warps": "w", "num_stages": "s"}.get(each.name) or each.metadata["word"]
-        if each.default is False:
+    for option in options:
+        name = {"num_warps": "w", "num_stages": "s"}.get(option.name) or option.metadata["word"]
+        if option.default is False:
             if word == name:
-                return each, True
+                return option, True
         elif word.startswith(name):
             behind = word.removeprefix(name)
-            if each.default == ():
-                return each, (behind,)
-            if (numbers := _numbers(behind, each.metadata.get("count", 1))) is not None:
-                return each, numbers if each.default is None else numbers[0]
+            if option.default == ():
+                return option, (behind,)
+            if (numbers := _numbers(behind, option.metadata.get("count", 1))) is not None:
+                return option, numbers if option.default is None else numbers[0]
     return None
 
 

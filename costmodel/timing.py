@@ -49,14 +49,14 @@ class Prediction:
     def beside(self, seconds: float, moved: int, name: str = "") -> Prediction:
         """The same prediction with a kernel beside it that takes `seconds` and moves `moved` bytes. The interval keeps its
         share of the time. `name` is the bound where that kernel takes longer than the rest."""
-        more = 1 + seconds / self.seconds
+        slowdown = 1 + seconds / self.seconds
         return replace(
             self,
-            seconds=self.seconds * more,
+            seconds=self.seconds * slowdown,
             bytes=self.bytes + moved,
             bound=name if name and seconds > self.seconds else self.bound,
-            low=self.low * more,
-            high=self.high * more,
+            low=self.low * slowdown,
+            high=self.high * slowdown,
         )
 
     def noted(self, remark: str) -> Prediction:
@@ -140,10 +140,10 @@ def trip_clocks(tile_kernel: Kernel, tiles: int, device: Device) -> float:
 
 def on_chip(tile_kernel: Kernel, tiles: int, n_trips: float, device: Device) -> float:
     """Seconds of the busiest multiprocessor, which runs ceil(tiles / multiprocessors) programs, as many at once as fit."""
-    each = -(-tiles // device.sm_count)
+    tiles_each = -(-tiles // device.sm_count)
     clocks = trip_clocks(tile_kernel, tiles, device)
-    trip = max(clocks, (clocks + tile_kernel.exposed) / min(tile_kernel.resident, each))
-    return (each * (n_trips * trip + tile_kernel.epilogue) + 2 * tile_kernel.constants.latency) / (device.clock * 1e6)
+    trip = max(clocks, (clocks + tile_kernel.exposed) / min(tile_kernel.resident, tiles_each))
+    return (tiles_each * (n_trips * trip + tile_kernel.epilogue) + 2 * tile_kernel.constants.latency) / (device.clock * 1e6)
 
 
 def interpreted(tile: Tile, tiles: int, n_trips: float) -> float:

@@ -213,16 +213,16 @@ def _menu(call: UnfoldCall, device: Device) -> list[UnfoldPlan]:
     if device.interpreted:
         m = min(places, INTERPRETED_PLACES)
         return [_plan(call, m, min(channels, INTERPRETED_VALUES // m), problem.taps)]
-    most = min(channels, MOST_CHANNELS[call.source.unit == 1])
+    limit = min(channels, MOST_CHANNELS[call.source.unit == 1])
     counts = {problem.taps} if call.which == Pass.DGRAD else {ceil_div(problem.taps, n) for n in (1, 4, 16, 64)}
     plans = []
     for size in SIZES[call.which]:
-        for n in (2**i for i in range(most.bit_length())):
+        for n in (2**i for i in range(limit.bit_length())):
             m = size // n
             if (m < LANES and m < places) or m > max(2 * places, LANES):
                 continue
             plans += [_plan(call, m, n, count) for count in sorted(counts, reverse=True)]
-    return plans or [_plan(call, LANES, most, problem.taps)]
+    return plans or [_plan(call, LANES, limit, problem.taps)]
 
 
 def _plan(call: UnfoldCall, m: int, n: int, taps: int) -> UnfoldPlan:
@@ -241,27 +241,27 @@ def trip_of(call: UnfoldCall, plan: UnfoldPlan) -> Trip:
     image's channels are contiguous, unfold exchanges its elements through shared memory. `tests/test_unfold_aot.py` holds the
     instructions against compiled kernels."""
     size, problem = itemsize(call.dtype), call.unfolding.problem
-    each = max(1.0, plan.block_m * plan.block_n / (LANES * plan.num_warps))  # elements of a thread
+    per_thread = max(1.0, plan.block_m * plan.block_n / (LANES * plan.num_warps))  # elements of a thread
     rank, tested = problem.rank, problem.rank * problem.needs_bounds
     if call.which == Pass.DGRAD:
         strided = sum(period > 1 for period in periods(problem))
         places = max(1.0, plan.block_m / (LANES * plan.num_warps))
-        instructions = 10 + 9 * each + places * (8 * rank + 4.5 * strided)
-        return Trip(instructions, each * _spread(call.columns, size, periods(problem)[-1]))
+        instructions = 10 + 9 * per_thread + places * (8 * rank + 4.5 * strided)
+        return Trip(instructions, per_thread * _spread(call.columns, size, periods(problem)[-1]))
     if call.image.unit == 1 and plan.block_n > 1:
-        width = min(math.gcd(call.image.align, problem.in_channels, max(1, 16 // size)), each)
-        exchanged = 3 * each if size > 2 else 0
-        instructions = 16 + each / width * (14 + 5 * tested) + exchanged
+        width = min(math.gcd(call.image.align, problem.in_channels, max(1, 16 // size)), per_thread)
+        exchanged = 3 * per_thread if size > 2 else 0
+        instructions = 16 + per_thread / width * (14 + 5 * tested) + exchanged
         run = min(LINE, size * min(plan.block_n, problem.in_channels))  # bytes of a pixel that lie side by side
-        return Trip(instructions, each * LANES * size * (1 / run + 3 / LINE))
-    width = _width(call.columns, size, each)
-    instructions = 16 + each * (5 + 7 * tested)
-    return Trip(instructions, each * (_spread(call.image, size, problem.stride[-1] * width) + LANES * size / LINE))
+        return Trip(instructions, per_thread * LANES * size * (1 / run + 3 / LINE))
+    width = _width(call.columns, size, per_thread)
+    instructions = 16 + per_thread * (5 + 7 * tested)
+    return Trip(instructions, per_thread * (_spread(call.image, size, problem.stride[-1] * width) + LANES * size / LINE))
 
 
-def _width(operand: Operand, size: int, each: float) -> float:
+def _width(operand: Operand, size: int, per_thread: float) -> float:
     """Elements that a thread stores at once along the places."""
-    return min(math.gcd(operand.align, max(1, 16 // size)), each) if operand.unit == 4 else 1
+    return min(math.gcd(operand.align, max(1, 16 // size)), per_thread) if operand.unit == 4 else 1
 
 
 def _spread(operand: Operand, size: int, step: float) -> float:
@@ -287,22 +287,22 @@ def predict(call: UnfoldCall, plan: UnfoldPlan, device: Device) -> Prediction:
     """Seconds of a call under a plan: the launch, plus mainly the largest of DRAM, L2, instruction issue, cache lines and
     exposed latency (`depthwise_choice.seconds_of`)."""
     problem, size = call.unfolding.problem, itemsize(call.dtype)
-    constants, count, each = device.calibration(FAMILY), programs(call, plan), trips(call, plan)
+    constants, count, trips_each = device.calibration(FAMILY), programs(call, plan), trips(call, plan)
     copied = 2 * size * call.elements * len(plan.pack)
     moved, block = int(call.unfolding.compulsory(size, call.which)) + copied, plan.block_m * plan.block_n
     use = min(1.0, problem.batch * problem.in_channels * call.points / max(1, count / shares(call, plan) * block))
     if device.interpreted:
-        seconds = count * (1 + each) * (INTERPRETED_TRIP + block * INTERPRETED_ELEMENT)
+        seconds = count * (1 + trips_each) * (INTERPRETED_TRIP + block * INTERPRETED_ELEMENT)
         waves, bound = float(count), "the interpreter"
     else:
         pace, trip = choice.pace_of(device, FAMILY), trip_of(call.after(plan.pack), plan)
         start = pace.launch * (1 + len(plan.pack))
         resident = min(pace.warps, pace.blocks * plan.num_warps)
         warps = -(-count * plan.num_warps // pace.sm_count)
-        issue = warps * (PROLOGUE + each * trip.instructions) / (4 * pace.issue)
-        lines = warps * each * trip.lines
-        rows = ceil_div(each, problem.kernel_size[-1]) if call.which == Pass.FPROP else each
-        walk = (2 + rows) * pace.latency + each * (CACHED + trip.instructions)
+        issue = warps * (PROLOGUE + trips_each * trip.instructions) / (4 * pace.issue)
+        lines = warps * trips_each * trip.lines
+        rows = ceil_div(trips_each, problem.kernel_size[-1]) if call.which == Pass.FPROP else trips_each
+        walk = (2 + rows) * pace.latency + trips_each * (CACHED + trip.instructions)
         latency = -(-warps // resident) * walk
         terms = choice.Terms(moved * pace.dram, max(issue, lines), latency, (from_l2(call) + copied) * pace.l2)
         rates = choice.Rates(PROLOGUE, trip.instructions, trip.lines, resident, 0.0, start, moved)

@@ -72,16 +72,16 @@ def tiles(chunk: Chunk, plan: VideoPlan) -> tuple[int, int]:
     """(m tiles, n tiles) of a launch. An m tile has pixels of one frame, and with `upsample` of one parity."""
     batch, filters, frames, *size = chunk.output_shape
     pixels = product(ceil_div(n, chunk.upsample) for n in size)
-    each = frames * chunk.upsample**2 * ceil_div(pixels, plan.block_m)
+    per_group = frames * chunk.upsample**2 * ceil_div(pixels, plan.block_m)
     groups = chunk.problem.groups
-    return batch * each, groups * ceil_div(filters // groups, plan.block_n)
+    return batch * per_group, groups * ceil_div(filters // groups, plan.block_n)
 
 
 def shares(chunk: Chunk, plan: VideoPlan) -> tuple[int, int]:
     """(blocks of channels that a program sums, programs that share a reduction), each of which sums one block at least."""
     blocks = ceil_div(chunk.depth, plan.block_k)
-    each = ceil_div(blocks, plan.split)
-    return each, ceil_div(blocks, each)
+    blocks_each = ceil_div(blocks, plan.split)
+    return blocks_each, ceil_div(blocks, blocks_each)
 
 
 def copied_by_one(chunk: Chunk, plan: VideoPlan, dtype: str) -> int:
@@ -98,8 +98,8 @@ def copies(chunk: Chunk, plan: VideoPlan, dtype: str) -> int:
 def trips(chunk: Chunk, plan: VideoPlan) -> float:
     """Main-loop trips of one program, on average over the frames of the result."""
     _, r, s = chunk.window
-    each = r * s * shares(chunk, plan)[0]
-    return each * chunk.live_taps / max(1, chunk.output_shape[2])
+    per_block = r * s * shares(chunk, plan)[0]
+    return per_block * chunk.live_taps / max(1, chunk.output_shape[2])
 
 
 def refusal(chunk: Chunk, plan: Plan, dtype: str, precision: str, device: Device) -> str:
@@ -143,8 +143,8 @@ def compiled(chunk: Chunk, tile: Tile, dtype: str, precision: str, device: Devic
     reach = "wide" if width * itemsize(dtype) == 16 else "narrow"
     key = resource_key(GatherPlan(Pass.FPROP, "gather", *tile), arithmetic(dtype, precision), reach, device.capability)
     resources = resource_table().get(key)
-    more = FRAME_INSTRUCTIONS[chunk.upsample] + MODE_INSTRUCTIONS[chunk.mode]
-    return resources and resources._replace(trip=resources.trip + more)
+    instructions = FRAME_INSTRUCTIONS[chunk.upsample] + MODE_INSTRUCTIONS[chunk.mode]
+    return resources and resources._replace(trip=resources.trip + instructions)
 
 
 def resources_of(chunk: Chunk, tile: Tile, dtype: str, precision: str, device: Device) -> Resources:
@@ -207,7 +207,7 @@ def splits(chunk: Chunk, plan: VideoPlan, device: Device) -> list[VideoPlan]:
     if product(tiles(chunk, plan)) >= device.sm_count or plan.block_m * plan.block_n > 128 * 128:
         return []
     shared = (replace(plan, split=split) for split in (2, 3, 4, 6, 8))
-    return [each for each in shared if shares(chunk, each)[1] == each.split]
+    return [shared_plan for shared_plan in shared if shares(chunk, shared_plan)[1] == shared_plan.split]
 
 
 def kernel_of(chunk: Chunk, plan: VideoPlan, dtype: str, precision: str, device: Device) -> Kernel:

@@ -25,7 +25,7 @@ SMALL = (
     "block", [SMALL[0], *(pytest.param(b, marks=pytest.mark.slow) for b in SMALL[1:])], ids=lambda b: b.suite
 )
 def test_both_ways_are_right_and_timed(block, launched):
-    rows = measure(blocks.of(block, torch.float32, H100), False, StandIn((2e-5, 1e-5, 1e-5)))
+    rows = measure(blocks.chain_of(block, torch.float32, H100), False, StandIn((2e-5, 1e-5, 1e-5)))
     assert [row.way for row in rows] == [TORCH, OURS, COPY]
     assert all(row.ok for row in rows), [row.note for row in rows]
     assert rows[1].predicted_us is not None

@@ -121,7 +121,7 @@ def test_nothing_is_kept_for_a_freed_weight(device):
     magnify(x, w)
     assert len(packed._KEPT) == 1
     (kept,) = packed._KEPT[w].values()
-    gone = weakref.ref(kept.made)
+    gone = weakref.ref(kept.packed)
     del kept, w
     gc.collect()
     assert len(packed._KEPT) == 0 and gone() is None

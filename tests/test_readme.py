@@ -28,7 +28,7 @@ def test_every_block_is_what_the_code_and_the_committed_results_say(name):
     if name == "networks" and find_spec("torchvision") is None:
         pytest.skip("the networks are torchvision's")
     block = BLOCKS[name]
-    if block.shown != block.made():
+    if block.shown != block.build():
         pytest.fail(f"the block {name} of {block.page.name} is stale: make pages")
 
 
@@ -55,7 +55,7 @@ def test_the_layer_of_the_pages_is_what_the_command_prints():
     command = [sys.executable, "-m", "costmodel", *words.split()]
     found = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     lines = "\n".join(line.rstrip() for line in found.rstrip().splitlines())
-    assert BLOCKS["layer"].made() == f"```\n{lines}\n```"
+    assert BLOCKS["layer"].build() == f"```\n{lines}\n```"
 
 
 @pytest.mark.parametrize(("page", "link"), LINKS, ids=lambda value: getattr(value, "name", value))

@@ -28,7 +28,7 @@ class Adapted:
 def adapter(part: nn.Module) -> type[Adapted] | None:
     """The function that takes over the forward of a layer, or None."""
     kind: Any = type(part)
-    names = [each.__name__ for each in kind.__mro__]
+    names = [base.__name__ for base in kind.__mro__]
     if "WanCausalConv3d" in names or "QwenImageCausalConv3d" in names:
         return _Cached if _is_cached(part) else None
     if "CogVideoXCausalConv3d" in names:
@@ -41,11 +41,11 @@ def adapter(part: nn.Module) -> type[Adapted] | None:
 def is_deformable(part: nn.Module) -> bool:
     """Whether a layer is torchvision's DeformConv2d, or one that extends it and leaves its forward alone."""
     kind: Any = type(part)
-    if not any(each.__name__ == "DeformConv2d" and each.__module__.startswith("torchvision.") for each in kind.__mro__):
+    if not any(base.__name__ == "DeformConv2d" and base.__module__.startswith("torchvision.") for base in kind.__mro__):
         return False
     window = (part.__dict__.get(name) for name in ("stride", "padding", "dilation"))
     own = getattr(kind.forward, "__module__", "").startswith(("torchvision.", "tritonconv."))
-    return own and all(isinstance(each, tuple) for each in window) and _takes(part, "input", "offset", "mask")
+    return own and all(isinstance(value, tuple) for value in window) and _takes(part, "input", "offset", "mask")
 
 
 def _takes(part: Any, *names: str) -> bool:
@@ -78,8 +78,8 @@ class _Cached(Adapted):
         cache = cache_x if front > 0 else None
         causal = front in (0, before) and (cache is None or cache.shape[2] <= before)
         if x.dim() != 5 or x.dtype not in DTYPES or not causal:
-            made: torch.Tensor = super().forward(x, cache_x)  # type: ignore[misc]
-            return made
+            result: torch.Tensor = super().forward(x, cache_x)  # type: ignore[misc]
+            return result
         cache = None if cache is None else cache.to(x.device)
         window: dict[str, Any] = {"dilation": self.dilation, "time_padding": "zeros" if front else "valid"}
         y = causal_conv3d(x, self.weight, self.bias, self.stride, (height, width), cache, False, **window)
@@ -94,8 +94,8 @@ class _Repeated(Adapted):
         conv: Any = self.conv
         whole = conv_cache is None or conv_cache.shape[2] == conv.kernel_size[0] - 1
         if inputs.dim() != 5 or inputs.dtype not in DTYPES or not whole:
-            made: tuple[torch.Tensor, torch.Tensor | None] = super().forward(inputs, conv_cache)  # type: ignore[misc]
-            return made
+            result: tuple[torch.Tensor, torch.Tensor | None] = super().forward(inputs, conv_cache)  # type: ignore[misc]
+            return result
         window: dict[str, Any] = {"dilation": conv.dilation, "time_padding": "replicate"}
         answer = causal_conv3d(inputs, conv.weight, conv.bias, conv.stride, tuple(conv.padding[1:]), conv_cache, True, **window)
         return answer[0], answer[1]
@@ -106,6 +106,6 @@ class _Deformable(Adapted):
 
     def forward(self: Any, input: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         if isinstance(input, torch.fx.Proxy):
-            made: torch.Tensor = traced(self, input, offset, mask)
-            return made
+            result: torch.Tensor = traced(self, input, offset, mask)
+            return result
         return deform_conv2d(input, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)

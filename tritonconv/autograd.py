@@ -127,12 +127,12 @@ def called(name: str, a: torch.Tensor, b: torch.Tensor, *place: Any) -> torch.Te
         except torch.OutOfMemoryError:  # the ordinary call of the op takes another plan
             pass
     op = getattr(_OPS, name)
-    made: torch.Tensor = op(a, b, *place) if name == "wgrad" else op(a, b, None, *place)
+    result: torch.Tensor = op(a, b, *place) if name == "wgrad" else op(a, b, None, *place)
     if key is not None and not recipes.records(a, b):
         *window, plan = place if isinstance(place[-1], str) else (*place, "")  # torch leaves out defaults
         problem = known_problem(name, a, b, tuple(window))
         recipes.file(key, Pass(name), problem, a, b, None, tuple(window), plan)
-    return made
+    return result
 
 
 Arguments = tuple[Any, ...]  # the arguments of `called`
@@ -148,12 +148,12 @@ def both(first: Arguments, second: Arguments) -> tuple[torch.Tensor, torch.Tenso
             return pair[0].run(a, b, None), pair[1].run(c, d, None)
         except torch.OutOfMemoryError:
             pass
-    made = called(*first), called(*second)
+    results = called(*first), called(*second)
     if key is not None:
         halves = [recipes.known(recipes.key((name, *rest), None, a, b)) for name, a, b, *rest in (first, second)]
         if None not in halves:
             recipes.keep(key, tuple(halves))
-    return made
+    return results
 
 
 def gradients_of(needs_a: bool, needs_w: bool, first: Arguments, second: Arguments) -> tuple[Maybe, Maybe]:

@@ -124,8 +124,9 @@ class _Fused(_Primitive):
 
         def followed(*tensors: Any) -> torch.Tensor:
             first, second, factor, summand, over = tensors
-            made: torch.Tensor = cls.op()(first, second, None, *ctx.window, factor, summand, over, "", 0.01, False, ctx.plan)[0]
-            return made
+            after = (factor, summand, over, "", 0.01, False)
+            result: torch.Tensor = cls.op()(first, second, None, *ctx.window, *after, ctx.plan)[0]
+            return result
 
         if ta is not None:
             tz, shift = followed(ta, w, scale, shift, tz), None

@@ -133,8 +133,8 @@ def _fused(op: Any, place: int) -> Callable[..., Any]:
         mapped = (*dims[first : first + 3], *(None,) * 3)[:3]
         size, channels = info.batch_size, (dims[1], dims[2], *mapped[:2])
         keep = bool(words[2]) if len(words) > 2 else False
-        each = [_spread(t, d, size) for t, d in zip((a, w, b, *tensors), (*dims[:3], *mapped), strict=True)]
-        x, weight, bias, scale, shift, residual = each
+        spread = [_spread(t, d, size) for t, d in zip((a, w, b, *tensors), (*dims[:3], *mapped), strict=True)]
+        x, weight, bias, scale, shift, residual = spread
         if all(dim is None for dim in channels):
             residual = None if residual is None else _into_batch(residual)
             y, z = op(_into_batch(x), w, b, *window, groups, *tensors[:2], residual, *words)

@@ -64,9 +64,9 @@ class CausalConv1d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        made = nn.Conv1d(channels, channels, kernel_size, groups=channels, bias=bias, device=device, dtype=dtype)
-        self.weight = nn.Parameter(made.weight.detach().squeeze(1))
-        self.bias = made.bias
+        conv = nn.Conv1d(channels, channels, kernel_size, groups=channels, bias=bias, device=device, dtype=dtype)
+        self.weight = nn.Parameter(conv.weight.detach().squeeze(1))
+        self.bias = conv.bias
         self.activation = activation
 
     def forward(

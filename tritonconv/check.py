@@ -217,7 +217,7 @@ def conv(
     padding_mode: Any = "zeros",
 ) -> ConvProblem:
     """The problem of a batched conv call. Raises TypeError, ValueError and RuntimeError as torch does."""
-    each = modes(function, padding_mode, rank)
+    per_axis = modes(function, padding_mode, rank)
     stride = ints(function, "stride", stride, rank, 1)
     dilation = ints(function, "dilation", dilation, rank, 1)
     groups = _groups(function, groups)
@@ -233,7 +233,7 @@ def conv(
         pads = padding_pairs(ints(function, "padding", padding, rank, 0), weight.shape[2:], dilation)
     _not_empty(function, input.shape, weight.shape)
     try:
-        problem = ConvProblem.conv(input.shape, weight.shape, stride, pads, dilation, groups, padding_mode=each)
+        problem = ConvProblem.conv(input.shape, weight.shape, stride, pads, dilation, groups, padding_mode=per_axis)
     except ShapeError as error:
         raise RuntimeError(f"{function}(): {error} (input {list(input.shape)}, {padding=}, {dilation=})") from None
     _bias(function, bias, weight.shape[0], weight)

@@ -67,11 +67,11 @@ def fprop(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, problem: Con
 
 
 def dgrad(dy: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, problem: ConvProblem) -> torch.Tensor:
-    asked, problem = problem, problem.written_out
+    original, problem = problem, problem.written_out
     sizes = (n - 2 * even for n, even in zip(problem.padded_size, _even(problem), strict=True))
     padded = dy.new_empty((problem.batch, problem.in_channels, *sizes))
     dx = F.pad(_backward(problem, dy, padded, w, [True, False, False])[0], [-p for p in _odd(problem)])
-    dx = folded(dx, asked)
+    dx = folded(dx, original)
     if b is not None:
         dx = dx + b.view(-1, *(1,) * problem.rank)
     return laid_out(dx, dy, w)

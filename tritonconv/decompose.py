@@ -60,10 +60,10 @@ def _transposed(dy: torch.Tensor, w: torch.Tensor, b: Maybe, problem: Any) -> to
     full = [(o - 1) * s + e for o, s, e in zip(dy.shape[2:], problem.stride, problem.effective_kernel, strict=True)]
     extra = [n - (m - 2 * lo) for n, m, lo in zip(problem.input_size, full, low, strict=True)]
     limits = [max(s, d) for s, d in zip(problem.stride, problem.dilation, strict=True)]
-    said = all(lo >= 0 and 0 <= e < most for lo, e, most in zip(low, extra, limits, strict=True))
-    padding, output_padding = (low, extra) if said else ([0] * problem.rank, [0] * problem.rank)
+    allowed = all(lo >= 0 and 0 <= e < most for lo, e, most in zip(low, extra, limits, strict=True))
+    padding, output_padding = (low, extra) if allowed else ([0] * problem.rank, [0] * problem.rank)
     window = (problem.stride, padding, problem.dilation, True, output_padding, problem.groups)
-    if said:
+    if allowed:
         return torch.convolution(dy, w, b, *window)
     dx = torch.convolution(dy, w, None, *window)
     places = reversed([*zip(problem.input_size, full, low, strict=True)])

@@ -165,6 +165,6 @@ def _convolution(name: str) -> str:
 def complete(functions: dict[str, Callable[..., Any]]) -> None:
     """Appends the text of this module to the docstring of each function, by its name."""
     for name, function in functions.items():
-        more = MORE[name] if name in MORE else _convolution(name)
+        entry = MORE[name] if name in MORE else _convolution(name)
         own = (function.__doc__ or "").rstrip().removesuffix("; see this module's docstring.").removesuffix(".")
-        function.__doc__ = f"{own}.{more}"
+        function.__doc__ = f"{own}.{entry}"

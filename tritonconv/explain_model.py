@@ -40,7 +40,7 @@ class ExplainedCall:
     @property
     def seconds(self) -> tuple[float, float]:
         """The predicted seconds of each pass by its name: the forward pass, and the gradients."""
-        times = [each.seconds for each in self.explanation.predictions.values()] if self.explanation else []
+        times = [prediction.seconds for prediction in self.explanation.predictions.values()] if self.explanation else []
         together = self.explanation is not None and "pointwise" in self.explanation.predictions
         return (sum(times) if together else sum(times[:1])), sum(times)
 
@@ -59,14 +59,14 @@ class ModelExplanation:
         rows: list[tuple[str, ...]] = [heads]
         for call in self.calls:
             layer = call.layer or "(the model)"
-            said = call.explanation
-            if said is None:
+            explanation = call.explanation
+            if explanation is None:
                 rows.append((layer, call.reason, "", "", ""))
                 continue
-            plans = ", ".join(map(str, said.plans.values() if "pointwise" in said.plans else _first(said)))
-            plans = "torch's, where= says so" if [*said.plans][:1] == [*said.left][:1] != [] else plans
-            times = (f"{1e6 * seconds:.3g}" if said.plans else "" for seconds in call.seconds)
-            name, _, what = said.words.splitlines()[0].partition(": ")
+            plans = ", ".join(map(str, explanation.plans.values() if "pointwise" in explanation.plans else _first(explanation)))
+            plans = "torch's, where= says so" if [*explanation.plans][:1] == [*explanation.left][:1] != [] else plans
+            times = (f"{1e6 * seconds:.3g}" if explanation.plans else "" for seconds in call.seconds)
+            name, _, what = explanation.words.splitlines()[0].partition(": ")
             rows.append(
                 (layer, what if what.startswith(f"{name} ") else f"{name} {what}", plans or "nothing to multiply", *times)
             )

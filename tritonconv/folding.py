@@ -80,8 +80,8 @@ def followed(layer: Any, plain: Any, input: torch.Tensor, residual: torch.Tensor
             return _one_by_one(plain(input), norm, residual, follows)
     function = getattr(fused, f"{layer.function.__name__}_fused")
     after = After(follows.activation, follows.slope, scale, shift, residual)
-    made: torch.Tensor = layer.by(function, input, layer.weight, layer.bias, **after._asdict())
-    return made
+    result: torch.Tensor = layer.by(function, input, layer.weight, layer.bias, **after._asdict())
+    return result
 
 
 def _output_shape(layer: Any, input: torch.Tensor) -> tuple[int, ...]:
@@ -123,8 +123,8 @@ def _reduced(self: Any, protocol: Any) -> Any:  # needed because the class has n
 
 
 def _instance(kind: type) -> Any:
-    made = _folded_class(kind)
-    return made.__new__(made)
+    kind_with_epilogue = _folded_class(kind)
+    return kind_with_epilogue.__new__(kind_with_epilogue)
 
 
 def words(part: nn.Module) -> str:
@@ -165,9 +165,9 @@ class _Whole(Tracer):
 
 def folded(model: Any) -> Any:
     """`model`, or the graph that replaces it. Parts of the model that torch.fx traces become graphs in place."""
-    made = _graph(model)
-    if made is not None:
-        return made
+    graph = _graph(model)
+    if graph is not None:
+        return graph
     for name, part in list(model.named_children()):
         replaced = folded(part)
         if replaced is not part:
@@ -192,31 +192,31 @@ def _graph(model: nn.Module) -> GraphModule | None:
         return None
     for node in graph.nodes:
         node.type = None  # an annotation that is a string would keep the graph from being pickled
-    made = GraphModule(model, graph, type(model).__name__)
+    module = GraphModule(model, graph, type(model).__name__)
     for name, part in model.named_modules():  # what was folded is no longer called, but keeps its names
         if name and (part._parameters or part._buffers):
-            made.add_submodule(name, part)
-    _ordered(made, model)
-    if set(made.state_dict()) != set(model.state_dict()):
+            module.add_submodule(name, part)
+    _ordered(module, model)
+    if set(module.state_dict()) != set(model.state_dict()):
         return None
     new: dict[Node, Node] = {}
     for plan in plans:
         new[plan.last] = _rewrite(model, graph, plan, new)
-    made.recompile()
-    made.eval()
-    made.__dict__[ORIGIN] = (model,)
-    return made
+    module.recompile()
+    module.eval()
+    module.__dict__[ORIGIN] = (model,)
+    return module
 
 
-def _ordered(made: nn.Module, model: nn.Module) -> None:
+def _ordered(folded: nn.Module, model: nn.Module) -> None:
     """Puts the children into the model's order, which is that of its parameters and `state_dict`."""
     names = [
-        *(name for name in model._modules if name in made._modules),
-        *(n for n in made._modules if n not in model._modules),
+        *(name for name in model._modules if name in folded._modules),
+        *(n for n in folded._modules if n not in model._modules),
     ]
-    made._modules = {name: made._modules[name] for name in names}
+    folded._modules = {name: folded._modules[name] for name in names}
     for name in names:
-        child = made._modules[name]
+        child = folded._modules[name]
         if child is not None and name in model._modules and child is not model._modules[name]:
             _ordered(child, model.get_submodule(name))
 

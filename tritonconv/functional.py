@@ -109,8 +109,8 @@ def _call(
         try:
             if input.dim() == rank + 2:
                 return repeated(recipe, input, weight, bias, *beside)
-            each = (t if t is None or t.dim() == 1 else t.unsqueeze(0) for t in beside)  # scale and shift have one axis
-            return repeated(recipe, input.unsqueeze(0), weight, bias, *each).squeeze(0)
+            with_batch = (t if t is None or t.dim() == 1 else t.unsqueeze(0) for t in beside)  # scale and shift have one axis
+            return repeated(recipe, input.unsqueeze(0), weight, bias, *with_batch).squeeze(0)
         except torch.OutOfMemoryError:  # the op knows another plan
             pass
     know_subclass(weight)

@@ -39,8 +39,8 @@ def exchange(x: torch.Tensor, low: int, high: int, *, dim: int = 2, group: Any =
             f"exchange(): expected x of at least {max(low, high)} rows along dim {dim}, which its neighbours take, got x "
             f"{list(x.shape)}"
         )
-    made: torch.Tensor = _Exchange.apply(x, low, high, dim, group)
-    return made
+    exchanged: torch.Tensor = _Exchange.apply(x, low, high, dim, group)
+    return exchanged
 
 
 def _moved(to_next: torch.Tensor, to_last: torch.Tensor, group: Any) -> tuple[torch.Tensor, torch.Tensor]:

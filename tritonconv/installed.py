@@ -52,8 +52,8 @@ class Installed:
         problem = _problem(x.shape, w.shape, stride, padding, dilation, transposed, output_padding, groups)
         if self._left(problem, Pass.DGRAD if transposed else Pass.FPROP, x):
             given = (x, w, bias, stride, padding, dilation, transposed, output_padding, groups)
-            made: torch.Tensor = self._forward.call_boxed(keys, *given)
-            return made
+            result: torch.Tensor = self._forward.call_boxed(keys, *given)
+            return result
         op: Callable[..., torch.Tensor] = _OPS.dgrad if transposed else _OPS.fprop
         return op(x, w, bias, *(problem.input_size,) * transposed, *_place(problem))
 

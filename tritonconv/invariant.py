@@ -71,10 +71,10 @@ def unmarked(plan: str) -> tuple[bool, str]:
 def by_image(call: Callable[..., Any], batched: tuple[torch.Tensor | None, ...]) -> Any:
     """`call` for each image of the tensors in `batched`, with the resulting tensors joined again; other results are None."""
     size = max(len(tensor) for tensor in batched if tensor is not None)
-    made = [call(*(None if t is None else t[i : i + 1] for t in batched)) for i in range(size)]
-    if isinstance(made[0], torch.Tensor):
-        return torch.cat(made)
-    return tuple(torch.cat(parts) if parts[0] is not None else None for parts in zip(*made, strict=True))
+    results = [call(*(None if t is None else t[i : i + 1] for t in batched)) for i in range(size)]
+    if isinstance(results[0], torch.Tensor):
+        return torch.cat(results)
+    return tuple(torch.cat(parts) if parts[0] is not None else None for parts in zip(*results, strict=True))
 
 
 def fixed(

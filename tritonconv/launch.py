@@ -107,8 +107,8 @@ def prepare_call(
     laid = launcher(plan.family).laid(plan, call, a, b, out)
     aligned = aligned[0] or "a" in laid.copied, aligned[1] or "b" in laid.copied
     call = Call(laid.problem, which, name, precision, *describe(laid.problem, which, *laid[2:5], aligned), kind, prologue)
-    made = clamped(prepare(laid.plan, call, *laid[2:5], bias_stride, fused), device_model(device).capability)
-    return replace(made, plan=plan, copies=laid.copies)
+    launch = clamped(prepare(laid.plan, call, *laid[2:5], bias_stride, fused), device_model(device).capability)
+    return replace(launch, plan=plan, copies=laid.copies)
 
 
 def prepare(
@@ -183,16 +183,16 @@ def perform(
 ) -> None:
     """Runs a prepared launch into `out`, with the copies around it."""
     copies = prepared.copies
-    asked = None if epilogue is None else Fused(*epilogue[:3], z, *prepared.fused)
+    epilogue_out = None if epilogue is None else Fused(*epilogue[:3], z, *prepared.fused)
     if type(copies) is Copies and not is_away(a):  # the most frequent case skips everything that does nothing
-        prepared.run(a, b, bias, out, asked, prologue)
+        prepared.run(a, b, bias, out, epilogue_out, prologue)
         return
     with on(a):  # copies may be kernels too
         a, b = copies.operands(a, b)
-        made = copies.result(out)
-        used = None if asked is None else copies.beside(asked, made)
-        prepared.run(a, b, bias, made, used, prologue)
-        copies.finish(made, out, used, asked)
+        target = copies.result(out)
+        used = None if epilogue_out is None else copies.beside(epilogue_out, target)
+        prepared.run(a, b, bias, target, used, prologue)
+        copies.finish(target, out, used, epilogue_out)
 
 
 def fprop(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, problem: ConvProblem, plan: str = "") -> torch.Tensor:
@@ -228,8 +228,8 @@ def followed(
     shape = problem.output_shape if which == Pass.FPROP else problem.input_shape
     y = allocate(shape, a, b)
     if problem.macs == 0:
-        made, before = by_torch(widened(execute(which, problem, a, b, y, bias)), problem, epilogue, y.dtype)
-        return y.copy_(made), allocate(shape, a, b).copy_(before) if epilogue.keep else before
+        result, before = by_torch(widened(execute(which, problem, a, b, y, bias)), problem, epilogue, y.dtype)
+        return y.copy_(result), allocate(shape, a, b).copy_(before) if epilogue.keep else before
     z = allocate(shape, a, b) if epilogue.keep else None
     execute(which, problem, a, b, y, bias, plan, epilogue, z)
     return y, y.new_empty(0) if z is None else z

@@ -51,8 +51,8 @@ class _Convolution(Replacement):
     """The difference from torch's ConvNd."""
 
     def _conv_forward(self: Any, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        made: torch.Tensor = self.by(self.function, input, weight, bias)
-        return made
+        result: torch.Tensor = self.by(self.function, input, weight, bias)
+        return result
 
     def by(self: Any, function: Any, input: torch.Tensor, weight: Any, bias: Any, **after: Any) -> torch.Tensor:
         """The result of a function with the layer's arguments; `after` holds further arguments of the function."""
@@ -61,8 +61,8 @@ class _Convolution(Replacement):
             ends = self._reversed_padding_repeated_twice[::-1]  # which is what torch's layers pad by in these modes
             padding = tuple((low, high) for high, low in zip(ends[::2], ends[1::2], strict=True))
             after["padding_mode"] = self.padding_mode
-        made: torch.Tensor = function(input, weight, bias, self.stride, padding, self.dilation, self.groups, **after)
-        return made
+        result: torch.Tensor = function(input, weight, bias, self.stride, padding, self.dilation, self.groups, **after)
+        return result
 
 
 class _ByFunction:
@@ -72,8 +72,8 @@ class _ByFunction:
 
     def forward(self: Any, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
         """`output_size` picks one of the sizes that the stride leaves open, as torch's modules do."""
-        made: torch.Tensor = self.by(self.function, input, self.weight, self.bias, output_size)
-        return made
+        result: torch.Tensor = self.by(self.function, input, self.weight, self.bias, output_size)
+        return result
 
     def by(
         self: Any, function: Any, input: torch.Tensor, weight: Any, bias: Any, output_size: Any = None, **after: Any
@@ -81,8 +81,8 @@ class _ByFunction:
         """See `_Convolution.by`."""
         sizes = (self.stride, self.padding, self.kernel_size, len(self.kernel_size), self.dilation)
         window = (self.stride, self.padding, self._output_padding(input, output_size, *sizes), self.groups, self.dilation)
-        made: torch.Tensor = function(input, weight, bias, *window, **after)
-        return made
+        result: torch.Tensor = function(input, weight, bias, *window, **after)
+        return result
 
 
 class _Transposed(Replacement, _ByFunction):
@@ -94,7 +94,7 @@ def _per_axis(kind: type[nn.Module]) -> Callable[..., None]:
     init: Callable[..., None] = kind.__init__
 
     @functools.wraps(init)
-    def made(self: Any, *arguments: Any, **keywords: Any) -> None:
+    def initialize(self: Any, *arguments: Any, **keywords: Any) -> None:
         given = keywords.get("padding_mode", "zeros")
         if isinstance(given, str):
             init(self, *arguments, **keywords)
@@ -103,7 +103,7 @@ def _per_axis(kind: type[nn.Module]) -> Callable[..., None]:
         init(self, *arguments, **keywords | {"padding_mode": "zeros"})
         self.padding_mode = modes
 
-    return made
+    return initialize
 
 
 def _documented(function: Callable[..., torch.Tensor]) -> str:
@@ -111,11 +111,11 @@ def _documented(function: Callable[..., torch.Tensor]) -> str:
     rank, transposed = int(function.__name__[-2]), "transpose" in function.__name__
     name = f"Conv{'Transpose' * transposed}{rank}d"
     axes = ", ".join("DHW"[-rank:]) if rank > 1 else "L"
-    more = "" if transposed else " `padding_mode` may be a tuple of modes, one per axis."
+    modes = "" if transposed else " `padding_mode` may be a tuple of modes, one per axis."
     return f"""`torch.nn.{name}` on `tritonconv.{function.__name__}`: torch's arguments, parameters and state_dict.
 
     input [N, C, {axes}] or [C, {axes}], in the dtypes of that function and of the weight. Raises what torch's class raises
-    when it is made, and what the function raises when it is called.{more}
+    when it is made, and what the function raises when it is called.{modes}
 
     >>> import torch, tritonconv
     >>> layer = tritonconv.nn.{name}(4, 8, 3, stride=2, padding=1)

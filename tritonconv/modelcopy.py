@@ -33,8 +33,8 @@ def rebuilt(value: Any, swap: Callable[[Any], Any], seen: frozenset[int] = froze
     functions. It is the same callable where nothing in it changes."""
     if id(value) in seen:
         return value
-    if (made := swap(value)) is not value:
-        return made
+    if (replacement := swap(value)) is not value:
+        return replacement
     again = functools.partial(rebuilt, swap=swap, seen=seen | {id(value)})
     if isinstance(value, types.MethodType):
         owner, function = again(value.__self__), again(value.__func__)
@@ -69,10 +69,10 @@ def _function(value: types.FunctionType, again: Callable[[Any], Any]) -> types.F
     held = {name: again(attribute) for name, attribute in vars(value).items()}
     if not changed and all(held[name] is attribute for name, attribute in vars(value).items()):
         return value
-    made = types.FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, tuple(cells) or None)
-    made.__kwdefaults__, made.__qualname__, made.__doc__ = value.__kwdefaults__, value.__qualname__, value.__doc__
-    vars(made).update(held)
-    return made
+    function = types.FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, tuple(cells) or None)
+    function.__kwdefaults__, function.__qualname__, function.__doc__ = value.__kwdefaults__, value.__qualname__, value.__doc__
+    vars(function).update(held)
+    return function
 
 
 def class_like(cls: type, *bases: type) -> Any:
@@ -91,8 +91,8 @@ def sharing_copy(model: Model) -> Model:
         duplicate.shell(part)
     for part in model.modules():
         duplicate.fill(part)
-    made: Model = duplicate.memo[id(model)]
-    return made
+    copied: Model = duplicate.memo[id(model)]
+    return copied
 
 
 class _Duplicate:
@@ -101,10 +101,10 @@ class _Duplicate:
         self.alive: list[Any] = []  # everything whose id is in the memo
         self.filled: set[int] = set()
 
-    def remember(self, value: Any, made: Any) -> Any:
-        self.memo[id(value)] = made
+    def remember(self, value: Any, duplicate: Any) -> Any:
+        self.memo[id(value)] = duplicate
         self.alive.append(value)
-        return made
+        return duplicate
 
     def shell(self, part: nn.Module) -> Any:
         """An empty module in the place of `part`."""
@@ -122,26 +122,26 @@ class _Duplicate:
         if id(part) in self.filled:
             return
         self.filled.add(id(part))
-        made = self.memo[id(part)]
+        duplicate = self.memo[id(part)]
         custom = type(part).__getstate__ is not object.__getstate__ and not is_parametrized(part)
         state = part.__getstate__() if custom else vars(part)
         state = {name: self.copied(value) for name, value in state.items()}
         if state.get("_compiled_call_impl") is not None:
             state["_compiled_call_impl"] = None  # torch's own copies do the same
         if custom:
-            made.__setstate__(state)
+            duplicate.__setstate__(state)
         else:
-            vars(made).update(state)
-        if isinstance(made, torch.fx.GraphModule):
-            made.graph = made.graph  # this writes the forward
+            vars(duplicate).update(state)
+        if isinstance(duplicate, torch.fx.GraphModule):
+            duplicate.graph = duplicate.graph  # this writes the forward
 
     def copied(self, value: Any) -> Any:
         if id(value) in self.memo:
             return self.memo[id(value)]
         if isinstance(value, nn.Module):
-            made = self.shell(value)
+            duplicate = self.shell(value)
             self.fill(value)
-            return made
+            return duplicate
         if isinstance(value, torch.Tensor):
             return self.remember(value, self.parameter(value)) if isinstance(value, nn.Parameter) else value
         if isinstance(value, weakref.ref):
@@ -157,29 +157,29 @@ class _Duplicate:
         return value if isinstance(value, (Callables, torch.Tensor, type)) else self.copied(value)
 
     def container(self, value: Any) -> Any:
-        kind, made = type(value), None
+        kind, duplicate = type(value), None
         if kind in ATOMS:
             return value
         if kind in (list, deque, set):
-            made = self.remember(value, kind() if kind is not deque else deque(maxlen=value.maxlen))
-            add = made.add if kind is set else made.append
+            duplicate = self.remember(value, kind() if kind is not deque else deque(maxlen=value.maxlen))
+            add = duplicate.add if kind is set else duplicate.append
             for item in value:
                 add(self.copied(item))
-            return made
+            return duplicate
         if kind in (dict, OrderedDict, defaultdict):
-            made = self.remember(value, defaultdict(value.default_factory) if kind is defaultdict else kind())
+            duplicate = self.remember(value, defaultdict(value.default_factory) if kind is defaultdict else kind())
             for name, item in value.items():
-                made[self.copied(name)] = self.copied(item)
-            return made
+                duplicate[self.copied(name)] = self.copied(item)
+            return duplicate
         if kind is tuple or (isinstance(value, tuple) and hasattr(kind, "_make")):
             items = [self.copied(item) for item in value]
             if all(a is b for a, b in zip(items, value, strict=True)):
                 return value
             return self.remember(value, kind._make(items) if hasattr(kind, "_make") else tuple(items))
         if is_plain(kind):
-            made = self.remember(value, object.__new__(kind))
-            vars(made).update({name: self.copied(item) for name, item in vars(value).items()})
-            return made
+            duplicate = self.remember(value, object.__new__(kind))
+            vars(duplicate).update({name: self.copied(item) for name, item in vars(value).items()})
+            return duplicate
         if kind.__module__.partition(".")[0] == "torch" and not hasattr(kind, "__deepcopy__"):
             return value  # torch's own objects: dtypes, hooks without state, what it keeps beside a module
         return self.by_protocol(value)
@@ -189,24 +189,24 @@ class _Duplicate:
         copies: dict[int, Any] = {}
         memo: Any = ChainMap(copies, self.memo)  # so that a failed attempt leaves nothing behind
         try:
-            made = copy.deepcopy(value, memo)
+            duplicate = copy.deepcopy(value, memo)
         except Exception:  # an object that cannot be copied may raise anything
             return value
         self.alive += copies.pop(id(memo), [])
         self.memo |= copies
-        return made
+        return duplicate
 
     def parameter(self, value: nn.Parameter) -> Any:
         if is_lazy(value):
             return self.by_protocol(value)
-        made = nn.Parameter(value.detach(), value.requires_grad)
-        vars(made).update(vars(value))
-        return made
+        duplicate = nn.Parameter(value.detach(), value.requires_grad)
+        vars(duplicate).update(vars(value))
+        return duplicate
 
 
 def is_plain(kind: type) -> bool:
     """Whether objects of this class consist of their attributes only, as far as the class shows, and are not torch's."""
     own = ("__deepcopy__", "__copy__", "__setstate__", "__getnewargs__", "__getnewargs_ex__", "__slots__")
     plain = all(getattr(kind, name) is getattr(object, name) for name in ("__reduce_ex__", "__reduce__", "__getstate__"))
-    made = kind.__new__ is object.__new__ and kind.__dictoffset__ != 0
-    return made and plain and not any(hasattr(kind, name) for name in own) and kind.__module__.partition(".")[0] != "torch"
+    standard = kind.__new__ is object.__new__ and kind.__dictoffset__ != 0
+    return standard and plain and not any(hasattr(kind, name) for name in own) and kind.__module__.partition(".")[0] != "torch"

@@ -155,14 +155,16 @@ def _by_kernel(primitive: _Primitive) -> Callable[..., torch.Tensor]:
         problem = _problem(primitive, a, b, rest)
         bias = rest[: primitive.has_bias]
         alone, plan = invariant.unmarked("".join(rest[primitive.arguments - 2 :]))
-        by_torch, plan = where.asked(plan, problem, which, a)
+        by_torch, plan = where.resolved(plan, problem, which, a)
         if by_torch:
             return primitive.torch(a, b, *bias, problem)
         if alone and which != Pass.WGRAD and problem.batch > 1 and problem.macs:
             fixed_plan = invariant.fixed(which, problem, a, b, bias[0], plan)
             if fixed_plan is None:
-                each = replace(problem, batch=1)
-                return cast(torch.Tensor, invariant.by_image(lambda image: primitive.kernel(image, b, *bias, each, plan), (a,)))
+                single = replace(problem, batch=1)
+                return cast(
+                    torch.Tensor, invariant.by_image(lambda image: primitive.kernel(image, b, *bias, single, plan), (a,))
+                )
             plan = fixed_plan
 
         def run(plan: str) -> torch.Tensor:
@@ -217,10 +219,10 @@ def _fused_by_kernel(which: Pass, primitive: _Primitive) -> Callable[..., Pair]:
         if alone and problem.batch > 1 and problem.macs:
             fixed_plan = invariant.fixed(which, problem, a, b, bias, plan, epilogue)
             if fixed_plan is None:
-                each = replace(problem, batch=1)
+                single = replace(problem, batch=1)
 
                 def one(image: torch.Tensor, residual: torch.Tensor | None) -> Pair:
-                    return launch.followed(which, each, image, b, bias, epilogue._replace(residual=residual), plan)
+                    return launch.followed(which, single, image, b, bias, epilogue._replace(residual=residual), plan)
 
                 y, z = invariant.by_image(one, (a, epilogue.residual))
                 return y, z if epilogue.keep else z.new_empty(0)

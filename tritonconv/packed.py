@@ -23,7 +23,7 @@ class _Kept(NamedTuple):
 
     storage: Any  # a weak reference: memory that was freed and given out again is another
     state: tuple[Hashable, ...]
-    made: torch.Tensor
+    packed: torch.Tensor
 
 
 _lock = threading.Lock()
@@ -43,13 +43,13 @@ def packed(weight: torch.Tensor, kind: Hashable, make: Callable[[torch.Tensor], 
     with _lock:
         kept = _KEPT.get(weight, {}).get(kind)
     if kept is not None and kept.state == state and not kept.storage.expired():
-        packed_form: torch.Tensor = kept.made
+        packed_form: torch.Tensor = kept.packed
         return packed_form
     with torch.no_grad():
-        made = make(weight)
+        result = make(weight)
     with _lock:
-        _KEPT.setdefault(weight, {})[kind] = _Kept(private.StorageWeakRef(weight.untyped_storage()), state, made)
-    return made
+        _KEPT.setdefault(weight, {})[kind] = _Kept(private.StorageWeakRef(weight.untyped_storage()), state, result)
+    return result
 
 
 def forget_packed(weight: torch.Tensor | None = None) -> None:

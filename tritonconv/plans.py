@@ -82,7 +82,7 @@ def text(plan: Plans, function: str, forward: Pass = Pass.FPROP, idle: Mapping[P
     passes = [which for which, _ in named]
     for which in passes:
         if passes.count(which) > 1:
-            both = " and ".join(repr(word) for each, word in named if each == which)
+            both = " and ".join(repr(word) for of_pass, word in named if of_pass == which)
             raise ValueError(f"{function}(): plan has {passes.count(which)} plans of {which}: {both}")
     return ";".join(word for which, word in named if word != f"{which}:{own}")
 
@@ -96,9 +96,9 @@ def _flat(plan: Any, forward: Pass, own: str) -> list[tuple[Pass, str]]:
     if isinstance(plan, Explanation):
         plan = plan.plans
     if isinstance(plan, Mapping):
-        return [each for name, value in plan.items() for each in _of_pass(name, value, forward, own)]
+        return [pair for name, value in plan.items() for pair in _of_pass(name, value, forward, own)]
     if isinstance(plan, Iterable):
-        return [each for value in plan for each in _flat(value, forward, own)]
+        return [pair for value in plan for pair in _flat(value, forward, own)]
     raise TypeError(
         "argument 'plan' must be a costmodel.tiling.Plan, its words, a family's name, what tritonconv.explain answered, "
         "several, or a dictionary of them by pass"
@@ -113,46 +113,46 @@ def _of_pass(name: Any, value: Any, forward: Pass, own: str) -> list[tuple[Pass,
     which = Pass(which)
     if isinstance(value, (str, Plan)):
         read = _flat(value, which, own)
-        if {each for each, _ in read} == {*Pass}:  # a family's name, which here stands for this pass alone
-            read = [each for each in read if each[0] == which]
+        if {of_pass for of_pass, _ in read} == {*Pass}:  # a family's name, which here stands for this pass alone
+            read = [pair for pair in read if pair[0] == which]
         if len(read) == 1 and read[0][0] == which:
             return read
     raise ValueError(f"plan of {name} must be one plan of {which}, its words or a family's name, got {value!r}")
 
 
 @functools.lru_cache(maxsize=1024)
-def _read(said: str, forward: Pass, own: str) -> list[tuple[Pass, str]]:
+def _read(text: str, forward: Pass, own: str) -> list[tuple[Pass, str]]:
     """The plans that a text names.
 
     A plan that does not begin with its pass is the forward pass's. A family's name alone means that family in every pass. What
     `explain` prints and a column of `costmodel layer` are read too."""
-    words = [word for word in _BETWEEN.split(" ".join(_SHOWN.findall(said)) or said) if word not in ("", "plan")]
+    words = [word for word in _BETWEEN.split(" ".join(_SHOWN.findall(text)) or text) if word not in ("", "plan")]
     groups: list[list[str]] = []
     for word in words:
         if word in [*Pass] or not groups:
             groups.append([])
         groups[-1].append(word)
     if not words:
-        raise ValueError(f"plan {said!r} has no words: None leaves the choice to the cost model")
+        raise ValueError(f"plan {text!r} has no words: None leaves the choice to the cost model")
     if len(groups) == 1 and len(words) == 1 and words[0] not in [*Pass]:
-        name = _known(said, words[0], own)
+        name = _known(text, words[0], own)
         return [(which, f"{which}:{name}") for which in Pass]
-    return [_one(said, group if group[0] in [*Pass] else [str(forward), *group], own) for group in groups]
+    return [_one(text, group if group[0] in [*Pass] else [str(forward), *group], own) for group in groups]
 
 
-def _one(said: str, words: list[str], own: str) -> tuple[Pass, str]:
+def _one(word: str, words: list[str], own: str) -> tuple[Pass, str]:
     if len(words) == 2:
-        return Pass(words[0]), f"{words[0]}:{_known(said, words[1], own)}"
+        return Pass(words[0]), f"{words[0]}:{_known(word, words[1], own)}"
     plan = Plan.parse(":".join(words))
     return plan.which, str(plan)
 
 
-def _known(said: str, name: str, own: str) -> str:
+def _known(word: str, name: str, own: str) -> str:
     """The word, if it is a family's name. Raises ValueError for another one."""
     known = (own,) if own else tuple(families())
     if name not in known:
         raise ValueError(
-            f"plan {said!r} names no family and is no plan: families are {', '.join(known)}, a plan is of the form "
+            f"plan {word!r} names no family and is no plan: families are {', '.join(known)}, a plan is of the form "
             "fprop:gather:128x64x64:w4:s4, as tritonconv.explain shows"
         )
     return name

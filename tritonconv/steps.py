@@ -77,12 +77,12 @@ class Step:
         """The descriptor of a tensor. Triton's checks take ten times as long as making one, so they run only for the first."""
         fields = self.checked.get((name, tensor.dtype))
         if fields is None or tensor.data_ptr() % 16:
-            made = TensorDescriptor(tensor, *self.boxes[name])
-            self.checked[name, tensor.dtype] = {key: value for key, value in vars(made).items() if key != "base"}
-            return made
-        made = object.__new__(TensorDescriptor)
-        vars(made).update(fields, base=tensor)
-        return made
+            descriptor = TensorDescriptor(tensor, *self.boxes[name])
+            self.checked[name, tensor.dtype] = {key: value for key, value in vars(descriptor).items() if key != "base"}
+            return descriptor
+        descriptor = object.__new__(TensorDescriptor)
+        vars(descriptor).update(fields, base=tensor)
+        return descriptor
 
 
 class Copies:
@@ -99,11 +99,11 @@ class Copies:
         """The tensor into which the kernels write the result."""
         return out
 
-    def beside(self, fused: Fused, made: torch.Tensor) -> Fused:
-        """The epilogue with its residual and z in the layout of `made`."""
+    def beside(self, fused: Fused, result: torch.Tensor) -> Fused:
+        """The epilogue with its residual and z in the layout of `result`."""
         return fused
 
-    def finish(self, made: torch.Tensor, out: torch.Tensor, used: Fused | None, asked: Fused | None) -> None:
+    def finish(self, result: torch.Tensor, out: torch.Tensor, used: Fused | None, wanted: Fused | None) -> None:
         """Copies what the kernels wrote to where it was asked for."""
 
 
@@ -162,8 +162,8 @@ def clamped(launch: Launch, capability: int) -> Launch:
         return launch
 
     def inside(step: Step) -> Step:
-        asks = "CLAMP" in step.kernel.arg_names
-        return replace(step, constants=step.constants | {"CLAMP": True}) if asks else step
+        clamps = "CLAMP" in step.kernel.arg_names
+        return replace(step, constants=step.constants | {"CLAMP": True}) if clamps else step
 
     before, after = (tuple(map(inside, steps)) for steps in (launch.before, launch.after))
     return replace(launch, main=inside(launch.main), before=before, after=after)

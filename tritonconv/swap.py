@@ -54,13 +54,13 @@ def _adapted(kind: Any, mixin: type[Adapted]) -> Any:
 
 def _reduced_adapted(self: Any, protocol: Any) -> Any:
     mixin, kind = type(self).__bases__
-    origin = next((old for old, made in _MADE.items() if made is kind), kind)
+    origin = next((old for old, replacement in _MADE.items() if replacement is kind), kind)
     return _adapted_instance, (origin, mixin), self.__getstate__()
 
 
 def _adapted_instance(kind: Any, mixin: type[Adapted]) -> Any:
-    made = _adapted(_replacement(kind) if issubclass(kind, ConvNd) else kind, mixin)
-    return made.__new__(made)
+    adapted = _adapted(_replacement(kind) if issubclass(kind, ConvNd) else kind, mixin)
+    return adapted.__new__(adapted)
 
 
 def is_convolution(part: nn.Module) -> bool:
@@ -110,16 +110,16 @@ def restore(part: nn.Module) -> bool:
     if isinstance(part, Adapted):
         _exchange(part, type(part).__bases__[1])
     kind = type(part)
-    back = _TORCHS | {made: old for old, made in _MADE.items()}
+    back = _TORCHS | {original: old for old, original in _MADE.items()}
     if is_parametrized(part):
         base = back.get(kind.__bases__[0])
-        made = base and class_like(kind, base)
+        original = base and class_like(kind, base)
     else:
-        made = back.get(kind)
-    if made is None:
+        original = back.get(kind)
+    if original is None:
         return False
     part.__dict__.pop(_REACHED, None)
-    _exchange(part, made)
+    _exchange(part, original)
     return True
 
 
@@ -165,9 +165,9 @@ def _named_in(function: Any, part: nn.Module, names: set[str], seen: set[int]) -
             # a layer or method of the module's own may be called as one of torch's functions
             if _serves(value) or (name in _NAMES and not hasattr(part, name)):
                 names.add(_function_name(value) if _serves(value) else name)
-            for each in (value, *(vars(kind).get(name) for kind in type(part).__mro__)):
-                if isinstance(each, types.FunctionType):
-                    _named_in(each, part, names, seen)
+            for member in (value, *(vars(kind).get(name) for kind in type(part).__mro__)):
+                if isinstance(member, types.FunctionType):
+                    _named_in(member, part, names, seen)
 
 
 def _base(kind: type[nn.Module]) -> type[nn.Module] | None:
@@ -206,16 +206,16 @@ def _replacement(kind: type[nn.Module]) -> type[nn.Module]:
         base = _base(kind)
         assert base is not None
         between = kind.__mro__[: kind.__mro__.index(base)]
-        own = {name: value for each in reversed(between) for name, value in vars(each).items()}
+        own = {name: value for base_class in reversed(between) for name, value in vars(base_class).items()}
         by_region = "_conv_forward" in own or ("forward" in own and not _reaches_ours(own["forward"], base))
 
         def forward(self: Any, input: Any, *arguments: Any, **keywords: Any) -> Any:
             if isinstance(input, torch.fx.Proxy):
                 return ours.traced(self, input, *arguments, **keywords)
             if not by_region:
-                return super(made, self).forward(input, *arguments, **keywords)
+                return super(replacement, self).forward(input, *arguments, **keywords)
             with Region() as region:
-                made_of = super(made, self).forward(input, *arguments, **keywords)
+                made_of = super(replacement, self).forward(input, *arguments, **keywords)
             if not torch.compiler.is_compiling():
                 self.__dict__[_REACHED] = region.reached
             return made_of
@@ -224,15 +224,15 @@ def _replacement(kind: type[nn.Module]) -> type[nn.Module]:
             return _instance, (kind,), self.__getstate__()
 
         namespace = {"forward": forward, "__module__": kind.__module__, "__doc__": kind.__doc__, "__reduce_ex__": reduced}
-        made: Any = type(kind.__name__, (kind, REPLACEMENTS[base]), {**namespace, "by_region": by_region})
-        _MADE[kind] = made
+        replacement: Any = type(kind.__name__, (kind, REPLACEMENTS[base]), {**namespace, "by_region": by_region})
+        _MADE[kind] = replacement
     return _MADE[kind]
 
 
 def _instance(kind: type[nn.Module]) -> nn.Module:
     """An empty instance of the class that replaces `kind`, for pickle to fill."""
-    made = _replacement(kind)
-    return made.__new__(made)
+    replacement = _replacement(kind)
+    return replacement.__new__(replacement)
 
 
 def _exchange(part: nn.Module, kind: Any) -> None:

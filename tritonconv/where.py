@@ -63,15 +63,15 @@ class Record:
     def by(self, name: str) -> int:
         """How many calls "tritonconv" or "torch" computed."""
         with _lock:
-            return sum(count for made, count in self.counts.items() if made.by == name)
+            return sum(count for call, count in self.counts.items() if call.by == name)
 
     def __str__(self) -> str:
         with _lock:
             rows = sorted(self.counts.items())
-        ours = sum(count for made, count in rows if made.by == "tritonconv")
+        ours = sum(count for call, count in rows if call.by == "tritonconv")
         lines = [f"{ours} of {sum(count for _, count in rows)} calls ran on tritonconv's kernels"]
-        for made, count in rows:
-            lines.append(f"{count:>6}  {made.what}: {made.by}" + (f", {made.reason}" if made.reason else ""))
+        for call, count in rows:
+            lines.append(f"{count:>6}  {call.what}: {call.by}" + (f", {call.reason}" if call.reason else ""))
         return "\n".join(lines)
 
 
@@ -107,18 +107,18 @@ def opened(record: Record, word: str) -> None:
 def closed(record: Record) -> None:
     """From here on the record no longer counts."""
     with _lock:
-        _OPEN.remove(next(each for each in reversed(_OPEN) if each.record is record))
+        _OPEN.remove(next(region for region in reversed(_OPEN) if region.record is record))
 
 
 def leaves(problem: ConvProblem, which: Pass, tensor: torch.Tensor) -> bool:
     """Whether the region that this thread is in leaves a pass to torch. Nothing is recorded."""
-    words = [each.word for each in _OPEN if each.thread == threading.get_ident()]
+    words = [region.word for region in _OPEN if region.thread == threading.get_ident()]
     if not words:
         return False
     return not _PREDICATES[int(words[-1].removeprefix(_PREFIX))](call_of(problem, which, tensor))
 
 
-def asked(plan: str, problem: ConvProblem, which: Pass, tensor: torch.Tensor) -> tuple[bool, str]:
+def resolved(plan: str, problem: ConvProblem, which: Pass, tensor: torch.Tensor) -> tuple[bool, str]:
     """The pair (whether torch computes a call of an op, the rest of `plan` for our kernels)."""
     if not plan.startswith(_PREFIX):
         return False, plan

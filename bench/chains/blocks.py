@@ -73,8 +73,8 @@ def normalised(block: Block, x: torch.Tensor, weight: torch.Tensor, shift: torch
     if block.norm == "group":
         return F.group_norm(x, GROUPS, weight, shift, EPS)
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    each = (-1, 1, 1, 1)
-    return F.normalize(wide, dim=1).to(x.dtype) * x.shape[1] ** 0.5 * weight.view(each) + shift.view(each)
+    per_channel = (-1, 1, 1, 1)
+    return F.normalize(wide, dim=1).to(x.dtype) * x.shape[1] ** 0.5 * weight.view(per_channel) + shift.view(per_channel)
 
 
 def convolved(block: Block, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, cache: torch.Tensor | None) -> torch.Tensor:
@@ -121,8 +121,8 @@ def by_us(block: Block, x: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor
 def shapes(block: Block) -> list[tuple[int, ...]]:
     """x, then twice the norm's weight and shift, the filter and its bias, then the caches."""
     n, c, _, h, w = block.x
-    each: list[tuple[int, ...]] = [(c,), (c,), (c, c, *block.kernel), (c,)]
-    return [block.x, *each, *each, *([(n, c, block.cached, h, w)] * 2 if block.cached else [])]
+    conv: list[tuple[int, ...]] = [(c,), (c,), (c, c, *block.kernel), (c,)]
+    return [block.x, *conv, *conv, *([(n, c, block.cached, h, w)] * 2 if block.cached else [])]
 
 
 def inputs(block: Block) -> tuple[Input, ...]:
@@ -186,6 +186,6 @@ def summary(device: str = "h200") -> str:
     for block in BLOCKS:
         parts, plans = predicted(block, find_device(device), torch.bfloat16)
         times = [parts[way][i] for i in (1, 0) for way in (TORCH, OURS)]
-        told = ", ".join(f"`{plan.removeprefix('fprop:video:')}`" for plan in dict.fromkeys(plans))
-        lines.append(f"| {block.suite} | {block} | " + " | ".join(f"{1e6 * t:.0f} us" for t in times) + f" | {told} |")
+        words = ", ".join(f"`{plan.removeprefix('fprop:video:')}`" for plan in dict.fromkeys(plans))
+        lines.append(f"| {block.suite} | {block} | " + " | ".join(f"{1e6 * t:.0f} us" for t in times) + f" | {words} |")
     return "\n".join(lines)

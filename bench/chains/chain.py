@@ -24,8 +24,8 @@ class Input:
     scale: float = 1.0
 
     def tensor(self, dtype: torch.dtype, device: str, generator: torch.Generator) -> torch.Tensor:
-        made = torch.empty_strided(self.shape, self.strides, dtype=dtype, device=device)
-        return made.normal_(generator=generator).mul_(self.scale)
+        tensor = torch.empty_strided(self.shape, self.strides, dtype=dtype, device=device)
+        return tensor.normal_(generator=generator).mul_(self.scale)
 
 
 def whole(y: torch.Tensor) -> torch.Tensor:

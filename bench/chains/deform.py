@@ -43,9 +43,9 @@ def package() -> Any:
     return module if importlib.import_module("torchvision.extension")._has_ops() else None
 
 
-def split(made: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def split(planes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Offsets and masks from what the first convolution makes."""
-    return made[:, : 2 * TAPS], made[:, 2 * TAPS :].sigmoid()
+    return planes[:, : 2 * TAPS], planes[:, 2 * TAPS :].sigmoid()
 
 
 def sampled(x: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, stride: int) -> torch.Tensor:
@@ -67,9 +67,9 @@ def sampled(x: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, stride: i
 
 def by_torch(layer: Layer, x: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
     w_offset, b_offset, w, scale, shift = given
-    made = F.conv2d(x, w_offset, b_offset, layer.stride, 1)
-    y = w.flatten(1) @ sampled(x, *split(made), layer.stride)
-    y = y.view(x.shape[0], -1, *made.shape[2:])
+    planes = F.conv2d(x, w_offset, b_offset, layer.stride, 1)
+    y = w.flatten(1) @ sampled(x, *split(planes), layer.stride)
+    y = y.view(x.shape[0], -1, *planes.shape[2:])
     return F.relu(y * scale.view(-1, 1, 1) + shift.view(-1, 1, 1))
 
 

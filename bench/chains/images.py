@@ -97,18 +97,18 @@ def predicted(layer: Layer, device: Device, dtype: torch.dtype) -> tuple[dict[st
     plain = channels_last(row.layer.problem, Pass.FPROP, name)
     both = ahead.Ways(replace(plain, prologue=row.layer.call), plain)
     apart = next(plan for plan in ahead.quickest(both, device) if not ahead.is_together(plan))
-    one = sum(each.seconds for each in rows)
+    one = sum(part.seconds for part in rows)
     two = one - row.seconds + ahead.predict(both, apart, device).seconds
     return {TORCH: torchs.on(device, name, library="cudnn").seconds, TWO: two, OURS: one}, row.plan
 
 
 def chains(dtype: torch.dtype, device: Device) -> Iterator[Chain]:
     for layer in LAYERS:
-        made, result = inputs(layer), (layer.x[0], layer.filters, *layer.x[2:])
-        moved = dtype.itemsize * (sum(math.prod(i.shape) for i in made) + math.prod(result))
+        tensors, result = inputs(layer), (layer.x[0], layer.filters, *layer.x[2:])
+        moved = dtype.itemsize * (sum(math.prod(i.shape) for i in tensors) + math.prod(result))
         times = {} if dtype == torch.float64 else predicted(layer, device, dtype)[0]
         known = {way: seconds for way, seconds in times.items() if way != TORCH}
-        yield Chain(f"norm {layer.suite}", str(layer), dtype, made, moved, ways(layer), known)
+        yield Chain(f"norm {layer.suite}", str(layer), dtype, tensors, moved, ways(layer), known)
 
 
 def summary(device: str = "h200") -> str:
@@ -116,6 +116,6 @@ def summary(device: str = "h200") -> str:
     lines = ["| model | layer | torch | ours, two kernels | ours, one call | its plan |", "|---|---|---|---|---|---|"]
     for layer in LAYERS:
         times, plan = predicted(layer, find_device(device), torch.bfloat16)
-        told = " | ".join(f"{1e6 * times[way]:.0f} us" for way in (TORCH, TWO, OURS))
-        lines.append(f"| {layer.suite} | {layer} | {told} | `{plan.removeprefix('fprop:')}` |")
+        cells = " | ".join(f"{1e6 * times[way]:.0f} us" for way in (TORCH, TWO, OURS))
+        lines.append(f"| {layer.suite} | {layer} | {cells} | `{plan.removeprefix('fprop:')}` |")
     return "\n".join(lines)

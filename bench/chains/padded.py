@@ -108,10 +108,12 @@ def cyclegan(convolve: Convolve, block: Block, x: torch.Tensor, *given: torch.Te
 
 def weather(convolve: Convolve, block: Block, x: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
     """The batch norms, which follow the activations, are scale and shift of each channel."""
-    y, each = x, (-1, 1, 1)
+    y, per_channel = x, (-1, 1, 1)
     for i in (0, 4):
         w, b, scale, shift = given[i : i + 4]
-        y = convolve(y, w, b, block.modes, activation="leaky_relu", negative_slope=SLOPE) * scale.view(each) + shift.view(each)
+        y = convolve(y, w, b, block.modes, activation="leaky_relu", negative_slope=SLOPE) * scale.view(
+            per_channel
+        ) + shift.view(per_channel)
     return x + y
 
 
@@ -142,8 +144,8 @@ def inputs(block: Block) -> tuple[Input, ...]:
     shape = (c, 1 if block.depthwise else c, k, k)
     values = Input((c,), dense_strides((c,), (0,)))
     small = math.prod(shape[1:]) ** -0.5
-    each = (Input(shape, channels_last_strides(shape), small), *[values] * (3 if block.body is weather else 1))
-    return Input(block.x, channels_last_strides(block.x)), *each * block.convolutions
+    conv = (Input(shape, channels_last_strides(shape), small), *[values] * (3 if block.body is weather else 1))
+    return Input(block.x, channels_last_strides(block.x)), *conv * block.convolutions
 
 
 def chain_of(block: Block, dtype: torch.dtype, device: Device) -> Chain:

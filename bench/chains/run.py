@@ -154,8 +154,8 @@ def table(rows: list[Timing], title: str) -> Table:
         part = "" if floor is None else f"{floor / row.median_us:.0%}"
         error = "" if row.error is None else f"{row.error:.1e}"
         took = (f"{us:.1f}" for us in (row.median_us, row.p10_us, row.p90_us))
-        told = "" if row.predicted_us is None else f"{row.predicted_us:.1f}"
-        shown.add_row(name, row.way, *took, told, ratio, part, error)
+        prediction = "" if row.predicted_us is None else f"{row.predicted_us:.1f}"
+        shown.add_row(name, row.way, *took, prediction, ratio, part, error)
     return shown
 
 

@@ -54,14 +54,14 @@ def outlook(by: Columns, layer: Layer, x: torch.Tensor, *given: torch.Tensor) ->
     """x [B, H, W, C]: values of each window are weighed by what the pixel in its middle says."""
     of_values, of_weights, last = given
     (batch, height, width, channels), (kernel, stride, padding), heads = x.shape, layer.window, layer.heads
-    taps, each = kernel * kernel, channels // heads
+    taps, head_channels = kernel * kernel, channels // heads
     values = F.linear(x, of_values).permute(0, 3, 1, 2)
-    columns = by.unfold(values, kernel, 1, padding, stride).view(batch, heads, each, taps, -1).permute(0, 1, 4, 3, 2)
+    columns = by.unfold(values, kernel, 1, padding, stride).view(batch, heads, head_channels, taps, -1).permute(0, 1, 4, 3, 2)
     pooled = F.avg_pool2d(x.permute(0, 3, 1, 2), stride, stride, ceil_mode=True).permute(0, 2, 3, 1)
     weights = F.linear(pooled, of_weights).view(batch, -1, heads, taps, taps).permute(0, 2, 1, 3, 4)
-    weights = (weights * each**-0.5).softmax(-1)
-    made = (weights @ columns).permute(0, 1, 4, 3, 2).reshape(batch, channels * taps, -1)
-    y = by.fold(made, (height, width), kernel, 1, padding, stride)
+    weights = (weights * head_channels**-0.5).softmax(-1)
+    mixed = (weights @ columns).permute(0, 1, 4, 3, 2).reshape(batch, channels * taps, -1)
+    y = by.fold(mixed, (height, width), kernel, 1, padding, stride)
     return F.linear(y.permute(0, 2, 3, 1), last)
 
 

@@ -125,7 +125,7 @@ def chosen(work: Work, bias: bool, device: Device, forced: str = "") -> Chosen:
 
 def reach() -> list[Any]:
     """The modules that say whether 32-bit offsets reach a family's tensors."""
-    return [sys.modules[name] for name in dict.fromkeys(type(each).__module__ for each in launchers().values())]
+    return [sys.modules[name] for name in dict.fromkeys(type(own).__module__ for own in launchers().values())]
 
 
 @contextmanager
@@ -174,9 +174,9 @@ def smaller(problem: ConvProblem, least: tuple[int, ...] = ()) -> Iterator[ConvP
     images = sorted({min(problem.batch, n) for n in (1, 2, 3, 8, 32)})
     every = [(batch, size) for batch in images for size in itertools.product(*axes)]
     for batch, size in sorted(every, key=lambda pair: (pair[0] == 1 < problem.batch, pair[0] * math.prod(pair[1]))):
-        made = replace(problem, batch=batch, input_size=size)
-        if all(extent >= 1 for extent in made.output_size):
-            yield made
+        candidate = replace(problem, batch=batch, input_size=size)
+        if all(extent >= 1 for extent in candidate.output_size):
+            yield candidate
 
 
 def sizes(size: int, kernel: int, stride: int, low: int, high: int, least_result: int) -> list[int]:

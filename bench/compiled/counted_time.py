@@ -86,8 +86,8 @@ def _matrix(call: Call, plan: Plan, counts: Counts, device: Device) -> tuple[flo
     arithmetic = n_trips * multiply_clocks(plan.tile, arithmetic_of(call, plan), kernel.constants, device)
     clocks = {"arithmetic": arithmetic, **_counted_clocks(counts, kernel.constants.issue)}
     bound = _longest(clocks)
-    seen = kernel._replace(clocks=clocks[bound] / max(n_trips, 1), epilogue=0.0)
-    return seconds(seen, tiles, n_trips, moved, launches, device), bound
+    counted = kernel._replace(clocks=clocks[bound] / max(n_trips, 1), epilogue=0.0)
+    return seconds(counted, tiles, n_trips, moved, launches, device), bound
 
 
 def _depthwise(call: Call, plan: Plan, counts: Counts, device: Device) -> tuple[float, str]:
@@ -95,9 +95,11 @@ def _depthwise(call: Call, plan: Plan, counts: Counts, device: Device) -> tuple[
     shape, tile, pace = shape_of(call.problem, call.which), tile_of(plan), pace_of(device)
     launch = launch_of(shape, tile, plan.rows, plan.split)
     option = Option(tile, work_of(call, tile.columns, tile.taps), registers(call, plan))
-    each = 1 / (tile.warps * max(1, launch.trips))  # of a warp and trip
+    per_trip = 1 / (tile.warps * max(1, launch.trips))  # of a warp and trip
     rates = rates_of(call, shape, option, pace)
-    rates = rates._replace(prologue=0.0, trip=counts.instructions * each, lines=max(counts.lines, counts.wavefronts) * each)
+    rates = rates._replace(
+        prologue=0.0, trip=counts.instructions * per_trip, lines=max(counts.lines, counts.wavefronts) * per_trip
+    )
     moved = itemsize(call.dtype) * shape.elements + extra_depthwise(call, plan)
     terms = terms_of(rates, launch, tile, moved, pace)
     issue = _longest(_counted_clocks(counts, pace.issue))

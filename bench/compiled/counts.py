@@ -134,7 +134,7 @@ def row_of(call: str, plan: str, one: Launched) -> CountRow:
         return int(counts[kinds == name].sum())
 
     counts = done.warps, done.bytes, done.sectors, done.lines, done.wavefronts, done.ideal_wavefronts, done.outside
-    accesses = {name: Access(*(total(each, name) for each in counts)) for name in ACCESSES if total(done.warps, name)}
+    accesses = {name: Access(*(total(count, name) for count in counts)) for name in ACCESSES if total(done.warps, name)}
     return CountRow(
         call=call,
         arch=one.arch,
@@ -188,11 +188,11 @@ def run(archs: Sequence[int], only: str, report: Callable[[str], None]) -> None:
 
 def in_words(row: CountRow) -> str:
     """A row in one line of words."""
-    each = (f"{name} {count / row.programs:.0f}" for name, count in sorted(row.classes.items(), key=lambda n: -n[1]))
+    classes = (f"{name} {count / row.programs:.0f}" for name, count in sorted(row.classes.items(), key=lambda n: -n[1]))
     ratios = (
         f"{kind} {ratio:.2f} of the fewest {unit}" for kind, access in row.accesses.items() for unit, ratio in ratios_of(access)
     )
-    return f"a program {', '.join(each)}; {', '.join(ratios)}"
+    return f"a program {', '.join(classes)}; {', '.join(ratios)}"
 
 
 def ratios_of(access: Access) -> Iterable[tuple[str, float]]:

@@ -58,12 +58,12 @@ def cell(row: CountRow, column: str) -> str:
     access, value = total(row, column), ratio(row, column)
     if not value:
         return ""
-    each = ""
+    per_request = ""
     if not column.startswith("shared"):
-        each = f" ({access.sectors / access.requests:.1f})"
+        per_request = f" ({access.sectors / access.requests:.1f})"
     if round(value, 2) > GOAL:
-        return f"**{value:.2f}**{each} [{marks(row, column) or '?'}]"
-    return f"{value:.2f}{each}"
+        return f"**{value:.2f}**{per_request} [{marks(row, column) or '?'}]"
+    return f"{value:.2f}{per_request}"
 
 
 def words(row: CountRow) -> tuple[str, str, str]:
@@ -77,8 +77,8 @@ def words(row: CountRow) -> tuple[str, str, str]:
 def line(row: CountRow) -> tuple[str, ...]:
     """What the page says about a row, without its type and architecture."""
     what, _, layout = words(row)
-    asked = total(row, "read").bytes
-    read = f"{asked / 1024:.0f} of {row.read / 1024:.0f}" if asked else ""
+    requested = total(row, "read").bytes
+    read = f"{requested / 1024:.0f} of {row.read / 1024:.0f}" if requested else ""
     outside = str(sum(access.outside for access in row.accesses.values()) or "")
     stale = "" if row.current else " (stale)"
     instructions = f"{sum(row.classes.values()) / row.programs:.0f}"
@@ -100,7 +100,7 @@ def table(rows: Sequence[CountRow]) -> str:
 
 
 def all_rows() -> list[CountRow]:
-    return [row for each in store.count_rows().values() for row in each]
+    return [row for rows in store.count_rows().values() for row in rows]
 
 
 def page() -> str:

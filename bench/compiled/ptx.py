@@ -34,7 +34,7 @@ def family_of(launched: Launched) -> str:
     first, *others = families_of()[name]
     if not others:
         return first
-    return next(each for each in (first, *others) if launchers()[each].launches(launched.constants))
+    return next(candidate for candidate in (first, *others) if launchers()[candidate].launches(launched.constants))
 
 
 def dtype_of(launched: Launched) -> str:

@@ -160,7 +160,7 @@ def load(path: Path, kind: type[Row]) -> list[Row]:
 def tupled(value: Any) -> Any:
     """Lists of a JSON value as tuples."""
     if isinstance(value, dict):
-        return {name: tupled(each) for name, each in value.items()}
+        return {name: tupled(entry) for name, entry in value.items()}
     return tuple(map(tupled, value)) if isinstance(value, list) else value
 
 

@@ -64,17 +64,17 @@ def product(b: Builder, parts: list[str], operands: list[str]) -> None:
     size = 64 if width == 64 else 32
     if part == "wide":
         if width == 32:
-            more = [b.value(operands[3], 64)] if base == "mad" else []
-            b.emit(f"{base}wide{sign}", target, a, other, *more)
+            addend = [b.value(operands[3], 64)] if base == "mad" else []
+            b.emit(f"{base}wide{sign}", target, a, other, *addend)
             return
         if width != 16:
             raise Unknown(".".join(parts))
-        more = [b.value(operands[3], 32)] if base == "mad" else []
-        b.emit(f"{base}32", target, extended(b, a, kind), extended(b, other, kind), *more)
+        addend = [b.value(operands[3], 32)] if base == "mad" else []
+        b.emit(f"{base}32", target, extended(b, a, kind), extended(b, other, kind), *addend)
         return
     if part == "lo":
-        more = [b.value(operands[3], width)] if base == "mad" else []
-        narrowed(b, f"{base}{size}", target, kind, a, other, *more)
+        addend = [b.value(operands[3], width)] if base == "mad" else []
+        narrowed(b, f"{base}{size}", target, kind, a, other, *addend)
         return
     if part != "hi" or len(parts) != 3:
         raise Unknown(".".join(parts))

@@ -89,8 +89,8 @@ def _shuffle(b: Builder, parts: list[str], operands: list[str]) -> None:
         raise Unknown(".".join(parts))
     name, _, predicate = operands[0].partition("|")
     value, by, clamp, members = (b.value(operand) for operand in operands[1:5])
-    more = {"FLAG": 1, "IMM": b.predicate(predicate)} if predicate else {}
-    b.add(Op.SHUFFLE, D=b.register(name), A=value, B=by, C=clamp, E=members, SIZE=SHUFFLES.index(parts[2]), **more)
+    predicate_fields = {"FLAG": 1, "IMM": b.predicate(predicate)} if predicate else {}
+    b.add(Op.SHUFFLE, D=b.register(name), A=value, B=by, C=clamp, E=members, SIZE=SHUFFLES.index(parts[2]), **predicate_fields)
 
 
 def _reduce(b: Builder, parts: list[str], operands: list[str]) -> None:

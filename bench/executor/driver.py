@@ -90,8 +90,8 @@ class Utils:
 def flat(name: str, signature: Any, value: Any) -> Iterator[tuple[str, str, Any]]:
     """(name, type, value) of each parameter that an argument becomes. Constants become no parameter."""
     if isinstance(signature, tuple):
-        for i, (inner, each) in enumerate(zip(signature, value, strict=True)):
-            yield from flat(f"{name}[{i}]", inner, each)
+        for i, (inner, entry) in enumerate(zip(signature, value, strict=True)):
+            yield from flat(f"{name}[{i}]", inner, entry)
     elif signature != "constexpr":
         yield name, signature, value
 
@@ -133,11 +133,11 @@ class Launcher:
                 if not kind.startswith("tensordesc"):
                     yield inner, kind, value
                     continue
-                for made in descriptor_values(value, next(described, None)):
-                    if isinstance(made, TensorMap):
-                        yield inner, kind, (made, value.base)
+                for word in descriptor_values(value, next(described, None)):
+                    if isinstance(word, TensorMap):
+                        yield inner, kind, (word, value.base)
                     else:
-                        yield inner, "*" if isinstance(made, torch.Tensor) else "i64", made
+                        yield inner, "*" if isinstance(word, torch.Tensor) else "i64", word
 
 
 class Executor(DriverBase):
@@ -174,11 +174,13 @@ class Executor(DriverBase):
         true_addresses = program.name in TRUE_ADDRESSES
         for (name, kind, value), param in zip(parameters, program.params, strict=False):
             if isinstance(value, tuple):
-                made, tensor = value
-                if reason := refusal(made) or overlap(made):
-                    raise ExecutorFault(f"{program.name}: the CUDA driver refuses the descriptor of {name}: {reason}; {made}")
+                tensor_map, tensor = value
+                if reason := refusal(tensor_map) or overlap(tensor_map):
+                    raise ExecutorFault(
+                        f"{program.name}: the CUDA driver refuses the descriptor of {name}: {reason}; {tensor_map}"
+                    )
                 regions.append(region_of(name, tensor, len(regions), true_addresses))
-                descriptors[param.offset] = descriptor_of(made, len(regions) - 1, regions[-1].base)
+                descriptors[param.offset] = descriptor_of(tensor_map, len(regions) - 1, regions[-1].base)
                 continue
             if isinstance(value, torch.Tensor):
                 regions.append(region_of(name, value, len(regions), true_addresses))
@@ -188,12 +190,12 @@ class Executor(DriverBase):
         done = execute(program, grid, laid, regions, descriptors, metadata.shared, seed=self.seed, check=self.check)
         seconds = time.perf_counter() - began
         types = tuple(kind for _, kind, _ in parameters)
-        made = Launched(ptx, program, grid, tuple(regions), metadata.shared, self.arch, constants, types, seconds, done)
+        launched = Launched(ptx, program, grid, tuple(regions), metadata.shared, self.arch, constants, types, seconds, done)
         for listener in self.listeners:
-            listener(made)
+            listener(launched)
         if faults := [fault for fault in done.faults if fault.kind not in FORGIVEN]:
             raise ExecutorFault("\n".join(map(str, faults)))
-        return made
+        return launched
 
     @classmethod
     def is_active(cls) -> bool:
@@ -225,18 +227,18 @@ class Executor(DriverBase):
         raise NotImplementedError("an executor's time says nothing about a GPU's")
 
 
-def descriptor_of(made: TensorMap, region: int, address: int) -> Descriptor:
+def descriptor_of(tensor_map: TensorMap, region: int, address: int) -> Descriptor:
     """The executor's form of a descriptor, over the window of its tensor."""
     return Descriptor(
         region,
         address,
-        made.element_size,
-        made.shape,
-        (made.element_size, *made.strides),
-        made.box,
-        made.swizzle,
-        made.fill_nan,
-        made.element_type in TF32,
+        tensor_map.element_size,
+        tensor_map.shape,
+        (tensor_map.element_size, *tensor_map.strides),
+        tensor_map.box,
+        tensor_map.swizzle,
+        tensor_map.fill_nan,
+        tensor_map.element_type in TF32,
     )
 
 

@@ -88,9 +88,9 @@ def any_bits(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, d
     """A tensor of random bits, which include infinities and NaN of every kind."""
     room = torch.empty_strided(shape, strides, dtype=as_whole(dtype), device=device)
     if device != "meta":
-        most = torch.iinfo(room.dtype)
+        limits = torch.iinfo(room.dtype)
         generator = torch.Generator(device).manual_seed(seed)
-        room.copy_(torch.randint(most.min, most.max, tuple(shape), generator=generator, device=device))
+        room.copy_(torch.randint(limits.min, limits.max, tuple(shape), generator=generator, device=device))
     return room.view(dtype)
 
 

@@ -177,17 +177,17 @@ def fused_item(name: str, work: Work, kind: str, choice: Choice) -> Item:
     def inputs(device: str) -> Tensors:
         a, b = plain.inputs(device)
         assert a is not None
-        made: list[torch.Tensor | None] = [a, b]
+        tensors: list[torch.Tensor | None] = [a, b]
         generator = None if device == "meta" else torch.Generator(device).manual_seed(1)
         for extra in ("bias", "scale", "shift", "residual"):
             if extra != "bias" and extra not in extras:
-                made.append(None)
+                tensors.append(None)
                 continue
             shape = work.shapes[2] if extra == "residual" else (channels,)
             strides = work.strides(shape) if extra == "residual" else (1,)
             room = torch.empty_strided(shape, strides, dtype=work.torch_dtype, device=device)
-            made.append(room if device == "meta" else room.normal_(generator=generator))
-        return made
+            tensors.append(room if device == "meta" else room.normal_(generator=generator))
+        return tensors
 
     def call(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor, *rest: torch.Tensor | None) -> Sequence[torch.Tensor]:
         window = (p.stride, flat(p.padding, p.padding_mode), p.dilation, p.groups)

@@ -71,8 +71,8 @@ def run(path: Path, facts: Mapping[str, str], seconds: float, say: Callable[[str
         return Tally(left=1)
     counted = parsed(done.stdout)
     if not counted:
-        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        why = next((line for line in said if "ERR" in line or "Error" in line or "Failed" in line), (said or ["nothing"])[-1])
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        why = next((line for line in lines if "ERR" in line or "Error" in line or "Failed" in line), (lines or ["nothing"])[-1])
         say(f"ncu counted nothing: {why}"[:300])
         return Tally(unserved=1)
     path.parent.mkdir(parents=True, exist_ok=True)

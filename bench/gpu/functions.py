@@ -328,10 +328,12 @@ def separable_item(name: str, numbers: str, between: str, after: str, plan: str 
 
         z = Expected(first(torch.clone), first(torch.abs), first(torch.ones_like))
         act = ACTIVATIONS[between].forward if between else lambda t, slope: t
-        made = Expected(act(z.value, 0.01), STEEPEST * z.magnitude, z.terms)
-        off = UNIT[dtype] * made.value.abs() + C_LIMIT * made.accumulation(dtype)
+        between_expected = Expected(act(z.value, 0.01), STEEPEST * z.magnitude, z.terms)
+        off = UNIT[dtype] * between_expected.value.abs() + C_LIMIT * between_expected.accumulation(dtype)
         y = Expected(
-            conv(made.value, w2), conv(made.value.abs(), w2.abs()), torch.full_like(results[0].double().cpu(), channels)
+            conv(between_expected.value, w2),
+            conv(between_expected.value.abs(), w2.abs()),
+            torch.full_like(results[0].double().cpu(), channels),
         )
         y = followed(y, b2.view(-1, 1, 1), None, None, residual)
         unit = UNIT[torch.float64 if dtype == torch.float64 else torch.float32] * channels**0.5

@@ -40,8 +40,8 @@ def normal_item(numbers: str, last: bool = True) -> Item:
         scale = w * (variance + EPS).rsqrt().repeat_interleave(SHAPE[1] // GROUPS, 1)
         shift = b - mean.repeat_interleave(SHAPE[1] // GROUPS, 1) * scale
         rstd = (x.square().mean(1) + EPS).rsqrt()
-        each = (*SHAPE[:2], 1, 1, 1)
-        y = torch.nn.functional.silu(x * rstd.unsqueeze(1) * scale.view(each) + shift.view(each))
+        per_channel = (*SHAPE[:2], 1, 1, 1)
+        y = torch.nn.functional.silu(x * rstd.unsqueeze(1) * scale.view(per_channel) + shift.view(per_channel))
         unit = C_LIMIT * UNIT[torch.float64 if dtype == torch.float64 else torch.float32] * groups.shape[-1] ** 0.5
         worst = 0.0
         for got, want in zip(results, (scale.unsqueeze(1), shift.unsqueeze(1), rstd, y), strict=True):

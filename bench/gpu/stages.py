@@ -139,8 +139,8 @@ def sources() -> str:
 
 
 def facts() -> dict[str, str]:
-    said = provenance()
-    return {"gpu": said["device"], "torch": said["torch"], "triton": said["triton"], "sources": sources()}
+    versions = provenance()
+    return {"gpu": versions["device"], "torch": versions["torch"], "triton": versions["triton"], "sources": sources()}
 
 
 @contextmanager

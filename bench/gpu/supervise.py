@@ -77,8 +77,8 @@ class Worker:
             status = self.process.wait()
             self.threads[1].join(timeout=5)
             how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-            said = next((word for word in reversed(self.words) if word.strip()), "")
-            raise Lost(f"the process ended with {how}: {said}"[:300])
+            last_word = next((word for word in reversed(self.words) if word.strip()), "")
+            raise Lost(f"the process ended with {how}: {last_word}"[:300])
         answer: dict[str, Any] = json.loads(line)
         return answer
 

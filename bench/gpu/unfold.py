@@ -34,8 +34,8 @@ def unfold_item(name: str, numbers: str, last: bool = True) -> Item:
 
     def inputs(device: str) -> Tensors:
         return [
-            tensor(each, strides(each), dtype, device, seed)
-            for seed, each in enumerate((unfolding.problem.input_shape, unfolding.columns_shape))
+            tensor(shape, strides(shape), dtype, device, seed)
+            for seed, shape in enumerate((unfolding.problem.input_shape, unfolding.columns_shape))
         ]
 
     def call(x: torch.Tensor, y: torch.Tensor) -> Sequence[torch.Tensor]:

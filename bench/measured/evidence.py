@@ -65,7 +65,7 @@ class Below:
 def least_seconds(row: Published) -> float:
     """The roofline of all passes in a row, on the FMA units where float32 is not TF32."""
     spent = [cost(row.problem, which, dtype=row.dtype) for which in row.passes]
-    return sum(roofline(each, row.device, row.dtype, precision=row.precision).seconds for each in spent)
+    return sum(roofline(part, row.device, row.dtype, precision=row.precision).seconds for part in spent)
 
 
 def under_the_roofline() -> list[Below]:
@@ -119,7 +119,7 @@ def ours(row: Published) -> float:
         passes = [predict(row.problem, w, None, row.device, dtype=row.dtype, precision=row.precision) for w in row.passes]
     except ValueError:
         return math.nan
-    return sum(each.seconds for each in passes)
+    return sum(prediction.seconds for prediction in passes)
 
 
 def layer_errors(group: Callable[[Sample], str | None]) -> list[tuple[str, Error, Error, Error]]:

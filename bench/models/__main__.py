@@ -43,12 +43,12 @@ def _apart(name: str) -> dict[str, Any]:
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     command = [sys.executable, "-m", "bench.models", "--one", name]
     try:
-        made = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT)
+        process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT)
     except subprocess.TimeoutExpired:
         return {"failed": f"longer than {LIMIT} s"}
-    if made.returncode:
-        return {"failed": (made.stderr.strip().splitlines() or ["crashed"])[-1][:200]}
-    row: dict[str, Any] = json.loads(made.stdout.splitlines()[-1])
+    if process.returncode:
+        return {"failed": (process.stderr.strip().splitlines() or ["crashed"])[-1][:200]}
+    row: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     return row
 
 

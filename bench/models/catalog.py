@@ -25,8 +25,8 @@ def _torchvision(name: str, **given: Any) -> Callable[[], nn.Module]:
         where, _, function = name.rpartition(".")
         imported("torchvision")  # it may lack operators that no model here needs
         module = imported(f"torchvision.models{'.' * bool(where)}{where}")
-        made: nn.Module = getattr(module, function)(weights=None, **given)
-        return made
+        model: nn.Module = getattr(module, function)(weights=None, **given)
+        return model
 
     return build
 
@@ -34,8 +34,8 @@ def _torchvision(name: str, **given: Any) -> Callable[[], nn.Module]:
 def _timm(name: str) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         imported("torchvision")
-        made: nn.Module = imported("timm").create_model(name, pretrained=False, num_classes=10)
-        return made
+        model: nn.Module = imported("timm").create_model(name, pretrained=False, num_classes=10)
+        return model
 
     return build
 
@@ -43,8 +43,8 @@ def _timm(name: str) -> Callable[[], nn.Module]:
 def _diffusers(name: str, **config: Any) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         imported("torchvision")
-        made: nn.Module = getattr(imported("diffusers"), name)(**config)
-        return made
+        model: nn.Module = getattr(imported("diffusers"), name)(**config)
+        return model
 
     return build
 

@@ -65,7 +65,7 @@ def check(entry: Entry, fuse: bool = False) -> dict[str, Any]:
     with _Calls() as calls, torch.no_grad():
         entry.call(model, x)
     converted = tritonconv.convert(model, fuse=fuse)
-    told = tritonconv.report(converted)
+    report = tritonconv.report(converted)
     for draw in range(DRAWS):
         x = torch.randn(entry.input) if draw else x
         with _Sides() as want:
@@ -77,7 +77,7 @@ def check(entry: Entry, fuse: bool = False) -> dict[str, Any]:
         if fuse or all(torch.equal(a, b) for a, b in zip(got.sides, want.sides, strict=True)):  # kernels rectify what is fused
             break
     torchs = _run(model, entry, x)[0]
-    own = sum(not layer.replaced for layer in told.layers)
+    own = sum(not layer.replaced for layer in report.layers)
     assert _calls(forward) == calls.count or own, f"{_calls(forward)} launches for {calls.count} convolutions"
     assert backward["wgrad"] > 0 and _calls(forward) > 0, "no kernel ran"
     worst = _worst(ours, exact, torchs)
@@ -92,9 +92,9 @@ def check(entry: Entry, fuse: bool = False) -> dict[str, Any]:
             assert torch.equal(got, want), "revert gives other values"
     assert not COUNTS - before, "revert leaves a kernel"
     return {
-        "convolutions": len(told.layers),
-        "replaced": len(told.layers) - own,
-        "left": sorted({layer.reason for layer in told.left}),
+        "convolutions": len(report.layers),
+        "replaced": len(report.layers) - own,
+        "left": sorted({layer.reason for layer in report.left}),
         "calls": calls.count,
         "launches": _calls(forward),
         "gradients": int(backward["wgrad"]),
@@ -119,8 +119,8 @@ def _run(model: Any, entry: Entry, x: torch.Tensor) -> tuple[list[torch.Tensor],
     between = COUNTS.copy()
     loss = torch.stack([y.square().mean() for y in results]).sum()
     gradients = torch.autograd.grad(loss, [leaf, *parameters], allow_unused=True)
-    made = [*(y.detach() for y in results), *(g for g in gradients if g is not None)]
-    return made, between - begun, COUNTS - between
+    tensors = [*(y.detach() for y in results), *(g for g in gradients if g is not None)]
+    return tensors, between - begun, COUNTS - between
 
 
 def _worst(ours: list[torch.Tensor], exact: list[torch.Tensor], torchs: list[torch.Tensor]) -> float:
@@ -139,20 +139,20 @@ def _compiled(model: nn.Module, entry: Entry, x: torch.Tensor, eager: Any, wante
     # with Inductor's decompositions: without them torch's own group norm refuses some strides of a traced model on a CPU
     compiled: Any = torch.compile(model, backend="aot_eager_decomp_partition")
     if backward:
-        made, forward, gradients = _run(compiled, entry, x)
+        tensors, forward, gradients = _run(compiled, entry, x)
         assert (forward, gradients["wgrad"]) == (eager[1], eager[2]["wgrad"]), f"compiled, {forward} and {gradients} launches"
     else:
         before = COUNTS.copy()
         with torch.no_grad():
-            made = list(_tensors(entry.call(compiled, x)))
+            tensors = list(_tensors(entry.call(compiled, x)))
         assert _calls(COUNTS - before) == _calls(eager[1]), f"compiled, {COUNTS - before} launches"
-    worst = _worst(made, *(each[: len(made)] for each in wanted))
+    worst = _worst(tensors, *(reference[: len(tensors)] for reference in wanted))
     assert worst <= FACTOR, f"compiled, an error of {worst:.1f} times torch's own"
     torch._dynamo.reset()
     return "forward, backward" if backward else "forward"
 
 
-def _tensors(made: Any) -> Iterator[torch.Tensor]:
-    for leaf in pytree.tree_leaves(made):
+def _tensors(output: Any) -> Iterator[torch.Tensor]:
+    for leaf in pytree.tree_leaves(output):
         if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
             yield leaf

@@ -62,26 +62,26 @@ class UNet(nn.Module):
 
 
 def densenet() -> nn.Module:
-    made: nn.Module = _from_torchvision("densenet").DenseNet(4, (2, 2), 8, num_classes=3)
-    return made
+    model: nn.Module = _from_torchvision("densenet").DenseNet(4, (2, 2), 8, num_classes=3)
+    return model
 
 
 def convnext() -> nn.Module:
     module = _from_torchvision("convnext")
     block = module.CNBlockConfig
-    made: nn.Module = module.ConvNeXt([block(8, 16, 1), block(16, None, 1)], num_classes=3)
-    return made
+    model: nn.Module = module.ConvNeXt([block(8, 16, 1), block(16, None, 1)], num_classes=3)
+    return model
 
 
 def mobilenet() -> nn.Module:
     setting = [[1, 8, 1, 1], [6, 8, 2, 2]]
-    made: nn.Module = _from_torchvision("mobilenetv2").MobileNetV2(3, 0.25, setting)
-    return made
+    model: nn.Module = _from_torchvision("mobilenetv2").MobileNetV2(3, 0.25, setting)
+    return model
 
 
 def shufflenet() -> nn.Module:
-    made: nn.Module = _from_torchvision("shufflenetv2").ShuffleNetV2([1, 1, 1], [8, 16, 32, 64, 64], 3)
-    return made
+    model: nn.Module = _from_torchvision("shufflenetv2").ShuffleNetV2([1, 1, 1], [8, 16, 32, 64, 64], 3)
+    return model
 
 
 def _from_torchvision(name: str) -> Any:

@@ -25,17 +25,17 @@ def source_of(source: Any, metadata: Any) -> str | None:
     from triton.backends.nvidia import driver
 
     make = getattr(driver, "make_launcher", None)
-    if make is None or "#include" not in (text := _made(make, source, metadata)):
+    if make is None or "#include" not in (text := _source(make, source, metadata)):
         return None
     return text
 
 
-def _made(make: Any, source: Any, metadata: Any) -> str:
+def _source(make: Any, source: Any, metadata: Any) -> str:
     names = source.fn.arg_names
     constants = {(names.index(at),) if isinstance(at, str) else at: value for at, value in source.constants.items()}
     described = metadata.get("tensordesc_meta") if isinstance(metadata, dict) else getattr(metadata, "tensordesc_meta", None)
-    made = make(constants, dict(source.signature.items()), described)
-    return made if isinstance(made, str) else ""
+    text = make(constants, dict(source.signature.items()), described)
+    return text if isinstance(text, str) else ""
 
 
 class Launchers:

@@ -87,17 +87,17 @@ def template(work: Work, layout: str, device: torch.device) -> torch.Tensor | No
 def contender(work: Work, setting: str) -> Contender:
     layout, search = SETTINGS[setting]
     lifted = work.problem.rank == 1 and layout == "channels_last"
-    seen = replace(work, problem=lift(work.problem)) if lifted else work
+    lifted_work = replace(work, problem=lift(work.problem)) if lifted else work
     cached: dict[torch.device, torch.Tensor | None] = {}
 
     def call(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         if a.device not in cached:  # made in the warm-up, so that neither the time nor the graph includes it
-            cached[a.device] = template(seen, layout, a.device)
+            cached[a.device] = template(lifted_work, layout, a.device)
         if lifted:
             a, b = a.unsqueeze(2), b.unsqueeze(2)
         a = in_layout(a, layout)
         b = in_layout(b, layout) if work.which == Pass.WGRAD else b
-        result = convolution(seen, a, b, cached[a.device])
+        result = convolution(lifted_work, a, b, cached[a.device])
         result = result.squeeze(2) if lifted else result
         return result if work.which == Pass.WGRAD else in_layout(result, work.layout)
 

@@ -121,10 +121,10 @@ def compare(measured: Measured, networks: Sequence[NetworkRow] = ()) -> Comparis
     device = measured.device
     rows = [_row(layer, device) for layer in measured.layers]
     kinds = {(layer.dtype, layer.precision) for layer in measured.layers} or {("float16", "ieee")}
-    most = max(kinds, key=lambda kind: sum((layer.dtype, layer.precision) == kind for layer in measured.layers))
+    commonest = max(kinds, key=lambda kind: sum((layer.dtype, layer.precision) == kind for layer in measured.layers))
     return Comparison(
         source=measured.source, device=device, layers=tuple(rows), networks=tuple(networks), kinds=measured.kinds,
-        wall=measured.wall, busy=measured.busy, steps=measured.steps, arithmetic=most, notes=measured.notes,
+        wall=measured.wall, busy=measured.busy, steps=measured.steps, arithmetic=commonest, notes=measured.notes,
     )  # fmt: skip
 
 
@@ -190,9 +190,9 @@ def _ours(problem: ConvProblem, which: Pass, device: Device, dtype: str, precisi
 
 
 def _library(layer: MeasuredLayer, device: Device) -> float | None:
-    asked = {"dtype": layer.dtype, "precision": layer.precision, "layout": layer.layout, "mode": layer.mode}
+    conditions = {"dtype": layer.dtype, "precision": layer.precision, "layout": layer.layout, "mode": layer.mode}
     try:
-        return sum(predict(layer.problem, which, None, device, library="cudnn", **asked).seconds for which in layer.passes)
+        return sum(predict(layer.problem, which, None, device, library="cudnn", **conditions).seconds for which in layer.passes)
     except ValueError:  # float64, or a rate that the device lacks
         return None
 
@@ -261,8 +261,8 @@ def network_row(measured: MeasuredNetwork, device: Device, network: object, reas
             sum(roofline(one, device, measured.dtype).seconds for costs in rows for one in costs) for rows in (spent, fused)
         )
         ours = sum(row.seconds for row in network.on(device, measured.dtype, training=measured.training))
-        asked = {"library": "cudnn", "mode": measured.mode, "layout": measured.layout}
-        theirs = sum(row.seconds for row in network.on(device, measured.dtype, training=measured.training, **asked))
+        conditions = {"library": "cudnn", "mode": measured.mode, "layout": measured.layout}
+        theirs = sum(row.seconds for row in network.on(device, measured.dtype, training=measured.training, **conditions))
     except ValueError as error:
         return NetworkRow(
             device.name,

@@ -83,8 +83,8 @@ def read(
     passes: tuple[Pass, ...] = (own,)
     if backward:
         mask = _literal(concrete, 10) if len(concrete) > 10 else None
-        asked = mask if isinstance(mask, list) else [True, True]
-        passes = tuple(which for which, wanted in zip((other, Pass.WGRAD), asked, strict=False) if wanted)
+        requested = mask if isinstance(mask, list) else [True, True]
+        passes = tuple(which for which, wanted in zip((other, Pass.WGRAD), requested, strict=False) if wanted)
     return Call(backward, x, w, dtype, layout, problem, transposed, passes)
 
 

@@ -61,9 +61,9 @@ def _is_trace(path: Path) -> bool:
     return start[:1] == b"[" or (start[:1] == b"{" and not start.startswith(b'{"problem"'))
 
 
-def _of_trace(path: Path, asked: Device | None, model: str, shapes: Sequence[tuple[int, ...]]) -> Comparison:
+def _of_trace(path: Path, forced: Device | None, model: str, shapes: Sequence[tuple[int, ...]]) -> Comparison:
     read = trace.load(path)
-    device = asked
+    device = forced
     if device is None:
         if not read.device:
             raise ValueError(f"{path} does not say which GPU it is of (no deviceProperties): name it with --device")
@@ -101,24 +101,27 @@ def _networks(measured: Measured, model: str, most: int) -> tuple[list[NetworkRo
         given = [given[int(i * step)] for i in range(most)]
     build = _builder(model)
     rows = []
-    for each in given:
+    for row in given:
         try:
-            made = build(each)
-            network = _on_meta(made, each, torch)
-            dense = sum(layer.forward.dense_macs for layer in network.layers) // each.batch
-            reason = analysis.check(each, network.parameters, dense)
+            module = build(row)
+            network = _on_meta(module, row, torch)
+            dense = sum(layer.forward.dense_macs for layer in network.layers) // row.batch
+            reason = analysis.check(row, network.parameters, dense)
         except ValueError as error:
             network, reason = None, str(error)
-        rows.append(analysis.network_row(each, measured.device, None if reason else network, reason))
+        rows.append(analysis.network_row(row, measured.device, None if reason else network, reason))
     return rows, notes
 
 
-def _on_meta(made: Any, measured: MeasuredNetwork, torch: Any) -> Any:
+def _on_meta(module: Any, measured: MeasuredNetwork, torch: Any) -> Any:
     from costmodel.networks.network import trace as network
 
-    made = made.train() if measured.training else made.eval().requires_grad_(False)
+    module = module.train() if measured.training else module.eval().requires_grad_(False)
     return network(
-        made, (measured.batch, 3, measured.image, measured.image), train=measured.training, dtype=getattr(torch, measured.dtype)
+        module,
+        (measured.batch, 3, measured.image, measured.image),
+        train=measured.training,
+        dtype=getattr(torch, measured.dtype),
     )
 
 
@@ -127,8 +130,8 @@ def _builder(model: str) -> Callable[[MeasuredNetwork], Any]:
     from costmodel.networks.models import imported, load
 
     if model:
-        made = load(model)
-        return lambda measured: made
+        module = load(model)
+        return lambda measured: module
     try:
         imported("torchvision")  # which timm imports
         timm = imported("timm")

@@ -34,12 +34,12 @@ class Source:
     reason: str = ""
 
 
-def load(path: Path, asked: Device | None) -> list[Measured]:
+def load(path: Path, forced: Device | None) -> list[Measured]:
     """One result per GPU. Raises ValueError for a table that is none of these, or whose GPU is not named anywhere."""
     text = _text(path)
     start = text.lstrip()[:1]
     if start == "{":
-        return _rows_of_bench(path, text, asked)
+        return _rows_of_bench(path, text, forced)
     lines = list(csv.DictReader(text.splitlines()))
     columns = {name.strip() for name in (lines[0] if lines else {}) if name}
     if {"Instances", "Name"} <= columns and any("Time" in name for name in columns):
@@ -48,9 +48,9 @@ def load(path: Path, asked: Device | None) -> list[Measured]:
             "nothing can be joined; a torch.profiler trace with record_shapes=True can"
         )
     if set(schema.NEEDED) <= columns:
-        return _layers(path, lines, asked)
+        return _layers(path, lines, forced)
     if "model" in columns and (any("samples_per_sec" in name for name in columns) or "images_per_s" in columns):
-        return _networks(path, lines, asked)
+        return _networks(path, lines, forced)
     raise ValueError(f"{path} has the columns {', '.join(sorted(columns)) or 'none'}; what is read is {READ}")
 
 
@@ -63,10 +63,10 @@ def _text(path: Path) -> str:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-def gpu(name: str, asked: Device | None) -> Source:
+def gpu(name: str, forced: Device | None) -> Source:
     """The device of a name, or the one asked for."""
-    if asked is not None:
-        return Source(asked)
+    if forced is not None:
+        return Source(forced)
     if not name:
         return Source(None, "no GPU is named: give it with --device")
     try:
@@ -75,7 +75,7 @@ def gpu(name: str, asked: Device | None) -> Source:
         return Source(None, f"{error}; or name it with --device")
 
 
-def _layers(path: Path, lines: Sequence[Mapping[str, str]], asked: Device | None) -> list[Measured]:
+def _layers(path: Path, lines: Sequence[Mapping[str, str]], forced: Device | None) -> list[Measured]:
     by_gpu: dict[str, list[MeasuredLayer]] = defaultdict(list)
     for number, line in enumerate(lines, 2):
         try:
@@ -93,14 +93,14 @@ def _layers(path: Path, lines: Sequence[Mapping[str, str]], asked: Device | None
             dtype=dtype, precision=schema.precision_of(line), layout=schema.layout_of(line), seconds=seconds,
             indirect=schema.indirect(line), mode=mode, provider=line.get("framework") or "PyTorch",
         ))  # fmt: skip
-    return _measured(path, by_gpu, asked)
+    return _measured(path, by_gpu, forced)
 
 
-def _measured(path: Path, by_gpu: Mapping[str, Sequence[MeasuredLayer]], asked: Device | None) -> list[Measured]:
+def _measured(path: Path, by_gpu: Mapping[str, Sequence[MeasuredLayer]], forced: Device | None) -> list[Measured]:
     """The result of each known GPU; its notes name the unknown ones. Raises ValueError where none is known."""
     rows, missing = [], []
     for name, layers in by_gpu.items():
-        source = gpu(name, asked)
+        source = gpu(name, forced)
         if source.device is None:
             missing.append(f"{len(layers)} rows of {name or 'a GPU without a name'} are left out: {source.reason}")
         else:
@@ -120,7 +120,7 @@ def _words(problem: ConvProblem, transposed: bool) -> str:
 # ---- rows of bench run ----------------------------------------------------------------------------------------------
 
 
-def _rows_of_bench(path: Path, text: str, asked: Device | None) -> list[Measured]:
+def _rows_of_bench(path: Path, text: str, forced: Device | None) -> list[Measured]:
     by_gpu: dict[str, list[MeasuredLayer]] = defaultdict(list)
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
@@ -139,7 +139,7 @@ def _rows_of_bench(path: Path, text: str, asked: Device | None) -> list[Measured
             transposed=row.get("transposed", False), dtype=row["dtype"], precision=row.get("precision", "ieee"),
             layout=row["layout"], seconds=median * 1e-6, provider=provider,
         ))  # fmt: skip
-    return _measured(path, by_gpu, asked)
+    return _measured(path, by_gpu, forced)
 
 
 def _tuples(value: Any) -> Any:
@@ -149,7 +149,7 @@ def _tuples(value: Any) -> Any:
 # ---- timm -----------------------------------------------------------------------------------------------------------
 
 
-def _networks(path: Path, lines: Sequence[Mapping[str, str]], asked: Device | None) -> list[Measured]:
+def _networks(path: Path, lines: Sequence[Mapping[str, str]], forced: Device | None) -> list[Measured]:
     words = re.split(r"[-_.]", path.name.lower())
     by_gpu: dict[str, list[MeasuredNetwork]] = defaultdict(list)
     for line in lines:
@@ -157,7 +157,7 @@ def _networks(path: Path, lines: Sequence[Mapping[str, str]], asked: Device | No
             by_gpu[line.get("gpu") or ""].append(network)
     measured, reasons = [], []
     for name, networks in by_gpu.items():
-        source = gpu(name, asked) if name or asked else _from_name(words)
+        source = gpu(name, forced) if name or forced else _from_name(words)
         if source.device is None:
             reasons.append(source.reason)
         else:

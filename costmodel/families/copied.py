@@ -58,8 +58,8 @@ class Copied(Family):
             sizes = problem.input_size
             align = math.gcd(MAX_ALIGN, *(product(sizes[axis:]) for axis in range(len(sizes))))
             dense = Operand(4, align, align)
-        seen: dict[str, Any] = {place: replace(dense, far=x.far)}
-        return replace(call, problem=problem, **seen)
+        operand: dict[str, Any] = {place: replace(dense, far=x.far)}
+        return replace(call, problem=problem, **operand)
 
     def within(self, plan: Plan) -> Plan:
         """The plan of `inner`."""

@@ -308,11 +308,11 @@ def work_of(call: Call, columns: int, taps: tuple[int, int] | None) -> Work:
     if taps is not None:
         return Work(columns + block_s, window, loads, block_s, block_s, products, 0)
     rows = t * min(r, shape.in_step[1])
-    made = (shape.lag + 1) * shape.out_group[1] * columns
+    sums = (shape.lag + 1) * shape.out_group[1] * columns
     loads *= rows if loads_together(call, taps) else rows * shape.summed
     stored = shape.out_group[1] * columns
     return Work(
-        shape.summed * t * r * s + made, shape.summed * rows * window, loads, 0, 0, shape.summed * t * r * products, stored
+        shape.summed * t * r * s + sums, shape.summed * rows * window, loads, 0, 0, shape.summed * t * r * products, stored
     )
 
 

@@ -77,7 +77,7 @@ def options(call: Call, shape: Shape, device: Device) -> Iterator[Option]:
     """Tiles of lanes x columns, with all taps in registers and with a few."""
     if not is_narrow(call.problem):
         return
-    most, wgrad = max_registers(call, device), shape.which == Pass.WGRAD
+    limit, wgrad = max_registers(call, device), shape.which == Pass.WGRAD
     leaks = wgrad and is_planes(call) and itemsize(call.dtype) == 2
     s, step = shape.kernel[2], shape.tap_step[2]
     blocks: list[tuple[int, int] | None] = [None] if can_slide(shape) else []
@@ -92,32 +92,32 @@ def options(call: Call, shape: Shape, device: Device) -> Iterator[Option]:
     for columns in sizes_of_columns(call, shape):
         works = ((taps, work_of(call, columns, taps)) for taps in blocks)
         sized.append((columns, [(taps, work, registers_a_lane(call, work, taps)) for taps, work in works]))
-    for warps, each in THREADS:
-        if device.interpreted and (warps, each) != (4, 1):
+    for warps, count in THREADS:
+        if device.interpreted and (warps, count) != (4, 1):
             continue
         for columns, unrolled in sized:
-            for channels, groups in lanes(call, shape, columns, 32 * warps * each, each):
-                if channels * groups < 32 and each > 1 and not device.interpreted:
+            for channels, groups in lanes(call, shape, columns, 32 * warps * count, count):
+                if channels * groups < 32 and count > 1 and not device.interpreted:
                     continue
                 lanes_a_thread = max(1, channels * groups // (32 * warps))
                 for taps, work, a_lane in unrolled:
                     if leaks and columns == 8 and taps == (1, 16) and lanes_a_thread > 1:
                         continue  # Triton 3.8.0 keeps two values on the stack, however few registers it takes
                     needed = int(40 + lanes_a_thread * a_lane)
-                    if needed <= most:
+                    if needed <= limit:
                         for pack in packs:
                             yield Option(Tile(columns, channels, groups, warps, taps, pack), work, needed)
 
 
-def lanes(call: Call, shape: Shape, columns: int, count: int, each: int) -> list[tuple[int, int]]:
-    """The ways (channels, column tiles) to use up to `count` lanes, of which each thread has `each`."""
+def lanes(call: Call, shape: Shape, columns: int, count: int, per_lane: int) -> list[tuple[int, int]]:
+    """The ways (channels, column tiles) to use up to `count` lanes, of which each thread has `per_lane`."""
     tiles = 1 << (ceil_div(shape.outputs[2], columns) - 1).bit_length()
     widest = min(count, 1 << (shape.channels - 1).bit_length())
     if is_planes(call):  # neighbouring columns first
         groups = min(count, tiles, 32)
         return [(min(count // groups, widest), groups)]
     exact = min(count, shape.channels & -shape.channels)  # no lane lacks a channel; taken where a pixel still fills a sector
-    choices = [widest] if exact == widest or exact < each or exact * itemsize(call.dtype) < 32 else [widest, exact]
+    choices = [widest] if exact == widest or exact < per_lane or exact * itemsize(call.dtype) < 32 else [widest, exact]
     return [(channels, min(count // channels, tiles)) for channels in choices]
 
 
@@ -151,9 +151,9 @@ def walks(shape: Shape, tile: Tile, device: Device) -> Iterator[tuple[int, int]]
         lengths = {max(least, n) for n in (1, 4, 16)}
     for rows in sorted(lengths):
         alone = launch_of(shape, tile, rows, 1)
-        most = min(row_runs(shape, rows), MAX_PARTS // min(MAX_PARTS, alone.tiles_q))
+        max_split = min(row_runs(shape, rows), MAX_PARTS // min(MAX_PARTS, alone.tiles_q))
         wanted = 1 if device.interpreted else 32 * device.sm_count // (tile.warps * alone.programs)
-        for split in sorted({min(max(1, wanted // n), max(1, most)) for n in (1, 2, 4)}):
+        for split in sorted({min(max(1, wanted // n), max(1, max_split)) for n in (1, 2, 4)}):
             yield rows, split
 
 

@@ -103,17 +103,17 @@ def prologue_fits(call: Call, tile: Tile, reach: str, capability: int) -> bool:
     float64 has room for 8 elements, and for 2 on sm_100 or where rows and addresses ask for it.
     """
     assert call.prologue is not None
-    each, problem, arch = tile.m * tile.k // (32 * tile.warps), call.problem, compiled_for(capability)
+    elements, problem, arch = tile.m * tile.k // (32 * tile.warps), call.problem, compiled_for(capability)
     spans, size = call.prologue.spans(tile.m, product(problem.output_size), problem.batch), itemsize(call.dtype)
     if tile[:3] in SPILLED.get((arithmetic(call.dtype, call.precision), reach, arch), ()):
         return False
     if size == 8:
-        return each <= (2 if arch == 100 or (spans and reach != "wide") else 8)
+        return elements <= (2 if arch == 100 or (spans and reach != "wide") else 8)
     if reach == "wide":
-        return each <= (16 if size > 2 else 32)
+        return elements <= (16 if size > 2 else 32)
     if spans and arch == 100 and tile.m * tile.n >= 64 * 64:
         return False
-    return each <= (8 if spans or arch == 100 else 16)
+    return elements <= (8 if spans or arch == 100 else 16)
 
 
 class Unshared(Gemm):
@@ -138,8 +138,8 @@ def written_out(call: Call) -> Call:
 
 def gathering(plan: MatrixPlan) -> GatherPlan:
     """The plan of "gather" that fills the workspace of a dgrad."""
-    made = GatherPlan(plan.which, GATHER.name, *plan.tile)
-    return replace(made, split=plan.split, group_m=plan.group_m, merge=plan.merge, pack=plan.pack)
+    gather = GatherPlan(plan.which, GATHER.name, *plan.tile)
+    return replace(gather, split=plan.split, group_m=plan.group_m, merge=plan.merge, pack=plan.pack)
 
 
 def workspace_shape(problem: ConvProblem) -> tuple[int, ...]:
@@ -184,9 +184,9 @@ class Padded(Gemm):
                 yield option
 
     def plan_of(self, option: Option, split: int) -> Plan:
-        made = super().plan_of(option, split)
-        assert isinstance(made, PaddedPlan)
-        return made if option.call.prologue is None else replace(made, together=True)
+        plan = super().plan_of(option, split)
+        assert isinstance(plan, PaddedPlan)
+        return plan if option.call.prologue is None else replace(plan, together=True)
 
     def refusal(self, call: Call, plan: MatrixPlan, device: Device | None) -> str:
         assert isinstance(plan, PaddedPlan)
@@ -239,7 +239,7 @@ class Padded(Gemm):
 
     def _own(self, plan: Plan) -> Plan:
         """The plan of this family whose workspace a plan of "gather" fills."""
-        options = {each.name: getattr(plan, each.name) for each in GatherPlan.options() if each.name != "x3"}
+        options = {option.name: getattr(plan, option.name) for option in GatherPlan.options() if option.name != "x3"}
         return self.plan(plan.which, self.name, *plan.tile, **options)
 
     def _fold_seconds(self, call: Call, device: Device) -> float:

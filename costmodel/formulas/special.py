@@ -45,7 +45,7 @@ def _letters(letter: str, quantities: Quantities) -> tuple[Expr, ...]:
     return tuple(sympy.Symbol(f"{letter}_{axis}", integer=True, positive=True) for axis in axes)
 
 
-def _each(names: tuple[Expr, ...], values: tuple[Expr, ...] | Expr | int) -> dict[Expr, Expr]:
+def _assigned(names: tuple[Expr, ...], values: tuple[Expr, ...] | Expr | int) -> dict[Expr, Expr]:
     several = values if isinstance(values, tuple) else (sympy.sympify(values),) * len(names)
     return dict(zip(names, several, strict=True))
 
@@ -53,8 +53,8 @@ def _each(names: tuple[Expr, ...], values: tuple[Expr, ...] | Expr | int) -> dic
 def _paddings(quantities: Quantities, values: tuple[Expr, ...] | int) -> dict[Expr, Expr]:
     """The same padding at both ends, and no output padding."""
     v = quantities.letters
-    extra = _each(v.extra, 0) if quantities.transposed else {}
-    return _each(v.low, values) | _each(v.high, values) | extra
+    extra = _assigned(v.extra, 0) if quantities.transposed else {}
+    return _assigned(v.low, values) | _assigned(v.high, values) | extra
 
 
 def same(quantities: Quantities) -> Special:
@@ -66,8 +66,8 @@ def same(quantities: Quantities) -> Special:
         "same padding",
         "Stride 1, an odd kernel of $2 r + 1$ taps, $d r$ zeros at each end, and an input no shorter than $d r$: tap $j$ misses"
         " $d |j - r|$ outputs.",
-        _each(v.kernel, tuple(2 * radius + 1 for radius in r)) | _each(v.stride, 1) | _paddings(quantities, padding),
-        _each(v.out, v.size) | _each(v.touched, v.size) | _each(v.pairs, pairs),
+        _assigned(v.kernel, tuple(2 * radius + 1 for radius in r)) | _assigned(v.stride, 1) | _paddings(quantities, padding),
+        _assigned(v.out, v.size) | _assigned(v.touched, v.size) | _assigned(v.pairs, pairs),
         sympy.And(*(n >= pad for n, pad in zip(v.size, padding, strict=True))),
     )
 
@@ -77,14 +77,16 @@ def pointwise(quantities: Quantities) -> Special:
     return Special(
         "pointwise",
         "A kernel of one tap at stride 1 without padding: a matrix product.",
-        _each(v.kernel, 1) | _each(v.stride, 1) | _paddings(quantities, 0),
-        _each(v.out, v.size) | _each(v.touched, v.size) | _each(v.pairs, v.size),
+        _assigned(v.kernel, 1) | _assigned(v.stride, 1) | _paddings(quantities, 0),
+        _assigned(v.out, v.size) | _assigned(v.touched, v.size) | _assigned(v.pairs, v.size),
     )
 
 
 def depthwise(quantities: Quantities) -> Special:
     v = quantities.letters
-    return Special("depthwise", "As many groups as channels, $g = C = K$.", _each((v.groups, v.out_channels), v.in_channels))
+    return Special(
+        "depthwise", "As many groups as channels, $g = C = K$.", _assigned((v.groups, v.out_channels), v.in_channels)
+    )
 
 
 def square(quantities: Quantities) -> Special:
@@ -94,25 +96,25 @@ def square(quantities: Quantities) -> Special:
     return Special(
         "one square image without padding",
         "$k$ taps and $m$ outputs an axis at stride 1, so $m + k - 1$ inputs.",
-        _each(ones, 1) | _each(v.kernel, k) | _each(v.size, m + k - 1) | _paddings(quantities, 0),
-        _each(v.out, m) | _each(v.pairs, k * m) | _each(v.touched, m + k - 1),
+        _assigned(ones, 1) | _assigned(v.kernel, k) | _assigned(v.size, m + k - 1) | _paddings(quantities, 0),
+        _assigned(v.out, m) | _assigned(v.pairs, k * m) | _assigned(v.touched, m + k - 1),
     )
 
 
 def tiling(quantities: Quantities) -> Special:
     """Patches: windows side by side."""
     v, m = quantities.letters, _letters("m", quantities)
-    fixed = _each(v.stride, v.kernel) | _each(v.dilation, 1) | _paddings(quantities, 0)
+    fixed = _assigned(v.stride, v.kernel) | _assigned(v.dilation, 1) | _paddings(quantities, 0)
     if quantities.transposed:
         whole = tuple(n * k for n, k in zip(v.size, v.kernel, strict=True))
-        claims = _each(v.out, whole) | _each(v.pairs, whole) | _each(v.touched, whole)
+        claims = _assigned(v.out, whole) | _assigned(v.pairs, whole) | _assigned(v.touched, whole)
         return Special("patches", "Kernel equal to the stride without padding: every input paints a patch.", fixed, claims)
     whole = tuple(o * k for o, k in zip(m, v.kernel, strict=True))
     return Special(
         "patches",
         "Kernel equal to the stride without padding, $m$ windows side by side: each input is read once.",
-        fixed | _each(v.size, whole),
-        _each(v.out, m) | _each(v.pairs, whole) | _each(v.touched, whole),
+        fixed | _assigned(v.size, whole),
+        _assigned(v.out, m) | _assigned(v.pairs, whole) | _assigned(v.touched, whole),
     )
 
 
@@ -123,18 +125,18 @@ def apart(quantities: Quantities) -> Special:
         "windows apart",
         "A stride of at least the dilated kernel: no two windows overlap, every pair touches an input of its own.",
         {},
-        _each(v.touched, v.pairs),
+        _assigned(v.touched, v.pairs),
         sympy.And(*(s >= extent for s, extent in windows)),
     )
 
 
 def doubling(quantities: Quantities) -> Special:
     v = quantities.letters
-    fixed = _each(v.kernel, 4) | _each(v.stride, 2) | _each(v.dilation, 1) | _paddings(quantities, 1)
+    fixed = _assigned(v.kernel, 4) | _assigned(v.stride, 2) | _assigned(v.dilation, 1) | _paddings(quantities, 1)
     twice = tuple(2 * n for n in v.size)
     return Special(
         "doubling",
         "The usual upsampling: four taps, stride 2, padding 1.",
         fixed,
-        _each(v.out, twice) | _each(v.touched, twice) | _each(v.pairs, tuple(4 * n - 2 for n in v.size)),
+        _assigned(v.out, twice) | _assigned(v.touched, twice) | _assigned(v.pairs, tuple(4 * n - 2 for n in v.size)),
     )

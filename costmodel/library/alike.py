@@ -46,16 +46,16 @@ def distance(one: Seen, other: Seen) -> float:
     return apart + STRIDE * abs(one.stride - other.stride)
 
 
-def guess(asked: Seen, rows: Sequence[Row]) -> Guess:
+def guess(query: Seen, rows: Sequence[Row]) -> Guess:
     """The logarithm of measured over base time of `of`. Raises ValueError where there are no rows."""
     if not rows:
         raise ValueError("library: there are no rows to predict from")
-    apart = [distance(asked, row.seen) for row in rows]
+    apart = [distance(query, row.seen) for row in rows]
     closest = min(apart)
     near = [row.weight * math.exp(-d / 2) for row, d in zip(rows, apart, strict=True)]
     # the wider mean is normalised, so the closest row may be at any distance; where there are rows of the same kind it takes
     # only these, because base times of other kinds are not comparable
-    kin = [row.seen.kind == asked.kind for row in rows]
+    kin = [row.seen.kind == query.kind for row in rows]
     lone = not any(kin)
     wide = [
         row.weight * math.exp(-(d - closest) / 2 / WIDER) if same or lone else 0.0

@@ -47,18 +47,18 @@ def predict(
     """
     fitted = constants or library()
     known = fitted.layers
-    asked = seen(problem, [which], dtype, precision, layout, mode)
+    query = seen(problem, [which], dtype, precision, layout, mode)
     scale, bound = base(problem, which, device, dtype, precision)
-    guessed = guess(asked, known.rows)
+    guessed = guess(query, known.rows)
     seconds = scale * math.exp(guessed.log_ratio)
-    fold = "layer" if device.name in known.gpus.get(asked.arithmetic, ()) else "gpu"
-    spread = interval(known.intervals["fma" if asked.arithmetic == "fp32" else "tensor"][fold], guessed.support)
-    strange = _strange(asked, known.rows)
+    fold = "layer" if device.name in known.gpus.get(query.arithmetic, ()) else "gpu"
+    spread = interval(known.intervals["fma" if query.arithmetic == "fp32" else "tensor"][fold], guessed.support)
+    strange = _strange(query, known.rows)
     words = [f"fitted to published times of cuDNN; the interval holds nine in ten of {spread.rows} that were held out"]
     if fold == "gpu":
-        words.append(f"no row is of {device.name} in {asked.arithmetic}, so it is scaled from other GPUs")
-    if asked.arithmetic == "half" and not any(
-        row.seen.kind == asked.kind and row.seen.arithmetic == "half" for row in known.rows
+        words.append(f"no row is of {device.name} in {query.arithmetic}, so it is scaled from other GPUs")
+    if query.arithmetic == "half" and not any(
+        row.seen.kind == query.kind and row.seen.arithmetic == "half" for row in known.rows
     ):
         # networks in float16 tell more about such a layer than layers in TF32 do
         networks = fitted.networks
@@ -66,12 +66,12 @@ def predict(
         seconds = sum(networks.weights[layout][name] * part for name, part in parts.items() if name != "calls")
         spread = networks.intervals[layout]["gpu"]
         strange = [
-            f"no row in half is of a {asked.kind} layer, so it is what networks' times leave for one, the interval wider"
+            f"no row in half is of a {query.kind} layer, so it is what networks' times leave for one, the interval wider"
         ] * 2
         words = ["fitted to published times of networks in eager PyTorch"]
     wider = STRANGE ** len(strange)
     words += dict.fromkeys(strange)
-    least = 0.0 if asked.arithmetic == "fp32" else roofline(problem, device, dtype, precision=precision, which=which).seconds
+    least = 0.0 if query.arithmetic == "fp32" else roofline(problem, device, dtype, precision=precision, which=which).seconds
     seconds = max(seconds, least)  # only Winograd and FFT can be faster, and they run on FMA units
     return Prediction(
         seconds=seconds,
@@ -88,17 +88,17 @@ def predict(
 
 def interval(given: tuple[Interval, ...], support: float) -> Interval:
     """The interval of the class with the most support that `support` reaches. The last class has no lower limit."""
-    return next((each for each in given if support >= each.support), given[-1])
+    return next((spread for spread in given if support >= spread.support), given[-1])
 
 
-def _strange(asked: Seen, rows: Sequence[Row]) -> list[str]:
+def _strange(query: Seen, rows: Sequence[Row]) -> list[str]:
     """The properties, in words, that no row in the same arithmetic has. Each of them widens the interval."""
-    alike = [row.seen for row in rows if row.seen.arithmetic == asked.arithmetic]
+    alike = [row.seen for row in rows if row.seen.arithmetic == query.arithmetic]
     reasons = []
-    if asked.layout not in {seen.layout for seen in alike if seen.rank == asked.rank}:
+    if query.layout not in {known_row.layout for known_row in alike if known_row.rank == query.rank}:
         reasons.append(
-            f"no row of {asked.rank}-D layers in {asked.arithmetic} is of {asked.layout} tensors, so the interval is wider"
+            f"no row of {query.rank}-D layers in {query.arithmetic} is of {query.layout} tensors, so the interval is wider"
         )
-    if asked.mode not in {seen.mode for seen in alike}:
-        reasons.append(f"no row in {asked.arithmetic} is of the mode {asked.mode}, so the interval is wider")
+    if query.mode not in {known_row.mode for known_row in alike}:
+        reasons.append(f"no row in {query.arithmetic} is of the mode {query.mode}, so the interval is wider")
     return reasons

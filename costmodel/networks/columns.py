@@ -25,11 +25,11 @@ def columns(func: Any, args: Sequence[Any], out: Any) -> UnfoldCall | None:
     if which is None:
         return None
     named = arguments(func, args)
-    image, made = (named["x"], out) if which == Pass.FPROP else (out, named["y"])
+    image, columns_out = (named["x"], out) if which == Pass.FPROP else (out, named["y"])
     assert isinstance(out, torch.Tensor)
     unfolding = Unfolding.of(image.shape, *(named[name] for name in ("kernel_size", "dilation", "padding", "stride")))
-    image, made = (Operand(*unit_and_align(tuple(t.shape), t.stride())) for t in (image, made))
-    return UnfoldCall(unfolding, which, str(out.dtype).removeprefix("torch."), image, made)
+    image, columns_out = (Operand(*unit_and_align(tuple(t.shape), t.stride())) for t in (image, columns_out))
+    return UnfoldCall(unfolding, which, str(out.dtype).removeprefix("torch."), image, columns_out)
 
 
 def cost(call: UnfoldCall) -> Cost:

@@ -118,10 +118,10 @@ def _epilogue(result: Sequence[int], named: dict[str, Any], size: int) -> tuple[
     step counts as in the tables of `operators`; tensors are read once."""
     given = [named[name] for name in ("scale", "shift", "residual") if named.get(name) is not None]
     activation = named.get("activation", "")
-    each = len(given) + (ELEMENTWISE[SAME_FLOPS.get(activation, activation)] if activation else 0)
+    per_element = len(given) + (ELEMENTWISE[SAME_FLOPS.get(activation, activation)] if activation else 0)
     moved, kept = size * sum(map(elements, given)), size * product(result) if named.get("keep") else 0
     return (
-        Cost(other_flops=each * product(result), bytes=moved, im2col_bytes=moved),
+        Cost(other_flops=per_element * product(result), bytes=moved, im2col_bytes=moved),
         Cost(bytes=kept, im2col_bytes=kept),
     )
 
@@ -176,8 +176,8 @@ def _causal(named: dict[str, Any]) -> Convolution:
         problem, before = _continued(x, taps), taps - 1
     elif starts is not None and starts.shape[0] > 1:
         sequences = starts.shape[0] - 1
-        each, longer = divmod(length, sequences)
-        met = [problem_of(1, channels, size, taps).useful_macs if size else 0 for size in (each, each + 1)]
+        length_each, longer = divmod(length, sequences)
+        met = [problem_of(1, channels, size, taps).useful_macs if size else 0 for size in (length_each, length_each + 1)]
         lost = int(problem.useful_macs) - (sequences - longer) * met[0] - longer * met[1]
     biased = named["b"] is not None
     convolution = Convolution(problem, Pass.FPROP, biased, call=kind, before=before, lost=lost, label="causal_conv1d")
@@ -223,8 +223,10 @@ def _video(named: dict[str, Any]) -> Convolution | None:
         problem, Pass.FPROP, named["b"] is not None, call=chunk, before=before, label=f"causal_conv{problem.rank}d"
     )
     elements = elements_of(chunk)
-    made = x.element_size() * (elements["y"] + elements["next"] * named["keeps"])
-    return _with_tensors(convolution, named, _read(named, "x", "w", "b", "cache", "scale", "shift", "rstd", "residual") + made)
+    written = x.element_size() * (elements["y"] + elements["next"] * named["keeps"])
+    return _with_tensors(
+        convolution, named, _read(named, "x", "w", "b", "cache", "scale", "shift", "rstd", "residual") + written
+    )
 
 
 def _deform(named: dict[str, Any]) -> Convolution:
@@ -234,8 +236,8 @@ def _deform(named: dict[str, Any]) -> Convolution:
     problem = ConvProblem.conv(x.shape, w.shape, stride, padding, dilation, x.shape[1] // w.shape[1])
     deformation = Deformation(problem, named["offset"].shape[1] // (2 * problem.taps), named["mask"] is not None)
     convolution = Convolution(problem, Pass.FPROP, named["b"] is not None, weight=2, call=deformation, label="deform_conv2d")
-    made = x.element_size() * product(problem.output_shape)
-    convolution = _with_tensors(convolution, named, _read(named, "x", "offset", "w", "b", "mask") + made)
+    written = x.element_size() * product(problem.output_shape)
+    convolution = _with_tensors(convolution, named, _read(named, "x", "offset", "w", "b", "mask") + written)
     return replace(convolution, after=convolution.after + Cost(other_flops=SAMPLE_FLOPS * deformation.samples))
 
 
@@ -300,6 +302,6 @@ def causal_gradient(func: Any, args: Sequence[Any], out: Any) -> tuple[Convoluti
     bias = convolution.bias and named["wants_w"]
     spent = sum((convolution.cost(which, dtype, bias and which == Pass.WGRAD) for which in gradients), Cost())
     activation = named["activation"]
-    each = ELEMENTWISE[f"{activation}_backward"] if activation else 0
+    per_element = ELEMENTWISE[f"{activation}_backward"] if activation else 0
     moved = moved_bytes(func, name_of(func), args, {}, out)
-    return convolution, replace(spent, other_flops=each * named["x"].numel(), bytes=moved, im2col_bytes=moved)
+    return convolution, replace(spent, other_flops=per_element * named["x"].numel(), bytes=moved, im2col_bytes=moved)

@@ -52,11 +52,11 @@ class Memory:
             size = life.bytes_in(dtype)
             changes[life.first] = changes.get(life.first, 0) + size
             changes[last + 1] = changes.get(last + 1, 0) - size
-        most = alive = 0
+        highest = alive = 0
         for place in sorted(changes):
             alive += changes[place]
-            most = max(most, alive)
-        return most
+            highest = max(highest, alive)
+        return highest
 
 
 class Lives:

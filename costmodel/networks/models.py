@@ -36,7 +36,7 @@ def load(name: str, **arguments: Any) -> nn.Module:
     if not separator or not where or not attribute:
         hint = f"; torchvision.models:{name} or timm:{name}?" if name.isidentifier() else ""
         raise ValueError(f"model must be package.module:callable or file.py:callable, got {name!r}{hint}")
-    with offline() as asked, _aside(asked):
+    with offline() as requests, _aside(requests):
         target, described = _looked_up(name, where, attribute)
         if isinstance(target, nn.Module):
             return target
@@ -45,8 +45,8 @@ def load(name: str, **arguments: Any) -> nn.Module:
         try:
             model = _patient(partial(_build, target, arguments))
         except Exception as error:  # whatever a user's code raises
-            if asked:
-                raise ValueError(f"model {name!r}: {_refusal(described, asked[0])}") from error
+            if requests:
+                raise ValueError(f"model {name!r}: {_refusal(described, requests[0])}") from error
             given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
             raise ValueError(f"model {name!r}: calling it with ({given}) failed: {_one_line(error)}") from error
     if not isinstance(model, nn.Module):
@@ -55,7 +55,7 @@ def load(name: str, **arguments: Any) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _aside(asked: Sequence[str]) -> Iterator[None]:
+def _aside(requests: Sequence[str]) -> Iterator[None]:
     """What a factory prints is not the report: it goes to the errors, at the end, and nowhere where the factory failed for
     want of a download, which it says to be under way."""
     output, built = io.StringIO(), False
@@ -64,7 +64,7 @@ def _aside(asked: Sequence[str]) -> Iterator[None]:
             yield
         built = True
     finally:
-        if built or not asked:
+        if built or not requests:
             sys.stderr.write(output.getvalue())
 
 

@@ -227,8 +227,8 @@ class Network(Tables):
         if library is not None:
             from costmodel.networks.today import on
 
-            asked = {"library": library, "mode": mode, "layout": layout}
-            rows = on(self, device, meant.dtype, precision=meant.precision, training=training, **asked)
+            conditions = {"library": library, "mode": mode, "layout": layout}
+            rows = on(self, device, meant.dtype, precision=meant.precision, training=training, **conditions)
         else:
             rows = self._planned(device, meant, training)
         return Forecast(self, device, meant, training, tuple(rows), library is None)

@@ -20,10 +20,10 @@ class Refused(ConnectionError):
 @contextmanager
 def offline() -> Iterator[list[str]]:
     """Connections of this process raise `Refused` inside the block; the list holds the hosts that were asked for."""
-    asked: list[str] = []
+    requests: list[str] = []
 
     def refuse(host: Any) -> None:
-        asked.append(str(host))
+        requests.append(str(host))
         raise Refused(f"{host} was asked for, and nothing is downloaded")
 
     def connect(self: socket.socket, address: Any) -> None:
@@ -34,4 +34,4 @@ def offline() -> Iterator[list[str]]:
     plain = socket.socket.connect
     names = mock.patch.object(socket, "getaddrinfo", lambda host, *_, **__: refuse(host))
     with mock.patch.object(socket.socket, "connect", connect), names, mock.patch.dict(os.environ, ENVIRONMENT):
-        yield asked
+        yield requests

@@ -43,8 +43,8 @@ class Stage:
         if lazy:
             raise ValueError(f"model has parameters without a shape ({lazy[0]}): run it once before tracing it")
         with self.fake:
-            made = {_place(p): self._stand_in(p).requires_grad_(p.requires_grad) for p in distinct(model)}
-            self.parameters = {name: made[_place(p)] for name, p in _slots(model, "parameters")}
+            stand_ins = {_place(p): self._stand_in(p).requires_grad_(p.requires_grad) for p in distinct(model)}
+            self.parameters = {name: stand_ins[_place(p)] for name, p in _slots(model, "parameters")}
             held = {id(b): self._stand_in(b) for _, b in _slots(model, "buffers")}
             self.buffers = {name: held[id(b)] for name, b in _slots(model, "buffers")}
             self.inputs = tuple(self._input(i, value) for i, value in enumerate(inputs))

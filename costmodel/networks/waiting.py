@@ -37,19 +37,19 @@ class Launched:
 def waiting(layers: Sequence[Launched], host: Host | None) -> list[list[Time]]:
     """The times of each layer with the idle time before its operators, as eager mode runs them: every layer forwards, then the
     gradients of every layer from the last to the first. They are unchanged where the host was not measured."""
-    made = [list(layer.times) for layer in layers]
+    times = [list(layer.times) for layer in layers]
     if host is None:
-        return made
+        return times
     order = [(i, 0) for i in range(len(layers))]
     order += [(i, j) for i in reversed(range(len(layers))) for j in range(1, len(layers[i].times))]
     launch = []
     for i, j in order:
         forward, backward = (host.forward, host.backward) if layers[i].own else (host.operator, host.operator_backward)
         launch.append(forward if j == 0 else backward / (len(layers[i].times) - 1))
-    idle = idle_before([made[i][j].seconds for i, j in order], launch)
+    idle = idle_before([times[i][j].seconds for i, j in order], launch)
     for (i, j), seconds in zip(order, idle, strict=True):
-        made[i][j] = _after(made[i][j], seconds, host)
-    return made
+        times[i][j] = _after(times[i][j], seconds, host)
+    return times
 
 
 def _after(time: Time, idle: float, host: Host) -> Time:

@@ -309,7 +309,7 @@ def model(
     chosen = [device_named(text) for text in device or ["h100"]]
     if len(chosen) * (1 + (beside is not None)) > 2:
         raise ValueError("two stand side by side: give --device twice, or --beside once")
-    arithmetics = [arithmetic_named(dtype, each) for each in chosen]
+    arithmetics = [arithmetic_named(dtype, dtype_name) for dtype_name in chosen]
     outputs = [path for path in (html, png, svg, json_file, csv_file, markdown_file, latex_file) if path is not None]
     if len(set(outputs)) < len(outputs):
         raise ValueError(f"two outputs have one name: {', '.join(map(str, outputs))}")
@@ -324,10 +324,16 @@ def model(
     for called in [name] if beside is None else [name, beside]:
         given, checked = factory if called == name else {}, check or html is not None
         network, checks = traced(called, inputs, arithmetics[0].dtype, arguments=given, training=train, check=checked)
-        for each, kind in zip(chosen, arithmetics, strict=True):
-            forecast = network.on(each, kind.dtype, precision=kind.precision, training=train)
-            more: dict[str, Any] = {"samples": samples, "epochs": epochs, "depth": depth, "measured": times, "checks": checks}
-            reports.append(report_of(forecast, model=called, remark=kind.remark, **more))
+        for dtype_name, kind in zip(chosen, arithmetics, strict=True):
+            forecast = network.on(dtype_name, kind.dtype, precision=kind.precision, training=train)
+            options: dict[str, Any] = {
+                "samples": samples,
+                "epochs": epochs,
+                "depth": depth,
+                "measured": times,
+                "checks": checks,
+            }
+            reports.append(report_of(forecast, model=called, remark=kind.remark, **options))
     report, both = reports[0], SideBySide((reports[0], reports[1])) if len(reports) > 1 else None
     files: dict[Path, str | bytes] = {}
     for path, form in ((json_file, "json"), (csv_file, "csv"), (markdown_file, "markdown"), (latex_file, "latex")):

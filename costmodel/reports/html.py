@@ -128,8 +128,10 @@ def _tiles(report: Report) -> str:
         (si(forward.bytes, "B"), "compulsory, forward pass", f"{2 * forward.useful_macs / forward.bytes:.1f} FLOP a byte"),
         (si(report.parameters), "parameters", f"{si(report.trainable)} trainable"),
     ]
-    made = (f'<div class="tile"><b>{escape(v)}</b>{escape(name)}<span>{escape(more)}</span></div>' for v, name, more in tiles)
-    return f'<div class="tiles">{"".join(made)}</div>'
+    tiles_html = (
+        f'<div class="tile"><b>{escape(v)}</b>{escape(name)}<span>{escape(detail)}</span></div>' for v, name, detail in tiles
+    )
+    return f'<div class="tiles">{"".join(tiles_html)}</div>'
 
 
 def paragraphs(lines: Iterable[str]) -> str:
@@ -200,8 +202,10 @@ def _sources(report: Report) -> str:
 def plain_table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = (), wrap: Sequence[int] = ()) -> str:
     def line(tag: str, cells: Sequence[str]) -> str:
         kinds = ["wrap" if i in wrap else "left" if i in left else "" for i in range(len(cells))]
-        made = (f"<{tag}{f' class={kind}' if kind else ''}>{cell}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
-        return f"<tr>{''.join(made)}</tr>"
+        cells_html = (
+            f"<{tag}{f' class={kind}' if kind else ''}>{cell}</{tag}>" for kind, cell in zip(kinds, cells, strict=True)
+        )
+        return f"<tr>{''.join(cells_html)}</tr>"
 
     body = "".join(line("td", row) for row in rows)
     return f'<div class="scroll"><table><thead>{line("th", heads)}</thead><tbody>{body}</tbody></table></div>'

@@ -119,8 +119,8 @@ def _module(rows: Sequence[LayerRow], module: str, heads: Sequence[str], widest:
         "bytes": _number(moved, "B"),
         "FLOP/byte": f"<td>{counts['useful FLOP'] / moved:.1f}" if moved and counts["useful FLOP"] else "<td>–",
     } | {head: _number(count) for head, count in counts.items()}
-    made = "</td>".join(cells.get(head, "<td>") for head in heads)
-    return f'<tr class="module" data-path="{escape(module)}">{made}</td></tr>'
+    cells_html = "</td>".join(cells.get(head, "<td>") for head in heads)
+    return f'<tr class="module" data-path="{escape(module)}">{cells_html}</td></tr>'
 
 
 def _row(row: LayerRow, mark: str, heads: Sequence[str], widest: float, depth: int, within: str) -> str:
@@ -151,8 +151,8 @@ def _row(row: LayerRow, mark: str, heads: Sequence[str], widest: float, depth: i
         "receptive field": f'<td data-v="{max(field)}">{by(field)}' if field else '<td data-v="0">–',
         "measured": f'<td data-v="{time or 0}">{si(time, "s") if time else "–"}',
     }
-    made = "</td>".join(cells[head] for head in heads)
-    return f'<tr id="{mark}" data-path="{escape(row.name)}">{made}</td></tr>'
+    cells_html = "</td>".join(cells[head] for head in heads)
+    return f'<tr id="{mark}" data-path="{escape(row.name)}">{cells_html}</td></tr>'
 
 
 def _name(name: str, depth: int, within: str = "", folds: bool = False) -> str:

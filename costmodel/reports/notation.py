@@ -157,9 +157,9 @@ def _transposed(
         raise ValueError(f"{operator} takes paddings such as p1 or p1x2, at least 0, and op1 for one side; got p{words['p']}")
     weight = (shape[1], filters // groups, *k)
     problem = ConvProblem.conv_transpose(shape, weight, s, [low for low, _ in padding], extra, groups, d, checked=False)
-    for axis, size, more, stride, dilation in zip(AXES[len(k)], problem.input_size, extra, s, d, strict=True):
-        if more >= max(stride, dilation):
-            raise ValueError(f"op{more} on axis {axis} must be less than the larger of s{stride} and d{dilation}")
+    for axis, size, extra_size, stride, dilation in zip(AXES[len(k)], problem.input_size, extra, s, d, strict=True):
+        if extra_size >= max(stride, dilation):
+            raise ValueError(f"op{extra_size} on axis {axis} must be less than the larger of s{stride} and d{dilation}")
         if size < 1:
             raise ValueError(f"the output has size {size} on axis {axis}: it must be at least 1, so lower p or raise the input")
     return Convolution(problem, transposed=True)

@@ -228,7 +228,7 @@ def operator_rows(network: Network) -> list[OperatorRow]:
 
 def layer_rows(timed: Sequence[Timed]) -> list[LayerRow]:
     """One row per operator, in the order they run."""
-    return [_layer_row(each.layer.name, each.layer.op, each.layer.input_shape, [each]) for each in timed]
+    return [_layer_row(row.layer.name, row.layer.op, row.layer.input_shape, [row]) for row in timed]
 
 
 def module_rows(timed: Sequence[Timed], depth: int) -> list[LayerRow]:
@@ -236,9 +236,9 @@ def module_rows(timed: Sequence[Timed], depth: int) -> list[LayerRow]:
     if depth < 1:
         raise ValueError(f"depth must be at least 1, got {depth}")
     groups: dict[str, list[Timed]] = {}
-    for each in timed:
-        name = ".".join(each.layer.module.split(".")[:depth]) or each.layer.name
-        groups.setdefault(name, []).append(each)
+    for row in timed:
+        name = ".".join(row.layer.module.split(".")[:depth]) or row.layer.name
+        groups.setdefault(name, []).append(row)
     return [
         _layer_row(name, f"{len(m)} operators" if len(m) > 1 else m[0].layer.op, m[0].layer.input_shape, m)
         for name, m in groups.items()

@@ -121,7 +121,7 @@ class SideBySide(Tables):
         rows: list[Sequence[str]] = [("", first, last, "ratio")]
         rows += [(line.quantity, *line.words, "–" if line.ratio is None else f"{line.ratio:.2f}") for line in self.lines]
         widths = [max(len(row[place]) for row in rows) for place in range(4)]
-        made = [
+        cells = [
             "  ".join([f"{row[0]:<{widths[0]}}", *(f"{cell:>{size}}" for cell, size in zip(row[1:], widths[1:], strict=True))])
             for row in rows
         ]
@@ -131,7 +131,7 @@ class SideBySide(Tables):
             for total in report.totals
             if total.low is not None and total.high is not None
         ]
-        return "\n".join([made[0], "─" * (sum(widths) + 6), *made[1:], *dict.fromkeys(spread)])
+        return "\n".join([cells[0], "─" * (sum(widths) + 6), *cells[1:], *dict.fromkeys(spread)])
 
     def __repr__(self) -> str:
         return f"<costmodel.SideBySide of {' and '.join(self.names)}>"

@@ -64,10 +64,10 @@ def _rows(network: Network, timed: Sequence[Timed], dtype: str) -> list[tuple[st
         macs = sum(layer.forward.dense_macs for layer in layers)
         output = layers[-1].output_shape
         parameters = sum(layer.parameters for layer in layers)
-        made = itemsize(dtype) * product(output)
+        written = itemsize(dtype) * product(output)
         time = duration(sum(row.seconds for row in members))
         counts = (si(number) if number else "–" for number in (parameters, macs))
-        rows.append((name, by(output) or "scalar", *counts, si(made, "B"), time))
+        rows.append((name, by(output) or "scalar", *counts, si(written, "B"), time))
     return rows
 
 

@@ -103,10 +103,10 @@ def _by(where: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
 def _by_torch(
     problem: ConvProblem, x: torch.Tensor, w: torch.Tensor, b: Maybe, values: Values, epilogue: Epilogue, plan: str
 ) -> torch.Tensor:
-    made = normalize.by_torch(as_video(x), values).view(x.shape)
+    normalized_x = normalize.by_torch(as_video(x), values).view(x.shape)
     if launch.is_empty(epilogue):
-        return cpu.laid_out(cpu.fprop(made, w, b, problem), x, w)
-    sums = cpu.fprop(widened(made), widened(w), b if b is None else widened(b), problem)
+        return cpu.laid_out(cpu.fprop(normalized_x, w, b, problem), x, w)
+    sums = cpu.fprop(widened(normalized_x), widened(w), b if b is None else widened(b), problem)
     return cpu.laid_out(by_torch(sums, problem, epilogue, x.dtype)[0], x, w)
 
 

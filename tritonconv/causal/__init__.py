@@ -88,10 +88,12 @@ def causal_conv1d(
         kept = x.dtype if initial_state is None else initial_state.dtype
         x32, *rest = (None if t is None else t.float() for t in (x, weight, bias, initial_state))
         assert x32 is not None and rest[0] is not None
-        made = causal_conv1d(x32, rest[0], rest[1], activation, rest[2], return_final_state, seq_idx, cu_seqlens, layout=layout)
-        if isinstance(made, tuple):
-            return made[0].to(x.dtype), made[1].to(kept)
-        return made.to(x.dtype)
+        result = causal_conv1d(
+            x32, rest[0], rest[1], activation, rest[2], return_final_state, seq_idx, cu_seqlens, layout=layout
+        )
+        if isinstance(result, tuple):
+            return result[0].to(x.dtype), result[1].to(kept)
+        return result.to(x.dtype)
     check.tensors(function, x=x, weight=weight, bias=bias, initial_state=initial_state)
     check.layout(function, layout, x)
     if layout == "BLC":
@@ -148,9 +150,9 @@ def causal_conv1d_update(
     if num_accepted_tokens is None:
         key = update_key(x, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices)
     if (step := recipes.known(key)) is not None:
-        made = updated(step, x, conv_state, weight, bias, cache_seqlens, conv_state_indices)
-        if made is not None:
-            return made
+        result = updated(step, x, conv_state, weight, bias, cache_seqlens, conv_state_indices)
+        if result is not None:
+            return result
     if check.is_mixed(x, weight, bias, conv_state):
         wide = None if bias is None else bias.float()
         state = conv_state.float()  # the state itself where it is float32

@@ -106,12 +106,12 @@ class _CausalAgain(_Primitive):
     @staticmethod
     def forward(ctx: Any, x: Any, w: Any, b: Any, state: Any, ids: Any, starts: Any, recipe: Recipe) -> Any:
         ctx.activation, ctx.final = recipe.activation, recipe.final
-        made = recipe.run(x, w, b, Given(state, ids, starts))
+        results = recipe.run(x, w, b, Given(state, ids, starts))
         ctx.set_materialize_grads(False)
         if not recipe.final:
-            ctx.mark_non_differentiable(made[1])
+            ctx.mark_non_differentiable(results[1])
         ctx.save_for_backward(x, w, b, state, ids, starts)
-        return made
+        return results
 
     @staticmethod
     def backward(ctx: Any, dy: Maybe, dfinal: Maybe) -> Any:
@@ -127,8 +127,8 @@ def repeated(
     """(y, final states, or nothing) of a call whose recipe is known."""
     if not recipe.records:
         return recipe.run(x, w, b, Given(state, ids, starts))
-    made: tuple[torch.Tensor, torch.Tensor] = _causal_again(x, w, b, state, ids, starts, recipe)
-    return made
+    results: tuple[torch.Tensor, torch.Tensor] = _causal_again(x, w, b, state, ids, starts, recipe)
+    return results
 
 
 class _CausalBackward(_Primitive):
@@ -156,17 +156,17 @@ class _CausalBackward(_Primitive):
             tz, _ = _moved((x, w, state), tuple(place), (tx, tw, tb, tstate), False)
             dz, slope = dy * _slope(z), _slope(z)
             tdz = added(None if tdy is None else tdy * slope, None if tz is None else dy * _bend(z) * tz)
-        made: list[tuple[Maybe, ...]] = []
+        contributions: list[tuple[Maybe, ...]] = []
         if tdz is not None or tdfinal is not None:
             tdz = or_zeros(tdz, dy)
-            made.append(_OPS.causal_backward(tdz, x, w, None, state, *place, tdfinal, "", *ctx.wants))
+            contributions.append(_OPS.causal_backward(tdz, x, w, None, state, *place, tdfinal, "", *ctx.wants))
         if not (tx is None and tw is None and tstate is None):
             tx, tw, tstate = (or_zeros(t, like) for t, like in ((tx, x), (tw, w), (tstate, state)))
             dx, dwb, dstate = _OPS.causal_backward(dz, tx, tw, None, tstate, *place, None, "", *ctx.wants)
             if ctx.wants[1]:  # the bias's gradient, the sum of dz, does not depend on x
                 dwb = torch.cat([dwb[:, :-1], torch.zeros_like(dwb[:, -1:])], 1)
-            made.append((dx, dwb, dstate))
-        sums = (added(*column) for column in zip(*made, strict=True)) if made else (None,) * 3
+            contributions.append((dx, dwb, dstate))
+        sums = (added(*column) for column in zip(*contributions, strict=True)) if contributions else (None,) * 3
         results = zip(sums, saved[-3:], ctx.wants, strict=True)
         return tuple(or_zeros(t, result) if wanted else None for t, result, wanted in results)
 

@@ -159,8 +159,8 @@ def update(
         if before is not None:
             at = (at + before[n].long()) % size  # the oldest first
         line = torch.cat([state[entry][:, at], x[n]], 1)
-        seen = line[:, size - (taps - 1) :]
-        given = Given(seen[None, :, : taps - 1], None, None)
+        window = line[:, size - (taps - 1) :]
+        given = Given(window[None, :, : taps - 1], None, None)
         y[n] = forward(x[n : n + 1], w, b, activation, given)[0]
         after = at if before is None else (at + x.shape[2]) % size
         state[entry][:, after] = line[:, line.shape[1] - size :]

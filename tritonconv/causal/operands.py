@@ -113,15 +113,15 @@ def places(function: str, state: torch.Tensor, before: Maybe, entries: Maybe) ->
     if before is not None and before.numel() and int(before.min()) < 0:
         at = int(before.argmin())
         raise ValueError(f"{function}(): cache_seqlens must be at least 0, got cache_seqlens[{at}] = {int(before[at])}")
-    seen: dict[Any, int] = {}
+    slots: dict[Any, int] = {}
     for i, entry in enumerate([] if entries is None else entries.tolist()):
         if entry >= rows:
             raise IndexError(
                 f"{function}(): conv_state_indices must lie below {rows}, the rows of conv_state, or be negative for none, got "
                 f"conv_state_indices[{i}] = {entry}"
             )
-        if entry >= 0 and seen.setdefault(entry, i) != i:
+        if entry >= 0 and slots.setdefault(entry, i) != i:
             raise ValueError(
                 f"{function}(): conv_state_indices may name a row of conv_state once, got {entry} as "
-                f"conv_state_indices[{seen[entry]}] and [{i}]"
+                f"conv_state_indices[{slots[entry]}] and [{i}]"
             )

@@ -32,14 +32,14 @@ def _deform_backward(info: Any, dims: Any, dy: Any, x: Any, offset: Any, w: Any,
     alone = dims[3] is None and not needs[2]
     g, many, moved, factors = (None if t is None else (_into_batch if alone else _into_channels)(t) for t in given)
     weight = w if alone else _into_batch(_spread(w, dims[3], size))
-    made = _OPS.deform_backward(g, many, moved, weight, factors, *rest)
+    parts = _OPS.deform_backward(g, many, moved, weight, factors, *rest)
 
     def apart(part: torch.Tensor, is_weight: bool) -> torch.Tensor:
         return part.unflatten(0, (size, -1)) if alone or is_weight else _from_channels(part, size)
 
-    asked = (*needs[:3], needs[3] and mask is not None)
-    results = (apart(part, i == 2) if need else part for i, (part, need) in enumerate(zip(made, asked, strict=True)))
-    return tuple(results), tuple(0 if need else None for need in asked)
+    shared = (*needs[:3], needs[3] and mask is not None)
+    results = (apart(part, i == 2) if need else part for i, (part, need) in enumerate(zip(parts, shared, strict=True)))
+    return tuple(results), tuple(0 if need else None for need in shared)
 
 
 for _name, _rule in (("deform", _deform), ("deform_backward", _deform_backward)):

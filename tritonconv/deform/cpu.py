@@ -51,9 +51,9 @@ def _axis(deformation: Deformation, offset: torch.Tensor, axis: int) -> tuple[to
 def places(deformation: Deformation, offset: torch.Tensor, border: bool = True) -> Places:
     """Where every tap samples. `border`: a place at -1 is outside, as it is for all but the gradient of the offset."""
     problem = deformation.problem
-    each = offset.reshape(problem.batch, deformation.offset_groups, problem.taps, 2, -1)
+    offsets = offset.reshape(problem.batch, deformation.offset_groups, problem.taps, 2, -1)
     size = problem.input_size
-    (h, share_h), (w, share_w) = (_axis(deformation, each[:, :, :, axis], axis) for axis in (0, 1))
+    (h, share_h), (w, share_w) = (_axis(deformation, offsets[:, :, :, axis], axis) for axis in (0, 1))
     live = torch.ones_like(h, dtype=torch.bool)
     for low, share, n in ((h, share_h, size[0]), (w, share_w, size[1])):
         live &= (low < n) & ((low >= 0) | ((low == -1) & (share != 0 if border else True)))
@@ -100,8 +100,8 @@ def forward(
     images, moved, weight, bias, factors = _widened(x, offset, w, b, mask, dtype=x.dtype)
     assert images is not None and moved is not None and weight is not None
     columns = _columns(deformation, samples(deformation, images, places(deformation, moved)), factors)
-    made = torch.matmul(weight.reshape(problem.groups, problem.filters_per_group, -1), columns).reshape(y.shape)
-    return y.copy_(made if bias is None else made + bias.view(-1, 1, 1))
+    result = torch.matmul(weight.reshape(problem.groups, problem.filters_per_group, -1), columns).reshape(y.shape)
+    return y.copy_(result if bias is None else result + bias.view(-1, 1, 1))
 
 
 def backward(
@@ -115,11 +115,11 @@ def backward(
     forced: str = "",
 ) -> Four:
     """(dx, doffset, dw, dmask), those that `needs` asks for."""
-    made = allocated(x, offset, w, mask, needs)
+    parts = allocated(x, offset, w, mask, needs)
     if not deformation.pixels:
-        for tensor in made:
+        for tensor in parts:
             tensor.zero_()
-        return made
+        return parts
     problem = deformation.problem
     g, images, moved, weight, factors = _widened(dy, x, offset, w, mask, dtype=x.dtype)
     assert g is not None and images is not None and moved is not None and weight is not None
@@ -138,24 +138,24 @@ def backward(
             gradients[0] = _scattered(deformation, columns, at, factor)
         if needs[1] or needs[3]:
             gradients[1], gradients[3] = _of_places(deformation, images, columns, places(deformation, moved, False), factor)
-    for tensor, value in zip(made, gradients, strict=True):
+    for tensor, value in zip(parts, gradients, strict=True):
         if tensor.numel() and value is not None:
             tensor.copy_(value.reshape(tensor.shape))
-    return made
+    return parts
 
 
 def _scattered(deformation: Deformation, columns: torch.Tensor, at: Places, factor: Maybe) -> torch.Tensor:
     """The gradient of the images: each sample's, to the four pixels that it is made of."""
     problem = deformation.problem
     pixels = problem.input_size[0] * problem.input_size[1]
-    made = columns.new_zeros((problem.batch, deformation.offset_groups, deformation.shared, pixels))
+    image = columns.new_zeros((problem.batch, deformation.offset_groups, deformation.shared, pixels))
     for share, pixel, exists in zip(at.weights, at.pixels, at.exist, strict=True):
         counts = exists & (share > 0)  # which a NaN is not
         share = share if factor is None else share * factor
         terms = torch.where(counts.unsqueeze(2), share.unsqueeze(2) * columns, 0)
         index = pixel.unsqueeze(2).expand_as(terms)
-        made.scatter_add_(-1, index.flatten(3), terms.flatten(3))
-    return made
+        image.scatter_add_(-1, index.flatten(3), terms.flatten(3))
+    return image
 
 
 def _of_places(

@@ -64,13 +64,13 @@ class DeformConv2d(nn.Module):
 
     def forward(self, input: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         if isinstance(input, torch.fx.Proxy):
-            made: torch.Tensor = traced(self, input, offset, mask)
-            return made
+            result: torch.Tensor = traced(self, input, offset, mask)
+            return result
         return deform_conv2d(input, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
 
     def extra_repr(self) -> str:
-        said = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
         for name, usual in (("padding", (0, 0)), ("dilation", (1, 1)), ("groups", 1)):
             if getattr(self, name) != usual:
-                said += f", {name}={getattr(self, name)}"
-        return said + ", bias=False" * (self.bias is None)
+                text += f", {name}={getattr(self, name)}"
+        return text + ", bias=False" * (self.bias is None)

@@ -146,19 +146,19 @@ class Vectored(Copies):
     def result(self, out: torch.Tensor) -> torch.Tensor:
         return out.new_empty((*out.shape[:-1], band.rounded_up(out.shape[-1]))) if self.elsewhere else out
 
-    def beside(self, fused: Fused, made: torch.Tensor) -> Fused:
+    def beside(self, fused: Fused, result: torch.Tensor) -> Fused:
         if self.elsewhere and fused.residual is not None:
             fused = fused._replace(residual=vectored_copy(fused.residual))
         if self.elsewhere and fused.z is not None:
-            fused = fused._replace(z=torch.empty_like(made))
+            fused = fused._replace(z=torch.empty_like(result))
         return fused
 
-    def finish(self, made: torch.Tensor, out: torch.Tensor, used: Fused | None, asked: Fused | None) -> None:
+    def finish(self, result: torch.Tensor, out: torch.Tensor, used: Fused | None, wanted: Fused | None) -> None:
         if not self.elsewhere:
             return
-        out.copy_(made[..., : out.shape[-1]])
-        if used is not None and asked is not None and used.z is not None:
-            asked.z.copy_(used.z[..., : out.shape[-1]])
+        out.copy_(result[..., : out.shape[-1]])
+        if used is not None and wanted is not None and used.z is not None:
+            wanted.z.copy_(used.z[..., : out.shape[-1]])
 
 
 class BandLauncher(Launcher):

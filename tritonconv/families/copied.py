@@ -59,17 +59,17 @@ class Written(Copies):
     def result(self, out: torch.Tensor) -> torch.Tensor:
         return self.inner.result(self.buffer(out) if self.which == Pass.DGRAD else out)
 
-    def beside(self, fused: Fused, made: torch.Tensor) -> Fused:
-        return self.inner.beside(fused, made)
+    def beside(self, fused: Fused, result: torch.Tensor) -> Fused:
+        return self.inner.beside(fused, result)
 
-    def finish(self, made: torch.Tensor, out: torch.Tensor, used: Fused | None, asked: Fused | None) -> None:
+    def finish(self, result: torch.Tensor, out: torch.Tensor, used: Fused | None, wanted: Fused | None) -> None:
         if self.which != Pass.DGRAD:
-            self.inner.finish(made, out, used, asked)
+            self.inner.finish(result, out, used, wanted)
             return
-        padded = made
+        padded = result
         if self.inner.elsewhere:
             padded = self.buffer(out)
-            self.inner.finish(made, padded, used, asked)
+            self.inner.finish(result, padded, used, wanted)
         self.step.start(*self.step.values({"workspace": padded, "bias": None, "out": out}))
 
 

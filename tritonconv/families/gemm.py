@@ -89,11 +89,11 @@ def launch(
     Where programs share a reduction, their sums go to a channels-last workspace, and a second kernel adds them and runs the
     epilogue.
     """
-    made = kernel or sums
+    make_step = kernel or sums
     if plan.split == 1:
         follows, constants = follow(fused, lambda shape, strides: operand(shape, strides, call.problem.groups, 1))
-        return Launch(plan, made(plan, call, a, b, out, bias_stride, fused, constants, upcast), fused=follows)
-    main = made(plan, call, a, b, out, None, None, {}, upcast)
+        return Launch(plan, make_step(plan, call, a, b, out, bias_stride, fused, constants, upcast), fused=follows)
+    main = make_step(plan, call, a, b, out, None, None, {}, upcast)
     steps = call.problem.with_unit_axes().stride if plan.which == Pass.DGRAD else (1, 1, 1)
     follows, reduce = reduction(plan.which, plan.split, out, max(4, itemsize(call.dtype)), steps, bias_stride, fused, upcast)
     workspace = (plan.split, *phased(out[0], steps))
@@ -228,8 +228,8 @@ def sums(
         "SPLIT": plan.split > 1,
         "STEP": plan.step,
     }
-    made = "workspace" if plan.split > 1 else "out"
-    return Step(wgrad_kernel, programs, constants, (*strides, sizes, pack(problem.groups)), ("a", "b", made))
+    target = "workspace" if plan.split > 1 else "out"
+    return Step(wgrad_kernel, programs, constants, (*strides, sizes, pack(problem.groups)), ("a", "b", target))
 
 
 def reduction(

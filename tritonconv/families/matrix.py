@@ -53,13 +53,13 @@ class Recast(Copies):
             return allocate_channels_last(seen_problem(self.problem, self.plan).weight_shape, out)
         return out
 
-    def finish(self, made: torch.Tensor, out: torch.Tensor, used: Fused | None, asked: Fused | None) -> None:
-        if made is out:
+    def finish(self, result: torch.Tensor, out: torch.Tensor, used: Fused | None, wanted: Fused | None) -> None:
+        if result is out:
             return
         if self.plan.fold:
-            out.copy_(unfolded_weights(made, self.problem))
+            out.copy_(unfolded_weights(result, self.problem))
             return
-        blocks = diagonal_blocks(made, self.problem.groups, self.plan.merge)
+        blocks = diagonal_blocks(result, self.problem.groups, self.plan.merge)
         out.unflatten(0, blocks.shape[:3]).copy_(blocks)
 
 

@@ -80,10 +80,10 @@ class Padded(gemm.Gemm):
             return gemm.launch(plan, call, a, b, out, bias_stride, fused, upcast, sums)
         inner = written_out(call)
         shape = inner.problem.input_shape
-        made = shape, channels_last_strides(shape)
-        main = gemm.sums(gathering(plan), inner, a, b, made, None, None, {}, upcast)
+        padded = shape, channels_last_strides(shape)
+        main = gemm.sums(gathering(plan), inner, a, b, padded, None, None, {}, upcast)
         main = replace(main, tensors=("a", "b", "", "workspace"), fused=False)
-        last = fold(made, out, call.problem, call.dtype, bias_stride, upcast)
+        last = fold(padded, out, call.problem, call.dtype, bias_stride, upcast)
         return Launch(
             plan, main, after=(last,), workspace=workspace_shape(call.problem), between=wide(getattr(torch, call.dtype))
         )

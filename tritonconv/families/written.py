@@ -41,47 +41,47 @@ def written_ends(problem: ConvProblem) -> tuple[tuple[int, int], ...]:
 
 def copy(x: TensorKey, padded: TensorKey, problem: ConvProblem, dtype: str) -> Step:
     """The kernel that writes x [N, C, *size] out with its padding."""
-    read, made = operand(*x, 1, 1), operand(*padded, 1, 1)
-    turned = (read.unit == 1) != (made.unit == 1)
+    read, written = operand(*x, 1, 1), operand(*padded, 1, 1)
+    turned = (read.unit == 1) != (written.unit == 1)
     size = itemsize(dtype)
-    programs, results, constants = _tiles(padded, x, problem, made, size, 0, TURNED_CHANNELS[size] if turned else 0)
-    constants |= {"X_ALIGN": read.align, "X_UNIT": read.unit, "P_ALIGN": made.align, "P_UNIT": made.unit}
+    programs, results, constants = _tiles(padded, x, problem, written, size, 0, TURNED_CHANNELS[size] if turned else 0)
+    constants |= {"X_ALIGN": read.align, "X_UNIT": read.unit, "P_ALIGN": written.align, "P_UNIT": written.unit}
     low = tuple(pack(low) for low, _ in written_ends(problem))
     sizes = tuple(map(pack, problem.with_unit_axes().input_size))
-    arguments = (packed_strides(x, read), packed_strides(padded, made), results, sizes, low)
+    arguments = (packed_strides(x, read), packed_strides(padded, written), results, sizes, low)
     return Step(padded_copy_kernel, programs, constants, arguments, ("a", "out"))
 
 
 def fold(padded: TensorKey, dx: TensorKey, problem: ConvProblem, dtype: str, bias_stride: int | None, upcast: bool) -> Step:
     """The kernel that adds up the images of each pixel of dx [N, C, *size]."""
-    read, made = operand(*padded, 1, 1), operand(*dx, 1, 1)
-    programs, results, constants = _tiles(dx, padded, problem, made, max(4, itemsize(dtype)), bias_stride or 0)
+    read, written = operand(*padded, 1, 1), operand(*dx, 1, 1)
+    programs, results, constants = _tiles(dx, padded, problem, written, max(4, itemsize(dtype)), bias_stride or 0)
     constants |= {
         "P_ALIGN": read.align,
         "P_UNIT": read.unit,
-        "DX_ALIGN": made.align,
-        "DX_UNIT": made.unit,
+        "DX_ALIGN": written.align,
+        "DX_UNIT": written.unit,
         "HAS_BIAS": bias_stride is not None,
         "ACC": getattr(tl, str(wide(getattr(torch, dtype))).removeprefix("torch.")),
         "UPCAST": upcast,
         "maxnreg": FOLD_REGISTERS,
     }
     low, high = (tuple(map(pack, ends)) for ends in zip(*written_ends(problem), strict=True))
-    arguments = (packed_strides(padded, read), packed_strides(dx, made), results, low, high)
+    arguments = (packed_strides(padded, read), packed_strides(dx, written), results, low, high)
     return Step(padded_fold_kernel, programs, constants, arguments, ("workspace", "bias", "out"))
 
 
 def _tiles(
-    made: TensorKey, other: TensorKey, problem: ConvProblem, described: Operand, size: int, bias_stride: int, most: int = 0
+    written: TensorKey, other: TensorKey, problem: ConvProblem, described: Operand, size: int, bias_stride: int, widest: int = 0
 ) -> tuple[int, Results, dict[str, Any]]:
-    """(programs, sizes, constants) of a kernel that writes `made` from `other`, `size` bytes per element."""
-    images, channels, *spatial = made[0]
+    """(programs, sizes, constants) of a kernel that writes `written` from `other`, `size` bytes per element."""
+    images, channels, *spatial = written[0]
     align = math.gcd(channels, MAX_ALIGN)
-    most = most or (REDUCE_CHANNELS if described.unit == 1 else REDUCE_PLANES[align % 8 == 0])
-    block_n = min(most, 1 << (channels - 1).bit_length())
+    widest = widest or (REDUCE_CHANNELS if described.unit == 1 else REDUCE_PLANES[align % 8 == 0])
+    block_n = min(widest, 1 << (channels - 1).bit_length())
     block_m = REDUCE_BYTES // size // block_n
     sizes = (images, channels // align, *(1,) * (3 - len(spatial)), *spatial, bias_stride, 1)
-    pixels = max(math.prod(made[0][2:]), math.prod(other[0][2:]))
+    pixels = max(math.prod(written[0][2:]), math.prod(other[0][2:]))
     constants = {
         "C_ALIGN": align,
         **modes(problem),

@@ -129,9 +129,9 @@ def _extent(x: TensorKey, frames: int) -> tuple[Extent, int]:
     """(sizes, shares of a set) of statistics over `frames` frames."""
     _, c, t, h, w = x[0]
     pixels = frames * h * w
-    each = max(LEAST_SHARE, math.ceil(pixels / SHARES))
-    shares = math.ceil(pixels / each)
-    return Extent(*map(pack, (t, h, w, c // math.gcd(c, MAX_ALIGN), frames, shares, each))), shares
+    share = max(LEAST_SHARE, math.ceil(pixels / SHARES))
+    shares = math.ceil(pixels / share)
+    return Extent(*map(pack, (t, h, w, c // math.gcd(c, MAX_ALIGN), frames, shares, share))), shares
 
 
 @functools.lru_cache(maxsize=1024)

@@ -81,8 +81,8 @@ def _moments(x: torch.Tensor, groups: int, eps: float, per_frame: bool) -> tuple
 
 def _scale(x: torch.Tensor, w: Maybe, b: Maybe, groups: int, eps: float, per_frame: bool) -> tuple[torch.Tensor, torch.Tensor]:
     mean, rstd = _moments(x, groups, eps, per_frame)
-    each = (*mean.shape[:3], x.shape[1] // groups)
-    scale, mean = (t.expand(each).flatten(2) for t in (rstd, mean))
+    per_group = (*mean.shape[:3], x.shape[1] // groups)
+    scale, mean = (t.expand(per_group).flatten(2) for t in (rstd, mean))
     scale = scale.clone() if w is None else scale * widened(w)
     shift = -mean * scale
     return scale, shift if b is None else shift + widened(b)

@@ -129,14 +129,14 @@ def depthwise_separable_conv2d(
 
     window = (problem.stride, tuple(flat(problem.padding)), problem.dilation, *words)
 
-    def made(images: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
+    def convolved(images: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
         result: torch.Tensor = op._OPS.separable(images, *rest, added, *window)
         return result
 
     if is_on() and len(x) > 1:
-        y = by_image(made, (x, residual))
+        y = by_image(convolved, (x, residual))
     else:
-        y = made(x, residual)
+        y = convolved(x, residual)
         if key is not None:
             again.file(key, x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, window)
     return y if input.dim() == 4 else y.squeeze(0)

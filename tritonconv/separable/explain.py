@@ -44,7 +44,7 @@ def explained(number: int | None, *args: Any, **kwargs: Any) -> tuple[ConvProble
     plan = launch.chosen(call, device, forced)
     one, two = launch.chosen(call, device, launch.FUSED) if model.candidates(call, device) else None, model.apart(call, device)
     prediction = None if (plan or one) is None else model.predict(call, plan or one, device)  # type: ignore[arg-type]
-    apart, saved = sum(each.seconds for each in two), 2 * pair.between(model.itemsize(call.dtype))
+    apart, saved = sum(kernel_time.seconds for kernel_time in two), 2 * pair.between(model.itemsize(call.dtype))
     if prediction is None:
         why = "no tile of the menu has room for this filter in registers"
         lines.append(

@@ -48,7 +48,7 @@ def fits_int32(pair: Pair, plan: SeparablePlan, x: TensorKey, w1: TensorKey, w2:
 
     def reach(tensor: TensorKey, outer: int, extra: tuple[int, ...]) -> int:
         shape, strides = (outer, *tensor[0][1:]), tensor[1]
-        return sum((n + more) * abs(stride) for n, more, stride in zip(shape, extra, strides, strict=True))
+        return sum((n + beyond) * abs(stride) for n, beyond, stride in zip(shape, extra, strides, strict=True))
 
     reaches = [reach(x, images, beyond), reach(w1, w1[0][0] + plan.block_k, (0,) * 4)]
     reaches += [reach(w2, w2[0][0] + plan.block_n, (0, plan.block_k, 0, 0)), *(reach(y, images, pixels) for y in results)]
@@ -230,7 +230,7 @@ def arranged(
     if product(shape) == 0 or pair.depthwise.in_channels == 0:
         return None
     y = tuple(shape), output_strides(shape, x, w1, w2)
-    made = prepare_call(
+    launch = prepare_call(
         pair,
         x.dtype,
         fp32_precision(),
@@ -245,4 +245,4 @@ def arranged(
         FusedKey(None, None, None if residual is None else key(residual), activation, slope, False),
         forced,
     )
-    return None if made is None else Arranged(made, y, isinstance(made.plan, SeparablePlan) and bool(made.plan.pack))
+    return None if launch is None else Arranged(launch, y, isinstance(launch.plan, SeparablePlan) and bool(launch.plan.pack))

@@ -101,7 +101,7 @@ def causal_conv3d(
     sums = bool(summed_taps) and window[3] == 2
     plain = prologue is None and residual is None and groups == 1 and not sums and padding_mode == "zeros"
 
-    def made(images: torch.Tensor, before: Maybe, *tensors: Maybe) -> Pair:
+    def convolved(images: torch.Tensor, before: Maybe, *tensors: Maybe) -> Pair:
         *factors, added = tensors
         after = () if plain else (*factors, values.activation, values.slope, added, groups, sums, padding_mode)
         result: Pair = _OPS.video(images, weight, bias, before, *window, return_cache, words, *after)
@@ -109,9 +109,9 @@ def causal_conv3d(
 
     if is_on() and len(x) > 1:
         expanded = [t if t is None else t.expand(len(x), *t.shape[1:]) for t in values[:3]]
-        y, after = by_image(made, (x, cache, *expanded, residual))
+        y, after = by_image(convolved, (x, cache, *expanded, residual))
     else:
-        y, after = made(x, cache, *values[:3], residual)
+        y, after = convolved(x, cache, *values[:3], residual)
         if key is not None:
             place = *window, return_cache, words, groups, sums, padding_mode
             again.file(key, x, weight, bias, cache, values, residual, place)

@@ -41,9 +41,10 @@ def _tensors(x: Any, weight: Any, bias: Any, cache: Any, residual: Any, groups: 
         if any(n == 0 for n in value):
             raise RuntimeError(f"{NAME}(): only the batch may be empty, got {name} of shape {list(given[name].shape)}")
     if weight.shape[1] * groups != x.shape[1]:
-        each = f"{x.shape[1]} / {groups} channels" if groups > 1 else f"{x.shape[1]} channels"
+        channels = f"{x.shape[1]} / {groups} channels" if groups > 1 else f"{x.shape[1]} channels"
         raise RuntimeError(
-            f"{NAME}(): expected weight of {each} for x {list(x.shape)} and groups={groups}, got weight {list(weight.shape)}"
+            f"{NAME}(): expected weight of {channels} for x {list(x.shape)} and groups={groups}, "
+            f"got weight {list(weight.shape)}"
         )
     if weight.shape[0] % groups:
         raise RuntimeError(

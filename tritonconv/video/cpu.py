@@ -37,8 +37,8 @@ def padded(chunk: Chunk, frames: torch.Tensor) -> torch.Tensor:
         return frames
     (top, bottom), (left, right) = chunk.problem.padding[1:]
     n, c, t, h, w = frames.shape
-    made = F.pad(frames.transpose(1, 2).reshape(n * t, c, h, w), (left, right, top, bottom), chunk.mode)
-    return made.view(n, t, c, *made.shape[2:]).transpose(1, 2)
+    frames_padded = F.pad(frames.transpose(1, 2).reshape(n * t, c, h, w), (left, right, top, bottom), chunk.mode)
+    return frames_padded.view(n, t, c, *frames_padded.shape[2:]).transpose(1, 2)
 
 
 def folded(chunk: Chunk, gradient: torch.Tensor) -> torch.Tensor:

@@ -79,10 +79,10 @@ def near_range(chunk: Chunk, shape: tuple[int, ...], images: tuple[int, int], si
     rows, columns = (n - 1 for n in chunk.problem.effective_kernel[1:])
     window = (rows * shape[4] + columns) * shape[1]  # how far windows reach beyond a frame
     reached = (chunk.known + chunk.front + 2 * chunk.reach + 4) * frame + 2 * window
-    most = (INT32_MAX + 1) * unit - 1 - reached  # from the frame before which x's frames come, of the first and the last image
+    limit = (INT32_MAX + 1) * unit - 1 - reached  # from the frame before which x's frames come, of the first and the last image
     apart = (shape[0] - 1) * (images[0] - images[1])
     first = chunk.cached * frame
-    return first + max(-most, -most - apart), first + min(most, most - apart)
+    return first + max(-limit, -limit - apart), first + min(limit, limit - apart)
 
 
 def fits_int32(chunk: Chunk, y: TensorKey, residual: TensorKey | None = None) -> bool:
@@ -107,7 +107,7 @@ def with_values(chunk: Chunk, values: Values, residual: torch.Tensor | None) -> 
 
 def last_and_far(chunk: Chunk, y: TensorKey, residual: TensorKey | None) -> tuple[bool, bool]:
     """(whether result and residual are channels-last, whether offsets take 64 bits), which decide which tiles fit."""
-    last = all(operand(*each, 1, 1).unit == 1 for each in (y, residual) if each is not None)
+    last = all(operand(*key, 1, 1).unit == 1 for key in (y, residual) if key is not None)
     return last, not fits_int32(chunk, y, residual)
 
 
@@ -270,21 +270,21 @@ class Arranged(NamedTuple):
         before = x if cache is None or not cache.numel() else channels_last_copy(cache) if self.copies[1] else cache
         low, high = self.distances
         size = x.element_size()
-        made = self.near if low <= x.data_ptr() // size - before.data_ptr() // size <= high else self.make(near=False)
-        main = made.main
+        launch = self.near if low <= x.data_ptr() // size - before.data_ptr() // size <= high else self.make(near=False)
+        main = launch.main
         named: dict[str, Any] = {}
         if self.chunk.prologue is not None:
             if self.strides is None:
                 values = values.readable()
             named["prologue"] = values.pointers(self.strides or packed(values.strides()))
-        follows: dict[str, Any] = {} if residual is None else {"fused": Fused(None, None, residual, None, *made.fused)}
+        follows: dict[str, Any] = {} if residual is None else {"fused": Fused(None, None, residual, None, *launch.fused)}
         with on(x):
-            if not made.after:
+            if not launch.after:
                 main.start(x, before, w, b, y, after, *main.arguments, **named, **follows)
                 return y, after
-            partial = torch.empty(made.workspace, dtype=wide(dtype), device=device)
+            partial = torch.empty(launch.workspace, dtype=wide(dtype), device=device)
             main.start(x, before, w, None, partial, after, *main.arguments, **named)
-            (last,) = made.after
+            (last,) = launch.after
             last.start(partial, b, y, *last.arguments, **follows)
         return y, after
 

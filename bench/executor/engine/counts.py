@@ -70,7 +70,7 @@ def wavefronts(state, mask, addresses, size):
             continue
         for group in range(groups):
             seen[group] = 0
-        most = 1
+        waves = 1
         for lane in range(groups):
             if (here >> lane) & 1:
                 unit = address[start + lane] >> shift
@@ -83,8 +83,8 @@ def wavefronts(state, mask, addresses, size):
                 if not known:
                     units[group * 32 + seen[group]] = unit
                     seen[group] += 1
-                    most = max(most, seen[group])
-        total += most
+                    waves = max(waves, seen[group])
+        total += waves
     return total
 
 

@@ -31,12 +31,12 @@ ANY, ALL, UNIFORM, BALLOT = range(4)
 
 
 @routine("int64(S,int64,int64,int64,int64)")
-def members(state, asked, mask, n, warp):
+def members(state, expected, mask, n, warp):
     """Whether all lanes that a `.sync` instruction asks for are here; a fault where not."""
-    if asked & ~mask & 0xFFFFFFFF:
-        fault(state, DIVERGED, n, warp, lowest(asked & ~mask), asked & 0xFFFFFFFF, -1, mask)
-    elif mask & ~asked:
-        fault(state, DIVERGED, n, warp, lowest(mask & ~asked), asked & 0xFFFFFFFF, -1, mask)
+    if expected & ~mask & 0xFFFFFFFF:
+        fault(state, DIVERGED, n, warp, lowest(expected & ~mask), expected & 0xFFFFFFFF, -1, mask)
+    elif mask & ~expected:
+        fault(state, DIVERGED, n, warp, lowest(mask & ~expected), expected & 0xFFFFFFFF, -1, mask)
     return 0
 
 
@@ -168,8 +168,8 @@ def active(state, n, warp, mask, registers, predicates):
 def warp_barrier(state, n, warp, mask, registers, predicates):
     """bar.warp.sync."""
     row = i64(state[CODE] + n * ROW * 8)
-    asked = u32(registers + row[A])[lowest(mask)]
-    members(state, asked & i64(state[WARP_STATES] + warp * WARP * 8)[LIVE], mask, n, warp)
+    expected = u32(registers + row[A])[lowest(mask)]
+    members(state, expected & i64(state[WARP_STATES] + warp * WARP * 8)[LIVE], mask, n, warp)
     return 0
 
 
