@@ -1,7 +1,7 @@
 """Every row of the plan's menu, compiled ahead of time and read back from its machine code. Needs no GPU.
 
-`python -m bench audit` prints the table; `--write` commits it as the resource table that `costmodel.plan` chooses by.
-`--missing` takes the rows that the table lacks for the installed Triton, so that a run may be stopped and taken up again.
+`python -m bench audit` prints the table; `--write` commits it as the resource table by which `costmodel.plan` chooses.
+`--missing` compiles the rows that the table lacks for the installed Triton, so that a stopped run can be continued.
 """
 
 from __future__ import annotations
@@ -174,8 +174,7 @@ def committed(path: Path = TABLE) -> dict[str, dict[str, list[int]]]:
 
 
 def missing(rows: Iterable[Row], kernels: dict[str, dict[str, list[int]]], version: str = triton.__version__) -> list[Row]:
-    """The rows that `kernels` lacks for a Triton version. Those whose figures are likeliest to change a choice come first.
-
+    """The rows that `kernels` lacks for a Triton version, in the order in which their figures are likely to change a choice.
     Rows that no version compiled come first, then those with most registers on other versions. A row that spills on another
     version cannot become a candidate on this one, so it comes last.
     """
@@ -251,8 +250,8 @@ def run(
 ) -> None:
     """Compile the rows whose key holds `only`, print them, and with `write` put them into the table, `WRITE_EVERY` at a time.
 
-    lacking: only rows for which the table has no figures of this Triton, in the order of `missing`. limit: only the first so
-    many. Raises SystemExit where no key holds `only`.
+    lacking: only rows for which the table has no figures of this Triton, in the order of `missing`. limit: the number of rows
+    to compile. Raises SystemExit where no key holds `only`.
     """
     console = Console()
     rows = [row for row in menu(archs or ARCHITECTURES) if only in row.key]

@@ -86,7 +86,7 @@ LAYERS = (
 
 @contextmanager
 def planned_for(device: Device) -> Iterator[None]:
-    """Launches are prepared with this device's plans."""
+    """Inside the block launches are prepared with this device's plans."""
     caches: tuple[Any, ...] = (launch.prepare, backward.columns_step, backward.weights_steps)
     for cached in caches:
         cached.cache_clear()
@@ -121,7 +121,7 @@ def compiled(
     channels_last: bool = True,
     plans: str = "",
 ) -> KernelAudit:
-    """What one of a layer's kernels compiles to."""
+    """The audit of one of a layer's compiled kernels."""
     step = steps(layer, arch, dtype, precision, channels_last, plans)[kernel]
     inner = torch.float64 if dtype == torch.float64 else torch.float32
     given, sums, numbers = Pointer(dtype), Pointer(inner), Pointer(torch.int32)

@@ -91,7 +91,7 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Figures:
-    """What a row compiled to. `outputs`: outputs per thread and trip of the main loop."""
+    """The compiled kernel of a row in figures. `outputs`: outputs per thread and trip of the main loop."""
 
     audited: KernelAudit
     outputs: float

@@ -22,13 +22,13 @@ from bench.provenance import provenance
 from costmodel.detector import detect
 from costmodel.device import Device
 
-#: Computes the result for the set of inputs of a number.
+#: A call: computes the result for the set of inputs with a number.
 Call = Callable[[int], torch.Tensor]
 
 WARM_UPS = 3
-#: About how long one replay of a graph lasts, so that the gap before its first kernel does not matter.
+#: Seconds of one replay of a graph, roughly, so long that the gap before its first kernel does not matter.
 REPLAY_SECONDS = 500e-6
-#: About how long all replays of one contender last, and the limits of their number.
+#: Seconds of all replays of one contender, roughly, and the limits of their number.
 ROUNDS_SECONDS = 0.1
 ROUNDS = (10, 100)
 
@@ -97,7 +97,7 @@ def quantiles(samples: Sequence[float]) -> Quantiles:
 
 
 def rounds(first: Sequence[float]) -> int:
-    """How many rounds to measure contenders whose first replays took these seconds."""
+    """The number of rounds in which to measure contenders whose first replays took these seconds."""
     least, most = ROUNDS
     return max(least, min(most, math.ceil(ROUNDS_SECONDS / max(*first, 1e-9))))
 

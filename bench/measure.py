@@ -24,7 +24,7 @@ MOST_REPETITIONS = 50
 
 @dataclass
 class Outcome:
-    """The outcome of a line: the identities of its rows in order, the new rows, and who did not take part."""
+    """The outcome of a line: the identities of its rows in order, the new rows, and the providers that did not take part."""
 
     line: Line
     identities: list[tuple[object, ...]] = field(default_factory=list)

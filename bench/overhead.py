@@ -142,7 +142,7 @@ def overhead_of(layer: Layer, machine: Machine) -> Overhead:
 
 
 def host_of(rows: Sequence[Overhead], facts: Mapping[str, Any]) -> Host:
-    """What calls cost the host, for the cost model: medians over the layers. A step less its forward pass is its backward."""
+    """The host's times for the cost model: medians over the layers. The backward pass is a step minus its forward pass."""
 
     def median(figures: Iterable[float]) -> float:
         return statistics.median(figures) / 1e6
@@ -158,7 +158,8 @@ def host_of(rows: Sequence[Overhead], facts: Mapping[str, Any]) -> Host:
 
 
 def keep(host: Host, gpu: str, package: bool) -> Path:
-    """Writes host times into a device's table, the package's or the user's own, beside what else it holds. Returns its path."""
+    """Writes host times into a device's table, the package's or the user's own, and keeps the rest of the table. Returns its
+    path."""
     path = (calibration.package_path if package else calibration.user_path)(gpu)
     table = calibration.read(path) if path.is_file() else calibration.Table(gpu)
     calibration.write(replace(table, host=host), path)
@@ -166,7 +167,7 @@ def keep(host: Host, gpu: str, package: bool) -> Path:
 
 
 def measure(machine: Machine) -> list[Overhead]:
-    """The overhead of every layer, after a call that pays what is paid once per process."""
+    """The overhead of every layer, after a call that pays the costs of the first call of a process."""
     first(Layer("", "conv1d", (1, 16, 16), (16, 16, 1), {}), 1, machine)
     return [overhead_of(layer, machine) for layer in LAYERS]
 

@@ -44,7 +44,7 @@ class Block:
 
 
 def counted() -> str:
-    """What the README's lines of Python print."""
+    """The output of the README's lines of Python."""
     (block,) = re.findall(r"```python\n(import costmodel\n.*?)```", README.read_text(), re.S)
     out = io.StringIO()
     with contextlib.redirect_stdout(out):

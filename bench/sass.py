@@ -1,6 +1,6 @@
 """What the compiler made of a kernel: registers, spills and its main loop's instructions, read off the machine code.
 
-The way is listing -> instructions -> basic blocks -> natural loops -> summary. No GPU and no CUDA toolkit are needed:
+The steps are listing -> instructions -> basic blocks -> natural loops -> summary. No GPU and no CUDA toolkit are needed:
 `cuobjdump` and `nvdisasm` come with Triton's wheel.
 
     audit(compiled_kernel).trip.classes["ldgsts"]     # or audit(cubin_bytes)
@@ -222,7 +222,7 @@ def _flow(instruction: Instruction) -> tuple[int | None, bool] | None:
     match instruction.stem:
         case "BRA" | "JMP" | "CALL":
             target = _ADDRESS.search(instruction.operands)
-            # `@P0 BRA x`, `BRA.U UP0, x`; a call may return (or not: ptxas also leaves loops by CALL.REL.NOINC).
+            # `@P0 BRA x`, `BRA.U UP0, x`. A call may return or not, since ptxas also leaves loops by CALL.REL.NOINC.
             falls = instruction.predicate or not _ADDRESS.match(instruction.operands) or instruction.stem == "CALL"
             return (int(target[1], 16) if target else None), bool(falls)
         case "EXIT" | "RET" | "BRX" | "BRXU" | "JMX" | "JMXU" | "KILL":

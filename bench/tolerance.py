@@ -76,8 +76,8 @@ def activated_share(
 
 
 def _parts(difference: torch.Tensor, room: torch.Tensor) -> float:
-    """The largest difference over what is allowed. No difference is 0, also where nothing is allowed (half a step of float64 is
-    0)."""
+    """The largest difference over what is allowed. Where there is no difference the quotient is 0, even where nothing is
+    allowed (half a step of float64 is 0)."""
     return _largest(torch.where(difference == 0, 0.0, difference / room))
 
 

@@ -27,7 +27,7 @@ GPU = {80: "a100", 90: "h100", 100: "b200"}
 
 @dataclass(frozen=True)
 class Layer:
-    """Windows of an image [batch, channels, *size], square ones of `kernel`."""
+    """Square windows of `kernel` pixels a side, of an image [batch, channels, *size]."""
 
     network: str
     channels: int
@@ -80,7 +80,7 @@ LAYERS = (
 
 @contextmanager
 def planned_for(device: Device) -> Iterator[None]:
-    """Launches are prepared with this device's plans."""
+    """Inside the block launches are prepared with this device's plans."""
     launch.prepare.cache_clear()
     with mock.patch.object(launch, "device_model", lambda _: device):
         yield
@@ -96,7 +96,7 @@ def step(layer: Layer, which: Pass, arch: int, dtype: torch.dtype = torch.bfloat
 def compiled(
     layer: Layer, which: Pass, arch: int = 90, dtype: torch.dtype = torch.bfloat16, last: bool = False, plan: str = ""
 ) -> KernelAudit:
-    """What a layer's kernel compiles to."""
+    """The audit of a layer's compiled kernel."""
     unfold_step = step(layer, which, arch, dtype, last, plan)
     given = Pointer(dtype)
     arguments = (

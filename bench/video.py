@@ -31,8 +31,9 @@ from tritonconv.video import launch as video_launch
 
 @dataclass(frozen=True)
 class Row:
-    """One kernel to compile: `channels` to `filters` by `kernel` on frames of 60x104, two of them cached. `plan` "" is the plan
-    that the library takes. `limits`: most instructions per trip, from each version of Triton on."""
+    """One kernel to compile: `filters` filters of `kernel` over `channels` channels, on frames of 60x104, two of which are
+    cached. `plan` "" is the plan that the library takes. `limits`: most instructions per trip, from each version of Triton
+    on."""
 
     plan: str = ""
     limits: tuple[tuple[tuple[int, int], int], ...] = ()

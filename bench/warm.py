@@ -2,9 +2,9 @@
 
 Kernels are compiled for an architecture, and a launch ends where Triton would call the CUDA driver (`bench.executor.driver`,
 `skipped`): all that Python does is done, and nothing is computed. torch's call is the same for all of ours, `F.conv2d` of a few
-hundred numbers in float32 on the CPU, so small that its arithmetic counts little. Times are of this thread's processor, since a
-shared machine's clock runs on while others have the core; of several rounds, in which all contenders take turns, the quickest
-counts. Triton's own launch is `kernel[grid](...)`, which binds its arguments; the least that it offers is
+hundred numbers in float32 on the CPU, so small that its arithmetic hardly counts. Times are those of this thread's processor,
+because a shared machine's clock also runs while other processes have the core. All contenders take turns in several rounds, of
+which the quickest counts. Triton's own launch is `kernel[grid](...)`, which binds its arguments; the least that it offers is
 `compiled[grid](...)`, which does not.
 
 "before" takes the ordinary way: every call checked, planned and dispatched anew, and every launch bound by Triton.
@@ -35,7 +35,7 @@ from tritonconv.prepared import key
 from tritonconv.steps import Step
 
 ROUNDS, CALLS = 9, 100
-#: What is aimed at: us above torch's call and the launch of each kernel; the share of what a call took before.
+#: The goals: microseconds above torch's call and the launch of each kernel, and the share of the time that a call took before.
 GOAL_ABOVE_US, GOAL_SHARE = 15.0, 1 / 3
 Call = Callable[..., torch.Tensor]
 OURS: Any = tritonconv

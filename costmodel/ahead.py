@@ -16,7 +16,8 @@ from costmodel.timing import Prediction
 
 
 class Ways(NamedTuple):
-    """A call with its prologue in the kernel, and the call on what a kernel of its own wrote, which is channels-last."""
+    """The two ways to run a call with a prologue. `together` applies it in the convolution's kernel; `apart` convolves what a
+    kernel of the prologue wrote before, which is channels-last."""
 
     together: Call
     apart: Call
@@ -37,7 +38,8 @@ def is_together(plan: Plan) -> bool:
 
 
 def predict(ways: Ways, plan: Plan, device: Device) -> Prediction:
-    """The time of a call with its prologue, which a plan for `ways.apart` has in a kernel of its own."""
+    """The time of a call with its prologue. A plan for `ways.apart` runs the prologue in a kernel of its own, whose time is
+    added."""
     prediction = plans.predict(ways.call_for(plan), plan, device)
     if is_together(plan) or device.interpreted:
         return prediction
@@ -47,8 +49,8 @@ def predict(ways: Ways, plan: Plan, device: Device) -> Prediction:
 
 
 def quickest(ways: Ways, device: Device, name: str = "") -> list[Plan]:
-    """The quickest plan of each way that there is, the quicker one first; of one family where it is named. In the interpreter
-    the kernels together come first."""
+    """The quickest plan of each way that has one, sorted by predicted time. `name` restricts them to one family. In the
+    interpreter the plan that applies the prologue while it gathers comes first."""
     fastest = []
     for call in ways:
         best, least = None, math.inf

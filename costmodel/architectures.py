@@ -36,12 +36,13 @@ def derived_rates(capability: int, half_rate: bool, sm_count: int, clock: float)
 
 
 def is_geforce(name: str) -> bool:
-    """Whether a part is of the line whose tensor cores run at half rate, where nothing else is known of it."""
+    """Whether a part is a GeForce, whose tensor cores run at half rate where they sum in float32. Only the name of the part is
+    known."""
     return "GeForce" in name
 
 
 def limits_of(capability: int) -> tuple[dict[str, int | float], dict[str, str]]:
-    """Limits of a multiprocessor and what is the same everywhere, and their sources."""
+    """The limits of a multiprocessor, the figures that are the same on every GPU, and the sources of both."""
     every, row = table()["every"], _architecture(capability)
     values = {name: value for name, value in every.items() if name != "sources"}
     origins = dict(every["sources"])

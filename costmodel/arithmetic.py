@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from costmodel.device import Device
 
-#: What a user may call it: name -> (dtype, precision). The short names come first of their kind.
+#: The names that a user may give: name -> (dtype, precision). Of the names of one arithmetic the short one comes first.
 NAMES = {
     "fp16": ("float16", "ieee"),
     "bf16": ("bfloat16", "ieee"),
@@ -37,7 +37,7 @@ class Arithmetic(NamedTuple):
 
     @property
     def words(self) -> str:
-        """The dtype, of float32 also how its products are made: "float32, tf32"."""
+        """The dtype, and for float32 also the precision of its products: "float32, tf32"."""
         return f"{self.dtype}, {self.precision}" if self.dtype == "float32" else self.dtype
 
     @property

@@ -31,7 +31,7 @@ PRIOR_SOURCE = "an uncalibrated estimate, 0.7x to 1.4x: nothing has been measure
 #: The range in which each constant makes sense. A share of arithmetic, DRAM or issue above 1 would exceed the datasheet.
 BOUNDS = {"dram": (0.2, 1.0), "l2": (0.2, 5.0), "issue": (0.2, 1.0), "latency": (60.0, 6000.0), "launch": (0.1, 10.0)}
 SHARE_BOUNDS = (0.1, 1.0)
-#: Seconds of the host that make sense for one call.
+#: The range of seconds that makes sense for one call on the host.
 HOST_BOUNDS = (1e-7, 1e-2)
 
 
@@ -83,8 +83,8 @@ class Measured:
 
 @dataclass(frozen=True)
 class Host:
-    """What calls of eager mode cost the host of a machine with this device, in seconds from a call to its return, as
-    `python -m bench overhead` measures them there. Where the GPU is idle it waits that long for its next kernel."""
+    """Seconds that calls of eager mode take on the host of a machine with this device, from a call to its return, which
+    `python -m bench overhead` measures. An idle GPU waits that long for its next kernel."""
 
     forward: float  # a convolution of this package that records gradients
     backward: float  # both gradients of one
@@ -107,7 +107,7 @@ def _within(name: str, value: float, low: float, high: float) -> None:
 class Table:
     """The measurements of a device that predictions and choices use.
 
-    `plans` says for a call (`costmodel.plan.call_key`) which plan was measured fastest, as (plan, hash of its family). `host`
+    `plans` maps a call (`costmodel.plan.call_key`) to the plan that was measured fastest, as (plan, hash of its family). `host`
     is None where nobody measured what a call costs the host.
     """
 

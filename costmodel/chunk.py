@@ -94,7 +94,7 @@ class Chunk:
 
     @property
     def reach(self) -> Any:
-        """How many frames before its own a result sees."""
+        """The number of frames before its own that a result sees."""
         return self.problem.effective_kernel[0] - 1
 
     @property
@@ -184,7 +184,7 @@ def compulsory(chunk: Chunk, size: int) -> int:
 
 
 def chain(chunk: Chunk, size: int) -> dict[str, int]:
-    """Bytes that each of the operators moves that users write instead: torch.cat, F.interpolate, F.pad, conv3d, its bias,
+    """Bytes moved by each of the operators that users write instead: torch.cat, F.interpolate, F.pad, conv3d, its bias,
     clone."""
     held, problem = elements(chunk), chunk.problem
     known, u = held["x"] + held["cache"], chunk.upsample**2

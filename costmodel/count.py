@@ -34,7 +34,7 @@ class Cost:
     other_flops: Size = 0  # all but the multiply-adds of convolutions and matrix products
     bytes: Size = 0  # compulsory: every tensor moved once
     im2col_bytes: Size = 0  # the same with the column matrix written and read
-    read_again: Size = 0  # beyond the compulsory ones, where a result waits for a sum over what was read
+    read_again: Size = 0  # bytes beyond the compulsory ones: a result waits for a sum over its inputs
 
     @property
     def useful_flops(self) -> Size:
@@ -60,7 +60,7 @@ class Cost:
 
     @property
     def tile_waste(self) -> Size | None:
-        """Share of the issued multiply-adds that the dense count does not ask for."""
+        """Share of the issued multiply-adds that the dense count does not contain."""
         return 1 - self.dense_macs / self.issued_macs if self.issued_macs else None
 
     def __add__(self, other: Cost) -> Cost:
@@ -134,7 +134,8 @@ def training_cost(
     transposed: bool = False,
     input_gradient: bool = True,
 ) -> Cost:
-    """A layer's three passes: three times the forward multiply-adds, twice for a first layer (`input_gradient=False`).
+    """The cost of a layer's three passes. They take three times the forward multiply-adds, or twice those for a first layer
+    (`input_gradient=False`).
 
     `dtype`, `bias` and errors are those of `cost`; `transposed` says that the layer's own result is dgrad of `problem`.
 

@@ -33,13 +33,13 @@ FAMILY = "deform"
 #: FLOP per sample: four multiplications and three additions. The weights of the four pixels, and the mask in them, belong to a
 #: place and are shared by its channels; they are not counted.
 SAMPLE_FLOPS = 7
-#: Warp instructions that find a place: its pixels, their offsets and masks, and what the place counts in each.
+#: Warp instructions that compute a place: its pixels, their offsets and masks, and the weight of each pixel.
 PLACE = 77
 #: Pixels that a sample is made of.
 CORNERS = 4
-#: Operands of whole 16 bytes, channels-last.
+#: A channels-last operand that is read 16 bytes at a time.
 DENSE = Operand()
-#: Registers that there are for a thread.
+#: Registers that a thread can have.
 REGISTERS = 255
 #: Tiles by arithmetic. Each compiles without a spill for every architecture (`tests/test_deform_aot.py`).
 MENU = {
@@ -120,7 +120,7 @@ class Deformation:
 
     @property
     def flops(self) -> Any:
-        """FLOP of one forward pass that the formula asks for: two a multiply-add, and `SAMPLE_FLOPS` a sample."""
+        """FLOP of one forward pass that the formula asks for: two per multiply-add, and `SAMPLE_FLOPS` per sample."""
         return 2 * self.macs + SAMPLE_FLOPS * self.samples
 
     def __str__(self) -> str:
@@ -152,7 +152,8 @@ def column_bytes(deformation: Deformation, size: int) -> int:
 
 @dataclass(frozen=True)
 class DeformCall:
-    """A call to plan: how its operands lie, as `costmodel.tiling.Call` says it. `x` and `w` as given, before a copy."""
+    """A call to plan, with the layouts of its operands as in `costmodel.tiling.Call`. `x` and `w` are described as given,
+    before any copy."""
 
     deformation: Deformation
     dtype: str
@@ -172,7 +173,7 @@ def refusal(call: DeformCall, plan: Plan, device: Device) -> str:
 
 
 def block_refusal(plan: DeformPlan) -> str:
-    """What no pass can run."""
+    """Why no pass can run a plan's blocks; "" where one can."""
     for name, block in (("block_m", plan.block_m), ("block_n", plan.block_n), ("block_k", plan.block_k)):
         if block < 16 or block & (block - 1):
             return f"{name} must be a power of two of at least 16, got {block}"
@@ -219,10 +220,10 @@ def widths(call: DeformCall, plan: DeformPlan) -> tuple[int, int]:
 
 
 class Trip(NamedTuple):
-    """What one trip of a kernel's inner loop does, a share of what its outer loop does included."""
+    """What one trip of a kernel's inner loop does, including its share of the outer loop's work."""
 
     samples: float  # rows x channels of samples that it makes, or whose pixels it reads
-    rows: float  # places that it finds
+    rows: float  # places that it computes
     across: int  # channels of a place that it samples
     others: float  # elements that it reads besides, of the operands that are not sampled
 
@@ -232,7 +233,7 @@ def trip_of(call: DeformCall, plan: DeformPlan) -> Trip:
     (m, n, k, *_), deformation = plan.tile, call.deformation
     if plan.which == Pass.WGRAD:
         return Trip(k * n, k, n, m * k)
-    if plan.which == Pass.DGRAD:  # the pixels are read once a block of channels, behind the filters
+    if plan.which == Pass.DGRAD:  # the pixels are read once per block of channels, after the filters
         trips = ceil_div(deformation.problem.filters_per_group, k)
         return Trip(m * n / trips, m / (trips * max(1, ceil_div(deformation.shared, n))), n, (m + n) * k)
     return Trip(m * k, m / ceil_div(deformation.run, k), k, n * k)
@@ -256,12 +257,12 @@ def trip_instructions(call: DeformCall, plan: DeformPlan) -> float:
 
 def takes_all_registers(call: DeformCall) -> bool:
     """Whether kernels are compiled with permission to use all `REGISTERS`. On tensor cores ptxas would otherwise spill a few of
-    130 registers to stay within 128. Without matrix instructions it is the permission that makes it spill."""
+    130 registers to stay within 128. Kernels without matrix instructions spill only with the permission."""
     return arithmetic(call.dtype, call.precision) in ("half", "tf32")
 
 
 def resources(call: DeformCall, plan: DeformPlan) -> Resources:
-    """What the forward kernel needs. Shared memory has the samples of a trip once and its weights once a stage."""
+    """What the forward kernel needs. Shared memory holds the samples of a trip once, and its weights once per stage."""
     size, (m, n, k, warps, stages) = itemsize(call.dtype), plan.tile
     held = m * n // (32 * warps) * (2 if size == 8 else 1)
     shared = (m + stages * n) * k * size
@@ -269,8 +270,8 @@ def resources(call: DeformCall, plan: DeformPlan) -> Resources:
 
 
 def narrow(call: DeformCall, names: str = "ab") -> tuple[str, ...]:
-    """The operands whose channels are not contiguous, which a plan for a GPU copies: the kernel's registers do not hold an
-    address for each of its samples."""
+    """The operands whose channels are not contiguous. A plan for a GPU copies them, because the kernel's registers cannot hold
+    an address per sample."""
     return tuple(name for name, operand in (("a", call.x), ("b", call.w)) if operand.unit != 1 and name in names)
 
 
@@ -293,8 +294,8 @@ def candidates(call: DeformCall, device: Device) -> list[DeformPlan]:
 
 
 def kernel_of(call: DeformCall, plan: DeformPlan, device: Device) -> Kernel:
-    """The kernel of a plan of any pass. A sample's four pixels are taken to come from L2 each: where they lie is not known
-    before a run. Loads depend on loads, so that their latency is hidden by other programs only."""
+    """The kernel of a plan of any pass. Each of a sample's four pixels is assumed to come from L2, because its position is not
+    known before a run. Loads depend on other loads, so only other programs hide their latency."""
     m, n, k, *_ = plan.tile
     kind, size, trip = arithmetic(call.dtype, call.precision), itemsize(call.dtype), trip_of(call, plan)
     tile_kernel = kernel(FAMILY, plan.tile, resources(call, plan), kind, size, (LARGEST_BOX, LARGEST_BOX), device)
@@ -338,7 +339,7 @@ def predict(call: DeformCall, plan: DeformPlan, device: Device) -> Prediction:
 
 
 def select(call: DeformCall, device: Device) -> DeformPlan:
-    """The candidate of least predicted time. RuntimeError where the device's shared memory has room for none."""
+    """The candidate of least predicted time. Raises RuntimeError where no candidate fits the device's shared memory."""
     plans = candidates(call, device)
     if not plans:
         raise RuntimeError(f"no tile of a deformable convolution fits {device.name}: {call.deformation}")

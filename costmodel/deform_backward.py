@@ -1,7 +1,7 @@
 """Gradients of the deformable convolution: the tiles that their kernels take, the memory between them, and how long they take.
 
-Four parts, of which a call runs those that its gradients need: columns (gradients of the samples, and of offset and mask),
-sort (places by pixel), scatter (input), weights. Plain arithmetic, standard library only.
+There are four parts, of which a call runs those that its gradients need: columns (gradients of the samples, and of offset and
+mask), sort (places by pixel), scatter (input), weights. Plain arithmetic, standard library only.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from costmodel.resources import memory_refusal
 from costmodel.tiling import Plan, Tile, arithmetic, itemsize
 from costmodel.timing import Prediction, borrowed, from_dram, interpreted, on_chip, overhead
 
-#: Tiles by arithmetic, as those of `costmodel.deform`, of the columns kernel and of the weight's.
+#: The menus of the columns kernel and of the weight gradient's kernel, by arithmetic. They are chosen like that of
+#: `costmodel.deform`.
 COLUMNS = {
     "half": (Tile(64, 64, 32, 8, 2), Tile(64, 32, 32, 8, 2)),
     "tf32": (Tile(64, 32, 32, 8, 2),),
@@ -44,19 +45,19 @@ WEIGHTS = {
     "fp32": (Tile(32, 16, 16, 4, 2),),
     "fp64": (Tile(32, 16, 16, 4, 2),),
 }
-#: The interpreter's time goes by programs and trips. Both are of its menu, which fits always.
+#: The interpreter's menu, which always fits. Its time depends on the number of programs and trips.
 INTERPRETED = {Pass.DGRAD: Tile(512, 64, 64, 4, 3), Pass.WGRAD: Tile(128, 64, 256, 4, 3)}
 #: Pixels and channels of a program of the scatter kernel, and places of one of the targets kernel.
 SCATTER, TARGETS = (16, 64), 256
-#: Bytes of workspace at which a batch is taken in parts: each part's images have their columns, and the lists of its pixels.
+#: Bytes of workspace above which a batch is computed in parts. Each part has the columns and the pixel lists of its own images.
 WORKSPACE = 1 << 28
 #: Bytes that torch.sort moves per entry: radix sort of 32-bit numbers with 64-bit places, four passes that read and write both.
 SORTED = 4 * 2 * (4 + 8)
 
 
 def workspace(deformation: Deformation, size: int) -> int:
-    """Bytes between the kernels for the input's gradient of one image: columns in the accumulator's type, and of each of a
-    place's four pixels its number twice (given and sorted), its position and its weight."""
+    """Bytes between the kernels for the input's gradient of one image: columns in the accumulator's type, and for each of a
+    place's four pixels its number twice (as given and sorted), its position and its weight."""
     inner = max(4, size)
     return (deformation.samples * inner + CORNERS * deformation.places * (4 + 4 + 8 + inner)) // max(
         1, deformation.problem.batch
@@ -123,16 +124,16 @@ def columns_trips(deformation: Deformation, plan: DeformPlan) -> int:
 
 
 def weights_tiles(deformation: Deformation, plan: DeformPlan) -> int:
-    """Programs of one share of the pixels."""
+    """Programs that compute the weight's gradient for one share of the pixels."""
     problem = deformation.problem
     runs = problem.in_channels // deformation.run
     return runs * problem.taps * ceil_div(deformation.run, plan.block_n) * ceil_div(problem.filters_per_group, plan.block_m)
 
 
 def flops(deformation: Deformation, inputs: bool = True, places: bool = True, weights: bool = True) -> int:
-    """FLOP of the gradients that are asked for: a product for the samples' gradients and one for the weight's; a sample again
-    for the weight; to the four pixels a multiplication and an addition each; for offset and mask the product of the sample's
-    gradient with the four pixels."""
+    """FLOP of the gradients that are asked for. The samples' gradients take one matrix product. The weight's take another, and
+    the samples a second time. Each of a sample's four pixels takes a multiplication and an addition. Offset and mask take the
+    product of the sample's gradient with the four pixels."""
     total = 2 * deformation.macs * ((inputs or places) + weights)
     return int(total + deformation.samples * (SAMPLE_FLOPS * weights + 2 * CORNERS * inputs + 2 * CORNERS * places))
 
@@ -169,7 +170,7 @@ def copy_bytes(deformation: Deformation, plan: DeformPlan, size: int) -> int:
 
 
 def parts(call: DeformCall, device: Device) -> dict[str, tuple[float, int]]:
-    """(seconds, bytes of DRAM) of each of the four parts, the launches left out."""
+    """(seconds, bytes of DRAM) of each of the four parts, without launches."""
     deformation, size = call.deformation, itemsize(call.dtype)
     inner, sizes, constants = max(4, size), elements(deformation), device.calibration(FAMILY)
     columns, weights = (select(call, which, device) for which in (Pass.DGRAD, Pass.WGRAD))
@@ -192,7 +193,7 @@ def parts(call: DeformCall, device: Device) -> dict[str, tuple[float, int]]:
 
 
 def predict(call: DeformCall, device: Device) -> Prediction:
-    """Seconds of a backward pass of all five tensors, the bias' sum left out."""
+    """Seconds of a backward pass for all tensors except the bias, whose sum is left out."""
     deformation, size = call.deformation, itemsize(call.dtype)
     times = parts(call, device)
     columns, weights = (select(call, which, device) for which in (Pass.DGRAD, Pass.WGRAD))

@@ -72,7 +72,7 @@ class Device:
 
     @property
     def default_dtype(self) -> str:
-        """The dtype of a prediction that names none: bfloat16, or float16 where tensor cores do not multiply that."""
+        """The dtype of a prediction that names none: bfloat16, or float16 where tensor cores do not multiply bfloat16."""
         return "bfloat16" if self.bf16 is not None or self.interpreted else "float16"
 
     def calibration(self, family: str) -> Calibration:
@@ -170,7 +170,7 @@ def __getattr__(name: str) -> Any:
 
 @cache
 def devices() -> Mapping[str, Device]:
-    """Every part of the table by the first of its driver names, with the measurements of it."""
+    """Every part of the table, with its measurements, by the first of its driver names."""
     models = [_new({"name": row["names"][0], **row}, f"device {key}") for key, row in table()["device"].items()]
     return MappingProxyType({device.name: device.calibrated(table_of(device.name)) for device in models})
 

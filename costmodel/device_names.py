@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
-#: What the driver puts behind a part's name where it is a slice of it: "MIG 1g.10gb", "MIG 1c.3g.20gb".
+#: What the driver appends to a part's name for a slice of the part: "MIG 1g.10gb", "MIG 1c.3g.20gb".
 SLICE = re.compile(r"\s+MIG\s+(\d+c\.)?\d+g\.\d+gb\S*$", re.IGNORECASE)
 
 
@@ -33,7 +33,7 @@ def whole(name: str) -> str:
 
 
 def meant(text: str, known: Iterable[str], most: int = 3) -> str:
-    """Words that offer the nearest of what is known; "" where none is near.
+    """Words that offer the nearest known names; "" where none is near.
 
     >>> meant("h10", ["h100", "h20", "l4"])
     ", did you mean 'h100' or 'h20'?"
@@ -44,7 +44,7 @@ def meant(text: str, known: Iterable[str], most: int = 3) -> str:
 
 
 def unknown(text: str, known: Iterable[str], shown: Iterable[str], most: int = 3) -> str:
-    """The end of a message about a name that is none: the nearest of what is known, and what to choose from.
+    """The end of a message about an unknown name: the nearest known names, and all that one may choose from.
 
     >>> unknown("h10", ["h100", "h20", "l4"], ["h100", "h20"])
     ", did you mean 'h100' or 'h20'? Known are h100, h20"

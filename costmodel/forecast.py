@@ -41,9 +41,10 @@ def predict(
     `dtype` is a name such as "bf16", "float16" or "tf32", or a torch.dtype; None takes bfloat16, or float16 on a device without
     bfloat16, and the prediction's source says so.
 
-    `library` "cudnn" predicts what cuDNN takes instead, as eager PyTorch calls it, from times that others published: on
-    tensors that lie in `layout` "channels_last" or "contiguous" (copies included), called in `mode` "eager" or "compiled" (by
-    Inductor). Its `source` says how near the published layers are, and what none of them has; it knows no tiles.
+    `library` "cudnn" predicts what cuDNN takes instead, as eager PyTorch calls it, from times that others published. `layout`
+    is that of the tensors, "channels_last" or "contiguous" (copies are included); `mode` is "eager" or "compiled" (by
+    Inductor). Its `source` says how near the published layers are, and which properties none of them has. It does not know the
+    library's tiles.
 
     >>> layer = ConvProblem.conv((32, 64, 56, 56), (64, 64, 3, 3), (1, 1), (1, 1), (1, 1))
     >>> predict(layer, device="h100", dtype="float16", library="cudnn").seconds < 1e-3

@@ -1,4 +1,4 @@
-"""THE description of a convolution: sizes, the GEMM each pass is, and the stride phases of the input gradient.
+"""The description of a convolution: sizes, the GEMM each pass is, and the stride phases of the input gradient.
 
 Everything else (launch, fake tensors, plans, formulas) asks this module; no other module computes convolution geometry.
 The size properties use only `+ - * //` and tuples, so the same lines run on `int`, `torch.SymInt` and sympy symbols.
@@ -21,7 +21,8 @@ from costmodel.algebra import Size, ceil_div, gcd, maximum, minimum, product, su
 from costmodel.phases import AxisPhase, Phase, axis_phases
 from costmodel.shapes import padding_pairs as padding_pairs
 
-#: A longer stride that steps beyond its axis is computed as 1 (`ConvProblem.with_steps_in_reach`). Layers that exist are below.
+#: A longer stride that steps beyond its axis is computed as 1 (`ConvProblem.with_steps_in_reach`). Existing layers stay below
+#: it.
 LONGEST_STRIDE = 2**16
 
 
@@ -100,11 +101,11 @@ class ConvProblem:
         """The problem of torch's conv: input [N, C, *size], weight [K, C / groups, *kernel]; padding as in `padding_pairs`.
 
         padding_mode: "zeros", "reflect", "replicate" or "circular", for all axes or one of them per axis. An axis without
-        padding has none.
+        padding has no mode.
 
         Raises ShapeError, a ValueError, for a wrong number of sizes, and unless `checked` is False for channels that do not
         go with the groups, for a stride or dilation below 1, a kernel larger than the padded input, or more padding than a
-        mode has pixels for. Of sympy's symbols nothing is asked but their number.
+        mode has pixels for. Where sizes are sympy symbols only their number is checked.
 
         >>> ConvProblem.conv((1, 3, 224, 224), (64, 3, 7, 7), (2, 2), (3, 3), (1, 1)).output_shape
         (1, 64, 112, 112)
@@ -215,7 +216,8 @@ class ConvProblem:
 
     @property
     def written_out(self) -> ConvProblem:
-        """The problem of the input with its padding written out where that is not zeros; itself where all of it is."""
+        """The convolution of the input with its padding written out, along every axis whose padding is not zeros; the problem
+        itself where there is no such axis."""
         if not self.padding_mode:
             return self
         axes = [*zip(self.input_size, self.padded_size, self.padding, self.padding_mode, strict=True)]
@@ -295,7 +297,7 @@ class ConvProblem:
         return tuple(count(axis) for axis in range(self.rank))
 
     def _reached(self, axis: int, tap: Size, count: Size) -> Size:
-        """Of the output coordinates 0 ... count - 1, how many find input, not padding with zeros, under tap number `tap`."""
+        """The number of output coordinates below `count` whose tap number `tap` meets input, and not zeros in the padding."""
         s, offset = self.stride[axis], self.padding[axis][0] - tap * self.dilation[axis]
         last = minimum(count - 1, (self.input_size[axis] - 1 + offset) // s)
         return maximum(0, last - maximum(0, ceil_div(offset, s)) + 1)
@@ -306,7 +308,8 @@ class ConvProblem:
         return product((self.batch, self.out_channels, self.channels_per_group, *self.valid_pairs))
 
     def bytes(self, itemsize: Size, which: Pass = Pass.FPROP) -> Size:
-        """Compulsory traffic of a pass in bytes: each tensor moved once, of x only what windows touch where it is read."""
+        """Compulsory traffic of a pass in bytes: each tensor moves once. Of an x that is read only the pixels that windows
+        touch count."""
         moved = self.touched_size if which != Pass.DGRAD else self.input_size
         x = product((self.batch, self.in_channels, *moved))
         return itemsize * (x + product(self.weight_shape) + product(self.output_shape))

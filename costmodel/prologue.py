@@ -32,9 +32,9 @@ RSTD_INSTRUCTIONS = 2.5
 #: The same of scale, and of shift, where a tile's rows lie in images that have values of their own, which are then loaded
 #: element by element (`tests/test_conv_prologue_aot.py`).
 ROW_INSTRUCTIONS = 2.5
-#: Tiles of elements of 4 bytes that some architecture compiles with a prologue with a spill.
+#: Tiles of 4-byte elements that spill with a prologue on some architecture.
 SPILL_WIDE = ((128, 32, 32, 4), (64, 32, 16, 4), (64, 64, 16, 4), (128, 64, 16, 8), (32, 32, 32, 4))
-#: Tiles of elements of 2 bytes that sm_80 compiles with a prologue without a spill.
+#: Tiles of 2-byte elements that compile for sm_80 with a prologue and without a spill.
 FITS_SM80 = (*((128, 128, 64), (128, 128, 32), (128, 64, 32), (64, 32, 64), (128, 64, 16), (128, 16, 32), (64, 16, 64)),)
 
 
@@ -92,8 +92,9 @@ def fits(tile: Tile, size: int, capability: int) -> bool:
     """Whether a tile of elements of `size` bytes keeps the prologue, its sums and its addresses in registers with every
     activation (compiled with silu and gelu, scale, shift and rstd for sm_80, sm_90 and sm_100).
 
-    A thread may prepare 32 elements, and on sm_100 beside 128 x 128 sums 16. On sm_80 the compiler spills a few registers of
-    most small tiles of 16 bits, so they have a list, and of some wider elements anywhere.
+    A thread may prepare 32 elements, or 16 beside 128 x 128 sums on sm_100. On sm_80 the compiler spills a few registers of
+    most small tiles of 16-bit elements, so the tiles that do not spill are listed. Some tiles of wider elements spill on some
+    architecture; these are listed too.
     """
     arch, per_thread = compiled_for(capability), tile.m * tile.k // (32 * tile.warps)
     if tile.m * tile.n > 128 * 128 or per_thread > 32:

@@ -352,7 +352,7 @@ def predict(call: PairCall, plan: SeparablePlan, device: Device) -> Prediction:
         total = tiles * (1 + trips) * (INTERPRETED_TRIP / 100 * per / max(1.0, work.outputs / product(strip(plan))))
     else:
         busy, dram = on_chip(tile_kernel, tiles, trips, device), from_dram(moved, device, tile_kernel.constants)
-        # as for the depthwise kernels, the longer of the two does not hide the other wholly
+        # as with the depthwise kernels, the longer of the two hides the other only in part
         total = overhead(launched, device, tile_kernel.constants) + max(busy, dram) + UNHIDDEN * min(busy, dram)
         bound = "DRAM" if dram > busy else bound
         bound = "launch" if overhead(launched, device, tile_kernel.constants) > max(busy, dram) else bound

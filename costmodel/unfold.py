@@ -47,7 +47,7 @@ class UnfoldPlan(Plan):
 
 @dataclass(frozen=True)
 class Unfolding:
-    """A call: the windows, as a depthwise convolution of one filter per channel, whose weights there are not.
+    """A call, described by a depthwise convolution with the same windows and one filter per channel. It has no weights.
 
     >>> of = Unfolding.of((2, 3, 5, 6), (3, 3), (1, 1), (1, 1), (1, 1))
     >>> of.columns_shape, of.compulsory(2, Pass.FPROP) == 2 * (2 * 3 * 30 + 2 * 27 * 30), of.additions
@@ -89,7 +89,7 @@ class Unfolding:
 
     @property
     def additions(self) -> Any:
-        """What fold adds: of the elements that meet a pixel all but the first."""
+        """Additions of fold: all but the first of the elements that meet each pixel."""
         return self.met - self.touched
 
     def compulsory(self, size: int, which: Pass) -> Any:
@@ -141,7 +141,7 @@ class UnfoldCall:
 
 
 def periods(problem: ConvProblem) -> tuple[int, ...]:
-    """Per axis, how far apart the taps are that meet a pixel."""
+    """Per axis, the distance between the taps that meet a pixel."""
     return tuple(s // math.gcd(s, d) for s, d in zip(problem.stride, problem.dilation, strict=True))
 
 

@@ -155,7 +155,7 @@ def resources_of(chunk: Chunk, tile: Tile, dtype: str, precision: str, device: D
 def addresses_fit(tile: Tile, size: int, wide: bool, last: bool, far: bool, capability: int) -> bool:
     """Whether a tile keeps its addresses in registers, for cases that the table of fprop's gather does not have.
 
-    It does not: at 256 rows of a contiguous result; at 128 rows of channels that are not read 16 bytes at a time; on sm_80 at
+    It does not at 256 rows of a contiguous result; at 128 rows of channels that are not read 16 bytes at a time; on sm_80 at
     128 x 256 where filters end inside a tile; on sm_100 at 128 x 256 of a contiguous result, or 64 x 128 of 4 bytes each.
     64-bit offsets take twice the registers.
     """
@@ -202,8 +202,8 @@ def candidates(
 
 
 def splits(chunk: Chunk, plan: VideoPlan, device: Device) -> list[VideoPlan]:
-    """The plan with a shared reduction, where its programs leave multiprocessors idle. Of more than 128 x 128 results the
-    partial sums would spill where they are stored."""
+    """The plan with a shared reduction, where its programs leave multiprocessors idle. With more than 128 x 128 results per
+    tile the partial sums would spill where they are stored."""
     if product(tiles(chunk, plan)) >= device.sm_count or plan.block_m * plan.block_n > 128 * 128:
         return []
     shared = (replace(plan, split=split) for split in (2, 3, 4, 6, 8))

@@ -1,8 +1,8 @@
 """Residual blocks of video and image VAEs at their real sizes: normalisation, SiLU, convolution, twice, and the sum.
 
-As diffusers writes them (autoencoder_kl_wan, _qwenimage, autoencoder_kl with FLUX's config, autoencoder_kl_hunyuan_video) and
-with `causal_conv3d`, whose prologue and residual replace all but the statistics. `python -m bench blocks` prints what the cost
-model predicts of both; nothing in that table was measured.
+One way is that of diffusers (autoencoder_kl_wan, _qwenimage, autoencoder_kl with FLUX's config, autoencoder_kl_hunyuan_video).
+The other is `causal_conv3d`, whose prologue and residual replace all but the statistics. `python -m bench blocks` prints what
+the cost model predicts of both; nothing in that table was measured.
 """
 
 from __future__ import annotations
@@ -148,8 +148,8 @@ class Parts(NamedTuple):
 
 @cache
 def predicted(block: Block, device: Device, dtype: torch.dtype) -> tuple[dict[str, Parts], tuple[str, ...]]:
-    """(the parts of either way, our plans). torch's are what PyTorch takes today, by `costmodel.library`. Of our convolutions,
-    what a prologue adds, in the same kernel or in one of its own, counts as around them."""
+    """(the parts of either way, our plans). The times of torch's way are what PyTorch takes today, by `costmodel.library`. In
+    our way the time that a prologue adds, in the same kernel or in one of its own, counts as around the convolutions."""
     given = [torch.empty_strided(i.shape, i.strides, dtype=dtype, device="meta") for i in inputs(block)]
     name = str(dtype).removeprefix("torch.")
     torchs, ours = (costmodel.trace(Ran(partial(way, block)), *given) for way in (by_torch, by_us))

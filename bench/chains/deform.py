@@ -1,8 +1,8 @@
 """The 3x3 layer of a detector's bottleneck with deformable convolutions: the convolution that makes offsets and masks, a
 sigmoid, the deformable convolution, a frozen batch norm, ReLU.
 
-As mmdetection's ModulatedDeformConv2dPack has it (Zhu et al. 2018, "Deformable ConvNets v2", arXiv:1811.11168), at the sizes of
-`bench.deform`. torch's own way samples by grid_sample; where torchvision loads, its operator is a way too.
+The layer is mmdetection's ModulatedDeformConv2dPack (Zhu et al. 2018, "Deformable ConvNets v2", arXiv:1811.11168), at the sizes
+of `bench.deform`. torch's own way samples by grid_sample; where torchvision loads, its operator is a further way.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LANES, SCHEDULERS, LOADED = 32, 4, 4
 
 @cache
 def package() -> Any:
-    """torchvision.ops, None where it does not load or has no operators for this torch."""
+    """The module torchvision.ops; None where it does not load or has no operators for this torch."""
     try:
         module = importlib.import_module("torchvision.ops")
     except (ImportError, RuntimeError):  # absent, or built for another torch
@@ -44,7 +44,7 @@ def package() -> Any:
 
 
 def split(planes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Offsets and masks from what the first convolution makes."""
+    """(offsets, masks) from the result of the first convolution."""
     return planes[:, : 2 * TAPS], planes[:, 2 * TAPS :].sigmoid()
 
 
@@ -89,20 +89,20 @@ def by_us(layer: Layer, x: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
 
 
 def without_sampling(layer: Layer, x: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
-    """torchvision's way but for its operator, whose result is given last."""
+    """torchvision's way without its operator, whose result is the last argument."""
     w_offset, b_offset, _, scale, shift, y = given
     split(F.conv2d(x, w_offset, b_offset, layer.stride, 1))
     return F.relu(y * scale.view(-1, 1, 1) + shift.view(-1, 1, 1))
 
 
 def by_columns(deformation: Deformation, dtype: torch.dtype, device: Device) -> float:
-    """Seconds of torchvision's operator on the GPU, kernel by kernel (torchvision/csrc/ops/cuda/deform_conv2d_kernel.cu): x
-    and offsets made contiguous, zeros for columns and two results, the columns, one product, the result brought to its place,
-    the bias.
+    """Seconds of torchvision's operator on the GPU, kernel by kernel (torchvision/csrc/ops/cuda/deform_conv2d_kernel.cu): it
+    makes x and offsets contiguous, fills columns and two results with zeros, writes the columns, multiplies once, copies the
+    result to its place, and adds the bias.
 
-    The sampling takes the longer of a copy of what it reads and writes once, and of its instructions at the peak rate: it finds
-    a place again for every channel, and loads four pixels a sample. How well they lie in a cache, and how much of that rate it
-    reaches, is not in it, so this is too short rather than too long."""
+    The sampling takes the longer of two times: that of a copy of its bytes, and that of its instructions at the peak rate. It
+    computes each place again for every channel, and loads four pixels per sample. Misses of the caches, and the share of the
+    rate that it reaches, are not counted, so this time is a lower bound."""
     name, size = named(dtype), dtype.itemsize
     clock = LibraryClock(
         device, "cudnn", mode="eager", layout="channels_last", dtype=name, precision=fp32_precision(), training=False

@@ -1,8 +1,8 @@
 """Layers of image models behind a GroupNorm: normalisation, SiLU, convolution, at their real sizes.
 
-As FLUX's decoder and SDXL's U-Net have them, in torch's operators; by `conv2d_fused` of what a kernel wrote with the norm; and
-by `conv2d_fused` with a prologue. `python -m bench blocks --images` prints what the cost model predicts; nothing in that table
-was measured.
+The layers are those of FLUX's decoder and SDXL's U-Net. The ways are torch's operators, a kernel for the norm followed by
+`conv2d_fused`, and `conv2d_fused` with a prologue. `python -m bench blocks --images` prints what the cost model predicts;
+nothing in that table was measured.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ TWO = f"{OURS}, two kernels"
 
 @dataclass(frozen=True)
 class Layer:
-    """x of this shape to `filters` by a window of `kernel` squared; silu: whether the norm is activated."""
+    """A convolution of an x of this shape with `filters` filters of `kernel` x `kernel`. silu: whether the norm is
+    activated."""
 
     suite: str
     x: tuple[int, int, int, int]
@@ -86,8 +87,8 @@ def inputs(layer: Layer) -> tuple[Input, ...]:
 
 @cache
 def predicted(layer: Layer, device: Device, dtype: torch.dtype) -> tuple[dict[str, float], str]:
-    """(seconds by way, the plan of the call with a prologue). torch's are what PyTorch takes today, by `costmodel.library`. The
-    two kernels are those that the call takes where it applies the prologue apart."""
+    """(seconds by way, the plan of the call with a prologue). The time of torch's way is what PyTorch takes today, by
+    `costmodel.library`. The two kernels are those of a call that applies its prologue apart."""
     given = [torch.empty_strided(i.shape, i.strides, dtype=dtype, device="meta") for i in inputs(layer)]
     name, calls = str(dtype).removeprefix("torch."), ways(layer)
     torchs, ours = (costmodel.trace(Ran(calls[way]), *given) for way in (TORCH, OURS))

@@ -34,7 +34,8 @@ Convolve = Callable[..., torch.Tensor]
 
 @dataclass(frozen=True)
 class Block:
-    """x of this shape through convolutions of `kernel` x `kernel` with as many channels, "same" padding and these modes."""
+    """A block of convolutions of `kernel` x `kernel` on an x of this shape, with as many filters as channels, "same" padding
+    and these modes."""
 
     name: str
     x: tuple[int, int, int, int]
@@ -50,7 +51,8 @@ class Block:
 
 
 def padded(x: torch.Tensor, p: int, modes: Modes) -> tuple[torch.Tensor, tuple[int, int]]:
-    """x with the axes padded that have another mode than zeros, both at once where they have one; the zeros that are left."""
+    """(x, padded along the axes whose mode is not zeros, in one call where both have the same mode; the padding with zeros that
+    is left)."""
     if modes[0] == modes[1]:
         x = F.pad(x, (p, p, p, p), modes[0])
     elif modes[1] != "zeros":
@@ -86,7 +88,7 @@ def by_torch(
 def pad_first(
     x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, modes: Modes, norm: Norm | None = None, **after: Any
 ) -> torch.Tensor:
-    """This library's kernels behind `F.pad`. What stands before works on the padding too, which holds pixels."""
+    """This library's kernels behind `F.pad`. The norm before them works on the padding too, which holds pixels."""
     prologue = None if norm is None else norm.ahead(x)
     x, zeros = padded(x, w.shape[2] // 2, modes)
     return tritonconv.conv2d_fused(x, w, b, padding=zeros, groups=x.shape[1] // w.shape[1], prologue=prologue, **after)
@@ -107,7 +109,8 @@ def cyclegan(convolve: Convolve, block: Block, x: torch.Tensor, *given: torch.Te
 
 
 def weather(convolve: Convolve, block: Block, x: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
-    """The batch norms, which follow the activations, are scale and shift of each channel."""
+    """The residual block of a weather model. Its batch norms follow the activations, and are a scale and a shift per
+    channel."""
     y, per_channel = x, (-1, 1, 1)
     for i in (0, 4):
         w, b, scale, shift = given[i : i + 4]

@@ -1,8 +1,8 @@
-"""What the cost model says of a chain's ways, and docs' table of it: `python -m bench chains --predicted`. Nothing in it was
+"""The predicted times of a chain's ways, and the table of them in docs: `python -m bench chains --predicted`. Nothing in it was
 measured.
 
-Each way is traced on stand-ins. This library's operators take the time of their plans, torch's that of eager PyTorch by
-`costmodel.library`, in torch's way and in ours alike.
+Each way is traced on stand-ins. In every way this library's operators take the time of their plans, and torch's operators that
+of eager PyTorch by `costmodel.library`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def named(dtype: torch.dtype) -> str:
 
 
 def times(way: Way, inputs: Sequence[Input], dtype: torch.dtype, device: Device) -> Times:
-    """The times of a way. Raises ValueError for float64, of which no time of torch's is known."""
+    """The times of a way. Raises ValueError for float64, because no times of torch are known for it."""
     return _times(way, tuple(inputs), dtype, device, fp32_precision())
 
 
@@ -74,7 +74,7 @@ def predicted(ways: dict[str, Way], inputs: Sequence[Input], dtype: torch.dtype,
 
 
 def plans(chain: Chain, device: Device) -> str:
-    """The plans of our way, each once, in words."""
+    """The distinct plans of our way, in words."""
     distinct = dict.fromkeys(times(chain.ways[OURS], chain.inputs, chain.dtype, device).plans)
     return ", ".join(f"`{plan}`" for plan in distinct)
 

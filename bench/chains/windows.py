@@ -1,7 +1,9 @@
-"""Layers that take windows apart and put them together: `F.unfold` and `F.fold`, beside this library's; all else is torch's.
+"""Layers that take windows apart and put them together, by `F.unfold` and `F.fold` and by this library's; the other operators
+are torch's.
 
-VOLO's outlook attention (Yuan et al. 2021, arXiv:2106.13112), the soft splits of T2T-ViT-14 with the layer norm and the product
-behind them (Yuan et al. 2021, arXiv:2101.11986), FuseFormer's soft composition (Liu et al. 2021, arXiv:2109.02974).
+The layers are VOLO's outlook attention (Yuan et al. 2021, arXiv:2106.13112), the soft splits of T2T-ViT-14 with the layer norm
+and the product behind them (Yuan et al. 2021, arXiv:2101.11986), FuseFormer's soft composition (Liu et al. 2021,
+arXiv:2109.02974).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ SUITE = "windows"
 
 
 class Columns(NamedTuple):
-    """What takes windows apart and puts them together."""
+    """The two functions that take windows apart and put them together."""
 
     unfold: Callable[..., torch.Tensor]
     fold: Callable[..., torch.Tensor]
@@ -66,14 +68,14 @@ def outlook(by: Columns, layer: Layer, x: torch.Tensor, *given: torch.Tensor) ->
 
 
 def split(by: Columns, layer: Layer, x: torch.Tensor, product: torch.Tensor) -> torch.Tensor:
-    """Tokens of overlapping windows, normalised, and the queries, keys and values of them."""
+    """The queries, keys and values of the tokens of overlapping windows, which are normalised first."""
     kernel, stride, padding = layer.window
     tokens = by.unfold(x, kernel, 1, padding, stride).transpose(1, 2)
     return F.linear(F.layer_norm(tokens, tokens.shape[-1:]), product)
 
 
 def composition(by: Columns, layer: Layer, x: torch.Tensor, product: torch.Tensor) -> torch.Tensor:
-    """Each token [B, L, C] as a window of pixels, added up where they overlap."""
+    """The image of the tokens [B, L, C], each of which becomes a window of pixels. Overlapping windows are added."""
     kernel, stride, padding = layer.window
     return by.fold(F.linear(x, product).transpose(1, 2), layer.y[2:], kernel, 1, padding, stride)
 
@@ -88,7 +90,7 @@ LAYERS = (
 
 
 def inputs(layer: Layer) -> tuple[Input, ...]:
-    """Channels are contiguous, but for RGB images."""
+    """The tensors of a layer. Channels are contiguous, except in RGB images."""
     shape = layer.x
     rows = dense_strides(shape, range(len(shape) - 1, -1, -1))
     last = layer.body is split and shape[1] > 3

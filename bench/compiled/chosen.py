@@ -1,7 +1,7 @@
 """The code that a GPU would choose for a layer, and a problem for the same code that is small enough to execute.
 
 A plan is chosen for the layer's real sizes. Then batch and image are made smaller while the launch still compiles to the same
-code, which is to say while its constants, boxes and widths of integers are the same. Nothing is compiled to find that out.
+code, that is while its constants, boxes and widths of integers are the same. This needs no compilation.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MANY_MACS = 10**9
 
 @dataclass(frozen=True)
 class Chosen:
-    """The code of a plan, with the smallest problem that was found for it (`work`). `key` names code, architecture and
+    """The code of a plan, with the smallest problem that compiles to it (`work`). `key` names code, architecture and
     arithmetic."""
 
     work: Work
@@ -100,7 +100,7 @@ def key_of(prepared: Launch, work: Work, arch: int) -> str:
 
 
 def chosen(work: Work, bias: bool, device: Device, forced: str = "") -> Chosen:
-    """What `device` runs for a layer's pass, or the plan that is forced, and the smallest problem found that the same code
+    """What `device` runs for a layer's pass, or the plan that is forced, and the smallest problem tried that the same code
     computes."""
     real = prepared_for(work, bias, device, forced)
     code, plan = code_of(real), real.plan
@@ -181,7 +181,7 @@ def smaller(problem: ConvProblem, least: tuple[int, ...] = ()) -> Iterator[ConvP
 
 def sizes(size: int, kernel: int, stride: int, low: int, high: int, least_result: int) -> list[int]:
     """The extents to try for a shorter axis, which keeps an inside and both borders: first one with the same remainder by the
-    stride, then ones with the same divisibility by 16, then ones whose result has the same divisibility too."""
+    stride, then ones with the same divisibility by 16, then those whose result has the same divisibility too."""
 
     def result(n: int) -> int:
         return (n + low + high - kernel) // stride + 1

@@ -1,4 +1,4 @@
-"""The time of a plan by what its executed code was counted to do, beside the time that the choice is made by."""
+"""The time of a plan by the counts of its executed code, beside the predicted time by which plans are chosen."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Counts:
     trips: float  # 0 where a program does the same whatever the batch and the image
 
     def at(self, trips: float) -> Counts:
-        """The counts of a program of so many trips."""
+        """The counts of a program of `trips` trips."""
         times = trips / self.trips if self.trips else 1.0
         return Counts(self.instructions * times, self.lines * times, self.wavefronts * times, trips)
 
@@ -47,7 +47,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Timed:
-    """A plan with its time in seconds as the choice is made by, and as counted; `bound` takes most clocks of a program."""
+    """A plan with its time in seconds, as predicted for the choice and by counts. `bound` takes most clocks of a program."""
 
     plan: str
     predicted: float
@@ -65,7 +65,7 @@ def trips(problem: ConvProblem, plan: Plan) -> float:
 
 
 def timed(call: Call, plan: Plan, counts: Counts, device: Device) -> Timed:
-    """The time by counts: that of the cost model with a program's clocks as they were counted."""
+    """The time by counts: the cost model's, with counted instead of estimated clocks of a program."""
     counts = counts.at(trips(call.problem, plan))
     counted, bound = (_depthwise if isinstance(plan, DepthwisePlan) else _matrix)(call, plan, counts, device)
     return Timed(str(plan), predict(call, plan, device).seconds, counted, bound)

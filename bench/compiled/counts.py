@@ -1,4 +1,5 @@
-"""`python -m bench count`: counts what compiled kernels of every family, pass, layout and type do while they are executed.
+"""`python -m bench count`: counts the instructions and accesses of compiled kernels of every family, pass, layout and type
+while they are executed.
 
 The calls are those that `make gpu` tries first, under the plans that an A100 (sm_80) and an H200 (sm_90) take within each
 family. There is a row per kernel: warp instructions by class, and per kind of access the requests, bytes, sectors, lines,
@@ -36,7 +37,7 @@ ARCHS = {80: "NVIDIA A100-SXM4-80GB", 90: "NVIDIA H200"}
 SOME = ("fp16", "fp32"), (Pass.FPROP, Pass.DGRAD)
 ONCE = ("fp16", "fp32"), (Pass.FPROP,)
 #: Kernels that are never the first choice for such small layers: sums that programs share, windows that slide, filters in a
-#: loop, copies with the padding. Each has a layer, the plan, the types and passes.
+#: loop, copies with the padding. An entry has the layer, the plan, the types and the passes.
 FORCED = {
     "shared gather": ("conv2d n4 c64 15x13 -> 96 k3 p1", "{}:gather:64x32x32:w4:s3:split2", tuple(NUMBERS), tuple(Pass)),
     "slide depthwise": ("conv2d n4 c64 15x28 -> 64 k3 p1 g64", "{}:depthwise:4x32x4:w4:s3:rows5", *SOME),
@@ -49,7 +50,7 @@ FORCED = {
     ),
     "taps depthwise": ("conv2d n2 c32 20x20 -> 32 k9 p4 g32", "{}:depthwise:4x32x4:w4:s3:taps1x3", *SOME),
 }
-#: Kinds of access, by how an instruction begins. The first ones have sectors, the others wavefronts.
+#: Kinds of access, by the beginning of an instruction. The first ones have sectors, the others wavefronts.
 ACCESSES = {
     "global load": r"ld\.global",
     "global store": r"st\.global",
@@ -162,8 +163,8 @@ def pending(archs: Sequence[int], only: str = "") -> list[tuple[Item, int]]:
 
 
 def run(archs: Sequence[int], only: str, report: Callable[[str], None]) -> None:
-    """Counts what has no current row. Each call's rows are kept as they are made; rows of calls that no longer exist are
-    removed."""
+    """Counts what has no current row. The rows of a call are kept as soon as they are made; rows of calls that no longer exist
+    are removed."""
     names = [item.name for item in items()]
     todo = pending(archs, only)
     report(f"{len(todo)} calls to count")

@@ -1,5 +1,5 @@
-"""`docs/counts.md`: what compiled kernels ask of memory, beside the least that their bytes take, with reasons where it is
-more."""
+"""`docs/counts.md`: the memory accesses of compiled kernels beside the fewest that their bytes take, with a reason where there
+are more."""
 
 from __future__ import annotations
 

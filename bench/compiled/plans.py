@@ -101,8 +101,8 @@ def executed(code: Chosen, layer: str, device: Device, executor: Executor) -> Pl
 
 
 def renewed(row: PlanRow, code: Chosen, device: Device, executor: Executor) -> PlanRow | None:
-    """A stale row that was right, renewed for today's sources, if these compile to exactly the code that ran; otherwise
-    None."""
+    """The row of today's sources made from a stale row that was right, if today's sources compile to exactly the code that ran;
+    else None."""
     executor.skipped = []
     try:
         with float32_in(code.work.precision), far() if code.far else nullcontext():
@@ -144,9 +144,8 @@ def error_of(code: Chosen, device: Device) -> float:
 
 
 def pending(names: Sequence[tuple[str, str]], report: Callable[[str], None]) -> Iterator[tuple[Device, Chosen, str]]:
-    """The codes of devices and arithmetics that have no current row, group by group. It also renews the lists of codes.
-
-    They come in the order of their keys, so that a run that is cut short has seen something of every family.
+    """The codes of devices and arithmetics that have no current row, group by group. It also renews the lists of codes. Codes
+    come in the order of their keys, so that a run that is cut short has executed some of every family.
     """
     for name, arithmetic in names:
         device = DEVICES[name]

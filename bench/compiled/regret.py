@@ -6,7 +6,7 @@ The chip's time with these counts in the place of the estimates is the counted t
 the counted time of the chosen plan over the least among the candidates; Origami (AMD's selection of matrix products by
 arithmetic) is judged in this way.
 
-Where a program's work depends on batch and image (weight gradients, depthwise kernels), counts are taken per trip of its loop.
+Where a program's work depends on batch and image (weight gradients, depthwise kernels), counts are per trip of its loop.
 Counted times are modelled, not measured.
 """
 
@@ -230,7 +230,7 @@ def run(report: Callable[[str], None]) -> None:
 
 @dataclass(frozen=True)
 class Regret:
-    """How good one choice is by counted times; `plans` are all that were counted."""
+    """How good one choice is by counted times. `plans` are all plans of the call that were counted."""
 
     layer: str
     which: str
@@ -248,7 +248,7 @@ class Regret:
 
 
 def regrets(given: Iterable[ChoiceRow]) -> list[Regret]:
-    """Of every call whose chosen plan was counted and others too, the largest first."""
+    """The regret of every call of which the chosen plan and at least one other were counted, the largest first."""
     device, judged = DEVICES[DEVICE], []
     rows_of: dict[tuple[str, str, str], list[ChoiceRow]] = {}
     for row in given:

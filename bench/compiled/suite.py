@@ -1,4 +1,4 @@
-"""Runs the interpreter's test files on compiled code, file by file, and keeps what ran."""
+"""Runs the interpreter's test files on compiled code, file by file, and keeps a row of each."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ CHOSEN = "not gpu and not aot and not compiled"
 
 
 def pairs(files: Iterable[str] = FILES, archs: Iterable[int] = tuple(ARCHS)) -> list[tuple[str, int]]:
-    """Each file with each architecture that its plans can run on."""
+    """Each test file with each architecture on which its plans can run."""
     return [(file, arch) for arch in archs for file in files if arch >= NEED.get(file, 0)]
 
 

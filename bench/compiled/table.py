@@ -1,4 +1,4 @@
-"""What has run as compiled code, in tables: `docs/compiled.md` and the README's line."""
+"""Tables of the compiled code that has been executed: `docs/compiled.md` and the README's line."""
 
 from __future__ import annotations
 

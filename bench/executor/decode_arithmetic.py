@@ -123,7 +123,7 @@ def packed_integer(b: Builder, parts: list[str], operands: list[str]) -> None:
 
 # --- floats
 def as_float(b: Builder, slot: int, kind: str, high: bool = False) -> int:
-    """A half as float32; `high`: the upper one of two."""
+    """A half as float32. `high`: it is the upper half of a word."""
     kind = kind.removesuffix("x2")
     if high:
         slot = b.into("shru32", slot, b.constant(16, "i"))
@@ -193,7 +193,8 @@ FLOAT_MORE = {"add", "sub", "mul", "div", "fma", "min", "max"}
 
 # --- comparisons and choices
 def compare(b: Builder, parts: list[str], operands: list[str]) -> None:
-    """setp, also combined with a predicate and with a second target, or of two halves a word with a target each."""
+    """setp. It may be combined with a predicate and have a second target, or compare two halves per word with a target for
+    each."""
     comparison, kind = COMPARISONS.get(parts[1], parts[1]), parts[-1]
     first, _, second = operands[0].partition("|")
     combine = next((part for part in parts[2:-1] if part in ("and", "or", "xor")), None)
@@ -221,7 +222,7 @@ def compare(b: Builder, parts: list[str], operands: list[str]) -> None:
 
 
 def comparison_of(b: Builder, comparison: str, kind: str, flush: bool, operands: list[str], place: int) -> int:
-    """Make the predicate at a place hold where two operands compare so."""
+    """Sets the predicate at a place to the result of a comparison of two operands, and returns it."""
     width = bits_of(kind)
     sources = [b.value(operand, width) for operand in operands]
     if kind in ("f16", "bf16"):

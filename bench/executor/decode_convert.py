@@ -39,7 +39,7 @@ def convert(b: Builder, parts: list[str], operands: list[str]) -> None:
 
 
 def _pair(b: Builder, to: str, source: str, modifiers: set[str], operands: list[str], form: str) -> None:
-    """Two float32 to a pair of halves; the first operand is the upper one."""
+    """Rounds two float32 to a pair of halves; the first operand becomes the upper one."""
     half = to.removesuffix("x2")
     if source != "f32" or "rn" not in modifiers or modifiers - {"rn", "relu", "ftz"} or len(operands) != 3:
         raise Unknown(form)

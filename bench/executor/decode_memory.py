@@ -1,4 +1,4 @@
-"""Decoding of what touches memory: ld, st, cp.async, ldmatrix, stmatrix, TMA, and the matrix products."""
+"""Decoding of instructions that access memory: ld, st, cp.async, ldmatrix, stmatrix, TMA, and the matrix products."""
 
 from __future__ import annotations
 

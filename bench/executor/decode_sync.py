@@ -1,4 +1,4 @@
-"""Decoding of control and of what orders threads: branches, barriers, shuffles, votes, fences, mbarriers."""
+"""Decoding of control flow and of instructions that order threads: branches, barriers, shuffles, votes, fences, mbarriers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ VOTES = ["any", "all", "uni", "ballot"]
 
 
 def control(b: Builder, parts: list[str], operands: list[str]) -> bool:
-    """Decode such an instruction; False where it is none."""
+    """Decodes an instruction of control or order; returns False for any other."""
     decoder = {
         "bra": _branch,
         "bar": _barrier,
@@ -117,7 +117,8 @@ def _elect(b: Builder, parts: list[str], operands: list[str]) -> None:
 
 
 def _fence(b: Builder, parts: list[str], operands: list[str]) -> None:
-    """Memory of other programs is in no order anyway; only the fence between proxies is modelled."""
+    """Decodes a fence. Accesses of other programs have no order in this model, so only the fence between proxies is
+    modelled."""
     if parts[:3] == ["fence", "proxy", "async"] and parts[3:] in ([], ["shared::cta"]):
         b.add(Op.FENCE_PROXY)
     elif parts[0] == "membar" or parts[1] in ("acq_rel", "sc", "mbarrier_init"):

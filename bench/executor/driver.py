@@ -126,7 +126,7 @@ class Launcher:
         driver.launch(function, grid, self.metadata, list(self.parameters(arguments)), self.constants)
 
     def parameters(self, arguments: Sequence[Any]) -> Iterator[tuple[str, str, Any]]:
-        """(name, type, value) of the kernel's parameters. A descriptor becomes several."""
+        """(name, type, value) of each of the kernel's parameters. A descriptor becomes several parameters."""
         described = iter(getattr(self.metadata, "tensordesc_meta", None) or ())
         for (name, signature), argument in zip(self.signature.items(), arguments, strict=True):
             for inner, kind, value in flat(name, signature, argument):

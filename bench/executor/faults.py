@@ -44,7 +44,7 @@ class Fault:
 
 
 def _region_near(regions: Sequence[Region], address: int) -> str:
-    """Words on where an address lies."""
+    """Words that say which tensor an address is in or near."""
     below = [region for region in regions if region.base <= address]
     if not below and not regions:
         return "there is no tensor"

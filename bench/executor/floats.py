@@ -12,7 +12,8 @@ from bench.executor.lanes import TABLE, VECTORS, Lanes, define
 
 
 def _canonical(v: Lanes, value: ir.Value) -> ir.Value:
-    """PTX's "not a number" where arithmetic on float32 gives one. In integers: to LLVM one such value is as good as another."""
+    """The result of arithmetic on float32, with PTX's bits for "not a number". They are set in integers, because LLVM may
+    return any such value."""
     bits = v.cast(value, "i")
     nan = v.b.icmp_unsigned(">", v.b.and_(bits, v.const("i", 0x7FFFFFFF)), v.const("i", 0x7F800000))
     return v.cast(v.b.select(nan, v.const("i", 0x7FFFFFFF), bits), "f")
@@ -25,14 +26,15 @@ def _through_double(v: Lanes, name: str, *values: ir.Value) -> ir.Value:
 
 
 def _flush(v: Lanes, a: ir.Value) -> ir.Value:
-    """Subnormal float32 as zero of its sign."""
+    """float32 with every subnormal number replaced by a zero of its sign."""
     bits = v.cast(a, "i")
     small = v.b.icmp_unsigned("==", v.b.and_(bits, v.const("i", 0x7F800000)), v.const("i", 0))
     return v.cast(v.b.select(small, v.b.and_(bits, v.const("i", 0x80000000)), bits), "f")
 
 
 def _extreme(v: Lanes, a: ir.Value, b: ir.Value, name: str, propagate: bool) -> ir.Value:
-    """min and max: of two zeros the signed one is smaller; a number before "not a number" unless it propagates."""
+    """min and max. Of two zeros the one with a sign is smaller. A number is preferred to "not a number", unless that
+    propagates."""
     kind = "f" if a.type == VECTORS["f"] else "d"
     whole = "i" if kind == "f" else "l"
     sign = v.const(whole, 1 << (31 if kind == "f" else 63))

@@ -23,7 +23,7 @@ BITS = ir.VectorType(BIT, 32)
 
 
 class Lanes:
-    """A builder of LLVM instructions with the words that the table below is written in."""
+    """A builder of LLVM instructions, with the methods that the table below uses."""
 
     def __init__(self, builder: ir.IRBuilder, immediate: ir.Value) -> None:
         self.b, self.immediate = builder, immediate
@@ -130,7 +130,8 @@ def _shift(v: Lanes, a: ir.Value, by: ir.Value, name: str) -> ir.Value:
 
 
 def _divide(v: Lanes, a: ir.Value, b: ir.Value, name: str) -> ir.Value:
-    """Quotient or rest; by 0 all ones and the dividend, the smallest number by -1 itself and 0."""
+    """Quotient or rest. Division by 0 gives all ones and the dividend; that of the smallest number by -1 gives that number and
+    0."""
     kind = "i" if a.type == VECTORS["i"] else "l"
     zero, one, ones = v.const(kind, 0), v.const(kind, 1), v.const(kind, -1)
     none = v.b.icmp_unsigned("==", b, zero)
@@ -182,7 +183,7 @@ def _narrow(v: Lanes, a: ir.Value) -> ir.Value:
 
 
 def _extract(v: Lanes, a: ir.Value, position: ir.Value, length: ir.Value, signed: bool) -> ir.Value:
-    """Bits position to position + length - 1, the sign bit in front of them and from above the word on."""
+    """Bits position to position + length - 1, with the sign bit in front of them and in place of bits above the word."""
     kind, width = ("i", 32) if a.type == VECTORS["i"] else ("l", 64)
     position, length = v.b.and_(position, v.const("i", 255)), v.b.and_(length, v.const("i", 255))
     empty = v.b.icmp_unsigned("==", length, v.const("i", 0))
@@ -229,7 +230,7 @@ def _permute(v: Lanes, a: ir.Value, b: ir.Value, selector: ir.Value) -> ir.Value
 
 
 def _funnel(v: Lanes, a: ir.Value, b: ir.Value, by: ir.Value, left: bool) -> ir.Value:
-    """The word that lies `by` bits into b:a, from above (left) or below; by at most 32."""
+    """The word that begins `by` bits into b:a, counted from above (left) or from below. `by` is at most 32."""
     both = v.b.or_(v.wide(a, False), v.b.shl(v.wide(b, False), v.const("l", 32)))
     by = v.wide(by, False)
     shifted = v.b.lshr(v.b.shl(both, by), v.const("l", 32)) if left else v.b.lshr(both, by)

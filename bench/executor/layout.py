@@ -1,4 +1,5 @@
-"""The words of the engine's state, of a decoded row, of a warp and of every queue: positions, so that each is named once.
+"""The words of the engine's state, of a decoded row, of a warp and of every queue: each position has one name, which is defined
+here.
 
 All state lies in flat arrays of int64 that the engine reaches by address; arrays of other types stand as addresses in it.
 """

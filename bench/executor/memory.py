@@ -13,8 +13,8 @@ class Region:
 
     name: the argument's name. base: the kernel's address of the first byte. data: uint8, C-contiguous, the host's bytes from
     that byte on, which share the tensor's memory. readable: a uint8 map, as long as data, of the bytes that the kernel may
-    read; None for all. own: the same for the bytes that it may write; None for the readable ones. writable: whether it may
-    write at all.
+    read; None for all. own: the same for the bytes that it may write; None where these are the readable ones. writable: whether
+    it may write at all.
     """
 
     name: str

@@ -9,7 +9,7 @@ from bench.executor.memory import Region
 
 #: The distance between the first bytes of two tensors, so that an offset that leaves its tensor meets no other.
 WINDOW = 1 << 40
-#: Where a window's tensor begins in it, so that a negative offset stays in the window.
+#: The offset at which a tensor begins in its window, so that a negative offset stays in the window.
 MIDDLE = 1 << 39
 #: The low bits of an address that are kept, because kernels may be specialised on them and sectors depend on them.
 LOW_BITS = 4096
@@ -26,7 +26,7 @@ def span(tensor: torch.Tensor) -> int:
 
 
 def memory_of(tensor: torch.Tensor, size: int) -> np.ndarray:
-    """`size` bytes from a tensor's first byte on, which share its memory."""
+    """An array of `size` bytes from a tensor's first byte on, which shares the tensor's memory."""
     first = tensor.storage_offset() * tensor.element_size()
     memory = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage(), first, (size,), (1,))
     return memory.numpy()

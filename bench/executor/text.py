@@ -52,7 +52,7 @@ def head_of(ptx: str) -> str:
 
 
 def params_of(ptx: str) -> tuple[tuple[Param, ...], int]:
-    """(the parameters, how many bytes they take together)."""
+    """(the parameters, the number of bytes of all of them)."""
     params, offset = [], 0
     for match in _PARAM.finditer(head_of(ptx)):
         align, kind, _, name, length = match.groups()

@@ -21,7 +21,8 @@ WAYS = ("fprop:padded", "fprop:gather")
 
 
 def normalised_item(numbers: str, last: bool = True) -> Item:
-    """scale, shift and rstd with a SiLU, and a residual; the first result by the kernel of padding modes, the second apart."""
+    """A call with scale, shift, rstd, a SiLU and a residual. The kernel of padding modes computes the first result, a prologue
+    apart the second."""
     dtype, precision = getattr(torch, NUMBERS[numbers][0]), NUMBERS[numbers][1]
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     strides_of = channels_last_strides if last else rows
@@ -40,7 +41,8 @@ def normalised_item(numbers: str, last: bool = True) -> Item:
         return tuple(tritonconv.conv2d_fused(x, w, **settings(way, *given)) for way in WAYS)
 
     def judge(tensors: Tensors, results: Sequence[torch.Tensor]) -> float:
-        """What is convolved is off by four roundings of the sums' type, which the activation may steepen, and one of x's."""
+        """The input of the convolution is off by four roundings of the sums' type, which the activation may increase, and by
+        one rounding to x's type."""
         x, w, residual, scale, shift, rstd = in_float64(tensors)
         scale, shift, rstd = scale[..., None, None], shift[..., None, None], rstd.unsqueeze(1)
         z = x * rstd * scale + shift

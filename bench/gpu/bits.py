@@ -31,7 +31,8 @@ _OPS = torch.ops.tritonconv
 LARGEST = 2  # the largest whole number
 GATHER = FAMILIES["gather"]
 
-#: (layer, layout, type, plan). In the plans of "stem" and of the groups the kernel's weights are not the call's.
+#: (layer, layout, type, plan). Under the plans of "stem" and of the groups the kernel reads other weights than those of the
+#: call.
 FORCED = {
     "shared fprop": (GATHER, "channels_last", "fp16", "fprop:gather:64x64x32:w4:s4:split2"),
     "shared dgrad": (LAYERS["stride 2"], "channels_last", "fp16", "dgrad:gather:64x64x32:w4:s4:split2"),

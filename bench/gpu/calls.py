@@ -23,7 +23,7 @@ def in_order() -> Iterator[Item]:
     yield from fused_items("fp16")
     yield from layer_items("fp16", "channels_last")
     for numbers in ("bf16", "tf32", "fp32", "fp64"):
-        if numbers != "tf32":  # none of its products are in tf32
+        if numbers != "tf32":  # this function has no products in tf32
             yield from causal_items(numbers, False)
             yield from unfold_items(numbers, False)
         yield from video_items(numbers, False)

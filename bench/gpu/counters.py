@@ -57,7 +57,7 @@ def parsed(text: str) -> dict[str, float]:
 
 
 def run(path: Path, facts: Mapping[str, str], seconds: float, say: Callable[[str], None]) -> Tally:
-    """Counts and writes the answer to `path`. Where there is no profiler, or it may not count, one line says so."""
+    """Counts and writes the answer to `path`. Where there is no profiler, or counting is not permitted, one line says so."""
     program = profiler()
     if program is None:
         say("ncu is not installed: nothing is counted")

@@ -20,7 +20,7 @@ LAYERS = {
     "3x3 stride 2": ((2, 32, 15, 14), 48, 1, 2, 2, True),
     "3x3 in groups": ((2, 48, 9, 14), 32, 2, 1, 3, False),
 }
-#: What a gradient may be off by, in roundings of the largest element.
+#: The allowed error of a gradient, in roundings of the largest element.
 ROUNDINGS = 8
 
 

@@ -150,14 +150,14 @@ def causal_backward(mode: str, numbers: str, last: bool, activation: str) -> Ite
     def judge(tensors: Tensors, results: Sequence[torch.Tensor]) -> float:
         def gradients(change: Any, act: str = "") -> list[torch.Tensor]:
             dy, x, w, b, state, ids, starts, dfinal = in_float64(tensors, change)
-            if activation and change is torch.abs:  # |silu'| <= 1.5, and |silu''| <= 0.5 meets what z is off by
+            if activation and change is torch.abs:  # |silu'| <= 1.5, and the error of z counts with |silu''| <= 0.5
                 dy = dy * (STEEPEST + 0.5 * sequences.forward(x, w, b, "", Given(state, ids, starts)))
             given = Given(state, ids, starts)
             results = sequences.backward(dy, x, w, b, dfinal, act, given, wants)
             return [t for t, wanted in zip(results, wants, strict=True) if wanted]
 
         expected = gradients(torch.clone, activation), gradients(torch.abs), gradients(torch.ones_like)
-        extra = TAPS if activation else 0  # z has so many terms
+        extra = TAPS if activation else 0  # z is a sum of `TAPS` terms
         return max(
             share(got, Expected(value, size, terms + extra)) for got, value, size, terms in zip(results, *expected, strict=True)
         )

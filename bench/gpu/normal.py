@@ -1,4 +1,4 @@
-"""An item of what may come before a convolution: the statistics of groups and of pixels, and the kernel that applies them."""
+"""An item of a normalisation before a convolution: the statistics of groups and of pixels, and the kernel that applies them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHAPE, GROUPS, EPS = (2, 48, 2, 9, 10), 3, 1e-3
 
 
 def normal_item(numbers: str, last: bool = True) -> Item:
-    """Scale and shift of groups, rstd of pixels, and x with all three behind a SiLU."""
+    """The item: scale and shift of groups, rstd of pixels, and x with all three and a SiLU."""
     dtype = getattr(torch, NUMBERS[numbers][0])
     strides_of = channels_last_strides if last else rows
 
@@ -33,7 +33,7 @@ def normal_item(numbers: str, last: bool = True) -> Item:
         return scale, shift, rstd, _OPS.normalize(x, scale, shift, rstd, "silu")
 
     def judge(tensors: Tensors, results: Sequence[torch.Tensor]) -> float:
-        """Sums of n squares have a relative error of c * u * sqrt(n), and the values that use them one rounding more."""
+        """Sums of n squares have a relative error of c * u * sqrt(n). The values that use them have one rounding more."""
         x, w, b = in_float64(tensors)
         groups = x.reshape(SHAPE[0], GROUPS, -1)
         variance, mean = torch.var_mean(groups, -1, correction=0)

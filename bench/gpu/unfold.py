@@ -22,7 +22,7 @@ WINDOWS: dict[str, tuple[tuple[int, ...], ...]] = {
     "1-D": ((3, 40, 333), (5,), (2,), (4,), (2,)),
     "3-D": ((1, 20, 5, 9, 10), (2, 3, 3), (1, 1, 2), (0, 1, 2), (1, 2, 1)),
 }
-#: What a sum may be off by, in roundings of the largest element.
+#: The allowed error of a sum, in roundings of the largest element.
 ROUNDINGS = 2
 
 

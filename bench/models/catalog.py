@@ -1,4 +1,4 @@
-"""Which models, how each is built without weights, and on what small input it is run."""
+"""The models, how each is built without weights, and the small input on which it runs."""
 
 from __future__ import annotations
 

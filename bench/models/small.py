@@ -43,7 +43,7 @@ def _pair(inner: int, outer: int) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """[N, 3, H, W] -> [N, 2, H, W], H and W multiples of 4."""
+    """A U-Net from [N, 3, H, W] to [N, 2, H, W], with H and W multiples of 4."""
 
     def __init__(self, width: int = 4) -> None:
         super().__init__()

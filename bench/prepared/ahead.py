@@ -27,7 +27,7 @@ NAMESPACE = "tritonconv"
 
 
 class Utils:
-    """What Triton asks of a GPU before it loads a kernel, and the loading."""
+    """The functions that Triton calls before it loads a kernel, and the one that loads it."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -76,7 +76,7 @@ class Driver(DriverBase):
 
 
 class AsOnCuda(TorchDispatchMode):
-    """Inside, the library's ops run what they run for CUDA tensors instead of making fake results."""
+    """Inside the block the library's ops run what they run for CUDA tensors, instead of making fake results."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == NAMESPACE:

@@ -1,5 +1,5 @@
-"""torch.compile, which searches over Triton templates and cuDNN. It serves forward passes only, because it rewrites no
-other."""
+"""torch.compile, which searches over Triton templates and cuDNN. It serves forward passes only, because it does not rewrite
+gradients."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ DTYPES = {"amp": "float16", "fp16": "float16", "float16": "float16", "half": "fl
 
 @dataclass(frozen=True)
 class Source:
-    """A GPU as a file names it, with the device that this means or that was asked for."""
+    """A GPU as a file names it, with the device that the name means or that the caller asked for."""
 
     device: Device | None
     reason: str = ""
@@ -64,7 +64,7 @@ def _text(path: Path) -> str:
 
 
 def gpu(name: str, forced: Device | None) -> Source:
-    """The device of a name, or the one asked for."""
+    """The device `forced` where it is given, else the one that the name means."""
     if forced is not None:
         return Source(forced)
     if not name:

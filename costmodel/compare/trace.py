@@ -1,8 +1,8 @@
 """A Kineto trace (what torch.profiler writes) as convolutions with their kernels. Standard library only.
 
-Two dialects are read: of 2021 (categories `Operator`, `Kernel`, `Runtime`; no strides, no numbers) and of today (`cpu_op`,
-`kernel`, `cuda_runtime`). A kernel belongs to the operator whose external id it carries, or through its correlation to the
-operator that was running when the runtime call was made.
+Two dialects are read: that of 2021 (categories `Operator`, `Kernel`, `Runtime`; no strides, no numbers) and today's (`cpu_op`,
+`kernel`, `cuda_runtime`). A kernel belongs to the operator whose external id it carries. Without such an id its correlation
+names the runtime call that launched it, and it belongs to the operator that was running then.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class Instance:
 
 @dataclass
 class Trace:
-    """A trace. `steps`: how many of the profiler's steps have kernels, at least 1. `device`: the GPU's name in the trace, or
-    ""."""
+    """A trace. `steps`: the number of the profiler's steps that have kernels, at least 1. `device`: the GPU's name in the
+    trace, or ""."""
 
     path: Path
     device: str
@@ -83,8 +83,8 @@ class Trace:
 
 
 def load(path: Path) -> Trace:
-    """The trace in a file. Raises ValueError where shapes or kernels are missing, where the file is only of a CPU or an AMD
-    part, or where its times are not a GPU's; the words say how to record a trace that can be read."""
+    """The trace in a file. Raises ValueError where shapes or kernels are missing, where only a CPU or an AMD part was recorded,
+    or where the times are not a GPU's. The message says how to record a trace that can be read."""
     reader, operators, launches, raw, steps = Reader(path), [], {}, [], []
     dialect = "2.x"
     for event in reader:

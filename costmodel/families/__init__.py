@@ -52,7 +52,7 @@ FUNCTIONS = {
 
 @cache
 def families() -> dict[str, Family]:
-    """Every kernel family by its name. A test may put one more into it."""
+    """Every kernel family by its name. A test may add one."""
     registered = [family for module in MODULES for family in import_module(f"{__name__}.{module}").FAMILIES]
     return {family.name: family for family in registered}
 
@@ -78,8 +78,8 @@ def family(name: str) -> Family:
 
 
 def serving(problem: ConvProblem, prologue: bool = False) -> list[Family]:
-    """The families that serve a problem's padding, and with `prologue` apply one to the pixels that they gather, in the order
-    in which a choice asks them. Those that serve few calls come first."""
+    """The families that serve a problem's padding, in the order in which a choice asks them: those that serve few calls come
+    first. With `prologue` they are those that can apply one to the pixels that they gather."""
     every = named() if problem.padding_mode else families()
     members = [member for member in every.values() if not member.padding_refusal(problem, prologue)]
     return sorted(members, key=lambda member: not member.narrow)

@@ -63,7 +63,7 @@ __all__ = [
 
 #: Elements that a program of `table_kernel` and of wgrad's sum makes.
 TABLE_BLOCK, REDUCE_BLOCK = 1024, 128
-#: Fewest taps of a filter that plans are ranked for (11 x 11). Below that the FMA kernels are as fast within the error of both
+#: Fewest taps of a filter for which plans are ranked (11 x 11). Below that the FMA kernels are as fast within the error of both
 #: predictions.
 LEAST_TAPS = 121
 #: Warp instructions per 32 sums of wgrad to sum the diagonals: an exchange through shared memory, then four masked additions
@@ -177,7 +177,7 @@ MENU = (
     (16, (2, 32), 1, 32, 4, 4),
     (16, (2, 16), 2, 16, 4, 4),
 )
-#: Tiles of wgrad. A trip takes the block at one place of so many images.
+#: Tiles of wgrad. A trip takes one block, at the same place, of each of several images.
 WGRAD_MENU = (
     (32, (4, 32), 4, 32, 8, 3),
     (32, (8, 16), 8, 16, 8, 3),
@@ -317,7 +317,7 @@ def at_least(call: Call, plan: BandPlan, device: Device) -> float:
 
 
 def quickest(call: Call, device: Device, least: float) -> tuple[float, Plan | None]:
-    """(predicted seconds, plan) of the candidate of least time, if under `least` seconds."""
+    """(predicted seconds, plan) of the candidate of least time, if that is under `least` seconds."""
     best = None
     for plan in candidates(call, device):
         if at_least(call, plan, device) >= least:

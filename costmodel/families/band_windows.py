@@ -120,7 +120,7 @@ def blocks_of(shape: Shape, box: tuple[int, int]) -> int:
 class Launch(NamedTuple):
     """The programs of a launch, and the sum of their trips."""
 
-    tiles: int  # of a channel, splits not counted
+    tiles: int  # tiles per channel, without splits
     splits: int
     programs: int
     trips: int
@@ -184,7 +184,7 @@ def runs(shape: Shape, band: Band, start: int, is_last: bool) -> list[tuple[int,
     end = (shape.inputs[1] + shape.lead - (band.box[1] + shape.kernel[1] - 1 + shape.gap)) // band.box[1] + 1
     while start + (1 if is_last else size) <= row:
         first, last = start // shape.images, (min(start + size, row) - 1) // shape.images
-        # alike: those that start before `limit`, with windows that have all of their columns inside, or with the same block
+        # programs that start before `limit` are cut alike: their windows have all columns inside, or begin in the same block
         limit = end * shape.images if begin <= last and first < end else (first + 1) * shape.images - size + 1
         programs = max(1, ceil_div(min(limit, row - size + 1) - start, size))
         shares.append((programs, steps_of(shape, band, first, last)[1]))

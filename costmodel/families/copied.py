@@ -1,7 +1,7 @@
 """The families "copied-...": convolutions whose padding holds pixels, by a family that pads with zeros. Plain arithmetic.
 
-x is written out with its padding first, and the other family's plan runs on that; the input gradient is the other family's, of
-x with its padding, and the images of each pixel are then added up. Each takes one kernel of its own.
+A kernel first writes x out with its padding, and the other family's plan runs on that. For the input gradient the other family
+computes the gradient of x with its padding, and a kernel then adds up the images of each pixel.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ PLACE = {Pass.FPROP: "a", Pass.DGRAD: "out", Pass.WGRAD: "b"}
 
 
 def copied_bytes(problem: ConvProblem, which: Pass, size: int, sums: int) -> int:
-    """Bytes that a pass moves because of the kernel around it, `size` bytes per element: x read, and written with its
-    padding. For the input gradient, in a buffer of `sums` bytes per element: what the product writes there beyond a gradient
-    of x's type, the buffer read, and dx."""
+    """Bytes that the kernel around a pass adds, with `size` bytes per element. It reads x and writes x with its padding. For
+    the input gradient the product writes to a buffer of `sums` bytes per element; what this adds to a gradient of x's type
+    counts, and the kernel reads the buffer and writes dx."""
     inside, whole = product(problem.input_shape), product(problem.written_out.input_shape)
     if which != Pass.DGRAD:
         return int(size * (inside + whole))
@@ -50,7 +50,8 @@ class Copied(Family):
         self.kernels, self.executed, self.narrow = inner.kernels, inner.executed, inner.narrow
 
     def written(self, call: Call) -> Call:
-        """The call of `inner`. Matrix products get x channels-last; the others as it was, without gaps."""
+        """The call that `inner` runs. Matrix products get a channels-last x; other families get its layout as it was, without
+        gaps."""
         problem, place = call.problem.written_out, PLACE[call.which]
         x = getattr(call, place)
         dense = channels_last(problem, Pass.FPROP, call.dtype).a
@@ -86,9 +87,10 @@ class Copied(Family):
         return self.inner.refusal(self.written(call), self.within(plan), device)
 
     def is_left_out(self, call: Call) -> bool:
-        """Whether a choice leaves these plans out, which `plan=` takes. They are those of a gather that fills a buffer of 32
-        bits from 16, since with large tiles the compiler spilled, and with the others it is what "padded" launches; and those
-        that round each image to 16 bits, where the call has no groups that would leave tiles of "padded" empty."""
+        """Whether a choice leaves these plans out; `plan=` still takes them. It leaves out a gather that fills a buffer of 32
+        bits from 16: with large tiles the compiler spilled, and with the others "padded" launches the same kernel. It also
+        leaves out plans that round each image to 16 bits, unless the call has groups that would leave tiles of "padded"
+        empty."""
         if call.which != Pass.DGRAD:
             return False
         if self.sums(call.dtype) > itemsize(call.dtype):

@@ -264,7 +264,8 @@ def launch_of(shape: Shape, tile: Tile, rows: int, split: int) -> Launch:
 
 
 def walks_columns(shape: Shape, taps: tuple[int, int] | None) -> bool:
-    """Whether a program walks `rows` tiles along a row, for want of rows: in 1-D the sliding window, and wgrad."""
+    """Whether a program walks `rows` tiles along a row, because there is only one row: the sliding window in 1-D, and wgrad in
+    1-D."""
     return shape.rank < 2 and (shape.which == Pass.WGRAD or taps is None)
 
 
@@ -322,7 +323,7 @@ def registers(call: Call, plan: DepthwisePlan) -> int:
 
 
 def registers_a_lane(call: Call, work: Work, taps: tuple[int, int] | None) -> float:
-    """Where a window slides down the rows, a row of 16-bit values stays packed until it is used."""
+    """Registers per lane. Where a window slides down the rows, a row of 16-bit values stays packed until it is used."""
     size = itemsize(call.dtype)
     wide = 2 if size == 8 else 1
     slides = taps is None and call.which != Pass.WGRAD and call.problem.rank > 1
@@ -336,7 +337,8 @@ def max_registers(call: Call, device: Device) -> int:
 
 
 def can_slide(shape: Shape) -> bool:
-    """Whether a window may slide: dgrad's has no outputs in between along the depth."""
+    """Whether a window may slide. For dgrad the depth must have stride 1, because a longer stride leaves outputs between those
+    of a window."""
     return shape.which != Pass.DGRAD or shape.stride[0] == 1
 
 
@@ -388,6 +390,7 @@ def moved_besides(call: Call, shape: Shape, pack: tuple[str, ...], launch: Launc
 
 
 def issued_macs(problem: ConvProblem, plan: DepthwisePlan) -> int:
-    """Multiply-adds that the plan's lanes compute, on padding, masked lanes and rows that only fill the window too."""
+    """Multiply-adds that the plan's lanes compute, including those on padding, on masked lanes and on rows that only fill the
+    window."""
     work, launch = work_of(Call(problem, plan.which, "float16"), plan.block_m, plan.taps), planned(problem, plan)
     return launch.programs * launch.trips * work.multiply_adds * tile_of(plan).lanes

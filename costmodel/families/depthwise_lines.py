@@ -26,7 +26,7 @@ def touched_lines(call: Call, shape: Shape, tile: Tile, work: Work) -> float:
         channels = min(tile.channels, lanes)
         groups = min(tile.groups, lanes // channels)
     wgrad = shape.which == Pass.WGRAD
-    sources, others = problem.in_channels, problem.out_channels  # of the gathered tensor, and of the other one
+    sources, others = problem.in_channels, problem.out_channels  # channels of the gathered tensor, and of the other one
     if shape.which == Pass.DGRAD:
         sources, others = others, sources
     # lanes that see the same channel of the gathered tensor, and of the other

@@ -35,7 +35,7 @@ class MatrixPlan(Plan):
     fill a tile. `pack` names the operands that are first copied to channels-last.
     """
 
-    boxed: ClassVar[bool] = False  # the copy engine fetches the operands as boxes; for wgrad only x
+    boxed: ClassVar[bool] = False  # the copy engine fetches the operands as boxes (for wgrad only x)
     folds: ClassVar[bool] = False  # the columns of a filter may become channels
     patches: ClassVar[bool] = False  # the windows tile the input, so taps and channels are one axis
 

@@ -1,5 +1,5 @@
-"""The family "padded": convolutions whose padding holds pixels of the image, reflected, repeated or circular, and forward those
-of any padding with a prologue.
+"""The family "padded": convolutions whose padding holds pixels of the image, reflected, repeated or circular, and forward
+passes with a prologue and any padding.
 
 fprop and wgrad find the source of each tap by index arithmetic. dgrad is the "gather" of the input with its padding written
 out, into a workspace in the accumulator's type, and a kernel that adds each pixel's images. Plain arithmetic.
@@ -58,8 +58,8 @@ MENU: dict[str, tuple[Tile, ...]] = {
 LARGEST_SUMS = {True: 128 * 128, False: 64 * 64}
 
 
-#: Most elements of x a thread and trip where each has an address. With 32 some tiles spilled in space, or under modes that the
-#: table of compiled kernels has no row of.
+#: Most elements of x per thread and trip where each has an address of its own. With 32 some tiles spilled in 3-D, or under
+#: modes that are not in the table of compiled kernels.
 NARROW_ADDRESSES = 16
 
 
@@ -98,9 +98,10 @@ def unprepared(call: Call) -> str:
 def prologue_fits(call: Call, tile: Tile, reach: str, capability: int) -> bool:
     """Whether a tile keeps the call's prologue in registers, whatever the activation (`tests/test_conv_prologue_aot.py`).
 
-    A thread may prepare 32 elements, of 4 bytes or more 16. Where each element of x has an address it may prepare 16, and 8 on
-    sm_100, where Triton 3.6 spilled, or with values of each row's own, which leave no room for 64 x 64 results on sm_100.
-    float64 has room for 8 elements, and for 2 on sm_100 or where rows and addresses ask for it.
+    A thread may prepare 32 elements, or 16 of 4 bytes. Where each element of x has an address of its own it may prepare 16.
+    That falls to 8 on sm_100, where Triton 3.6 spilled, and where the rows of a tile have different values; both together leave
+    no room for 64 x 64 results. Of float64 it may prepare 8 elements, or 2 on sm_100 and where rows differ and each element has
+    an address.
     """
     assert call.prologue is not None
     elements, problem, arch = tile.m * tile.k // (32 * tile.warps), call.problem, compiled_for(capability)

@@ -129,7 +129,7 @@ def boxed_operands(problem: ConvProblem, which: Pass) -> tuple[tuple[str, str, i
 
 
 def overhang_refusal(call: Call, block_k: int) -> str:
-    """Why a box of `block_k` channels may not reach beyond a group's last channel; "" where it may, or does not.
+    """Why a box of `block_k` channels may not reach beyond a group's last channel; "" where it may, or does not reach beyond.
 
     Beyond the last channel of the tensor a box holds zeros. Other data there would be multiplied by zero weights, which does
     not cancel an infinite element. wgrad sums over pixels and stores no column of other channels, so it may reach beyond.

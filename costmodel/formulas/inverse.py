@@ -40,11 +40,11 @@ def solve(
 
     `for_` is "padding", "input", "kernel", "stride", "dilation", "output" or, of a transposed convolution, "output_padding".
     Without it the unknown is the first of output, input, kernel, padding, stride and dilation that is not given.
-    Left out, stride and dilation are 1 and paddings 0. `padding` is one number for both ends, a (low, high) pair, "valid", or
-    "same" (dilation * (kernel - 1) in total, whatever the kernel). Asked for the padding, `symmetric` wants one number p for
-    both ends; without it the total P is solved for, of which any split will do. Solutions are paddings >= 0 and others >= 1.
-    Raises ValueError for a missing, superfluous or impossible argument. Source: the relations of Dumoulin and Visin
-    (arXiv:1603.07285), solved for one unknown.
+    Where they are not given, stride and dilation are 1 and paddings are 0. `padding` is one number for both ends, a (low, high)
+    pair, "valid", or "same" (dilation * (kernel - 1) in total, whatever the kernel). `symmetric` asks for a padding p that is
+    the same at both ends; without it the solution is the total P, which may be split in any way. A padding is at least 0 and
+    every other solution at least 1. Raises ValueError for a missing, superfluous or impossible argument. Source: the relations
+    of Dumoulin and Visin (arXiv:1603.07285), solved for one unknown.
 
     >>> print(solve(output=112, input=224, kernel=7, stride=2))
     p = 3

@@ -53,7 +53,8 @@ class Linear:
 
 @dataclass(frozen=True)
 class Solution:
-    """Exactly the integers from `low` to `high` are solutions. `high` None: there is no upper end. `low` None: there is none.
+    """Exactly the integers from `low` to `high` are solutions. Where `high` is None there is no upper end; where `low` is None
+    there is no solution.
 
     `symbol` is the letter of the unknown in the derivation; `reason` says why there is no solution.
     """
@@ -104,7 +105,8 @@ class Axis:
     transposed: bool
 
     def span(self) -> int:
-        """Forward: how far the last window may start, n + P - d (k - 1) - 1. Transposed: the output size."""
+        """For a forward convolution the last position at which a window may start, n + P - d (k - 1) - 1; for a transposed one
+        the output size."""
         if self.transposed:
             low, high = map(int, self.padding)
             problem = ConvProblem.conv_transpose(

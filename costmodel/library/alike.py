@@ -47,7 +47,7 @@ def distance(one: Seen, other: Seen) -> float:
 
 
 def guess(query: Seen, rows: Sequence[Row]) -> Guess:
-    """The logarithm of measured over base time of `of`. Raises ValueError where there are no rows."""
+    """The logarithm of measured over base time of `query`. Raises ValueError where there are no rows."""
     if not rows:
         raise ValueError("library: there are no rows to predict from")
     apart = [distance(query, row.seen) for row in rows]

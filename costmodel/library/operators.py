@@ -1,4 +1,4 @@
-"""The time of each operator of a network in eager PyTorch: terms from a device's figures, which a fit gives weights to.
+"""The time of each operator of a network in eager PyTorch: a sum of terms from a device's figures, whose weights are fitted.
 
 A convolution has a term for its bytes at the bandwidth and one for its multiply-adds at the peak, by kind. Other operators have
 the same terms, by group. Every operator also has a term for one call. Standard library only.

@@ -19,8 +19,8 @@ from costmodel.tiling import itemsize
 KINDS = ("dense", "1x1", "few channels", "grouped", "depthwise")
 MODES = ("eager", "compiled")
 LAYOUTS = ("channels_last", "contiguous")
-#: Cycles of an FMA unit per multiply-add of a depthwise kernel; and of a layer with few channels, tensor-core work over FMA
-#: work.
+#: Cycles of an FMA unit per multiply-add of a depthwise kernel. FEW is the work of tensor cores over that of FMA units, for a
+#: layer with few channels.
 DEPTHWISE_CYCLES, FEW = 30.0, 3.0
 #: The factor that a stride puts on the arithmetic of a dense layer.
 STRIDED = 3.0

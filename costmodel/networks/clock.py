@@ -18,7 +18,8 @@ from costmodel.timing import Prediction
 from costmodel.unfold import UnfoldCall
 from costmodel.video import Chunk
 
-#: What a convolution is beside a pass of a problem: a call of a function with plans of its own, or a prologue of its input.
+#: What a convolution may be besides a plain pass of a problem: a call of a function that has plans of its own, or a pass with a
+#: prologue.
 Called = Chunk | causal.Kind | Deformation | UnfoldCall | Prologue
 #: Element types for which a `Device` may have a peak.
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -80,7 +81,7 @@ class Clock:
             return video.predict(call, own, dtype, precision, device), str(own)
         if isinstance(call, Deformation):
             moved = DeformCall(call, dtype, precision)
-            if which == Pass.DGRAD:  # of all gradients
+            if which == Pass.DGRAD:  # the time of all gradients
                 return deform_backward.predict(moved, device), str(deform_backward.select(moved, Pass.DGRAD, device))
             best = deform.select(moved, device)
             return deform.predict(moved, best, device), str(best)

@@ -33,7 +33,7 @@ def columns(func: Any, args: Sequence[Any], out: Any) -> UnfoldCall | None:
 
 
 def cost(call: UnfoldCall) -> Cost:
-    """The bytes that a call moves at least. Of fold's additions each counts one FLOP; unfold has none."""
+    """The bytes that a call moves at least. Each addition of fold counts as one FLOP; unfold has none."""
     moved = int(call.unfolding.compulsory(itemsize(call.dtype), call.which))
     added = int(call.unfolding.additions) if call.which == Pass.DGRAD else 0
     return Cost(other_flops=added, bytes=moved, im2col_bytes=moved)

@@ -104,7 +104,7 @@ def _prologue(named: dict[str, Any], prefix: str = "") -> Prologue:
 
 
 def _with_prologue(plain: Convolution, named: dict[str, Any]) -> Convolution:
-    """The convolution with a prologue of its input, of which each step is one FLOP per element."""
+    """The convolution with a prologue of its input. Each step of the prologue counts one FLOP per element."""
     prologue = _prologue(named, "x_")
     per_element = prologue.rstd + prologue.scale + prologue.shift
     per_element += ELEMENTWISE[SAME_FLOPS.get(prologue.activation, prologue.activation)] if prologue.activation else 0
@@ -230,7 +230,8 @@ def _video(named: dict[str, Any]) -> Convolution | None:
 
 
 def _deform(named: dict[str, Any]) -> Convolution:
-    """deform_conv2d. Its useful multiply-adds are those of offsets of zero; what the others meet is not known here."""
+    """deform_conv2d. Its useful multiply-adds are those of offsets of zero, because a trace does not know the values of
+    offsets."""
     x, w = named["x"], named["w"]
     stride, padding, dilation = (named[name] for name in ("stride", "padding", "dilation"))
     problem = ConvProblem.conv(x.shape, w.shape, stride, padding, dilation, x.shape[1] // w.shape[1])
@@ -242,8 +243,9 @@ def _deform(named: dict[str, Any]) -> Convolution:
 
 
 def deform_gradient(func: Any, args: Sequence[Any], out: Any) -> tuple[Convolution, Cost]:
-    """The gradients of deform_conv2d, in one operator but for the bias': the convolution, and what those that are asked for
-    cost. Bytes are those of its arguments and results; what lies between its kernels is in their predicted time."""
+    """The gradients of deform_conv2d without that of the bias, which are one operator: (the convolution, the cost of the
+    gradients that are asked for). Bytes are those of its arguments and results; the memory between its kernels counts in their
+    predicted time."""
     named = {"b": None, **arguments(func, args)}
     convolution, dtype = _deform(named), named["x"].dtype
     deformation = convolution.call
@@ -257,7 +259,8 @@ def deform_gradient(func: Any, args: Sequence[Any], out: Any) -> tuple[Convoluti
     return convolution, Cost(**macs, other_flops=others, bytes=moved, im2col_bytes=moved)
 
 
-#: Gradients that one operator makes together: by its name, (the convolution, what they cost).
+#: The operators that compute several gradients at once. Each has a function that returns (the convolution, the cost of the
+#: gradients).
 CAUSAL_GRADIENT, DEFORM_GRADIENT = "tritonconv::causal_backward", "tritonconv::deform_backward"
 CAUSAL: dict[str, Callable[[dict[str, Any]], Convolution | None]] = {
     "tritonconv::causal": _causal,

@@ -1,5 +1,5 @@
-"""This package's counts beside those of torch's own counter, operator by operator. Differences are explained, or said not to
-be.
+"""This package's counts beside those of torch's own counter, operator by operator. Each difference has an explanation, or the
+remark that there is none.
 
 `torch.utils.flop_counter.FlopCounterMode` runs on the same fake tensors, forward and backward. It counts FLOP = 2 * MAC of
 matrix products and convolutions (dense, padding included), no bias and nothing else. Up to torch 2.13 at least it multiplies

@@ -56,8 +56,8 @@ def load(name: str, **arguments: Any) -> nn.Module:
 
 @contextlib.contextmanager
 def _aside(requests: Sequence[str]) -> Iterator[None]:
-    """What a factory prints is not the report: it goes to the errors, at the end, and nowhere where the factory failed for
-    want of a download, which it says to be under way."""
+    """Keeps what a factory prints out of the report, and writes it to stderr at the end. Where the factory failed because a
+    download was refused it is dropped, because it would say that the download is under way."""
     output, built = io.StringIO(), False
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):

@@ -200,19 +200,18 @@ class Network(Tables):
     ) -> Forecast:
         """Every layer with its predicted time on `device` (a name or a `Device`), in the arithmetic `dtype`.
 
-        `dtype` is a name such as "bf16" or "tf32", or a torch.dtype. None is the dtype that `trace` was asked for; where it was
-        asked for none, that of the model, but for float32, torch's default, which nobody chose: then it is this package's
-        default, bfloat16, or float16 on a device without bfloat16.
+        `dtype` is a name such as "bf16" or "tf32", or a torch.dtype. None is the dtype that was passed to `trace`, else that of
+        the model. A model in float32 has torch's default, which nobody chose: it is predicted in this package's default,
+        bfloat16, or in float16 on a device without bfloat16.
 
-        Convolutions take the plan that `costmodel.plan.select` chooses for channels-last tensors, causal ones that of their
-        own model, other operators one launch and the longer of their arithmetic and their DRAM traffic, in which a
-        normalisation reads again what its statistics had to read first (`costmodel.networks.sweeps`). Where `device.host` holds
-        what calls cost the host, measured there, an operator that the GPU has to wait for takes that wait too
-        (`costmodel.networks.waiting`). `precision` "tf32" lets
-        float32 use tensor cores. `training` adds the backward pass.
+        Convolutions take the plan that `costmodel.plan.select` chooses for channels-last tensors, and causal ones that of their
+        own model. Any other operator takes one launch and the longer of its arithmetic and its DRAM traffic; a normalisation
+        reads its input a second time after its statistics (`costmodel.networks.sweeps`). Where `device.host` holds measured
+        times of the host, the time of an operator includes the wait of the GPU for its launch (`costmodel.networks.waiting`).
+        `precision` "tf32" lets float32 use tensor cores. `training` adds the backward pass.
 
-        `library` "cudnn" predicts what PyTorch takes today instead, fitted to times that others published: in `mode` "eager"
-        or "compiled", on tensors that lie in `layout` "channels_last" or "contiguous". What no published time supports widens
+        `library` "cudnn" predicts what PyTorch takes today instead, fitted to times that others published: in `mode` "eager" or
+        "compiled", on tensors whose `layout` is "channels_last" or "contiguous". Properties that no published time has widen
         the interval, and `Timed.sources` says so.
 
         Raises ValueError for an unknown device, dtype or library, and for an arithmetic that the device or the library lacks.

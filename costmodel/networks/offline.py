@@ -1,4 +1,4 @@
-"""No network while a model is built: a factory that asks for weights is refused, and the caller learns whom it asked."""
+"""Refuses network connections while a model is built, and tells the caller which hosts the factory asked for weights."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
-#: What libraries read before they ask a hub.
+#: Environment variables that libraries read before they ask a hub.
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
 class Refused(ConnectionError):
-    """A connection that was asked for and not made."""
+    """A connection was asked for and not made."""
 
 
 @contextmanager

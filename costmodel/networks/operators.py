@@ -95,13 +95,13 @@ REDUCTIONS: dict[str, int] = {
     }.items()
     for name in names.split()
 }
-#: Pooling: one FLOP for each element of each window; the gradient of an average the same.
+#: Pooling: one FLOP for each element of each window; the gradient of an average counts the same.
 POOLS = frozenset("max_pool1d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d".split())
 POOL_GRADIENTS = frozenset("avg_pool2d_backward avg_pool3d_backward".split())
 CPU_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 #: Matrix products that torch's registry lacks: the argument whose elements each take part in one multiply-add.
 MATRIX_VECTOR = {"mv": 0, "dot": 0, "vdot": 0, "addmv": 1}
-#: Those that `costmodel.count.cost` knows; a convolution of integers or complex numbers is an unknown operator.
+#: Element types that `costmodel.count.cost` knows; a convolution of integers or complex numbers is an unknown operator.
 CONVOLUTION_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 CONVOLUTIONS = frozenset({aten.convolution, aten._convolution, aten.convolution_overrideable})
 _LISTED = COPIES | set(ELEMENTWISE) | set(REDUCTIONS) | BATCH_NORM | POOLS | POOL_GRADIENTS | set(MATRIX_VECTOR)
@@ -173,7 +173,7 @@ def _macs(func: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any], out
 
 
 def _attention_flops(name: str, args: Sequence[Any]) -> int:
-    """The softmax inside fused attention: 5 FLOP a score, and 4 more for its gradient."""
+    """The softmax inside fused attention: 5 FLOP per score, and 4 more for its gradient."""
     if not name.startswith("_scaled_dot_product"):
         return 0
     gradient = name.endswith("_backward")
@@ -190,7 +190,7 @@ def _flops(name: str, args: Sequence[Any], kwargs: dict[str, Any], results: list
     if name in REDUCTIONS:
         return REDUCTIONS[name] * first
     if name in BATCH_NORM:
-        # a scale and a shift a channel with stored statistics
+        # a scale and a shift per channel with stored statistics
         return (8 if uses_batch_statistics(name, args) else 2) * first
     if name in POOLS:
         return results[0].numel() * _window(name, args[1])

@@ -91,12 +91,13 @@ def hull(spans: Iterable[Span | None]) -> Span | None:
 
 
 def windowed(field: Field, kernel: int, stride: int, low: int = 0, dilation: int = 1) -> Field:
-    """After a convolution or pooling: output i reads i * stride - low + t * dilation for each tap t."""
+    """The field after a convolution or pooling: output i reads i * stride - low + t * dilation for each tap t."""
     return pull(field, 1, stride, lambda i: (i * stride - low + t * dilation for t in range(kernel)))
 
 
 def transposed(field: Field, kernel: int, stride: int, low: int = 0, dilation: int = 1) -> Field:
-    """After a transposed convolution: output i reads (i + low - t * dilation) / stride for the taps t where that divides."""
+    """The field after a transposed convolution: output i reads (i + low - t * dilation) / stride for the taps t where that
+    divides."""
 
     def taps(i: int) -> Iterable[int]:
         places = (i + low - t * dilation for t in range(kernel))
@@ -106,15 +107,15 @@ def transposed(field: Field, kernel: int, stride: int, low: int = 0, dilation: i
 
 
 def convolved(field: Field, problem: ConvProblem, which: Pass, axis: int) -> Field:
-    """After fprop or dgrad of `problem` along one of its axes."""
+    """The field after fprop or dgrad of `problem`, along one of its axes."""
     step = windowed if which == Pass.FPROP else transposed
     (low, _), kernel = problem.padding[axis], problem.kernel_size[axis]
     return step(field, kernel, problem.stride[axis], low, problem.dilation[axis])
 
 
 def adaptive(field: Field, size: int, result: int) -> Field:
-    """After adaptive pooling of `size` elements to `result`: output i reads floor(i * size / result) up to, not including,
-    ceil((i + 1) * size / result)."""
+    """The field after adaptive pooling of `size` elements to `result`: output i reads floor(i * size / result) up to, not
+    including, ceil((i + 1) * size / result)."""
     if result == 1:
         return everything(field)
     shared = math.gcd(size, result)
@@ -126,8 +127,8 @@ def adaptive(field: Field, size: int, result: int) -> Field:
 
 
 def resampled(field: Field, scale: Fraction, offset: Fraction, taps: Sequence[int]) -> Field:
-    """After interpolation: output i reads the elements floor(i * scale + offset) + t for each of `taps`, and where that place
-    is an element itself, this one only."""
+    """The field after interpolation: output i reads the elements floor(i * scale + offset) + t for each of `taps`. Where that
+    place is an element itself, it reads only this element."""
 
     def places(i: int) -> Iterable[int]:
         place = i * scale + offset
@@ -137,7 +138,7 @@ def resampled(field: Field, scale: Fraction, offset: Fraction, taps: Sequence[in
 
 
 def merged(fields: Sequence[Field]) -> Field:
-    """Where branches meet: the hull of what they see. Centres or jumps that differ are noted in `aligned`."""
+    """The field where branches meet: the hull of what they see. `aligned` is False where their centres or jumps differ."""
     first = fields[0]
     if all(field == first for field in fields):
         return first

@@ -18,7 +18,7 @@ from costmodel.arithmetic import arithmetic_named
 from costmodel.networks import operators
 from costmodel.networks.recorder import MetaToFake, ModuleStack, Recorder
 
-#: Said where a model refuses what it was given, and that has a shape which may have been meant as an input.
+#: A hint for a model that refuses its arguments, where one of them is a shape that may have been meant as an input.
 SHAPES = "; a shape that is a keyword or in a dictionary is passed on as it is: give torch.empty(..., device='meta') there"
 
 

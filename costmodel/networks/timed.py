@@ -72,7 +72,7 @@ class Forecast(Sequence[Timed], Tables):
 
     @property
     def seconds(self) -> float:
-        """Of the forward pass, or of the training step: the rows' times added up."""
+        """Seconds of the forward pass, or of the training step: the sum of the rows' times."""
         return sum(row.seconds for row in self.rows)
 
     @property
@@ -85,7 +85,7 @@ class Forecast(Sequence[Timed], Tables):
 
     @property
     def timed(self) -> str:
-        """What the seconds are of: "forward pass" or "training step"."""
+        """The work that the seconds time: "forward pass" or "training step"."""
         return "training step" if self.training else "forward pass"
 
     def report(self, depth: int | None = None, **more: Any) -> Report:
@@ -98,7 +98,7 @@ class Forecast(Sequence[Timed], Tables):
         return report_of(self, depth=depth, **more)
 
     def compare(self, other: Forecast | Network) -> SideBySide:
-        """This beside another: the same network on another device, in another arithmetic, or another network. Raises
+        """This forecast beside another: the same network on another device, in another arithmetic, or another network. Raises
         TypeError for what is neither."""
         from costmodel.networks.network import Network
         from costmodel.reports.sidebyside import SideBySide

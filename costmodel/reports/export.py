@@ -85,13 +85,13 @@ def cell(value: Any, digits: int | None = None) -> str:
 
 
 class Tabular(Protocol):
-    """What knows its own rows: a network, a layer, a forecast, a report, two of them side by side."""
+    """An object that knows its own rows: a network, a layer, a forecast, a report, or two of them side by side."""
 
     def table_rows(self) -> Sequence[Any]: ...
 
 
 def rows_of(value: Any) -> Sequence[Any]:
-    """The rows of what a user has at hand: of a `Tabular`, of a dataclass (itself), or rows as they are."""
+    """The rows of an argument: those of a `Tabular`, a dataclass as the only row, or a sequence of rows as it is."""
     if hasattr(value, "table_rows"):
         rows: Sequence[Any] = value.table_rows()
         return rows
@@ -118,10 +118,10 @@ def to_json(value: Any) -> str:
 
 
 def to_csv(rows: Tabular | Any) -> str:
-    """CSV: a line of column names, then a line a row. Numbers keep their full precision; times are seconds, sizes bytes.
+    """CSV: a line of column names, then one line per row. Numbers keep their full precision; times are seconds, sizes bytes.
 
-    `rows` is a network (an operator a row), a layer (a pass a row), a forecast or a report, a dataclass, or a sequence of
-    dataclasses. Raises TypeError for anything else; `to_markdown` and `to_latex` take and raise the same.
+    `rows` is a network (one row per operator), a layer (one row per pass), a forecast or a report, a dataclass, or a sequence
+    of dataclasses. Raises TypeError for anything else; `to_markdown` and `to_latex` take and raise the same.
 
     >>> import costmodel
     >>> print(costmodel.to_csv(costmodel.conv1d((1, 4, 8), (2, 4, 3))).splitlines()[1][:24])

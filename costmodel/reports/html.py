@@ -54,7 +54,7 @@ def _subtitle(report: Report) -> str:
 
 
 def _body(report: Report, mark: str) -> str:
-    """All but the totals on top. `mark` tells the ids of several reports on one page apart."""
+    """Everything below the totals. `mark` tells the ids of several reports on one page apart."""
     receptive = ""
     if receptive_says_something(report.rows):
         receptive = f"""<h2>Receptive field</h2>

@@ -156,7 +156,8 @@ def _row(row: LayerRow, mark: str, heads: Sequence[str], widest: float, depth: i
 
 
 def _name(name: str, depth: int, within: str = "", folds: bool = False) -> str:
-    """In the tree what a name adds to the module above it, in a sorted or filtered list the whole of it."""
+    """The cell of a name. The tree shows what the name adds to the module above it; a sorted or filtered list shows the whole
+    name."""
     button = '<button type="button" aria-expanded="true" aria-label="fold"></button>' if folds else ""
     own = escape(name.removeprefix(f"{within}.") if within else name.rpartition(".")[2] if folds else name)
     shown = (

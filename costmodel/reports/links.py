@@ -19,10 +19,10 @@ def tell(artist: Artist, target: str, words: str) -> None:
     else:
         artist.set_url(f"#{target}")
     artist.set_gid(f"{TOLD}{target}-{id(artist)}")
-    artist.set_label(f"_{words}")  # below the line: no legend's
+    artist.set_label(f"_{words}")  # an underscore keeps it out of legends
 
 
-#: How the ids begin of what tells something.
+#: The beginning of the ids of artists that tell something.
 TOLD = "told-"
 
 

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from costmodel.reports.report import Arguments
 
 PICTURES = ("png", "svg", "pdf")
-#: What an input may be of, besides the model's own floating dtype.
+#: The dtypes that an input may have besides the model's own floating dtype.
 INPUT_DTYPES = (*NAMES, "int64", "int32", "int16", "int8", "uint8", "bool", "long", "int")
 RATE = re.compile(r"([0-9.]+(?:e[+-]?[0-9]+)?) *([kMGTPE]?)(FLOP|MAC)(?:s|S|/s)?")
 PREFIX = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
 
 
 def rate_named(text: str) -> tuple[float, str]:
-    """Operations a second and their kind, "FLOP" or "MAC", from words such as 0.15TFLOPS, 12TFLOP/s or 6TMAC/s."""
+    """Operations per second and their kind, "FLOP" or "MAC", from words such as 0.15TFLOPS, 12TFLOP/s or 6TMAC/s."""
     match = RATE.fullmatch(text.strip())
     try:
         rate = float(match[1]) * PREFIX[match[2]] if match else 0.0

@@ -122,7 +122,7 @@ def picture_named(name: str, work: Work, theme: Theme = LIGHT, titled: bool = Tr
 def render(figure: Figure, form: str, salt: str = "costmodel") -> bytes:
     """The figure as "png", "pdf", "svg" (letters as outlines, for papers) or "svg-text" (letters as text, for web pages).
 
-    `salt` keeps the ids of several pictures on one page apart, and the same picture the same bytes.
+    `salt` keeps the ids of several pictures on one page apart. The same picture always has the same bytes.
     """
     out = io.BytesIO()
     with matplotlib.rc_context({"svg.fonttype": "none" if form == "svg-text" else "path", "svg.hashsalt": salt}):
@@ -140,8 +140,8 @@ def draw_roofline(
 ) -> None:
     """Attained useful FLOP/s over FLOP per compulsory byte, under the roof of `peak` FLOP/s and `bandwidth` bytes/s.
 
-    A dot is a layer, or layers alike, its area their share of the predicted time; a diamond is a measured one. Rows without
-    a multiply-add have no intensity: the axis says how many are left out.
+    A dot is a layer, or several equal ones, and its area their share of the predicted time. A diamond is a measured layer. Rows
+    without a multiply-add have no intensity: the axis says how many are left out.
     """
     shown = [row for row in rows if row.intensity > 0 and row.seconds > 0]
     groups: dict[tuple[float, float, str], list[Row]] = defaultdict(list)
@@ -226,7 +226,7 @@ def draw_receptive(axes: Axes, rows: Sequence[Row], title: str, theme: Theme) ->
 
 
 def draw_time(axes: Axes, rows: Sequence[Row], title: str, theme: Theme, linked: str = "") -> None:
-    """Time by module, each bar parted by what limits its rows; modules beyond the first `BARS` are one bar."""
+    """Time by module, each bar divided by what limits its rows; modules beyond the first `BARS` are one bar."""
     ordered = sorted(_by_module(rows).items(), key=lambda item: -sum(item[1].values()))
     bars, rest = ordered[:BARS], ordered[BARS:]
     if rest:
@@ -370,7 +370,8 @@ def receptive_says_something(rows: Sequence[Row]) -> bool:
 
 
 def _sections(names: Sequence[str], limit: int = 16) -> dict[int, str]:
-    """Position and name of the rows where a new module begins. Names are cut to so few parts of the path that they are few."""
+    """Position and name of the rows where a new module begins. Names are cut to a few parts of the path, so that there are few
+    of them."""
     for depth in (3, 2, 1):
         heads = [".".join(name.split(".")[:depth]) for name in names]
         if len(set(heads)) <= limit + 8:

@@ -201,7 +201,7 @@ def _totals(
     epochs: int,
 ) -> list[Total]:
     def total(what: str, spent: Cost, steps: float | None) -> Total:
-        """`steps`: how many times the rows' time it takes; None where the rows time other work."""
+        """`steps` is the factor on the rows' time; it is None where the rows time other work."""
         time, low, high = (None, None, None) if steps is None else (steps * seconds for seconds in timing)
         least = roofline(spent, device, dtype, precision=precision).seconds
         others = spent.other_flops + spent.bias_flops

@@ -53,7 +53,7 @@ def interval(low: float, high: float) -> str:
 
 
 def middle(text: str, width: int) -> str:
-    """The text, its middle left out where it is wider: names of modules differ at their ends.
+    """The text, without its middle where it is wider than `width`, because names of modules differ at their ends.
 
     >>> middle("features.denseblock4.denselayer16.conv2", 20)
     'features.…er16.conv2'
@@ -77,7 +77,7 @@ def apart(names: Sequence[str], width: int) -> list[str]:
         parts = [_cut(name, width, tail) for name in names]
         if len(set(parts)) == different:
             return parts
-    # what still looks alike is numbered, a name as often as it comes alike
+    # names that still look alike are numbered
     numbers: dict[str, dict[str, int]] = {}
     for name in names:
         alike = numbers.setdefault(_cut(name, width, width // 2), {})

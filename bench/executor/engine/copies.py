@@ -88,7 +88,7 @@ def copy_issue(state, n, warp, mask, registers, predicates):
 
 @routine("int64(S,int64,int64)")
 def copy_land(state, warp, pending):
-    """All groups but the last `pending` land."""
+    """Lands all groups except the last `pending`."""
     me = i64(state[WARP_STATES] + warp * WARP * 8)
     clock = i64(state[CLOCKS] + warp * AGENTS * 8)[warp]
     while me[COPY_FIRST] < me[COPY_NEXT]:
@@ -123,7 +123,7 @@ def copy_commit(state, n, warp, mask, registers, predicates):
 
 @routine("int64(S,int64,int64,int64,int64,int64)")
 def copy_wait(state, n, warp, mask, registers, predicates):
-    """wait_group with the immediate; wait_all (flag) commits first."""
+    """Executes wait_group, whose number is the immediate, or wait_all (flag), which commits first."""
     row = i64(state[CODE] + n * ROW * 8)
     if row[FLAG]:
         i64(state[WARP_STATES] + warp * WARP * 8)[COPY_GROUP] += 1

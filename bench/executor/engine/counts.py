@@ -1,4 +1,4 @@
-"""Count what a memory instruction asks of the hardware: sectors, lines, shared wavefronts."""
+"""Counts the sectors, lines and wavefronts of shared memory that a memory instruction takes."""
 
 from bench.executor.layout import COUNTERS, COUNTS, N_BYTES, N_IDEAL, N_LINES, N_SECTORS, N_WAVES, SCRATCH
 from bench.executor.native import i64, popcount, routine
@@ -9,7 +9,8 @@ SECTORS, BANKS = 0, 4096
 
 @routine("int64(S,int64,int64,int64,int64,int64)")
 def count_global(state, row, mask, addresses, sizes, size):
-    """Count a request of lanes: `addresses` (and `sizes`, 0: all `size`) are where 32 int64 lie. Bytes, sectors, lines."""
+    """Counts bytes, sectors and lines of a request of lanes. `addresses` and `sizes` point to 32 int64; where `sizes` is 0
+    every lane has `size` bytes."""
     counts = i64(state[COUNTERS] + row * COUNTS * 8)
     address = i64(addresses)
     sectors = i64(state[SCRATCH] + SECTORS)

@@ -22,7 +22,7 @@ from bench.executor.native import i64, routine
 
 @routine("int64(S,int64,int64,int64,int64,int64,int64,int64)")
 def fault(state, kind, row, warp, lane, address, other, info):
-    """Note what happened; `other` is the second party (a warp, agent or program), `info` a number that the text explains."""
+    """Records a fault. `other` is the second party (a warp, agent or program), `info` a number that the text explains."""
     for k in range(state[N_FAULTS]):
         known = i64(state[FAULTS] + k * FAULT * 8)
         if known[F_KIND] == kind and known[F_ROW] == row:
@@ -46,7 +46,7 @@ def fault(state, kind, row, warp, lane, address, other, info):
 
 @routine("int64(S,int64,int64,int64,int64,int64)")
 def fatal(state, kind, row, warp, address, info):
-    """A fault after which nothing that follows would mean anything: the launch stops."""
+    """Records a fault after which results would have no meaning, so that the launch stops."""
     fault(state, kind, row, warp, 0, address, -1, info)
     state[ABORT] = 1
     return 0

@@ -1,4 +1,5 @@
-"""mma.sync: fragments of a warp to dense tiles, the product, and back. Half and tf32 products add in float32, k in order."""
+"""mma.sync: copies a warp's fragments to dense tiles, multiplies, and copies the result back. Half and tf32 products are added
+in float32, in the order of k."""
 
 from bench.executor.layout import CODE, COUNT, EXTRA, EXTRAS, FLAG, HALVES, ROW, SCRATCH, SIZE
 from bench.executor.native import f32, f64, i64, routine, u32

@@ -65,7 +65,7 @@ def join(state, into, other):
 
 @routine("int64(S,int64)")
 def complete(state, entry):
-    """End the phase where nothing is awaited any more."""
+    """Ends the phase if no arrival and no byte is awaited any more."""
     barrier = i64(entry)
     if barrier[B_PENDING] == 0 and barrier[B_BYTES] == 0:
         barrier[B_PHASE] ^= 1
@@ -77,7 +77,7 @@ def complete(state, entry):
 
 @routine("int64(S,int64,int64,int64,int64)")
 def touch(state, address, n, warp, lane):
-    """An mbarrier's eight bytes are written by a warp."""
+    """Records that a warp writes an mbarrier's eight bytes."""
     place = shared_place(state, address, 8, 8, n, warp, lane)
     if place != 0 and state[CHECK]:
         shared_write(state, address, 8, n, warp, lane)

@@ -1,4 +1,4 @@
-"""ld and st of global and shared memory: lanes by turns, each a vector of up to 4 elements."""
+"""ld and st of global and shared memory. Lanes take turns, and each accesses a vector of up to 4 elements."""
 
 from bench.executor.engine.counts import count_global, count_shared
 from bench.executor.engine.shared import (
@@ -38,7 +38,8 @@ ADDRESSES, BYTES = 32768, 33280
 
 @routine("int64(int64,int64,int64,int64,int64)")
 def put_element(registers, slot, lane, at, kind):
-    """Bytes at an address become a lane's register. `kind`: size, or its negative for a sign, + 16 where 32 bits are filled."""
+    """Writes bytes at an address to a lane's register. `kind`: size, or its negative for a sign, + 16 where 32 bits are
+    filled."""
     if kind == 4:
         u32(registers + slot)[lane] = u32(at)[0]
     elif kind == 8:
@@ -63,7 +64,8 @@ def put_element(registers, slot, lane, at, kind):
 
 @inline
 def take(registers, where, lane, at):
-    """The elements of an access that a row at `where` describes, at host address `at`, become a lane's registers."""
+    """Writes the elements of an access, at host address `at`, to a lane's registers. The row at `where` describes the
+    access."""
     row = i64(where)
     kind, count = row[FLAG], row[COUNT]
     if kind == 4:
@@ -175,7 +177,7 @@ def load_shared(state, n, warp, mask, registers, predicates):
 
 @routine("int64(S,int64,int64,int64,int64,int64,int64)")
 def write_shared(state, address, source, size, n, warp, lane):
-    """A warp's generic write of bytes that lie at `source`, checked and noted."""
+    """Checks and records a warp's generic write of the bytes at `source`."""
     place = shared_place(state, address, size, size, n, warp, lane)
     if place == 0:
         return 0
@@ -239,7 +241,7 @@ def load_matrix(state, n, warp, mask, registers, predicates):
 
 @routine("int64(S,int64,int64,int64,int64,int64)")
 def store_matrix(state, n, warp, mask, registers, predicates):
-    """stmatrix: what ldmatrix reads, written."""
+    """stmatrix: writes what ldmatrix reads, in the same layout."""
     row = i64(state[CODE] + n * ROW * 8)
     target, address = u32(registers + row[E]), i64(state[SCRATCH] + ADDRESSES)
     matrix_bytes = state[SCRATCH] + BYTES

@@ -1,4 +1,4 @@
-"""Runs programs one after the other, and the warps of each in turns; barriers, deadlock, the order of warps."""
+"""Runs programs one after the other, and the warps of each in turns. It releases barriers, finds deadlocks and orders warps."""
 
 from bench.executor.engine.faults import fault
 from bench.executor.engine.run import run_warp

@@ -79,9 +79,8 @@ def shared_read(state, address, size, row, warp, lane):
 
 @routine("int64(S,int64,int64,int64,int64,int64)")
 def shared_write(state, address, size, row, warp, lane):
-    """Check a write by a warp against earlier writes and reads; what is written is noted by `shared_written`.
-
-    Answers 1 where another warp wrote the bytes without order, which is a fault only where the values differ.
+    """Checks a write by a warp against earlier writes and reads; `shared_written` records it. Returns 1 where another warp
+    wrote the bytes without order, which is a fault only where the values differ.
     """
     shift = state[SHIFT]
     first = (address - SHARED_BASE) >> shift
@@ -111,7 +110,7 @@ def shared_write(state, address, size, row, warp, lane):
 
 @routine("int64(S,int64,int64,int64,int64,int64,int64,int64)")
 def write_race(state, target, source, size, address, row, warp, lane):
-    """Two warps write the same bytes without order: a fault where the values differ."""
+    """Records a fault where two warps write different values to the same bytes without order."""
     old, new = u8(target), u8(source)
     shift = state[SHIFT]
     clocks = i64(state[CLOCKS] + warp * AGENTS * 8)
@@ -126,7 +125,7 @@ def write_race(state, target, source, size, address, row, warp, lane):
 
 @routine("int64(S,int64,int64,int64,int64,int64)")
 def shared_written(state, address, size, agent, clock, stamp):
-    """Bytes are now those that `agent` wrote at its time `clock`; `stamp` is the era, or LATE."""
+    """Records that `agent` wrote bytes at its time `clock`; `stamp` is the era, or LATE."""
     shift = state[SHIFT]
     first = (address - SHARED_BASE) >> shift
     count = ((address - SHARED_BASE + size - 1) >> shift) - first + 1
@@ -140,7 +139,7 @@ def shared_written(state, address, size, agent, clock, stamp):
 
 @routine("int64(S,int64,int64,int64)")
 def shared_flight(state, address, size, row):
-    """Bytes belong to an asynchronous copy, issued by a row, until it lands."""
+    """Records that bytes belong to an asynchronous copy, which a row issued, until it lands."""
     shift = state[SHIFT]
     first = (address - SHARED_BASE) >> shift
     count = ((address - SHARED_BASE + size - 1) >> shift) - first + 1

@@ -28,7 +28,7 @@ MANY = 0x7FFFFFFF
 
 @routine("int64(S,int64,int64)")
 def find_region(state, address, size):
-    """The number of the region that holds bytes, -1 for none."""
+    """The number of the region that holds the bytes, or -1 where none does."""
     hint = state[HINT]
     for k in range(-1, state[N_REGIONS]):
         number = hint if k < 0 else k
@@ -114,7 +114,7 @@ def whole_request(state, mask, addresses, size, write):
 
 @inline
 def mark_read(state, entry, address, size):
-    """Note a program's read of bytes; whether another program wrote one of them."""
+    """Records a program's read of bytes. Returns whether another program wrote one of them."""
     region = i64(entry)
     shift, me = state[GLOBAL_SHIFT], state[PROGRAM] + 1
     offset = address - region[R_BASE]
@@ -129,7 +129,8 @@ def mark_read(state, entry, address, size):
 
 @inline
 def mark_write(state, entry, address, size):
-    """Note a program's write of bytes; whether another program wrote or read one of them, which then is not noted."""
+    """Records a program's write of bytes. Returns whether another program wrote or read one of them; such a write is not
+    recorded."""
     region = i64(entry)
     shift, me = state[GLOBAL_SHIFT], state[PROGRAM] + 1
     offset = address - region[R_BASE]

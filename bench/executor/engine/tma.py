@@ -86,7 +86,7 @@ NO_MAP, BAD_RANK, BAD_TARGET = range(3)
 
 @routine("int64(S,int64)")
 def find_map(state, address):
-    """Where the descriptor that lies at a parameter's address is kept, 0 for none."""
+    """The address of the entry for the descriptor at a parameter's address, or 0 where there is none."""
     for k in range(state[N_MAPS]):
         entry = state[MAPS] + k * MAP * 8
         if state[PARAMETERS] + i64(entry)[M_OFFSET] == address:
@@ -105,13 +105,14 @@ def box_bytes(state, box):
 
 @routine("int64(int64,int64)")
 def swizzled(address, mode):
-    """Where bytes lie: address bits 4 to 4 + mode - 1 are XORed with bits 7 and up. mode: 0, 1, 2, 3 for 0, 32, 64, 128."""
+    """The address of swizzled bytes: address bits 4 to 4 + mode - 1 are XORed with bits 7 and up. mode: 0, 1, 2, 3 for 0, 32,
+    64, 128."""
     return address ^ (((address >> 7) & ((1 << mode) - 1)) << 4)
 
 
 @routine("int64(S,int64,int64,int64)")
 def row_offset(state, box, coordinates, number):
-    """Where row `number` of a box starts, in bytes from the tensor's first element; -1 where it lies outside the tensor."""
+    """The start of row `number` of a box, in bytes from the tensor's first element, or -1 where it is outside the tensor."""
     tensor, at = i64(box), i64(coordinates)
     offset, inside, rest = 0, True, number
     for axis in range(1, tensor[M_RANK]):
@@ -125,7 +126,7 @@ def row_offset(state, box, coordinates, number):
 
 @routine("int64(S,int64,int64,int64)")
 def count_box(state, n, box, coordinates):
-    """Sectors and lines that a box asks for, wavefronts and bytes."""
+    """Counts the sectors, lines, wavefronts and bytes of a box."""
     tensor, at = i64(box), i64(coordinates)
     counts = i64(state[COUNTERS] + n * COUNTS * 8)
     size = box_bytes(state, box)
@@ -295,7 +296,7 @@ def tma_store(state, n, warp, mask, registers, predicates):
 
 @routine("int64(S,int64,int64)")
 def leave_box(state, at, warp):
-    """The bytes of a store leave shared memory."""
+    """Copies the bytes of a store out of shared memory."""
     entry = i64(at)
     tensor = i64(entry[S_MAP])
     n, lane = entry[S_ROW], entry[S_LANE]
@@ -325,7 +326,7 @@ def tma_commit(state, n, warp, mask, registers, predicates):
 
 @routine("int64(S,int64,int64,int64,int64,int64)")
 def tma_wait(state, n, warp, mask, registers, predicates):
-    """cp.async.bulk.wait_group: all groups but the last few have read shared memory and written the tensor."""
+    """cp.async.bulk.wait_group: waits until all groups except the last few have read shared memory and written the tensor."""
     row = i64(state[CODE] + n * ROW * 8)
     me = i64(state[WARP_STATES] + warp * WARP * 8)
     while me[STORE_FIRST] < me[STORE_NEXT]:

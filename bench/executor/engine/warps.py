@@ -1,4 +1,5 @@
-"""What lanes of a warp say to each other: shfl, redux, vote, elect; and the barrier of a program's warps."""
+"""Instructions by which the lanes of a warp exchange values (shfl, redux, vote, elect), and the barrier of a program's
+warps."""
 
 from bench.executor.engine.faults import fault
 from bench.executor.layout import (
@@ -32,7 +33,7 @@ ANY, ALL, UNIFORM, BALLOT = range(4)
 
 @routine("int64(S,int64,int64,int64,int64)")
 def members(state, expected, mask, n, warp):
-    """Whether all lanes that a `.sync` instruction asks for are here; a fault where not."""
+    """Records a fault unless exactly the lanes that a `.sync` instruction names execute it."""
     if expected & ~mask & 0xFFFFFFFF:
         fault(state, DIVERGED, n, warp, lowest(expected & ~mask), expected & 0xFFFFFFFF, -1, mask)
     elif mask & ~expected:
@@ -140,7 +141,7 @@ def vote(state, n, warp, mask, registers, predicates):
 
 @routine("int64(S,int64,int64,int64,int64,int64)")
 def elect(state, n, warp, mask, registers, predicates):
-    """The lowest lane; its number where there is a target (`flag`), and a predicate that holds for it alone."""
+    """Elects the lowest lane: writes its number where there is a target (`flag`), and a predicate that holds for it alone."""
     row = i64(state[CODE] + n * ROW * 8)
     members(state, u32(registers + row[B])[lowest(mask)], mask, n, warp)
     leader = lowest(mask)
@@ -175,7 +176,8 @@ def warp_barrier(state, n, warp, mask, registers, predicates):
 
 @routine("int64(S,int64,int64,int64,int64,int64)")
 def barrier(state, n, warp, mask, registers, predicates):
-    """bar.sync: the whole warp arrives and waits. Which barrier is `a` or the immediate; `count`: how many threads, 0 all."""
+    """bar.sync: the whole warp arrives and waits. `a` or the immediate is the number of the barrier; `count`: its threads, 0
+    for all."""
     row = i64(state[CODE] + n * ROW * 8)
     me = i64(state[WARP_STATES] + warp * WARP * 8)
     if mask != me[LIVE]:

@@ -82,7 +82,7 @@ def operand_address(descriptor, line, k, along, element):
 
 @routine("int64(S,int64,int64,int64,int64,int64,int64,int64,int64)")
 def read_operand(state, at, left, first, lines, columns, into, warp, n):
-    """An operand's lines as float32 to `into`: [lines, depth] of the left one, [depth, columns] of the right one."""
+    """Writes an operand's lines as float32 to `into`: [lines, depth] of the left one, [depth, columns] of the right one."""
     row, entry = i64(state[CODE] + n * ROW * 8), i64(at)
     kind = row[FLAG] & 3
     descriptor = entry[P_A] if left else entry[P_B]
@@ -117,7 +117,7 @@ def read_operand(state, at, left, first, lines, columns, into, warp, n):
 
 @routine("int64(S,int64,int64)")
 def left_from_registers(state, at, n):
-    """The left operand where it came in registers: fragments of 16 rows."""
+    """Writes the left operand from registers, which hold fragments of 16 rows."""
     kind = i64(state[CODE] + n * ROW * 8)[FLAG] & 3
     left, left_word, halves = f32(state[SCRATCH] + LEFT), u32(state[SCRATCH] + LEFT), f32(state[HALVES])
     depth, step = (8, 4) if kind == 2 else (16, 8)
@@ -138,7 +138,7 @@ def left_from_registers(state, at, n):
 
 @routine("int64(S,int64,int64)")
 def multiply(state, at, warp):
-    """Compute a product into its accumulators' values."""
+    """Computes a product and adds it to its accumulators' values."""
     entry = i64(at)
     n = entry[P_ROW]
     row = i64(state[CODE] + n * ROW * 8)
@@ -169,7 +169,7 @@ def multiply(state, at, warp):
 
 @routine("int64(S,int64,int64,int64)")
 def accumulator_of(state, n, warp, registers):
-    """The set of accumulators that a product adds to. A new set takes its registers' values and leaves NaN there."""
+    """The set of accumulators to which a product adds. A new set takes the values of its registers, which then hold NaN."""
     row = i64(state[CODE] + n * ROW * 8)
     slots, count = i64(state[EXTRAS] + row[EXTRA] * 8), row[COUNT] // 2
     free = -1
@@ -244,7 +244,7 @@ def wgmma_commit(state, n, warp, mask, registers, predicates):
 
 @routine("int64(S,int64,int64,int64,int64,int64)")
 def wgmma_wait(state, n, warp, mask, registers, predicates):
-    """Computes all groups but the last few. Accumulators that no other product adds to return to their registers."""
+    """Computes all groups except the last few. Accumulators that no other product adds to return to their registers."""
     row = i64(state[CODE] + n * ROW * 8)
     me = i64(state[WARP_STATES] + warp * WARP * 8)
     while me[PRODUCT_FIRST] < me[PRODUCT_NEXT]:
