@@ -227,7 +227,10 @@ def headline() -> list[Row]:
 
 def summary() -> str:
     """The table of docs/kernels.md, from the committed resource table."""
-    lines = ["| sm_90 kernel | tile | arithmetic | registers | shared KiB | instructions a trip |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| sm_90 kernel | tile | arithmetic | registers | shared KiB | instructions per trip |",
+        "|---|---|---|---|---|---|",
+    ]
     table = resource_table()
     for row in headline():
         registers, shared, _, trip = table[row.key]

@@ -146,7 +146,7 @@ def compare(model: nn.Module, x: torch.Tensor, train: bool, compiled: bool, mach
 def table(timed: list[Variant], title: str) -> Table:
     """The table. A ratio is torch's time in the same mode over ours."""
     shown = Table(title=title, box=HORIZONTALS, padding=(0, 1, 0, 0))
-    for heading in ("", "ms a step", "p10", "p90", "ratio", "peak GB", "error"):
+    for heading in ("", "ms per step", "p10", "p90", "ratio", "peak GB", "error"):
         shown.add_column(heading, justify="right" if heading else "left")
     times = {variant.name: variant.milliseconds for variant in timed}
     for v in timed:

@@ -108,7 +108,7 @@ def figures(row: Row, change: Mapping[str, Any] | None = None) -> KernelAudit:
 def run() -> None:
     """Print the table."""
     shown = Table(title=f"Triton {triton.__version__}, sm_90, bfloat16", box=SIMPLE, padding=(0, 1, 0, 0))
-    for heading in ("call", "plan", "registers", "spills", "instructions a trip"):
+    for heading in ("call", "plan", "registers", "spills", "instructions per trip"):
         shown.add_column(heading, justify="left" if heading in ("call", "plan") else "right", no_wrap=True)
     for row in ROWS:
         read_back = figures(row)

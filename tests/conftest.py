@@ -182,7 +182,7 @@ def overflow_checked(interpreter_made_fast):
     _check_overflow(False)
 
 
-# `with torch.device(...)` looks up torch's constructors once a process: here, before any of them is wrapped.
+# `with torch.device(...)` looks up torch's constructors once per process: here, before any of them is wrapped.
 torch.utils._device._device_constructors()
 
 

@@ -27,7 +27,7 @@ from tritonconv.layout import output_strides
 from tritonconv.op import flat
 
 RESULT = {Pass.FPROP: "output", Pass.DGRAD: "input", Pass.WGRAD: "weight"}  # of a plain convolution
-#: The kernels that convolve, one a pass, by what they serve.
+#: The kernels that convolve, one per pass, by what they serve.
 KERNELS = {"fprop_kernel", "dgrad_kernel", "tma_kernel", "wgrad_kernel"}
 DEPTHWISE_KERNELS = {"slide_kernel", "taps_kernel", "strip_kernel"}
 

@@ -148,5 +148,5 @@ def test_explain_says_what_is_copied_and_cut(device):
     words = str(tritonconv.explain(tritonconv.conv2d, x, w, b, padding=6, groups=2, plan=plans(split=2)))
     assert "fprop: depthwise on tensor cores, each channel's taps a banded matrix" in words
     assert "x copied to contiguous rows of whole vectors first" in words and "then copied to its place" in words
-    assert "16 blocks of 4 x 16 outputs, 2 x 16 pixels of a window a trip" in words
+    assert "16 blocks of 4 x 16 outputs, 2 x 16 pixels of a window per trip" in words
     assert "dy and x copied" in words and "2 parts of each added in a fixed order" in words

@@ -38,7 +38,7 @@ def test_tensor_cores_are_fed_from_shared_memory(arch, plan):
     reserved = since({(3, 6): 0, (3, 9): 8}) if plan.which == Pass.WGRAD and arch == 90 else 0
     assert found.spills == 0 and found.stack_bytes <= reserved and not trip.serialized
     assert trip.classes["ldg"] == trip.classes["sts"] == 0, "a load is not a copy to shared memory"
-    small = plan.block_m < 64  # its pixels are fewer than 16 bytes a thread
+    small = plan.block_m < 64  # its pixels are fewer than 16 bytes per thread
     assert set(trip.copies) == {"LDGSTS"} and set(trip.copies["LDGSTS"]) == ({8, 16} if small else {16})
     if arch == 90:
         assert found.registers <= counted.registers and trip.instructions <= counted.trip

@@ -107,7 +107,7 @@ def test_a_training_step_of_2021_takes_strides_from_the_model_and_gradients_apar
     ]
     with pytest.raises(ValueError, match=r"forward convolution 1 has input \[8, 3, 32, 32\].*--input"):
         study(path, model=f"{__file__}:small", shapes=[(4, 3, 32, 32)])
-    with pytest.raises(ValueError, match="6 forward convolutions, and the model 4 a step"):
+    with pytest.raises(ValueError, match="6 forward convolutions, and the model 4 per step"):
         study(path, model=f"{__file__}:twice")
 
 

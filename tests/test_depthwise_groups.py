@@ -238,7 +238,7 @@ def test_the_quickest_is_the_least_of_all(which, planes):
 
 
 def test_what_a_lane_sums_is_counted():
-    """Twice the multiply-adds of a depthwise layer a lane; the two channels of a pixel come in one load."""
+    """Twice the multiply-adds of a depthwise layer per lane; the two channels of a pixel come in one load."""
     one, two = (channels_last(grouped(n, n), Pass.FPROP, "bfloat16") for n in (1, 2))
     alone, pair = (depthwise.work_of(call, 4, None) for call in (one, two))
     assert pair.multiply_adds == 2 * alone.multiply_adds == 72 and pair.read == 2 * alone.read and pair.loads == alone.loads

@@ -21,7 +21,7 @@ PLACES = """
 
 
 def moved(body: str, source: np.ndarray, threads: int = 32, **options: object) -> np.ndarray:
-    """The bytes that a body leaves at %rd11, 16 a thread, of those at %rd10."""
+    """The bytes that a body leaves at %rd11, 16 per thread, of those at %rd10."""
     out = np.zeros(16 * threads, np.uint8)
     done = run(kernel(PLACES + body, threads=threads), [source, out], **options)
     assert not done.faults, done.faults[0]

@@ -47,7 +47,7 @@ def toy_kernel(
     HAS_BIAS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """An output a lane."""
+    """One output per lane."""
     images, filters, rows, columns = sizes
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     q, p = lane % columns, lane // columns % rows
@@ -67,7 +67,7 @@ def toy_kernel(
 
 @dataclass(frozen=True)
 class ToyPlan(Plan):
-    """`block_m` outputs a program; `label` changes nothing."""
+    """`block_m` outputs per program; `label` changes nothing."""
 
     label: int = plan_option("label", 0)
 
@@ -101,7 +101,7 @@ class Toy(Family):
 
 
 class ToyLauncher(Launcher):
-    name, title = "toy", "an output a lane"
+    name, title = "toy", "one output per lane"
 
     def launch(self, plan, call, a, b, out, bias_stride, fused, upcast):
         problem = call.problem
@@ -156,7 +156,7 @@ def test_it_is_explained(toy, tensors):
     found = tritonconv.explain(tritonconv.conv2d, *tensors, plan=plan)
     assert found.plans["fprop"] == plan and found.plans["dgrad"].family != "toy"
     lines = str(found).splitlines()
-    at = lines.index("fprop: an output a lane")
+    at = lines.index("fprop: one output per lane")
     assert lines[at + 1 : at + 3] == [f"  plan {plan}", "  2 programs of 64 outputs"]
     assert any("forced by plan=" in line for line in lines)
 

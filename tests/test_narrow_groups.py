@@ -108,7 +108,7 @@ def test_every_launch_around_the_kernel_is_counted(which, merge, pack, monkeypat
 
 
 def test_the_plan_of_a_resnext_layer_merges_its_groups():
-    """From eight channels a group on; the depthwise kernels are candidates up to four (`test_depthwise_groups`)."""
+    """From eight channels per group on; the depthwise kernels are candidates up to four (`test_depthwise_groups`)."""
     wider = replace(RESNEXT, in_channels=256, out_channels=256)
     for which in Pass:
         call = channels_last(wider, which, "bfloat16")

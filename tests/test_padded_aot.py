@@ -29,7 +29,7 @@ from tritonconv.layout import channels_last_strides, dense_strides
 pytestmark = pytest.mark.aot
 SLOW = pytest.mark.slow
 GPU = {80: "a100", 90: "h200", 100: "b200"}
-#: Layers of weather models and others: wide, contiguous with odd sizes, in space, in groups, one channel a group.
+#: Layers of weather models and others: wide, contiguous with odd sizes, in space, in groups, one channel per group.
 LAYERS = {
     "wide": ConvProblem.conv((4, 256, 181, 360), (256, 256, 3, 3), (1, 1), (1, 1), (1, 1), padding_mode=("zeros", "circular")),
     "odd": ConvProblem.conv((2, 37, 45, 51), (53, 37, 5, 3), (2, 1), (4, 2), (1, 2), padding_mode=("reflect", "replicate")),

@@ -151,7 +151,7 @@ def test_a_patch_embedding_takes_folded_columns():
     [
         # Counted: 55,018 lines in 288 trips. Each of 32 lanes reads 6 pixels, 4 pixels of 64 bytes away from its neighbour's.
         ("conv3d n2 c1 128x128x128 -> 32 k3x3x3 p1,1,1", "dgrad:depthwise:4x1x32:w1:s3:taps1x3", "channels_last", 192),
-        # Counted: 3,103 in 8 trips. 32 column tiles store 8 pixels of 32 bytes each, two channels a lane; x has one channel.
+        # Counted: 3,103 in 8 trips. 32 column tiles store 8 pixels of 32 bytes each, two channels per lane; x has one channel.
         ("conv2d n16 c1 48x480 -> 16 k3x3 p1,1", "fprop:depthwise:8x2x32:w1:s3:rows6", "channels_last", 256),
         # Counted: 1,013.8 in 34 trips. A warp has the 64 neighbouring channels of a pixel: a line.
         ("conv2d n64 c384 64x64 -> 384 k3x3 p1,1 g384", "fprop:depthwise:8x64x1:w1:s3:rows32", "channels_last", 18),

@@ -118,7 +118,7 @@ def test_gemm_on_tensor_cores(arch, dtype, block, num_warps, opcode):
 @pytest.mark.aot
 def test_gemm_on_sm_100_says_neither_shape_nor_types():
     audit = sass.audit(compiled(100, "fp16", (128, 128, 64), 4))
-    assert audit.trip.mma == (sass.MmaForm("UTCHMMA", "", "", "SS", 4),)  # one 128x128x16 a program each
+    assert audit.trip.mma == (sass.MmaForm("UTCHMMA", "", "", "SS", 4),)  # one 128x128x16 per program each
     assert audit.trip.copies == {"LDGSTS": {16: 16}}
     assert audit.spills == 0
 
@@ -139,7 +139,7 @@ def test_ieee_fp32_runs_on_no_tensor_core(arch):
 
 @pytest.mark.aot
 def test_spills():
-    audit = sass.audit(compiled(80, "fp16", (128, 256, 64), 4))  # 256 accumulators a thread, 255 registers
+    audit = sass.audit(compiled(80, "fp16", (128, 256, 64), 4))  # 256 accumulators per thread, 255 registers
     assert audit.registers == 255
     assert audit.stack_bytes > 0
     assert audit.spills >= audit.trip.classes["local"] > 0

@@ -83,7 +83,7 @@ def test_a_trip_takes_about_as_many_instructions_as_predicted(kind, which, last,
 
 
 def test_columns_are_stored_and_channels_are_loaded_in_vectors():
-    """Two elements a thread as one store; 16 bytes of channels as one load."""
+    """Two elements per thread as one store; 16 bytes of channels as one load."""
     found = compiled(KINDS["even"], Pass.FPROP, 90, torch.bfloat16, False, "fprop:unfold:256x1x9:w4:s1")
     assert found.trip.classes["ldg"] == 2 * found.trip.classes["stg"] == 2
     found = compiled(KINDS["even"], Pass.FPROP, 90, torch.bfloat16, True, "fprop:unfold:32x32x9:w4:s1")

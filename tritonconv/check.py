@@ -142,7 +142,7 @@ def epilogue(
     for name, value in (("scale", scale), ("shift", shift)):
         if value is not None and (value.dim() != 1 or value.shape[0] != channels):
             raise RuntimeError(
-                f"{function}(): expected {name} of shape [{channels}], one value an output channel, got {name} "
+                f"{function}(): expected {name} of shape [{channels}], one value per output channel, got {name} "
                 f"{list(value.shape)}"
             )
     if residual is not None and tuple(residual.shape) != tuple(output):

@@ -45,7 +45,7 @@ REASONS = (
         ("dgrad_kernel", "wgrad_kernel"),
         holds("tf32", "channels_last"),
         "`wgmma` takes operands of tf32 with k side by side alone: weights of dgrad and both operands of wgrad, which lie "
-        "along n or m, are copied by one or two elements a lane, with lanes along k. sm_80, whose `mma` reads them one by "
+        "along n or m, are copied by one or two elements per lane, with lanes along k. sm_80, whose `mma` reads them one by "
         "one, has 1.00 for the same plans.",
     ),
     Reason(
@@ -94,7 +94,7 @@ REASONS = (
         holds(but="contiguous"),
         "Weights: a lane reads the taps of its channel, which lie side by side, so neighbouring lanes are 9 elements "
         "apart (8 to 9 sectors for one, line by line: `slide_kernel` 9.00 for weights and 1.00 for pixels). A window "
-        "that slides reads them once a program; for filters in a loop `pack-b` lays them out by channels.",
+        "that slides reads them once per program; for filters in a loop `pack-b` lays them out by channels.",
     ),
     Reason(
         "read",
@@ -102,7 +102,7 @@ REASONS = (
         holds("contiguous"),
         "Contiguous rows: a lane owns neighbouring columns, of which a load brings what divides rows and tiles; where "
         "rows are odd that is one element, and lanes are a tile of columns apart. Lanes that take turns at columns "
-        "would bring a pixel once a tap instead of once a row.",
+        "would bring a pixel once per tap instead of once per row.",
     ),
     Reason(
         "written",
@@ -116,7 +116,7 @@ REASONS = (
         "shared read",
         ("strip_kernel", "causal_backward_kernel"),
         holds(),
-        "Sums of column tiles across warps, once a tap behind the main loop: Triton lays what the warps hand over "
+        "Sums of column tiles across warps, once per tap behind the main loop: Triton lays what the warps hand over "
         "side by side, so the lanes of a warp are 4 to 8 words apart, or most of them idle.",
     ),
     Reason(
@@ -137,7 +137,7 @@ REASONS = (
         "written",
         ("strip_kernel",),
         holds("contiguous"),
-        "Parts of a program that has 2 or 4 channels: 8 or 16 bytes a tap, once a program.",
+        "Parts of a program that has 2 or 4 channels: 8 or 16 bytes per tap, once per program.",
     ),
     Reason(
         "read",
@@ -156,8 +156,8 @@ REASONS = (
         "read",
         STATES,
         holds(),
-        "States of a few entries a channel, side by side, and the last few columns of a sequence: a sector or two a "
-        "channel, once a call.",
+        "States of a few entries per channel, side by side, and the last few columns of a sequence: a sector or two a "
+        "channel, once per call.",
     ),
     Reason(
         "written",
@@ -281,8 +281,8 @@ REASONS = (
         "shared read",
         ("moments_kernel", "square_kernel", "group_kernel", "apply_kernel"),
         holds("prologue"),
-        "The sums of a tile's warps meet in shared memory once a tile, by single values, and a tile of contiguous pixels is "
-        "turned there; both are once a reading of x.",
+        "The sums of a tile's warps meet in shared memory once per tile, by single values, and a tile of contiguous pixels is "
+        "turned there; both are once per reading of x.",
     ),
     Reason(
         "shared written",

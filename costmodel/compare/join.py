@@ -75,8 +75,8 @@ def _in_order(trace: Trace, instances: Sequence[Instance], layers: Sequence[Laye
     what = "backward" if instances and instances[0].call.backward else "forward"
     if not layers or len(instances) % len(layers):
         raise ValueError(
-            f"{trace.path} has {len(instances)} {what} convolutions, and the model {len(layers)} a step: it is another model, "
-            "or the trace begins or ends within a step"
+            f"{trace.path} has {len(instances)} {what} convolutions, and the model {len(layers)} per step: "
+            "it is another model, or the trace begins or ends within a step"
         )
     pairs = []
     for i, instance in enumerate(instances):

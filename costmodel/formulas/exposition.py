@@ -58,7 +58,7 @@ def _notation(quantities: Quantities) -> Step:
     text = _say(
         "Input {}, weight {}, output {}: images, channels, sizes. On each axis stride {}, dilation {}, "
         + ends
-        + ". There are {} groups, and {} bytes an element. One MAC is one multiply-add, two FLOP.",
+        + ". There are {} groups, and {} bytes per element. One MAC is one multiply-add, two FLOP.",
         _shape_of((v.batch, v.in_channels, *v.size)),
         _shape_of(weight),
         _shape_of((v.batch, v.out_channels, *v.out)),
@@ -124,7 +124,7 @@ def _work(quantities: Quantities) -> tuple[Step, ...]:
         " The dense count takes taps on padding for work, too: it is what most tools print."
     )
     macs = Step("Multiply-adds", text, _defined(quantities, "MAC_useful", "MAC_dense"))
-    text = Line.prose("A MAC is two FLOP. A bias adds one FLOP an output, counted apart.")
+    text = Line.prose("A MAC is two FLOP. A bias adds one FLOP per output, counted apart.")
     return macs, Step("FLOP", text, _defined(quantities, "FLOP_useful", "FLOP_dense", "FLOP_bias"))
 
 

@@ -212,15 +212,15 @@ class Quantities:
         quantities += [
             Quantity(_natural("MAC_useful"), work.useful_macs, "multiply-adds that meet input"),
             Quantity(_natural("MAC_dense"), work.dense_macs, "multiply-adds, padding zeros included"),
-            Quantity(_natural("FLOP_useful"), work.useful_flops, "two a MAC"),
-            Quantity(_natural("FLOP_dense"), work.dense_flops, "two a MAC"),
+            Quantity(_natural("FLOP_useful"), work.useful_flops, "two per MAC"),
+            Quantity(_natural("FLOP_dense"), work.dense_flops, "two per MAC"),
             Quantity(_natural("FLOP_bias"), product((v.batch, v.out_channels, *v.out)), "additions of a bias"),
             Quantity(_natural("parameters"), sympy.sympify(product(named.weight_shape)).subs(back), "elements of the weight"),
         ]
         for which, spent in costs.items():
             quantities.append(Quantity(_natural(f"bytes_{which}"), spent.bytes, "every tensor moved once"))
             quantities.append(Quantity(_natural(f"bytes_{which}_im2col"), spent.im2col_bytes, "with the column matrix"))
-            quantities.append(Quantity(_natural(f"I_{which}"), sympy.together(spent.intensity), "useful FLOP a byte"))
+            quantities.append(Quantity(_natural(f"I_{which}"), sympy.together(spent.intensity), "useful FLOP per byte"))
         return tuple(quantities)
 
     def _touched(self, expression: Expr, axis: int, j: Expr) -> tuple[Expr, Expr, Expr]:

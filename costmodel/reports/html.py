@@ -125,7 +125,7 @@ def _tiles(report: Report) -> str:
         )
         if forward.dense_macs
         else ("0 MAC", "dense, forward pass", ""),
-        (si(forward.bytes, "B"), "compulsory, forward pass", f"{2 * forward.useful_macs / forward.bytes:.1f} FLOP a byte"),
+        (si(forward.bytes, "B"), "compulsory, forward pass", f"{2 * forward.useful_macs / forward.bytes:.1f} FLOP per byte"),
         (si(report.parameters), "parameters", f"{si(report.trainable)} trainable"),
     ]
     tiles_html = (

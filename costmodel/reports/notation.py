@@ -209,7 +209,7 @@ def _spread(operator: str, word: str, values: Sequence[Any]) -> list[Any]:
     rank = OPERATORS[operator]
     if len(values) not in (1, rank):
         what = "modes" if word in MODES or "," in word else "numbers"
-        raise ValueError(f"{word} has {len(values)} {what}: {operator} takes one for all axes or {rank}, one an axis")
+        raise ValueError(f"{word} has {len(values)} {what}: {operator} takes one for all axes or {rank}, one per axis")
     return list(values) * (rank if len(values) == 1 else 1)
 
 

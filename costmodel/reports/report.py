@@ -149,7 +149,7 @@ def report_of(
     run = []
     if samples is not None:
         times = "once" if epochs == 1 else f"{epochs} times"
-        run = [f"The training run sees {samples:,.0f} samples {times}, {network.batch} a step."]
+        run = [f"The training run sees {samples:,.0f} samples {times}, {network.batch} per step."]
     remarks = [f"{words}." for words in dict.fromkeys((remark, own)) if words]
     plans = (
         "Convolutions take the plan that the library would choose on channels-last tensors; any other operator takes one "

@@ -187,7 +187,7 @@ def show_devices(out: Console, known: Sequence[Device]) -> None:
     spare = ("L2 MB", "fp64", "fp32", "SM", "ridge", "tf32")
     title = "Dense peaks in TFLOP/s, float32 accumulation; memory in GB/s"
     out.print(fitted(title, heads, lines, out.width, spare))
-    out.print("Ridge: FLOP a byte at which fp16 arithmetic begins to bind. fp64 is the tensor cores' where they have it.")
+    out.print("Ridge: FLOP per byte at which fp16 arithmetic begins to bind. fp64 is the tensor cores' where they have it.")
     if old := [device.aliases[0] for device in known if device.capability < LEAST_CAPABILITY]:
         least = f"{LEAST_CAPABILITY / 10:.1f}"
         out.print(f"Predicted for, but tritonconv does not run there (it needs compute capability {least}): {', '.join(old)}.")

@@ -181,9 +181,9 @@ class BandLauncher(Launcher):
             f"{call.problem.groups} x {counted.tiles * counted.splits} programs of {counted.trips / counted.programs:.3g} trips"
         )
         if wgrad:
-            how = f"blocks of {box} pixels of dy by {window} pixels of x, {tile.blocks} images a trip"
+            how = f"blocks of {box} pixels of dy by {window} pixels of x, {tile.blocks} images per trip"
         else:
-            how = f"{tile.blocks} blocks of {box} outputs, {window} pixels of a window a trip"
+            how = f"{tile.blocks} blocks of {box} outputs, {window} pixels of a window per trip"
         lines = [f"  {how}, {plan.num_warps} warps, {plan.num_stages} stages; {trips} on average"]
         if wgrad:
             lines.append(f"  diagonals summed in the kernel, {counted.splits} parts of each added in a fixed order")

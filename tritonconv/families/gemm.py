@@ -293,7 +293,7 @@ class Gemm(Launcher):
 
     def words(self, call: Call, plan: MatrixPlan) -> list[str]:
         widths = zip(OPERANDS[call.which], vector_widths(call, plan), strict=True)
-        loads = "  elements a load: " + ", ".join(f"{name} {width}" for name, width in widths)
+        loads = "  elements per load: " + ", ".join(f"{name} {width}" for name, width in widths)
         return described(call, plan, loads)
 
     def fused_in(self, plan: MatrixPlan) -> str:

@@ -206,7 +206,7 @@ class Tma(Launcher):
     def words(self, call: Call, plan: TmaPlan) -> list[str]:
         box = " x ".join(map(str, step_of(call.problem, plan)))
         if call.which == Pass.WGRAD:
-            loads = f"  boxes of {box} pixels of x; elements a load: dy {vector_widths(call, plan)[0]}"
+            loads = f"  boxes of {box} pixels of x; elements per load: dy {vector_widths(call, plan)[0]}"
         else:
             leave = BY_BOXES if access(call, plan) == "wide" else BY_THREADS
             loads = f"  boxes of {box} pixels; {leave}"

@@ -70,7 +70,7 @@ def explained(number: int | None, *args: Any, **kwargs: Any) -> tuple[ConvProble
         f"  plan {plan}",
         f"  {plan.block_m} pixels x {plan.block_n} filters, {plan.block_k} channels at a time, {plan.num_warps} warps; "
         f"{tiles[0]} x {tiles[1]} programs of {trips} trips",
-        f"  a thread makes strips of {rows} x {columns} pixels of {model.work_of(call, plan).channels} channels a load",
+        f"  a thread makes strips of {rows} x {columns} pixels of {model.work_of(call, plan).channels} channels per load",
     ]
     if tiles[1] > 1:
         lines.append(f"  each of {tiles[1]} blocks of filters makes the depthwise result again")
