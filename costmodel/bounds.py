@@ -74,7 +74,8 @@ def roofline(
     `find_device`. `dtype` is a name such as "bf16", "float16" or "tf32", or a torch.dtype; None means bfloat16, or float16 on a
     device that lacks it. `precision` ("ieee" or "tf32") matters for float32. `unit` is "tensor" or "fma"; by default it is the
     tensor cores if they multiply `dtype`. It is fairer to hold depthwise layers against "fma". Bias and other FLOP that are no
-    multiply-adds are left out. Raises ValueError for an unknown device or a rate that it lacks.
+    multiply-adds are left out. Times are in seconds. Raises ValueError for an unknown device or a rate that it lacks. Source:
+    Williams, Waterman and Patterson 2009, https://doi.org/10.1145/1498765.1498785.
 
     >>> layer = ConvProblem.conv((32, 64, 56, 56), (64, 64, 3, 3), (1, 1), (1, 1), (1, 1))
     >>> roof = roofline(layer, "h100")

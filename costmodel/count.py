@@ -91,7 +91,7 @@ def cost(
     `plan` (one of `costmodel.plan.candidates`, or its words) adds the multiply-adds it issues. Raises ValueError for a plan
     of another pass, or that cannot run this one. A layer's bias adds one FLOP per output to its forward pass (fprop, or dgrad
     of a transposed layer), and as many to wgrad, for the sums that are its gradient. Bytes are compulsory: each tensor once. An
-    unknown pass or dtype is a ValueError too.
+    unknown pass or dtype is a ValueError too. Source: `docs/cost-model.md` derives the counts.
 
     >>> layer = ConvProblem.conv((32, 64, 56, 56), (64, 64, 3, 3), (1, 1), (1, 1), (1, 1))
     >>> cost(layer).dense_flops, cost(layer, "wgrad", dtype="fp32").bytes
@@ -137,7 +137,8 @@ def training_cost(
     """The cost of a layer's three passes. They take three times the forward multiply-adds, or twice those for a first layer
     (`input_gradient=False`).
 
-    `dtype`, `bias` and errors are those of `cost`; `transposed` says that the layer's own result is dgrad of `problem`.
+    `dtype`, `bias`, units, errors and the source are those of `cost`; `transposed` says that the layer's own result is dgrad of
+    `problem`.
 
     >>> layer = ConvProblem.conv((1, 4, 8), (4, 4, 3), (1,), (1,), (1,))
     >>> training_cost(layer).dense_macs == 3 * cost(layer).dense_macs

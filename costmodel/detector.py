@@ -21,8 +21,8 @@ class Detection(NamedTuple):
 def detect(index: int | None = None) -> Detection:
     """CUDA device `index`, by default the current one: the device, and warnings where its driver and the table disagree.
 
-    Its figures are those that the driver reports through `torch.cuda`; the rest is from the table of devices. Raises ValueError
-    where no CUDA device is at hand.
+    Its figures are those that the driver reports through `torch.cuda`; the rest is from the table of devices, which names the
+    source of each figure. Raises ValueError where no CUDA device is at hand.
 
     >>> import costmodel
     >>> costmodel.detect(index=99)  # doctest: +IGNORE_EXCEPTION_DETAIL

@@ -238,8 +238,8 @@ def find_device(text: str | Device) -> Device:
     """The device that a user means by an alias ("h100"), a driver's name, or the path of a TOML file (`load`).
 
     A name that only resembles one of the table is unknown, and the error offers the nearest. A `Device` is returned as it is.
-    Changed figures may follow the name, as in "h100,bandwidth=3000,sm_count=100" (see `changed`). Raises ValueError for
-    anything else.
+    Changed figures may follow the name, as in "h100,bandwidth=3000,sm_count=100" (see `changed`). `Device` says in which units
+    the figures are, and `Device.source` where each is from. Raises ValueError for anything else.
 
     >>> find_device("a100").name, find_device("h100,bandwidth=3000").bandwidth
     ('NVIDIA A100-SXM4-80GB', 3000.0)

@@ -54,7 +54,7 @@ def predict(
     True
 
     Raises ValueError for an unknown device, a plan of another pass or that cannot run this one, or a dtype that the device does
-    not multiply.
+    not multiply. Source: `docs/design/prediction.md` has the model, `docs/validation.md` its errors.
     """
     which, device = Pass(which), find_device(device)
     plan = Plan.parse(plan) if isinstance(plan, str) else plan

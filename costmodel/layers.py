@@ -37,7 +37,8 @@ class Layer(Convolution, Tables):
     dtype is a name such as "bf16", "float16" or "tf32", or a torch.dtype; None is bfloat16, or float16 on a device that has no
     bfloat16. device is a name that `costmodel.find_device` reads, or a `costmodel.Device`. `which` is "fprop", "dgrad" or
     "wgrad" of `problem`; None is the layer's own forward pass, which of a transposed layer is "dgrad". The methods raise
-    ValueError for words that they do not know. Times are in seconds, traffic in bytes.
+    ValueError for words that they do not know. Times are in seconds, traffic in bytes. Source: `docs/cost-model.md` defines the
+    counts, `docs/design/prediction.md` the times.
 
     >>> import costmodel
     >>> layer = costmodel.conv2d((32, 64, 56, 56), (64, 64, 3, 3), padding=1)
@@ -110,7 +111,8 @@ def layer(words: str) -> Layer:
     The words are an operator (conv1d to conv3d, conv_transpose1d to conv_transpose3d), the input CxHxW, and k kernel, s stride,
     p padding (p1, p1x2, p1:2 low:high, psame), d dilation, g groups (gdw: depthwise), c output channels, n batch, op output
     padding, and what the padding holds: reflect, replicate, circular, or a word per axis such as zeros,circular. Raises
-    ValueError, in one line, for a word that cannot be read and for a layer that cannot be.
+    ValueError, in one line, for a word that cannot be read and for a layer that cannot be. The arguments mean what they mean in
+    `torch.nn.functional.conv2d`.
 
     >>> import costmodel
     >>> costmodel.layer("conv2d 64x56x56 k3 p1 n32").output_shape

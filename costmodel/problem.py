@@ -27,8 +27,8 @@ LONGEST_STRIDE = 2**16
 
 
 class Pass(StrEnum):
-    """The three primitives: y = fprop(x, w), dx = dgrad(dy, w), dw = wgrad(dy, x), as cuDNN names them. `Pass(name)` raises
-    ValueError for other names.
+    """The three primitives: y = fprop(x, w), dx = dgrad(dy, w), dw = wgrad(dy, x), as cuDNN names them (Chetlur et al. 2014,
+    arXiv:1410.0759). `Pass(name)` raises ValueError for other names.
 
     >>> Pass("dgrad") is Pass.DGRAD, str(Pass.WGRAD)
     (True, 'wgrad')

@@ -37,6 +37,23 @@ Conv2d, input 1x3x224x224, bf16
 ...
 """
 
+#: Where a name's meaning comes from: a paper, a specification, a page of docs, or the function of torch that it stands for.
+SOURCE = r"arXiv|https?://|docs/[\w/-]+\.md|\b[Ss]ource\b|`torch\.(nn|convolution)\.?|torchvision\.ops|et al\.|of diffusers"
+SHAPE = r"\[[NBKCm]\b|shape|\[batch, "
+UNIT = r"[Ss]econds|[Bb]ytes|FLOP|multiply-adds|units"
+#: The names of costmodel whose arguments or results are times, counts or sizes, and those that take a dtype.
+WITH_UNITS = "Cost Device Forecast Layer Network Roofline SideBySide cost crossing_batch measure predict roofline".split()
+WITH_UNITS += "to_csv to_json trace training_cost".split()
+WITH_DTYPE = "Device Layer Network cost predict roofline trace training_cost".split()
+#: The names of tritonconv that take models or open regions, and no tensors.
+WITHOUT_TENSORS = {"batch_invariant", "convert", "decompositions", "forget_packed", "report", "revert", "use"}
+
+
+def words_of(thing):
+    """The docstring on one line; of a class its own, not that of torch's class."""
+    own = vars(thing)["__doc__"] if isinstance(thing, type) else thing.__doc__
+    return " ".join((own or "").split())
+
 
 def modules(package):
     """Every module of a package that has an example."""
@@ -67,8 +84,12 @@ def test_a_public_name_of_costmodel_has_an_example_that_is_run(name):
     runner = doctest.DocTestFinder(recurse=False)
     home = importlib.import_module(thing.__module__)
     assert runner.find(thing, name, home)[0].examples
-    words = " ".join(thing.__doc__.split())
+    words = words_of(thing)
     assert re.search(r"[Rr]aises?\b|[Ee]rrors( and the source)? are those of", words), "say what it raises"
+    assert re.search(SOURCE, words) or "those of `to_csv`" in words, "say where it comes from"
+    assert name not in WITH_UNITS or re.search(UNIT, words), "say in which units"
+    assert name not in WITH_DTYPE or "dtype" in words, "say for which dtypes"
+    assert "conv" not in name or re.search(SHAPE, words), "say which shapes"
 
 
 @pytest.mark.parametrize("name", sorted(set(tritonconv.__all__) - {"__version__", "nn", "Explanation"}))
@@ -77,6 +98,10 @@ def test_a_public_function_of_tritonconv_says_all_and_its_example_runs(name, cap
     words = inspect.cleandoc(thing.__doc__)
     assert "module's docstring" not in words
     assert "TypeError" in words or "Raises" in words, "say what it raises"
+    assert re.search(SOURCE, words_of(thing)), "say where it comes from"
+    if name not in WITHOUT_TENSORS:
+        assert re.search(SHAPE, words), "say which shapes"
+        assert re.search("dtype|float32", words), "say which dtypes"
     if "conv" in name and name != "convert":
         assert "float16, bfloat16, float32" in words or name == "causal_conv1d_update"
     (test,) = doctest.DocTestFinder(recurse=False).find(thing, name, importlib.import_module(thing.__module__))
@@ -86,7 +111,10 @@ def test_a_public_function_of_tritonconv_says_all_and_its_example_runs(name, cap
 @pytest.mark.parametrize("name", ["Explanation", *(f"nn.{name}" for name in tritonconv.nn.__all__)])
 def test_a_public_class_of_tritonconv_has_an_example_that_runs(name, capsys):
     thing = attrgetter(name)(tritonconv)
-    words = vars(thing)["__doc__"] or ""  # its own, not that of torch's class
+    words = words_of(thing)
     assert "Raises" in words, "say what it raises"
+    assert re.search(SOURCE, words) or "`tritonconv." in words, "say where it comes from, or of which function it is the module"
+    assert re.search(SHAPE, words), "say which shapes"
+    assert name in ("Explanation", "nn.Fold", "nn.Unfold") or "type" in words, "say which dtypes"
     (test,) = doctest.DocTestFinder(recurse=False).find(thing, name, importlib.import_module(thing.__module__))
     assert test.examples and doctest.DocTestRunner().run(test).failed == 0, capsys.readouterr().out

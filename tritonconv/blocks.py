@@ -20,7 +20,8 @@ def _lazy(torchs: Any, becomes: Any) -> Any:
     rank = int(torchs.__name__[-2])
     doc = f"""`torch.nn.{torchs.__name__}`, which becomes `tritonconv.nn.{becomes.__name__}` at its first call.
 
-    It takes that layer's arguments but for in_channels, which the first input has. Raises what that layer raises.
+    It takes that layer's arguments without in_channels, which is read from the shape of the first input; dtypes are those of
+    that layer. Raises what that layer raises.
 
     >>> import torch, tritonconv
     >>> layer = tritonconv.nn.{torchs.__name__}(8, 3)
@@ -44,8 +45,8 @@ class CausalConv1d(nn.Module):
 
     x [B, C, L] -> [B, C, L], or with `return_final_state` (that, final state [B, C, K - 1]); `initial_state` is the final state
     of the sequence before. `step(x, state)` takes the next token [B, C], or the next few [B, C, T], and changes `state` in
-    place. Parameters weight [C, K] and bias [C], initialised as torch's depthwise `Conv1d`. activation: None or "silu". Raises
-    what those functions raise.
+    place. Parameters weight [C, K] and bias [C], initialised as those of a depthwise `torch.nn.Conv1d`. activation: None or
+    "silu". Dtypes are those of the two functions. Raises what those functions raise.
 
     >>> import torch, tritonconv
     >>> layer = tritonconv.nn.CausalConv1d(8, 4, activation="silu").requires_grad_(False)
@@ -88,7 +89,7 @@ class CausalConv3d(nn.Conv3d):
 
     x [N, C, T, H, W] -> y, or with `return_cache` (y, the next chunk's cache). padding is of height and width: an int, (h, w)
     or "same", and padding_mode says what stands there; time_padding is "zeros", "replicate" or "valid". A call may have a
-    prologue and a residual, as that function's. Raises what that function raises.
+    prologue and a residual, as one of that function. Dtypes are those of that function. Raises what it raises.
 
     >>> import torch, tritonconv
     >>> layer = tritonconv.nn.CausalConv3d(4, 8, 3, padding=1).requires_grad_(False)
@@ -135,9 +136,10 @@ class CausalConv3d(nn.Conv3d):
 class _ConvBnAct(nn.Module):
     """A convolution, a batch norm and an activation: act(norm(conv(input)) + residual), in eval mode one kernel.
 
-    The first arguments are those of torch's convolution, whose bias is off unless asked for; activation and negative_slope are
-    those of `tritonconv.conv2d_fused`. Parameters: conv.weight, bn.weight, ... as of torch's two layers. Raises ValueError for
-    an unknown activation, and what torch's layers raise.
+    The first arguments are those of `torch.nn.Conv2d` (for its rank), but bias is False unless it is given; activation and
+    negative_slope are those of `tritonconv.conv2d_fused`. Parameters: conv.weight, bn.weight, ... as of torch's two layers.
+    Shapes and dtypes of input and result are those of the convolution. Raises ValueError for an unknown activation, and what
+    torch's layers raise.
     """
 
     conv: Any

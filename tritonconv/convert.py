@@ -108,7 +108,7 @@ def convert(
 def revert(model: Model) -> Model:
     """Undoes `convert`: returns `model` itself with torch's classes in place of ours. Raises TypeError for what is no module.
 
-    A graph that `fuse=True` made becomes the module that it was.
+    A graph that `fuse=True` made becomes the module that it was. `docs/drop-in.md` shows when that is needed.
     """
     _is_module("revert", model)
     model = folding.original(model)
@@ -124,6 +124,7 @@ def report(model: nn.Module, wanted: set[int] | None = None) -> Report:
 
     A module that is no convolution and whose `forward` calls one of torch's functions itself is listed too, as far as its code
     shows. `wanted` holds the ids of layers that are to be looked at as `convert` sees them, before it replaces any.
+    `docs/drop-in.md` lists what is converted.
     """
     _is_module("report", model)
     layers = []

@@ -32,7 +32,8 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     """A table for `torch.export.ExportedProgram.run_decompositions`: the ops of the six convolutions, plain and fused, and of
     prologues.
 
-    Raises nothing.
+    The ops become `torch.convolution` and operators of `torch.nn.functional`; shapes and dtypes stay those of the ops. Raises
+    nothing.
 
     >>> import torch, tritonconv
     >>> net = tritonconv.convert(torch.nn.Conv1d(2, 3, 3))

@@ -69,15 +69,15 @@ def explain(function: Any, *args: Any, device: str | Device | None = None, **kwa
     - A `torch.nn.Module`. Every convolution that it calls is explained, in the order they run. Modules run on stand-ins, so
       their inputs may be shapes, as in `costmodel.trace`.
 
-    Tensors may be on the meta device. Inside a region of `tritonconv.use(where=...)` the answer says which of torch's calls
-    the region leaves to torch.
+    Tensors have the dtypes that the function takes, and may be on the meta device. Inside a region of
+    `tritonconv.use(where=...)` the answer says which of torch's calls the region leaves to torch.
 
     device: the GPU whose plans are asked for, as `costmodel` names it ("h100", a TOML file, a `Device`). It need not be in
     this machine. None means the device of the tensors; for CPU tensors that is Triton's interpreter. The strides and the
     alignment of the tensors are those of the given ones.
 
     Raises what the call itself would raise, TypeError if `function` is none of the above, ValueError for an unknown device and
-    RuntimeError for one that is too old.
+    RuntimeError for one that is too old. Source: `docs/design/prediction.md`.
     """
     number = None if device is None else _number(device)
     if isinstance(function, torch.nn.Module):

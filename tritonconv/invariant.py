@@ -34,7 +34,8 @@ def batch_invariant() -> Iterator[None]:
     It holds for all functions of this package, in every thread, while the region is open; `with` nests. Plans are those of one
     image, which may be slower than those of the batch; `depthwise_separable_conv2d`, `causal_conv3d` and `deform_conv2d` launch
     once per image. It does not hold for weight and bias gradients, which are sums over the batch, nor for CPU tensors that
-    torch's convolution computes. Raises nothing of its own; a call in it raises what it raises elsewhere.
+    torch's convolution computes. Raises nothing of its own; a call in it raises what it raises elsewhere. Source:
+    `docs/design/determinism.md`.
 
     >>> import torch, tritonconv
     >>> with tritonconv.batch_invariant():

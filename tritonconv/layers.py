@@ -165,7 +165,8 @@ class DepthwiseSeparableConv2d(nn.Module):
     stride, padding and dilation. Parameters, named and initialised as two `torch.nn.Conv2d` in a row: depthwise.weight
     [C, 1, R, S], depthwise.bias [C], pointwise.weight [K, C, 1, 1], pointwise.bias [K].
     activation and negative_slope: as `tritonconv.conv2d_fused`. The two submodules hold parameters and are not called, so
-    forward hooks on them do not run; parametrizations do. Raises what that function raises when it is called.
+    forward hooks on them do not run; parametrizations do. Dtypes are those of that function. Raises what it raises when it is
+    called.
 
     >>> import torch, tritonconv
     >>> tritonconv.nn.DepthwiseSeparableConv2d(8, 16, 3, padding=1, activation="relu")(torch.ones(1, 8, 5, 5)).shape

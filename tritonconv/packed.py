@@ -59,7 +59,7 @@ def forget_packed(weight: torch.Tensor | None = None) -> None:
     not see; assigning to `weight.data`, optimizers, `load_state_dict` and every operator in place are noticed. It also frees
     the memory: a packed form is as large as the weight (16/9 of it for a 3x3 filter of `causal_conv3d(upsample=2)`).
 
-    Raises TypeError where weight is neither a tensor nor None.
+    Raises TypeError where weight is neither a tensor nor None. `docs/design/video.md` says which weights are packed.
 
     >>> import torch, tritonconv
     >>> tritonconv.forget_packed(torch.ones(2))  # of which nothing is kept

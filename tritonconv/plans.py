@@ -28,7 +28,8 @@ class Explanation:
 
     It holds the problem, and for each pass ("fprop", "dgrad", "wgrad") the plan, its prediction (times in seconds, traffic in
     bytes) and the words for both, which `print` shows. `left` names the passes that an open `tritonconv.use(where=...)` leaves
-    to torch. `plan=` takes an Explanation too. Raises nothing of its own: `explain` raises what the call would.
+    to torch. `plan=` takes an Explanation too. Source: `docs/design/prediction.md` says how times are predicted. Raises nothing
+    of its own: `explain` raises what the call would.
 
     >>> import torch, tritonconv
     >>> found = tritonconv.explain(tritonconv.conv2d, torch.ones(1, 8, 6, 6), torch.ones(16, 8, 3, 3), padding=1)

@@ -47,7 +47,7 @@ def _networks(theme: Theme) -> Figure:
             per_image = 1e6 / run.batch
             name = run.gpu.removeprefix("NVIDIA GeForce ")
             groups.setdefault(name, []).append((per_image * run.seconds, per_image * seconds))
-        _scatter(axes, groups, title, "µs an image", theme)
+        _scatter(axes, groups, title, "µs per image", theme)
     return figure
 
 

@@ -49,7 +49,8 @@ def measure(
     Shapes are recorded, and every kernel counts. `device` is what `find_device` reads; None takes the GPU that ran. `keep` is
     the path where the trace (.json) is kept. With `show=False` nothing is printed: read `m.comparison`. Run the model once
     before, otherwise the times include the set-up of the first call. Without a GPU nothing is measured: the block says what is
-    missing and shows the forecast for `device` ("h100" unless given). Raises TypeError where `model` is no module.
+    missing and shows the forecast for `device` ("h100" unless given). Times are in seconds. Raises TypeError where `model` is
+    no module. Source: the trace is that of `torch.profiler`; `docs/measuring.md` shows what is compared.
     """
     import torch
 

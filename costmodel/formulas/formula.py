@@ -74,7 +74,7 @@ def symbolic(rank: int, transposed: bool = False, *, symmetric: bool = False) ->
     Letters: N images, C input and K output channels, g groups, sizes D H W, kernel T R S, and on each axis stride s,
     dilation d, padding p lo and hi; `symmetric` has one p for both ends. A transposed convolution has one p and the output
     padding a, as in torch. b is the bytes of an element. Raises ValueError for another rank. The shapes
-    are those of Dumoulin and Visin, "A guide to convolution arithmetic for deep learning" (2016).
+    are those of Dumoulin and Visin, "A guide to convolution arithmetic for deep learning" (arXiv:1603.07285).
 
     >>> import costmodel
     >>> forms = costmodel.symbolic(2)

@@ -112,7 +112,7 @@ class Network(Tables):
 
     Counts are of a whole batch. `parameters` are elements, each counted once; `unknown` counts calls of operators whose FLOP
     are not known; `notes` are remarks in words. `trace` makes it. `on` raises ValueError for a device or dtype that it does not
-    know. Shapes are those of torch, [batch, channels, *size].
+    know. Shapes are those of torch, [batch, channels, *size]. Source: `docs/cost-model.md` has the rules of counting.
 
     >>> import costmodel, torch
     >>> net = costmodel.trace(torch.nn.Conv2d(3, 8, 3), (2, 3, 32, 32))
@@ -308,7 +308,8 @@ def trace(model: nn.Module, *inputs: Any, train: bool = False, dtype: Any = None
     included. `train` puts the modules in training mode (batch normalisation by the batch's statistics); gradients are traced in
     either mode. `dtype` ("bf16", "float32", torch.float16) traces the model as if converted to it.
 
-    Raises TypeError where `model` is no module, ValueError in one line where a module does not take its input.
+    Raises TypeError where `model` is no module, ValueError in one line where a module does not take its input. Counts are in
+    multiply-adds, FLOP and bytes, by the rules of `docs/cost-model.md`.
 
     >>> import costmodel, torch
     >>> net = costmodel.trace(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU()), (2, 3, 32, 32))

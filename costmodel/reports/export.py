@@ -107,7 +107,8 @@ def rows_of(value: Any) -> Sequence[Any]:
 def to_json(value: Any) -> str:
     """JSON of a network, a layer, a forecast or a report, or of any nest of dataclasses, dictionaries and lists.
 
-    Times are seconds, sizes bytes; infinity and NaN become null, and anything else its text. Raises nothing.
+    Times are seconds, sizes bytes; infinity and NaN become null, and anything else its text. Raises nothing. The format is JSON
+    (RFC 8259, https://www.rfc-editor.org/rfc/rfc8259).
 
     >>> import costmodel
     >>> costmodel.to_json(costmodel.Cost(bytes=12)).splitlines()[1]
@@ -121,7 +122,8 @@ def to_csv(rows: Tabular | Any) -> str:
     """CSV: a line of column names, then one line per row. Numbers keep their full precision; times are seconds, sizes bytes.
 
     `rows` is a network (one row per operator), a layer (one row per pass), a forecast or a report, a dataclass, or a sequence
-    of dataclasses. Raises TypeError for anything else; `to_markdown` and `to_latex` take and raise the same.
+    of dataclasses. Raises TypeError for anything else; `to_markdown` and `to_latex` take and raise the same. The format is that
+    of Python's `csv` module (RFC 4180, https://www.rfc-editor.org/rfc/rfc4180), with a newline at the end of each line.
 
     >>> import costmodel
     >>> print(costmodel.to_csv(costmodel.conv1d((1, 4, 8), (2, 4, 3))).splitlines()[1][:24])
@@ -135,7 +137,8 @@ def to_csv(rows: Tabular | Any) -> str:
 
 
 def to_markdown(rows: Tabular | Any) -> str:
-    """A Markdown pipe table, numbers to the right and with six significant digits. Arguments and errors are those of `to_csv`.
+    """A Markdown pipe table (https://github.github.com/gfm/#tables-extension-), numbers to the right and with six significant
+    digits. Arguments and errors are those of `to_csv`.
 
     >>> import costmodel
     >>> print(costmodel.to_markdown(costmodel.conv1d((1, 4, 8), (2, 4, 3)))[:32])
@@ -149,7 +152,8 @@ def to_markdown(rows: Tabular | Any) -> str:
 
 
 def to_latex(rows: Tabular | Any) -> str:
-    r"""A LaTeX tabular for the booktabs package, with six significant digits. Arguments and errors are those of `to_csv`.
+    r"""A LaTeX tabular for the booktabs package (https://ctan.org/pkg/booktabs), with six significant digits. Arguments and
+    errors are those of `to_csv`.
 
     >>> import costmodel
     >>> print(costmodel.to_latex(costmodel.conv1d((1, 4, 8), (2, 4, 3))).splitlines()[1])

@@ -39,7 +39,8 @@ class Pair:
 @dataclass(frozen=True)
 class SideBySide(Tables):
     """Two reports. `print` shows their totals, and `lines` and `pairs` are rows with times in seconds. `to_html` makes one
-    page of both; it raises ValueError for a path that cannot be written.
+    page of both; it raises ValueError for a path that cannot be written. Source: `docs/design/prediction.md` says how times are
+    predicted.
 
     >>> import costmodel, torch
     >>> net = costmodel.trace(torch.nn.Conv2d(3, 8, 3), (1, 3, 32, 32))

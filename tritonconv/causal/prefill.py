@@ -37,8 +37,9 @@ def causal_conv1d_prefill(
     the derivatives of x, weight and bias; the pool counts as a constant, and as changed for autograd.
 
     Raises TypeError, ValueError or RuntimeError naming the argument, before anything is launched, and on the CPU IndexError and
-    ValueError as `causal_conv1d_update` does. The meaning is that of vLLM's `causal_conv1d_fn`, with `conv_states`,
-    `cache_indices` and `query_start_loc` under the names of this package.
+    ValueError as `causal_conv1d_update` does. The meaning is that of `causal_conv1d_fn` of vLLM
+    (https://github.com/vllm-project/vllm), with `conv_states`, `cache_indices` and `query_start_loc` under the names of this
+    package.
     """
     check.pool(_NAME, x, conv_state, weight, bias, layout, cu_seqlens)
     batch, channels, length = x.shape if layout == "BCL" else (x.shape[0], x.shape[2], x.shape[1])

@@ -26,8 +26,9 @@ class Prologue(NamedTuple):
     value per pixel; None leaves one out. Their dtype is x's or float32 (float64 beside float64), and all of it is computed in
     float32 (float64). activation is None or a name that `conv3d_fused` takes; negative_slope is that of "leaky_relu".
 
-    `group_norm_prologue` and `rms_norm_prologue` make one of x. The fields are checked where the prologue is used, which raises
-    TypeError, ValueError or RuntimeError naming the field.
+    `group_norm_prologue` and `rms_norm_prologue` make one of x. `docs/design/prologue.md` derives when a prologue is applied,
+    and its rounding. The fields are checked where the prologue is used, which raises TypeError, ValueError or RuntimeError
+    naming the field.
 
     >>> import torch, tritonconv
     >>> x, weight = torch.ones(1, 2, 1, 1, 1), torch.ones(1, 2, 1, 1, 1)
@@ -69,7 +70,8 @@ def group_norm_prologue(
     frames are a batch. With num_groups=1 it is a LayerNorm over all of an image. weight and bias [C] are of x's dtype or
     float32. Two small kernels read x once, in any layout, and add in a fixed order, in float32 (float64 for float64): the same
     bits on every run, whatever the batch. The result's scale and shift [N, C], or [N, 1 or T, C] beside x [N, C, T, H, W], have
-    gradients of any order in x, weight and bias, in reverse mode; those are torch's sums.
+    gradients of any order in x, weight and bias, in reverse mode; those are torch's sums. Source: Wu and He 2018, "Group
+    Normalization" (arXiv:1803.08494).
 
     Raises TypeError, ValueError or RuntimeError naming the argument, before anything is launched.
 
@@ -97,9 +99,10 @@ def rms_norm_prologue(
     """The `Prologue` that divides each pixel of x [N, C, *size] by sqrt(mean of x^2 over its channels + eps), then multiplies
     by weight [C], adds bias [C] and activates.
 
-    `WanRMS_norm` and `QwenImageRMS_norm` of diffusers are this with eps=1e-24: they divide by the length of a pixel, which they
-    bound from below by 1e-12, and multiply by sqrt(C). One small kernel reads x once, in any layout, and adds in a fixed order,
-    in float32 (float64 for float64). The result's rstd [N, *size] has a gradient of any order in x, in reverse mode.
+    Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization" (arXiv:1910.07467). `WanRMS_norm` and
+    `QwenImageRMS_norm` of diffusers are this with eps=1e-24: they divide by the length of a pixel, which they bound from below
+    by 1e-12, and multiply by sqrt(C). One small kernel reads x once, in any layout, and adds in a fixed order, in float32
+    (float64 for float64). The result's rstd [N, *size] has a gradient of any order in x, in reverse mode.
 
     Raises TypeError, ValueError or RuntimeError naming the argument, before anything is launched.
 
