@@ -19,7 +19,7 @@ from costmodel.families.depthwise import (
     Work,
     launch_of,
     max_registers,
-    registers_a_lane,
+    registers_per_lane,
     shape_of,
     tile_of,
     together_of,
@@ -111,7 +111,7 @@ def parts(call: Call, plan: DepthwisePlan) -> int:
 def registers(call: Call, plan: DepthwisePlan, kind: Kind) -> int:
     """An estimate of the registers per thread."""
     done = work(call, plan.block_m, kind)
-    return int(40 + tile_of(plan).each * registers_a_lane(call, done, None))
+    return int(40 + tile_of(plan).lanes_per_thread * registers_per_lane(call, done, None))
 
 
 def stored_together(call: Call, plan: DepthwisePlan) -> int:

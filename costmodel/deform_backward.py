@@ -201,7 +201,7 @@ def predict(call: DeformCall, device: Device) -> Prediction:
     portions = ceil_div(deformation.problem.batch, images_at_a_time(deformation, size))
     # columns, targets, the sort's passes, a search for the bounds, scatter; weights and their second stage
     launches = portions * 10 + 1 + (weights.split > 1)
-    seconds = sum(each for each, _ in times.values())
+    seconds = sum(part for part, _ in times.values())
     start = 0.0 if device.interpreted else overhead(launches, device, constants)
     longest = max(times, key=lambda name: times[name][0])
     count = columns_tiles(deformation, columns)
@@ -211,7 +211,7 @@ def predict(call: DeformCall, device: Device) -> Prediction:
         tiles=count,
         waves=count / device.sm_count,
         tile_use=min(1.0, deformation.macs / max(1, issued)),
-        bytes=sum(each for _, each in times.values()),
+        bytes=sum(part for _, part in times.values()),
         bound="launch" if start > seconds else longest,
         low=(seconds + start) * constants.low,
         high=(seconds + start) * constants.high,

@@ -207,7 +207,7 @@ def _numbers(text: str, count: int) -> tuple[int, ...] | None:
 
 
 #: The fields whose words every plan has.
-_TILE = [each for each in fields(Plan) if each.name in ("num_warps", "num_stages")]
+_TILE = [tile_field for tile_field in fields(Plan) if tile_field.name in ("num_warps", "num_stages")]
 
 
 def _read(word: str, options: Iterable[Field[Any]]) -> tuple[Field[Any], Any] | None:

@@ -45,10 +45,10 @@ def is_deformable(part: nn.Module) -> bool:
         return False
     window = (part.__dict__.get(name) for name in ("stride", "padding", "dilation"))
     own = getattr(kind.forward, "__module__", "").startswith(("torchvision.", "tritonconv."))
-    return own and all(isinstance(value, tuple) for value in window) and _takes(part, "input", "offset", "mask")
+    return own and all(isinstance(value, tuple) for value in window) and _accepts(part, "input", "offset", "mask")
 
 
-def _takes(part: Any, *names: str) -> bool:
+def _accepts(part: Any, *names: str) -> bool:
     return list(inspect.signature(part.forward).parameters) == list(names) and "forward" not in part.__dict__
 
 
@@ -57,7 +57,7 @@ def _is_cached(part: Any) -> bool:
     padding = part.__dict__.get("_padding")
     sound = isinstance(part, nn.Conv3d) and part.groups == 1 and part.padding_mode == "zeros"
     even = isinstance(padding, tuple) and len(padding) == 6 and padding[0] == padding[1] and padding[2] == padding[3]
-    return sound and even and tuple(part.padding) == (0, 0, 0) and padding[5] == 0 and _takes(part, "x", "cache_x")
+    return sound and even and tuple(part.padding) == (0, 0, 0) and padding[5] == 0 and _accepts(part, "x", "cache_x")
 
 
 def _is_repeated(part: Any) -> bool:
@@ -68,7 +68,7 @@ def _is_repeated(part: Any) -> bool:
     plain = conv.groups == 1 and conv.padding_mode == "zeros" and conv.dilation[0] == conv.stride[0] == 1
     taps = conv.kernel_size[0]
     sound = plain and tuple(conv.padding[:1]) == (0,) and taps > 1 and getattr(part, "time_kernel_size", 0) == taps
-    return sound and _takes(part, "inputs", "conv_cache")
+    return sound and _accepts(part, "inputs", "conv_cache")
 
 
 class _Cached(Adapted):

@@ -61,7 +61,7 @@ def _transposed(dy: torch.Tensor, w: torch.Tensor, b: Maybe, problem: Any) -> to
     full = [(o - 1) * s + e for o, s, e in zip(dy.shape[2:], problem.stride, problem.effective_kernel, strict=True)]
     extra = [n - (m - 2 * lo) for n, m, lo in zip(problem.input_size, full, low, strict=True)]
     limits = [max(s, d) for s, d in zip(problem.stride, problem.dilation, strict=True)]
-    allowed = all(lo >= 0 and 0 <= e < most for lo, e, most in zip(low, extra, limits, strict=True))
+    allowed = all(lo >= 0 and 0 <= e < limit for lo, e, limit in zip(low, extra, limits, strict=True))
     padding, output_padding = (low, extra) if allowed else ([0] * problem.rank, [0] * problem.rank)
     window = (problem.stride, padding, problem.dilation, True, output_padding, problem.groups)
     if allowed:

@@ -130,7 +130,7 @@ def explained_model(number: int | None, model: nn.Module, *inputs: Any, **keywor
 def _where(*given: Any) -> int:
     """The device of a model's tensors, by the number that `host` gives it."""
     held = (value.parameters() if isinstance(value, nn.Module) else tensors(value) for value in given)
-    return next((host.index_of(t) for each in held for t in each if t.is_cuda), host.index_of(torch.empty(0)))
+    return next((host.index_of(t) for group in held for t in group if t.is_cuda), host.index_of(torch.empty(0)))
 
 
 def _explained(number: int, layer: str, name: str, given: Sequence[Any], torchs: bool) -> ExplainedCall:

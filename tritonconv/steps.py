@@ -41,7 +41,7 @@ class Step:
     fused: bool = False
     prologue: bool = False
     #: Earlier launches by `direct.key`, so that an equal one can skip Triton's binder.
-    made: dict[Any, direct.Repeat] = field(init=False, default_factory=dict, compare=False, repr=False)
+    repeats: dict[Any, direct.Repeat] = field(init=False, default_factory=dict, compare=False, repr=False)
 
     #: What descriptors say besides the tensor, by its name and dtype, once Triton has checked the first of them.
     checked: dict[Any, dict[str, Any]] = field(init=False, default_factory=dict, compare=False, repr=False)
@@ -56,14 +56,14 @@ class Step:
         kernel = self.kernel
         COUNTS[kernel.__name__] += 1
         key = direct.key(kernel, self.own, values, named)
-        if key is not None and (repeat := self.made.get(key)) is not None:
+        if key is not None and (repeat := self.repeats.get(key)) is not None:
             repeat(key[0], *values, **named)
             return
         compiled = kernel[(self.programs,)](*values, **named, **self.constants)
         if key is not None:
             repeat = direct.repeatable(kernel, compiled, self.programs, values, named, self.constants)
             if repeat is not None:
-                self.made[key] = repeat
+                self.repeats[key] = repeat
 
     def values(self, given: Mapping[str, Any]) -> list[Any]:
         """The tensors in the kernel's order, then its arguments. A descriptor is made at each call, because it holds an

@@ -29,7 +29,7 @@ REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
 }
 _TORCHS = {replacement: kind for kind, replacement in REPLACEMENTS.items()}
 #: The names of torch's convolution functions.
-_NAMES = {each.__name__.lower().replace("transpose", "_transpose") for each in REPLACEMENTS} | {"convolution"}
+_NAMES = {torchs.__name__.lower().replace("transpose", "_transpose") for torchs in REPLACEMENTS} | {"convolution"}
 #: Subclasses of torch's classes -> the classes that replace them.
 _MADE: dict[type[nn.Module], type[nn.Module]] = {}
 #: The attribute in which an instance keeps whether its own forward has called a convolution that ours serve.

@@ -68,10 +68,10 @@ def cell(row: CountRow, column: str) -> str:
 
 def words(row: CountRow) -> tuple[str, str, str]:
     """A call as (what it is, its type, its layout)."""
-    each = row.call.split()
-    numbers = next(word for word in each if word in NUMBERS)
-    layout = next((word for word in each if word in LAYOUTS), "")
-    return " ".join(word for word in each if word not in (numbers, layout)), numbers, layout.replace("_", " ")
+    parts = row.call.split()
+    numbers = next(word for word in parts if word in NUMBERS)
+    layout = next((word for word in parts if word in LAYOUTS), "")
+    return " ".join(word for word in parts if word not in (numbers, layout)), numbers, layout.replace("_", " ")
 
 
 def line(row: CountRow) -> tuple[str, ...]:

@@ -154,7 +154,7 @@ def counted(work: Work, plan: Plan, device: Device, executor: Executor) -> tuple
 
 def most_macs(plan: Plan) -> float:
     """Multiply-adds above which a problem is not executed under a plan."""
-    return next(most for kind, most in MOST_MACS.items() if isinstance(plan, kind))
+    return next(limit for kind, limit in MOST_MACS.items() if isinstance(plan, kind))
 
 
 def _on(code: Chosen, problem: ConvProblem) -> Chosen:

@@ -147,8 +147,8 @@ def command(device: str, stages: list[str], out: Path) -> None:
     compiled = 0
     failed: list[str] = []
     for name in stages:
-        more, wrong = fill(out, model, STAGES[name](), console)
-        compiled, failed = compiled + more, failed + wrong
+        new, wrong = fill(out, model, STAGES[name](), console)
+        compiled, failed = compiled + new, failed + wrong
     held = len(store.kernels(out))
     console.print(
         f"{compiled} kernels compiled in {(time.monotonic() - began) / 60:.1f} minutes; the folder holds {held} and "

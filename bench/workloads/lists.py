@@ -52,7 +52,7 @@ def line_of(
 class Goal:
     """Layers for which the time of torch's fastest setting over ours should have the geometric mean `ratio`.
 
-    No row in which torch takes more than 20 us may be below `floor`. Of each suite's layers that are `wanted`, `each` are
+    No row in which torch takes more than 20 us may be below `floor`. Of each suite's layers that are `wanted`, `per_suite` are
     taken, evenly spread.
     """
 
@@ -62,14 +62,16 @@ class Goal:
     passes: tuple[Pass, ...]
     suites: tuple[str, ...]
     wanted: Callable[[Workload], bool]
-    each: int
+    per_suite: int
     dtype: str = "bfloat16"
     precision: str = "ieee"
     layout: str = ""  # the default is that of `layout_of`
 
     def layers(self) -> list[Workload]:
         return list(
-            chain.from_iterable(spread([w for w in _suite_layers(suite) if self.wanted(w)], self.each) for suite in self.suites)
+            chain.from_iterable(
+                spread([w for w in _suite_layers(suite) if self.wanted(w)], self.per_suite) for suite in self.suites
+            )
         )
 
     def lines(self) -> list[Line]:

@@ -81,7 +81,7 @@ class Reader:
                     raise ValueError(f"{self.path} ends in the middle of an event, or is no JSON: {error}") from error
             if len(self._buffer) - self._at > 4 * CHUNK and self._broken():
                 raise ValueError(f"{self.path} is no JSON near {self._buffer[self._at : self._at + 60]!r}")
-            self._more(wanted)
+            self._refill(wanted)
             wanted *= 2  # a large value is scanned again after every read
 
     def _broken(self) -> bool:
@@ -96,14 +96,14 @@ class Reader:
                 return self._buffer[self._at]
             if self._ended:
                 raise ValueError(f"{self.path} ends in the middle of an event: the profiler was cut off, or the copy was")
-            self._more(CHUNK)
+            self._refill(CHUNK)
 
     def _next(self) -> str:
         letter = self._peek()
         self._at += 1
         return letter
 
-    def _more(self, wanted: int) -> None:
+    def _refill(self, wanted: int) -> None:
         read = self._text.read(wanted)
         self._ended = not read
         self._buffer, self._at = self._buffer[self._at :] + read, 0

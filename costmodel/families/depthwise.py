@@ -168,7 +168,7 @@ class Tile(NamedTuple):
         return self.channels * self.groups
 
     @property
-    def each(self) -> int:
+    def lanes_per_thread(self) -> int:
         """Lanes per thread."""
         return max(1, self.channels * self.groups // (32 * self.warps))
 
@@ -319,10 +319,12 @@ def work_of(call: Call, columns: int, taps: tuple[int, int] | None) -> Work:
 
 def registers(call: Call, plan: DepthwisePlan) -> int:
     """Registers a thread needs, roughly: what it holds, what it reads, and addresses."""
-    return int(40 + tile_of(plan).each * registers_a_lane(call, work_of(call, plan.block_m, plan.taps), plan.taps))
+    return int(
+        40 + tile_of(plan).lanes_per_thread * registers_per_lane(call, work_of(call, plan.block_m, plan.taps), plan.taps)
+    )
 
 
-def registers_a_lane(call: Call, work: Work, taps: tuple[int, int] | None) -> float:
+def registers_per_lane(call: Call, work: Work, taps: tuple[int, int] | None) -> float:
     """Registers per lane. Where a window slides down the rows, a row of 16-bit values stays packed until it is used."""
     size = itemsize(call.dtype)
     wide = 2 if size == 8 else 1

@@ -28,7 +28,7 @@ from costmodel.families.depthwise import (
     moved_besides,
     refusal,
     registers,
-    registers_a_lane,
+    registers_per_lane,
     row_runs,
     shape_of,
     tile_of,
@@ -91,33 +91,33 @@ def options(call: Call, shape: Shape, device: Device) -> Iterator[Option]:
     sized = []
     for columns in sizes_of_columns(call, shape):
         works = ((taps, work_of(call, columns, taps)) for taps in blocks)
-        sized.append((columns, [(taps, work, registers_a_lane(call, work, taps)) for taps, work in works]))
-    for warps, count in THREADS:
-        if device.interpreted and (warps, count) != (4, 1):
+        sized.append((columns, [(taps, work, registers_per_lane(call, work, taps)) for taps, work in works]))
+    for warps, lanes_per_thread in THREADS:
+        if device.interpreted and (warps, lanes_per_thread) != (4, 1):
             continue
         for columns, unrolled in sized:
-            for channels, groups in lanes(call, shape, columns, 32 * warps * count, count):
-                if channels * groups < 32 and count > 1 and not device.interpreted:
+            for channels, groups in lanes(call, shape, columns, 32 * warps * lanes_per_thread, lanes_per_thread):
+                if channels * groups < 32 and lanes_per_thread > 1 and not device.interpreted:
                     continue
-                lanes_a_thread = max(1, channels * groups // (32 * warps))
-                for taps, work, a_lane in unrolled:
-                    if leaks and columns == 8 and taps == (1, 16) and lanes_a_thread > 1:
+                held_lanes = max(1, channels * groups // (32 * warps))
+                for taps, work, per_lane in unrolled:
+                    if leaks and columns == 8 and taps == (1, 16) and held_lanes > 1:
                         continue  # Triton 3.8.0 keeps two values on the stack, however few registers it takes
-                    needed = int(40 + lanes_a_thread * a_lane)
+                    needed = int(40 + held_lanes * per_lane)
                     if needed <= limit:
                         for pack in packs:
                             yield Option(Tile(columns, channels, groups, warps, taps, pack), work, needed)
 
 
-def lanes(call: Call, shape: Shape, columns: int, count: int, per_lane: int) -> list[tuple[int, int]]:
-    """The ways (channels, column tiles) to use up to `count` lanes, of which each thread has `per_lane`."""
+def lanes(call: Call, shape: Shape, columns: int, count: int, lanes_per_thread: int) -> list[tuple[int, int]]:
+    """The ways (channels, column tiles) to use up to `count` lanes, of which each thread has `lanes_per_thread`."""
     tiles = 1 << (ceil_div(shape.outputs[2], columns) - 1).bit_length()
     widest = min(count, 1 << (shape.channels - 1).bit_length())
     if is_planes(call):  # neighbouring columns first
         groups = min(count, tiles, 32)
         return [(min(count // groups, widest), groups)]
     exact = min(count, shape.channels & -shape.channels)  # no lane lacks a channel; taken where a pixel still fills a sector
-    choices = [widest] if exact == widest or exact < per_lane or exact * itemsize(call.dtype) < 32 else [widest, exact]
+    choices = [widest] if exact == widest or exact < lanes_per_thread or exact * itemsize(call.dtype) < 32 else [widest, exact]
     return [(channels, min(count // channels, tiles)) for channels in choices]
 
 
@@ -204,16 +204,16 @@ def pace_of(device: Device, family: str = "depthwise") -> Pace:
 def rates_of(call: Call, shape: Shape, option: Option, pace: Pace) -> Rates:
     """The rates of a tile, which depend on its columns, taps, pack and lanes per thread only."""
     tile, work, needed = option
-    size, planes, each = itemsize(call.dtype), is_planes(call), tile.each
+    size, planes, lanes_each = itemsize(call.dtype), is_planes(call), tile.lanes_per_thread
     slides = tile.taps is None and shape.which != Pass.WGRAD
     # one load serves several lanes of a thread where they are neighbours in memory
-    vector = each if planes else ceil_div(each * size, 16)
-    gathers, beside, share = each, vector, (shape.per_group, 1)
+    vector = lanes_each if planes else ceil_div(lanes_each * size, 16)
+    gathers, beside, share = lanes_each, vector, (shape.per_group, 1)
     if shape.which == Pass.WGRAD:
         c = call.problem.channels_per_group
         gathers, beside, share = (
-            (vector if shape.per_group == c else each),
-            (vector if c == 1 else each),
+            (vector if shape.per_group == c else lanes_each),
+            (vector if c == 1 else lanes_each),
             (shape.per_group // c, c),
         )
     elif shape.per_group == 1 and shape.summed == 1:
@@ -223,12 +223,12 @@ def rates_of(call: Call, shape: Shape, option: Option, pace: Pace) -> Rates:
     wide = 2 if size == 8 else 1  # float64 multiplies at half the rate
     transfers = work.loads * gathers + work.beside_loads * beside + work.stored * vector
     converted = work.read + work.beside + work.stored / 2
-    trip = 20 + 3 * transfers + each * (wide * work.multiply_adds + narrow * converted)
+    trip = 20 + 3 * transfers + lanes_each * (wide * work.multiply_adds + narrow * converted)
     scattered = not (call.b.unit == 0 or tile.pack or planes)  # every lane reads weights of its own
     taps = math.prod(shape.kernel) * shape.summed if slides else 0
-    prologue = 100 + taps * each * (3 + WAVEFRONT * (min(31, taps * size // 4) if scattered else 0) / 4)
+    prologue = 100 + taps * lanes_each * (3 + WAVEFRONT * (min(31, taps * size // 4) if scattered else 0) / 4)
     if tile.taps is not None and shape.which != Pass.WGRAD:
-        trip += tile.taps[1] * each * WAVEFRONT * (16 if scattered else 0) / 4
+        trip += tile.taps[1] * lanes_each * WAVEFRONT * (16 if scattered else 0) / 4
     # the lanes of one group read the same pixels; half of the rows that programs share come from the first-level cache
     values = work.read / share[0] + (work.beside / share[1] if shape.which == Pass.WGRAD else 0)
     resident = max(1, min(pace.warps, pace.blocks * tile.warps, pace.registers // (32 * min(255, needed))))
@@ -328,7 +328,7 @@ def quickest(call: Call, device: Device, below: float = math.inf) -> tuple[float
     ranked = []
     for number, option in enumerate(options(call, shape, device)):
         tile = option.tile
-        key = tile.columns, tile.taps, tile.pack, tile.each
+        key = tile.columns, tile.taps, tile.pack, tile.lanes_per_thread
         if key not in known:
             known[key] = rates_of(call, shape, option, pace)
         ranked.append((least_seconds(shape, tile, known[key], pace), number, option, known[key]))

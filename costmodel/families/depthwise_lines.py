@@ -18,7 +18,7 @@ def touched_lines(call: Call, shape: Shape, tile: Tile, work: Work) -> float:
     pixels away, so that each tile touches lines of its own once that is 128 bytes. Of a tensor that is read or written along
     its rows (channels-first, or with one channel) neighbouring lanes share their lines, and none are counted.
     """
-    problem, size, lanes = call.problem, itemsize(call.dtype), 32 * tile.each
+    problem, size, lanes = call.problem, itemsize(call.dtype), 32 * tile.lanes_per_thread
     if is_planes(call):  # neighbouring lanes have neighbouring columns first
         groups = min(tile.groups, lanes)
         channels = min(tile.channels, lanes // groups)

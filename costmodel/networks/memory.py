@@ -67,7 +67,7 @@ class Lives:
         self.forward = True
         self.lives: dict[int, Life] = {}
 
-    def made(self, tensors: Iterable[object]) -> None:
+    def created(self, tensors: Iterable[object]) -> None:
         """Records tensors that exist from now on: inputs, or results of an operator."""
         for tensor in tensors:
             storage = tensor.untyped_storage()  # type: ignore[attr-defined]
@@ -89,7 +89,7 @@ class Lives:
         """Records an operator. `known` are the addresses of parameters and buffers, which do not count."""
         self.place += 1
         self.used(read)
-        self.made([tensor for tensor in written if tensor.untyped_storage()._cdata not in known])  # type: ignore[attr-defined]
+        self.created([tensor for tensor in written if tensor.untyped_storage()._cdata not in known])  # type: ignore[attr-defined]
 
     def kept(self, tensors: Iterable[object]) -> None:
         """Records tensors that are kept only for a backward pass."""

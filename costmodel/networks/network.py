@@ -130,7 +130,7 @@ class Network(Tables):
     notes: tuple[str, ...]
     inputs: tuple[Input, ...] = ()
     memory: Memory = field(default_factory=Memory)
-    asked: bool = False  # whether `trace` was given a dtype
+    dtype_given: bool = False  # whether `trace` was given a dtype
 
     @property
     def convolutions(self) -> tuple[Layer, ...]:
@@ -234,7 +234,7 @@ class Network(Tables):
 
     @property
     def _default(self) -> str | None:
-        return None if self.dtype == "float32" and not self.asked else self.dtype
+        return None if self.dtype == "float32" and not self.dtype_given else self.dtype
 
     def _planned(self, device: Device, meant: Arithmetic, training: bool) -> list[Timed]:
         clock = Clock(device, meant.precision)
@@ -344,7 +344,7 @@ def trace(model: nn.Module, *inputs: Any, train: bool = False, dtype: Any = None
         notes=tuple(notes),
         inputs=tuple(Input(tuple(t.shape), str(t.dtype).removeprefix("torch."), name) for name, t in named),
         memory=recorder.lives.without(tensors(stage.gradients)),
-        asked=dtype is not None,
+        dtype_given=dtype is not None,
     )
 
 

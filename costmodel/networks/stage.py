@@ -168,7 +168,7 @@ def record(
         recorder.tracker.start(image)
     recorder.parameters = {p.untyped_storage()._cdata: p.numel() for p in stage.parameters.values()}
     recorder.weights = frozenset(t.untyped_storage()._cdata for t in (*stage.parameters.values(), *stage.buffers.values()))
-    recorder.lives.made(operators.tensors(stage.inputs, stage.keywords))
+    recorder.lives.created(operators.tensors(stage.inputs, stage.keywords))
     reason = run(stage, recorder, train)
     recorder.records = [r for r in recorder.records if not r.free or r.backward]
     return stage, recorder, reason

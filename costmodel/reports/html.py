@@ -10,7 +10,7 @@ from importlib import resources
 from matplotlib.figure import Figure
 
 from costmodel.reports.html_rows import operators, pairs
-from costmodel.reports.links import told
+from costmodel.reports.links import captions
 from costmodel.reports.pictures import Theme, picture_named, receptive_says_something, render
 from costmodel.reports.report import Report
 from costmodel.reports.sidebyside import SideBySide
@@ -152,7 +152,7 @@ def _figure(report: Report, name: str, label: str, mark: str) -> str:
 
 def inline(figure: Figure, name: str, label: str) -> str:
     """A figure drawn with `INK` as SVG in the page's colours. `name` tells it from the page's other pictures."""
-    words = told(figure)
+    words = captions(figure)
     svg = render(figure, "svg-text", salt=name).decode()
     svg = svg[svg.index("<svg") :]
     for variable in VARIABLES:

@@ -26,7 +26,7 @@ def tell(artist: Artist, target: str, words: str) -> None:
 TOLD = "told-"
 
 
-def told(figure: Figure) -> dict[str, str]:
+def captions(figure: Figure) -> dict[str, str]:
     """What each id of a linked picture says. The ids are numbered, so that the same picture has the same bytes."""
     words: dict[str, str] = {}
     for artist in figure.findobj(lambda artist: str(artist.get_gid() or "").startswith(TOLD)):

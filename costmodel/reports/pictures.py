@@ -94,7 +94,7 @@ def picture_named(name: str, work: Work, theme: Theme = LIGHT, titled: bool = Tr
     """One figure: "roofline", "receptive" (field), "time", or "all" of them on a sheet. ValueError for another name.
 
     `titled` is off where a page gives the single pictures its own headings. Where `linked` is a prefix, dots and bars lead to
-    the page's rows, `#prefix0` the first, and carry what a reader who points at them is told (`told`).
+    the page's rows, `#prefix0` the first, and carry what a reader who points at them is told (`captions`).
     """
     title = f"{work.model} on {work.device}, {work.arithmetic}"
     times, sight = f"Where the time of a {work.timed} goes", "Receptive field"

@@ -92,12 +92,12 @@ def causal(
     if seq_idx is not None:
         _indices(function, "seq_idx", seq_idx, x, 2)
         _name_shape(function, "seq_idx", seq_idx, (x.shape[0], x.shape[2]), "one number per column of x")
-        for name, asked in (
+        for name, wanted in (
             ("cu_seqlens", cu_seqlens is not None),
             ("initial_state", initial_state is not None),
             ("return_final_state", return_final_state),
         ):
-            if asked:
+            if wanted:
                 raise RuntimeError(f"{function}(): {name} does not go with seq_idx, got both; cu_seqlens takes states")
     if cu_seqlens is not None:
         _indices(function, "cu_seqlens", cu_seqlens, x, 1)

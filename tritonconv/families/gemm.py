@@ -247,8 +247,8 @@ def reduction(
     (images, channels, *spatial), described = out[0], operand(*out, 1, 1)
     phases, pixels, _ = phased(out[0], steps)
     align = math.gcd(channels, MAX_ALIGN)
-    most = REDUCE_CHANNELS if described.unit == 1 else REDUCE_PLANES[align % 8 == 0 and which != Pass.WGRAD]
-    block_n = min(most, 1 << (channels - 1).bit_length())
+    limit = REDUCE_CHANNELS if described.unit == 1 else REDUCE_PLANES[align % 8 == 0 and which != Pass.WGRAD]
+    block_n = min(limit, 1 << (channels - 1).bit_length())
     block_m = REDUCE_BYTES // size // block_n
     fused_arguments, constants = follow(fused, lambda shape, strides: operand(shape, strides, 1, 1))
     sizes = (images, channels // align, *(1,) * (3 - len(spatial)), *spatial, bias_stride or 0, split)
