@@ -49,8 +49,8 @@ def predict(
     >>> layer = ConvProblem.conv((32, 64, 56, 56), (64, 64, 3, 3), (1, 1), (1, 1), (1, 1))
     >>> predict(layer, device="h100", dtype="float16", library="cudnn").seconds < 1e-3
     True
-    >>> found = predict(layer, "dgrad", device="a100")
-    >>> found.low < found.seconds < found.high
+    >>> prediction = predict(layer, "dgrad", device="a100")
+    >>> prediction.low < prediction.seconds < prediction.high
     True
 
     Raises ValueError for an unknown device, a plan of another pass or that cannot run this one, or a dtype that the device does

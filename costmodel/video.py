@@ -290,8 +290,8 @@ def forecast(
     """Seconds of a call on channels-last tensors, for a caller without tensors. `window` is as in `Chunk.of`, `dtype` as in
     `costmodel.predict`. Raises ValueError for an unknown device, or a dtype that the device does not multiply.
 
-    >>> found = forecast((1, 384, 1, 60, 104), (384, 384, 3, 3, 3), 2, padding=(1, 1, 1, 1))
-    >>> print(f"{found.bytes / 1e6:.0f} MB")
+    >>> prediction = forecast((1, 384, 1, 60, 104), (384, 384, 3, 3, 3), 2, padding=(1, 1, 1, 1))
+    >>> print(f"{prediction.bytes / 1e6:.0f} MB")
     37 MB
     """
     device = find_device(device)

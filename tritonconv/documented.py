@@ -117,8 +117,8 @@ MORE = {
     "explain": """
 
     >>> import torch, tritonconv
-    >>> found = tritonconv.explain(tritonconv.conv2d, torch.ones(1, 4, 8, 8), torch.ones(8, 4, 3, 3))
-    >>> sorted(found.plans), found.predictions["fprop"].seconds > 0
+    >>> explanation = tritonconv.explain(tritonconv.conv2d, torch.ones(1, 4, 8, 8), torch.ones(8, 4, 3, 3))
+    >>> sorted(explanation.plans), explanation.predictions["fprop"].seconds > 0
     (['dgrad', 'fprop', 'wgrad'], True)
     """,
     "revert": """

@@ -32,10 +32,10 @@ class Explanation:
     of its own: `explain` raises what the call would.
 
     >>> import torch, tritonconv
-    >>> found = tritonconv.explain(tritonconv.conv2d, torch.ones(1, 8, 6, 6), torch.ones(16, 8, 3, 3), padding=1)
-    >>> [*found.plans], found.problem.output_shape, found.predictions["fprop"].seconds > 0
+    >>> explanation = tritonconv.explain(tritonconv.conv2d, torch.ones(1, 8, 6, 6), torch.ones(16, 8, 3, 3), padding=1)
+    >>> [*explanation.plans], explanation.problem.output_shape, explanation.predictions["fprop"].seconds > 0
     (['fprop', 'dgrad', 'wgrad'], (1, 16, 6, 6), True)
-    >>> print(found)  # doctest: +ELLIPSIS
+    >>> print(explanation)  # doctest: +ELLIPSIS
     conv2d: conv2d n1 c8 6x6 -> 16 k3x3 p1,1, float32...
     """
 

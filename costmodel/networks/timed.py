@@ -43,10 +43,10 @@ class Forecast(Sequence[Timed], Tables):
     that cannot be written. How times are predicted: `docs/design/prediction.md`.
 
     >>> import costmodel, torch
-    >>> found = costmodel.trace(torch.nn.Conv2d(3, 8, 3), (1, 3, 32, 32)).on("h100")
-    >>> found[0].layer.op, found.low < found.seconds < found.high
+    >>> forecast = costmodel.trace(torch.nn.Conv2d(3, 8, 3), (1, 3, 32, 32)).on("h100")
+    >>> forecast[0].layer.op, forecast.low < forecast.seconds < forecast.high
     ('conv2d', True)
-    >>> found.to_csv().splitlines()[0].split(",")[:3]
+    >>> forecast.to_csv().splitlines()[0].split(",")[:3]
     ['name', 'op', 'input_shape']
     """
 
