@@ -1,10 +1,10 @@
 """Weights in another form, made once for each version of a weight.
 
-What is kept for a weight holds as long as the tensor lives, its memory is the same, and torch's version counter stands where it
-stood, which every operator that changes a tensor in place moves on, also through a view or a detached tensor. `.data` is
-outside of that: a new tensor there is other memory, but a change in place of `weight.data` moves no counter; after one, call
-`forget_packed`. Nothing is kept for tensors of inference mode, which have no counter, nor while a CUDA graph is captured, whose
-replays then pack anew. Each stream has its own.
+A packed form is valid while the weight lives, keeps its memory, and keeps the value of torch's version counter. Every operator
+that changes a tensor in place increments that counter, also through a view or a detached tensor. A new tensor assigned to
+`weight.data` has other memory, so it is noticed, but a change in place of `weight.data` does not increment the counter: call
+`forget_packed` after one. Nothing is kept for tensors of inference mode, which have no counter, nor while a CUDA graph is
+captured, so that its replays pack anew. Each stream has packed forms of its own.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def is_dispatched_plainly(records: bool, *tensors: torch.Tensor) -> bool:
 
 
 def is_observed() -> bool:
-    """Whether a mode of functions, forward mode or a profiler is to see a call of an op, none of which the keys tell."""
+    """Whether a mode of functions, forward mode or a profiler is to see a call of an op, which the keys do not tell."""
     return _function_modes() > 0 or forward_ad._current_level >= 0 or _profiles()
 
 

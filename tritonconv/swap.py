@@ -37,7 +37,8 @@ _REACHED = "_tritonconv_reached"
 
 
 def adapt(part: nn.Module, mixin: type[Adapted]) -> None:
-    """A layer, which `replace` has made ours where it is a convolution, runs the forward of what `adapter` found for it."""
+    """Makes a layer run the forward that `adapter` gives it. Where the layer is a convolution, `replace` has made it ours
+    before."""
     _exchange(part, _adapted(type(part), mixin))
 
 

@@ -57,7 +57,7 @@ def ways(
 
 def chosen(both: model.Ways, forced: str, device: Device) -> Plan:
     """The plan of a call: the quickest of both ways, or what is forced. A plan that says "together" is for one kernel, any
-    other for what follows the prologue's own kernel; the name of a family stands for its quickest plan of either."""
+    other for what follows the prologue's own kernel; the name of a family stands for its quickest plan of either way."""
     word = next((word for word in forced.split(";") if word.partition(":")[0] == Pass.FPROP), "")
     _, _, rest = word.partition(":")
     if ":" in rest:
@@ -66,7 +66,7 @@ def chosen(both: model.Ways, forced: str, device: Device) -> Plan:
     quickest = model.quickest(both, device, family(rest).name if rest else "")
     if quickest:
         return quickest[0]
-    plans.forced(both.apart, word, device)  # which says why there is none
+    plans.forced(both.apart, word, device)  # raises, and says why there is none
     raise RuntimeError(f"no plan for fprop of {both.apart.problem} in {both.apart.dtype} on {device.name}")
 
 

@@ -26,7 +26,7 @@ class Rows:
         """Puts values [B, C, n] into the columns [B, n] of each row."""
         row, values = self.row, values.transpose(1, 2)
         if self.here is not None:
-            # who has no row writes once more what somebody writes who has one, or what is there where nobody has
+            # a sequence without a row repeats the write of one that has a row, or writes back what is there if none has
             source = torch.where(self.here, self.every, self.here.int().argmax())
             row, columns, values = row[source], columns[source], values[source]
             values = torch.where(self.here.any(), values, self.pool[row[:, None], :, columns])

@@ -55,8 +55,8 @@ class Launcher(ABC):
         return Laid(plan, call.problem, a, b, out)
 
     def describes(self, problem: ConvProblem) -> Callable[..., Operand] | None:
-        """What says how a tensor of a problem lies, as `layout.operand` does, where this family may run the problem and its
-        kernels may assume more than that says; None elsewhere."""
+        """The function that describes the layout of a problem's tensors, as `layout.operand` does, for problems that this
+        family may run and for which its kernels may assume more; None for other problems."""
         return None
 
     def is_far(self, problem: ConvProblem, which: Pass, a: TensorKey, b: TensorKey, out: TensorKey) -> bool:

@@ -23,8 +23,8 @@ from tritonconv.steps import Step
 #: Registers of a thread of the fold. Left to itself ptxas takes 32 on sm_100, where it then spilled 14 times.
 FOLD_REGISTERS = 128
 #: Channels of a program that reads along pixels and writes along channels, or the other way, by bytes per element. They are
-#: fewer than its pixels: a load and a store of one shape get one layout from Triton, whose threads then hold vectors that one
-#: of both has not (9.2 times the fewest sectors, instead of 1.4).
+#: fewer than its pixels, because Triton gives a load and a store of one shape the same layout, whose vectors suit only one of
+#: the two (9.2 times the fewest sectors, instead of 1.4).
 TURNED_CHANNELS = {2: 16, 4: 16, 8: 8}
 
 

@@ -148,8 +148,8 @@ def _flops(
 class _Separable(_Primitive):
     """The op with its derivatives, where z = between(conv(x, w1) + b1) and y = act(conv(z, w2) + b2 + residual).
 
-    The backward pass computes z again, and whatever else the activations' derivatives need. Of y's size only y is kept, where
-    the derivative of its activation is computed from y."""
+    The backward pass computes z again, and whatever else the activations' derivatives need. The only tensor of y's size that is
+    kept is y, where the derivative of its activation is computed from y."""
 
     @staticmethod
     def forward(*args: Any) -> Any:
