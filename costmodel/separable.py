@@ -30,17 +30,7 @@ from costmodel.tiling import (
     reach_refusal,
     tile_refusal,
 )
-from costmodel.timing import (
-    INTERPRETED_TRIP,
-    L2_SHARE,
-    Prediction,
-    borrowed,
-    from_dram,
-    kernel,
-    on_chip,
-    overhead,
-    trip_clocks,
-)
+from costmodel.timing import INTERPRETED_TRIP, L2_SHARE, Prediction, borrowed, from_dram, kernel, on_chip, overhead, trip_clocks
 
 FAMILY = "separable"
 #: Bits per word that says which rows and columns of a strip's window exist.
