@@ -156,7 +156,7 @@ REASONS = (
         "read",
         STATES,
         holds(),
-        "States of a few entries per channel, side by side, and the last few columns of a sequence: a sector or two a "
+        "States of a few entries per channel, side by side, and the last few columns of a sequence: a sector or two per "
         "channel, once per call.",
     ),
     Reason(
