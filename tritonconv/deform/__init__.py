@@ -76,15 +76,15 @@ def deform_conv2d(
     words = plans.text(plan, "deform_conv2d", own="deform")
     know_subclass(input)
 
-    def convolved(images: torch.Tensor, moved: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:
+    def made(images: torch.Tensor, moved: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:
         result: torch.Tensor = _OPS.deform(images, moved, weight, bias, factors, *window, words)
         return result
 
     batched = (input, offset, mask)
     if is_on() and len(input) > 1:
-        y: torch.Tensor = by_image(convolved, batched)
+        y: torch.Tensor = by_image(made, batched)
         return y
-    y = convolved(*batched)
+    y = made(*batched)
     if key is not None and y.numel() and not recipes.records(*tensors) and recipes.may_keep(key, *tensors):
         deformation = check.described(input, offset, weight, mask, *window, "deform_conv2d()")
         recipes.keep(key, arranged(deformation, *tensors, words))

@@ -238,11 +238,11 @@ def backward(
     forced: str = "",
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """(dx, doffset, dw, dmask), those that `needs` asks for."""
-    dx, doffset, dw, dmask = gradients = allocated(x, offset, w, mask, needs)
+    dx, doffset, dw, dmask = made = allocated(x, offset, w, mask, needs)
     if not deformation.pixels:
-        for tensor in gradients:
+        for tensor in made:
             tensor.zero_()
-        return gradients
+        return made
     with on(x):
         dgrad, wgrad = plans(deformation, x.dtype, fp32_precision(), index_of(x), key(dy), key(x), key(w), forced)
         samples = bool(needs[0] or needs[1] or needs[3])
@@ -251,7 +251,7 @@ def backward(
         if needs[2]:
             _weights(deformation, dy, x, offset, mask, dw, str(wgrad))
         if not samples:
-            return gradients
+            return made
         places = needs[1] or needs[3]
         if places and not needs[1]:
             doffset = offset.new_empty(offset.shape)
@@ -266,7 +266,7 @@ def backward(
             columns = _columns(some, *given, places, needs, str(dgrad))
             if needs[0]:
                 _scatter(some, columns, offset[part], factors, dx[part])
-    return gradients
+    return made
 
 
 def _columns(

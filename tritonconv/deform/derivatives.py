@@ -39,42 +39,40 @@ class Window(NamedTuple):
     plan: str
 
 
-def result(operands: Of, bias: Maybe, window: Window) -> torch.Tensor:
-    y: torch.Tensor = _OPS.deform(operands.x, operands.offset, operands.w, bias, operands.mask, *window.sizes, window.plan)
-    return y
+def result(of: Of, bias: Maybe, window: Window) -> torch.Tensor:
+    made: torch.Tensor = _OPS.deform(of.x, of.offset, of.w, bias, of.mask, *window.sizes, window.plan)
+    return made
 
 
-def gradients(dy: torch.Tensor, operands: Of, needs: Sequence[bool], window: Window) -> Parts:
+def gradients(dy: torch.Tensor, of: Of, needs: Sequence[bool], window: Window) -> Parts:
     """B's results that `needs` asks for, None in the place of the others."""
-    requested = [bool(need) and (i < 3 or operands.mask is not None) for i, need in enumerate(needs)]
-    if not any(requested):
+    asked = [bool(need) and (i < 3 or of.mask is not None) for i, need in enumerate(needs)]
+    if not any(asked):
         return [None] * 4
-    parts = _OPS.deform_backward(
-        dy, operands.x, operands.offset, operands.w, operands.mask, *window.sizes, requested, window.plan
-    )
-    return [part if need else None for part, need in zip(parts, requested, strict=True)]
+    made = _OPS.deform_backward(dy, of.x, of.offset, of.w, of.mask, *window.sizes, asked, window.plan)
+    return [part if need else None for part, need in zip(made, asked, strict=True)]
 
 
 class Slope(NamedTuple):
     """One end of a difference along an axis: the call, its sign, and by what the mask was multiplied."""
 
-    operands: Of
+    of: Of
     sign: int
     axis: int
     factor: torch.Tensor
 
 
-def slopes(operands: Of, tangent: torch.Tensor) -> Iterator[Slope]:
+def slopes(of: Of, tangent: torch.Tensor) -> Iterator[Slope]:
     """The calls whose sum, each with its sign, is the tangent of a call for a tangent of its offset."""
-    kind = torch.promote_types(operands.offset.dtype, torch.float32)
-    places, moves = (t.to(kind).unflatten(1, (-1, 2)).unbind(2) for t in (operands.offset, tangent))
+    kind = torch.promote_types(of.offset.dtype, torch.float32)
+    places, moves = (t.to(kind).unflatten(1, (-1, 2)).unbind(2) for t in (of.offset, tangent))
     for axis in (0, 1):
         factor = moves[axis]
-        mask = factor if operands.mask is None else operands.mask.to(kind) * factor
+        mask = factor if of.mask is None else of.mask.to(kind) * factor
         for sign, behind in ((1, 1.0), (-1, 0.0)):
             ends = [*places]
             ends[axis] = places[axis].floor() + behind
-            yield Slope(operands._replace(offset=torch.stack(ends, 2).flatten(1, 2), mask=mask), sign, axis, factor)
+            yield Slope(of._replace(offset=torch.stack(ends, 2).flatten(1, 2), mask=mask), sign, axis, factor)
 
 
 def across(doffset: torch.Tensor, axis: int) -> torch.Tensor:
@@ -101,36 +99,36 @@ class Sum:
         return [None if part is None else part.to(operand.dtype) for part, operand in pairs]
 
 
-def tangent(operands: Of, moved: Of, bias: Maybe, window: Window) -> Maybe:
+def tangent(of: Of, moved: Of, bias: Maybe, window: Window) -> Maybe:
     """The tangent of the result, for tangents of x, offset, w and mask, and of the bias. None where all are."""
     terms: list[torch.Tensor] = []
     for name in ("x", "w", "mask"):
         if getattr(moved, name) is not None:
-            terms.append(result(operands._replace(**{name: getattr(moved, name)}), None, window))
+            terms.append(result(of._replace(**{name: getattr(moved, name)}), None, window))
     if moved.offset is not None:
-        terms += (slope.sign * result(slope.operands, None, window) for slope in slopes(operands, moved.offset))
+        terms += (slope.sign * result(slope.of, None, window) for slope in slopes(of, moved.offset))
     if not terms and bias is None:
         return None
     if not terms:
-        zero = result(operands, None, window)  # for the shape and the layout
+        zero = result(of, None, window)  # for the shape and the layout
         return torch.zeros_like(zero) + bias.view(-1, 1, 1)  # type: ignore[union-attr]
     total = sum(terms[1:], terms[0])
     return total if bias is None else total + bias.view(-1, 1, 1)
 
 
-def moved_gradients(dy: torch.Tensor, operands: Of, moved: Of, needs: Sequence[bool], window: Window) -> Parts:
+def moved_gradients(dy: torch.Tensor, of: Of, moved: Of, needs: Sequence[bool], window: Window) -> Parts:
     """The sum over the tangents of x, offset, w and mask of how B moves with them, as far as `needs` asks for it.
 
     For cotangents of B's four results in the place of tangents that is also the gradient of <dy, tangent>, and so of B."""
-    total = Sum(operands)
+    total = Sum(of)
     for i, name in ((0, "x"), (2, "w"), (3, "mask")):
         if getattr(moved, name) is not None:  # B's own result for an operand does not depend on that operand
-            requested = [need and i != j for j, need in enumerate(needs)]
-            total.add(gradients(dy, operands._replace(**{name: getattr(moved, name)}), requested, window))
+            asked = [need and i != j for j, need in enumerate(needs)]
+            total.add(gradients(dy, of._replace(**{name: getattr(moved, name)}), asked, window))
     if moved.offset is not None:
-        for slope in slopes(operands, moved.offset):
-            dx, doffset, dw, dmask = gradients(dy, slope.operands, needs, window)
+        for slope in slopes(of, moved.offset):
+            dx, doffset, dw, dmask = gradients(dy, slope.of, needs, window)
             doffset = None if doffset is None else across(doffset, slope.axis)
-            dmask = None if dmask is None or operands.mask is None else dmask * slope.factor
+            dmask = None if dmask is None or of.mask is None else dmask * slope.factor
             total.add((dx, doffset, dw, dmask), slope.sign)
     return total.rounded()

@@ -253,9 +253,9 @@ class _Video(_Primitive):
             dkept = F.pad(dafter, (0, 0, 0, 0, chunk.front + chunk.known - chunk.kept, 0))
             dline = dkept if dline is None else dline + dkept
         if dline is not None:
-            front, dknown = dline[:, :, : chunk.front], dline[:, :, chunk.front :]
+            made, dknown = dline[:, :, : chunk.front], dline[:, :, chunk.front :]
             if chunk.replicate and chunk.front:
-                dknown = torch.cat([dknown[:, :, :1] + front.sum(2, keepdim=True), dknown[:, :, 1:]], 2)
+                dknown = torch.cat([dknown[:, :, :1] + made.sum(2, keepdim=True), dknown[:, :, 1:]], 2)
             dx = dknown[:, :, chunk.cached :] if needs_x else None
             dcache = dknown[:, :, : chunk.cached] if needs_cache else None
         return dx, dw, db, dcache, dy if needs_residual else None
