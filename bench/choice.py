@@ -100,7 +100,7 @@ class Summary:
 
     @classmethod
     def of(cls, qualities: Sequence[Quality]) -> Summary:
-        """The summary of the calls whose plans were all measured."""
+        """The summary of the qualities of several calls."""
         shares = [q.share for q in qualities if q.share is not None] or [np.nan]
         errors = [error for q in qualities for error in q.errors]
         return cls(
