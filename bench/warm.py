@@ -35,7 +35,8 @@ from tritonconv.prepared import key
 from tritonconv.steps import Step
 
 ROUNDS, CALLS = 9, 100
-#: The goals: microseconds above torch's call and the launch of each kernel, and the share of the time that a call took before.
+#: The goals: at most so many microseconds above torch's call and the launches of the kernels, and at most this share of the
+#: time that a call takes the ordinary way.
 GOAL_ABOVE_US, GOAL_SHARE = 15.0, 1 / 3
 Call = Callable[..., torch.Tensor]
 OURS: Any = tritonconv
@@ -57,20 +58,20 @@ class Example:
         return (x.half().to(memory_format=form), w.half().to(memory_format=form), b.half()) if self.half else (x, w, b)
 
 
-#: Two sequences in a row of 16 columns; offsets of 3x3 taps; a pointwise weight of 16 channels.
+#: Two sequences packed into one row of 16 columns, zero offsets of 3x3 taps, and a pointwise weight of 16 channels.
 SEQUENCES = torch.arange(16).ge(8).int().unsqueeze(0)
 OFFSETS = torch.zeros(1, 18, 8, 8)
 POINTWISE = torch.ones(16, 16, 1, 1).half().to(memory_format=torch.channels_last)
 
 
 def separable(plan: str, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """A depthwise and a pointwise convolution under a plan."""
+    """Runs a depthwise and a pointwise convolution by a plan."""
     y: torch.Tensor = OURS.depthwise_separable_conv2d(x, w, POINTWISE, b, None, 1, 1, activation="relu", plan=plan)
     return y
 
 
 def prologue(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """A chunk of video that is scaled and activated before it is convolved."""
+    """Convolves a chunk of video that a prologue scales and activates first."""
     y: torch.Tensor = OURS.causal_conv3d(x, w, b, padding=1, prologue=OURS.Prologue(b, b, None, "silu"))[0]
     return y
 
@@ -99,13 +100,13 @@ EXAMPLES = (
     Example("separable, one kernel", lambda *t: separable("fused", *t), (1, 16, 8, 8), (16, 1, 3, 3), True),
     Example("separable, two kernels", lambda *t: separable("apart", *t), (1, 16, 8, 8), (16, 1, 3, 3), True),
 )
-#: torch's call.
+#: The call of torch that every example is compared with.
 THEIRS = Example("torch", lambda x, w, b: functional.conv2d(x, w, b, 1, 1))
 
 
 @dataclass(frozen=True)
 class Warm:
-    """Microseconds of a call: now, before, and torch's; `kernels` are launched."""
+    """Microseconds per call: ours as it is `now`, ours the ordinary way (`before`), and `torch`'s. `kernels` counts ours."""
 
     example: str
     kind: str  # "no_grad", "recorded", "backward"
@@ -117,7 +118,7 @@ class Warm:
 
 @contextmanager
 def ordinary() -> Iterator[None]:
-    """Nothing is looked up, and every launch is Triton's."""
+    """Inside the block no call and no launch is looked up: every call is checked and planned, and Triton binds every launch."""
     names: tuple[tuple[Any, str], ...] = (recipes, "key"), (direct, "key")
     kept = [getattr(module, name) for module, name in names]
     for module, name in names:
@@ -131,7 +132,7 @@ def ordinary() -> Iterator[None]:
 
 @contextmanager
 def stubbed(arch: int, skipped: list[str]) -> Iterator[None]:
-    """Kernels are compiled for an architecture, and their launches counted in `skipped` and left out."""
+    """Inside the block kernels are compiled for an architecture, and `skipped` gets their launches, none of which is made."""
     from bench.executor import driver
 
     driver.install(arch).skipped = skipped
@@ -144,7 +145,7 @@ def stubbed(arch: int, skipped: list[str]) -> Iterator[None]:
 
 
 def quickest(contenders: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Microseconds of each: of the rounds in which they take turns, the quickest."""
+    """Microseconds per call of each contender, in its quickest round. The contenders take turns in every round."""
     times = dict.fromkeys(contenders, float("inf"))
     for call in contenders.values():
         for _ in range(3):
@@ -164,11 +165,11 @@ def quickest(contenders: dict[str, Callable[[], object]]) -> dict[str, float]:
 
 
 def _kinds(call: Call, tensors: tuple[torch.Tensor, ...]) -> dict[str, Callable[[], object]]:
-    """A call under no_grad, one that records, and the backward pass of one, for x and w."""
+    """A call in three ways: under no_grad, recorded by autograd, and only the backward pass, for x and w."""
     x, w, b = tensors
     leaves = x.clone().requires_grad_(), w.clone().requires_grad_()
     call(*leaves, b)
-    y = call(*leaves, b)  # whose backward pass is that of a known call
+    y = call(*leaves, b)  # the second one, so its backward pass is that of a known call
     dy = torch.ones_like(y)
 
     @torch.no_grad()
@@ -182,8 +183,8 @@ def _kinds(call: Call, tensors: tuple[torch.Tensor, ...]) -> dict[str, Callable[
 
 
 def measure(example: Example, skipped: list[str]) -> list[Warm]:
-    """The three kinds of a call."""
-    ours, theirs = (_kinds(made_call.call, made_call.tensors()) for made_call in (example, THEIRS))
+    """The times of an example in the three ways of `_kinds`."""
+    ours, theirs = (_kinds(side.call, side.tensors()) for side in (example, THEIRS))
     rows = []
     for kind, call in ours.items():
 
@@ -200,7 +201,7 @@ def measure(example: Example, skipped: list[str]) -> list[Warm]:
 
 
 def parts() -> dict[str, float]:
-    """Microseconds of what a call of `EXAMPLES[0]` under no_grad consists of, and of Triton's launches of its kernel."""
+    """Microseconds of each part of a call of `EXAMPLES[0]` under no_grad, and of Triton's two ways to launch its kernel."""
     x, w, b = EXAMPLES[0].tensors()
     words = "conv2d", 1, 1, 1, 1
     with torch.no_grad():
@@ -227,14 +228,14 @@ OWN, BOUND = "compiled[grid](...)", "kernel[grid](...)"
 
 
 def _arguments(step: Step) -> dict[str, Any]:
-    """The constants of a step that its kernel knows as arguments, those with a default too."""
+    """The constants that a step's kernel takes as arguments, and the kernel's defaults of those that the step leaves out."""
     parameters = step.kernel.signature.parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     return defaults | {name: value for name, value in step.constants.items() if name in step.kernel.arg_names}
 
 
 def table(rows: list[Warm], bound_us: float, own_us: float) -> Table:
-    """`bound_us` and `own_us` are Triton's two launches."""
+    """The rows as a table. `bound_us` and `own_us` are microseconds of Triton's two ways to launch a kernel."""
     shown = Table(box=MARKDOWN, padding=(0, 1, 0, 0))
     for heading in ("call", "kind", "kernels", "before µs", "now µs", "of before", "torch's µs", "above A", "above B"):
         shown.add_column(heading, justify="left" if heading in ("call", "kind") else "right")

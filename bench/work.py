@@ -1,7 +1,8 @@
 """One pass of one problem as it is measured: its input tensors and the exact result.
 
 The input tensors of a pass are a and b: (x, w) for fprop, (dy, w) for dgrad, (dy, x) for wgrad. There are several sets of them,
-used in turn, whose bytes exceed the L2 cache twice, so a call finds nothing of its inputs there, as in a network.
+used in turn. Together they are more than twice as large as the L2 cache, so the cache holds none of a call's inputs when the
+call begins, as in a network.
 """
 
 from __future__ import annotations
@@ -98,14 +99,14 @@ class Work:
     def inputs(self, count: int, device: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """`count` sets of standard normal a and b, the same in every run. b is scaled so that results have size about one.
 
-        Each tensor is aligned as one of its own would be, so that all sets use the kernel that the first one compiles.
+        Each tensor is aligned as if it were allocated alone, so that all sets use the kernel that the first one compiles.
         """
         generator = torch.Generator(device).manual_seed(0)
 
         def fill(shape: tuple[int, ...], scale: float) -> list[torch.Tensor]:
             span = ceil_div(math.prod(shape), ALIGNED) * ALIGNED
-            room = torch.empty(count * span, dtype=self.torch_dtype, device=device).normal_(generator=generator).mul_(scale)
-            return [room.as_strided(shape, self.strides(shape), i * span) for i in range(count)]
+            memory = torch.empty(count * span, dtype=self.torch_dtype, device=device).normal_(generator=generator).mul_(scale)
+            return [memory.as_strided(shape, self.strides(shape), i * span) for i in range(count)]
 
         a, b = self.shapes[:2]
         scale = float(max(1, self.problem.gemm(self.which).k)) ** -0.5
@@ -114,7 +115,8 @@ class Work:
     def exact(self, a: torch.Tensor, b: torch.Tensor) -> Expected:
         """The exact result, by torch's convolution in float64 on the tensors' device.
 
-        The number of products is that of one image, because it is the same for all; a weight gradient sums over the images.
+        The products per element are counted on one image, because they are as many for all. A weight gradient sums over the
+        images, so there the count is multiplied by their number.
         """
         one = dataclasses.replace(self, problem=dataclasses.replace(self.problem, batch=1))
         ones = [torch.ones(shape, dtype=torch.float64, device=a.device) for shape in one.shapes[:2]]
@@ -126,7 +128,10 @@ class Work:
 
 @dataclass(frozen=True)
 class Line:
-    """Work, and where it comes from. `goal` is the ratio to reach in `group`, `floor` the least ratio of any of its rows."""
+    """A pass to measure, and the layer that it comes from.
+
+    `goal` is the mean ratio that `group` has to reach, and no row of the group may have a ratio below `floor`.
+    """
 
     work: Work
     suite: str = ""
@@ -172,7 +177,7 @@ def float64_pass(work: Work, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def float32_in(precision: str) -> Iterator[None]:
     """Inside the block torch computes float32 convolutions and matrix products in "ieee" or "tf32"."""
-    cudnn: Any = torch.backends.cudnn  # Any, because its `conv` is made at run time
+    cudnn: Any = torch.backends.cudnn  # Any, because torch makes its `conv` at run time
     matmul: Any = torch.backends.cuda.matmul
     saved = cudnn.conv.fp32_precision, matmul.fp32_precision
     cudnn.conv.fp32_precision = matmul.fp32_precision = precision

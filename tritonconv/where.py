@@ -41,8 +41,8 @@ class Call:
 Predicate = Callable[[Call], bool]
 
 
-class Made(NamedTuple):
-    """A call in words, who computed it and, if that was torch, why."""
+class Entry(NamedTuple):
+    """What a record counts: a call in words, by whom it was computed and, if that was torch, why."""
 
     what: str
     by: str
@@ -53,12 +53,12 @@ class Record:
     """Counts the calls of a region; its `str` is a table. Threads may share it."""
 
     def __init__(self) -> None:
-        self.counts: Counter[Made] = Counter()
+        self.counts: Counter[Entry] = Counter()
 
     def add(self, what: str, reason: str = "") -> None:
         """Counts a call. A reason says why torch computed it."""
         with _lock:
-            self.counts[Made(what, "torch" if reason else "tritonconv", reason)] += 1
+            self.counts[Entry(what, "torch" if reason else "tritonconv", reason)] += 1
 
     def by(self, name: str) -> int:
         """How many calls "tritonconv" or "torch" computed."""
@@ -99,13 +99,13 @@ def filed(predicate: Predicate) -> str:
 
 
 def opened(record: Record, word: str) -> None:
-    """From here on the record counts answers."""
+    """Lets the record count answers from here on."""
     with _lock:
         _OPEN.append(Open(record, word, threading.get_ident()))
 
 
 def closed(record: Record) -> None:
-    """From here on the record no longer counts."""
+    """Ends what `opened` began: the record counts no more answers."""
     with _lock:
         _OPEN.remove(next(region for region in reversed(_OPEN) if region.record is record))
 

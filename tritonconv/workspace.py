@@ -1,5 +1,8 @@
-"""Calls whose workspace does not fit in memory. Programs that share a reduction keep partial sums; without sharing there are
-none. Plans behind a copy keep x with its padding; the kernels of padding modes do not."""
+"""Runs a call by a plan that needs less memory where memory runs out.
+
+Programs that share a reduction need memory for partial sums; programs that do not share it need none. Plans behind a copy need
+memory for x with its padding; the kernels of padding modes do not.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +32,12 @@ def fitting(
     plan: str,
     epilogue: Epilogue | None = None,
 ) -> Result:
-    """`run(plan)`. Where memory runs out and the plan copies x with its padding, it runs again by index arithmetic; where the
-    plan shares a reduction, it runs again without sharing. It warns once of either.
+    """The result of `run(plan)`.
 
-    Raises torch.OutOfMemoryError where that does not fit either.
+    Where memory runs out and the plan copies x with its padding, the call runs again by index arithmetic. Where the plan shares
+    a reduction, the call runs again without sharing. Either gives a warning, the first time.
+
+    Raises torch.OutOfMemoryError where memory runs out again, or where the plan does neither.
     """
     try:
         return run(plan)

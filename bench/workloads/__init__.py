@@ -62,7 +62,7 @@ class Workload:
         return call | {"output_padding": self.output_padding} if self.transposed else call
 
     def problem(self) -> ConvProblem:
-        """The convolution that this layer is. Raises ValueError for the deformable operators, which are none."""
+        """The convolution that this layer is. Raises ValueError for a deformable operator, which is none."""
         if self.transposed:
             return ConvProblem.conv_transpose(self.input_shape, self.weight_shape, **self.arguments())
         if not self.op.startswith("conv"):
@@ -70,7 +70,7 @@ class Workload:
         return ConvProblem.conv(self.input_shape, self.weight_shape, **self.arguments())
 
 
-# Names in the file that differ from the fields'.
+# The columns of the file whose names differ from those of the fields.
 COLUMNS = {"batch": "N", "in_channels": "C_in", "out_channels": "C_out", "size": "spatial", "kind": "class"}
 
 

@@ -79,7 +79,7 @@ def near_range(chunk: Chunk, shape: tuple[int, ...], images: tuple[int, int], si
     rows, columns = (n - 1 for n in chunk.problem.effective_kernel[1:])
     window = (rows * shape[4] + columns) * shape[1]  # how far windows reach beyond a frame
     reached = (chunk.known + chunk.front + 2 * chunk.reach + 4) * frame + 2 * window
-    limit = (INT32_MAX + 1) * unit - 1 - reached  # from the frame before which x's frames come, of the first and the last image
+    limit = (INT32_MAX + 1) * unit - 1 - reached  # how far x may be from the place behind the cache, in every image
     apart = (shape[0] - 1) * (images[0] - images[1])
     first = chunk.cached * frame
     return first + max(-limit, -limit - apart), first + min(limit, limit - apart)
@@ -100,7 +100,7 @@ def fits_int32(chunk: Chunk, y: TensorKey, residual: TensorKey | None = None) ->
 
 
 def with_values(chunk: Chunk, values: Values, residual: torch.Tensor | None) -> Chunk:
-    """The call with what its prologue and residual are, without their tensors."""
+    """The call with a description of its prologue and whether it has a residual, without their tensors."""
     prologue = None if values.is_empty() else Prologue.of(values.activation, *values[:3])
     return dataclasses.replace(chunk, prologue=prologue, residual=residual is not None)
 
@@ -119,7 +119,7 @@ def chosen(chunk: Chunk, forced: str, dtype: str, precision: str, device: Device
 
 
 def bounds(chunk: Chunk) -> str:
-    """How the kernel finds taps outside of a frame."""
+    """The kernel's constant BOUNDS: how it finds out which taps are outside of a frame."""
     if not any(p != 0 for pair in chunk.problem.padding[1:] for p in pair):
         return "none"
     if chunk.mode != "zeros":
@@ -149,8 +149,8 @@ def prepare(
     plan = chosen(chunk, forced, dtype, precision, device, last, not small)
     m_tiles, n_tiles = model.tiles(chunk, plan)
     programs = m_tiles * n_tiles * plan.split
-    made_of = y if plan.split == 1 else (y[0], channels_last_strides(y[0]))  # partial sums
-    out = operand(*made_of, 1, 1)
+    target = y if plan.split == 1 else (y[0], channels_last_strides(y[0]))  # y, or partial sums
+    out = operand(*target, 1, 1)
     total = programs + (model.copies(chunk, plan, dtype) if keeps else 0)
     if total > INT32_MAX:
         raise RuntimeError(f"causal_conv3d of {chunk} needs {total} programs, more than a CUDA grid of {INT32_MAX} holds")
@@ -225,7 +225,7 @@ def prepare(
     else:
         follows, described = follow(residual)
         constants |= described
-    main = Step(video_kernel, total, constants, (packed_strides(made_of, out), sizes))
+    main = Step(video_kernel, total, constants, (packed_strides(target, out), sizes))
     return clamped(Launch(plan, main, after=after, workspace=workspace, fused=follows), device.capability)
 
 
@@ -242,12 +242,12 @@ def follow(residual: TensorKey | None) -> tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Arranged(NamedTuple):
-    """What a call takes, without its tensors; x, the cache and the values of the prologue are laid out as they were given."""
+    """What a call needs besides its tensors. It serves tensors of the shapes and strides for which it was made."""
 
     chunk: Chunk
     y: TensorKey
     after: TensorKey | None  # the next cache, None where it is not asked for
-    apart: bool  # a kernel of its own applies the prologue first
+    apart: bool  # whether a kernel of its own applies the prologue first
     copies: tuple[bool, bool]  # whether x and the cache are copied first
     reads_weight: bool  # whether the kernel reads the weight as it is given
     distances: tuple[int, int]  # `near_range`
@@ -300,7 +300,7 @@ def arranged(
     values: Values,
     residual: Maybe,
 ) -> Arranged:
-    """What a call on these tensors takes."""
+    """What a call on these tensors needs besides them."""
     dtype, precision, device = DTYPES[x.dtype], fp32_precision(), device_model(index_of(x))
     y = tuple(chunk.output_shape), output_strides(chunk.output_shape, x, w)
     after = (tuple(chunk.next_shape), channels_last_strides(chunk.next_shape)) if keeps else None
@@ -312,11 +312,11 @@ def arranged(
             forced, values, apart = str(dataclasses.replace(plan, apart=False)), NOTHING, True
             chunk = dataclasses.replace(chunk, prologue=None)
     copied = (not apart and not is_readable(x), cache is not None and cache.numel() > 0 and not is_readable(cache))
-    of_x = channels_last_strides(x.shape)[0] if apart or copied[0] else x.stride(0)
-    of_cache = of_x
+    x_stride = channels_last_strides(x.shape)[0] if apart or copied[0] else x.stride(0)
+    cache_stride = x_stride
     if cache is not None and cache.numel():
-        of_cache = channels_last_strides(cache.shape)[0] if copied[1] else cache.stride(0)
-    images = (of_x, of_cache) if x.shape[0] > 1 else (0, 0)
+        cache_stride = channels_last_strides(cache.shape)[0] if copied[1] else cache.stride(0)
+    images = (x_stride, cache_stride) if x.shape[0] > 1 else (0, 0)
 
     keeps = after is not None and product(after[0]) > 0
     stride, activation = None if b is None else b.stride(0), (values.activation, values.slope)

@@ -128,6 +128,8 @@ def _checked(
 
 
 def _by(where: Callable[..., Pair]) -> Callable[..., Pair]:
+    """The op, computed by `where`, which gets the checked call and its tensors."""
+
     def call(
         x: torch.Tensor,
         w: torch.Tensor,
@@ -174,7 +176,8 @@ def _flops(x: Ints, w: Ints, b: Any, cache: Ints | None, *window: Any, out_shape
 
 
 class _Video(_Primitive):
-    """Of x, w, b, cache, residual, stride, padding, dilation, upsample, time_padding, keeps, plan, groups, summed, mode."""
+    """The op under autograd, as a function of x, w, b, cache, residual, stride, padding, dilation, upsample, time_padding,
+    keeps, plan, groups, summed and mode."""
 
     @staticmethod
     def forward(x: Any, w: Any, b: Any, cache: Any, residual: Any, *rest: Any) -> Any:
@@ -209,8 +212,8 @@ class _Video(_Primitive):
             ty, tafter = _OPS.video(or_zeros(tx, x), w, tb, or_zeros(tcache, cache), *window, keeps, *rest)
             tb = None
         if tw is not None:
-            of_weight, _ = _OPS.video(x, tw, tb, cache, *window, False, *rest)
-            ty, tb = added(ty, of_weight), None
+            from_weight, _ = _OPS.video(x, tw, tb, cache, *window, False, *rest)
+            ty, tb = added(ty, from_weight), None
         ty = added(ty, tresidual)
         if tb is not None:
             ty = added(ty, per_channel(tb, 3).expand(y.shape))

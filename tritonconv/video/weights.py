@@ -1,7 +1,8 @@
-"""The weights of a magnified frame with the taps summed that see the same pixel, and other forms that the kernel reads.
+"""The forms of a weight that the kernel reads; in one of them, taps that see the same pixel of a magnified frame are summed.
 
-Nearest upsampling by 2, then R taps: of the rows 2 i + a - low + r, r < R, that a result of parity a sees, neighbours are the
-same row of the frame. So each parity convolves the frame itself with (R + 1) / 2 rows of sums: of 3x3 taps, 2x2 remain.
+Where a frame is upsampled by 2 (nearest) and then convolved with R taps, row 2 i + a of the result sees the magnified rows
+2 i + a - low + r for r < R. Pairs of neighbours among these are copies of one row, so each parity a convolves the frame
+itself with (R + 1) / 2 rows of sums. Of 3x3 taps 2x2 remain.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ def rows_of(parity: int, low: int, taps: int) -> list[list[int]]:
 
 
 def summed(w: torch.Tensor, low_h: int, low_w: int) -> torch.Tensor:
-    """[4, K, t, (R + 1) / 2, (S + 1) / 2, C], by parity of row and column: summed in the precision of sums, rounded once."""
+    """The summed weights [4, K, t, (R + 1) / 2, (S + 1) / 2, C], one set for each parity of row and column.
+
+    Sums are computed in float32 (float64 for float64) and rounded once.
+    """
     wide, parities = widened(w), []
     for a in range(2):
         rows = torch.stack([wide[:, :, :, taps].sum(3) for taps in rows_of(a, low_h, w.shape[3])], 3)
