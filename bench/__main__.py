@@ -40,7 +40,7 @@ def measure(
     passes: Annotated[str, typer.Option("--pass", help="fprop, dgrad and wgrad of the layer, with commas.")] = "fprop",
     dtype: Annotated[str, typer.Option(help="fp16, bf16, fp32, tf32 or fp64.")] = "bf16",
     layout: Annotated[
-        str, typer.Option(help="How the tensors lie: channels_last or contiguous. Unless given, 1-D is contiguous.")
+        str, typer.Option(help="The layout of the tensors: channels_last or contiguous. By default only 1-D is contiguous.")
     ] = "",
     provider: Annotated[
         str, typer.Option(help="Of tritonconv, cudnn, matmul, inductor, flaggems and causal_conv1d, with commas.")
@@ -183,7 +183,7 @@ def sweep(
     suite: Annotated[list[str] | None, typer.Option(help="A suite of bench/workloads, such as resnet50 or 'mamba*'.")] = None,
     problem: Annotated[list[str] | None, typer.Option(help="A layer in words: 'conv2d n32 c64 56x56 -> 64 k3 p1'.")] = None,
     fixed: Annotated[list[str] | None, typer.Option("--list", help="A fixed list: goals or sample.")] = None,
-    sample: Annotated[int | None, typer.Option(help="So many layers of all suites, always the same: 15 for a session.")] = None,
+    sample: Annotated[int | None, typer.Option(help="This many layers of all suites, always the same: 15 a session.")] = None,
     passes: Annotated[str, typer.Option("--pass", help="fprop, dgrad and wgrad of the layer, with commas.")] = "fprop",
     dtype: Annotated[str, typer.Option(help="fp16, bf16, fp32, tf32 or fp64.")] = "bf16",
     layout: Annotated[str, typer.Option(help="As for run.")] = "",
@@ -279,7 +279,7 @@ def audit(
             " each version has. With --write a run may be stopped and started again.",
         ),
     ] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Compile the first so many rows alone.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Compile only this many rows, from the first one on.")] = None,
     coverage: Annotated[bool, typer.Option("--coverage", help="Only print how many rows each Triton version has.")] = False,
     summary: Annotated[bool, typer.Option("--summary", help="Only print docs' table, from the committed rows.")] = False,
 ) -> None:

@@ -51,7 +51,7 @@ class Errors:
 
 @dataclass(frozen=True)
 class Fit:
-    """One family: how many rows, its constants, and the held-out rows' error under the defaults and under them."""
+    """One family: how many rows it has, its constants, and the errors of held-out rows with the defaults and with these."""
 
     family: str
     fitted: int

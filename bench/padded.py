@@ -42,7 +42,7 @@ LAYERS = (
 
 def predicted(problem: ConvProblem, which: Pass, device: Device, dtype: str = "bfloat16") -> tuple[float, float]:
     """Seconds of a pass in the kernels of "padded", and by the best family that pads with zeros, its copies included; infinite
-    where none is for it."""
+    where no such family serves it."""
     call = channels_last(problem, which, dtype)
     copied = min(member.quickest(call, device, math.inf)[0] for member in behind_copies().values())
     return family("padded").quickest(call, device, math.inf)[0], copied

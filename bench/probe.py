@@ -39,8 +39,8 @@ REPEATED_PROBLEM = ConvProblem.conv((8, 256, 14, 14), (256, 256, 3, 3), (1, 1), 
 READ_BLOCK = 4096  # float32: 16 KiB
 
 
-#: Value, unit and note of an answer.
-Found = tuple[float, str, str]
+#: What a question returns: the value, unit and note of its answer.
+Reply = tuple[float, str, str]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Answer:
 
 class Question(NamedTuple):
     name: str
-    ask: Callable[[], Found]
+    ask: Callable[[], Reply]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def boxes(view: torch.Tensor, block: tuple[int, int, int]) -> bool:
     return torch.equal(out, want)
 
 
-def reads(view: torch.Tensor, block: tuple[int, int, int]) -> Found:
+def reads(view: torch.Tensor, block: tuple[int, int, int]) -> Reply:
     return float(boxes(view, block)), "yes", "values compared box by box"
 
 
@@ -104,7 +104,7 @@ def maps(machine: Machine) -> Iterator[Question]:
 
 
 def rates(machine: Machine, sizes: Sizes) -> Iterator[Question]:
-    def read() -> Found:
+    def read() -> Reply:
         blocks = sizes.l2_bytes // (4 * READ_BLOCK)
         source = torch.randn(blocks * READ_BLOCK, device=machine.device)
         out = torch.empty(sizes.read_programs, device=machine.device)
@@ -117,13 +117,13 @@ def rates(machine: Machine, sizes: Sizes) -> Iterator[Question]:
         moved = sizes.read_programs * sizes.read_trips * READ_BLOCK * 4
         return moved / seconds / 1e9, "GB/s", f"{sizes.l2_bytes >> 20} MiB"
 
-    def copy() -> Found:
+    def copy() -> Reply:
         source = torch.empty(sizes.copy_bytes // 2, dtype=torch.bfloat16, device=machine.device).normal_()
         target = torch.empty_like(source)
         seconds = statistics.median(machine.elapsed(lambda: target.copy_(source), sizes.repeats))
         return 2 * sizes.copy_bytes / seconds / 1e9, "GB/s", "bytes read and written"
 
-    def product() -> Found:
+    def product() -> Reply:
         a, b = (torch.randn(sizes.matrix, sizes.matrix, device=machine.device).bfloat16() for _ in range(2))
         seconds = statistics.median(machine.elapsed(lambda: a @ b, sizes.repeats))
         return 2 * sizes.matrix**3 / seconds / 1e12, "TFLOP/s", f"bfloat16, {sizes.matrix}^3"
@@ -137,7 +137,7 @@ def rates(machine: Machine, sizes: Sizes) -> Iterator[Question]:
 REPEATED = ("128x256x64:w8:s3", "256x128x64:w8:s3", "128x128x64:w8:s3", "64x64x64:w4:s4")
 
 
-def other_bits(which: Pass, plan: Plan, machine: Machine, sizes: Sizes) -> Found:
+def other_bits(which: Pass, plan: Plan, machine: Machine, sizes: Sizes) -> Reply:
     """How many runs differ from the first one on the same inputs."""
     work = Work(sizes.repeated, which, "float16")
     ((a, b),) = work.inputs(1, machine.device)
@@ -166,7 +166,7 @@ def repeatability(machine: Machine, sizes: Sizes) -> Iterator[Question]:
 def launches(machine: Machine, sizes: Sizes) -> Iterator[Question]:
     out = torch.zeros(128, 64, dtype=torch.float16, device=machine.device)
 
-    def host(call: Callable[[], object]) -> Found:
+    def host(call: Callable[[], object]) -> Reply:
         for _ in range(3):
             call()
         machine.synchronize()
@@ -180,17 +180,17 @@ def launches(machine: Machine, sizes: Sizes) -> Iterator[Question]:
     def maps_of_out() -> list[TensorDescriptor]:
         return [TensorDescriptor(out, [128, 64], [64, 1], [64, 64]) for _ in range(3)]
 
-    def pointer() -> Found:
+    def pointer() -> Reply:
         return host(lambda: empty_kernel[(1,)](out))
 
-    def descriptors() -> Found:
+    def descriptors() -> Reply:
         described = maps_of_out()
         return host(lambda: descriptors_kernel[(1,)](*described, out))
 
-    def described_anew() -> Found:
+    def described_anew() -> Reply:
         return host(lambda: descriptors_kernel[(1,)](*maps_of_out(), out))
 
-    def in_a_graph() -> Found:
+    def in_a_graph() -> Reply:
         def call(index: int) -> torch.Tensor:
             empty_kernel[(1,)](out)
             return out

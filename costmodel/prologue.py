@@ -29,8 +29,8 @@ INSTRUCTIONS = {
     "gelu_tanh": 29.0,
 }
 RSTD_INSTRUCTIONS = 2.5
-#: The same of scale, and of shift, where a tile's rows lie in images that have values of their own, which are then loaded
-#: element by element (`tests/test_conv_prologue_aot.py`).
+#: Further instructions per element for scale, and as many for shift, where the rows of a tile are of images with values of
+#: their own, which are then loaded element by element (`tests/test_conv_prologue_aot.py`).
 ROW_INSTRUCTIONS = 2.5
 #: Tiles of 4-byte elements that spill with a prologue on some architecture.
 SPILL_WIDE = ((128, 32, 32, 4), (64, 32, 16, 4), (64, 64, 16, 4), (128, 64, 16, 8), (32, 32, 32, 4))

@@ -7,7 +7,7 @@ from typing import Any
 
 from costmodel.algebra import Size, symbolic
 
-#: What stands in the padding of an axis, under torch's words; the number of each is that of the library ops.
+#: torch's words for what the padding of an axis holds. The library ops name a mode by its position here.
 MODES = ("zeros", "reflect", "replicate", "circular")
 
 

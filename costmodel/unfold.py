@@ -49,8 +49,8 @@ class UnfoldPlan(Plan):
 class Unfolding:
     """A call, described by a depthwise convolution with the same windows and one filter per channel. It has no weights.
 
-    >>> of = Unfolding.of((2, 3, 5, 6), (3, 3), (1, 1), (1, 1), (1, 1))
-    >>> of.columns_shape, of.compulsory(2, Pass.FPROP) == 2 * (2 * 3 * 30 + 2 * 27 * 30), of.additions
+    >>> unfolding = Unfolding.of((2, 3, 5, 6), (3, 3), (1, 1), (1, 1), (1, 1))
+    >>> unfolding.columns_shape, unfolding.compulsory(2, Pass.FPROP) == 2 * (2 * 3 * 30 + 2 * 27 * 30), unfolding.additions
     ((2, 27, 30), True, 1068)
     """
 

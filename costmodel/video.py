@@ -221,7 +221,7 @@ def predict(
 ) -> Prediction:
     """Seconds of a call under a plan. `copied` names the tensors (keys of `elements`) that are copied to another layout
     first."""
-    if chunk.prologue is not None and plan.apart:  # two kernels; the first reads x as it lies
+    if chunk.prologue is not None and plan.apart:  # two kernels; the first reads x in any layout
         others = tuple(name for name in copied if name != "x")
         second = predict(replace(chunk, prologue=None), replace(plan, apart=False), dtype, precision, device, others)
         moved, first = ahead.applied(elements(chunk)["x"], chunk.prologue, itemsize(dtype), device, FAMILY)

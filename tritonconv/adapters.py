@@ -26,7 +26,7 @@ class Adapted:
 
 
 def adapter(part: nn.Module) -> type[Adapted] | None:
-    """The function that takes over the forward of a layer, or None."""
+    """The class whose forward takes over that of a layer, or None."""
     kind: Any = type(part)
     names = [base.__name__ for base in kind.__mro__]
     if "WanCausalConv3d" in names or "QwenImageCausalConv3d" in names:

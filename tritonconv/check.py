@@ -189,8 +189,8 @@ def _ends(function: str, padding: Any, rank: int) -> tuple[tuple[int, int], ...]
 
 
 def modes(function: str, value: Any, rank: int) -> tuple[str, ...]:
-    """`padding_mode` as a mode per axis. Raises TypeError for what are no words, ValueError for words that torch has not, and
-    RuntimeError for a wrong number of them."""
+    """`padding_mode` as a mode per axis. Raises TypeError for values that are no words, ValueError for words that torch does
+    not know, and RuntimeError for a wrong number of them."""
     words = (value,) * rank if isinstance(value, str) else value
     if not isinstance(words, (tuple, list)) or not all(isinstance(word, str) for word in words):
         raise TypeError(

@@ -93,7 +93,7 @@ def repeatable(
     if not isinstance(compiled, CompiledKernel) or compiled.metadata.target.backend != "cuda":
         return None
     parameters = list(kernel.signature.parameters.values())[len(values) :]
-    given = {**constants, **dict.fromkeys(named)}  # whose tensors are not kept alive
+    given = {**constants, **dict.fromkeys(named)}  # the tensors of `named` are not kept alive
     rest = [given.get(p.name, None if p.default is inspect.Parameter.empty else p.default) for p in parameters]
     places = {p.name: i for i, p in enumerate(parameters) if p.name in named}
     first = min(places.values(), default=len(rest))

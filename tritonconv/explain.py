@@ -81,7 +81,7 @@ def explain(function: Any, *args: Any, device: str | Device | None = None, **kwa
     """
     number = None if device is None else _number(device)
     if isinstance(function, torch.nn.Module):
-        from tritonconv.explain_model import explained_model  # which imports torch's tracing
+        from tritonconv.explain_model import explained_model  # here, because it imports torch's tracing
 
         return explained_model(number, function, *args, **kwargs)
     torchs = False

@@ -64,7 +64,7 @@ class Folded:
     """
 
     def forward(self: Any, input: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        if isinstance(input, torch.fx.Proxy):  # as a graph is traced again that comes from a file
+        if isinstance(input, torch.fx.Proxy):  # a graph that comes from a file is traced again
             return ours.traced(self, input, *(() if residual is None else (residual,)))
         return followed(self, super().forward, input, residual, self._follows)  # type: ignore[misc]
 

@@ -45,11 +45,11 @@ def _plan_text(plan: Plans | Asked, function: str, forward: Pass, input: torch.T
 
 
 def _idle(forward: Pass, input: torch.Tensor, weight: torch.Tensor) -> dict[Pass, str]:
-    """The passes that a call never runs, and why: a gradient, and any gradient of it, is of a tensor that requires one."""
+    """The passes that a call never runs, and why. A tensor that requires no gradient gets none, and none of a higher order."""
     if torch.compiler.is_compiling() or private.transforms_are_active():
         return {}
-    of_input = Pass.DGRAD if forward == Pass.FPROP else Pass.FPROP
-    gradients = {of_input: ("input", input), Pass.WGRAD: ("weight", weight)}
+    input_pass = Pass.DGRAD if forward == Pass.FPROP else Pass.FPROP
+    gradients = {input_pass: ("input", input), Pass.WGRAD: ("weight", weight)}
     return {which: f"{name} requires no gradient" for which, (name, tensor) in gradients.items() if not tensor.requires_grad}
 
 
@@ -78,7 +78,7 @@ class After(NamedTuple):
         return {"scale": self.scale, "shift": self.shift, "residual": self.residual}
 
     def arguments(self, batched: bool) -> tuple[Any, ...]:
-        """As the ops take them, up to `keep`."""
+        """The arguments as the ops take them, up to `keep`."""
         residual = self.residual if self.residual is None or batched else self.residual.unsqueeze(0)
         return self.scale, self.shift, residual, self.activation or "", float(self.negative_slope)
 
@@ -101,7 +101,7 @@ def _call(
     """One of the functions. `checked` is check.conv or check.conv_transpose, and `window` are its further arguments."""
     beside = () if after is None else after[2:]
     key = None
-    if not isinstance(plan, Asked) and prologue is None:  # whose answer may be torch
+    if not isinstance(plan, Asked) and prologue is None:  # an `Asked` may choose torch
         words = (function, *window) if after is None else (function, *window, *after[:2])
         key = recipes.key(words, plan, input, weight, bias, *beside)
     recipe = recipes.known(key)

@@ -16,9 +16,10 @@ def exchange(x: torch.Tensor, low: int, high: int, *, dim: int = 2, group: Any =
     """x [..., n, ...] with the last `low` rows of the slab before it in front and the first `high` of the one behind it at its
     end, along `dim`: [..., low + n + high, ...]. The first and the last process get zeros there.
 
-    Every process of the group calls it, with the same numbers. A convolution of the result without padding along `dim` is the
-    slab of the whole image's: low and high are its padding, and with a stride that divides each slab's n, high is
-    (kernel - 1) * dilation - padding - stride + 1. Derivatives of x to any order, exchanged likewise.
+    Every process of the group calls it, with the same numbers. A convolution of the result without padding along `dim` gives
+    this process's slab of the whole image's convolution, where low is the padding of that convolution, high is
+    (kernel - 1) * dilation - padding - stride + 1, and the stride divides each slab's n. x has derivatives of any order, which
+    are exchanged likewise.
 
     Raises TypeError for what is no tensor, ValueError for negative numbers and for a slab of fewer rows than a neighbour takes
     of it, in the process whose slab it is: the others then wait in vain.
@@ -81,9 +82,9 @@ class _Return(torch.autograd.Function):
         n = dy.shape[dim] - low - high
         to_last, kept, to_next = dy.split([low, n, high], dim)
         dx = kept.clone()
-        of_last, of_next = _moved(to_next, to_last, group)  # `high` rows for the front, `low` rows for the end
-        dx.narrow(dim, 0, high).add_(of_last)
-        dx.narrow(dim, n - low, low).add_(of_next)
+        from_last, from_next = _moved(to_next, to_last, group)  # `high` rows for the front, `low` rows for the end
+        dx.narrow(dim, 0, high).add_(from_last)
+        dx.narrow(dim, n - low, low).add_(from_next)
         return dx
 
     @staticmethod

@@ -110,7 +110,7 @@ def install(*, where: Any = None) -> Installed:
     modules, other threads, checkpointing, `torch.func`, C++ code. Not reached are direct calls of `aten::cudnn_convolution`
     and its kin, and convolutions that Inductor turns into templates of its own. `where` is that of `tritonconv.use`.
 
-    Returns what is installed, whose `record` counts the calls. RuntimeError where it is installed already.
+    Returns what is installed, whose `record` counts the calls. Raises RuntimeError where it is installed already.
     """
     return _installed(where, "CUDA")
 
@@ -124,7 +124,7 @@ def _installed(where: Any, key: str) -> Installed:
 
 
 def uninstall() -> None:
-    """The end of `install`; torch's convolutions are torch's again. RuntimeError where nothing is installed."""
+    """Ends `install`: torch's convolutions are torch's again. Raises RuntimeError where nothing is installed."""
     global _now
     if _now is None:
         raise RuntimeError("use.uninstall(): nothing is installed")

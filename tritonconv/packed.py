@@ -19,7 +19,7 @@ from tritonconv import private
 
 
 class _Kept(NamedTuple):
-    """What was made, and of which state of a weight."""
+    """A packed form, and the state of the weight that it was made from."""
 
     storage: Any  # a weak reference: memory that was freed and given out again is another
     state: tuple[Hashable, ...]
@@ -36,7 +36,7 @@ def _state(weight: torch.Tensor) -> tuple[Hashable, ...]:
 
 
 def packed(weight: torch.Tensor, kind: Hashable, make: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """make(weight), or what it answered for this version of the weight; `kind` tells one `make` from another."""
+    """The result of make(weight), kept for each version of the weight. `kind` tells one `make` from another."""
     if weight.is_inference() or (weight.is_cuda and torch.cuda.is_current_stream_capturing()):
         return make(weight)
     state = _state(weight)
@@ -62,7 +62,7 @@ def forget_packed(weight: torch.Tensor | None = None) -> None:
     Raises TypeError where weight is neither a tensor nor None. `docs/design/video.md` says which weights are packed.
 
     >>> import torch, tritonconv
-    >>> tritonconv.forget_packed(torch.ones(2))  # of which nothing is kept
+    >>> tritonconv.forget_packed(torch.ones(2))  # nothing is kept of this one
     """
     if weight is not None and not isinstance(weight, torch.Tensor):
         raise TypeError(f"forget_packed(): argument 'weight' must be a Tensor or None, got {type(weight).__name__}")

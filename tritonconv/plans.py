@@ -177,7 +177,7 @@ def forced(call: Call, given: str, device: Device) -> Plan | None:
     for word in filter(None, given.split(";")):
         which, _, rest = word.partition(":")
         if which not in [*Pass]:
-            Plan.parse(word)  # which says what it is not: only an op that is called by itself brings such a word
+            Plan.parse(word)  # raises, and says why: only an op that is called by itself brings such a word
         if which == call.which:
             return checked(call, Plan.parse(word), device) if ":" in rest else _least(call, rest, device)
     return None

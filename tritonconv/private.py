@@ -76,7 +76,7 @@ def thread_keys() -> tuple[int, int]:
 
 def is_dispatched_plainly(records: bool, *tensors: torch.Tensor) -> bool:
     """Whether an op called on these tensors now would go to its CPU or CUDA kernel, by way of its autograd kernel at most; with
-    `records`, by way of that indeed."""
+    `records` it must go by way of that one."""
     keys = functools.reduce(operator.or_, map(dispatch_keys, tensors), _include()) - _exclude()
     passes = keys.has(_KEYS.AutogradCPU) or keys.has(_KEYS.AutogradCUDA) or not records
     return passes and (keys | _PLAIN_KEYS) == _PLAIN_KEYS

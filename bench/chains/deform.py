@@ -28,8 +28,8 @@ from tritonconv.layout import channels_last_strides, dense_strides
 
 SUITE, TORCHVISION = "deformable", "torchvision"
 TAPS = 9
-#: Threads of a warp, warps that a multiprocessor issues an instruction of each clock, and instructions for a pixel of a sample:
-#: its address, the load, the conversion and the sum.
+#: Threads per warp, instructions that a multiprocessor issues per clock, and instructions per pixel of a sample: its address,
+#: the load, the conversion and the sum.
 LANES, SCHEDULERS, LOADED = 32, 4, 4
 
 
@@ -49,7 +49,7 @@ def split(planes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def sampled(x: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, stride: int) -> torch.Tensor:
-    """[N, C * 9, P * Q] the samples of a 3x3 filter with padding 1, by grid_sample, in float32 or wider: in 16 bits a
+    """The samples [N, C * 9, P * Q] of a 3x3 filter with padding 1, by grid_sample, in float32 or wider: in 16 bits a
     coordinate of 100 would be off by a sixteenth of a pixel or more."""
     wide = torch.promote_types(x.dtype, torch.float32)
     (batch, _, height, width), (rows, columns) = x.shape, offset.shape[2:]
@@ -81,7 +81,7 @@ def by_torchvision(layer: Layer, x: torch.Tensor, *given: torch.Tensor) -> torch
 
 
 def by_us(layer: Layer, x: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
-    """The batch norm goes into the filter and the bias."""
+    """Our way, with the batch norm folded into the filter and the bias."""
     w_offset, b_offset, w, scale, shift = given
     offset, mask = split(tritonconv.conv2d(x, w_offset, b_offset, layer.stride, 1))
     folded = w * scale.view(-1, 1, 1, 1)
@@ -89,7 +89,7 @@ def by_us(layer: Layer, x: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
 
 
 def without_sampling(layer: Layer, x: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
-    """torchvision's way without its operator, whose result is the last argument."""
+    """torchvision's way, with the result of its operator given as the last argument."""
     w_offset, b_offset, _, scale, shift, y = given
     split(F.conv2d(x, w_offset, b_offset, layer.stride, 1))
     return F.relu(y * scale.view(-1, 1, 1) + shift.view(-1, 1, 1))

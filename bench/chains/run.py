@@ -58,7 +58,7 @@ class Timing:
     median_us: float | None = None
     p10_us: float | None = None
     p90_us: float | None = None
-    predicted_us: float | None = None  # of the forward pass
+    predicted_us: float | None = None  # predicted time of the forward pass
     note: str = ""
 
 
@@ -185,7 +185,7 @@ def command(
     path = (out or results_dir()) / f"chains-{words}-{dtype}.json"
     began, rows, done = machine.now(), [], 0
     with float32_in("tf32" if dtype == "tf32" else "ieee"), benchmark(True):
-        chosen = selected(suite, getattr(torch, DTYPES[dtype]), machine.model)  # which predicts for this precision
+        chosen = selected(suite, getattr(torch, DTYPES[dtype]), machine.model)  # predicts for the precision that is set here
         for chain in chosen:
             if minutes is not None and machine.now() - began > 60 * minutes:
                 break

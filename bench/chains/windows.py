@@ -53,7 +53,7 @@ class Layer(NamedTuple):
 
 
 def outlook(by: Columns, layer: Layer, x: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
-    """x [B, H, W, C]: values of each window are weighed by what the pixel in its middle says."""
+    """Outlook attention on x [B, H, W, C]: the pixel in the middle of a window decides how the window's values are weighed."""
     of_values, of_weights, last = given
     (batch, height, width, channels), (kernel, stride, padding), heads = x.shape, layer.window, layer.heads
     taps, head_channels = kernel * kernel, channels // heads

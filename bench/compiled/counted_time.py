@@ -95,7 +95,7 @@ def _depthwise(call: Call, plan: Plan, counts: Counts, device: Device) -> tuple[
     shape, tile, pace = shape_of(call.problem, call.which), tile_of(plan), pace_of(device)
     launch = launch_of(shape, tile, plan.rows, plan.split)
     option = Option(tile, work_of(call, tile.columns, tile.taps), registers(call, plan))
-    per_trip = 1 / (tile.warps * max(1, launch.trips))  # of a warp and trip
+    per_trip = 1 / (tile.warps * max(1, launch.trips))  # from the counts of a program to those of a warp and trip
     rates = rates_of(call, shape, option, pace)
     rates = rates._replace(
         prologue=0.0, trip=counts.instructions * per_trip, lines=max(counts.lines, counts.wavefronts) * per_trip

@@ -62,7 +62,7 @@ def _convert_address(b: Builder, parts: list[str], operands: list[str]) -> None:
 
 
 def _hint(b: Builder, parts: list[str], operands: list[str]) -> None:
-    """What changes no value."""
+    """Decodes an instruction that changes no value."""
     form = ".".join(parts)
     if parts[0] == "createpolicy":
         b.emit("mov64", b.register(operands[0]), b.constant(0, "l"))

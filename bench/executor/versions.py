@@ -19,7 +19,7 @@ FILL_NAMES = ("fill_tma_descriptor", "fill_tma_descriptor_tiled")
 KEY = "executor: the binary is the PTX"
 #: The folder of executed kernels in Triton's cache.
 FOLDER = "/executor"
-#: The version at hand, (3, 7).
+#: Major and minor version of the installed Triton, such as (3, 7).
 VERSION = tuple(int(word) for word in triton.__version__.split(".")[:2])
 
 #: Known faults of the compiler, which are not this project's. 3.6 puts no fence between a cp.async or a store and a wgmma that

@@ -15,7 +15,7 @@ from bench.gpu.item import Item, Tensors
 from bench.tolerance import C_LIMIT, STEEPEST, UNIT, Expected
 from tritonconv.layout import channels_last_strides
 
-X, W = (3, 24, 5, 6), (16, 24, 3, 3)  # of 30 results an image: a tile of rows spans images
+X, W = (3, 24, 5, 6), (16, 24, 3, 3)  # 30 results per image, so that a tile of rows spans images
 Y = (X[0], W[0], *X[2:])
 WAYS = ("fprop:padded", "fprop:gather")
 

@@ -90,8 +90,11 @@ def of_family(name: str, call: Call) -> Plan:
 
 @cache
 def serves(name: str, which: Pass, numbers: str, layout: str) -> bool:
-    """Whether a family has plans for its layer on `SERVING` that are worth a try: in tf32 others than for exact float32, and
-    for contiguous tensors one without a copy, since behind copies the kernels are those of channels-last ones."""
+    """Whether a family has plans for its layer on `SERVING` that are worth a try.
+
+    In tf32 these are plans that exact float32 does not have. For contiguous tensors they are plans without a copy, because
+    behind a copy the kernels are those of channels-last tensors.
+    """
 
     def plans(numbers: str) -> list[Any]:
         call = call_of(work_of((FAMILIES | COPIED)[name], which, numbers, layout))

@@ -16,7 +16,7 @@ from typing import Any
 ROWS = Path(__file__).parent / "results.jsonl"
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 LIMIT = 3600  # seconds per model
-DEVICE = "NVIDIA A100-SXM4-80GB"  # whose plans the kernels take
+DEVICE = "NVIDIA A100-SXM4-80GB"  # the device whose plans the kernels take
 
 
 def main(words: list[str]) -> None:

@@ -133,7 +133,7 @@ def _builder(model: str) -> Callable[[MeasuredNetwork], Any]:
         module = load(model)
         return lambda measured: module
     try:
-        imported("torchvision")  # which timm imports
+        imported("torchvision")  # timm imports it
         timm = imported("timm")
     except ValueError as error:
         raise ValueError(

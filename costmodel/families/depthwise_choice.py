@@ -242,7 +242,7 @@ class Terms(NamedTuple):
     """The clocks that a pass takes by each limit alone. The unit that loads and the schedulers work side by side."""
 
     dram: float
-    issue: float  # or cache lines, where those take longer
+    issue: float  # instruction issue, or cache lines where those take longer
     latency: float
     l2: float
 

@@ -18,20 +18,20 @@ def tell(artist: Artist, target: str, words: str) -> None:
         artist.set_urls([f"#{target}"])
     else:
         artist.set_url(f"#{target}")
-    artist.set_gid(f"{TOLD}{target}-{id(artist)}")
+    artist.set_gid(f"{CAPTION}{target}-{id(artist)}")
     artist.set_label(f"_{words}")  # an underscore keeps it out of legends
 
 
-#: The beginning of the ids of artists that tell something.
-TOLD = "told-"
+#: The beginning of the ids of artists that have a caption.
+CAPTION = "caption-"
 
 
 def captions(figure: Figure) -> dict[str, str]:
     """What each id of a linked picture says. The ids are numbered, so that the same picture has the same bytes."""
     words: dict[str, str] = {}
-    for artist in figure.findobj(lambda artist: str(artist.get_gid() or "").startswith(TOLD)):
-        artist.set_gid(f"{TOLD}{len(words)}")
-        words[f"{TOLD}{len(words)}"] = str(artist.get_label()).removeprefix("_")
+    for artist in figure.findobj(lambda artist: str(artist.get_gid() or "").startswith(CAPTION)):
+        artist.set_gid(f"{CAPTION}{len(words)}")
+        words[f"{CAPTION}{len(words)}"] = str(artist.get_label()).removeprefix("_")
     return words
 
 

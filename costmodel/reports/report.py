@@ -43,7 +43,7 @@ class Total:
 
 @dataclass(frozen=True)
 class Report(Tables):
-    """`rows` are operators, or modules added up; `timed` says of which work their times are."""
+    """A network on a device. `rows` are operators, or modules added up; `timed` names the work that their times are of."""
 
     model: str
     inputs: tuple[Input, ...]

@@ -92,7 +92,7 @@ class LayerRow:
     padding: str | None = None  # of each axis, low:high where the ends differ
     dilation: tuple[int, ...] | None = None
     groups: int | None = None
-    plan: str | None = None  # by which its forward result is predicted
+    plan: str | None = None  # the plan by which its forward result is predicted
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def passes_table(rows: Sequence[PassRow]) -> Table:
 def show_passes(
     out: Console, layer: Convolution, rows: Sequence[PassRow], device: Device | None, arithmetic: str, remark: str = ""
 ) -> None:
-    """A layer, its shapes and its passes; `remark` says of the arithmetic what its name does not."""
+    """Prints a layer, its shapes and its passes. `remark` adds what the name of the arithmetic does not say."""
     out.print(Text(layer.words, style="bold"))
     shapes = f"input {by(layer.input_shape)}, weight {by(layer.problem.weight_shape)}, output {by(layer.output_shape)}"
     out.print(shapes)
@@ -148,7 +148,7 @@ def show_passes(
 
 
 def show_estimate(out: Console, rows: Sequence[EstimateRow], heading: str, work: Sequence[tuple[str, float, float]]) -> None:
-    """Work is (what, dense MAC of one sample and layer, dense MAC of all); see `EstimateRow` for the times."""
+    """Prints an estimate. `work` has (what, dense MAC of one sample and layer, dense MAC of all), `EstimateRow` the times."""
     shown = table(heading)
     for name, side in (("dense count", "left"), ("one layer, one sample", "right"), ("everything", "right")):
         shown.add_column(name, justify="right" if side == "right" else "left")
@@ -170,7 +170,7 @@ def show_estimate(out: Console, rows: Sequence[EstimateRow], heading: str, work:
 
 
 def show_devices(out: Console, known: Sequence[Device]) -> None:
-    """Peaks, bandwidth and ridge of every device."""
+    """Prints peaks, bandwidth and ridge of every device."""
     heads = ("name", "SM", "fp16", "bf16", "tf32", "fp32", "fp64", "memory", "L2 MB", "ridge")
     lines = []
     for device in known:
@@ -194,7 +194,7 @@ def show_devices(out: Console, known: Sequence[Device]) -> None:
 
 
 def show_sources(out: Console, devices: Iterable[Device]) -> None:
-    """Every figure of every device and where it is from."""
+    """Prints every figure of every device and where it is from."""
     for device in devices:
         shown = table(f"{device.name}  ({', '.join(device.aliases)})")
         shown.add_column("figure", no_wrap=True)
@@ -206,7 +206,7 @@ def show_sources(out: Console, devices: Iterable[Device]) -> None:
 
 
 def show_report(out: Console, report: Report, top: int) -> None:
-    """The rows that take longest, totals, and what is not known."""
+    """Prints the rows that take longest, totals, and what is not known."""
     out.print(Text(report.model, style="bold"))
     inputs = ", ".join(map(str, report.inputs))
     parameters = si(report.parameters) + (

@@ -125,7 +125,7 @@ def _apart(x: Any, values: tuple[Any, ...]) -> Any:
 
 
 def without_together(plan: str) -> str:
-    """A plan without what it says about fprop in one kernel with a prologue."""
+    """The words of `plan` without those that force fprop and its prologue in one kernel."""
     words = (word for word in plan.split(";") if not (word.startswith("fprop:") and word.endswith(":together")))
     return ";".join(words)
 

@@ -24,17 +24,17 @@ def causal_conv1d_prefill(
     *,
     layout: str = "BCL",
 ) -> torch.Tensor:
-    """`causal_conv1d` of sequences that go on from their rows of a pool and leave their last columns there, in place: what
-    `causal_conv1d_update` then goes on from.
+    """`causal_conv1d` of sequences whose states are rows of a pool. Each sequence goes on from its row and leaves its last
+    columns there, in place, for `causal_conv1d_update` to go on from.
 
     x [B, C, L], or with cu_seqlens [1, C, L] of B sequences, weight [C, K], bias [C], activation, cu_seqlens and layout as
     `causal_conv1d` takes them; out has the shape of x. conv_state [rows, C, S], cache_seqlens and conv_state_indices int32 [B]
     as `causal_conv1d_update`: a window whose last K - 1 columns are read and written, or with cache_seqlens a ring of which
-    column n % S is column n. A sequence without a row begins with zeros and leaves nothing. has_initial_state bool [B]: those
-    that do not begin with zeros whatever their row holds; None is all of them.
+    column n % S is column n. A sequence without a row begins with zeros and leaves nothing. has_initial_state bool [B]:
+    whether a sequence goes on from its row; where it is False the sequence begins with zeros. None means that all go on.
 
-    One kernel for out and one for what is left, beside a few small ones of torch that copy K - 1 columns per sequence. out has
-    the derivatives of x, weight and bias; the pool counts as a constant, and as changed for autograd.
+    One kernel computes out, one writes the pool, and a few small ones of torch copy K - 1 columns per sequence. out has
+    derivatives of x, weight and bias; for autograd the pool is a constant that is changed in place.
 
     Raises TypeError, ValueError or RuntimeError naming the argument, before anything is launched, and on the CPU IndexError and
     ValueError as `causal_conv1d_update` does. The meaning is that of `causal_conv1d_fn` of vLLM

@@ -37,9 +37,9 @@ from tritonconv.steps import Launch, Step
 
 #: Which of the three tensors of a pass (a, b, the result) holds the weights.
 WEIGHT = {Pass.FPROP: 1, Pass.DGRAD: 1, Pass.WGRAD: 2}
-#: Bytes of one share that a program of a reduction's second stage reads: 16 per thread, so that the lanes of a warp leave no
-#: gap. And most channels of them; where neighbouring pixels are contiguous in the result, only as many as whole 32-byte sectors
-#: need.
+#: Bytes of one share that a program of a reduction's second stage reads (16 per thread, so that the lanes of a warp leave no
+#: gap), and the most channels that these bytes are of. Where neighbouring pixels are contiguous in the result, a program takes
+#: only as many channels as whole 32-byte sectors need.
 REDUCE_BYTES, REDUCE_CHANNELS = 2048, 128
 REDUCE_PLANES = {False: 32, True: 8}  # whether channels are a multiple of 8, and pixels more than a filter's few taps
 #: A tile that is at least as large as any of the menu along every axis.
@@ -242,8 +242,8 @@ def reduction(
     fused: FusedKey | None,
     upcast: bool,
 ) -> tuple[tuple[Any, ...], Step]:
-    """(the last fields of `Fused`, a kernel): it adds up `split` partial sums of `out`, `size` bytes each, whose pixels
-    lie by their residues modulo `steps`, and does what follows them."""
+    """(the last fields of `Fused`, the step of a kernel). The kernel adds up `split` partial sums per element of `out`, of
+    `size` bytes each, whose pixels are grouped by their residues modulo `steps`, and runs the epilogue."""
     (images, channels, *spatial), described = out[0], operand(*out, 1, 1)
     phases, pixels, _ = phased(out[0], steps)
     align = math.gcd(channels, MAX_ALIGN)

@@ -195,7 +195,7 @@ def prepare(
 
 
 class Arranged(NamedTuple):
-    """What one kernel takes, without its tensors."""
+    """What a call by one kernel needs besides its tensors."""
 
     launch: Launch
     y: TensorKey
@@ -224,8 +224,8 @@ def arranged(
     slope: float,
     forced: str,
 ) -> Arranged | None:
-    """What one kernel takes for these tensors. None where two kernels should compute the result: because they are predicted to
-    be faster, because `plan` says so, or because nothing is summed."""
+    """What a call by one kernel on these tensors needs. None where two kernels should compute the result: because they are
+    predicted to be faster, because `plan` says so, or because nothing is summed."""
     shape = pair.pointwise.output_shape
     if product(shape) == 0 or pair.depthwise.in_channels == 0:
         return None

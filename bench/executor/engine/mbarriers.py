@@ -56,7 +56,7 @@ def find_mbarrier(state, address):
 
 @routine("int64(S,int64,int64)")
 def join(state, into, other):
-    """A vector clock learns another one."""
+    """Adds to the vector clock `into` everything that the clock `other` knows."""
     mine, theirs = i64(into), i64(other)
     for agent in range(AGENTS):
         mine[agent] = max(mine[agent], theirs[agent])

@@ -85,7 +85,7 @@ def global_place(state, address, size, align, write, row, warp, lane):
 
 @inline
 def span_of(state, mask, addresses, size):
-    """(lowest address, end, all addresses ORed) of a request of lanes; `addresses` is where 32 int64 lie."""
+    """(lowest address, end, all addresses ORed) of a request of lanes. `addresses` points to 32 int64."""
     address = i64(addresses)
     low, high, together = 1 << 62, 0, 0
     for lane in range(32):
@@ -98,7 +98,7 @@ def span_of(state, mask, addresses, size):
 
 @routine("int64(S,int64,int64,int64,int64)")
 def whole_request(state, mask, addresses, size, write):
-    """The region that a request of lanes lies in as a whole and may use as one, by its entry's address; 0 for none."""
+    """The address of the entry of the region that holds a whole request of lanes and that all of them may use; 0 for none."""
     low, end, together = span_of(state, mask, addresses, size)
     if together & (size - 1) or end - low > 1 << 40:
         return 0
