@@ -67,7 +67,7 @@ __all__ = [
     "use",
 ]
 
-#: They say all of it themselves.
+#: Public names whose docstrings are complete as they stand.
 _WHOLE = (
     *("Explanation", "Prologue", "__version__", "batch_invariant", "convert", "decompositions", "deform_conv2d", "fold"),
     *("forget_packed", "group_norm_prologue", "nn", "rms_norm_prologue", "unfold", "use"),

@@ -7,50 +7,53 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-DTYPES = """float16, bfloat16, float32 or float64, all tensors of one; accumulated in float32 (float64 for float64), float32 as
-    `torch.backends.cudnn.conv.fp32_precision` says ("tf32" or "ieee"), and rounded once."""
+DTYPES = """float16, bfloat16, float32 or float64, the same for all tensors. Sums are accumulated in float32 (float64 for
+    float64) and rounded once. float32 is multiplied as `torch.backends.cudnn.conv.fp32_precision` says ("tf32" or "ieee")."""
 WINDOW = """stride, padding, dilation{more} are ints or {rank} ints{named}; groups divides the channels of both sides. Tensors
-    may have any strides; the result's memory format is torch's, the same bits on every run."""
+    may have any strides. The result has torch's memory format, and the same bits on every run."""
 MODES = """
 
-    padding_mode says what the padding holds, one word for all axes or a tuple of one per axis: "zeros", "reflect" (less padding
-    than pixels), "replicate" or "circular" (at most as much), as `torch.nn.Conv2d` has them. The kernel finds the pixels by
-    index arithmetic; where that is predicted to be quicker, as for depthwise layers, x is copied with its padding first and
-    a kernel that pads with zeros convolves the copy. Other words raise ValueError, too much padding RuntimeError."""
+    padding_mode says what the padding holds, by one word for all axes or a tuple of one word per axis: "zeros", "reflect" (less
+    padding than pixels), "replicate" or "circular" (at most as much padding as pixels), as for `torch.nn.Conv2d`. The kernel
+    finds the pixels by index arithmetic. Where it is predicted to be quicker, as for depthwise layers, x is copied with its
+    padding first and the copy is convolved. Other words raise ValueError, too much padding raises RuntimeError."""
 SHARED = """
 
     {what}
 
-    Dtypes: {dtypes} {window}{modes}
+    Dtypes: {dtypes}
+
+    {window}{modes}
 
     On CUDA a Triton kernel runs; CPU tensors take torch's convolution, or these kernels where TRITON_INTERPRET=1 is set.
-    Gradients of every tensor to any order, backwards and forwards. plan: None, or what forces
-    kernels: a `costmodel.tiling.Plan`, its words as `tritonconv.explain` and `costmodel layer` print them ("fprop gather
-    128x64x32 w4 s3"; without a pass, the result's), a family's name ("gather", whose tile is then chosen), what `explain`
-    answered, several, or a dictionary of them by pass ({{"fprop": "gather"}}).
+    Every tensor has gradients of any order, backwards and forwards. plan selects specific kernels and tiles; None leaves the
+    choice to the library. It is a `costmodel.tiling.Plan`, or its words as `tritonconv.explain` and `costmodel layer` print
+    them ("fprop gather 128x64x32 w4 s3"; words without a pass are for the pass that computes the result), or the name of a
+    family ("gather"), whose tile is then chosen, or the answer of `explain`, or several of these, or a dictionary of them by
+    pass ({{"fprop": "gather"}}).
 
     Raises torch's exception types, naming the argument, before anything is launched: TypeError for what is no tensor or no
     plan, ValueError and RuntimeError for shapes, dtypes, devices and windows that do not go together, and for a plan that
-    cannot run the call or whose pass does not run. What is computed is `torch.nn.functional.{torch}`.
+    cannot run the call or whose pass does not run. The function computes `torch.nn.functional.{torch}`.
 
     >>> import torch, tritonconv
     >>> x, w = torch.ones({x}), torch.ones({w})
     >>> tritonconv.{name}(x, w, stride=2, groups=2{call}).shape
     torch.Size({y})
     """
-EPILOGUE = """y = act((conv(input, weight) + bias) * scale[c] + shift[c] + residual), all of it in the accumulator's precision.
-    scale and shift [{out}] are a folded batch normalisation; residual has the shape of y and any strides, so an expanded one
-    broadcasts; activation is None, "relu", "relu6", "leaky_relu" (of negative_slope), "hardswish", "silu", "gelu", "gelu_tanh",
-    "sigmoid" or "tanh". The backward pass keeps y, or the value before the activation, as the table in `tritonconv.epilogue`
-    says."""
+EPILOGUE = """The result is y = act((conv(input, weight) + bias) * scale[c] + shift[c] + residual), all of it computed in the
+    accumulator's precision. scale and shift [{out}] are a folded batch normalisation. residual has the shape of y and any
+    strides, so an expanded one broadcasts. activation is None, "relu", "relu6", "leaky_relu" (of negative_slope), "hardswish",
+    "silu", "gelu", "gelu_tanh", "sigmoid" or "tanh". The backward pass keeps y or the value before the activation; the table in
+    `tritonconv.epilogue` says which."""
 PROLOGUE = """
 
-    prologue: a `tritonconv.Prologue`, such as `group_norm_prologue(input, 32, gamma, beta, activation="silu")`. What is
-    convolved is then act(input * rstd * scale + shift), rounded to the dtype as where it is written; padding comes after it, so
-    zeros stay zeros and repeated pixels have it. The kernel does this to the pixels that it gathers, anew for each tap and
-    block of filters ("together" in a plan), or a kernel before it writes the result once: whichever is predicted to take less
-    time. Groups of one channel or one filter, and values per frame, always take the kernel before it. So does a call with a
-    prologue that records gradients, which are of any order, in reverse mode only."""
+    prologue is a `tritonconv.Prologue`, such as `group_norm_prologue(input, 32, gamma, beta, activation="silu")`. The function
+    then convolves act(input * rstd * scale + shift), rounded to the dtype. Padding comes after the prologue: zeros stay zeros,
+    and repeated pixels are pixels of its result. Either the kernel applies the prologue to the pixels that it gathers, anew for
+    each tap and block of filters ("together" in a plan), or a kernel before it writes the prologue's result once, whichever is
+    predicted to take less time. Groups of one channel or one filter, values per frame, and calls that record gradients or take
+    tangents always use the kernel before it."""
 PROLOGUE_EXAMPLE = """
     >>> x = torch.randn({x})
     >>> before = tritonconv.group_norm_prologue(x, 2, activation="silu")
@@ -59,7 +62,7 @@ PROLOGUE_EXAMPLE = """
     >>> torch.allclose(y, torch.nn.functional.{torch}(want, w, padding=1, groups=2), atol=1e-5)
     True
     """
-PLAIN = "The result is what torch answers, of input [N, C, ...] batched or not."
+PLAIN = "The result is that of torch's function. input is [N, C, ...], or [C, ...] without a batch."
 
 #: An example and the source of the definition, by the function's name.
 MORE = {
@@ -75,7 +78,7 @@ MORE = {
     """,
     "causal_conv1d_prefill": """
 
-    Dtypes: float16, bfloat16, float32 or float64, all tensors of one but as `causal_conv1d` mixes them.
+    Dtypes: float16, bfloat16, float32 or float64, the same for all tensors, or mixed as in `causal_conv1d`.
 
     >>> import torch, tritonconv
     >>> x, pool, rows = torch.ones(2, 4, 9), torch.zeros(5, 4, 2), torch.tensor([3, 0], dtype=torch.int32)
@@ -95,7 +98,7 @@ MORE = {
     """,
     "causal_conv3d": """
 
-    It stands for the cat, pad, conv3d and clone of diffusers' WanCausalConv3d and CogVideoXCausalConv3d.
+    It replaces the cat, pad, conv3d and clone of diffusers' WanCausalConv3d and CogVideoXCausalConv3d.
 
     >>> import torch, tritonconv
     >>> x, w = torch.randn(1, 2, 3, 4, 4), torch.randn(4, 2, 3, 3, 3)
@@ -105,8 +108,8 @@ MORE = {
     """,
     "depthwise_separable_conv2d": """
 
-    Dtypes: float16, bfloat16, float32 or float64, all tensors of one. TypeError is for what is no tensor or no plan, ValueError
-    for windows and activations, RuntimeError for shapes, dtypes and devices that do not go together. The block is that of
+    Dtypes: float16, bfloat16, float32 or float64, the same for all tensors. TypeError is for what is no tensor or no plan,
+    ValueError for windows and activations, RuntimeError for shapes, dtypes and devices that do not go together. The block is of
     Howard et al., "MobileNets" (2017).
 
     >>> import torch, tritonconv

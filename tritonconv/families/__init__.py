@@ -28,7 +28,7 @@ def launchers() -> dict[str, Launcher]:
 @cache
 def launcher(name: str) -> Launcher:
     """The launcher of a family that a plan names."""
-    from tritonconv.families.copied import CopiedLauncher  # which describes tensors, as all families here do
+    from tritonconv.families.copied import CopiedLauncher  # here, because it imports `describe`, which imports this package
 
     inner = name.removeprefix(PREFIX)
     return launchers()[name] if inner == name else CopiedLauncher(launchers()[inner])
