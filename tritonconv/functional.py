@@ -7,8 +7,6 @@ The plain ones take more than torch's as `padding`: ((low, high), ...), the two 
 
 from __future__ import annotations
 
-import functools
-import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,6 +21,7 @@ from tritonconv.invariant import marked
 from tritonconv.normalize import Prologue, as_arguments
 from tritonconv.op import flat, known_problem
 from tritonconv.plans import Plans
+from tritonconv.subclasses import know_subclass
 
 Size = int | tuple[int, ...]
 Padding = Size | tuple[tuple[int, int], ...] | str  # the same at both ends, or (low, high) per axis
@@ -51,18 +50,6 @@ def _idle(forward: Pass, input: torch.Tensor, weight: torch.Tensor) -> dict[Pass
     input_pass = Pass.DGRAD if forward == Pass.FPROP else Pass.FPROP
     gradients = {input_pass: ("input", input), Pass.WGRAD: ("weight", weight)}
     return {which: f"{name} requires no gradient" for which, (name, tensor) in gradients.items() if not tensor.requires_grad}
-
-
-def know_subclass(tensor: torch.Tensor) -> None:
-    """Registers the ops' rules for DTensors when the first one comes. A tensor beside a DTensor is one."""
-    if type(tensor) not in (torch.nn.Parameter, torch.Tensor) and not torch.compiler.is_compiling():
-        _know_subclass(type(tensor))
-
-
-@functools.cache
-def _know_subclass(kind: type) -> None:
-    if kind.__module__.startswith("torch.distributed.tensor"):
-        importlib.import_module("tritonconv.sharding")
 
 
 class After(NamedTuple):

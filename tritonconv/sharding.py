@@ -1,5 +1,5 @@
-"""How the ops of the six convolutions, of `deform_conv2d`, `unfold` and `fold` act on DTensors: which shards of operands make
-which shards of a result.
+"""How the ops of the six convolutions, of `deform_conv2d`, `causal_conv3d`, `unfold` and `fold`, and of prologues, act on
+DTensors: which shards of operands make which shards of a result.
 
 This module is imported with the first DTensor, because importing `torch.distributed.tensor` takes a second. The batch may be
 sharded, and with one group the channels too. A tensor that is sharded along a spatial axis is redistributed before the call; no
@@ -106,6 +106,33 @@ def _by_image(tensor: Any, *rest: Any) -> Rows:
     return [([place], [place, *others]) for place in (_KEPT, _BATCH, Partial())]
 
 
+def _batch(*images: int, second: Callable[..., Placement] | None = None) -> Callable[..., Rows]:
+    """The rule of an op that treats each image of x, its first operand, alone. The operands at these places have images too,
+    unless theirs is one for all of them. `second` says where a second result has its images, from the op's arguments."""
+
+    def rows(x: Any, *rest: Any) -> Rows:
+        count = x.shape[0]
+
+        def row(place: Placement) -> Any:
+            results = [place] if second is None else [place, place if second(x, *rest) == _BATCH else _KEPT]
+            operands: list[Placement | None] = [place]
+            for i, operand in enumerate(rest, 1):
+                if not hasattr(operand, "shape"):  # no tensor
+                    operands.append(None)
+                else:
+                    operands.append(place if i in images and operand.shape[0] == count else _KEPT)
+            return results, operands
+
+        return [row(_KEPT), row(_BATCH)]
+
+    return rows
+
+
+def _next_cache(*args: Any) -> Placement:
+    """Where the next cache of `video` has its images; it is empty where none is asked for."""
+    return _BATCH if args[9] else _KEPT
+
+
 def _register() -> None:
     """Registers the rules. Besides tensors they depend on every number and word from the window on."""
     propagator = DTensor._op_dispatcher.sharding_propagator
@@ -119,6 +146,11 @@ def _register() -> None:
         (_OPS.deform_backward.default, _deform_backward, 5),
         (_OPS.unfold.default, _by_image, 1),
         (_OPS.fold.default, _by_image, 1),
+        (_OPS.normalize.default, _batch(1, 2, 3), 4),
+        (_OPS.group_scale.default, _batch(second=lambda *_: _BATCH), 3),
+        (_OPS.rms_rstd.default, _batch(), 1),
+        (_OPS.fprop_normalized.default, _batch(7, 8, 9, 14), 3),
+        (_OPS.video.default, _batch(3, 11, 12, 13, 16, second=_next_cache), 4),
     ):
         register_sharding(op)(rule)
         # torch's default would begin at the first int and leave the lists before it out of the cache's key

@@ -17,8 +17,9 @@ from tritonconv.columns import (
     launch,
     op,  # noqa: F401  registers the ops
 )
-from tritonconv.functional import Size, know_subclass
+from tritonconv.functional import Size
 from tritonconv.plans import Plans
+from tritonconv.subclasses import know_subclass
 
 _OPS = torch.ops.tritonconv
 

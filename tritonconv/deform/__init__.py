@@ -15,9 +15,10 @@ from tritonconv.deform import (
     op,  # noqa: F401  registers the ops
 )
 from tritonconv.deform.launch import arranged
-from tritonconv.functional import Size, know_subclass
+from tritonconv.functional import Size
 from tritonconv.invariant import by_image, is_on
 from tritonconv.plans import Plans
+from tritonconv.subclasses import know_subclass
 
 _OPS = torch.ops.tritonconv
 

@@ -14,6 +14,7 @@ from tritonconv.normalize import (
     check,
     op,  # noqa: F401  registers the ops
 )
+from tritonconv.subclasses import know_subclass
 
 _OPS = torch.ops.tritonconv
 
@@ -44,13 +45,14 @@ class Prologue(NamedTuple):
     negative_slope: float = 0.01
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """x with the prologue, channels-last, by a kernel of its own. Differentiable to any order, in reverse mode.
+        """x with the prologue, channels-last, by a kernel of its own. Differentiable to any order, in either direction.
 
         >>> import torch, tritonconv
         >>> tritonconv.Prologue(scale=torch.tensor([2.0]), activation="relu")(torch.full((1, 1, 1, 1, 2), 3.0)).flatten()
         tensor([6., 6.])
         """
         tensors = check.prologue("Prologue", x, self)
+        know_subclass(x)
         return normalized(x, *tensors, self.activation or "", float(self.negative_slope))
 
 
@@ -70,7 +72,7 @@ def group_norm_prologue(
     frames are a batch. With num_groups=1 it is a LayerNorm over all of an image. weight and bias [C] are of x's dtype or
     float32. Two small kernels read x once, in any layout, and add in a fixed order, in float32 (float64 for float64): the same
     bits on every run, whatever the batch. The result's scale and shift [N, C], or [N, 1 or T, C] beside x [N, C, T, H, W], have
-    gradients of any order in x, weight and bias, in reverse mode; those are torch's sums. Source: Wu and He 2018, "Group
+    derivatives of any order in x, weight and bias; those are torch's sums. Source: Wu and He 2018, "Group
     Normalization" (arXiv:1803.08494).
 
     Raises TypeError, ValueError or RuntimeError naming the argument, before anything is launched.
@@ -83,6 +85,7 @@ def group_norm_prologue(
     True
     """
     groups, eps = check.group_norm(x, num_groups, weight, bias, eps, activation, per_frame)
+    know_subclass(x)
     scale, shift = _OPS.group_scale(check.as_video(x), weight, bias, groups, eps, bool(per_frame))
     if x.dim() < 5:
         scale, shift = scale.squeeze(1), shift.squeeze(1)
@@ -102,7 +105,7 @@ def rms_norm_prologue(
     Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization" (arXiv:1910.07467). `WanRMS_norm` and
     `QwenImageRMS_norm` of diffusers are this with eps=1e-24: they divide by the length of a pixel, which they bound from below
     by 1e-12, and multiply by sqrt(C). One small kernel reads x once, in any layout, and adds in a fixed order, in float32
-    (float64 for float64). The result's rstd [N, *size] has a gradient of any order in x, in reverse mode.
+    (float64 for float64). The result's rstd [N, *size] has derivatives of any order in x.
 
     Raises TypeError, ValueError or RuntimeError naming the argument, before anything is launched.
 
@@ -113,6 +116,7 @@ def rms_norm_prologue(
     True
     """
     eps = check.rms_norm(x, weight, bias, eps, activation)
+    know_subclass(x)
     return Prologue(weight, bias, _OPS.rms_rstd(check.as_video(x), eps).view(len(x), *x.shape[2:]), activation)
 
 

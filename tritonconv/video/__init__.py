@@ -14,6 +14,7 @@ from tritonconv.invariant import by_image, is_on
 from tritonconv.normalize import Prologue, as_arguments
 from tritonconv.normalize.launch import Values
 from tritonconv.plans import Plans
+from tritonconv.subclasses import know_subclass
 from tritonconv.video import (
     again,
     check,
@@ -84,7 +85,7 @@ def causal_conv3d(
     (`memory_format=torch.channels_last_3d`) are read without a copy; others are copied first (`tritonconv.explain` names them).
     next_cache is channels-last, and y has the layout of torch's conv3d. x, weight, bias, cache and residual have gradients of
     any order, also through next_cache; gradients write the known frames out. Where a call with a prologue records gradients,
-    the prologue is a kernel of its own (`Prologue.__call__`), in reverse mode only.
+    the prologue is a kernel of its own (`Prologue.__call__`).
 
     Raises TypeError, ValueError or RuntimeError naming the argument, before anything is launched.
     """
@@ -96,6 +97,7 @@ def causal_conv3d(
     window = check.call(
         x, weight, bias, stride, padding, cache, return_cache, dilation, upsample, time_padding, residual, groups, padding_mode
     )
+    know_subclass(x)
     words = check.plan_text(plan)
     values = Values(*as_arguments(check.NAME, x, prologue))
     sums = bool(summed_taps) and window[3] == 2
