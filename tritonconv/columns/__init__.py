@@ -6,17 +6,13 @@ They stand for `torch.nn.functional.unfold` and `fold`. Kernels: `tritonconv.ker
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from costmodel.problem import Pass
 from tritonconv import plans, recipes
-from tritonconv.columns import (
-    check,
-    launch,
-    op,  # noqa: F401  registers the ops
-)
+from tritonconv.columns import check
+from tritonconv.columns.again import file
+from tritonconv.columns.op import repeated
 from tritonconv.functional import Size
 from tritonconv.plans import Plans
 from tritonconv.subclasses import know_subclass
@@ -58,14 +54,13 @@ def unfold(
     """
     key = recipes.key(("unfold", kernel_size, dilation, padding, stride), plan, input)
     if (recipe := recipes.known(key)) is not None:
-        known: torch.Tensor = recipe.run(input)
-        return known
+        return repeated(recipe, input)
     words = plans.text(plan, "unfold", own="unfold")
     batched, window = check.unfold(input, kernel_size, dilation, padding, stride)
     know_subclass(input)
     image = input if batched else input.unsqueeze(0)
     made: torch.Tensor = _OPS.unfold(image, *window, words)
-    _file(key, Pass.FPROP, image, window, words, batched)
+    file(key, Pass.FPROP, image, window, words, batched)
     return made if batched else made.squeeze(0)
 
 
@@ -100,21 +95,11 @@ def fold(
     """
     key = recipes.key(("fold", output_size, kernel_size, dilation, padding, stride), plan, input)
     if (recipe := recipes.known(key)) is not None:
-        known: torch.Tensor = recipe.run(input)
-        return known
+        return repeated(recipe, input)
     words = plans.text(plan, "fold", Pass.DGRAD, own="unfold")
     batched, window = check.fold(input, output_size, kernel_size, dilation, padding, stride)
     know_subclass(input)
     columns = input if batched else input.unsqueeze(0)
     made: torch.Tensor = _OPS.fold(columns, *window, words)
-    _file(key, Pass.DGRAD, columns, window, words, batched)
+    file(key, Pass.DGRAD, columns, window, words, batched)
     return made if batched else made.squeeze(0)
-
-
-def _file(key: Any, which: Pass, source: torch.Tensor, window: Any, plan: str, batched: bool) -> None:
-    """Keeps what a call took that has just been made the ordinary way, where it may be repeated and records no gradient."""
-    if key is None or recipes.records(source) or 0 in source.shape or not recipes.may_keep(key, source):
-        return
-    unfolding = check.image("unfold()", source, *window) if which == Pass.FPROP else check.columns("fold()", source, *window)
-    made = launch.arranged(unfolding, which, source, plan)
-    recipes.keep(key, made if batched else made._replace(shape=made.shape[1:]))

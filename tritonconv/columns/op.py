@@ -17,8 +17,10 @@ import torch
 from costmodel.problem import Pass
 from costmodel.unfold import Unfolding
 from tritonconv import operands
+from tritonconv.again import recorded
 from tritonconv.autograd import _below_autograd, _Primitive
 from tritonconv.columns import check, cpu, launch
+from tritonconv.columns.again import Recipe, called
 from tritonconv.host import either
 from tritonconv.op import LIBRARY
 
@@ -95,13 +97,16 @@ class _Unfold(_Linear):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         x, *ctx.rest = inputs
-        ctx.size = x.shape[2:]
+        ctx.size = tuple(x.shape[2:])
         ctx.set_materialize_grads(False)
 
     @staticmethod
+    def gradient(ctx: Any, g: Maybe) -> Maybe:
+        return None if g is None else called(_OPS.fold, Pass.DGRAD, g, ctx.size, *ctx.rest)
+
+    @staticmethod
     def backward(ctx: Any, g: Maybe) -> Any:
-        made = None if g is None else _OPS.fold(g, ctx.size, *ctx.rest)
-        return made, *(None,) * len(ctx.rest)
+        return _Unfold.gradient(ctx, g), *(None,) * len(ctx.rest)
 
 
 class _Fold(_Linear):
@@ -117,9 +122,37 @@ class _Fold(_Linear):
         ctx.set_materialize_grads(False)
 
     @staticmethod
+    def gradient(ctx: Any, g: Maybe) -> Maybe:
+        return None if g is None else called(_OPS.unfold, Pass.FPROP, g, *ctx.rest[1:])
+
+    @staticmethod
     def backward(ctx: Any, g: Maybe) -> Any:
-        made = None if g is None else _OPS.unfold(g, *ctx.rest[1:])
-        return made, *(None,) * len(ctx.rest)
+        return _Fold.gradient(ctx, g), *(None,) * len(ctx.rest)
+
+
+class _LinearAgain(_Primitive):
+    """`_Unfold` or `_Fold` of a call whose recipe is known."""
+
+    @staticmethod
+    def forward(ctx: Any, source: Any, recipe: Recipe) -> torch.Tensor:
+        ctx.function = _Unfold if recipe.which == Pass.FPROP else _Fold
+        ctx.function.setup_context(ctx, (source, *recipe.window), None)
+        return recipe.run(source)
+
+    @staticmethod
+    def backward(ctx: Any, g: Maybe) -> Any:
+        return ctx.function.gradient(ctx, g), None
+
+
+_linear_again = recorded(_LinearAgain)
+
+
+def repeated(recipe: Recipe, source: torch.Tensor) -> torch.Tensor:
+    """The result of a call whose recipe is known."""
+    if not recipe.records:
+        return recipe.run(source)
+    made: torch.Tensor = _linear_again(source if recipe.batched else source.unsqueeze(0), recipe)
+    return made if recipe.batched else made.squeeze(0)
 
 
 def _mapped(op: Any) -> Callable[..., Any]:
