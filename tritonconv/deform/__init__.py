@@ -12,9 +12,9 @@ from tritonconv import plans, recipes
 from tritonconv.deform import (
     batching,  # noqa: F401  registers the rules
     check,
-    op,  # noqa: F401  registers the ops
 )
-from tritonconv.deform.launch import arranged
+from tritonconv.deform.again import file
+from tritonconv.deform.op import repeated
 from tritonconv.functional import Size
 from tritonconv.invariant import by_image, is_on
 from tritonconv.plans import Plans
@@ -71,8 +71,7 @@ def deform_conv2d(
     tensors = input, offset, weight, bias, mask
     key = recipes.key(("deform_conv2d", stride, padding, dilation), plan, *tensors)
     if (recipe := recipes.known(key)) is not None:
-        known: torch.Tensor = recipe.run(*tensors)
-        return known
+        return repeated(recipe, *tensors)
     window = check.call(input, offset, weight, bias, stride, padding, dilation, mask)
     words = plans.text(plan, "deform_conv2d", own="deform")
     know_subclass(input)
@@ -86,7 +85,5 @@ def deform_conv2d(
         y: torch.Tensor = by_image(made, batched)
         return y
     y = made(*batched)
-    if key is not None and y.numel() and not recipes.records(*tensors) and recipes.may_keep(key, *tensors):
-        deformation = check.described(input, offset, weight, mask, *window, "deform_conv2d()")
-        recipes.keep(key, arranged(deformation, *tensors, words))
+    file(key, y, (*window, words), *tensors)
     return y

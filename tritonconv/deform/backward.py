@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,13 +25,14 @@ from tritonconv.host import index_of
 from tritonconv.kernels.deform_backward import columns_kernel, weights_kernel
 from tritonconv.kernels.deform_scatter import scatter_kernel, targets_kernel
 from tritonconv.launch import DTYPES, device_model, fp32_precision, on
-from tritonconv.layout import allocate, channels_last_copy, channels_last_strides, operand
+from tritonconv.layout import allocate, channels_last_copy, channels_last_strides, operand, output_strides
 from tritonconv.plans import plan_for
 from tritonconv.prepared import INT32_MAX, TensorKey, accumulator, key, wide
 from tritonconv.steps import Launch, Step, clamped
 
 Maybe = torch.Tensor | None
 Needs = Sequence[bool]
+Four = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def described(
@@ -151,6 +152,14 @@ class Weights:
     sums: Step
     reduce: Step | None
 
+    def run(self, dy: torch.Tensor, x: torch.Tensor, offset: torch.Tensor, mask: Maybe, dw: torch.Tensor) -> None:
+        if self.reduce is None:
+            self.sums.start(dy, x, offset, mask, dw, *self.sums.arguments)
+            return
+        shares = torch.empty(self.split * dw.numel(), dtype=wide(x.dtype), device=x.device)
+        self.sums.start(dy, x, offset, mask, shares, *self.sums.arguments)
+        self.reduce.start(shares, None, dw, *self.reduce.arguments, fused=None)
+
 
 @functools.lru_cache(maxsize=1024)
 def weights_steps(
@@ -205,18 +214,7 @@ def plans(
     return chosen(call, Pass.DGRAD, device, forced), chosen(call, Pass.WGRAD, device, forced)
 
 
-def _laid(tensor: torch.Tensor, copied: bool) -> torch.Tensor:
-    """The tensor itself, or the copy with contiguous channels that a plan asks for."""
-    return channels_last_copy(tensor) if copied and operand(*key(tensor), 1, 1).unit != 1 else tensor
-
-
-def _maybe_key(tensor: Maybe) -> TensorKey | None:
-    return None if tensor is None else key(tensor)
-
-
-def allocated(
-    x: torch.Tensor, offset: torch.Tensor, w: torch.Tensor, mask: Maybe, needs: Needs
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def allocated(x: torch.Tensor, offset: torch.Tensor, w: torch.Tensor, mask: Maybe, needs: Needs) -> Four:
     """(dx, doffset, dw, dmask) without values. A gradient that is not needed has no elements."""
     nothing = x.new_empty(0)
     return (
@@ -225,6 +223,123 @@ def allocated(
         allocate(w.shape, w) if needs[2] else nothing,
         mask.new_empty(mask.shape) if needs[3] and mask is not None else nothing,
     )
+
+
+class Scatter(NamedTuple):
+    """How the gradient of images is made of the gradients of their samples."""
+
+    targets: Step
+    scatter: Step
+    entries: int  # that are sorted
+    pixels: int  # by which they are sorted
+
+    def run(self, columns: torch.Tensor, offset: torch.Tensor, mask: Maybe, dx: torch.Tensor) -> None:
+        number = torch.empty(self.entries, dtype=torch.int32, device=dx.device)
+        weights = torch.empty(self.entries, dtype=columns.dtype, device=dx.device)
+        self.targets.start(offset, mask, number, weights, *self.targets.arguments)
+        ordered, order = torch.sort(number, stable=True)
+        pixels = torch.arange(self.pixels + 1, dtype=torch.int32, device=dx.device)
+        bounds = torch.searchsorted(ordered, pixels, out_int32=True)
+        self.scatter.start(columns, order, bounds, weights, dx, *self.scatter.arguments)
+
+
+class Part(NamedTuple):
+    """What the gradients of a few images take, except that of the weight."""
+
+    images: slice
+    columns: Step
+    samples: tuple[int, ...]  # the shape of the samples' gradients [pixels, taps, C]; (0,) where they are not needed
+    scatter: Scatter | None
+
+
+class Arranged(NamedTuple):
+    """What the gradients of a call take, without its tensors."""
+
+    needs: tuple[bool, ...]
+    dx: TensorKey
+    dw: TensorKey
+    copies: tuple[bool, bool, bool]  # whether dy, x and w are copied first
+    weights: Weights | None
+    parts: tuple[Part, ...]
+
+    def run(self, dy: torch.Tensor, x: torch.Tensor, offset: torch.Tensor, w: torch.Tensor, mask: Maybe) -> Four:
+        """(dx, doffset, dw, dmask). A gradient that is not needed has no elements."""
+        needs_x, needs_offset, needs_w, needs_mask = self.needs
+        nothing = x.new_empty(0)
+        dx = torch.empty_strided(*self.dx, dtype=x.dtype, device=x.device) if needs_x else nothing
+        dw = torch.empty_strided(*self.dw, dtype=w.dtype, device=w.device) if needs_w else nothing
+        doffset = dmask = nothing
+        if needs_offset or needs_mask:  # the kernel writes both
+            doffset = offset.new_empty(offset.shape)
+            dmask = nothing if mask is None else mask.new_empty(mask.shape)
+        with on(x):
+            dy, x, w = (channels_last_copy(t) if copied else t for t, copied in zip((dy, x, w), self.copies, strict=True))
+            if self.weights is not None:
+                self.weights.run(dy, x, offset, mask, dw)
+            for images, step, samples, scatter in self.parts:
+                given: tuple[Any, ...] = dy, x, offset, mask, doffset, dmask, dx
+                if len(self.parts) > 1:
+                    given = tuple(t if t is None else t[images] for t in given)
+                columns = dy.new_empty(samples, dtype=wide(x.dtype))
+                step.start(*given[:4], w, *given[4:6], columns, *step.arguments)
+                if scatter is not None:
+                    scatter.run(columns, given[2], given[3], given[6])
+        return dx, doffset if needs_offset else nothing, dw, dmask if needs_mask else nothing
+
+
+def arranged(
+    deformation: Deformation,
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    offset: torch.Tensor,
+    w: torch.Tensor,
+    mask: Maybe,
+    needs: Needs,
+    forced: str,
+) -> Arranged:
+    """What the gradients of a call that has pixels take."""
+    kind = x.dtype, fp32_precision(), index_of(x)
+    given = key(dy), key(x), key(w)
+    dx, dw = (tuple(x.shape), output_strides(x.shape, x, w)), (tuple(w.shape), output_strides(w.shape, w))
+    dgrad, wgrad = plans(deformation, *kind, *given, forced)
+    needs_x, needs_offset, needs_w, needs_mask = map(bool, needs)
+    places = needs_offset or needs_mask
+    samples = needs_x or places
+    shared = (needs_w and "a" in wgrad.pack) or (samples and "a" in dgrad.pack)
+    asked = shared, shared, samples and "b" in dgrad.pack
+    laid_keys = [_laid_key(*each) for each in zip(given, asked, strict=True)]
+    copies = tuple(laid is not tensor for laid, tensor in zip(laid_keys, given, strict=True))
+    of_dy, of_x, of_w = laid_keys
+    beside = key(offset), None if mask is None else key(mask)
+    weights = weights_steps(deformation, *kind, of_dy, of_x, *beside, dw, str(wgrad)) if needs_w else None
+    batch = deformation.problem.batch
+    most = model.images_at_a_time(deformation, x.element_size()) if needs_x else batch
+    parts = []
+    for first in range(0, batch, most) if samples else ():
+        images = slice(first, min(first + most, batch))
+        count = images.stop - first
+        some = replace(deformation, problem=replace(deformation.problem, batch=count))
+        y, image, moved, factors = (None if t is None else ((count, *t[0][1:]), t[1]) for t in (of_dy, of_x, *beside))
+        assert y is not None and image is not None and moved is not None
+        columns = columns_step(some, *kind, y, image, moved, of_w, factors, places, needs_x, str(dgrad))
+        scatter = _scatter(some, x.dtype, moved, factors, ((count, *dx[0][1:]), dx[1])) if needs_x else None
+        shape = (some.pixels, some.problem.taps, some.problem.in_channels) if needs_x else (0,)
+        parts.append(Part(images, columns, shape, scatter))
+    return Arranged((needs_x, needs_offset, needs_w, needs_mask), dx, dw, copies, weights, tuple(parts))  # type: ignore[arg-type]
+
+
+def _scatter(deformation: Deformation, dtype: torch.dtype, offset: TensorKey, mask: TensorKey | None, dx: TensorKey) -> Scatter:
+    """The gradient of the images. RuntimeError where 32 bits do not count what is sorted."""
+    problem = deformation.problem
+    entries = 4 * deformation.places
+    pixels = deformation.offset_groups * problem.batch * product(problem.input_size)
+    if max(entries, pixels) + model.TARGETS > INT32_MAX:
+        raise RuntimeError(
+            f"deform_conv2d(): input's gradient sorts {entries} entries into {pixels} pixels, more than 32 bits "
+            f"count: {deformation}"
+        )
+    targets, scatter = scatter_steps(deformation, dtype, offset, mask, dx)
+    return Scatter(targets, scatter, entries, pixels)
 
 
 def backward(
@@ -236,96 +351,11 @@ def backward(
     mask: Maybe,
     needs: Needs,
     forced: str = "",
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> Four:
     """(dx, doffset, dw, dmask), those that `needs` asks for."""
-    dx, doffset, dw, dmask = made = allocated(x, offset, w, mask, needs)
-    if not deformation.pixels:
-        for tensor in made:
-            tensor.zero_()
-        return made
-    with on(x):
-        dgrad, wgrad = plans(deformation, x.dtype, fp32_precision(), index_of(x), key(dy), key(x), key(w), forced)
-        samples = bool(needs[0] or needs[1] or needs[3])
-        copied = (needs[2] and "a" in wgrad.pack) or (samples and "a" in dgrad.pack)
-        dy, x, w = _laid(dy, copied), _laid(x, copied), _laid(w, samples and "b" in dgrad.pack)
-        if needs[2]:
-            _weights(deformation, dy, x, offset, mask, dw, str(wgrad))
-        if not samples:
-            return made
-        places = needs[1] or needs[3]
-        if places and not needs[1]:
-            doffset = offset.new_empty(offset.shape)
-        if places and mask is not None and not needs[3]:
-            dmask = mask.new_empty(mask.shape)
-        step = model.images_at_a_time(deformation, x.element_size()) if needs[0] else deformation.problem.batch
-        for first in range(0, deformation.problem.batch, step):
-            part = slice(first, min(first + step, deformation.problem.batch))
-            some = replace(deformation, problem=replace(deformation.problem, batch=part.stop - part.start))
-            factors = None if mask is None else mask[part]
-            given = (dy[part], x[part], offset[part], w, factors, doffset[part], dmask[part])
-            columns = _columns(some, *given, places, needs, str(dgrad))
-            if needs[0]:
-                _scatter(some, columns, offset[part], factors, dx[part])
+    if deformation.pixels:
+        return arranged(deformation, dy, x, offset, w, mask, needs, forced).run(dy, x, offset, w, mask)
+    made = allocated(x, offset, w, mask, needs)
+    for tensor in made:
+        tensor.zero_()
     return made
-
-
-def _columns(
-    deformation: Deformation,
-    dy: torch.Tensor,
-    x: torch.Tensor,
-    offset: torch.Tensor,
-    w: torch.Tensor,
-    mask: Maybe,
-    doffset: torch.Tensor,
-    dmask: torch.Tensor,
-    places: bool,
-    needs: Needs,
-    forced: str,
-) -> torch.Tensor:
-    """The gradients of offset and mask, and if input's is needed those of the samples [pixels, taps, C]."""
-    problem, keys = deformation.problem, (key(dy), key(x), key(offset), key(w), _maybe_key(mask))
-    columns = dy.new_empty((deformation.pixels, problem.taps, problem.in_channels) if needs[0] else 0, dtype=wide(x.dtype))
-    step = columns_step(deformation, x.dtype, fp32_precision(), index_of(x), *keys, places, bool(needs[0]), forced)
-    step.start(dy, x, offset, mask, w, doffset, dmask, columns, *step.arguments)
-    return columns
-
-
-def _scatter(deformation: Deformation, columns: torch.Tensor, offset: torch.Tensor, mask: Maybe, dx: torch.Tensor) -> None:
-    """The gradient of the images, from the gradients of the samples."""
-    entries, numbers = (
-        4 * deformation.places,
-        deformation.offset_groups * deformation.problem.batch * product(deformation.problem.input_size),
-    )
-    if max(entries, numbers) + model.TARGETS > INT32_MAX:
-        raise RuntimeError(
-            f"deform_conv2d(): input's gradient sorts {entries} entries into {numbers} pixels, more than 32 bits "
-            f"count: {deformation}"
-        )
-    targets, scatter = scatter_steps(deformation, dx.dtype, key(offset), _maybe_key(mask), key(dx))
-    number = torch.empty(entries, dtype=torch.int32, device=dx.device)
-    weights = torch.empty(entries, dtype=columns.dtype, device=dx.device)
-    targets.start(offset, mask, number, weights, *targets.arguments)
-    ordered, order = torch.sort(number, stable=True)
-    pixels = torch.arange(numbers + 1, dtype=torch.int32, device=dx.device)
-    bounds = torch.searchsorted(ordered, pixels, out_int32=True)
-    scatter.start(columns, order, bounds, weights, dx, *scatter.arguments)
-
-
-def _weights(
-    deformation: Deformation,
-    dy: torch.Tensor,
-    x: torch.Tensor,
-    offset: torch.Tensor,
-    mask: Maybe,
-    dw: torch.Tensor,
-    forced: str,
-) -> None:
-    steps = weights_steps(
-        deformation, x.dtype, fp32_precision(), index_of(x), key(dy), key(x), key(offset), _maybe_key(mask), key(dw), forced
-    )
-    if steps.reduce is None:
-        steps.sums.start(dy, x, offset, mask, dw, *steps.sums.arguments)
-        return
-    shares = torch.empty(steps.split * dw.numel(), dtype=wide(x.dtype), device=x.device)
-    steps.sums.start(dy, x, offset, mask, shares, *steps.sums.arguments)
-    steps.reduce.start(shares, None, dw, *steps.reduce.arguments, fused=None)

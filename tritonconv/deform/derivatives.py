@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from tritonconv.deform.again import called_backward
+
 _OPS = torch.ops.tritonconv
 Maybe = torch.Tensor | None
 Parts = list[Maybe]
@@ -49,7 +51,7 @@ def gradients(dy: torch.Tensor, of: Of, needs: Sequence[bool], window: Window) -
     asked = [bool(need) and (i < 3 or of.mask is not None) for i, need in enumerate(needs)]
     if not any(asked):
         return [None] * 4
-    made = _OPS.deform_backward(dy, of.x, of.offset, of.w, of.mask, *window.sizes, asked, window.plan)
+    made = called_backward(_OPS.deform_backward, dy, *of, window.sizes, asked, window.plan)
     return [part if need else None for part, need in zip(made, asked, strict=True)]
 
 

@@ -20,9 +20,11 @@ from costmodel.deform import Deformation
 from costmodel.deform_backward import flops as backward_flops
 from costmodel.problem import ConvProblem
 from tritonconv import operands, private
+from tritonconv.again import recorded
 from tritonconv.autograd import _below_autograd, _bias_gradient, _Primitive, as_parameter
 from tritonconv.deform import backward as gradients
 from tritonconv.deform import check, cpu, derivatives, launch
+from tritonconv.deform.again import Recipe
 from tritonconv.deform.derivatives import Of, Window
 from tritonconv.host import either
 from tritonconv.layout import allocate
@@ -155,7 +157,7 @@ class _Deform(_Primitive):
     @classmethod
     def tangents(cls, ctx: Any, saved: tuple[Any, ...], *given: Maybe) -> Maybe:
         tx, toffset, tw, tb, tmask, *_ = given
-        return derivatives.tangent(Of(*saved), Of(tx, toffset, tw, tmask), tb, Window(tuple(ctx.window), ctx.plan))
+        return derivatives.tangent(Of(*saved), Of(tx, toffset, tw, tmask), tb, Window(ctx.window, ctx.plan))
 
     @staticmethod
     def forward(*args: Any) -> Any:
@@ -164,21 +166,50 @@ class _Deform(_Primitive):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         x, offset, w, _, mask, *window = inputs
-        *ctx.window, ctx.plan = window
-        ctx.strides = w.stride()
+        *sizes, ctx.plan = window
+        ctx.window, ctx.strides = tuple(sizes), w.stride()
         ctx.set_materialize_grads(False)
         ctx.save_for_forward(x, offset, w, mask)
         ctx.save_for_backward(x, offset, w, mask)
 
     @staticmethod
     def backward(ctx: Any, dy: Maybe) -> Any:
+        return *_Deform.gradients(ctx, dy), *(None,) * 4
+
+    @staticmethod
+    def gradients(ctx: Any, dy: Maybe) -> tuple[Maybe, ...]:
+        """The gradients of x, offset, w, b and mask."""
         if dy is None:
-            return (None,) * 9
+            return (None,) * 5
         needs_x, needs_offset, needs_w, needs_b, needs_mask, *_ = ctx.needs_input_grad
-        needs, window = (needs_x, needs_offset, needs_w, needs_mask), Window(tuple(ctx.window), ctx.plan)
+        needs, window = (needs_x, needs_offset, needs_w, needs_mask), Window(ctx.window, ctx.plan)
         dx, doffset, dw, dmask = derivatives.gradients(dy, Of(*ctx.saved_tensors), needs, window)
         dw = None if dw is None else as_parameter(dw, ctx.strides)
-        return dx, doffset, dw, _bias_gradient(dy) if needs_b else None, dmask, *(None,) * 4
+        return dx, doffset, dw, _bias_gradient(dy) if needs_b else None, dmask
+
+
+class _DeformAgain(_Primitive):
+    """`_Deform` of a call whose recipe is known."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, offset: Any, w: Any, b: Any, mask: Any, recipe: Recipe) -> torch.Tensor:
+        _Deform.setup_context(ctx, (x, offset, w, b, mask, *recipe.window), None)
+        return recipe.run(x, offset, w, b, mask)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Maybe) -> Any:
+        return *_Deform.gradients(ctx, dy), None
+
+
+_deform_again = recorded(_DeformAgain)
+
+
+def repeated(recipe: Recipe, x: torch.Tensor, offset: torch.Tensor, w: torch.Tensor, b: Maybe, mask: Maybe) -> torch.Tensor:
+    """The result of a call whose recipe is known."""
+    if not recipe.records:
+        return recipe.run(x, offset, w, b, mask)
+    y: torch.Tensor = _deform_again(x, offset, w, b, mask, recipe)
+    return y
 
 
 class _Backward(_Primitive):
