@@ -183,6 +183,8 @@ def unfolded_weights(folded: torch.Tensor, problem: ConvProblem) -> torch.Tensor
 
 def channels_last_copy(tensor: torch.Tensor) -> torch.Tensor:
     """A channels-last copy of a tensor of any rank; it is a copy also where the tensor is channels-last."""
+    if tensor.dim() > 3:
+        return tensor.clone(memory_format=torch.channels_last if tensor.dim() == 4 else torch.channels_last_3d)
     return tensor.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
 
 
