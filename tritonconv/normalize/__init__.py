@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tritonconv.normalize import (
-    check,
-    op,  # noqa: F401  registers the ops
-)
+from tritonconv import recipes
+from tritonconv.normalize import again, check, launch
+from tritonconv.normalize.launch import Values
 from tritonconv.subclasses import know_subclass
 
 _OPS = torch.ops.tritonconv
@@ -51,9 +50,16 @@ class Prologue(NamedTuple):
         >>> tritonconv.Prologue(scale=torch.tensor([2.0]), activation="relu")(torch.full((1, 1, 1, 1, 2), 3.0)).flatten()
         tensor([6., 6.])
         """
+        *given, activation, slope = self
+        key = recipes.key(("Prologue", activation, slope), None, x, *given)
+        if (recipe := recipes.known(key)) is not None:
+            return again.normalized(recipe, x, *given)
         tensors = check.prologue("Prologue", x, self)
         know_subclass(x)
-        return normalized(x, *tensors, self.activation or "", float(self.negative_slope))
+        y = normalized(x, *tensors, activation or "", float(slope))
+        if key is not None and x.numel() and recipes.may_keep(key, x, *given):
+            recipes.keep(key, again.recipe_of(check.as_video(x), Values(*tensors, activation or "", float(slope))))
+        return y
 
 
 def group_norm_prologue(
@@ -84,9 +90,16 @@ def group_norm_prologue(
     >>> torch.allclose(y, want, atol=1e-5)
     True
     """
-    groups, eps = check.group_norm(x, num_groups, weight, bias, eps, activation, per_frame)
-    know_subclass(x)
-    scale, shift = _OPS.group_scale(check.as_video(x), weight, bias, groups, eps, bool(per_frame))
+    words = "group_norm_prologue", num_groups, eps, activation, per_frame
+    key = recipes.key(words, None, x, weight, bias)
+    if (recipe := recipes.known(key)) is not None:
+        scale, shift = again.group_scale(recipe, check.as_video(x), weight, bias)
+    else:
+        groups, eps = check.group_norm(x, num_groups, weight, bias, eps, activation, per_frame)
+        know_subclass(x)
+        video, how = check.as_video(x), (groups, eps, bool(per_frame))
+        scale, shift = _OPS.group_scale(video, weight, bias, *how)
+        again.file(key, launch.grouped, video, weight, bias, how=how)
     if x.dim() < 5:
         scale, shift = scale.squeeze(1), shift.squeeze(1)
     return Prologue(scale, shift, None, activation)
@@ -115,15 +128,22 @@ def rms_norm_prologue(
     >>> torch.allclose(y, torch.nn.functional.normalize(x, dim=1) * 2, atol=1e-5)  # 2 is sqrt(4)
     True
     """
-    eps = check.rms_norm(x, weight, bias, eps, activation)
-    know_subclass(x)
-    return Prologue(weight, bias, _OPS.rms_rstd(check.as_video(x), eps).view(len(x), *x.shape[2:]), activation)
+    key = recipes.key(("rms_norm_prologue", eps, activation), None, x, weight, bias)
+    if (recipe := recipes.known(key)) is not None:
+        rstd = again.rms_rstd(recipe, check.as_video(x))
+    else:
+        eps = check.rms_norm(x, weight, bias, eps, activation)
+        know_subclass(x)
+        video = check.as_video(x)
+        rstd = _OPS.rms_rstd(video, eps)
+        again.file(key, launch.squared, video, how=(eps,))
+    return Prologue(weight, bias, rstd if x.dim() == 5 else rstd.view(len(x), *x.shape[2:]), activation)
 
 
 def normalized(x: torch.Tensor, scale: Any, shift: Any, rstd: Any, activation: str, slope: float) -> torch.Tensor:
     """x [N, C, *size] with a prologue as `check.prologue` returns it, channels-last, by a kernel of its own."""
     y: torch.Tensor = _OPS.normalize(check.as_video(x), scale, shift, rstd, activation, slope)
-    return y.view(x.shape)
+    return y if x.dim() == 5 else y.view(x.shape)
 
 
 def as_arguments(function: str, x: torch.Tensor, given: Any) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ from tritonconv.kernels.index import pack
 from tritonconv.kernels.prologue import Prologue, Region, apply_kernel
 from tritonconv.kernels.statistics import Extent, group_kernel, moments_kernel, square_kernel
 from tritonconv.launch import DTYPES, on
-from tritonconv.layout import allocate_channels_last, operand
+from tritonconv.layout import allocate_channels_last, channels_last_strides, operand
 from tritonconv.normalize.check import statistics_dtype
 from tritonconv.prepared import INT32_MAX, TensorKey, accumulator, key, packed_strides
 from tritonconv.steps import Step
@@ -113,16 +113,36 @@ def packed(strides: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(map(pack, strides))
 
 
+class Applied(NamedTuple):
+    """What a prologue's own kernel takes, without tensors."""
+
+    step: Step
+    y: TensorKey
+    strides: tuple[int, ...] | None  # the packed strides of a prologue that the kernel reads as it is given
+
+    def run(self, x: torch.Tensor, values: Values) -> torch.Tensor:
+        """act(x * rstd * scale + shift), dense and channels-last, in one launch."""
+        y = torch.empty_strided(*self.y, dtype=x.dtype, device=x.device)
+        if self.strides is None:
+            values = values.readable()
+        with on(x):
+            prologue = values.pointers(self.strides or packed(values.strides()))
+            self.step.start(x, y, *self.step.arguments, prologue=prologue)
+        return y
+
+
+def applied(x: torch.Tensor, values: Values) -> Applied:
+    """What a prologue takes, for x with elements."""
+    step = prepare_apply(key(x), DTYPES[x.dtype], values.activation, values.slope)
+    read = values.readable()
+    as_given = all(t is other for t, other in zip(read[:3], values[:3], strict=True))
+    y = tuple(x.shape), channels_last_strides(x.shape)
+    return Applied(step, y, packed(values.strides()) if as_given else None)
+
+
 def apply(x: torch.Tensor, values: Values) -> torch.Tensor:
     """act(x * rstd * scale + shift), dense and channels-last, in one launch."""
-    y = allocate_channels_last(x.shape, x)
-    if y.numel() == 0:
-        return y
-    values = values.readable()
-    step = prepare_apply(key(x), DTYPES[x.dtype], values.activation, values.slope)
-    with on(x):
-        step.start(x, y, *step.arguments, prologue=values.pointers(packed(values.strides())))
-    return y
+    return applied(x, values).run(x, values) if x.numel() else allocate_channels_last(x.shape, x)
 
 
 def _extent(x: TensorKey, frames: int) -> tuple[Extent, int]:
@@ -153,22 +173,42 @@ def prepare_group(x: TensorKey, dtype: str, groups: int, eps: float, per_frame: 
     return first, second, (sets, shares, 2, c)
 
 
+class Grouped(NamedTuple):
+    """What the statistics of groups take, without tensors."""
+
+    first: Step
+    second: Step
+    between: tuple[int, ...]
+    shape: tuple[int, ...]  # of scale and of shift
+    dtype: torch.dtype
+
+    def run(self, x: torch.Tensor, w: Maybe, b: Maybe) -> tuple[torch.Tensor, torch.Tensor]:
+        """(scale, shift) in two launches."""
+        scale, shift = (torch.empty(self.shape, dtype=self.dtype, device=x.device) for _ in range(2))
+        w, b = (None if v is None else v.contiguous() for v in (w, b))
+        with on(x):
+            partial = torch.empty(self.between, dtype=self.dtype, device=x.device)
+            self.first.start(x, partial, *self.first.arguments)
+            self.second.start(partial, w, b, scale, shift, *self.second.arguments)
+        return scale, shift
+
+
+def grouped(x: torch.Tensor, groups: int, eps: float, per_frame: bool) -> Grouped:
+    """What the statistics of an x with elements take."""
+    n, c, t, *_ = x.shape
+    steps = prepare_group(key(x), DTYPES[x.dtype], groups, eps, per_frame)
+    return Grouped(*steps, (n, t if per_frame else 1, c), statistics_dtype(x.dtype))
+
+
 def group_scale(
     x: torch.Tensor, w: Maybe, b: Maybe, groups: int, eps: float, per_frame: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(scale, shift) [N, 1 or T, C] in two launches."""
+    if x.numel():
+        return grouped(x, groups, eps, per_frame).run(x, w, b)
     n, c, t, *_ = x.shape
-    dtype = statistics_dtype(x.dtype)
-    scale, shift = (torch.empty((n, t if per_frame else 1, c), dtype=dtype, device=x.device) for _ in range(2))
-    if scale.numel() == 0:
-        return scale, shift
-    first, second, between = prepare_group(key(x), DTYPES[x.dtype], groups, eps, per_frame)
-    w, b = (None if v is None else v.contiguous() for v in (w, b))
-    with on(x):
-        partial = torch.empty(between, dtype=dtype, device=x.device)
-        first.start(x, partial, *first.arguments)
-        second.start(partial, w, b, scale, shift, *second.arguments)
-    return scale, shift
+    shape, dtype = (n, t if per_frame else 1, c), statistics_dtype(x.dtype)
+    return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -181,13 +221,30 @@ def prepare_rms(x: TensorKey, dtype: str, eps: float) -> Step:
     return _step(square_kernel, n * t * math.ceil(h * w / block_m), constants, (strides, _extent(x, 1)[0]))
 
 
+class Squared(NamedTuple):
+    """What the statistics of pixels take, without tensors."""
+
+    step: Step
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def run(self, x: torch.Tensor) -> torch.Tensor:
+        """1 / sqrt(mean of x^2 over the channels + eps) in one launch."""
+        rstd = torch.empty(self.shape, dtype=self.dtype, device=x.device)
+        with on(x):
+            self.step.start(x, rstd, *self.step.arguments)
+        return rstd
+
+
+def squared(x: torch.Tensor, eps: float) -> Squared:
+    """What the statistics of an x with elements take."""
+    n, _, *size = x.shape
+    return Squared(prepare_rms(key(x), DTYPES[x.dtype], eps), (n, *size), statistics_dtype(x.dtype))
+
+
 def rms_rstd(x: torch.Tensor, eps: float) -> torch.Tensor:
     """1 / sqrt(mean of x^2 over the channels + eps) [N, T, H, W] in one launch."""
+    if x.numel():
+        return squared(x, eps).run(x)
     n, _, *size = x.shape
-    rstd = torch.empty((n, *size), dtype=statistics_dtype(x.dtype), device=x.device)
-    if rstd.numel() == 0:
-        return rstd
-    step = prepare_rms(key(x), DTYPES[x.dtype], eps)
-    with on(x):
-        step.start(x, rstd, *step.arguments)
-    return rstd
+    return x.new_empty((n, *size), dtype=statistics_dtype(x.dtype))

@@ -10,6 +10,7 @@ torch's operators, so they exist to any order, in both directions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,8 @@ _SCHEMAS = {
 
 def over_pixels(values: torch.Tensor) -> torch.Tensor:
     """values [N or 1, T or 1, C] so that they broadcast against x [N, C, T, H, W]."""
-    return values.transpose(1, 2).unsqueeze(-1).unsqueeze(-1)
+    n, t, c = values.shape
+    return values.reshape(n, c, 1, 1, 1) if t == 1 else values.transpose(1, 2).unsqueeze(-1).unsqueeze(-1)
 
 
 def over_channels(rstd: torch.Tensor) -> torch.Tensor:
@@ -180,13 +182,10 @@ def _like(gradient: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return gradient.sum_to_size(like.shape).to(like.dtype)
 
 
-def _through_activation(dz: torch.Tensor, x: torch.Tensor, values: Values) -> torch.Tensor:
-    """dz times the activation's derivative at z, which is computed anew from x: a gradient's way back, a tangent's way on."""
-    if not values.activation:
-        return dz
-    z, function = _sums(x, values), ACTIVATIONS[values.activation]
-    seen = z if needs_z(values.activation, values.slope) else function.forward(z, values.slope)
-    return function.backward(dz, seen, values.slope)
+def _through_activation(dz: torch.Tensor, z: torch.Tensor, values: Values) -> torch.Tensor:
+    """dz times the activation's derivative at z: a gradient's way back, a tangent's way on."""
+    function = ACTIVATIONS[values.activation]
+    return function.backward(dz, z if needs_z(values.activation, values.slope) else function.forward(z, values.slope), values.slope)
 
 
 class _Normalize(_Primitive):
@@ -216,35 +215,40 @@ class _Normalize(_Primitive):
         tz = added(tz, None if tshift is None else over_pixels(tshift))
         values = Values(scale, shift, rstd, ctx.activation, ctx.slope)
         tz = torch.zeros_like(wide) if tz is None else tz.expand(x.shape)
-        return _through_activation(tz, x, values).to(x.dtype)
+        return (_through_activation(tz, _sums(x, values), values) if ctx.activation else tz).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> Any:
+        return *_Normalize.gradients(ctx, g), None, None
+
+    @staticmethod
+    def gradients(ctx: Any, g: torch.Tensor) -> tuple[Maybe, ...]:
+        """The gradients of x, scale, shift and rstd."""
         x, scale, shift, rstd = ctx.saved_tensors
-        wide = widened(x)
-        dz = _through_activation(widened(g), x, Values(scale, shift, rstd, ctx.activation, ctx.slope))
-        scaled = _times(dz, scale, over_pixels)
-        read = _times(wide, rstd, over_channels)
-        needs = ctx.needs_input_grad
+        needs_x, needs_scale, needs_shift, needs_rstd, *_ = ctx.needs_input_grad
+        dz, wide = widened(g), widened(x)
+        pixels = None if rstd is None else over_channels(rstd)
+        factor = None if scale is None else over_pixels(scale)
+        read = wide if pixels is None else wide * pixels
+        if ctx.activation:
+            z = read if factor is None else read * factor
+            z = z if shift is None else z + over_pixels(shift)
+            dz = _through_activation(dz, z, Values(activation=ctx.activation, slope=ctx.slope))
         dx = dscale = dshift = drstd = None
-        if needs[0]:
-            dx = _times(scaled, rstd, over_channels).to(x.dtype)
-        if scale is not None and needs[1]:
+        if needs_x or (rstd is not None and needs_rstd):
+            scaled = dz if factor is None else dz * factor
+            dx = (scaled if pixels is None else scaled * pixels).to(x.dtype) if needs_x else None
+            if rstd is not None and needs_rstd:
+                drstd = (scaled * wide).sum(1).to(rstd.dtype)
+        if scale is not None and needs_scale:
             dscale = _like((dz * read).sum((3, 4)).transpose(1, 2), scale)
-        if shift is not None and needs[2]:
+        if shift is not None and needs_shift:
             dshift = _like(dz.sum((3, 4)).transpose(1, 2), shift)
-        if rstd is not None and needs[3]:
-            drstd = (scaled * wide).sum(1).to(rstd.dtype)
-        return dx, dscale, dshift, drstd, None, None
+        return dx, dscale, dshift, drstd
 
 
 def _normalize(x: Any, scale: Any, shift: Any, rstd: Any, activation: str = "", slope: float = 0.01) -> Any:
     return _Normalize.apply(x, scale, shift, rstd, activation, slope)
-
-
-def _weights(w: Maybe, mean: torch.Tensor, groups: int) -> torch.Tensor:
-    """The weight of a group normalisation as [groups, channels of a group], ones where there is none."""
-    return torch.ones_like(mean) if w is None else widened(w).view(groups, -1)
 
 
 class _GroupScale(_Primitive):
@@ -258,6 +262,7 @@ class _GroupScale(_Primitive):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         x, w, b, *ctx.how = inputs
+        ctx.set_materialize_grads(False)
         ctx.save_for_forward(x, w)
         ctx.save_for_backward(x, w, b)
 
@@ -267,7 +272,7 @@ class _GroupScale(_Primitive):
         x, w = saved
         groups, eps, per_frame = ctx.how
         mean, rstd = _moments(x, groups, eps, per_frame)
-        weight = _weights(w, mean, groups)
+        weight = torch.ones_like(mean) if w is None else widened(w).view(groups, -1)
         tscale, tshift = torch.zeros_like(rstd * weight), torch.zeros_like(rstd * weight)
         if tx is not None:
             values, moved = _grouped(x, groups, per_frame), _grouped(tx, groups, per_frame)
@@ -283,29 +288,47 @@ class _GroupScale(_Primitive):
         return tuple(t.expand(channels).flatten(2) for t in (tscale, tshift))
 
     @staticmethod
-    def backward(ctx: Any, dscale: torch.Tensor, dshift: torch.Tensor) -> Any:
+    def backward(ctx: Any, dscale: Maybe, dshift: Maybe) -> Any:
+        return *_GroupScale.gradients(ctx, dscale, dshift), *(None,) * 3
+
+    @staticmethod
+    def gradients(ctx: Any, dscale: Maybe, dshift: Maybe) -> tuple[Maybe, Maybe, Maybe]:
+        """The gradients of x, w and b. Channels are [N, groups, channels of a group, T or 1, 1, 1] here."""
+        if dscale is None and dshift is None:
+            return None, None, None
         x, w, b = ctx.saved_tensors
         groups, eps, per_frame = ctx.how
-        mean, rstd = _moments(x, groups, eps, per_frame)
-        by_group = (*mean.shape[:3], x.shape[1] // groups)
-        weight = _weights(w, mean, groups)
-        ds, dt = dscale.reshape(by_group), dshift.reshape(by_group)
-        through = ds - dt * mean  # of w * rstd
+        needs_x, needs_w, needs_b, *_ = ctx.needs_input_grad
+        values = widened(x).unflatten(1, (groups, x.shape[1] // groups))
+        axes = (2, 4, 5) if per_frame else (2, 3, 4, 5)
+        variance, mean = torch.var_mean(values, axes, correction=0, keepdim=True)
+        rstd = (variance + eps).rsqrt()
+
+        def by_group(gradient: torch.Tensor) -> torch.Tensor:
+            n, t, c = gradient.shape
+            return gradient.transpose(1, 2).reshape(n, groups, c // groups, t, 1, 1)
+
+        of_shift = None if dshift is None else by_group(dshift)
+        through = None if dscale is None else by_group(dscale)  # of w * rstd
+        if of_shift is not None:
+            through = -of_shift * mean if through is None else torch.addcmul(through, of_shift, mean, value=-1)
+        assert through is not None
         dx = dw = db = None
-        if ctx.needs_input_grad[0]:
-            count = x[0].numel() // groups // (x.shape[2] if per_frame else 1)
-            drstd = (through * weight).sum(-1, keepdim=True)
-            dmean = -(dt * weight * rstd).sum(-1, keepdim=True)
-            values = (dmean - drstd * rstd.pow(3) * (_grouped(x, groups, per_frame) - mean)) / count
-            n, c, t, *size = x.shape
-            shape = (n, t, c, *size) if per_frame else (n, c, t, *size)
-            dx = values.reshape(shape)
-            dx = (dx.transpose(1, 2) if per_frame else dx).to(x.dtype)
-        if w is not None and ctx.needs_input_grad[1]:
-            dw = (through * rstd).flatten(2).sum((0, 1)).to(w.dtype)
-        if b is not None and ctx.needs_input_grad[2]:
+        if needs_x:
+            share = 1 / math.prod(values.shape[axis] for axis in axes)
+            weight = None if w is None else widened(w).view(groups, -1, 1, 1, 1)
+            drstd = (through if weight is None else through * weight).sum(2, keepdim=True) * rstd.pow(3)
+            if of_shift is None:
+                dvalues = (values - mean) * (drstd * -share)
+            else:
+                dmean = (of_shift if weight is None else of_shift * weight).sum(2, keepdim=True) * rstd * -share
+                dvalues = torch.addcmul(dmean, values - mean, drstd, value=-share)
+            dx = dvalues.flatten(1, 2).to(x.dtype)
+        if w is not None and needs_w:
+            dw = (through * rstd).sum((0, 3, 4, 5)).flatten().to(w.dtype)
+        if b is not None and needs_b and dshift is not None:
             db = dshift.sum((0, 1)).to(b.dtype)
-        return dx, dw, db, None, None, None
+        return dx, dw, db
 
 
 class _RmsRstd(_Primitive):
@@ -329,8 +352,13 @@ class _RmsRstd(_Primitive):
 
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> Any:
+        return _RmsRstd.gradient(ctx, g), None
+
+    @staticmethod
+    def gradient(ctx: Any, g: torch.Tensor) -> torch.Tensor:
+        """The gradient of x."""
         (x,) = ctx.saved_tensors
-        return (over_channels(-g * _rstd(x, ctx.eps).pow(3) / x.shape[1]) * widened(x)).to(x.dtype), None
+        return (over_channels(-g * _rstd(x, ctx.eps).pow(3) / x.shape[1]) * widened(x)).to(x.dtype)
 
 
 def _autocast(op: Any, device: str) -> Callable[..., Any]:
