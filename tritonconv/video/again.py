@@ -11,23 +11,26 @@ from costmodel.chunk import Chunk
 from tritonconv import host, recipes
 from tritonconv.again import recorded
 from tritonconv.autograd import Maybe, _Primitive
+from tritonconv.layout import allocate_channels_last
 from tritonconv.normalize import Prologue
+from tritonconv.normalize import again as normalize
 from tritonconv.normalize.check import per_frame
 from tritonconv.normalize.launch import Values
 from tritonconv.video import check, launch
 from tritonconv.video.launch import Arranged
 from tritonconv.video.op import _Video, checked_chunk
 
+_OPS = torch.ops.tritonconv
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 def key(
     words: tuple[Any, ...], plan: Any, x: Any, w: Any, b: Any, cache: Any, prologue: Any, residual: Any
 ) -> tuple[Any, ...] | None:
-    """The key of a call, None for one that is to take the ordinary way, as one with a prologue that records gradients does."""
+    """The key of a call, None for one that is to take the ordinary way."""
     if prologue is None:
         return recipes.key((check.NAME, *words), plan, x, w, b, cache, residual)
-    if type(prologue) is not Prologue or recipes.records(x, w, b, cache, residual, *prologue):
+    if type(prologue) is not Prologue:
         return None
     *tensors, activation, slope = prologue
     return recipes.key((check.NAME, *words, activation, slope), plan, x, w, b, cache, residual, *tensors)
@@ -41,6 +44,7 @@ class Recipe(NamedTuple):
     window: tuple[Any, ...]  # the op's stride to plan, then groups, summed and padding_mode
     records: bool
     on_cpu: bool
+    normalized: normalize.Recipe | None = None  # of the prologue's own kernel, where gradients of the call are recorded
 
     def run(self, x: torch.Tensor, w: torch.Tensor, b: Maybe, cache: Maybe, residual: Maybe, prologue: Any = None) -> Pair:
         """(y, the next cache, or nothing). Autograd records nothing."""
@@ -80,7 +84,15 @@ def repeated(
     """(y, the next cache, or nothing) of a call whose recipe is known."""
     if not recipe.records:
         return recipe.run(x, w, b, cache, residual, prologue)
-    made: Pair = _video_again(x, w, b, cache, residual, recipe)
+    made: Pair
+    if prologue is not None:
+        assert recipe.normalized is not None
+        x = normalize.normalized(recipe.normalized, x, *prologue[:3])
+        if x.data_ptr() % 32:  # an allocator that is not torch's; the recipe is that of an aligned x
+            *place, groups, summed, mode = recipe.window
+            made = _OPS.video(x, w, b, cache, *place, None, None, None, "", 0.01, residual, groups, summed, mode)
+            return made
+    made = _video_again(x, w, b, cache, residual, recipe)
     return made
 
 
@@ -103,5 +115,10 @@ def file(
     chunk = checked_chunk(*shapes)
     if 0 in chunk.output_shape:
         return
+    records, normalized = recipes.records(*tensors), None
+    if records and not values.is_empty():
+        normalized = normalize.recipe_of(x, values)
+        x, values, plan = allocate_channels_last(x.shape, x), launch.NOTHING, plan.replace(":apart", "")
+        window = *place, keeps, plan, groups, summed, mode
     made = launch.arranged(chunk, x, w, b, cache, keeps, plan, values, residual)
-    recipes.keep(key, Recipe(made, replace(chunk, summed=False), window, recipes.records(*tensors), x.is_cpu))
+    recipes.keep(key, Recipe(made, replace(chunk, summed=False), window, records, x.is_cpu, normalized))
