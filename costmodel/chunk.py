@@ -115,6 +115,15 @@ class Chunk:
         size = (self.front + self.known, *problem.input_size[1:])
         return replace(problem, input_size=size, padding=((0, 0), *problem.padding[1:]))
 
+    @cached_property
+    def differentiated(self) -> ConvProblem:
+        """The convolution whose gradients are taken: `spatial` where the first frame is repeated, else that of the known frames
+        alone. The zero frames before them stay padding."""
+        if self.replicate:
+            return self.spatial
+        size = (self.known, *self.spatial.input_size[1:])
+        return replace(self.spatial, input_size=size, padding=((self.front, 0), *self.spatial.padding[1:]))
+
     @property
     def flops(self) -> Any:
         """Dense FLOP (2 * MAC), including those on frames that are padding; the bias is not counted."""

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from costmodel.chunk import MODES, TIME_PADDING, Chunk
 from tritonconv import operands, private, recipes
-from tritonconv.autograd import _below_autograd, _bias_gradient, _Primitive, added, called, or_zeros
+from tritonconv.autograd import _below_autograd, _bias_gradient, _Primitive, added, gradients_of, or_zeros
 from tritonconv.epilogue import per_channel, widened
 from tritonconv.host import either
 from tritonconv.layout import allocate, allocate_channels_last
@@ -228,40 +228,51 @@ class _Video(_Primitive):
 
     @staticmethod
     def gradients(ctx: Any, chunk: Chunk, dy: Maybe, dafter: Maybe) -> tuple[Maybe, ...]:
-        """The gradients of x, w, b, cache and residual. They go through y and the next cache to the written-out frames, and
-        from there to cache and x. `chunk` has no summed taps."""
+        """The gradients of x, w, b, cache and residual. They go through y and the next cache to the known frames, behind those
+        that repeat the first where the call repeats it, and from there to cache and x. `chunk` has no summed taps."""
         x, cache, w = ctx.saved_tensors
         needs_x, needs_w, needs_b, needs_cache, needs_residual, *_ = ctx.needs_input_grad
-        spatial = chunk.spatial
-        place = spatial.stride, flat(spatial.padding), spatial.dilation, spatial.groups
+        needs_line = needs_x or needs_cache
+        front = chunk.front if chunk.replicate else 0
         dx = dw = db = dcache = dline = None
         if dy is not None and 0 in chunk.output_shape:  # without a result the gradients are zeros, as torch's are
             batch, channels, *_ = chunk.next_shape
-            if needs_x or needs_cache:
-                dline = dy.new_zeros((batch, channels, chunk.front + chunk.known, *chunk.frame))
+            if needs_line:
+                dline = dy.new_zeros((batch, channels, front + chunk.known, *chunk.frame))
             dw = dy.new_zeros(ctx.shapes[1]) if needs_w else None
             db = dy.new_zeros(ctx.shapes[1][:1]) if needs_b else None
         elif dy is not None:
-            if needs_x or needs_cache:
-                dline = called("dgrad", dy, w, spatial.input_size, *place)
+            problem = chunk.differentiated
+            place = problem.stride, flat(problem.padding), problem.dilation, problem.groups
+            line = padded(chunk, magnified(chunk, _line(chunk, x, cache))) if needs_w else None
+            of_line, of_weight = ("dgrad", dy, w, problem.input_size, *place), ("wgrad", dy, line, problem.kernel_size, *place)
+            dline, dw = gradients_of(needs_line, needs_w, of_line, of_weight)
+            if dline is not None:
                 dline = folded(chunk, dline)
                 if chunk.upsample > 1:
                     pairs = (*dline.shape[:3], chunk.frame[0], chunk.upsample, chunk.frame[1], chunk.upsample)
                     dline = dline.reshape(pairs).sum((4, 6))
-            if needs_w:
-                line = padded(chunk, magnified(chunk, known_frames(chunk, x, cache)))
-                dw = called("wgrad", dy, line, spatial.kernel_size, *place)
             db = _bias_gradient(dy) if needs_b else None
-        if dafter is not None and (needs_x or needs_cache):
-            dkept = F.pad(dafter, (0, 0, 0, 0, chunk.front + chunk.known - chunk.kept, 0))
+        if dafter is not None and needs_line:
+            dkept = F.pad(dafter, (0, 0, 0, 0, front + chunk.known - chunk.kept, 0))  # padding frames are cut off
             dline = dkept if dline is None else dline + dkept
         if dline is not None:
-            made, dknown = dline[:, :, : chunk.front], dline[:, :, chunk.front :]
-            if chunk.replicate and chunk.front:
-                dknown = torch.cat([dknown[:, :, :1] + made.sum(2, keepdim=True), dknown[:, :, 1:]], 2)
-            dx = dknown[:, :, chunk.cached :] if needs_x else None
-            dcache = dknown[:, :, : chunk.cached] if needs_cache else None
+            if front:
+                made, dline = dline[:, :, :front], dline[:, :, front:]
+                dline = torch.cat([dline[:, :, :1] + made.sum(2, keepdim=True), dline[:, :, 1:]], 2)
+            if chunk.cached:
+                dcache, dline = dline[:, :, : chunk.cached] if needs_cache else None, dline[:, :, chunk.cached :]
+            elif needs_cache:
+                dcache = dline[:, :, :0]
+            dx = dline if needs_x else None
         return dx, dw, db, dcache, dy if needs_residual else None
+
+
+def _line(chunk: Chunk, x: torch.Tensor, cache: Maybe) -> torch.Tensor:
+    """The frames whose convolution `Chunk.differentiated` is, before they are magnified."""
+    if chunk.replicate:
+        return known_frames(chunk, x, cache)
+    return torch.cat([cache, x], 2) if cache is not None and chunk.cached else x
 
 
 def _video(
