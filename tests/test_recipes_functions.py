@@ -238,17 +238,6 @@ def test_what_columns_hang_on_is_in_the_key(name, found, launched):  # noqa: F81
         assert torch.equal(first, second) and torch.equal(call(*arguments, **words), first)
 
 
-@pytest.mark.parametrize("name", OTHER)
-def test_columns_that_record_take_the_ordinary_way(name, found, launched):  # noqa: F811
-    call, source, given = WINDOWS[name]
-    for _ in range(2):
-        call(source, *given)
-    leaf = source.clone().requires_grad_()
-    for _ in range(2):
-        assert call(leaf, *given).requires_grad
-    assert [recipe is None for recipe in found] == [True, False, True, True]
-
-
 # ---- deformable convolutions ---------------------------------------------------------------------------------------------
 
 
@@ -314,14 +303,3 @@ def test_windows_of_the_same_size_are_told_apart(found, launched):  # noqa: F811
         assert torch.equal(made[1], deform(x, offset, w, b, mask, **window))
         deform(x, offset, w, b, mask, stride=(2, 1))
     assert [recipe is None for recipe in found][:3] == [True, False, True]
-
-
-def test_a_deformable_convolution_that_records_takes_the_ordinary_way(found, launched):  # noqa: F811
-    tensors = deformable()
-    deform(*tensors), deform(*tensors)
-    tensors[1].requires_grad_()
-    for _ in range(2):
-        assert deform(*tensors).requires_grad
-    with torch.no_grad():
-        deform(*tensors), deform(*tensors)
-    assert [recipe is None for recipe in found] == [True, False, True, True, True, False]

@@ -32,36 +32,68 @@ class Dispatched(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+OFFSETS = torch.linspace(-1, 1, 8 * 5 * 4).view(1, 8, 5, 4).expand(2, 8, 5, 4).contiguous()
+
+
+def video(x, w, b):
+    prologue = tritonconv.Prologue(b, b, None, "silu")
+    given = {"return_cache": False, "prologue": prologue}
+    return tritonconv.causal_conv3d(x.unsqueeze(2), w[:, :, None, :1], b, padding=(0, 1), **given).squeeze(2)
+
+
+#: A call of (x [2, 4, 6, 5], w [4, 4, 3, 3], b [4]), and the ops of it and of its backward pass.
+CALLS = {
+    "plain": (conv, ["fprop"], ["dgrad", "wgrad"]),
+    "fused": (fused, ["fprop_fused"], ["dgrad", "wgrad"]),
+    "unfold": (lambda x, w, b: tritonconv.unfold(x, 3), ["unfold"], ["fold"]),
+    "fold": (lambda x, w, b: tritonconv.fold(x.flatten(2), (7, 6), 2), ["fold"], ["unfold"]),
+    "deform": (lambda x, w, b: tritonconv.deform_conv2d(x, OFFSETS, w[..., :2, :2], b), ["deform"], ["deform_backward"]),
+    "prologue": (lambda x, w, b: tritonconv.Prologue(b, None, None, "silu")(x), ["normalize"], []),
+    "group norm": (lambda x, w, b: tritonconv.group_norm_prologue(x, 2, b, b).shift, ["group_scale"], []),
+    "rms norm": (lambda x, w, b: tritonconv.rms_norm_prologue(x).rstd, ["rms_rstd"], []),
+    "video": (video, ["video"], ["dgrad", "wgrad"]),
+}
+EVERY = pytest.mark.parametrize("name", CALLS)
+
+
 @pytest.mark.parametrize("mode", [Functions, Dispatched])
 @pytest.mark.parametrize("grad", [False, True])
-@pytest.mark.parametrize("call", [conv, fused], ids=["plain", "fused"])
-def test_a_mode_sees_every_call(mode, grad, call, launched):
+@EVERY
+def test_a_mode_sees_every_call(mode, grad, name, launched):
+    call, ops, _ = CALLS[name]
+    if name == "video" and grad and mode is Dispatched:
+        ops = ["normalize", "video"]  # a mode of functions sees the call before autograd takes it apart
     tensors = operands(grad=grad)
     for _ in range(3):
         call(*tensors)
     with mode() as seeing:
         for _ in range(3):
             call(*tensors)
-    assert sum("tritonconv" in name for name in seeing.seen) == 3
+    seen = [name.split(".")[-2 if mode is Dispatched else -1] for name in seeing.seen if "tritonconv" in name]
+    assert [op.split("::")[-1] for op in seen] == ops * 3
 
 
-def test_a_mode_sees_every_backward_pass(launched):
+@EVERY
+def test_a_mode_sees_every_backward_pass(name, launched):
+    call, _, ops = CALLS[name]
     tensors = operands(grad=True)
     for _ in range(3):
-        torch.autograd.grad(conv(*tensors).sum(), tensors)
-    y = conv(*tensors).sum()
+        torch.autograd.grad(call(*tensors).sum(), tensors, allow_unused=True)
+    y = call(*tensors).sum()
     with Dispatched() as seeing:
-        torch.autograd.grad(y, tensors)
-    assert [n for n in seeing.seen if "tritonconv" in n] == ["tritonconv.dgrad.default", "tritonconv.wgrad.default"]
+        torch.autograd.grad(y, tensors, allow_unused=True)
+    assert [n for n in seeing.seen if "tritonconv" in n] == [f"tritonconv.{op}.default" for op in ops]
 
 
-def test_a_profiler_sees_every_call(launched):
-    tensors, counts = operands(), []
-    conv(*tensors), conv(*tensors)
+@EVERY
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_profiler_sees_every_call(name, grad, launched):
+    (call, ops, _), tensors, counts = CALLS[name], operands(grad=grad), []
+    call(*tensors), call(*tensors)
     for _ in range(2):
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
-            conv(*tensors), conv(*tensors)
-        counts.append(sum(event.name == "tritonconv::fprop" for event in seen.events()))
+            call(*tensors), call(*tensors)
+        counts.append(sum(event.name == f"tritonconv::{ops[0]}" for event in seen.events()))
         recipes.forget()
     assert counts[0] == counts[1] >= 2
 
@@ -70,18 +102,30 @@ class Sub(torch.Tensor):
     pass
 
 
-def test_a_subclass_stays_one(launched):
+@EVERY
+def test_a_subclass_stays_one(name, launched):
+    call = CALLS[name][0]
     x, w, b = operands()
-    conv(x, w, b), conv(x, w, b)
-    assert type(conv(x.as_subclass(Sub), w, b)) is Sub and type(conv(x, w.as_subclass(Sub), b)) is Sub
+    call(x, w, b), call(x, w, b)
+    assert type(call(x.as_subclass(Sub), w, b)) is Sub
+    if name in ("plain", "fused", "deform", "video"):
+        assert type(call(x, w.as_subclass(Sub), b)) is Sub
 
 
-def test_autocast_casts(launched):
-    tensors = operands()
-    conv(*tensors), conv(*tensors)
+@EVERY
+@pytest.mark.parametrize("grad", [False, True])
+def test_autocast_casts(name, grad, launched):
+    """Statistics and copied columns keep their dtype in a region, as they do where nothing was known."""
+    call, tensors = CALLS[name][0], operands(grad=grad)
+    with torch.autocast("cpu", torch.bfloat16):
+        want = call(*tensors)
+    recipes.forget()
+    call(*tensors), call(*tensors)
+    assert (want.dtype == torch.float32) == (name in ("unfold", "fold", "group norm", "rms norm"))
     for _ in range(2):
         with torch.autocast("cpu", torch.bfloat16):
-            assert conv(*tensors).dtype == torch.bfloat16
+            made = call(*tensors)
+        assert made.dtype == want.dtype and torch.equal(made, want)
 
 
 def test_a_negative_view_is_one(launched):
@@ -94,29 +138,42 @@ def test_a_negative_view_is_one(launched):
         assert torch.allclose(conv(negative, w, b), want)
 
 
-def test_transforms_of_functions(launched):
+@EVERY
+def test_transforms_of_functions(name, launched):
+    call = CALLS[name][0]
     x, w, b = operands()
-    for _ in range(2):
-        conv(x, w, b)
-    want = conv(x, w, b)
-    assert torch.allclose(torch.func.vmap(conv, in_dims=(0, None, None))(x.unsqueeze(1), w, b).squeeze(1), want, atol=1e-5)
-    _, moved = torch.func.jvp(lambda x: conv(x, w, b), (x,), (torch.ones_like(x),))
-    assert torch.allclose(moved, conv(torch.ones_like(x), w, None), atol=1e-5)
-    grad = torch.func.grad(lambda x: conv(x, w, b).sum())(x)
     leaf = x.clone().requires_grad_()
-    assert torch.allclose(grad, torch.autograd.grad(conv(leaf, w, b).sum(), leaf)[0])
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
-        assert torch.autograd.forward_ad.unpack_dual(conv(dual, w, b)).tangent is not None
+    for _ in range(2):
+        call(x, w, b), call(leaf, w, b)
+    want = call(x, w, b)
+    if name != "deform":  # whose offsets are of a batch
+        apart = torch.func.vmap(call, in_dims=(0, None, None))(x.unsqueeze(1), w, b)
+        assert torch.allclose(apart.squeeze(1), want, atol=1e-5)
+    grad = torch.func.grad(lambda x: call(x, w, b).square().sum())(x)
+    assert torch.allclose(grad, torch.autograd.grad(call(leaf, w, b).square().sum(), leaf)[0], atol=1e-5)
+    if name in ("prologue", "group norm", "rms norm", "video"):  # without forward mode
+        with pytest.raises(NotImplementedError, match="forward mode"):
+            torch.func.jvp(lambda x: call(x, w, b), (x,), (torch.ones_like(x),))
+        return
+    _, moved = torch.func.jvp(lambda x: call(x, w, b), (x,), (x,))
+    direction = torch.autograd.forward_ad
+    with direction.dual_level():
+        tangent = direction.unpack_dual(call(direction.make_dual(x, x), w, b)).tangent
+    assert torch.equal(tangent, moved)
+    if name != "fused":  # the others are linear in x but for the bias
+        flat = call(torch.zeros_like(x), w, b)
+        assert torch.allclose(moved, want - flat, atol=1e-5)
 
 
-def test_a_tracer_sees_every_call(launched):
+@EVERY
+def test_a_tracer_sees_every_call(name, launched):
+    call, ops, _ = CALLS[name]
     x, w, b = operands()
-    conv(x, w, b), conv(x, w, b)
-    graph = torch.fx.experimental.proxy_tensor.make_fx(lambda x: conv(x, w, b))(x)
-    assert "tritonconv.fprop" in graph.code
+    call(x, w, b), call(x, w, b)
+    graph = torch.fx.experimental.proxy_tensor.make_fx(lambda x: call(x, w, b))(x)
+    assert f"tritonconv.{ops[0]}" in graph.code
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        assert isinstance(conv(mode.from_tensor(x), w, b), torch._subclasses.FakeTensor)
+        assert isinstance(call(mode.from_tensor(x), w, b), torch._subclasses.FakeTensor)
 
 
 def test_a_predicate_is_asked_at_each_call(launched):

@@ -86,13 +86,6 @@ def test_second_derivatives_of_a_known_call(found, launched):  # noqa: F811
     assert all(torch.equal(p, q) and p.any() for other in made[1:] for p, q in zip(made[0], other, strict=True))
 
 
-def test_a_prologue_that_records_takes_the_ordinary_way(found, launched):  # noqa: F811
-    given = tensors(True)
-    for _ in range(2):
-        PROLOGUES["together"](*given)
-    assert found and not any(isinstance(one, Recipe) for one in found)
-
-
 def with_key(name, change):
     """A call with one of its tensors changed."""
 
