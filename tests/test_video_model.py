@@ -46,6 +46,9 @@ def test_what_the_model_says_is_what_torch_does(shape, filters, stride, dilation
     padded = F.pad(line.repeat_interleave(upsample, 3).repeat_interleave(upsample, 4), (2, 1, 1, 0))
     assert chunk.output_shape == F.conv3d(padded, w, None, strides, 0, (dilation, 1, 1)).shape
     assert chunk.frame == shape[3:] and chunk.known == cached + shape[2] and chunk.spatial.input_size[0] == frames
+    one, other = chunk.spatial, chunk.differentiated
+    assert (one.padded_size, one.output_size, one.weight_shape) == (other.padded_size, other.output_size, other.weight_shape)
+    assert other.input_size[0] == (frames if chunk.replicate else chunk.known)
     live = [first + tap * dilation for first in windows for tap in range(kernel[0])]
     alive = len(live) if padding != "zeros" else sum(frame >= frames - cached - shape[2] for frame in live)
     assert chunk.live_taps == alive

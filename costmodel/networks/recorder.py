@@ -249,7 +249,7 @@ class Recorder(TorchDispatchMode):
         if func.namespace == "tritonconv":
             spent = convolution.cost(convolution.which, dtype)
             if record.convolution is not None and isinstance(record.convolution.call, Chunk):
-                # the frames before a chunk are written out here, zeros among them
+                # what a padding mode puts beyond the border of a frame is written out here
                 spent = replace(spent, useful_macs=record.convolution.problem.useful_macs)
             record.backward.append(Step(name, str(convolution.which), spent, convolution.problem))
             return

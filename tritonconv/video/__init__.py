@@ -84,8 +84,8 @@ def causal_conv3d(
     in float32 (float64 for float64) and rounded once. Channels-last x, weight and cache
     (`memory_format=torch.channels_last_3d`) are read without a copy; others are copied first (`tritonconv.explain` names them).
     next_cache is channels-last, and y has the layout of torch's conv3d. x, weight, bias, cache and residual have gradients of
-    any order, also through next_cache; gradients write the known frames out. Where a call with a prologue records gradients,
-    the prologue is a kernel of its own (`Prologue.__call__`).
+    any order, also through next_cache; gradients write the known frames out where they are not those of x alone. Where a call
+    with a prologue records gradients, the prologue is a kernel of its own (`Prologue.__call__`).
 
     Raises TypeError, ValueError or RuntimeError naming the argument, before anything is launched.
     """

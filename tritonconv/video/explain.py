@@ -98,7 +98,8 @@ def explained(number: int | None, *args: Any, **kwargs: Any) -> tuple[ConvProble
     )
     if not device.interpreted:
         lines.append(f"  from {prediction.low * 1e6:.3g} to {prediction.high * 1e6:.3g} us, {prediction.source}")
-    lines.append("backward: dgrad and wgrad of conv3d on the known frames written out")
+    written = chunk.replicate or chunk.cached or chunk.upsample > 1 or chunk.mode != "zeros"
+    lines.append("backward: dgrad and wgrad of conv3d on the known frames" + (" written out" if written else ""))
     if chunk.prologue is not None:
         lines.append("  and of the prologue, which a kernel of its own applies then")
     return chunk.problem, {"forward": plan}, {"forward": prediction}, "\n".join(lines)

@@ -7,8 +7,8 @@
 
 `padding` is (low, high) of height, then of width. scale to slope are the prologue, as of the op `normalize`. CUDA tensors run
 one Triton kernel, or two. CPU tensors run them where Triton's interpreter is on, otherwise torch. Gradients are those of the
-other ops on the written-out known frames, so they exist to any order. Where a call with a prologue has gradients, the op
-`normalize` comes first.
+other ops on the known frames, so they exist to any order. Where a call with a prologue has gradients, the op `normalize` comes
+first.
 """
 
 from __future__ import annotations
@@ -260,10 +260,8 @@ class _Video(_Primitive):
             if front:
                 made, dline = dline[:, :, :front], dline[:, :, front:]
                 dline = torch.cat([dline[:, :, :1] + made.sum(2, keepdim=True), dline[:, :, 1:]], 2)
-            if chunk.cached:
+            if ctx.shapes[2] is not None:
                 dcache, dline = dline[:, :, : chunk.cached] if needs_cache else None, dline[:, :, chunk.cached :]
-            elif needs_cache:
-                dcache = dline[:, :, :0]
             dx = dline if needs_x else None
         return dx, dw, db, dcache, dy if needs_residual else None
 
@@ -272,7 +270,7 @@ def _line(chunk: Chunk, x: torch.Tensor, cache: Maybe) -> torch.Tensor:
     """The frames whose convolution `Chunk.differentiated` is, before they are magnified."""
     if chunk.replicate:
         return known_frames(chunk, x, cache)
-    return torch.cat([cache, x], 2) if cache is not None and chunk.cached else x
+    return x if cache is None else torch.cat([cache, x], 2)
 
 
 def _video(
