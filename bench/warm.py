@@ -95,8 +95,10 @@ EXAMPLES = (
         (8, 1, 1, 1, 1),
         True,
     ),
+    Example("rms_norm_prologue", lambda x, w, b: OURS.rms_norm_prologue(x, b).rstd, (1, 8, 4, 6, 6), (8, 1, 1, 1, 1), True),
     Example("deform_conv2d", lambda x, *wb: OURS.deform_conv2d(x, OFFSETS, *wb, 1, 1)),
     Example("unfold", lambda x, *wb: OURS.unfold(x, 3, 1, 1)),
+    Example("fold", lambda x, *wb: OURS.fold(x, 8, 3, 1, 1), (1, 36, 64)),
     Example("separable, one kernel", lambda *t: separable("fused", *t), (1, 16, 8, 8), (16, 1, 3, 3), True),
     Example("separable, two kernels", lambda *t: separable("apart", *t), (1, 16, 8, 8), (16, 1, 3, 3), True),
 )

@@ -163,7 +163,9 @@ def test_second_derivatives_of_a_known_call(name, found, launched):  # noqa: F81
     found.clear()
     if name == "video":
         given[4].requires_grad_(False)  # the residual is added, so that its second derivative is that of nothing
-    assert torch.autograd.gradgradcheck(lambda *t: results(call, t), given, fast_mode=True)
+    twice = name in ("unfold", "fold, unbatched", "deform")  # the second run finds what the first may have kept
+    for _ in range(1 + twice):
+        assert torch.autograd.gradgradcheck(lambda *t: results(call, t), given, fast_mode=True)
     assert any(recipe is not None for recipe in found)
 
 

@@ -72,13 +72,14 @@ def key(kernel: Any, own: frozenset[int], values: Sequence[Any], named: Mapping[
         getattr(compilation, "fpsan_homomorphic_casts", None),
         inspects() if inspects is not None and _ASKS_HOOK else inspects,
     ]
+    tensor = torch.Tensor
     for value in (*values, *named.values()) if named else values:
-        if value is None:
+        if type(value) is tensor:
+            parts.append((value.dtype, value.data_ptr() % 16 == 0))
+        elif value is None:
             parts.append(None)
         elif id(value) in own or id(value) in _LASTING:
             parts.append(id(value))
-        elif type(value) is torch.Tensor:
-            parts.append((value.dtype, value.data_ptr() % 16 == 0))
         elif isinstance(value, tuple):
             parts.append((type(value), *[None if v is None else _kind(v) for v in value]))
         else:

@@ -184,7 +184,8 @@ class Grouped(NamedTuple):
 
     def run(self, x: torch.Tensor, w: Maybe, b: Maybe) -> tuple[torch.Tensor, torch.Tensor]:
         """(scale, shift) in two launches."""
-        scale, shift = (torch.empty(self.shape, dtype=self.dtype, device=x.device) for _ in range(2))
+        scale = torch.empty(self.shape, dtype=self.dtype, device=x.device)
+        shift = torch.empty_like(scale)
         w, b = (None if v is None else v.contiguous() for v in (w, b))
         with on(x):
             partial = torch.empty(self.between, dtype=self.dtype, device=x.device)
