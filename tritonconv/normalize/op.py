@@ -185,7 +185,9 @@ def _like(gradient: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def _through_activation(dz: torch.Tensor, z: torch.Tensor, values: Values) -> torch.Tensor:
     """dz times the activation's derivative at z: a gradient's way back, a tangent's way on."""
     function = ACTIVATIONS[values.activation]
-    return function.backward(dz, z if needs_z(values.activation, values.slope) else function.forward(z, values.slope), values.slope)
+    return function.backward(
+        dz, z if needs_z(values.activation, values.slope) else function.forward(z, values.slope), values.slope
+    )
 
 
 class _Normalize(_Primitive):
