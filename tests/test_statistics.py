@@ -95,6 +95,34 @@ def test_gradients_of_group_norm(per_frame, device):
         assert_close(got, want, 1e-11)
 
 
+@pytest.mark.parametrize("per_frame", [False, True], ids=["images", "frames"])
+@pytest.mark.parametrize("name", ["scale", "shift"])
+def test_gradients_of_scale_or_of_shift_alone(name, per_frame, device):
+    """A gradient that does not arrive is no tensor of zeros."""
+    x = video(2, 4, 2, 1, 2, device=device)
+    given, found = torch.randn(2, 4, dtype=torch.float64, device=device), []
+
+    def by_definition(x, weight, bias):
+        parts = x.transpose(1, 2).reshape(2, 2, 2, 4) if per_frame else x.reshape(2, 1, 2, 8)
+        variance, mean = torch.var_mean(parts, -1, correction=0, keepdim=True)
+        scale = (weight.view(2, 2) * (variance + 1e-2).rsqrt()).flatten(2)
+        return {"scale": scale, "shift": bias - mean.expand(*mean.shape[:3], 2).flatten(2) * scale}[name]
+
+    for call in (
+        lambda *t: getattr(tritonconv.group_norm_prologue(t[0], 2, *t[1:], 1e-2, per_frame=per_frame), name),
+        by_definition,
+    ):
+        leaves = [t.clone().requires_grad_() for t in (x, *given)]
+        y = call(*leaves)
+        first = torch.autograd.grad(y, leaves, torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view(y.shape).to(device),
+                                    create_graph=True, allow_unused=True)  # fmt: skip
+        kept = [g for g in first if g is not None]
+        second = torch.autograd.grad(sum(g.square().sum() for g in kept), leaves, allow_unused=True)
+        found.append([*first, *second])
+    for got, want in zip(*found, strict=True):
+        assert (got is None or not got.any()) if want is None else torch.allclose(got, want, rtol=1e-11, atol=1e-11)
+
+
 def test_gradients_of_rms_norm(device):
     x = video(2, 4, 2, 1, 2, device=device)
     weight, bias = torch.randn(2, 4, dtype=torch.float64, device=device)
