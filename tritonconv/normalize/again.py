@@ -91,8 +91,9 @@ class _RmsRstdAgain(_Primitive):
 
     @staticmethod
     def forward(ctx: Any, x: Any, recipe: Recipe) -> Any:
-        _RmsRstd.setup_context(ctx, (x, *recipe.how), None)
-        return recipe.run(x)
+        rstd = recipe.run(x)
+        _RmsRstd.setup_context(ctx, (x, *recipe.how), rstd)
+        return rstd
 
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> Any:

@@ -186,7 +186,7 @@ class Grouped(NamedTuple):
         """(scale, shift) in two launches."""
         scale = torch.empty(self.shape, dtype=self.dtype, device=x.device)
         shift = torch.empty_like(scale)
-        w, b = (None if v is None else v.contiguous() for v in (w, b))
+        w, b = None if w is None else w.contiguous(), None if b is None else b.contiguous()
         with on(x):
             partial = torch.empty(self.between, dtype=self.dtype, device=x.device)
             self.first.start(x, partial, *self.first.arguments)

@@ -342,15 +342,15 @@ class _RmsRstd(_Primitive):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        x, ctx.eps = inputs
-        ctx.save_for_forward(x)
-        ctx.save_for_backward(x)
+        x, _ = inputs
+        ctx.save_for_forward(x, output)
+        ctx.save_for_backward(x, output)
 
     @classmethod
     def tangents(cls, ctx: Any, saved: tuple[Any, ...], tx: torch.Tensor, *_: Any) -> torch.Tensor:
         """trstd = -rstd^3 * mean of x * tx."""
-        (x,) = saved
-        return -_rstd(x, ctx.eps).pow(3) * (widened(x) * widened(tx)).mean(1)
+        x, rstd = saved
+        return -rstd.pow(3) * (widened(x) * widened(tx)).mean(1)
 
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> Any:
@@ -359,8 +359,8 @@ class _RmsRstd(_Primitive):
     @staticmethod
     def gradient(ctx: Any, g: torch.Tensor) -> torch.Tensor:
         """The gradient of x."""
-        (x,) = ctx.saved_tensors
-        return (over_channels(-g * _rstd(x, ctx.eps).pow(3) / x.shape[1]) * widened(x)).to(x.dtype)
+        x, rstd = ctx.saved_tensors
+        return (over_channels(g * rstd.pow(3) * (-1 / x.shape[1])) * widened(x)).to(x.dtype)
 
 
 def _autocast(op: Any, device: str) -> Callable[..., Any]:
