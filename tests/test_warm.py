@@ -26,13 +26,13 @@ FRAMES = {
     "causal": (36, 40, 44),
     "seq_idx": (42, 46, 48),
     "unbatched": (32, 36, 54),
-    "video": (44, 49, 90),
+    "video": (44, 49, 74),
     "separable": (31, 37, 120),
     "separable, two": (56, 62, 120),
     "deform": (28, 33, 80),
-    "video, prologue": (55, 85, 107),
+    "video, prologue": (55, 86, 91),
     "unfold": (26, 29, 27),
-    "group norm": (50, 54, 14),
+    "group norm": (45, 50, 14),
 }
 
 

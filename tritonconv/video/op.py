@@ -235,7 +235,7 @@ class _Video(_Primitive):
         needs_line = needs_x or needs_cache
         front = chunk.front if chunk.replicate else 0
         dx = dw = db = dcache = dline = None
-        if dy is not None and 0 in chunk.output_shape:  # without a result the gradients are zeros, as torch's are
+        if dy is not None and not dy.numel():  # without a result the gradients are zeros, as torch's are
             batch, channels, *_ = chunk.next_shape
             if needs_line:
                 dline = dy.new_zeros((batch, channels, front + chunk.known, *chunk.frame))
