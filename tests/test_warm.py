@@ -16,7 +16,7 @@ pytest.importorskip("numba", reason="compiled code is not run: the executor need
 pytestmark = pytest.mark.compiled
 
 #: The most Python frames that a warm call enters, those of Triton's launch and of the executor's included (9 per kernel): of a
-#: call under no_grad, of one that records, of its backward pass, which is two kernels to four. The ordinary way takes 104 to
+#: call under no_grad, of one that records, of its backward pass, which is no kernel to five. The ordinary way takes 104 to
 #: 710 each.
 FRAMES = {
     "gather": (32, 36, 54),
