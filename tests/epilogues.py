@@ -98,10 +98,10 @@ def value_of(name: str | None, z: torch.Tensor, slope: float = 0.01) -> torch.Te
     return z if name is None else ACTIVATIONS[name].forward(z, slope)
 
 
-def kept_z(case: Case, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+def kept_z(case: Case, tensors: dict[str, torch.Tensor], plan=None) -> torch.Tensor:
     """z as the kernel writes it."""
     leaves = {name: t.detach() for name, t in tensors.items()}
-    return fused(case, leaves)
+    return fused(case, leaves, plan=plan)
 
 
 def within(name: str, got: torch.Tensor, value, magnitude, terms, rounds: int, say: str) -> None:
@@ -126,11 +126,13 @@ def assert_forward(case: Case, tensors: dict[str, torch.Tensor], y: torch.Tensor
     within("output", y, want, STEEPEST * z(torch.abs) + want.abs(), z(torch.ones_like), 0, f"{activation}, {case!r}")
 
 
-def check(case: Case, activation: str | None, extras=EXTRAS, device: str = "cpu", residual="contiguous", slope=0.01) -> None:
+def check(
+    case: Case, activation: str | None, extras=EXTRAS, device: str = "cpu", residual="contiguous", slope=0.01, plan=None
+) -> None:
     """Holds a fused call and all its gradients against the chain in float64."""
     tensors = operands(case, extras, residual, device)
     leaves = {name: t.detach().requires_grad_() for name, t in tensors.items()}
-    y = fused(case, leaves, activation=activation, negative_slope=slope)
+    y = fused(case, leaves, activation=activation, negative_slope=slope, plan=plan)
     assert y.dtype == case.torch_dtype
     dy = case.gradient(y.detach())
     got = dict(zip(leaves, torch.autograd.grad(y, list(leaves.values()), dy), strict=True))
@@ -148,7 +150,7 @@ def check(case: Case, activation: str | None, extras=EXTRAS, device: str = "cpu"
         of = {name: t for name, t in given.items() if t is not None}
         return z.detach(), dict(zip(of, torch.autograd.grad(z, list(of.values()), g), strict=True))
 
-    at = y.detach() if activation and ACTIVATIONS[activation].from_y and slope >= 0 else kept_z(case, tensors)
+    at = y.detach() if activation and ACTIVATIONS[activation].from_y and slope >= 0 else kept_z(case, tensors, plan)
     g = dy.cpu().double()
     dz = ACTIVATIONS[activation].backward(g, at.cpu().double(), slope) if activation else g
     size = g.abs() * (STEEPEST + AMPLIFIED.get(activation, torch.zeros_like)(at.cpu().double()) if activation else 1.0)

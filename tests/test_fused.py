@@ -61,9 +61,10 @@ def test_every_path(case, device, launched) -> None:
 )
 def test_depthwise_kernels(case, x, device, launched) -> None:
     case = Case(**vars(case) | {"x": x})
+    which = "dgrad" if case.transposed else "fprop"
     for activation, extras in (("gelu", EXTRAS), ("relu", ("scale", "shift")), ("silu", ("residual",))):
-        check(case, activation, extras, device)
-    assert launched()["depthwise dgrad" if case.transposed else "depthwise fprop"] >= 3
+        check(case, activation, extras, device, plan={which: "depthwise"})
+    assert launched()[f"depthwise {which}"] >= 3
 
 
 @pytest.mark.parametrize("name", ["plain", "large transposed"])
