@@ -18,10 +18,10 @@ from tritonconv.launch import DTYPES, device_model
 from tritonconv.plans import text as plan_text
 from tritonconv.prepared import key
 
-Found = tuple[ConvProblem, dict[str, Plan], dict[str, Prediction], str]
+Explained = tuple[ConvProblem, dict[str, Plan], dict[str, Prediction], str]
 
 
-def of_unfold(number: int | None, *args: Any, **kwargs: Any) -> Found:
+def of_unfold(number: int | None, *args: Any, **kwargs: Any) -> Explained:
     """(problem, plans, predictions, words) of a call of `unfold`: "fprop", and "dgrad", its gradient. `number` is a device's of
     `host`, None for where input is. Raises what the call would."""
     given = _bound(unfold, args, kwargs)
@@ -32,7 +32,7 @@ def of_unfold(number: int | None, *args: Any, **kwargs: Any) -> Found:
     return _explained("unfold", Pass.FPROP, unfolding, x, number, forced)
 
 
-def of_fold(number: int | None, *args: Any, **kwargs: Any) -> Found:
+def of_fold(number: int | None, *args: Any, **kwargs: Any) -> Explained:
     """The same for a call of `fold`: "dgrad" is the call itself and "fprop" its gradient."""
     given = _bound(fold, args, kwargs)
     forced = plan_text(given.pop("plan"), "fold", Pass.DGRAD, own=model.FAMILY)
@@ -48,7 +48,7 @@ def _bound(function: Callable[..., Any], args: Any, kwargs: Any) -> dict[str, An
     return dict(bound.arguments)
 
 
-def _explained(name: str, forward: Pass, unfolding: Unfolding, source: Any, number: int | None, forced: str) -> Found:
+def _explained(name: str, forward: Pass, unfolding: Unfolding, source: Any, number: int | None, forced: str) -> Explained:
     device = device_model(index_of(source) if number is None else number)
     dtype, size = source.dtype, itemsize(DTYPES[source.dtype])
     lines = [f"{name}: {unfolding}, {DTYPES[dtype]}"]

@@ -25,7 +25,7 @@ from tritonconv.autograd import _below_autograd, _bias_gradient, _Primitive, as_
 from tritonconv.deform import backward as gradients
 from tritonconv.deform import check, cpu, derivatives, launch
 from tritonconv.deform.again import Recipe
-from tritonconv.deform.derivatives import Of, Window
+from tritonconv.deform.derivatives import Tensors, Window
 from tritonconv.host import either
 from tritonconv.layout import allocate
 from tritonconv.op import LIBRARY
@@ -157,7 +157,7 @@ class _Deform(_Primitive):
     @classmethod
     def tangents(cls, ctx: Any, saved: tuple[Any, ...], *given: Maybe) -> Maybe:
         tx, toffset, tw, tb, tmask, *_ = given
-        return derivatives.tangent(Of(*saved), Of(tx, toffset, tw, tmask), tb, Window(ctx.window, ctx.plan))
+        return derivatives.tangent(Tensors(*saved), Tensors(tx, toffset, tw, tmask), tb, Window(ctx.window, ctx.plan))
 
     @staticmethod
     def forward(*args: Any) -> Any:
@@ -183,7 +183,7 @@ class _Deform(_Primitive):
             return (None,) * 5
         needs_x, needs_offset, needs_w, needs_b, needs_mask, *_ = ctx.needs_input_grad
         needs, window = (needs_x, needs_offset, needs_w, needs_mask), Window(ctx.window, ctx.plan)
-        dx, doffset, dw, dmask = derivatives.gradients(dy, Of(*ctx.saved_tensors), needs, window)
+        dx, doffset, dw, dmask = derivatives.gradients(dy, Tensors(*ctx.saved_tensors), needs, window)
         dw = None if dw is None else as_parameter(dw, ctx.strides)
         return dx, doffset, dw, _bias_gradient(dy) if needs_b else None, dmask
 
@@ -219,12 +219,12 @@ class _Backward(_Primitive):
     def tangents(cls, ctx: Any, saved: tuple[Any, ...], *given: Maybe) -> Any:
         dy, *rest = saved
         tdy, *moved = given[:5]
-        of, window = Of(*rest), Window(tuple(ctx.window), ctx.plan)
-        total = derivatives.Sum(of)
-        total.add(derivatives.moved_gradients(dy, of, Of(*moved), ctx.needs, window))
+        tensors, window = Tensors(*rest), Window(tuple(ctx.window), ctx.plan)
+        total = derivatives.Sum(tensors)
+        total.add(derivatives.moved_gradients(dy, tensors, Tensors(*moved), ctx.needs, window))
         if tdy is not None:
-            total.add(derivatives.gradients(tdy, of, ctx.needs, window))
-        made = zip(total.rounded(), gradients.allocated(*of, ctx.needs), strict=True)
+            total.add(derivatives.gradients(tdy, tensors, ctx.needs, window))
+        made = zip(total.rounded(), gradients.allocated(*tensors, ctx.needs), strict=True)
         return tuple(torch.zeros_like(like) if part is None else part for part, like in made)
 
     @staticmethod
@@ -242,11 +242,11 @@ class _Backward(_Primitive):
     @staticmethod
     def backward(ctx: Any, *given: Maybe) -> Any:
         dy, *rest = ctx.saved_tensors
-        of, window = Of(*rest), Window(tuple(ctx.window), ctx.plan)
-        moved = Of(*(g if asked else None for g, asked in zip(given, ctx.needs, strict=True)))
+        tensors, window = Tensors(*rest), Window(tuple(ctx.window), ctx.plan)
+        moved = Tensors(*(g if asked else None for g, asked in zip(given, ctx.needs, strict=True)))
         needs_dy, *needs = ctx.needs_input_grad[:5]
-        ddy = derivatives.tangent(of, moved, None, window) if needs_dy else None
-        return ddy, *derivatives.moved_gradients(dy, of, moved, needs, window), *(None,) * 5
+        ddy = derivatives.tangent(tensors, moved, None, window) if needs_dy else None
+        return ddy, *derivatives.moved_gradients(dy, tensors, moved, needs, window), *(None,) * 5
 
 
 def _autograd(*args: Any) -> Any:
