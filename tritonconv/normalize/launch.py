@@ -39,12 +39,12 @@ class Values(NamedTuple):
     slope: float = 0.01
 
     def readable(self) -> Values:
-        """The same with what the kernels take: contiguous channels, a dense rstd."""
+        """The same prologue with tensors that the kernels read: channels are contiguous, rstd is dense."""
         scale, shift = (t if t is None or t.stride(2) == 1 or t.shape[2] == 1 else t.contiguous() for t in self[:2])
         return self._replace(scale=scale, shift=shift, rstd=None if self.rstd is None else self.rstd.contiguous())
 
     def strides(self) -> tuple[int, ...]:
-        """Those of scale and shift from image to image and frame to frame, 0 where all have the same."""
+        """The strides of scale and shift from image to image and from frame to frame, 0 where all share one value."""
         given = (self.scale, self.shift)
         return tuple(0 if t is None or t.shape[axis] == 1 else t.stride(axis) for t in given for axis in (0, 1))
 
@@ -52,7 +52,7 @@ class Values(NamedTuple):
         return self.scale is None and self.shift is None and self.rstd is None and not self.activation
 
     def pointers(self, packed: tuple[int, ...]) -> Prologue:
-        """As kernels take it; `packed` are the packed `strides`."""
+        """The prologue as kernels take it; `packed` are the packed `strides`."""
         return Prologue(self.scale, self.shift, self.rstd, *packed)
 
 
@@ -71,19 +71,19 @@ def _step(kernel: Any, programs: int, constants: dict[str, Any], arguments: tupl
 
 
 def _described(x: TensorKey, dtype: str) -> tuple[Any, dict[str, Any]]:
-    """(packed strides, constants) of x as kernels read it."""
+    """(packed strides, constants) with which kernels read x."""
     described = operand(*x, 1, 1)
     return packed_strides(x, described), {"X_ALIGN": described.align, "X_UNIT": described.unit, "ACC": accumulator(dtype)}
 
 
 def is_linear(x: TensorKey, frames: int) -> bool:
-    """Whether the pixels of so many frames are multiples of the width's stride apart."""
+    """Whether the pixels of this many frames are multiples of the width's stride apart."""
     (_, _, _, h, w), (_, _, x_t, x_h, x_w) = x
     return (h == 1 or x_h == w * x_w) and (frames == 1 or x_t == h * w * x_w)
 
 
 def index_of_offsets(x: TensorKey, frames: int, block_m: int, block_c: int) -> Any:
-    """The type that reaches across so many frames, and the blocks that end beyond them."""
+    """The integer type that counts across this many frames, and the blocks that end beyond them."""
     (_, c, _, h, w), (_, x_c, x_t, x_h, x_w) = x
     reached = frames * x_t + h * x_h + (w + block_m) * x_w + (c + block_c) * x_c + frames * h * w
     return tl.int32 if reached <= INT32_MAX else tl.int64
@@ -114,7 +114,7 @@ def packed(strides: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class Applied(NamedTuple):
-    """What a prologue's own kernel takes, without tensors."""
+    """The arguments of a prologue's own kernel but for its tensors."""
 
     step: Step
     y: TensorKey
@@ -132,7 +132,7 @@ class Applied(NamedTuple):
 
 
 def applied(x: torch.Tensor, values: Values) -> Applied:
-    """What a prologue takes, for x with elements."""
+    """The prepared launch of a prologue of x, which has elements."""
     step = prepare_apply(key(x), DTYPES[x.dtype], values.activation, values.slope)
     read = values.readable()
     as_given = all(t is other for t, other in zip(read[:3], values[:3], strict=True))
@@ -174,7 +174,7 @@ def prepare_group(x: TensorKey, dtype: str, groups: int, eps: float, per_frame: 
 
 
 class Grouped(NamedTuple):
-    """What the statistics of groups take, without tensors."""
+    """The arguments of the kernels of group statistics but for their tensors."""
 
     first: Step
     second: Step
@@ -195,7 +195,7 @@ class Grouped(NamedTuple):
 
 
 def grouped(x: torch.Tensor, groups: int, eps: float, per_frame: bool) -> Grouped:
-    """What the statistics of an x with elements take."""
+    """The prepared launches of the statistics of the groups of x, which has elements."""
     n, c, t, *_ = x.shape
     steps = prepare_group(key(x), DTYPES[x.dtype], groups, eps, per_frame)
     return Grouped(*steps, (n, t if per_frame else 1, c), statistics_dtype(x.dtype))
@@ -223,7 +223,7 @@ def prepare_rms(x: TensorKey, dtype: str, eps: float) -> Step:
 
 
 class Squared(NamedTuple):
-    """What the statistics of pixels take, without tensors."""
+    """The arguments of the kernel of pixel statistics but for its tensors."""
 
     step: Step
     shape: tuple[int, ...]
@@ -238,7 +238,7 @@ class Squared(NamedTuple):
 
 
 def squared(x: torch.Tensor, eps: float) -> Squared:
-    """What the statistics of an x with elements take."""
+    """The prepared launch of the statistics of the pixels of x, which has elements."""
     n, _, *size = x.shape
     return Squared(prepare_rms(key(x), DTYPES[x.dtype], eps), (n, *size), statistics_dtype(x.dtype))
 
