@@ -1,7 +1,6 @@
 """`python -m bench.models [words of names]`: checks models that have no row yet or failed, and writes docs/models.md.
 
-The kernels are compiled for sm_80, with the plans of an A100, and executed on the CPU (`bench/executor`). Rows without an
-architecture are of Triton's interpreter.
+The kernels are compiled for sm_80, with the plans of an A100, and executed on the CPU (`bench/executor`).
 """
 
 from __future__ import annotations
@@ -66,39 +65,37 @@ def _one(name: str) -> dict[str, Any]:
     driver.install(device.capability)
     host.use(device)
     torch.backends.cudnn.allow_tf32 = False  # results are compared in float32
-    return {**check(MODELS[name]), "arch": device.capability}
+    return check(MODELS[name])
 
 
 def page(known: dict[str, dict[str, Any]], names: list[str]) -> str:
     """The table of docs/models.md."""
     done = [row for row in known.values() if "failed" not in row]
-    executed = sum("arch" in row for row in done)
     lines = [
         "# Models",
         "",
-        f"{len(done)} of {len(names)} models were converted and run by the kernels, forward and backward (`make models`; "
-        f"they are built from their configs, with random weights and small inputs): {executed} by compiled code for sm_80 with "
-        f"the plans of an A100, executed on a CPU, {len(done) - executed} by Triton's interpreter. Results and gradients of "
-        "every parameter are compared with float64; the error is in parts of what torch's own float32 has, or of 1e-5 of the "
-        "largest value where that is more, and may be 8. Launches are counted, so that torch's convolution is never compared "
-        "with itself. What `torch.compile` ran, which the column before the last one says, is held to the same, by as many "
-        "launches. Each model is given back by `revert` at the end, with the bits of the original. Where rounding moves a "
-        "value across the kink of a ReLU, gradients jump, so another input is drawn.",
+        f"{len(done)} of {len(names)} models were converted and run by the kernels, forward and backward (`make models`): "
+        "compiled code for sm_80 with the plans of an A100, executed on a CPU. The models are built from their configs, with "
+        "random weights and small inputs. Results and gradients of every parameter are compared with float64; the error is in "
+        "parts of what torch's own float32 has, or of 1e-5 of the largest value where that is more, and may be 8. Launches are "
+        "counted, so that torch's convolution is never compared with itself. What `torch.compile` ran, which the column before "
+        "the last one says, is held to the same, by as many launches. Each model is given back by `revert` at the end, with "
+        "the bits of the original. Where rounding moves a value across the kink of a ReLU, gradients jump, so another input "
+        "is drawn.",
         "",
-        "| model | replaced | launches, of calls | weight gradients | error | by | compiled | left to torch |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | replaced | launches, of calls | weight gradients | error | compiled | left to torch |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name in names:
         row = known.get(name)
         if row is None:
-            lines.append(f"| {name} | not run yet | | | | | | |")
+            lines.append(f"| {name} | not run yet | | | | | |")
         elif "failed" in row:
-            lines.append(f"| {name} | failed: {row['failed'].replace('|', '/')} | | | | | | |")
+            lines.append(f"| {name} | failed: {row['failed'].replace('|', '/')} | | | | | |")
         else:
             launches = f"{row['launches']} of {row['calls']}"
             counts = f"{row['replaced']} of {row['convolutions']}", launches, row["gradients"]
-            by = f"sm_{row['arch']}" if "arch" in row else "interpreter"
-            results = row["error"], by, row.get("compiled", "not run"), "; ".join(row["left"])
+            results = row["error"], row.get("compiled", "not run"), "; ".join(row["left"])
             lines.append(f"| {name} | {' | '.join(map(str, (*counts, *results)))} |")
     return "\n".join(lines) + "\n"
 
