@@ -1,6 +1,5 @@
 """Large depthwise filters on tensor cores: right wherever a plan may ask for them, refused elsewhere, chosen where they pay."""
 
-
 import pytest
 import test_fused
 import torch

@@ -103,14 +103,16 @@ def summary() -> str:
     archs = ", ".join(f"sm_{arch}" for arch in sorted({arch for _, arch, _ in executed})) or "no architecture"
     passed = sum(row.passed for row in tested.values() if row.current)
     every = {key for group in groups.values() for key in group.keys}
-    right = sum(key in rows and rows[key].ok and rows[key].current for key in every)
+    current = {key for key in every if key in rows and rows[key].ok and rows[key].current}
     missing = len(ORDER) - len(groups)
     text = (
         f"{kernels:,} distinct compiled kernels ({archs}), as their code is now, have been executed on a CPU, every access "
-        f"checked and every result within its tolerance: {f'{passed:,} tests, and ' if passed else ''}{right:,} of the "
+        f"checked and every result within its tolerance: {f'{passed:,} tests, and ' if passed else ''}{len(current):,} of the "
         f"{len(every):,} codes that GPUs choose for the workloads"
     )
     text += f", of which {missing} of {len(ORDER)} pairs of a GPU and an arithmetic were not counted." if missing else "."
+    whole = [f"{device} in {kind}" for (device, kind), group in sorted(groups.items()) if current.issuperset(group.keys)]
+    text += f" The record is whole for {', '.join(whole)}." if whole else ""
     return text + " [Which ones](docs/compiled.md)."
 
 
