@@ -142,37 +142,16 @@ def _recorded(*given: Any) -> Any:
     return _OPS.fprop_fused(x, w, b, *place, *after, False, plan)[0]
 
 
-def _batched(
-    info: Any,
-    dims: Any,
-    x: Any,
-    w: Any,
-    b: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: Any,
-    x_scale: Any,
-    x_shift: Any,
-    x_rstd: Any,
-    x_activation: str = "",
-    x_slope: float = 0.01,
-    *after: Any,
-) -> Any:
+def _batched(info: Any, dims: Any, *given: Any) -> Any:
     """`torch.vmap`: the prologue in a kernel of its own over all images, then the rule of the fused op."""
-    size, given = info.batch_size, (x_scale, x_shift, x_rstd)
+    x, w, b, place, values, epilogue, plan = _arguments(*given)
+    size = info.batch_size
     x = batching._spread(x, dims[0], size)
-    spread = [batching._spread(t, d, size) for t, d in zip(given, dims[7:10], strict=True)]
+    spread = [batching._spread(t, d, size) for t, d in zip(values[:3], dims[7:10], strict=True)]
     scale, shift, rstd = (t if t is None else t.expand(size, x.shape[1], *t.shape[2:]).flatten(0, 1) for t in spread)
-    after_prologue = normalized(x.flatten(0, 1), scale, shift, rstd, x_activation, x_slope).unflatten(0, (size, -1))
-    tensors = (*after[:3], *(None,) * 3)[:3]
-    words: tuple[Any, ...] = ("", 0.01, "")
-    activation, slope, plan = after[3:] + words[len(after[3:]) :]
+    prepared = normalized(x.flatten(0, 1), scale, shift, rstd, *values[3:]).unflatten(0, (size, -1))
     axes = (0, *dims[1:3], *(None,) * 4, *(*dims[12:15], *(None,) * 3)[:3])
-    place = (stride, padding, dilation, groups)
-    (y, _), (out, _) = _FUSED(
-        info, axes, after_prologue, w, b, *place, *tensors, activation, slope, False, without_together(plan)
-    )
+    (y, _), (out, _) = _FUSED(info, axes, prepared, w, b, *place, *epilogue[:5], False, without_together(plan))
     return y, out
 
 
