@@ -1,11 +1,8 @@
 """Known calls of the other functions: unbatched ones, sequences in a row. What is looked up, and what is in the key."""
 
-import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
+from crowd import all_at_once
 from test_recipes import conv, found, fused, nothing_is_known, operands, unaligned  # noqa: F401
 
 import tritonconv
@@ -163,18 +160,11 @@ def test_32_threads_at_once(launched):
     )
     want = [call() for call in calls]
     recipes.forget()
-    ready, interval = threading.Barrier(32), sys.getswitchinterval()
 
     def work(i):
-        ready.wait()
         return all(torch.equal(calls[j % 4](), want[j % 4]) for j in (i, i + 1))
 
-    sys.setswitchinterval(1e-5)
-    try:
-        with ThreadPoolExecutor(32) as pool:
-            assert all(pool.map(work, range(32)))
-    finally:
-        sys.setswitchinterval(interval)
+    assert all_at_once(work)
 
 
 # ---- windows as columns --------------------------------------------------------------------------------------------------

@@ -2,13 +2,11 @@
 
 import contextlib
 import gc
-import sys
-import threading
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from crowd import all_at_once
 from test_recipes import found, nothing_is_known, unaligned  # noqa: F401
 
 import tritonconv
@@ -348,15 +346,8 @@ def test_32_threads_at_once(launched):
 
     want = [step(i) for i in range(4)]
     recipes.forget()
-    ready, interval = threading.Barrier(32), sys.getswitchinterval()
 
     def work(i):
-        ready.wait()
         return all(are_equal(step(j % 4), want[j % 4]) for j in (i, i + 1))
 
-    sys.setswitchinterval(1e-5)
-    try:
-        with ThreadPoolExecutor(32) as pool:
-            assert all(pool.map(work, range(32)))
-    finally:
-        sys.setswitchinterval(interval)
+    assert all_at_once(work)
